@@ -1,1 +1,34 @@
-//! Placeholder.
+//! PCI Express for an emulated machine: configuration space, base address registers, capabilities, and a root complex
+//! that decodes ECAM and memory accesses.
+//!
+//! Nothing here knows KVM, VT-d or a device model: a device implements [`PciFunction`], and the machine hands it an
+//! [`MsiSink`] for its interrupts. Section numbers refer to the PCI Express Base Specification 6.0 unless said otherwise.
+
+#![forbid(unsafe_code)]
+
+mod assign;
+mod bar;
+mod bdf;
+mod builder;
+mod config;
+mod decode;
+mod extended;
+mod function;
+mod header;
+mod host_bridge;
+mod msi;
+mod msix;
+mod pcie;
+mod root;
+
+pub use assign::AssignError;
+pub use bar::{BarKind, BarWindow};
+pub use bdf::Bdf;
+pub use builder::{ConfigBuilder, Identity};
+pub use config::{ConfigChange, ConfigSpace};
+pub use extended::{ACS_EXTENDED_ID, ATS_EXTENDED_ID, PASID_EXTENDED_ID, PRI_EXTENDED_ID};
+pub use function::{IntxSink, MsiSink, PciFunction};
+pub use header::{CONFIG_SPACE_SIZE, Command, ECAM_FUNCTION_SHIFT};
+pub use msi::MsiMessage;
+pub use msix::{MSIX_ENTRY_SIZE, MsixEntry, MsixTable};
+pub use root::{AddError, Apertures, RootComplex};

@@ -1,0 +1,51 @@
+//! Extended capabilities that decide what the IOMMU may do with a function: ATS, PRI, PASID and ACS.
+
+use crate::builder::ConfigBuilder;
+
+/// Address Translation Services (section 10.5.1).
+pub const ATS_EXTENDED_ID: u16 = 0x0f;
+/// Access Control Services (section 7.7.11).
+pub const ACS_EXTENDED_ID: u16 = 0x0d;
+/// Page Request Interface (section 10.5.2).
+pub const PRI_EXTENDED_ID: u16 = 0x13;
+/// Process Address Space ID (section 7.8.9).
+pub const PASID_EXTENDED_ID: u16 = 0x1b;
+
+impl ConfigBuilder {
+    /// Adds ATS with page-aligned requests and an invalidation queue depth of 32. Returns its offset; the control
+    /// register (enable in bit 15, smallest translation unit in bits 4:0) is at offset 6.
+    pub fn add_ats(&mut self) -> u16 {
+        self.add_ext_capability(ATS_EXTENDED_ID, 1, &[0x20, 0, 0, 0], &[0, 0, 0x1f, 0x80])
+    }
+
+    /// Adds PASID with `width` bits (at most 20) and, if asked for, execute and privileged-mode requests. Returns its
+    /// offset; the control register (enable in bit 0) is at offset 6.
+    pub fn add_pasid(&mut self, width: u8, execute: bool, privileged: bool) -> u16 {
+        assert!(width <= 20, "PASIDs have at most 20 bits");
+        let features = u8::from(execute) << 1 | u8::from(privileged) << 2;
+        let control = features | 1;
+        self.add_ext_capability(
+            PASID_EXTENDED_ID,
+            1,
+            &[features, width, 0, 0],
+            &[0, 0, control, 0],
+        )
+    }
+
+    /// Adds PRI with room for `capacity` outstanding page requests; stopped, and page-group responses need a PASID.
+    /// Returns its offset; control (enable in bit 0) is at offset 4, status at 6, capacity at 8, allocation at 12.
+    pub fn add_pri(&mut self, capacity: u32) -> u16 {
+        let [a, b, c, d] = capacity.to_le_bytes();
+        let body = [0, 0, 0x00, 0x81, a, b, c, d, 0, 0, 0, 0];
+        let writable = [0x03, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
+        let offset = self.add_ext_capability(PRI_EXTENDED_ID, 1, &body, &writable);
+        // Status: response failure and unexpected page group index.
+        self.set_write_one_to_clear(offset + 6, &[0x03]);
+        offset
+    }
+
+    /// Adds ACS without any control: an endpoint that sends nothing to its peers. Returns its offset.
+    pub fn add_acs(&mut self) -> u16 {
+        self.add_ext_capability(ACS_EXTENDED_ID, 1, &[0, 0, 0, 0], &[])
+    }
+}

@@ -1,0 +1,50 @@
+//! What a device implements to sit on the bus, and what it is given to raise interrupts.
+
+use crate::{BarKind, BarWindow, Bdf, ConfigChange};
+
+/// Where a function's message-signalled interrupts go: a memory write to the interrupt address range, from a requester.
+pub trait MsiSink: Send + Sync {
+    /// Delivers the write of `data` to `address` by `requester`. Does not block.
+    fn signal(&self, requester: Bdf, address: u64, data: u32);
+}
+
+/// Where a function's INTx pin goes.
+pub trait IntxSink: Send + Sync {
+    /// Sets the pin's level; repeating a level changes nothing.
+    fn set_level(&self, asserted: bool);
+}
+
+/// One PCI function. All methods may be called from several vCPU threads at once.
+pub trait PciFunction: Send + Sync {
+    /// Reads configuration space at `offset` (below 4096).
+    fn read_config(&self, offset: u16, data: &mut [u8]);
+
+    /// Writes configuration space at `offset`. The function applies what the write means for itself (bus-master gate,
+    /// MSI-X control, function-level reset) before it returns; the root complex decodes anew when the change asks for it.
+    fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange;
+
+    /// Reads BAR `bar` at `offset`. `offset + data.len()` may exceed the BAR only through a caller's mistake.
+    fn read_bar(&self, bar: usize, offset: u64, data: &mut [u8]);
+
+    /// Writes BAR `bar` at `offset`.
+    fn write_bar(&self, bar: usize, offset: u64, data: &[u8]);
+
+    /// The windows that the function decodes now: none while Memory Space is disabled.
+    fn windows(&self) -> Vec<BarWindow>;
+
+    /// The BARs that exist: index, kind, size in bytes.
+    fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)>;
+
+    /// Sets a BAR's address, as firmware does before the operating system starts.
+    fn assign_bar(&self, bar: usize, address: u64);
+
+    /// Tells which windows accesses reach whole: the part of [`windows`](Self::windows) that lies in an aperture and is
+    /// covered by no other function. Called after each change, in order, under the root complex's decode lock: an
+    /// implementation must not call into the root complex.
+    fn windows_changed(&self, windows: &[BarWindow]) {
+        let _ = windows;
+    }
+
+    /// Platform reset: back to the power-on state, with work in flight stopped.
+    fn reset(&self);
+}

@@ -1,0 +1,62 @@
+//! The host bridge at 00:00.0: nothing but an identity, so that software finds the bus populated.
+//!
+//! The ids 8086:0d57 are the ones under which other KVM-based VMMs show their host bridge; Linux attaches no quirk to them.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::bar::{BarKind, BarWindow};
+use crate::builder::Identity;
+use crate::config::{ConfigChange, ConfigSpace};
+use crate::function::PciFunction;
+
+pub(crate) struct HostBridge {
+    config: Mutex<ConfigSpace>,
+}
+
+impl HostBridge {
+    pub(crate) fn new() -> Self {
+        let identity = Identity {
+            vendor: 0x8086,
+            device: 0x0d57,
+            class: [0x06, 0x00, 0x00],
+            ..Identity::default()
+        };
+        Self {
+            config: Mutex::new(ConfigSpace::builder(identity).build()),
+        }
+    }
+
+    fn config(&self) -> MutexGuard<'_, ConfigSpace> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PciFunction for HostBridge {
+    fn read_config(&self, offset: u16, data: &mut [u8]) {
+        self.config().read(offset, data);
+    }
+
+    fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange {
+        self.config().write(offset, data)
+    }
+
+    fn read_bar(&self, _bar: usize, _offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn write_bar(&self, _bar: usize, _offset: u64, _data: &[u8]) {}
+
+    fn windows(&self) -> Vec<BarWindow> {
+        Vec::new()
+    }
+
+    fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
+        Vec::new()
+    }
+
+    fn assign_bar(&self, _bar: usize, _address: u64) {}
+
+    fn reset(&self) {
+        self.config().reset();
+    }
+}
