@@ -1,1 +1,35 @@
-//! Placeholder.
+//! Device models: what sits on the machine's buses.
+//!
+//! A device reaches guest memory only through its [`Dma`] port, which translates by the machine's IOMMU, and raises
+//! interrupts only through the sinks that it is given. No device knows the hypervisor.
+
+pub mod edu;
+pub mod ioapic;
+pub mod power;
+pub mod serial;
+pub mod virtio;
+pub mod vtd;
+
+use std::io;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// Guest memory as devices share it.
+pub type Memory = Arc<vm_memory::GuestMemoryMmap<()>>;
+
+/// What a device is given to reach guest memory.
+pub type Dma = iommu::DmaPort<Memory>;
+
+/// Turns guest writes to an address into events, without a trip through the VMM (ioeventfd). The events come for writes
+/// of any length and value.
+pub trait Doorbells: Send + Sync {
+    /// Signals `fd` at each write to guest-physical `address`.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses; writes then reach the device's BAR as any other.
+    fn add(&self, address: u64, fd: &EventFd) -> io::Result<()>;
+
+    /// Undoes [`add`](Self::add) with the same arguments.
+    fn remove(&self, address: u64, fd: &EventFd);
+}
