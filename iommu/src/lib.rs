@@ -1,1 +1,20 @@
-//! Placeholder.
+//! A software model of Intel VT-d, revision 5.10 of the architecture specification, for rust-vmm VMMs.
+//!
+//! * [`spec`] has the types of registers, table entries and descriptors;
+//! * [`unit`] is the device: register file, invalidation queue, faults, interrupt remapping;
+//! * [`translate`] walks the tables: legacy and scalable mode; first-stage, second-stage, nested and pass-through;
+//! * [`dma`] is what an emulated device uses to reach guest memory through a unit.
+//!
+//! The crate knows neither KVM nor a PCI bus, and has no unsafe code.
+
+pub mod config;
+pub mod dma;
+pub mod memory;
+pub mod spec;
+pub mod translate;
+pub mod unit;
+
+pub use config::{ConfigError, UnitConfig};
+pub use dma::{DmaPort, DmaTransaction, DmaView};
+pub use spec::ids::{Pasid, SourceId};
+pub use spec::registers::{Caps, REGISTER_WINDOW_SIZE};

@@ -1,0 +1,20 @@
+//! What an emulated device uses to reach guest memory.
+//!
+//! A device is given a [`DmaPort`], which stands for its place behind a unit (or behind none). Each worker thread of
+//! the device takes a [`DmaView`] of it, which has a translation cache of its own. All access happens within a
+//! [`DmaTransaction`], which is a [`vm_memory::GuestMemory`]: so whatever is generic over guest memory runs on it.
+//!
+//! A transaction holds back the completion of the guest's invalidations. It is to be short: it is never nested in
+//! another one of the same unit, and never spans a blocking call. What is read from a file or a socket goes through
+//! a buffer.
+
+mod cache;
+mod port;
+mod slices;
+mod state;
+mod view;
+
+pub use port::DmaPort;
+pub use slices::DmaSlices;
+pub use state::{DmaState, FaultSink};
+pub use view::{DmaTransaction, DmaView};

@@ -1,0 +1,121 @@
+//! From a range of device addresses to pieces of host memory, translated as the consumer goes.
+
+use std::iter::FusedIterator;
+use std::ops::Deref;
+
+use vm_memory::bitmap::MS;
+use vm_memory::guest_memory::GuestMemorySliceIterator;
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, Permissions,
+    VolatileSlice,
+};
+
+use super::view::DmaTransaction;
+
+/// The most blocks that are joined into one slice. It bounds the work of a single step, as the length of a range is
+/// the guest's choice.
+const JOIN_LIMIT: usize = 32;
+
+/// The slices of one access. Ends with the first error.
+pub struct DmaSlices<'a, 'v, M: Deref<Target: GuestMemoryBackend>> {
+    transaction: &'a DmaTransaction<'v, M>,
+    address: u64,
+    left: u64,
+    access: Permissions,
+    /// The page at `address` is known to be blocked, and that has been reported.
+    blocked: bool,
+}
+
+impl<'a, 'v, M: Deref<Target: GuestMemoryBackend>> DmaSlices<'a, 'v, M> {
+    pub(super) fn new(
+        transaction: &'a DmaTransaction<'v, M>,
+        address: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> Self {
+        Self {
+            transaction,
+            address: address.0,
+            left: count as u64,
+            access,
+            blocked: false,
+        }
+    }
+
+    /// The next piece: where it is in guest-physical memory, and how many bytes from there belong to the range and
+    /// have the same translation.
+    fn piece(&self, address: u64, left: u64) -> Option<(u64, u64)> {
+        if self.transaction.is_identity() {
+            return Some((address, left));
+        }
+        let found = self.transaction.lookup(address, self.access)?;
+        let block = 1_u64 << found.page_shift;
+        Some((found.address, left.min(block - (address & (block - 1)))))
+    }
+
+    fn advance(&mut self) -> Result<VolatileSlice<'a, MS<'a, M::Target>>, GuestMemoryError> {
+        let start = self.address;
+        let error = || GuestMemoryError::InvalidGuestAddress(GuestAddress(start));
+        if self.blocked {
+            return Err(error());
+        }
+        let (physical, mut length) = self.piece(start, self.left).ok_or_else(error)?;
+        let memory: &'a M::Target = self.transaction.memory();
+        let (region, offset) = memory
+            .to_region_addr(GuestAddress(physical))
+            .ok_or_else(error)?;
+        let most = region.len().saturating_sub(offset.0).min(self.left);
+
+        for _ in 1..JOIN_LIMIT {
+            if length >= most {
+                break;
+            }
+            let Some(next) = start.checked_add(length) else {
+                break;
+            };
+            match self.piece(next, self.left - length) {
+                Some((more, more_length)) if physical.checked_add(length) == Some(more) => {
+                    length += more_length
+                }
+                Some(_) => break,
+                None => {
+                    self.blocked = true;
+                    break;
+                }
+            }
+        }
+        let length = length.min(most);
+        let bytes = usize::try_from(length).map_err(|_| GuestMemoryError::GuestAddressOverflow)?;
+        let slice = region.get_slice(offset, bytes)?;
+
+        self.left -= length;
+        match start.checked_add(length) {
+            Some(next) => self.address = next,
+            None if self.left == 0 => {}
+            None => return Err(GuestMemoryError::GuestAddressOverflow),
+        }
+        Ok(slice)
+    }
+}
+
+impl<'a, M: Deref<Target: GuestMemoryBackend>> Iterator for DmaSlices<'a, '_, M> {
+    type Item = Result<VolatileSlice<'a, MS<'a, M::Target>>, GuestMemoryError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        let item = self.advance();
+        if item.is_err() {
+            self.left = 0;
+        }
+        Some(item)
+    }
+}
+
+impl<M: Deref<Target: GuestMemoryBackend>> FusedIterator for DmaSlices<'_, '_, M> {}
+
+impl<'a, M: Deref<Target: GuestMemoryBackend>> GuestMemorySliceIterator<'a, MS<'a, M::Target>>
+    for DmaSlices<'a, '_, M>
+{
+}

@@ -1,0 +1,168 @@
+//! What a unit shares with the views of its devices, and the drain.
+
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+use std::{hint, thread};
+
+use vm_memory::GuestMemoryBackend;
+
+use crate::translate::{Fault, Gates, Latched, Request};
+
+/// Where blocked requests are reported.
+///
+/// It is called within a DMA transaction, for which a drain may be waiting: an implementation takes leaf locks
+/// only, and never one that is held across [`DmaState::drain`].
+pub trait FaultSink: Send + Sync {
+    /// `request` was blocked. Called for faults whose record is suppressed, too.
+    fn dma_fault(&self, request: &Request, fault: &Fault);
+}
+
+/// The part of a unit that DMA depends on. The unit writes it, views read it.
+///
+/// # Order
+/// A change is published (`set_latched`, or by the guest in its tables), then the generation is raised, then
+/// `drain` waits for every transaction that began before that. A transaction declares the generation under which
+/// it runs before it touches anything, and looks again afterwards whether that generation still holds. So after
+/// `drain`, no access uses anything older than the change, and views that are idle cost one load each.
+pub struct DmaState<M> {
+    memory: M,
+    gates: Gates,
+    faults: Arc<dyn FaultSink>,
+    /// Never 0, which stands for "idle" in a [`Slot`].
+    generation: AtomicU64,
+    /// Leaf lock; nothing is called while it is held.
+    latched: RwLock<Latched>,
+    /// Leaf lock; nothing is called while it is held.
+    slots: Mutex<Vec<Arc<Slot>>>,
+}
+
+/// What one view tells the drain. Alone on its cache lines, as only its view writes it.
+#[repr(align(128))]
+pub(super) struct Slot {
+    /// The generation under which a transaction is running, or 0.
+    running: AtomicU64,
+}
+
+impl Slot {
+    pub(super) const IDLE: u64 = 0;
+
+    pub(super) fn leave(&self) {
+        self.running.store(Self::IDLE, Ordering::Release);
+    }
+}
+
+impl<M> DmaState<M> {
+    /// The state of a unit out of reset: translation is off.
+    pub fn new(memory: M, gates: Gates, faults: Arc<dyn FaultSink>) -> Self {
+        Self {
+            memory,
+            gates,
+            faults,
+            generation: AtomicU64::new(1),
+            latched: RwLock::default(),
+            slots: Mutex::default(),
+        }
+    }
+
+    /// The handle on guest memory.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Capabilities and widths.
+    pub fn gates(&self) -> &Gates {
+        &self.gates
+    }
+
+    /// What the guest has latched.
+    pub fn latched(&self) -> Latched {
+        *self.latched.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Latches, and invalidates all that was cached. A [`drain`](Self::drain) is to follow before the guest
+    /// learns that the command is complete.
+    pub fn set_latched(&self, latched: Latched) {
+        *self.latched.write().unwrap_or_else(PoisonError::into_inner) = latched;
+        self.invalidate_all();
+    }
+
+    /// Makes every transaction that begins from now on walk the tables anew.
+    pub fn invalidate_all(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Waits until every transaction that began before the last invalidation is over.
+    ///
+    /// Transactions are short and never wait for anything, so this does not wait for long. It must not be called
+    /// within a transaction.
+    pub fn drain(&self) {
+        let generation = self.generation.load(Ordering::SeqCst);
+        let slots = self
+            .slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        for slot in slots {
+            let mut rounds = 0_u32;
+            loop {
+                let running = slot.running.load(Ordering::SeqCst);
+                if running == Slot::IDLE || running >= generation {
+                    break;
+                }
+                match rounds {
+                    0..64 => hint::spin_loop(),
+                    64..1024 => thread::yield_now(),
+                    // The thread of the view may have been preempted.
+                    _ => thread::sleep(Duration::from_micros(50)),
+                }
+                rounds = rounds.saturating_add(1);
+            }
+        }
+    }
+
+    /// Declares a transaction in `slot`, and returns the generation under which it runs.
+    pub(super) fn enter(&self, slot: &Slot) -> u64 {
+        let mut generation = self.generation.load(Ordering::SeqCst);
+        loop {
+            slot.running.store(generation, Ordering::SeqCst);
+            // If this still reads the old value, then the store above comes before the raise of the generation in
+            // the single order of these operations, and the drain behind that raise sees it.
+            let now = self.generation.load(Ordering::SeqCst);
+            if now == generation {
+                return generation;
+            }
+            generation = now;
+        }
+    }
+
+    pub(super) fn report(&self, request: &Request, fault: &Fault) {
+        self.faults.dma_fault(request, fault);
+    }
+
+    pub(super) fn register(&self) -> Arc<Slot> {
+        let slot = Arc::new(Slot {
+            running: AtomicU64::new(Slot::IDLE),
+        });
+        self.slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(&slot));
+        slot
+    }
+
+    pub(super) fn unregister(&self, slot: &Arc<Slot>) {
+        self.slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|other| !Arc::ptr_eq(other, slot));
+    }
+}
+
+impl<M: Deref<Target: GuestMemoryBackend>> DmaState<M> {
+    /// Guest memory.
+    pub fn guest_memory(&self) -> &M::Target {
+        &self.memory
+    }
+}

@@ -1,0 +1,263 @@
+//! The view of one worker thread, and the transactions on it.
+
+use std::cell::Cell;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use vm_memory::bitmap::BS;
+use vm_memory::guest_memory::GuestMemorySliceIterator;
+use vm_memory::{
+    GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, Permissions,
+};
+
+use super::cache::{Cache, Cached};
+use super::port::{DmaPort, Path};
+use super::slices::DmaSlices;
+use super::state::Slot;
+use crate::spec::ids::Pasid;
+use crate::translate::{self, Access, Latched, Request, RequestKind};
+
+/// A device's view of memory for one worker thread, with a translation cache that no one else uses.
+///
+/// It can be moved to a thread, and is not shared between threads.
+pub struct DmaView<M: Deref<Target: GuestMemoryBackend>> {
+    port: DmaPort<M>,
+    /// `None` behind no unit.
+    slot: Option<Arc<Slot>>,
+    /// What was latched when the transaction of generation `latched_in` began.
+    latched: Latched,
+    latched_in: u64,
+    cache: Cache,
+    /// Number of table walks. For tests and statistics.
+    walks: Cell<u64>,
+}
+
+impl<M> DmaView<M>
+where
+    M: Deref<Target: GuestMemoryBackend>,
+{
+    pub(super) fn new(port: DmaPort<M>) -> Self {
+        let slot = match &port.path {
+            Path::Direct(_) => None,
+            Path::Translated { state, .. } => Some(state.register()),
+        };
+        Self {
+            port,
+            slot,
+            latched: Latched::default(),
+            latched_in: 0,
+            cache: Cache::default(),
+            walks: Cell::new(0),
+        }
+    }
+
+    /// Begins a transaction of requests without PASID.
+    pub fn begin(&mut self) -> DmaTransaction<'_, M> {
+        self.begin_pasid(None)
+    }
+
+    /// Begins a transaction of requests with `pasid`, or of requests without one.
+    pub fn begin_pasid(&mut self, pasid: Option<Pasid>) -> DmaTransaction<'_, M> {
+        let mut generation = 0;
+        if let (Path::Translated { state, .. }, Some(slot)) = (&self.port.path, &self.slot) {
+            generation = state.enter(slot);
+            if generation != self.latched_in {
+                self.latched = state.latched();
+                self.latched_in = generation;
+            }
+        }
+        DmaTransaction {
+            view: self,
+            generation,
+            pasid,
+        }
+    }
+
+    /// How many times a table walk was needed since the view was made.
+    pub fn walks(&self) -> u64 {
+        self.walks.get()
+    }
+}
+
+impl<M: Deref<Target: GuestMemoryBackend>> Drop for DmaView<M> {
+    fn drop(&mut self) {
+        if let (Path::Translated { state, .. }, Some(slot)) = (&self.port.path, &self.slot) {
+            state.unregister(slot);
+        }
+    }
+}
+
+/// Access to guest memory as the device sees it, during which no invalidation completes.
+///
+/// An address that does not translate, or is not memory, fails with [`GuestMemoryError::InvalidGuestAddress`].
+pub struct DmaTransaction<'v, M: Deref<Target: GuestMemoryBackend>> {
+    view: &'v DmaView<M>,
+    generation: u64,
+    pasid: Option<Pasid>,
+}
+
+impl<M: Deref<Target: GuestMemoryBackend>> Drop for DmaTransaction<'_, M> {
+    fn drop(&mut self) {
+        if let Some(slot) = &self.view.slot {
+            slot.leave();
+        }
+    }
+}
+
+impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
+    /// Whether the gate of the port lets requests out.
+    pub(super) fn is_open(&self) -> bool {
+        self.view.port.is_open()
+    }
+
+    /// Whether addresses are guest-physical: behind no unit, or while the guest has translation switched off.
+    pub(super) fn is_identity(&self) -> bool {
+        self.view.slot.is_none() || !self.view.latched.enabled
+    }
+
+    pub(super) fn memory(&self) -> &M::Target {
+        self.view.port.memory()
+    }
+
+    /// Translates one page for `access`, and reports the fault if that is blocked.
+    #[inline]
+    pub(super) fn lookup(&self, address: u64, access: Permissions) -> Option<Cached> {
+        if let Some(hit) = self.view.cache.lookup(self.generation, self.pasid, address)
+            && permits(&hit, access)
+        {
+            return Some(hit);
+        }
+        // Both permissions are two requests, so that a fault names the one that is missing.
+        let mut cached = None;
+        if access.has_write() {
+            cached = Some(self.walk(address, Access::Write)?);
+        }
+        if cached.is_none()
+            || access == Permissions::ReadWrite && cached.is_some_and(|cached| !cached.readable)
+        {
+            cached = Some(self.walk(address, Access::Read)?);
+        }
+        cached
+    }
+
+    fn walk(&self, address: u64, access: Access) -> Option<Cached> {
+        let view = self.view;
+        let Path::Translated { state, source } = &view.port.path else {
+            return None;
+        };
+        let request = Request {
+            source: *source,
+            pasid: self.pasid,
+            address,
+            access,
+            privileged: false,
+            kind: RequestKind::Untranslated,
+        };
+        view.walks.set(view.walks.get().wrapping_add(1));
+        match translate::translate(state.guest_memory(), state.gates(), &view.latched, &request) {
+            Ok(translation) => {
+                let cached = Cached::new(&translation);
+                view.cache
+                    .insert(self.generation, self.pasid, address, &cached);
+                Some(cached)
+            }
+            Err(fault) => {
+                state.report(&request, &fault);
+                None
+            }
+        }
+    }
+
+    /// What a page permits, without making a request: nothing is reported.
+    fn probe(&self, address: u64) -> Option<Cached> {
+        let Path::Translated { state, source } = &self.view.port.path else {
+            return None;
+        };
+        let request = Request {
+            pasid: self.pasid,
+            ..Request::untranslated(*source, address, Access::Read)
+        };
+        let translation = translate::probe(
+            state.guest_memory(),
+            state.gates(),
+            &self.view.latched,
+            &request,
+        )
+        .ok()?;
+        Some(Cached {
+            address: translation.address,
+            page_shift: translation.page_shift,
+            readable: translation.readable,
+            writable: translation.writable,
+        })
+    }
+}
+
+/// The most bytes that [`DmaTransaction::check_range`] looks at: whatever is longer is declared bad, so that a guest
+/// cannot make one check take arbitrarily long. The largest ring of virtio has half a mebibyte.
+const CHECK_LIMIT: usize = 64 << 20;
+
+impl<M> GuestMemory for DmaTransaction<'_, M>
+where
+    M: Deref<Target: GuestMemoryBackend>,
+{
+    type PhysicalMemory = M::Target;
+    type Bitmap = <<M::Target as GuestMemoryBackend>::R as GuestMemoryRegion>::B;
+
+    /// Whether `access` to the whole range would succeed. It reports no fault, as it makes no request.
+    ///
+    /// Ranges of more than 64 MiB are not looked at while translation is on; they count as inaccessible.
+    fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
+        if !self.is_open() {
+            return false;
+        }
+        if self.is_identity() {
+            return GuestMemoryBackend::check_range(self.memory(), addr, count);
+        }
+        if count > CHECK_LIMIT {
+            return false;
+        }
+        let mut address = addr.0;
+        let mut left = count as u64;
+        while left != 0 {
+            let Some(found) = self.probe(address).filter(|found| permits(found, access)) else {
+                return false;
+            };
+            let block = 1_u64 << found.page_shift;
+            let length = left.min(block - (address & (block - 1)));
+            let Ok(bytes) = usize::try_from(length) else {
+                return false;
+            };
+            if !GuestMemoryBackend::check_range(self.memory(), GuestAddress(found.address), bytes) {
+                return false;
+            }
+            left -= length;
+            match address.checked_add(length) {
+                Some(next) => address = next,
+                None => return left == 0,
+            }
+        }
+        true
+    }
+
+    fn get_slices<'a>(
+        &'a self,
+        addr: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>, GuestMemoryError> {
+        if !self.is_open() {
+            return Err(GuestMemoryError::InvalidGuestAddress(addr));
+        }
+        Ok(DmaSlices::new(self, addr, count, access))
+    }
+
+    fn physical_memory(&self) -> Option<&Self::PhysicalMemory> {
+        (self.is_identity() && self.is_open()).then(|| self.memory())
+    }
+}
+
+fn permits(cached: &Cached, access: Permissions) -> bool {
+    let write = access.has_write();
+    (cached.readable || access == Permissions::Write) && (cached.writable || !write)
+}

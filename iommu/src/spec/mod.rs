@@ -1,0 +1,9 @@
+//! Types of every register, table entry and descriptor of VT-d, revision 5.10 of the architecture specification.
+//!
+//! Pure values: a layout, what is reserved in it, and what a capability changes about that. Behaviour is elsewhere.
+
+pub mod descriptors;
+pub mod fault_reason;
+pub mod ids;
+pub mod irte;
+pub mod registers;
