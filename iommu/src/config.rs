@@ -1,0 +1,155 @@
+//! What a unit is asked to be, and the capability words that follow from it (sections 11.4.2 and 11.4.3).
+//!
+//! Only what works is ever advertised: device-TLBs, PASID requests and page requests are not, so their bits stay 0 whatever
+//! the configuration says.
+
+use thiserror::Error;
+
+use crate::spec::registers::{
+    Capability, Caps, ExtendedCapability, FAULT_RECORD_COUNT, FAULT_RECORDS, IOTLB_REGISTERS,
+};
+
+/// What a [`Unit`](crate::Unit) is asked to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitConfig {
+    /// HAW: width in bits of a guest-physical address. Tables hold no address beyond it.
+    pub host_address_width: u8,
+    /// Greatest width in bits of an input address: 39, 48 or 57.
+    pub aw_bits: u8,
+    /// Scalable mode (SMTS), with 256-bit descriptors.
+    pub scalable: bool,
+    /// First-stage translation (FSTS).
+    pub first_stage: bool,
+    /// Second-stage translation (SSTS in scalable mode).
+    pub second_stage: bool,
+    /// Nested translation (NEST).
+    pub nested: bool,
+    /// Interrupt remapping (IR).
+    pub interrupt_remapping: bool,
+    /// Extended interrupt mode (EIM): 32-bit x2APIC destinations.
+    pub x2apic: bool,
+    /// Caching mode (CM): software announces entries that become present, too.
+    pub caching_mode: bool,
+    /// Snoop control (SC).
+    pub snoop_control: bool,
+}
+
+/// Why a configuration makes no unit.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// A width that no walker has.
+    #[error("aw_bits is {0}: a VT-d input address has 39, 48 or 57 bits; choose one of these")]
+    AddressWidth(u8),
+    /// A physical width outside of what table entries can hold.
+    #[error(
+        "host_address_width is {0}: guest-physical addresses have 32 to 52 bits; \
+         use the width that the guest's CPUID leaf 0x80000008 reports"
+    )]
+    HostAddressWidth(u8),
+    /// A feature without the one it needs.
+    #[error("{field} is on, but it needs {needs}: switch {needs} on, or {field} off")]
+    Needs {
+        /// The field that is on.
+        field: &'static str,
+        /// The field that is off.
+        needs: &'static str,
+    },
+    /// Neither stage is there.
+    #[error(
+        "first_stage and second_stage are both off: such a unit translates nothing; \
+         switch second_stage on (or first_stage, which needs scalable)"
+    )]
+    NoStage,
+    /// First-stage tables have at least four levels.
+    #[error(
+        "first_stage is on, but aw_bits is 39: first-stage tables have four or five levels; \
+         set aw_bits to 48 or 57, or switch first_stage off"
+    )]
+    FirstStageWidth,
+}
+
+impl UnitConfig {
+    /// Checks the configuration and computes the capability words.
+    ///
+    /// # Errors
+    /// The first field that cannot be had, with the remedy.
+    pub fn capabilities(&self) -> Result<Caps, ConfigError> {
+        self.validate()?;
+        // Every depth up to the widest works, so that legacy guests find theirs.
+        let sagaw = match self.aw_bits {
+            39 => 0b0010,
+            48 => 0b0110,
+            _ => 0b1110,
+        };
+        let cap = Capability::new()
+            .with_nd(6)
+            .with_cm(self.caching_mode)
+            .with_sagaw(sagaw)
+            .with_mgaw(self.aw_bits - 1)
+            .with_zlr(true)
+            .with_fro(FAULT_RECORDS / 16)
+            .with_sslps(0b0011)
+            .with_psi(true)
+            .with_nfr(FAULT_RECORD_COUNT - 1)
+            .with_mamv(18)
+            .with_dwd(true)
+            .with_drd(true)
+            .with_fs1gp(self.first_stage)
+            .with_fs5lp(self.first_stage && self.aw_bits == 57)
+            .with_esirtps(self.interrupt_remapping)
+            .with_esrtps(true);
+        let ecap = ExtendedCapability::new()
+            .with_c(true)
+            .with_qi(true)
+            .with_ir(self.interrupt_remapping)
+            .with_eim(self.x2apic)
+            .with_pt(true)
+            .with_sc(self.snoop_control)
+            .with_iro(IOTLB_REGISTERS / 16)
+            .with_mhmv(if self.interrupt_remapping { 15 } else { 0 })
+            .with_nest(self.nested)
+            .with_smts(self.scalable)
+            .with_ssads(self.scalable && self.second_stage)
+            .with_ssts(self.scalable && self.second_stage)
+            .with_fsts(self.first_stage)
+            .with_smpwcs(self.scalable);
+        Ok(Caps { cap, ecap })
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        if !matches!(self.aw_bits, 39 | 48 | 57) {
+            return Err(ConfigError::AddressWidth(self.aw_bits));
+        }
+        if !(32..=52).contains(&self.host_address_width) {
+            return Err(ConfigError::HostAddressWidth(self.host_address_width));
+        }
+        let needs = [
+            ("first_stage", self.first_stage, "scalable", self.scalable),
+            ("nested", self.nested, "scalable", self.scalable),
+            ("nested", self.nested, "first_stage", self.first_stage),
+            ("nested", self.nested, "second_stage", self.second_stage),
+            (
+                "x2apic",
+                self.x2apic,
+                "interrupt_remapping",
+                self.interrupt_remapping,
+            ),
+        ];
+        for (field, asked, needs, present) in needs {
+            if asked && !present {
+                return Err(ConfigError::Needs { field, needs });
+            }
+        }
+        if !self.first_stage && !self.second_stage {
+            return Err(ConfigError::NoStage);
+        }
+        if self.first_stage && self.aw_bits == 39 {
+            return Err(ConfigError::FirstStageWidth);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "config_test.rs"]
+mod config_test;

@@ -1,0 +1,1 @@
+//! Capability words and refusals.

@@ -1,0 +1,1 @@
+//! Every descriptor, well-formed and malformed.

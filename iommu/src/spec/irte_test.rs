@@ -1,0 +1,1 @@
+//! Layout, validity and source check of interrupt remapping table entries.

@@ -1,0 +1,1 @@
+//! Registers and commands as a driver sees them.

@@ -1,0 +1,1 @@
+//! Several vCPUs and device threads at once.

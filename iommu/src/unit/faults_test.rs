@@ -1,0 +1,1 @@
+//! Fault records, overflow, and the rules of the fault event.

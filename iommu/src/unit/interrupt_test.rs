@@ -1,0 +1,1 @@
+//! Interrupt requests in both formats, and every reason to block one.

@@ -1,0 +1,187 @@
+//! The invalidation queue (section 6.5.2), carried out within the register write that gives it work.
+//!
+//! Nothing runs in the background, so a guest that spins on a status finds it written when its tail write returns. The work
+//! is bounded before it starts: head and tail are checked against the geometry of the queue, and the head then meets the
+//! tail after at most as many descriptors as the queue has.
+//!
+//! Invalidations take effect together, at the latest before the next wait completes: the translation caches of the device
+//! threads are told once, transactions in flight are waited for once, and observers of interrupt entries hear one range.
+
+use std::ops::{Deref, Range};
+
+use vm_memory::GuestMemoryBackend;
+
+use super::Unit;
+use super::command::Command;
+use crate::memory::TableMemory;
+use crate::spec::descriptors::{Descriptor, InterruptScope, Wait, check_mode, decode};
+use crate::spec::registers::{QueueAddress, QueueError, offset};
+
+/// Invalidations that were taken from the queue and did not take effect yet.
+#[derive(Debug, Default)]
+struct Pending {
+    translations: bool,
+    /// Indices of interrupt entries, as one range that covers all.
+    interrupts: Option<Range<u32>>,
+}
+
+impl Pending {
+    fn add_interrupts(&mut self, scope: InterruptScope) {
+        let added = match scope {
+            InterruptScope::Global => 0..0x1_0000,
+            InterruptScope::Entries { first, count } => {
+                u32::from(first)..u32::from(first).saturating_add(count)
+            }
+        };
+        self.interrupts = Some(match self.interrupts.take() {
+            Some(range) => range.start.min(added.start)..range.end.max(added.end),
+            None => added,
+        });
+    }
+}
+
+impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
+    /// Processes the queue until it is empty or an error stops it. A queue that is off, or that an error has stopped, stays.
+    pub(super) fn run_queue(&self, command: &mut Command) {
+        if !command.status().qie() {
+            return;
+        }
+        let status = self.faults.status();
+        if status.queue_error() || status.timeout_error() {
+            return;
+        }
+        let mut pending = Pending::default();
+        let outcome = self.process(command, &mut pending);
+        self.settle(&mut pending);
+        if let Err(error) = outcome {
+            self.stop_queue(command, error);
+        }
+    }
+
+    /// Carries descriptors out, and moves the head past each that was accepted.
+    fn process(&self, command: &mut Command, pending: &mut Pending) -> Result<(), QueueError> {
+        let address = QueueAddress::from_bits(command.file.get_quad(offset::IQA));
+        let tail = command.file.get(offset::IQT);
+        let mut head = command.file.get(offset::IQH);
+        if head == tail {
+            return Ok(());
+        }
+        let mode = command.root.mode;
+        check_mode(&self.caps, mode, address.wide())?;
+        let width = if address.wide() { 32 } else { 16 };
+        let bytes = address.bytes();
+        // The head is ours, but the queue may have shrunk or widened under it.
+        if tail >= bytes || head >= bytes {
+            return Err(QueueError::Tail);
+        }
+        if !tail.is_multiple_of(width) || !head.is_multiple_of(width) {
+            return Err(QueueError::Alignment);
+        }
+        while head != tail {
+            let words = self.fetch(address, head)?;
+            let descriptor = decode(words, &self.caps, mode)?;
+            self.execute(command, descriptor, pending);
+            head = (head + width) % bytes;
+            command.file.set(offset::IQH, head);
+        }
+        Ok(())
+    }
+
+    fn fetch(&self, queue: QueueAddress, head: u32) -> Result<[u64; 4], QueueError> {
+        let address = queue
+            .base()
+            .checked_add(u64::from(head))
+            .filter(|address| address >> self.dma.gates().host_address_width == 0)
+            .ok_or(QueueError::Fetch)?;
+        if queue.wide() {
+            return self
+                .memory()
+                .read_words::<4>(address)
+                .map_err(|_| QueueError::Fetch);
+        }
+        let [low, high] = self
+            .memory()
+            .read_words::<2>(address)
+            .map_err(|_| QueueError::Fetch)?;
+        Ok([low, high, 0, 0])
+    }
+
+    fn execute(&self, command: &mut Command, descriptor: Descriptor, pending: &mut Pending) {
+        let counters = &self.shared.counters;
+        match descriptor {
+            Descriptor::Context(_) => {
+                counters.context_invalidations.add();
+                pending.translations = true;
+            }
+            Descriptor::Iotlb(_) => {
+                counters.iotlb_invalidations.add();
+                pending.translations = true;
+            }
+            Descriptor::PasidIotlb { .. } => {
+                counters.pasid_iotlb_invalidations.add();
+                pending.translations = true;
+            }
+            Descriptor::PasidCache(_) => {
+                counters.pasid_cache_invalidations.add();
+                pending.translations = true;
+            }
+            Descriptor::Interrupt(scope) => {
+                counters.interrupt_invalidations.add();
+                pending.add_interrupts(scope);
+            }
+            Descriptor::Wait(wait) => {
+                counters.waits.add();
+                self.settle(pending);
+                self.complete(command, wait);
+            }
+        }
+    }
+
+    /// Makes what was invalidated so far true: afterwards no translation and no interrupt entry from before is in use.
+    fn settle(&self, pending: &mut Pending) {
+        if std::mem::take(&mut pending.translations) {
+            self.invalidate_translations();
+        }
+        if let Some(range) = pending.interrupts.take() {
+            self.drain_interrupts();
+            self.notify_observers(range);
+        }
+    }
+
+    /// Completes a wait: the status first, then the event (section 6.5.2.8).
+    fn complete(&self, command: &mut Command, wait: Wait) {
+        if let Some((address, data)) = wait.status {
+            let address = address & ((1 << self.dma.gates().host_address_width) - 1);
+            if self.memory().write_u32(address, data).is_err() {
+                // A write to nowhere is lost, as on a bus; the queue goes on.
+                self.shared.counters.lost_statuses.add();
+                self.shared.warn(|| {
+                    format!("no memory at {address:#x} for the status of an invalidation wait")
+                });
+            }
+        }
+        if wait.interrupt {
+            let message = command.wait_completed();
+            self.faults.deliver(message);
+        }
+    }
+
+    /// The guest cleared the error that had stopped the queue: it goes on where it stands.
+    pub(super) fn restart_queue(&self, command: &mut Command) {
+        command.file.set_quad(offset::IQERCD, 0);
+        self.run_queue(command);
+    }
+
+    fn stop_queue(&self, command: &mut Command, error: QueueError) {
+        self.shared.counters.queue_errors.add();
+        command.file.set_quad(offset::IQERCD, error as u64);
+        self.faults.queue_failed();
+        let head = command.file.get(offset::IQH);
+        self.shared
+            .warn(|| format!("the invalidation queue stopped at {head:#x}: {error:?}"));
+    }
+}
+
+#[cfg(test)]
+#[path = "queue_test.rs"]
+mod queue_test;

@@ -1,0 +1,1 @@
+//! The invalidation queue as a driver sees it.

@@ -1,0 +1,136 @@
+//! Counters, and the limit on what a guest can make the unit log.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What a unit has done since it was made. Counters never go back, not even at reset.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Statistics {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)*
+        }
+
+        impl Counters {
+            pub(crate) fn snapshot(&self) -> Statistics {
+                Statistics { $($name: self.$name.get(),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Context cache invalidations, queued.
+    context_invalidations,
+    /// IOTLB invalidations, queued.
+    iotlb_invalidations,
+    /// PASID cache invalidations.
+    pasid_cache_invalidations,
+    /// PASID-based IOTLB invalidations.
+    pasid_iotlb_invalidations,
+    /// Interrupt entry cache invalidations.
+    interrupt_invalidations,
+    /// Invalidation waits.
+    waits,
+    /// Waits whose status could not be written, because there is no memory.
+    lost_statuses,
+    /// Invalidations through the context command or IOTLB registers.
+    register_invalidations,
+    /// Invalidation queue errors.
+    queue_errors,
+    /// Faults that went into a record.
+    faults_recorded,
+    /// Faults that found no record free.
+    faults_lost,
+    /// Faults that a Fault Processing Disable bit suppressed.
+    faults_suppressed,
+    /// Interrupts that were remapped.
+    interrupts_remapped,
+    /// Interrupts that passed unchanged.
+    interrupts_passed,
+    /// Interrupts that were blocked.
+    interrupts_blocked,
+}
+
+/// A number that grows; no order with anything else.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counters and the log limit: what all parts of a unit share.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) counters: Counters,
+    /// Leaf lock.
+    limiter: Mutex<Limiter>,
+}
+
+impl Shared {
+    /// Logs something odd that the guest did, at most once per second.
+    pub(crate) fn warn(&self, message: impl FnOnce() -> String) {
+        self.log(log::Level::Warn, message);
+    }
+
+    /// Logs something ordinary that the guest did, at most once per second.
+    pub(crate) fn debug(&self, message: impl FnOnce() -> String) {
+        self.log(log::Level::Debug, message);
+    }
+
+    fn log(&self, level: log::Level, message: impl FnOnce() -> String) {
+        if !log::log_enabled!(level) {
+            return;
+        }
+        let passed = {
+            let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+            limiter.pass(Instant::now())
+        };
+        match passed {
+            Some(0) => log::log!(level, "{}", message()),
+            Some(more) => log::log!(level, "{} ({more} more messages were held back)", message()),
+            None => {}
+        }
+    }
+}
+
+/// Lets one message pass per second, and counts the ones it held back.
+#[derive(Debug, Default)]
+struct Limiter {
+    last: Option<Instant>,
+    held_back: u64,
+}
+
+impl Limiter {
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    /// How many messages were held back since the last one, if one may pass at `now`.
+    fn pass(&mut self, now: Instant) -> Option<u64> {
+        if self
+            .last
+            .is_some_and(|last| now.duration_since(last) < Self::INTERVAL)
+        {
+            self.held_back = self.held_back.saturating_add(1);
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.held_back))
+    }
+}
+
+#[cfg(test)]
+#[path = "statistics_test.rs"]
+mod statistics_test;
