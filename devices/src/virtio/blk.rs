@@ -1,0 +1,237 @@
+//! Block device (section 5.2) on a file or a host block device.
+//!
+//! Requests are executed one after the other on the device's thread, with a bounce buffer between file and guest memory so that no
+//! DMA transaction spans a system call.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use super::blk_request::{Request, Target};
+use super::{Chain, DeviceKind, Progress, QueueError, Session, VirtioDevice};
+
+/// Bytes per sector, whatever the block size (section 5.2.4).
+pub(super) const SECTOR: u64 = 512;
+/// Queue size.
+const QUEUE_SIZE: u16 = 256;
+/// Data segments per request: the queue's size without header and status.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Length of the identification string.
+pub(super) const ID_LENGTH: usize = 20;
+/// Largest discard: 2 GiB in sectors.
+pub(super) const MAX_DISCARD_SECTORS: u32 = 1 << 22;
+/// Largest write-zeroes: 32 MiB in sectors, because it may have to be written out.
+pub(super) const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 16;
+
+/// Feature bits (section 5.2.3).
+pub(super) mod feature {
+    /// `VIRTIO_BLK_F_SEG_MAX`.
+    pub(crate) const SEG_MAX: u64 = 1 << 2;
+    /// `VIRTIO_BLK_F_RO`.
+    pub(crate) const RO: u64 = 1 << 5;
+    /// `VIRTIO_BLK_F_BLK_SIZE`.
+    pub(crate) const BLK_SIZE: u64 = 1 << 6;
+    /// `VIRTIO_BLK_F_FLUSH`.
+    pub(crate) const FLUSH: u64 = 1 << 9;
+    /// `VIRTIO_BLK_F_DISCARD`.
+    pub(crate) const DISCARD: u64 = 1 << 13;
+    /// `VIRTIO_BLK_F_WRITE_ZEROES`.
+    pub(crate) const WRITE_ZEROES: u64 = 1 << 14;
+}
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub struct BlockOptions {
+    /// Image file or block device.
+    pub path: PathBuf,
+    /// The guest may not write.
+    pub readonly: bool,
+    /// What the guest sees as serial number; at most 20 bytes.
+    pub serial: Option<String>,
+}
+
+/// Why a block device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// The file cannot be opened.
+    #[error("cannot open disk {path:?} {mode}: {error}; check the path and its permissions{hint}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// How it was to be opened.
+        mode: &'static str,
+        /// What else might help.
+        hint: &'static str,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// Somebody else uses the file.
+    #[error(
+        "disk {0:?} is in use by another process; stop that one, or give both readonly=on (a writer must be alone, or the image is corrupted)"
+    )]
+    InUse(PathBuf),
+    /// The size is not usable.
+    #[error(
+        "disk {path:?} is {size} bytes long, which is not a positive multiple of 512; extend it: truncate -s %512 {path:?}"
+    )]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        size: u64,
+    },
+    /// The serial number does not fit.
+    #[error(
+        "serial {0:?} is longer than 20 bytes, which is all that virtio-blk can carry; shorten it"
+    )]
+    Serial(String),
+}
+
+/// A block device.
+pub struct Block {
+    target: Target,
+    features: u64,
+    request: Request,
+    chain: Chain,
+}
+
+impl Block {
+    /// Opens the file and takes an advisory lock on it.
+    pub fn open(options: &BlockOptions) -> Result<Self, BlockError> {
+        let path = options.path.as_path();
+        let id = identification(options.serial.as_deref())?;
+        let mut file = open(path, options.readonly)?;
+        lock(&file, path, options.readonly)?;
+        let size = file
+            .seek(SeekFrom::End(0))
+            .map_err(|error| open_error(path, options.readonly, error))?;
+        if size == 0 || !size.is_multiple_of(SECTOR) {
+            return Err(BlockError::Size {
+                path: path.to_owned(),
+                size,
+            });
+        }
+        let mut features = feature::SEG_MAX | feature::BLK_SIZE | feature::FLUSH;
+        features |= if options.readonly {
+            feature::RO
+        } else {
+            feature::DISCARD | feature::WRITE_ZEROES
+        };
+        Ok(Self {
+            target: Target {
+                file,
+                sectors: size / SECTOR,
+                readonly: options.readonly,
+                id,
+            },
+            features,
+            request: Request::default(),
+            chain: Chain::default(),
+        })
+    }
+}
+
+impl VirtioDevice for Block {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Block
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[QUEUE_SIZE]
+    }
+
+    /// `struct virtio_blk_config` (section 5.2.4). Fields without their feature are zero.
+    fn config(&self) -> Vec<u8> {
+        let mut config = vec![0; 60];
+        let mut put = |offset: usize, bytes: &[u8]| {
+            if let Some(field) = config.get_mut(offset..offset + bytes.len()) {
+                field.copy_from_slice(bytes);
+            }
+        };
+        put(0, &self.target.sectors.to_le_bytes());
+        put(12, &SEG_MAX.to_le_bytes());
+        put(20, &512_u32.to_le_bytes());
+        if self.features & feature::DISCARD != 0 {
+            put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
+            put(40, &1_u32.to_le_bytes()); // segments per discard
+            put(44, &8_u32.to_le_bytes()); // alignment: 4 KiB in sectors
+        }
+        if self.features & feature::WRITE_ZEROES != 0 {
+            put(48, &MAX_WRITE_ZEROES_SECTORS.to_le_bytes());
+            put(52, &1_u32.to_le_bytes()); // segments per write-zeroes
+            put(56, &[1]); // may unmap
+        }
+        config
+    }
+
+    fn activate(&mut self, _features: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError> {
+        for _ in 0..session.queue_size(index) {
+            if session.stopping() {
+                return Ok(Progress::Idle);
+            }
+            if !session.pop(index, &mut self.chain)? {
+                return Ok(Progress::Idle);
+            }
+            self.request
+                .serve(index, &self.chain, &self.target, session)?;
+        }
+        Ok(Progress::More)
+    }
+}
+
+/// The 20 bytes that `VIRTIO_BLK_T_GET_ID` answers with.
+fn identification(serial: Option<&str>) -> Result<[u8; ID_LENGTH], BlockError> {
+    let serial = serial.unwrap_or("nido");
+    let mut id = [0; ID_LENGTH];
+    match id.get_mut(..serial.len()) {
+        Some(field) => field.copy_from_slice(serial.as_bytes()),
+        None => return Err(BlockError::Serial(serial.to_owned())),
+    }
+    Ok(id)
+}
+
+fn open(path: &Path, readonly: bool) -> Result<File, BlockError> {
+    OpenOptions::new()
+        .read(true)
+        .write(!readonly)
+        .open(path)
+        .map_err(|error| open_error(path, readonly, error))
+}
+
+fn open_error(path: &Path, readonly: bool, error: io::Error) -> BlockError {
+    let (mode, hint) = if readonly {
+        ("for reading", "")
+    } else {
+        (
+            "for reading and writing",
+            ", or give readonly=on if the guest need not write",
+        )
+    };
+    BlockError::Open {
+        path: path.to_owned(),
+        mode,
+        hint,
+        error,
+    }
+}
+
+/// Locks the file: shared by readers, exclusive for a writer. A file system without locks is accepted.
+fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), BlockError> {
+    let result = if readonly {
+        file.try_lock_shared()
+    } else {
+        file.try_lock()
+    };
+    match result {
+        Err(TryLockError::WouldBlock) => Err(BlockError::InUse(path.to_owned())),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
+    }
+}

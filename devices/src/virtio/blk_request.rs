@@ -1,0 +1,319 @@
+//! One block request (section 5.2.6): header, data, status.
+//!
+//! What the request asks for and cannot have is answered in its status byte. Only a request that leaves no place for a status byte, or
+//! one whose rings fail, is an error of the queue.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use log::warn;
+
+use super::blk::{ID_LENGTH, MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, SECTOR, feature};
+use super::limit::LogLimit;
+use super::{Chain, QueueError, Session, sys};
+
+/// Size of `struct virtio_blk_req` up to its data.
+const HEADER: u64 = 16;
+/// Size of `struct virtio_blk_discard_write_zeroes`.
+const RANGE: u64 = 16;
+/// Bounce buffer: the largest piece of a request that is copied in one DMA transaction.
+const BOUNCE: usize = 256 << 10;
+
+/// Request types (section 5.2.6).
+mod kind {
+    pub(super) const IN: u32 = 0;
+    pub(super) const OUT: u32 = 1;
+    pub(super) const FLUSH: u32 = 4;
+    pub(super) const GET_ID: u32 = 8;
+    pub(super) const DISCARD: u32 = 11;
+    pub(super) const WRITE_ZEROES: u32 = 13;
+}
+
+/// Status bytes (section 5.2.6).
+mod status {
+    pub(super) const OK: u8 = 0;
+    pub(super) const IOERR: u8 = 1;
+    pub(super) const UNSUPP: u8 = 2;
+}
+
+/// `unmap` in the flags of a write-zeroes range.
+const FLAG_UNMAP: u32 = 1;
+
+/// What requests work on.
+pub(super) struct Target {
+    pub(super) file: File,
+    pub(super) sectors: u64,
+    pub(super) readonly: bool,
+    pub(super) id: [u8; ID_LENGTH],
+}
+
+impl Target {
+    /// The byte range of `count` sectors from `sector`, if the disk has them.
+    fn range(&self, sector: u64, count: u64) -> Result<(u64, u64), Refused> {
+        let end = sector.checked_add(count).ok_or(Refused::Error)?;
+        if end > self.sectors {
+            return Err(Refused::Error);
+        }
+        Ok((sector * SECTOR, count * SECTOR))
+    }
+}
+
+/// Why a request is not carried out.
+enum Refused {
+    /// `VIRTIO_BLK_S_IOERR`.
+    Error,
+    /// `VIRTIO_BLK_S_UNSUPP`.
+    Unsupported,
+    /// `VIRTIO_BLK_S_IOERR`, because of the host.
+    Host(io::Error),
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Self::Host(error)
+    }
+}
+
+/// A buffer of the request that cannot be reached is the request's failure, not the queue's.
+impl From<QueueError> for Refused {
+    fn from(_: QueueError) -> Self {
+        Self::Error
+    }
+}
+
+/// The reusable parts of handling a request.
+#[derive(Default)]
+pub(super) struct Request {
+    bounce: Vec<u8>,
+    limit: LogLimit,
+}
+
+impl Request {
+    /// Carries out the request in `chain`, which came from queue `index`, and returns it to the driver.
+    pub(super) fn serve(
+        &mut self,
+        index: usize,
+        chain: &Chain,
+        target: &Target,
+        session: &mut Session,
+    ) -> Result<(), QueueError> {
+        let data_length = chain.writable().checked_sub(1).ok_or(QueueError::Length)?;
+        let (written, status) = match self.execute(chain, target, session) {
+            Ok(written) => (written, status::OK),
+            Err(Refused::Error) => (0, status::IOERR),
+            Err(Refused::Unsupported) => (0, status::UNSUPP),
+            Err(Refused::Host(error)) => {
+                if let Some(held_back) = self.limit.pass() {
+                    warn!(
+                        "virtio-blk: request failed on the host: {error} ({held_back} messages held back)"
+                    );
+                }
+                (0, status::IOERR)
+            }
+        };
+        // The used length counts from the start of the writable part, so it covers the status byte only if everything before
+        // it was written. A driver must not rely on more than that (section 2.7.8.2).
+        let used = if written == data_length {
+            written + 1
+        } else {
+            written
+        };
+        session.transact(index, |queue, memory| {
+            chain.write(memory, data_length, &[status])?;
+            queue.complete(
+                memory,
+                chain.head(),
+                u32::try_from(used).unwrap_or(u32::MAX),
+            )
+        })
+    }
+
+    /// Does what the header says; the result is the number of data bytes written to the guest.
+    fn execute(
+        &mut self,
+        chain: &Chain,
+        target: &Target,
+        session: &mut Session,
+    ) -> Result<u64, Refused> {
+        let mut header = [0; 16];
+        session.read(chain, 0, &mut header)?;
+        let (kind, sector) = parse_header(&header);
+        let features = session.features();
+        match kind {
+            kind::IN => self.read(sector, chain, target, session),
+            kind::OUT if target.readonly => Err(Refused::Error),
+            kind::OUT => {
+                self.write(sector, chain, target, session)?;
+                // Without FLUSH the driver takes a write to be stable when it completes (section 5.2.6.2).
+                if features & feature::FLUSH == 0 {
+                    target.file.sync_data()?;
+                }
+                Ok(0)
+            }
+            kind::FLUSH if features & feature::FLUSH != 0 => {
+                target.file.sync_data()?;
+                Ok(0)
+            }
+            kind::GET_ID => {
+                let room =
+                    usize::try_from(chain.writable().saturating_sub(1)).unwrap_or(usize::MAX);
+                let id = target.id.get(..room.min(ID_LENGTH)).unwrap_or_default();
+                session.write(chain, 0, id)?;
+                Ok(id.len() as u64)
+            }
+            kind::DISCARD if features & feature::DISCARD != 0 => {
+                self.discard(chain, target, session)
+            }
+            kind::WRITE_ZEROES if features & feature::WRITE_ZEROES != 0 => {
+                self.write_zeroes(chain, target, session)
+            }
+            _ => Err(Refused::Unsupported),
+        }
+    }
+
+    fn read(
+        &mut self,
+        sector: u64,
+        chain: &Chain,
+        target: &Target,
+        session: &mut Session,
+    ) -> Result<u64, Refused> {
+        let length = chain.writable().saturating_sub(1);
+        let (start, length) = target.range(sector, whole_sectors(length)?)?;
+        let mut done = 0;
+        while done < length {
+            let piece = self.piece(length - done, session)?;
+            target.file.read_exact_at(piece, start + done)?;
+            session.write(chain, done, piece)?;
+            done += piece.len() as u64;
+        }
+        Ok(length)
+    }
+
+    fn write(
+        &mut self,
+        sector: u64,
+        chain: &Chain,
+        target: &Target,
+        session: &mut Session,
+    ) -> Result<(), Refused> {
+        let length = chain.readable().saturating_sub(HEADER);
+        let (start, length) = target.range(sector, whole_sectors(length)?)?;
+        let mut done = 0;
+        while done < length {
+            let piece = self.piece(length - done, session)?;
+            session.read(chain, HEADER + done, piece)?;
+            target.file.write_all_at(piece, start + done)?;
+            done += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Section 5.2.6.2: a discard with `unmap` set, or with unknown flags, is unsupported.
+    fn discard(
+        &mut self,
+        chain: &Chain,
+        target: &Target,
+        session: &mut Session,
+    ) -> Result<u64, Refused> {
+        let (start, length, flags) = range(chain, target, session, MAX_DISCARD_SECTORS)?;
+        if flags != 0 {
+            return Err(Refused::Unsupported);
+        }
+        match sys::punch_hole(&target.file, start, length) {
+            // A hint only: a file system that cannot do it changes nothing.
+            Err(error) if unsupported(&error) => Ok(0),
+            result => Ok(result.map(|()| 0)?),
+        }
+    }
+
+    fn write_zeroes(
+        &mut self,
+        chain: &Chain,
+        target: &Target,
+        session: &mut Session,
+    ) -> Result<u64, Refused> {
+        let (start, length, flags) = range(chain, target, session, MAX_WRITE_ZEROES_SECTORS)?;
+        if flags & !FLAG_UNMAP != 0 {
+            return Err(Refused::Unsupported);
+        }
+        let zero = if flags & FLAG_UNMAP != 0 {
+            sys::punch_hole
+        } else {
+            sys::zero_range
+        };
+        match zero(&target.file, start, length) {
+            Err(error) if unsupported(&error) => {}
+            result => return Ok(result.map(|()| 0)?),
+        }
+        let mut done = 0;
+        while done < length {
+            let piece = self.piece(length - done, session)?;
+            piece.fill(0);
+            target.file.write_all_at(piece, start + done)?;
+            done += piece.len() as u64;
+        }
+        Ok(0)
+    }
+
+    /// A part of the bounce buffer for the next piece of a request with `left` bytes to go. A reset ends the request here.
+    fn piece(&mut self, left: u64, session: &Session) -> Result<&mut [u8], Refused> {
+        if session.stopping() {
+            return Err(Refused::Error);
+        }
+        let length = usize::try_from(left).unwrap_or(BOUNCE).min(BOUNCE);
+        if self.bounce.len() < length {
+            self.bounce.resize(length, 0);
+        }
+        self.bounce.get_mut(..length).ok_or(Refused::Error)
+    }
+}
+
+/// Type and sector of a request header.
+fn parse_header(header: &[u8; 16]) -> (u32, u64) {
+    let [k0, k1, k2, k3, _, _, _, _, sector @ ..] = *header;
+    (
+        u32::from_le_bytes([k0, k1, k2, k3]),
+        u64::from_le_bytes(sector),
+    )
+}
+
+/// The one range of a discard or write-zeroes request (one is all that the configuration allows), in bytes, and its flags.
+fn range(
+    chain: &Chain,
+    target: &Target,
+    session: &mut Session,
+    max_sectors: u32,
+) -> Result<(u64, u64, u32), Refused> {
+    if target.readonly || chain.readable() != HEADER + RANGE {
+        return Err(Refused::Error);
+    }
+    let mut bytes = [0; 16];
+    session.read(chain, HEADER, &mut bytes)?;
+    let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = bytes;
+    let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+    let count = u32::from_le_bytes([n0, n1, n2, n3]);
+    if count == 0 || count > max_sectors {
+        return Err(Refused::Error);
+    }
+    let (start, length) = target.range(sector, u64::from(count))?;
+    Ok((start, length, u32::from_le_bytes(flags)))
+}
+
+/// Sectors in `length` bytes, which must be a whole number of them.
+fn whole_sectors(length: u64) -> Result<u64, Refused> {
+    if length.is_multiple_of(SECTOR) {
+        Ok(length / SECTOR)
+    } else {
+        Err(Refused::Error)
+    }
+}
+
+/// Whether the file behind the disk has no such operation.
+fn unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV)
+    )
+}

@@ -1,0 +1,286 @@
+//! Network card (section 5.1) on a tap interface.
+//!
+//! One thread serves both directions. A received packet that finds no room is kept, and the tap is not polled until the driver
+//! adds buffers; the tap's own queue holds what comes meanwhile.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use log::warn;
+
+use super::limit::LogLimit;
+use super::net_feature::{FEATURES, MRG_RXBUF, consistent, offloads};
+use super::net_tap::{Backend, HEADER, NUM_BUFFERS, Tap};
+use super::{Chain, DeviceKind, Progress, QueueError, Session, VirtioDevice, sys};
+
+pub use super::net_tap::NetError;
+
+/// Queue indexes (section 5.1.2).
+const RX: usize = 0;
+const TX: usize = 1;
+/// Size of both queues.
+const QUEUE_SIZE: u16 = 256;
+/// Largest packet: header, Ethernet header with VLAN tag, 64 KiB.
+const MAX_PACKET: usize = HEADER + 18 + 65536;
+/// Packets received per turn.
+const RX_BURST: usize = 64;
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub struct NetOptions {
+    /// Name of an existing tap.
+    pub tap: String,
+    /// The guest's address; a locally administered one is made up if absent.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// A network device.
+pub struct Net {
+    backend: Box<dyn Backend>,
+    mac: [u8; 6],
+    merge: bool,
+    /// Whether the driver has given a receive queue with room, as far as known.
+    room: bool,
+    received: Vec<u8>,
+    /// Bytes in `received` that wait for room.
+    waiting: usize,
+    sent: Vec<u8>,
+    /// Chains taken for one received packet.
+    chains: Vec<Chain>,
+    chain: Chain,
+    limit: LogLimit,
+}
+
+impl Net {
+    /// Attaches to the tap.
+    pub fn open(options: &NetOptions) -> Result<Self, NetError> {
+        let mac = match options.mac {
+            Some(mac) => mac,
+            None => random_mac().map_err(NetError::Mac)?,
+        };
+        Ok(Self::new(Box::new(Tap::open(&options.tap)?), mac))
+    }
+
+    pub(super) fn new(backend: Box<dyn Backend>, mac: [u8; 6]) -> Self {
+        Self {
+            backend,
+            mac,
+            merge: false,
+            room: false,
+            received: vec![0; MAX_PACKET],
+            waiting: 0,
+            sent: vec![0; MAX_PACKET],
+            chains: Vec::new(),
+            chain: Chain::default(),
+            limit: LogLimit::default(),
+        }
+    }
+
+    /// Moves packets from the tap to the guest until one of them has no more.
+    fn receive(&mut self, session: &mut Session) -> Result<(), QueueError> {
+        for _ in 0..RX_BURST {
+            if session.stopping() {
+                return Ok(());
+            }
+            if self.waiting == 0 {
+                match self.backend.receive(&mut self.received) {
+                    Ok(length) if length >= HEADER => self.waiting = length,
+                    Ok(_) => return Ok(()),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                    Err(error) => {
+                        self.report("receive", &error);
+                        return Ok(());
+                    }
+                }
+            }
+            if !self.deliver(session)? {
+                self.room = false;
+                return Ok(());
+            }
+            self.waiting = 0;
+        }
+        Ok(())
+    }
+
+    /// Puts the waiting packet into buffers of the guest; `false` if there are not enough.
+    fn deliver(&mut self, session: &mut Session) -> Result<bool, QueueError> {
+        let Self {
+            received,
+            waiting,
+            chains,
+            merge,
+            ..
+        } = self;
+        let packet = received.get_mut(..*waiting).unwrap_or_default();
+        let most = if *merge {
+            usize::from(session.queue_size(RX))
+        } else {
+            1
+        };
+        session.transact(RX, |queue, memory| {
+            let mut room = 0;
+            let mut count = 0;
+            while room < packet.len() as u64 && count < most {
+                if chains.len() == count {
+                    chains.push(Chain::default());
+                }
+                let Some(chain) = chains.get_mut(count) else {
+                    break;
+                };
+                if !queue.pop(memory, chain)? {
+                    queue.undo(u16::try_from(count).unwrap_or(0));
+                    return Ok(false);
+                }
+                if chain.writable() == 0 {
+                    return Err(QueueError::Length);
+                }
+                room = room.saturating_add(chain.writable());
+                count += 1;
+            }
+            if room < packet.len() as u64 {
+                // No amount of waiting makes the buffers larger: the packet is lost, the buffers are not used.
+                queue.undo(u16::try_from(count).unwrap_or(0));
+                return Ok(true);
+            }
+            // 5.1.6.4: 1 if buffers are not merged.
+            let buffers = u16::try_from(count).unwrap_or(1).to_le_bytes();
+            if let Some(field) = packet.get_mut(NUM_BUFFERS..HEADER) {
+                field.copy_from_slice(&buffers);
+            }
+            let mut rest: &[u8] = packet;
+            for chain in chains.iter().take(count) {
+                let here = usize::try_from(chain.writable())
+                    .unwrap_or(usize::MAX)
+                    .min(rest.len());
+                let (now, later) = rest.split_at_checked(here).ok_or(QueueError::Length)?;
+                chain.write(memory, 0, now)?;
+                queue.complete(
+                    memory,
+                    chain.head(),
+                    u32::try_from(here).unwrap_or(u32::MAX),
+                )?;
+                rest = later;
+            }
+            Ok(true)
+        })
+    }
+
+    /// Sends one packet of the guest; `false` if there is none.
+    fn transmit(&mut self, session: &mut Session) -> Result<bool, QueueError> {
+        let Self { sent, chain, .. } = self;
+        let length = session.transact(TX, |queue, memory| {
+            if !queue.pop(memory, chain)? {
+                return Ok(None);
+            }
+            // Too short or too long for a packet: dropped.
+            let length = usize::try_from(chain.readable()).unwrap_or(usize::MAX);
+            let Some(packet) = sent
+                .get_mut(..length)
+                .filter(|packet| packet.len() > HEADER)
+            else {
+                return Ok(Some(0));
+            };
+            chain.read(memory, 0, packet)?;
+            Ok(Some(length))
+        })?;
+        let Some(length) = length else {
+            return Ok(false);
+        };
+        if let Some(packet) = self
+            .sent
+            .get_mut(..length)
+            .filter(|packet| !packet.is_empty())
+        {
+            // Not for the driver to set on transmission.
+            packet
+                .get_mut(NUM_BUFFERS..HEADER)
+                .unwrap_or_default()
+                .fill(0);
+            match self.backend.send(packet) {
+                Ok(()) => {}
+                // The tap's queue is full, the interface is down, or the header is nonsense: a wire drops packets, too.
+                Err(error)
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::EAGAIN | libc::EIO | libc::EINVAL)
+                    ) => {}
+                Err(error) => self.report("send", &error),
+            }
+        }
+        session.complete(TX, &self.chain, 0)?;
+        Ok(true)
+    }
+
+    fn report(&mut self, what: &str, error: &io::Error) {
+        if let Some(held_back) = self.limit.pass() {
+            warn!("virtio-net: cannot {what} on the tap: {error} ({held_back} messages held back)");
+        }
+    }
+}
+
+impl VirtioDevice for Net {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Net
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+
+    fn check_features(&self, accepted: u64) -> bool {
+        consistent(accepted)
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[QUEUE_SIZE, QUEUE_SIZE]
+    }
+
+    /// `struct virtio_net_config` (section 5.1.4): address, and status with the link up.
+    fn config(&self) -> Vec<u8> {
+        let mut config = self.mac.to_vec();
+        config.extend_from_slice(&1_u16.to_le_bytes());
+        config
+    }
+
+    fn activate(&mut self, features: u64) -> io::Result<()> {
+        self.merge = features & MRG_RXBUF != 0;
+        self.room = false;
+        self.waiting = 0;
+        self.backend.set_offload(offloads(features))
+    }
+
+    fn sources(&self) -> Vec<RawFd> {
+        vec![self.backend.fd()]
+    }
+
+    fn wants(&self, _source: usize) -> bool {
+        self.room
+    }
+
+    fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError> {
+        if index == RX {
+            self.room = true;
+            self.receive(session)?;
+            return Ok(Progress::Idle);
+        }
+        for _ in 0..session.queue_size(TX) {
+            if session.stopping() || !self.transmit(session)? {
+                return Ok(Progress::Idle);
+            }
+        }
+        Ok(Progress::More)
+    }
+
+    fn source_ready(&mut self, _source: usize, session: &mut Session) -> Result<(), QueueError> {
+        self.receive(session)
+    }
+}
+
+/// A locally administered unicast address.
+fn random_mac() -> io::Result<[u8; 6]> {
+    let mut mac = [0; 6];
+    sys::random(&mut mac)?;
+    let [first, ..] = &mut mac;
+    *first = *first & 0xfc | 0x02;
+    Ok(mac)
+}

@@ -1,0 +1,295 @@
+//! The modern virtio PCI transport (section 4.1), non-transitional.
+//!
+//! One 64-bit BAR holds everything, MSI-X included; its layout is in `pci_bar`. There is no INTx pin: a driver without
+//! MSI-X has to poll. `VIRTIO_F_RING_RESET` and `VIRTIO_F_NOTIFICATION_DATA` are not on offer.
+//!
+//! Locks: `config` before `state`; neither is taken by the device's thread. Queue notifications take none.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use log::warn;
+use pci::{
+    BarKind, BarWindow, Bdf, ConfigChange, ConfigSpace, Identity, MsiSink, MsixTable, PciFunction,
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::pci_bar::{self, BAR, BAR_SIZE, Region};
+use super::pci_cap::{self, AccessCapability};
+use super::pci_link::Link;
+use super::pci_state::{Parts, State};
+use super::{DeviceKind, VirtioDevice};
+use crate::{Dma, Doorbells};
+
+/// Red Hat's vendor id, which virtio uses (section 4.1.2).
+const VENDOR: u16 = 0x1af4;
+/// Device id of a non-transitional device, less the virtio device id.
+const DEVICE_BASE: u16 = 0x1040;
+/// Subsystem device id, less the virtio device id: at least 0x40 for a non-transitional device.
+const SUBSYSTEM_BASE: u16 = 0x40;
+
+/// A virtio device as a PCI function.
+pub struct VirtioPci {
+    config: Mutex<ConfigSpace>,
+    access: AccessCapability,
+    state: Mutex<State>,
+    link: Arc<Link>,
+    device_config: Vec<u8>,
+    /// One per queue. The device's thread waits for them, whoever signals them.
+    kicks: Vec<EventFd>,
+    doorbells: Arc<dyn Doorbells>,
+    /// Where the BAR is as far as the doorbells know.
+    rung_at: Mutex<Option<u64>>,
+}
+
+impl VirtioPci {
+    /// Puts `device` on the bus at `bdf`. `dma` must be the port of that requester.
+    ///
+    /// # Errors
+    /// When the host gives no eventfds.
+    pub fn new(
+        bdf: Bdf,
+        dma: Dma,
+        msi: Arc<dyn MsiSink>,
+        doorbells: Arc<dyn Doorbells>,
+        device: Box<dyn VirtioDevice>,
+    ) -> io::Result<Arc<Self>> {
+        let queues = device.queue_sizes().len();
+        let kicks = (0..queues)
+            .map(|_| EventFd::new(EFD_NONBLOCK))
+            .collect::<io::Result<Vec<_>>>()?;
+        let device_config = device.config();
+        // One vector for configuration changes, one per queue.
+        let vectors = u16::try_from(queues + 1).map_err(|_| io::ErrorKind::InvalidInput)?;
+
+        let (config, access) =
+            config_space(device.kind(), queues, vectors, !device_config.is_empty());
+        let bus_master = config.bus_master_flag();
+        let msix = MsixTable::new(vectors, bdf, msi).gated(Arc::clone(&bus_master));
+        let parts = Parts {
+            name: format!("{}-{bdf}", thread_name(device.kind())),
+            dma: dma.gated(bus_master),
+            kicks: kicks
+                .iter()
+                .map(EventFd::try_clone)
+                .collect::<io::Result<Vec<_>>>()?,
+        };
+        Ok(Arc::new(Self {
+            config: Mutex::new(config),
+            access,
+            link: Arc::new(Link::new(msix, queues)),
+            state: Mutex::new(State::new(device, parts)),
+            device_config,
+            kicks,
+            doorbells,
+            rung_at: Mutex::new(None),
+        }))
+    }
+
+    fn config(&self) -> MutexGuard<'_, ConfigSpace> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reset of the function: the virtio device, MSI-X and configuration space.
+    fn reset_function(&self, config: &mut ConfigSpace) {
+        // DMA and messages end with bus mastering, before the thread does.
+        config.reset();
+        self.state().reset(&self.link);
+        self.link.msix.reset();
+    }
+
+    fn kick(&self, queue: u64) {
+        let kick = usize::try_from(queue)
+            .ok()
+            .and_then(|queue| self.kicks.get(queue));
+        if let Some(kick) = kick
+            && let Err(error) = kick.write(1)
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
+            warn!("virtio: cannot signal a queue: {error}");
+        }
+    }
+
+    /// Moves the doorbells to the notification addresses behind `base`.
+    fn move_doorbells(&self, base: Option<u64>) {
+        let mut rung_at = self.rung_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if *rung_at == base {
+            return;
+        }
+        if let Some(old) = rung_at.take() {
+            for (queue, kick) in self.kicks.iter().enumerate() {
+                self.doorbells
+                    .remove(old.wrapping_add(pci_bar::notify_offset(queue)), kick);
+            }
+        }
+        let Some(base) = base else { return };
+        for (queue, kick) in self.kicks.iter().enumerate() {
+            // Without a doorbell the write arrives in `write_bar` and works as well.
+            if let Err(error) = self
+                .doorbells
+                .add(base.wrapping_add(pci_bar::notify_offset(queue)), kick)
+            {
+                warn!("virtio: no doorbell for a queue, notifications take the slow path: {error}");
+            }
+        }
+        *rung_at = Some(base);
+    }
+}
+
+impl PciFunction for VirtioPci {
+    fn read_config(&self, offset: u16, data: &mut [u8]) {
+        let access = self.access.access(&self.config(), offset, data.len());
+        if let Some(access) = access {
+            let mut value = [0; 4];
+            if let Some(part) = value.get_mut(..access.length) {
+                self.read_bar(usize::from(BAR), access.offset, part);
+            }
+            self.config().set_bytes(self.access.data(), &value);
+        }
+        self.config().read(offset, data);
+    }
+
+    fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange {
+        let mut config = self.config();
+        let mut change = config.write(offset, data);
+        if change.function_reset {
+            self.reset_function(&mut config);
+            change.decode = true;
+        } else if change.msix
+            && let Some((enabled, masked)) = config.msix_control()
+        {
+            self.link.msix.set_control(enabled, masked);
+        }
+        let access = self.access.access(&config, offset, data.len());
+        let value = config.read_u32(self.access.data()).to_le_bytes();
+        drop(config);
+        if let Some(access) = access
+            && let Some(part) = value.get(..access.length)
+        {
+            self.write_bar(usize::from(BAR), access.offset, part);
+        }
+        change
+    }
+
+    fn read_bar(&self, bar: usize, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if bar != usize::from(BAR) {
+            return;
+        }
+        let (region, at) = pci_bar::region(offset);
+        match region {
+            Region::Common => self.state().read_common(at, data, &self.link),
+            Region::Isr => {
+                if let Some(first) = data.first_mut() {
+                    *first = self.link.take_isr();
+                }
+            }
+            Region::Device => {
+                let start = usize::try_from(at).unwrap_or(usize::MAX);
+                for (byte, value) in data.iter_mut().zip(self.device_config.iter().skip(start)) {
+                    *byte = *value;
+                }
+            }
+            Region::MsixTable => self.link.msix.read_table(at, data),
+            Region::MsixPba => self.link.msix.read_pba(at, data),
+            Region::Notify(_) | Region::Hole => {}
+        }
+    }
+
+    fn write_bar(&self, bar: usize, offset: u64, data: &[u8]) {
+        if bar != usize::from(BAR) {
+            return;
+        }
+        let (region, at) = pci_bar::region(offset);
+        match region {
+            Region::Common => self.state().write_common(at, data, &self.link),
+            Region::Notify(queue) => self.kick(queue),
+            Region::MsixTable => {
+                self.link.msix.write_table(at, data);
+            }
+            // No device here has a writable field in its configuration.
+            Region::Isr | Region::Device | Region::MsixPba | Region::Hole => {}
+        }
+    }
+
+    fn windows(&self) -> Vec<BarWindow> {
+        self.config().decoded_bars().collect()
+    }
+
+    fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
+        self.config().bar_sizes().collect()
+    }
+
+    fn assign_bar(&self, bar: usize, address: u64) {
+        self.config().set_bar_address(bar, address);
+    }
+
+    fn windows_changed(&self, windows: &[BarWindow]) {
+        let base = windows
+            .iter()
+            .find(|window| window.bar == usize::from(BAR))
+            .map(|window| window.base);
+        self.move_doorbells(base);
+    }
+
+    fn reset(&self) {
+        self.reset_function(&mut self.config());
+    }
+}
+
+impl Drop for VirtioPci {
+    fn drop(&mut self) {
+        self.move_doorbells(None);
+    }
+}
+
+/// The configuration space of a device.
+fn config_space(
+    kind: DeviceKind,
+    queues: usize,
+    vectors: u16,
+    device_config: bool,
+) -> (ConfigSpace, AccessCapability) {
+    let id = kind as u16;
+    let mut builder = ConfigSpace::builder(Identity {
+        vendor: VENDOR,
+        device: DEVICE_BASE + id,
+        class: class(kind),
+        revision: 1,
+        subsystem_vendor: VENDOR,
+        subsystem_device: SUBSYSTEM_BASE + id,
+    });
+    builder.add_bar(
+        usize::from(BAR),
+        BarKind::Memory64 { prefetchable: true },
+        BAR_SIZE,
+    );
+    builder.add_pcie_endpoint();
+    builder.add_msix(vectors, BAR, pci_bar::MSIX_TABLE, pci_bar::MSIX_PBA);
+    let access = pci_cap::add(&mut builder, queues, device_config);
+    (builder.build(), access)
+}
+
+/// Class code: base class, sub-class, interface.
+fn class(kind: DeviceKind) -> [u8; 3] {
+    match kind {
+        DeviceKind::Net => [0x02, 0x00, 0x00],
+        DeviceKind::Block => [0x01, 0x80, 0x00],
+        DeviceKind::Console => [0x07, 0x80, 0x00],
+        DeviceKind::Entropy => [0x10, 0x00, 0x00],
+    }
+}
+
+/// Start of the thread's name; the function's address follows, and 15 bytes are all that the system keeps.
+fn thread_name(kind: DeviceKind) -> &'static str {
+    match kind {
+        DeviceKind::Net => "net",
+        DeviceKind::Block => "blk",
+        DeviceKind::Console => "con",
+        DeviceKind::Entropy => "rng",
+    }
+}

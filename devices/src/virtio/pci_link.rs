@@ -1,0 +1,120 @@
+//! The part of the transport that the device's thread touches as well: status and interrupts. No lock.
+
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+
+use pci::MsixTable;
+
+use super::session::Transport;
+
+/// `VIRTIO_MSI_NO_VECTOR`: no interrupt (section 4.1.5.1.2).
+pub(super) const NO_VECTOR: u16 = 0xffff;
+
+/// Device status bits (section 2.1).
+pub(super) mod status {
+    /// `ACKNOWLEDGE`: the operating system has noticed the device.
+    pub(crate) const ACKNOWLEDGE: u8 = 1;
+    /// `DRIVER`: it knows how to drive it.
+    pub(crate) const DRIVER: u8 = 2;
+    /// `DRIVER_OK`: the driver is ready.
+    pub(crate) const DRIVER_OK: u8 = 4;
+    /// `FEATURES_OK`: negotiation is complete.
+    pub(crate) const FEATURES_OK: u8 = 8;
+    /// `DEVICE_NEEDS_RESET`: the device cannot go on.
+    pub(crate) const NEEDS_RESET: u8 = 64;
+    /// `FAILED`: the driver has given up.
+    pub(crate) const FAILED: u8 = 128;
+}
+
+/// ISR status bits (section 4.1.4.5).
+const ISR_QUEUE: u8 = 1;
+const ISR_CONFIG: u8 = 2;
+
+/// Status and interrupts of one device.
+pub(super) struct Link {
+    /// Set by the driver, except `NEEDS_RESET`.
+    pub(super) status: AtomicU8,
+    pub(super) msix: MsixTable,
+    isr: AtomicU8,
+    config_vector: AtomicU16,
+    queue_vectors: Box<[AtomicU16]>,
+}
+
+impl Link {
+    pub(super) fn new(msix: MsixTable, queues: usize) -> Self {
+        Self {
+            status: AtomicU8::new(0),
+            msix,
+            isr: AtomicU8::new(0),
+            config_vector: AtomicU16::new(NO_VECTOR),
+            queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+        }
+    }
+
+    /// Reading the ISR status clears it.
+    pub(super) fn take_isr(&self) -> u8 {
+        self.isr.swap(0, Ordering::AcqRel)
+    }
+
+    pub(super) fn config_vector(&self) -> u16 {
+        self.config_vector.load(Ordering::Acquire)
+    }
+
+    pub(super) fn queue_vector(&self, queue: usize) -> u16 {
+        self.queue_vectors
+            .get(queue)
+            .map_or(NO_VECTOR, |vector| vector.load(Ordering::Acquire))
+    }
+
+    pub(super) fn set_config_vector(&self, vector: u16) {
+        self.config_vector
+            .store(self.valid(vector), Ordering::Release);
+    }
+
+    pub(super) fn set_queue_vector(&self, queue: usize, vector: u16) {
+        if let Some(slot) = self.queue_vectors.get(queue) {
+            slot.store(self.valid(vector), Ordering::Release);
+        }
+    }
+
+    /// Back to no status, no vectors, nothing pending. MSI-X itself belongs to the function, not to the virtio device.
+    pub(super) fn reset(&self) {
+        self.config_vector.store(NO_VECTOR, Ordering::Release);
+        for vector in &self.queue_vectors {
+            vector.store(NO_VECTOR, Ordering::Release);
+        }
+        self.isr.store(0, Ordering::Release);
+        self.status.store(0, Ordering::Release);
+    }
+
+    /// A vector that the table does not have reads back as `NO_VECTOR` (section 4.1.5.1.2.1).
+    fn valid(&self, vector: u16) -> u16 {
+        if vector < self.msix.vectors() {
+            vector
+        } else {
+            NO_VECTOR
+        }
+    }
+
+    /// The ISR bits are for drivers without MSI-X (section 4.1.4.5.1). There is no INTx pin: such a driver polls.
+    fn interrupt(&self, isr: u8, vector: u16) {
+        if !self.msix.enabled() {
+            self.isr.fetch_or(isr, Ordering::AcqRel);
+        } else if vector != NO_VECTOR {
+            self.msix.notify(vector);
+        }
+    }
+}
+
+impl Transport for Link {
+    fn queue_interrupt(&self, index: usize) {
+        self.interrupt(ISR_QUEUE, self.queue_vector(index));
+    }
+
+    fn needs_reset(&self) {
+        let before = self.status.fetch_or(status::NEEDS_RESET, Ordering::AcqRel);
+        // 2.1.2: the notification is owed only to a driver that has said DRIVER_OK.
+        if before & status::DRIVER_OK != 0 && before & status::NEEDS_RESET == 0 {
+            self.interrupt(ISR_CONFIG, self.config_vector());
+        }
+    }
+}

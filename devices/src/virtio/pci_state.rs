@@ -1,0 +1,257 @@
+//! The life of a device on the PCI transport: the status state machine (sections 2.1 and 3.1), activation and reset.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use log::{error, warn};
+use virtio_queue::QueueState;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::limit::LogLimit;
+use super::pci_common::CommonRegisters;
+use super::pci_link::{Link, status};
+use super::queue::{QueueError, VirtQueue};
+use super::session::{Session, Transport};
+use super::worker::{Returned, Stopped, Worker};
+use super::{VirtioDevice, feature};
+use crate::Dma;
+
+/// Features without which there is no negotiation: a driver that does not know that its addresses are translated would hand out wrong
+/// ones (section 6.1).
+const MANDATORY: u64 = feature::VERSION_1 | feature::ACCESS_PLATFORM;
+/// Features that the transport and the queues bring along.
+pub(super) const TRANSPORT: u64 = MANDATORY | feature::INDIRECT_DESC | feature::EVENT_IDX;
+
+/// Status bits that a driver can set.
+const DRIVER_BITS: u8 =
+    status::ACKNOWLEDGE | status::DRIVER | status::DRIVER_OK | status::FEATURES_OK | status::FAILED;
+
+/// How long a reset waits for the device's thread before it leaves the rest to later reads of the status.
+const RESET_WAIT: Duration = Duration::from_millis(500);
+
+/// Where the device model is.
+enum Slot {
+    /// Here: no driver.
+    Idle(Returned),
+    /// With its thread.
+    Running(Worker),
+    /// With its thread, which has been told to end.
+    Stopping(Worker),
+    /// Nowhere: its thread died.
+    Lost,
+}
+
+/// What activation needs besides the registers.
+pub(super) struct Parts {
+    /// Name of the thread and in messages.
+    pub(super) name: String,
+    pub(super) dma: Dma,
+    pub(super) kicks: Vec<EventFd>,
+}
+
+/// The device, its registers and its thread. Guarded by the function's lock, which is not taken by the thread: waiting for the
+/// thread under it is safe.
+pub(super) struct State {
+    pub(super) registers: CommonRegisters,
+    slot: Slot,
+    parts: Parts,
+    limit: LogLimit,
+}
+
+impl State {
+    pub(super) fn new(device: Box<dyn VirtioDevice>, parts: Parts) -> Self {
+        let registers = CommonRegisters::new(device.features() | TRANSPORT, device.queue_sizes());
+        let slot = Slot::Idle(Returned {
+            device,
+            limit: LogLimit::default(),
+        });
+        Self {
+            registers,
+            slot,
+            parts,
+            limit: LogLimit::default(),
+        }
+    }
+
+    /// Reads common configuration. While a reset is under way the old status is shown, so that the driver waits
+    /// (section 4.1.4.3.2).
+    pub(super) fn read_common(&mut self, offset: u64, data: &mut [u8], link: &Link) {
+        self.finish_stopping(Duration::ZERO, link);
+        self.registers.read(offset, data, link);
+    }
+
+    /// Writes common configuration.
+    pub(super) fn write_common(&mut self, offset: u64, data: &[u8], link: &Arc<Link>) {
+        self.finish_stopping(Duration::ZERO, link);
+        if let Slot::Stopping(_) = self.slot {
+            return;
+        }
+        if let Some(value) = self.registers.write(offset, data, link) {
+            self.write_status(value, link);
+        }
+    }
+
+    /// Resets the virtio device: stops its thread, and waits for that up to a limit. The rest of a reset that takes longer
+    /// happens in [`State::read_common`].
+    pub(super) fn reset(&mut self, link: &Link) {
+        self.slot = match std::mem::replace(&mut self.slot, Slot::Lost) {
+            Slot::Running(worker) => Slot::Stopping(worker),
+            other => other,
+        };
+        self.finish_stopping(RESET_WAIT, link);
+        if !matches!(self.slot, Slot::Stopping(_)) {
+            self.clear(link);
+        }
+    }
+
+    /// Takes the device back from a thread that has been told to end, if it has within `wait`.
+    fn finish_stopping(&mut self, wait: Duration, link: &Link) {
+        let Slot::Stopping(_) = self.slot else { return };
+        let Slot::Stopping(worker) = std::mem::replace(&mut self.slot, Slot::Lost) else {
+            return;
+        };
+        self.slot = match worker.stop(wait) {
+            Stopped::Done(returned) => Slot::Idle(returned),
+            Stopped::Busy(worker) => Slot::Stopping(worker),
+            Stopped::Lost => {
+                error!(
+                    "virtio {}: the device's thread is gone; the device stays dead",
+                    self.parts.name
+                );
+                Slot::Lost
+            }
+        };
+        if !matches!(self.slot, Slot::Stopping(_)) {
+            self.clear(link);
+        }
+    }
+
+    fn clear(&mut self, link: &Link) {
+        self.registers.reset();
+        link.reset();
+    }
+
+    fn write_status(&mut self, value: u8, link: &Arc<Link>) {
+        if value == 0 {
+            return self.reset(link);
+        }
+        // 2.1.1: a driver never clears a bit, except by reset.
+        let old = link.status.load(Ordering::Acquire);
+        let mut new_bits = value & DRIVER_BITS & !old;
+        if new_bits & status::FEATURES_OK != 0 && !self.features_agree(old | new_bits) {
+            new_bits &= !status::FEATURES_OK;
+        }
+        let now = old | new_bits;
+        // A driver that skips negotiation is a legacy one, and gets nothing.
+        if new_bits & status::DRIVER_OK != 0 && now & status::FEATURES_OK == 0 {
+            new_bits &= !status::DRIVER_OK;
+        }
+        link.status.fetch_or(new_bits, Ordering::AcqRel);
+        if new_bits & status::DRIVER_OK != 0
+            && let Err(error) = self.activate(link)
+        {
+            if let Some(held_back) = self.limit.pass() {
+                let name = &self.parts.name;
+                warn!("virtio {name}: cannot start: {error} ({held_back} messages held back)");
+            }
+            link.needs_reset();
+        }
+    }
+
+    /// Whether `FEATURES_OK` stays set (section 2.2.2).
+    fn features_agree(&self, status: u8) -> bool {
+        let accepted = self.registers.accepted();
+        let Slot::Idle(Returned { device, .. }) = &self.slot else {
+            return false;
+        };
+        status & status::DRIVER != 0
+            && accepted & !self.registers.offered() == 0
+            && accepted & MANDATORY == MANDATORY
+            && device.check_features(accepted)
+    }
+
+    /// Starts the device's thread.
+    fn activate(&mut self, link: &Arc<Link>) -> Result<(), StartError> {
+        let features = self.registers.accepted();
+        let queues = self
+            .registers
+            .queues()
+            .iter()
+            .map(|queue| enabled_queue(queue, features))
+            .collect::<Result<Vec<_>, QueueError>>()?;
+        let kicks = self
+            .parts
+            .kicks
+            .iter()
+            .map(EventFd::try_clone)
+            .collect::<io::Result<Vec<_>>>()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let transport: Arc<dyn Transport> = Arc::<Link>::clone(link);
+        let session = Session::new(
+            queues,
+            self.parts.dma.view(),
+            Arc::clone(&transport),
+            features,
+            Arc::clone(&stop),
+        );
+        let device = match std::mem::replace(&mut self.slot, Slot::Lost) {
+            Slot::Idle(device) => device,
+            other => {
+                self.slot = other;
+                return Err(StartError::Gone);
+            }
+        };
+        match Worker::start(
+            self.parts.name.clone(),
+            device,
+            session,
+            kicks,
+            transport,
+            stop,
+        ) {
+            Ok(worker) => {
+                self.slot = Slot::Running(worker);
+                Ok(())
+            }
+            Err((error, returned)) => {
+                self.slot = returned.map_or(Slot::Lost, Slot::Idle);
+                Err(StartError::Host(error))
+            }
+        }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        if let Slot::Running(worker) | Slot::Stopping(worker) =
+            std::mem::replace(&mut self.slot, Slot::Lost)
+            && let Stopped::Busy(_) = worker.stop(RESET_WAIT)
+        {
+            warn!(
+                "virtio {}: the device's thread is still busy; left behind",
+                self.parts.name
+            );
+        }
+    }
+}
+
+/// A queue that the driver enabled, checked; `None` for one that it left alone.
+fn enabled_queue(state: &QueueState, features: u64) -> Result<Option<VirtQueue>, QueueError> {
+    if !state.ready {
+        return Ok(None);
+    }
+    VirtQueue::new(*state, features).map(Some)
+}
+
+/// Why `DRIVER_OK` did not start the device.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    #[error("host error: {0}")]
+    Host(#[from] io::Error),
+    #[error("the device's thread died earlier")]
+    Gone,
+}

@@ -1,0 +1,216 @@
+//! A split virtqueue (section 2.7) as a device model uses it.
+//!
+//! The rings' indexes and notification rules are virtio-queue's; taking a chain is ours, because it has to be strict (see
+//! [`super::chain`]), must not log for every mistake of a guest, and must accept a ring at I/O virtual address 0.
+
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{Queue, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
+
+use super::chain::{Chain, Table};
+use super::feature;
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT` (section 2.7.6).
+const AVAIL_NO_INTERRUPT: u16 = 1;
+
+/// What is wrong with a queue or a chain. Each of them puts the device into `DEVICE_NEEDS_RESET`.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The rings do not satisfy 2.7.
+    #[error("queue setup is invalid: {0}")]
+    Setup(virtio_queue::Error),
+    /// A ring operation failed.
+    #[error("ring access failed: {0}")]
+    Ring(virtio_queue::Error),
+    /// A descriptor or a buffer cannot be reached; with an IOMMU, usually because it is not mapped for this access.
+    #[error("guest memory access failed: {0}")]
+    Memory(#[from] GuestMemoryError),
+    /// The available index ran more than the queue's size ahead.
+    #[error("available index is {pending} entries ahead in a queue of {size}")]
+    AvailableIndex {
+        /// How far ahead.
+        pending: u16,
+        /// The queue's size.
+        size: u16,
+    },
+    /// A descriptor index lies beyond its table.
+    #[error("descriptor index {index} in a table of {size}")]
+    DescriptorIndex {
+        /// The index.
+        index: u16,
+        /// Entries in the table.
+        size: u16,
+    },
+    /// A loop, more descriptors than the queue has, or more than 4 GiB.
+    #[error("descriptor chain loops or is too long")]
+    ChainTooLong,
+    /// An indirect descriptor that is nested, has a successor, was not negotiated, or names a table of odd length.
+    #[error("indirect descriptor breaks the rules of 2.7.5.3")]
+    Indirect,
+    /// A readable descriptor after a writable one.
+    #[error("readable descriptor follows a writable one")]
+    Order,
+    /// An address wraps around.
+    #[error("buffer address overflows")]
+    Address,
+    /// A chain that is too short for what its queue carries.
+    #[error("buffer is too short for a request")]
+    Length,
+    /// The device looked at a queue that the driver has not enabled.
+    #[error("queue is not enabled")]
+    Disabled,
+    /// The device is being reset.
+    #[error("device is being reset")]
+    Stopped,
+}
+
+/// One enabled queue.
+#[derive(Debug)]
+pub struct VirtQueue {
+    queue: Queue,
+    indirect: bool,
+    /// The driver has been asked not to notify.
+    quiet: bool,
+    interrupt_due: bool,
+}
+
+impl VirtQueue {
+    /// Checks `state` as the driver has written it.
+    pub(super) fn new(state: QueueState, features: u64) -> Result<Self, QueueError> {
+        let state = QueueState {
+            event_idx_enabled: features & feature::EVENT_IDX != 0,
+            ready: true,
+            ..state
+        };
+        // Rings that wrap around the end of the address space: the largest of the three is below 1 MiB.
+        let end = 1 << 20;
+        for ring in [state.desc_table, state.avail_ring, state.used_ring] {
+            ring.checked_add(end)
+                .ok_or(QueueError::Setup(virtio_queue::Error::AddressOverflow))?;
+        }
+        let queue = Queue::try_from(state).map_err(QueueError::Setup)?;
+        Ok(Self {
+            queue,
+            indirect: features & feature::INDIRECT_DESC != 0,
+            quiet: false,
+            interrupt_due: false,
+        })
+    }
+
+    /// Number of entries.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// Takes the next chain into `chain`; `false` if there is none, in which case the driver will notify when there is.
+    pub fn pop<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        chain: &mut Chain,
+    ) -> Result<bool, QueueError> {
+        let Some(head) = self.next_head(memory)? else {
+            return Ok(false);
+        };
+        let table = Table {
+            address: self.queue.desc_table(),
+            size: self.queue.size(),
+            indirect: self.indirect,
+        };
+        chain.load(memory, table, head)?;
+        Ok(true)
+    }
+
+    /// Gives the last `count` popped chains back, to be popped again.
+    pub fn undo(&mut self, count: u16) {
+        self.queue
+            .set_next_avail(self.queue.next_avail().wrapping_sub(count));
+    }
+
+    /// Returns a chain to the driver, `written` bytes of its writable part filled, and notes whether it wants an interrupt.
+    pub fn complete<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        head: u16,
+        written: u32,
+    ) -> Result<(), QueueError> {
+        if head >= self.queue.size() {
+            return Err(QueueError::DescriptorIndex {
+                index: head,
+                size: self.queue.size(),
+            });
+        }
+        self.queue
+            .add_used(memory, head, written)
+            .map_err(QueueError::Ring)?;
+        if self
+            .queue
+            .needs_notification(memory)
+            .map_err(QueueError::Ring)?
+            && !self.masked(memory)?
+        {
+            self.interrupt_due = true;
+        }
+        Ok(())
+    }
+
+    /// Whether an interrupt is due; asking clears it.
+    pub(super) fn take_interrupt(&mut self) -> bool {
+        std::mem::take(&mut self.interrupt_due)
+    }
+
+    /// The index that the driver put next into the available ring.
+    fn next_head<M: GuestMemory>(&mut self, memory: &M) -> Result<Option<u16>, QueueError> {
+        let size = self.queue.size();
+        let next = self.queue.next_avail();
+        let mut pending = self.pending(memory)?;
+        if pending == 0 {
+            // Ask for a notification, and look again in case the driver was faster.
+            self.queue
+                .enable_notification(memory)
+                .map_err(QueueError::Ring)?;
+            self.quiet = false;
+            pending = self.pending(memory)?;
+        }
+        if pending == 0 {
+            return Ok(None);
+        }
+        if pending > size {
+            return Err(QueueError::AvailableIndex { pending, size });
+        }
+        if !self.quiet {
+            self.queue
+                .disable_notification(memory)
+                .map_err(QueueError::Ring)?;
+            self.quiet = true;
+        }
+        let entry = 4 + 2 * u64::from(next % size);
+        let address = self
+            .queue
+            .avail_ring()
+            .checked_add(entry)
+            .ok_or(QueueError::Address)?;
+        let head: u16 = memory.load(GuestAddress(address), Ordering::Relaxed)?;
+        self.queue.set_next_avail(next.wrapping_add(1));
+        Ok(Some(u16::from_le(head)))
+    }
+
+    /// Entries in the available ring that have not been taken yet.
+    fn pending<M: GuestMemory>(&self, memory: &M) -> Result<u16, QueueError> {
+        let index = self
+            .queue
+            .avail_idx(memory, Ordering::Acquire)
+            .map_err(QueueError::Ring)?;
+        Ok(index.0.wrapping_sub(self.queue.next_avail()))
+    }
+
+    /// Whether the driver suppresses interrupts by flag, which only counts without `EVENT_IDX` (section 2.7.7.2).
+    fn masked<M: GuestMemory>(&self, memory: &M) -> Result<bool, QueueError> {
+        if self.queue.event_idx_enabled() {
+            return Ok(false);
+        }
+        let flags: u16 = memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)?;
+        Ok(u16::from_le(flags) & AVAIL_NO_INTERRUPT != 0)
+    }
+}

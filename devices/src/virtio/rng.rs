@@ -1,0 +1,84 @@
+//! Entropy source (section 5.4): fills the driver's buffers from the host's random number generator.
+
+use std::io;
+
+use log::warn;
+
+use super::limit::LogLimit;
+use super::{Chain, DeviceKind, Progress, QueueError, Session, VirtioDevice, sys};
+
+/// Queue size.
+const QUEUE_SIZE: u16 = 64;
+/// Most bytes given for one buffer. The used length tells the driver how many there are.
+const MOST: usize = 4096;
+
+/// An entropy device.
+#[derive(Default)]
+pub struct Rng {
+    chain: Chain,
+    limit: LogLimit,
+}
+
+impl Rng {
+    /// A device that needs nothing from the host but its random number generator.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Entropy
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn activate(&mut self, _features: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError> {
+        let mut bytes = [0; MOST];
+        for _ in 0..session.queue_size(index) {
+            if !session.pop(index, &mut self.chain)? {
+                return Ok(Progress::Idle);
+            }
+            let wanted = usize::try_from(self.chain.writable())
+                .unwrap_or(MOST)
+                .min(MOST);
+            let part = bytes.get_mut(..wanted).unwrap_or_default();
+            let given = match sys::random(part) {
+                Ok(()) => part,
+                Err(error) => {
+                    if let Some(held_back) = self.limit.pass() {
+                        warn!(
+                            "virtio-rng: the host gives no random bytes: {error} ({held_back} messages held back)"
+                        );
+                    }
+                    &mut []
+                }
+            };
+            let chain = &self.chain;
+            session.transact(index, |queue, memory| {
+                chain.write(memory, 0, given)?;
+                queue.complete(
+                    memory,
+                    chain.head(),
+                    u32::try_from(given.len()).unwrap_or(0),
+                )
+            })?;
+        }
+        Ok(Progress::More)
+    }
+}
