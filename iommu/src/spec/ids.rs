@@ -46,7 +46,6 @@ impl Pasid {
 
     /// The low 20 bits of `value`, for fields of exactly that width.
     pub(crate) const fn from_field(value: u64) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "masked to 20 bits")]
         Self((value & 0xf_ffff) as u32)
     }
 

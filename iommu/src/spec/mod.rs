@@ -2,8 +2,15 @@
 //!
 //! Pure values: a layout, what is reserved in it, and what a capability changes about that. Behaviour is elsewhere.
 
+pub mod context;
 pub mod descriptors;
+pub mod entry;
 pub mod fault_reason;
+pub mod first_stage;
+pub mod gates;
 pub mod ids;
 pub mod irte;
+pub mod pasid;
 pub mod registers;
+pub mod root;
+pub mod second_stage;

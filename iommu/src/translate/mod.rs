@@ -4,34 +4,45 @@
 //! [`translate`] then walks the tables of that binding. Both are functions of guest memory, of what the guest
 //! has latched by commands, and of the capabilities; they keep nothing.
 
-mod gates;
+mod binding;
+mod demand;
+mod first_stage;
 mod request;
+mod resolve;
+mod second_stage;
+mod update;
+mod walk;
 
-pub use gates::Gates;
+pub use binding::{Binding, FirstStage, SecondStage};
 pub use request::{
     Access, Fault, Latched, Request, RequestKind, RootPointer, Translation, TranslationType,
 };
+pub use resolve::{Resolved, resolve};
+
+pub use crate::spec::gates::Gates;
 
 use crate::memory::TableMemory;
+use crate::spec::fault_reason::{FaultReason, Reply};
+use crate::spec::ids::{Pasid, SourceId};
+use demand::Demand;
+use walk::Walker;
 
 /// Translates one request.
+///
+/// A page request is only resolved: the answer stands for its tables being in order, and grants nothing.
 ///
 /// # Errors
 /// The fault for which the request is blocked. It is for the caller to record it.
 pub fn translate<T: TableMemory + ?Sized>(
-    _memory: &T,
-    _gates: &Gates,
-    _latched: &Latched,
+    memory: &T,
+    gates: &Gates,
+    latched: &Latched,
     request: &Request,
 ) -> Result<Translation, Fault> {
-    Err(Fault::new(
-        crate::spec::fault_reason::FaultReason::RootFetch,
-        false,
-        request.kind,
-    ))
+    run(memory, gates, latched, request, Demand::of(request, gates))
 }
 
-/// What is permitted at the address of `request`, without requiring anything.
+/// What is permitted at the address of `request`, whatever access it names. No dirty bit is set.
 ///
 /// # Errors
 /// As [`translate`], apart from missing permissions.
@@ -41,5 +52,121 @@ pub fn probe<T: TableMemory + ?Sized>(
     latched: &Latched,
     request: &Request,
 ) -> Result<Translation, Fault> {
-    translate(memory, gates, latched, request)
+    run(memory, gates, latched, request, Demand::PROBE)
+}
+
+/// What translates the untranslated requests of `source`, with `pasid` or without.
+pub fn binding<T: TableMemory + ?Sized>(
+    memory: &T,
+    gates: &Gates,
+    latched: &Latched,
+    source: SourceId,
+    pasid: Option<Pasid>,
+) -> Binding {
+    if !latched.enabled {
+        return Binding::PassThrough;
+    }
+    let request = Request {
+        pasid,
+        ..Request::untranslated(source, 0, Access::Read)
+    };
+    resolve(memory, gates, latched, &request).map_or(Binding::Blocked, |resolved| resolved.binding)
+}
+
+fn run<T: TableMemory + ?Sized>(
+    memory: &T,
+    gates: &Gates,
+    latched: &Latched,
+    request: &Request,
+    demand: Demand,
+) -> Result<Translation, Fault> {
+    if !latched.enabled {
+        return disabled(request);
+    }
+    if request.pasid.is_none()
+        && walk::is_interrupt_range(request.address)
+        && let Some(outcome) = to_interrupt_range(request)
+    {
+        return outcome;
+    }
+    let resolved = resolve(memory, gates, latched, request)?;
+    if request.kind == RequestKind::PageRequest {
+        return Ok(Translation {
+            domain: resolved.domain,
+            ..unchanged(request.address, false, false)
+        });
+    }
+    let walker = Walker {
+        memory,
+        gates,
+        resolved: &resolved,
+        address: request.address,
+        demand,
+    };
+    let outcome = walker.run();
+    let RequestKind::TranslationRequest { no_write } = request.kind else {
+        return outcome.map_err(|reason| Fault::new(reason, resolved.fault_disable, request.kind));
+    };
+    match outcome {
+        Ok(translation) => {
+            let withheld = no_write && gates.caps.ecap.nwfs();
+            Ok(Translation {
+                writable: translation.writable && !withheld,
+                ..translation
+            })
+        }
+        // Legacy mode: a page that grants nothing is an answer to a translation request, not a fault.
+        Err(FaultReason::ReadDenied | FaultReason::WriteDenied) => Ok(Translation {
+            domain: resolved.domain,
+            ..unchanged(request.address, false, false)
+        }),
+        Err(reason) => Err(Fault::new(reason, resolved.fault_disable, request.kind)),
+    }
+}
+
+/// Translation is off: untranslated requests pass, all others are unsupported and not recorded (sec. 7.1).
+fn disabled(request: &Request) -> Result<Translation, Fault> {
+    if request.kind == RequestKind::Untranslated {
+        return Ok(unchanged(request.address, true, true));
+    }
+    Err(Fault {
+        reason: FaultReason::TranslationTypeBlocks,
+        record: false,
+        reply: Reply::UnsupportedRequest,
+    })
+}
+
+/// A request without PASID to the interrupt address range, which no table translates (sec. 3.14). `None` when the
+/// tables matter nevertheless.
+fn to_interrupt_range(request: &Request) -> Option<Result<Translation, Fault>> {
+    match request.kind {
+        RequestKind::Untranslated if request.access == Access::ZeroLengthRead => {
+            Some(Ok(unchanged(request.address, true, false)))
+        }
+        RequestKind::Untranslated => Some(Err(Fault::new(
+            FaultReason::NotAnInterrupt,
+            false,
+            request.kind,
+        ))),
+        RequestKind::TranslationRequest { no_write } => Some(Ok(Translation {
+            untranslated_only: !no_write,
+            ..unchanged(request.address, false, !no_write)
+        })),
+        RequestKind::Translated | RequestKind::PageRequest => None,
+    }
+}
+
+/// An address that stands for itself.
+fn unchanged(address: u64, readable: bool, writable: bool) -> Translation {
+    Translation {
+        address,
+        page_shift: 12,
+        readable,
+        writable,
+        dirty: true,
+        force_snoop: false,
+        untranslated_only: false,
+        translated_by: None,
+        domain: 0,
+    }
 }

@@ -155,9 +155,10 @@ impl Fault {
                 (Reply::UnsupportedRequest, false)
             }
         };
+        let suppressed = fpd && reason.is_qualified();
         Self {
             reason,
-            record: !recoverable && !(fpd && reason.is_qualified()),
+            record: !recoverable && !suppressed,
             reply,
         }
     }

@@ -1,6 +1,6 @@
-//! Capabilities and widths, in the form in which the walkers need them.
+//! Capabilities and widths, in the form in which entries are checked against them.
 
-use crate::spec::registers::Caps;
+use super::registers::Caps;
 
 /// What gates the walks of one unit. Immutable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +35,27 @@ impl Gates {
         self.beyond_host() & ((1 << 52) - 1)
     }
 
-    /// The width of the input addresses of a second stage that is `width` bits wide: the smaller of MGAW and AW.
-    pub fn second_stage_width(&self, width: u8) -> u8 {
-        width.min(self.caps.guest_address_width())
+    /// The width of the input addresses of a second stage with `levels` levels: the smaller of MGAW and AW.
+    pub fn second_stage_width(&self, levels: u8) -> u8 {
+        (12 + 9 * levels).min(self.caps.guest_address_width())
+    }
+
+    /// The number of levels that an AW field stands for, when SAGAW offers it: 1 is 3, 2 is 4, 3 is 5.
+    pub fn second_stage_levels(&self, width_field: u64) -> Option<u8> {
+        let levels = match width_field {
+            1 => 3,
+            2 => 4,
+            3 => 5,
+            _ => return None,
+        };
+        (self.caps.cap.sagaw() >> width_field & 1 == 1).then_some(levels)
+    }
+
+    /// Whether `levels` is the deepest second stage that SAGAW offers.
+    pub fn is_deepest(&self, levels: u8) -> bool {
+        [3, 2, 1]
+            .into_iter()
+            .find_map(|field| self.second_stage_levels(field))
+            == Some(levels)
     }
 }
