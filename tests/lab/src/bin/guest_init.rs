@@ -1,2 +1,5 @@
-//! Placeholder.
-fn main() {}
+//! PID 1 of the lab's guests.
+
+fn main() {
+    lab::guest::main();
+}

@@ -1,2 +1,5 @@
-//! Placeholder.
-fn main() {}
+//! PID 1 of the lab's level 1.
+
+fn main() {
+    lab::agent::init::main();
+}

@@ -1,0 +1,34 @@
+//! Runs a scenario on this machine: files, tap, echo server, nido, time limit, judgement.
+
+mod disks;
+mod echo;
+pub mod init;
+mod log;
+mod run;
+pub mod tap;
+
+use std::path::PathBuf;
+
+use crate::protocol::AgentLine;
+use crate::scenario::Scenario;
+
+pub use run::{initramfs_name, interact, run};
+
+/// A run of a scenario.
+pub struct Task {
+    /// What to run.
+    pub scenario: Scenario,
+    /// Directory with `nido`, the kernels and the initramfs archives.
+    pub files: PathBuf,
+    /// Directory for the logs.
+    pub output: PathBuf,
+    /// Directory for disks and other files that are not kept.
+    pub scratch: PathBuf,
+    /// Further arguments of nido, after the scenario's.
+    pub extra: Vec<String>,
+    /// Repeat the guest's console as [`AgentLine::Guest`].
+    pub show_guest: bool,
+}
+
+/// Takes the agent's lines.
+pub type Report<'a> = dyn FnMut(AgentLine) + 'a;

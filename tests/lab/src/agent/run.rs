@@ -1,0 +1,269 @@
+//! One run of nido in front of a guest.
+
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::disks::Disks;
+use super::log::{Log, read_lines};
+use super::tap::Tap;
+use super::{Report, Task, echo};
+use crate::judge::Judge;
+use crate::protocol::AgentLine;
+use crate::scenario::{Initramfs, Kernel, Scenario};
+use crate::sys;
+
+/// Network of the tap; documentation addresses (RFC 5737), so that no real network is meant.
+const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const PREFIX: u8 = 24;
+/// Memory of a guest.
+const MEMORY: &str = "512M";
+/// How long a broken guest may go on printing why.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+impl Task {
+    /// The kernel's file.
+    pub fn kernel(&self) -> PathBuf {
+        self.files.join(match self.scenario.kernel {
+            Kernel::Vmlinux => "vmlinux",
+            Kernel::BzImage => "bzImage",
+            Kernel::Cloud => "cloud-vmlinuz",
+            Kernel::Payload => "payload",
+        })
+    }
+
+    /// The initramfs, if there is one.
+    pub fn initramfs(&self) -> Option<PathBuf> {
+        initramfs_name(self.scenario.initramfs).map(|name| self.files.join(name))
+    }
+}
+
+/// File name of an initramfs.
+pub fn initramfs_name(kind: Initramfs) -> Option<&'static str> {
+    match kind {
+        Initramfs::Plain => Some("guest.cpio"),
+        Initramfs::Kexec => Some("kexec.cpio"),
+        Initramfs::Cloud => Some("cloud.cpio"),
+        Initramfs::Shell => Some("shell.cpio"),
+        Initramfs::None => None,
+    }
+}
+
+/// What a guest has besides its kernel, for the time of a run.
+struct Environment {
+    disks: Disks,
+    tap: String,
+    port: u16,
+    _tap: Tap,
+}
+
+impl Environment {
+    fn create(task: &Task) -> Result<Self> {
+        let disks = Disks::create(&task.scratch)?;
+        let tap = format!("nido{}", std::process::id() % 100_000);
+        let device = Tap::new(&tap, HOST, PREFIX).with_context(|| format!("cannot make the tap {tap}"))?;
+        let port = echo::serve(HOST, 0).context("echo server")?;
+        Ok(Self { disks, tap, port, _tap: device })
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments = Vec::new();
+        for disk in &self.disks.paths {
+            arguments.extend(["--disk".to_owned(), format!("path={}", disk.display())]);
+        }
+        arguments.extend(["--net".to_owned(), format!("tap={}", self.tap)]);
+        arguments
+    }
+
+    fn command_line(&self) -> String {
+        format!("lab.disk={} lab.net={GUEST}/{PREFIX},{HOST}:{}", self.disks.hash, self.port)
+    }
+}
+
+/// The whole command line of nido.
+fn arguments(task: &Task, environment: Option<&Environment>, shell: bool) -> Vec<String> {
+    let Scenario { cpus, unit, arguments, command_line, plan, .. } = task.scenario;
+    let mut list = vec!["--kernel".to_owned(), task.kernel().display().to_string()];
+    if let Some(initramfs) = task.initramfs() {
+        list.extend(["--initramfs".to_owned(), initramfs.display().to_string()]);
+    }
+    let mut kernel_parameters = format!("console=ttyS0 printk.devkmsg=on panic=-1 {command_line}");
+    if let Some(environment) = environment {
+        kernel_parameters = format!("{kernel_parameters} {}", environment.command_line());
+    }
+    kernel_parameters.push_str(&if shell { " quiet lab.shell=1".to_owned() } else { format!(" lab.plan={plan}") });
+    if task.scenario.kernel != Kernel::Payload {
+        list.extend(["--cmdline".to_owned(), kernel_parameters]);
+    }
+    list.extend(["--memory".to_owned(), MEMORY.to_owned(), "--cpus".to_owned(), cpus.to_string()]);
+    if let Some(unit) = unit {
+        list.extend(["--device".to_owned(), unit.to_owned()]);
+    }
+    list.extend(environment.map(Environment::arguments).unwrap_or_default());
+    list.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+    list.extend(task.extra.iter().cloned());
+    list
+}
+
+/// A command line as a person would type it.
+fn quoted(program: &Path, arguments: &[String]) -> String {
+    let mut text = program.display().to_string();
+    for argument in arguments {
+        let plain = argument.chars().all(|c| c.is_ascii_alphanumeric() || "-_=/.,:".contains(c));
+        text.push_str(&if plain { format!(" {argument}") } else { format!(" '{argument}'") });
+    }
+    text
+}
+
+/// Runs the scenario; every reason against it is reported, then [`AgentLine::Done`].
+pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
+    let scenario = &task.scenario;
+    fs::create_dir_all(&task.output)?;
+    let linux = scenario.kernel != Kernel::Payload;
+    let environment = if linux { Some(Environment::create(task)?) } else { None };
+    let program = task.files.join("nido");
+    let arguments = arguments(task, environment.as_ref(), false);
+    fs::write(task.output.join("command.txt"), quoted(&program, &arguments) + "\n")?;
+
+    let mut log = Log::create(&task.output.join("guest.log"))?;
+    let messages = File::create(task.output.join("nido.log"))?;
+    let mut command = Command::new(&program);
+    command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(messages).process_group(0);
+    sys::die_with_parent(&mut command);
+    let started = Instant::now();
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    let (sender, lines) = mpsc::channel();
+    read_lines(child.stdout.take().context("no stdout")?, sender);
+
+    let mut judge = Judge::new(scenario.plan, scenario.faults)?;
+    let mut failures = Vec::new();
+    let mut over = None;
+    loop {
+        match lines.recv_timeout(Duration::from_millis(100)) {
+            Ok(line) => {
+                log.write(&line);
+                judge.line(&line.text);
+                if task.show_guest {
+                    report(AgentLine::Guest(line.text));
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        if judge.is_over() && over.is_none() {
+            over = Some(Instant::now());
+        }
+        if over.is_some_and(|since| since.elapsed() > LAST_WORDS) {
+            break;
+        }
+        if started.elapsed() > scenario.limit {
+            failures.push(format!("no end within {} s", scenario.limit.as_secs()));
+            let state = describe(child.id());
+            fs::write(task.output.join("hang.txt"), state)?;
+            break;
+        }
+        if sys::interrupted() {
+            failures.push("interrupted".to_owned());
+            break;
+        }
+    }
+    let ended = end(&mut child)?;
+    for line in lines.try_iter() {
+        log.write(&line);
+        judge.line(&line.text);
+    }
+    let milliseconds = u64::try_from(started.elapsed().as_millis())?;
+    let passed = judge.passed();
+    let killed = over.is_some() || !failures.is_empty();
+    failures.extend(judge.finish());
+    if !killed && ended != Ended::Code(0) {
+        failures.push(format!("nido ended with {ended}: {}", last_line(&task.output.join("nido.log"))));
+    }
+    if let Some(environment) = &environment
+        && failures.is_empty()
+        && scenario.plan.contains("disk")
+        && let Some(reason) = environment.disks.verify()?
+    {
+        failures.push(reason);
+    }
+    for failure in failures {
+        report(AgentLine::Failure(failure));
+    }
+    report(AgentLine::Done { milliseconds, passed });
+    Ok(())
+}
+
+/// Runs the scenario's guest with a shell on this process's terminal.
+pub fn interact(task: &Task, terminal: Option<File>) -> Result<i32> {
+    let environment = Environment::create(task)?;
+    let mut command = Command::new(task.files.join("nido"));
+    command.args(arguments(task, Some(&environment), true));
+    if let Some(terminal) = terminal {
+        command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal);
+        sys::own_terminal(&mut command);
+    }
+    sys::die_with_parent(&mut command);
+    let status = command.spawn().context("cannot start nido")?.wait()?;
+    Ok(status.code().unwrap_or(1))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    Code(i32),
+    Signal(i32),
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// Waits a moment for the child, then kills its group.
+fn end(child: &mut Child) -> Result<Ended> {
+    use std::os::unix::process::ExitStatusExt;
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() > deadline {
+            sys::kill_group(child.id(), libc::SIGKILL);
+            break child.wait()?;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    Ok(match (status.code(), status.signal()) {
+        (Some(code), _) => Ended::Code(code),
+        (None, signal) => Ended::Signal(signal.unwrap_or(0)),
+    })
+}
+
+/// What the threads of a process that does not end are doing.
+fn describe(process: u32) -> String {
+    let mut text = String::new();
+    let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return text };
+    for task in tasks.flatten() {
+        for file in ["comm", "stat", "wchan", "syscall"] {
+            let content = fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            text.push_str(&format!("{} {file}: {}\n", task.file_name().to_string_lossy(), content.trim()));
+        }
+    }
+    text
+}
+
+fn last_line(path: &Path) -> String {
+    let text = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message").to_owned()
+}

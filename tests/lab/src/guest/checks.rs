@@ -1,0 +1,51 @@
+//! The table of checks that a plan can name.
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Guest, disk, edu, interrupts, iommu, kernel_log, network, random};
+use crate::plan::Check;
+
+type Run = fn(&Guest, &str) -> Result<String>;
+
+/// Name, what it shows, code.
+const CHECKS: &[(&str, Run)] = &[
+    ("scalable", iommu::scalable),
+    ("legacy", iommu::legacy),
+    ("no-unit", iommu::no_unit),
+    ("groups", iommu::groups),
+    ("translation", iommu::translation),
+    ("invalidation", iommu::invalidation),
+    ("intremap", iommu::interrupt_remapping),
+    ("disk", disk::check),
+    ("net", network::check),
+    ("rng", random::check),
+    ("edu", edu::dma_and_msi),
+    ("edu-fault", edu::fault),
+    ("smp", interrupts::processors),
+    ("interrupts", interrupts::check),
+    ("nofaults", no_faults),
+    ("log", log_contains),
+];
+
+pub(super) fn run(guest: &Guest, check: &Check) -> Result<String> {
+    let Some((_, run)) = CHECKS.iter().find(|(name, _)| *name == check.name) else {
+        let names: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();
+        bail!("no such check; there are {}", names.join(" "));
+    };
+    run(guest, &check.argument)
+}
+
+/// The kernel reported no DMA or interrupt-remapping fault and no queue error.
+fn no_faults(_guest: &Guest, _argument: &str) -> Result<String> {
+    let log = kernel_log::read()?;
+    let bad: Vec<&String> = log.iter().filter(|line| kernel_log::is_fault(line)).collect();
+    ensure!(bad.is_empty(), "{} fault lines, first: {}", bad.len(), bad.first().map_or("", |line| line.as_str()));
+    Ok(format!("{} lines of kernel log", log.len()))
+}
+
+/// The kernel log contains the argument, in which `_` stands for a space.
+fn log_contains(_guest: &Guest, argument: &str) -> Result<String> {
+    let wanted = argument.replace('_', " ");
+    let log = kernel_log::read()?;
+    log.into_iter().find(|line| line.contains(&wanted)).with_context(|| format!("no line with '{wanted}'"))
+}

@@ -1,0 +1,152 @@
+//! Block devices: read all of one, write a transformed copy to another, compare.
+//!
+//! The agent fills the first disk with random bytes and names their hash on the command line (`lab.disk=`). It checks
+//! the second disk's file itself when the guest has left, by [`transform`].
+
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+
+use super::Guest;
+use crate::sys::ioctl;
+
+/// Unit of I/O: long enough for a request of several segments.
+pub(crate) const CHUNK: usize = 256 * 1024;
+/// Direct I/O wants aligned memory.
+const ALIGNMENT: usize = 4096;
+
+/// What the guest writes to the second disk for what it reads from the first, in place; `offset` is where `data` stands.
+pub(crate) fn transform(offset: u64, data: &mut [u8]) {
+    let mut mask = offset.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    for chunk in data.chunks_mut(8) {
+        mask = mask.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+        for (byte, mask) in chunk.iter_mut().zip(mask.to_le_bytes()) {
+            *byte ^= mask;
+        }
+    }
+}
+
+/// The part at the end of the second disk that the guest discards.
+pub(crate) fn discarded_from(size: u64) -> u64 {
+    size - (size / 8).next_multiple_of(CHUNK as u64).min(size)
+}
+
+/// Hexadecimal digits of a hash.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// A chunk in memory that direct I/O accepts.
+struct Chunk {
+    memory: Vec<u8>,
+    start: usize,
+}
+
+impl Chunk {
+    fn new() -> Self {
+        let memory = vec![0; CHUNK + ALIGNMENT];
+        let start = memory.as_ptr().align_offset(ALIGNMENT);
+        Self { memory, start }
+    }
+
+    fn slice(&mut self, length: usize) -> &mut [u8] {
+        let end = self.start + length.min(CHUNK);
+        &mut self.memory[self.start..end]
+    }
+}
+
+fn open(path: &str, write: bool) -> Result<(File, u64)> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(write).custom_flags(libc::O_DIRECT);
+    let file = options.open(path).with_context(|| path.to_owned())?;
+    let name = path.trim_start_matches("/dev/");
+    let sectors = fs::read_to_string(format!("/sys/block/{name}/size")).context("size")?;
+    Ok((file, sectors.trim().parse::<u64>()? * 512))
+}
+
+fn each_chunk(size: u64, mut run: impl FnMut(u64, usize) -> Result<()>) -> Result<()> {
+    let mut offset = 0;
+    while offset < size {
+        let length = usize::try_from((size - offset).min(CHUNK as u64))?;
+        run(offset, length)?;
+        offset += length as u64;
+    }
+    Ok(())
+}
+
+/// /dev/vda has the announced hash; its transformed copy is written to /dev/vdb, flushed and read back.
+pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
+    let expected = guest.parameter("lab.disk").context("lab.disk= is missing on the command line")?;
+    let (source, size) = open("/dev/vda", false)?;
+    let (target, target_size) = open("/dev/vdb", true)?;
+    ensure!(size == target_size, "the disks have {size} and {target_size} bytes");
+    let mut chunk = Chunk::new();
+    let mut hash = Sha256::new();
+    each_chunk(size, |offset, length| {
+        let data = chunk.slice(length);
+        source.read_exact_at(data, offset).with_context(|| format!("read at {offset:#x}"))?;
+        hash.update(&*data);
+        transform(offset, data);
+        target.write_all_at(data, offset).with_context(|| format!("write at {offset:#x}"))
+    })?;
+    let found = hex(&hash.finalize());
+    ensure!(found == expected, "the disk's hash is {found}, not {expected}");
+    target.sync_all().context("flush")?;
+
+    let mut original = Chunk::new();
+    let mut compare = |limit: u64| {
+        each_chunk(limit, |offset, length| {
+            let wanted = original.slice(length);
+            source.read_exact_at(wanted, offset)?;
+            transform(offset, wanted);
+            let data = chunk.slice(length);
+            target.read_exact_at(data, offset).with_context(|| format!("read back at {offset:#x}"))?;
+            ensure!(data == wanted, "the block at {offset:#x} is not what was written");
+            Ok(())
+        })
+    };
+    compare(size)?;
+    let discard = discard(&target, size)?;
+    compare(discarded_from(size))?;
+    Ok(format!("{} KiB read and written, {discard}", size / 1024))
+}
+
+fn discard(target: &File, size: u64) -> Result<String> {
+    let limit = fs::read_to_string("/sys/block/vdb/queue/discard_max_bytes").unwrap_or_default();
+    if limit.trim() == "0" {
+        bail!("the disk offers no discard");
+    }
+    let start = discarded_from(size);
+    let mut range = [start, size - start];
+    ioctl::ioctl(target, &ioctl::BLOCK_DISCARD, &mut range).context("discard")?;
+    target.sync_all().context("flush")?;
+    Ok(format!("{} KiB discarded", (size - start) / 1024))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transforming_twice_gives_the_original_and_depends_on_the_place() {
+        let mut data = vec![7; 4096];
+        transform(4096, &mut data);
+        let mut other = vec![7; 4096];
+        transform(8192, &mut other);
+        assert_ne!(data, other);
+        transform(4096, &mut data);
+        assert_eq!(data, vec![7; 4096]);
+    }
+
+    #[test]
+    fn the_discarded_part_is_whole_chunks_at_the_end() {
+        assert_eq!(discarded_from(16 << 20), 14 << 20);
+        assert_eq!(discarded_from(1 << 20), 768 << 10);
+    }
+}

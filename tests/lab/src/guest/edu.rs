@@ -1,0 +1,232 @@
+//! The edu device (docs/specs/edu.rst of QEMU): DMA both ways, MSI, and DMA to where nothing is mapped.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::vfio::{self, Function};
+use super::{Guest, kernel_log};
+use crate::sys::memory::{self, Buffer, Window};
+
+const VENDOR: u16 = 0x1234;
+const DEVICE: u16 = 0x11E8;
+
+// Registers in BAR 0.
+const IDENTIFICATION: usize = 0x00;
+const LIVENESS: usize = 0x04;
+const FACTORIAL: usize = 0x08;
+const STATUS: usize = 0x20;
+const INTERRUPT_STATUS: usize = 0x24;
+const INTERRUPT_RAISE: usize = 0x60;
+const INTERRUPT_ACKNOWLEDGE: usize = 0x64;
+const DMA_SOURCE: usize = 0x80;
+const DMA_DESTINATION: usize = 0x88;
+const DMA_COUNT: usize = 0x90;
+const DMA_COMMAND: usize = 0x98;
+
+const COMPUTING: u32 = 1;
+const START: u64 = 1;
+const FROM_DEVICE: u64 = 2;
+const INTERRUPT_WHEN_DONE: u64 = 4;
+const DMA_DONE: u32 = 0x100;
+/// The device's own memory, as DMA addresses it.
+const INTERNAL: u64 = 0x4_0000;
+/// Bytes of a transfer. The device has 4096, but QEMU before 8.0 refuses a transfer that reaches its last byte.
+const INTERNAL_SIZE: usize = 4088;
+/// An I/O virtual address below 2^28, which is all that the device can reach, and where nothing else is mapped.
+const IOVA: u64 = 0x0123_0000;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+struct Edu {
+    function: Function,
+    registers: Window,
+    interrupt: OwnedFd,
+}
+
+impl Edu {
+    fn open() -> Result<Self> {
+        let function = Function::open(&vfio::find(VENDOR, DEVICE)?)?;
+        let registers = function.bar(0)?;
+        let interrupt = function.msi()?;
+        let edu = Self { function, registers, interrupt };
+        let id = edu.registers.read_u32(IDENTIFICATION);
+        ensure!(id & 0xFFFF == 0x00ED, "identification is {id:#x}");
+        Ok(edu)
+    }
+
+    fn start(&self, source: u64, destination: u64, count: usize, command: u64) {
+        self.registers.write_u64(DMA_SOURCE, source);
+        self.registers.write_u64(DMA_DESTINATION, destination);
+        self.registers.write_u64(DMA_COUNT, count as u64);
+        self.registers.write_u64(DMA_COMMAND, START | command);
+    }
+
+    /// One transfer, completed by MSI.
+    fn transfer(&self, source: u64, destination: u64, count: usize, command: u64) -> Result<()> {
+        self.start(source, destination, count, command | INTERRUPT_WHEN_DONE);
+        self.wait_interrupt(DMA_DONE).with_context(|| format!("DMA {source:#x} -> {destination:#x}"))
+    }
+
+    fn wait_interrupt(&self, expected: u32) -> Result<()> {
+        let milliseconds = i32::try_from(PATIENCE.as_millis())?;
+        ensure!(memory::wait_readable(self.interrupt.as_fd(), milliseconds)?, "no MSI");
+        let mut count = [0; 8];
+        File::from(self.interrupt.try_clone()?).read_exact(&mut count)?;
+        let status = self.registers.read_u32(INTERRUPT_STATUS);
+        self.registers.write_u32(INTERRUPT_ACKNOWLEDGE, status);
+        ensure!(status & expected != 0, "interrupt status is {status:#x}, not {expected:#x}");
+        Ok(())
+    }
+
+    fn wait_idle(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.registers.read_u64(DMA_COMMAND) & START != 0 {
+            ensure!(Instant::now() < deadline, "the transfer never ended");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
+
+fn fill(buffer: &mut Buffer, seed: u64) {
+    let mut data = vec![0; buffer.len()];
+    super::disk::transform(seed, &mut data);
+    buffer.write(0, &data);
+}
+
+/// Memory that edu reaches: its IOVA where DMA is translated, else a buffer that lies low enough.
+fn reachable(function: &Function, length: usize) -> Result<(Buffer, u64)> {
+    if function.translated() {
+        let buffer = Buffer::new(length)?;
+        function.map(&buffer, IOVA)?;
+        return Ok((buffer, IOVA));
+    }
+    // Without a unit the address is physical; the parts of a buffer need not be adjacent, so it is one page.
+    ensure!(length == 4096, "{length} bytes without a unit");
+    let mut rejected = Vec::new();
+    for _ in 0..16384 {
+        let buffer = Buffer::new(length)?;
+        let address = vfio::physical(buffer.address())?;
+        if address + length as u64 <= 1 << 28 {
+            return Ok((buffer, address));
+        }
+        rejected.push(buffer);
+    }
+    Err(anyhow::anyhow!("no page below 2^28"))
+}
+
+/// Registers answer, DMA carries bytes to the device and back, and MSI tells of both.
+pub(super) fn dma_and_msi(_guest: &Guest, _argument: &str) -> Result<String> {
+    let edu = Edu::open()?;
+    let registers = &edu.registers;
+    registers.write_u32(LIVENESS, 0x1234_5678);
+    let inverted = registers.read_u32(LIVENESS);
+    ensure!(inverted == !0x1234_5678, "liveness answers {inverted:#x}");
+    registers.write_u32(FACTORIAL, 10);
+    let deadline = Instant::now() + PATIENCE;
+    while registers.read_u32(STATUS) & COMPUTING != 0 {
+        ensure!(Instant::now() < deadline, "the factorial is never computed");
+    }
+    let factorial = registers.read_u32(FACTORIAL);
+    ensure!(factorial == 3_628_800, "10! is said to be {factorial}");
+    registers.write_u32(INTERRUPT_RAISE, 0x40);
+    edu.wait_interrupt(0x40).context("raised interrupt")?;
+
+    let (mut buffer, address) = reachable(&edu.function, 4096)?;
+    let rounds = 16;
+    for round in 0..rounds {
+        fill(&mut buffer, round);
+        let sent = buffer.read(0, INTERNAL_SIZE);
+        edu.transfer(address, INTERNAL, INTERNAL_SIZE, 0).context("to the device")?;
+        fill(&mut buffer, round + 1000);
+        edu.transfer(INTERNAL, address, INTERNAL_SIZE, FROM_DEVICE).context("from the device")?;
+        ensure!(buffer.read(0, INTERNAL_SIZE) == sent, "round {round}: what came back is not what was sent");
+    }
+    let part_before = buffer.read(0, 4096);
+    edu.transfer(INTERNAL, address + 1003, 77, FROM_DEVICE)?;
+    let part = buffer.read(0, 4096);
+    ensure!(part[1003..1080] == part_before[..77], "an odd part came back changed");
+    ensure!(part[..1003] == part_before[..1003] && part[1080..] == part_before[1080..], "DMA wrote beside its range");
+    if edu.function.translated() {
+        edu.function.unmap(IOVA, 4096)?;
+    }
+    let kind = if edu.function.translated() { "iommufd" } else { "no unit" };
+    Ok(format!("{} by {kind}, {rounds} rounds of {INTERNAL_SIZE} bytes both ways, MSI after each", edu.function.address))
+}
+
+/// DMA to an address without a mapping is reported with the right source, address and reason, and changes no byte: the
+/// address is the physical address of memory that the test watches. The argument is the reason as the kernel prints it,
+/// or two, for writes and for reads: `0x05/0x06`.
+pub(super) fn fault(_guest: &Guest, argument: &str) -> Result<String> {
+    let (write_reason, read_reason) = argument.split_once('/').unwrap_or((argument, argument));
+    let edu = Edu::open()?;
+    ensure!(edu.function.translated(), "there is no remapping unit");
+    // Something must be mapped, so that there are tables; but not at the address of the fault.
+    let (mut mapped, address) = reachable(&edu.function, 4096)?;
+    fill(&mut mapped, 5);
+    edu.transfer(address, INTERNAL, INTERNAL_SIZE, 0)?;
+
+    let mut watched = Buffer::new(32 << 20)?;
+    fill(&mut watched, 6);
+    let mut target = None;
+    for page in 0..watched.len() / 4096 {
+        let physical = vfio::physical(watched.address() + page as u64 * 4096)?;
+        if physical + 4096 <= 1 << 28 && physical != IOVA {
+            target = Some((page, physical));
+            break;
+        }
+    }
+    let (page, target) = target.context("no watched page below 2^28")?;
+    let mut reports = Vec::new();
+    for (offset, count, direction) in [(0, 64, FROM_DEVICE), (0x10, 64, FROM_DEVICE), (0x40, 64, 0)] {
+        let iova = target + offset;
+        let seen = faults()?.len();
+        match direction {
+            FROM_DEVICE => edu.start(INTERNAL, iova, count, FROM_DEVICE),
+            _ => edu.start(iova, INTERNAL, count, 0),
+        }
+        edu.wait_idle()?;
+        let write = direction == FROM_DEVICE;
+        let reason = if write { write_reason } else { read_reason };
+        reports.push(wait_report(seen, &edu.function.address, iova, write, reason)?);
+    }
+    let mut expected = vec![0; watched.len()];
+    super::disk::transform(6, &mut expected);
+    let found = watched.read(0, watched.len());
+    if let Some(place) = found.iter().zip(&expected).position(|(found, expected)| found != expected) {
+        anyhow::bail!("byte {place:#x} of the watched memory changed (the fault was in page {page})");
+    }
+    // The device works again afterwards.
+    fill(&mut mapped, 7);
+    let sent = mapped.read(0, INTERNAL_SIZE);
+    edu.transfer(address, INTERNAL, INTERNAL_SIZE, 0).context("after the fault")?;
+    fill(&mut mapped, 8);
+    edu.transfer(INTERNAL, address, INTERNAL_SIZE, FROM_DEVICE).context("after the fault")?;
+    ensure!(mapped.read(0, INTERNAL_SIZE) == sent, "after the fault DMA carries wrong bytes");
+    Ok(format!("{} reports, 32 MiB unchanged: {}", reports.len(), reports.first().map_or("", String::as_str)))
+}
+
+fn faults() -> Result<Vec<String>> {
+    Ok(kernel_log::read()?.into_iter().filter(|line| line.contains("Request device [")).collect())
+}
+
+fn wait_report(seen: usize, function: &str, iova: u64, write: bool, reason: &str) -> Result<String> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let line = loop {
+        if let Some(line) = faults()?.get(seen..).and_then(|new| new.first().cloned()) {
+            break line;
+        }
+        ensure!(Instant::now() < deadline, "no fault report for DMA to {iova:#x}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let direction = if write { "DMA Write" } else { "DMA Read" };
+    let page = iova & !0xFFF;
+    ensure!(line.contains(&format!("[{direction} NO_PASID]")), "not a '{direction} NO_PASID': {line}");
+    ensure!(line.contains(&format!("Request device [{function}]")), "not from {function}: {line}");
+    ensure!(line.contains(&format!("fault addr {page:#x} ")), "not at {page:#x}: {line}");
+    ensure!(line.contains(&format!("[fault reason {reason}]")), "not for reason {reason}: {line}");
+    Ok(line)
+}

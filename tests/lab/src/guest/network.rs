@@ -1,0 +1,126 @@
+//! The network device: data echoed by a server on the other side of the tap.
+//!
+//! `lab.net=ADDRESS/PREFIX,SERVER:PORT` on the command line names the guest's address and the server.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::Guest;
+use crate::agent::tap;
+
+/// Bytes exchanged over TCP.
+const STREAM: usize = 4 << 20;
+/// Longest wait for one piece of data.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An interface address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Address {
+    address: Ipv4Addr,
+    prefix: u8,
+}
+
+fn parse(text: &str) -> Result<(Address, SocketAddrV4)> {
+    let (own, server) = text.split_once(',').context("lab.net=ADDRESS/PREFIX,SERVER:PORT")?;
+    let (address, prefix) = own.split_once('/').context("lab.net: no prefix")?;
+    Ok((Address { address: address.parse()?, prefix: prefix.parse()? }, server.parse()?))
+}
+
+/// The guest's address from a kernel command line, if there is one.
+pub(super) fn first_address(command_line: &str) -> Option<Address> {
+    let text = command_line.split_whitespace().find_map(|word| word.strip_prefix("lab.net="))?;
+    parse(text).ok().map(|(address, _)| address)
+}
+
+/// Gives the first network interface its address and sets it up; returns the interface's name.
+pub(super) fn configure(address: &Address) -> Result<String> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let name = loop {
+        let found = fs::read_dir("/sys/class/net")?
+            .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+            .find(|name| name != "lo");
+        match found {
+            Some(name) => break name,
+            None if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            None => bail!("no network interface"),
+        }
+    };
+    tap::set_up(&name, address.address, address.prefix)?;
+    Ok(name)
+}
+
+/// A byte stream in which every place differs from its neighbours and blocks never repeat.
+fn pattern(length: usize) -> Vec<u8> {
+    let mut data = vec![0; length];
+    super::disk::transform(0, &mut data);
+    data
+}
+
+/// Datagrams of every size class and a long stream come back as they were sent.
+pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
+    let (address, server) = parse(guest.parameter("lab.net").context("lab.net= is missing on the command line")?)?;
+    let name = configure(&address)?;
+    let datagrams = datagrams(server).context("UDP")?;
+    let started = Instant::now();
+    stream(server).context("TCP")?;
+    let seconds = started.elapsed().as_secs_f64();
+    Ok(format!("{name}: {datagrams} datagrams, {} KiB of stream both ways in {seconds:.1} s", STREAM / 1024))
+}
+
+fn datagrams(server: SocketAddrV4) -> Result<usize> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let data = pattern(1472);
+    let sizes = [1, 2, 17, 63, 64, 65, 255, 512, 1000, 1024, 1471, 1472];
+    for size in sizes {
+        let sent = data.get(..size).unwrap_or_default();
+        // A datagram may be lost; five in a row are not.
+        let answered = (0..5).any(|_| {
+            let mut answer = [0; 2048];
+            socket.send(sent).is_ok()
+                && matches!(socket.recv(&mut answer), Ok(length) if answer.get(..length) == Some(sent))
+        });
+        ensure!(answered, "a datagram of {size} bytes was not echoed");
+    }
+    Ok(sizes.len())
+}
+
+fn stream(server: SocketAddrV4) -> Result<()> {
+    let mut receiver = TcpStream::connect_timeout(&server.into(), PATIENCE)?;
+    receiver.set_read_timeout(Some(PATIENCE))?;
+    receiver.set_write_timeout(Some(PATIENCE))?;
+    let mut sender = receiver.try_clone()?;
+    let data = pattern(STREAM);
+    let sending = data.clone();
+    let writer = thread::spawn(move || -> std::io::Result<()> {
+        sender.write_all(&sending)?;
+        sender.shutdown(std::net::Shutdown::Write)
+    });
+    let mut received = Vec::with_capacity(STREAM);
+    receiver.read_to_end(&mut received).with_context(|| format!("after {} bytes", received.len()))?;
+    writer.join().ok().context("the sender failed")??;
+    ensure!(received.len() == data.len(), "{} of {} bytes came back", received.len(), data.len());
+    if let Some(place) = received.iter().zip(&data).position(|(got, sent)| got != sent) {
+        bail!("byte {place:#x} came back changed");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parameter_names_both_sides() {
+        let (own, server) = parse("192.0.2.2/24,192.0.2.1:7").unwrap();
+        assert_eq!(own, Address { address: Ipv4Addr::new(192, 0, 2, 2), prefix: 24 });
+        assert_eq!(server.port(), 7);
+        assert_eq!(first_address("a=b lab.net=192.0.2.2/24,192.0.2.1:7 quiet"), Some(own));
+    }
+}

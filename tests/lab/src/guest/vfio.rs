@@ -1,0 +1,187 @@
+//! A PCI function driven from user space through VFIO: with iommufd where there is a remapping unit, else no-iommu.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::sys::ioctl::{self, ioctl, ioctl_value};
+use crate::sys::memory::{self, Buffer, Window};
+
+/// VFIO_PCI_CONFIG_REGION_INDEX.
+const CONFIG_REGION: u32 = 7;
+/// VFIO_PCI_MSI_IRQ_INDEX.
+const MSI_INDEX: u32 = 1;
+/// VFIO_NOIOMMU_IOMMU.
+const NO_IOMMU: u64 = 8;
+/// PCI command register: memory space and bus master.
+const COMMAND: u64 = 4;
+const MEMORY_AND_MASTER: u16 = 6;
+
+/// An open function.
+pub(super) struct Function {
+    /// `0000:00:03.0`.
+    pub(super) address: String,
+    device: OwnedFd,
+    /// With a remapping unit: /dev/iommu and the IOAS that the function is attached to.
+    space: Option<(File, u32)>,
+}
+
+/// The function with these ids.
+pub(super) fn find(vendor: u16, device: u16) -> Result<String> {
+    for entry in fs::read_dir("/sys/bus/pci/devices")? {
+        let path = entry?.path();
+        let id = |name: &str| -> Option<u16> {
+            let text = fs::read_to_string(path.join(name)).ok()?;
+            u16::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
+        };
+        if id("vendor") == Some(vendor) && id("device") == Some(device) {
+            return path.file_name().map(|name| name.to_string_lossy().into_owned()).context("unnamed device");
+        }
+    }
+    bail!("no PCI function {vendor:04x}:{device:04x}");
+}
+
+fn single_entry(directory: &Path) -> Option<String> {
+    let entry = fs::read_dir(directory).ok()?.next()?.ok()?;
+    Some(entry.file_name().to_string_lossy().into_owned())
+}
+
+/// Waits for devtmpfs to show `path`.
+fn open_node(path: &Path) -> Result<File> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => return Ok(file),
+            Err(error) if Instant::now() > deadline => return Err(error).context(path.display().to_string()),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+impl Function {
+    /// Binds the function to vfio-pci, opens it, and makes it a bus master.
+    pub(super) fn open(address: &str) -> Result<Self> {
+        let directory = PathBuf::from("/sys/bus/pci/devices").join(address);
+        let driver = fs::read_link(directory.join("driver")).ok();
+        if driver.as_deref().and_then(Path::file_name).is_none_or(|name| name != "vfio-pci") {
+            fs::write(directory.join("driver_override"), "vfio-pci").context("driver_override")?;
+            fs::write("/sys/bus/pci/drivers_probe", address).context("bind to vfio-pci")?;
+        }
+        let group = fs::read_link(directory.join("iommu_group")).context("no iommu_group")?;
+        let group = group.file_name().context("unnamed group")?.to_string_lossy().into_owned();
+        let no_iommu = PathBuf::from(format!("/dev/vfio/noiommu-{group}"));
+        let function = if no_iommu.exists() {
+            Self::open_without_unit(address, &no_iommu)?
+        } else {
+            Self::open_cdev(address, &directory)?
+        };
+        let mut command = [0; 2];
+        let config = function.region(CONFIG_REGION)?;
+        let file = File::from(function.device.try_clone()?);
+        file.read_exact_at(&mut command, config.offset + COMMAND).context("command register")?;
+        let command = u16::from_le_bytes(command) | MEMORY_AND_MASTER;
+        file.write_all_at(&command.to_le_bytes(), config.offset + COMMAND).context("command register")?;
+        Ok(function)
+    }
+
+    fn open_cdev(address: &str, directory: &Path) -> Result<Self> {
+        let name = single_entry(&directory.join("vfio-dev")).context("vfio-pci made no vfio-dev")?;
+        let device = OwnedFd::from(open_node(&Path::new("/dev/vfio/devices").join(name))?);
+        let iommu = open_node(Path::new("/dev/iommu"))?;
+        let mut bind = ioctl::BindIommufd { argsz: 24, iommufd: iommu.as_raw_fd(), ..Default::default() };
+        ioctl(&device, &ioctl::VFIO_BIND_IOMMUFD, &mut bind).context("VFIO_DEVICE_BIND_IOMMUFD")?;
+        let mut space = ioctl::IoasAlloc { size: 12, ..Default::default() };
+        ioctl(&iommu, &ioctl::IOAS_ALLOC, &mut space).context("IOMMU_IOAS_ALLOC")?;
+        let mut attach = ioctl::AttachIommufd { argsz: 16, pt_id: space.out_ioas_id, ..Default::default() };
+        ioctl(&device, &ioctl::VFIO_ATTACH_IOMMUFD, &mut attach).context("VFIO_DEVICE_ATTACH_IOMMUFD_PT")?;
+        Ok(Self { address: address.to_owned(), device, space: Some((iommu, space.out_ioas_id)) })
+    }
+
+    fn open_without_unit(address: &str, group: &Path) -> Result<Self> {
+        let group = open_node(group)?;
+        let container = open_node(Path::new("/dev/vfio/vfio"))?;
+        let mut descriptor = container.as_raw_fd();
+        ioctl(&group, &ioctl::VFIO_SET_CONTAINER, &mut descriptor).context("VFIO_GROUP_SET_CONTAINER")?;
+        ioctl_value(&container, &ioctl::VFIO_SET_IOMMU, NO_IOMMU).context("VFIO_SET_IOMMU")?;
+        let mut name: ioctl::DeviceName = [0; 16];
+        name.get_mut(..address.len()).context("address too long")?.copy_from_slice(address.as_bytes());
+        let device = ioctl(&group, &ioctl::VFIO_DEVICE_FD, &mut name).context("VFIO_GROUP_GET_DEVICE_FD")?;
+        let device = memory::adopt(device)?;
+        // The group and the container must stay open as long as the device.
+        std::mem::forget((group, container));
+        Ok(Self { address: address.to_owned(), device, space: None })
+    }
+
+    /// Whether DMA is translated.
+    pub(super) fn translated(&self) -> bool {
+        self.space.is_some()
+    }
+
+    fn region(&self, index: u32) -> Result<ioctl::RegionInfo> {
+        let mut info = ioctl::RegionInfo { argsz: 32, index, ..Default::default() };
+        ioctl(&self.device, &ioctl::VFIO_REGION_INFO, &mut info).with_context(|| format!("region {index}"))?;
+        Ok(info)
+    }
+
+    /// Maps a BAR.
+    pub(super) fn bar(&self, index: u32) -> Result<Window> {
+        let info = self.region(index)?;
+        ensure!(info.flags & 4 != 0, "BAR {index} cannot be mapped");
+        Window::new(self.device.as_fd(), info.offset, usize::try_from(info.size)?)
+            .with_context(|| format!("map BAR {index}"))
+    }
+
+    /// Lets the function's first MSI signal the eventfd that is returned.
+    pub(super) fn msi(&self) -> Result<OwnedFd> {
+        let event = memory::eventfd()?;
+        let mut set = ioctl::IrqSet {
+            argsz: 24,
+            flags: 4 | 32,
+            index: MSI_INDEX,
+            start: 0,
+            count: 1,
+            eventfd: event.as_raw_fd(),
+        };
+        ioctl(&self.device, &ioctl::VFIO_SET_IRQS, &mut set).context("VFIO_DEVICE_SET_IRQS")?;
+        Ok(event)
+    }
+
+    /// Maps `buffer` at `iova` for reading and writing. It must stay alive until [`Self::unmap`] or the end of `self`.
+    pub(super) fn map(&self, buffer: &Buffer, iova: u64) -> Result<()> {
+        let (iommu, ioas_id) = self.space.as_ref().context("no remapping unit")?;
+        let mut map = ioctl::IoasMap {
+            size: 40,
+            flags: 1 | 2 | 4,
+            ioas_id: *ioas_id,
+            reserved: 0,
+            user_va: buffer.address(),
+            length: buffer.len() as u64,
+            iova,
+        };
+        ioctl(iommu, &ioctl::IOAS_MAP, &mut map).context("IOMMU_IOAS_MAP")?;
+        Ok(())
+    }
+
+    /// Removes what [`Self::map`] mapped.
+    pub(super) fn unmap(&self, iova: u64, length: u64) -> Result<()> {
+        let (iommu, ioas_id) = self.space.as_ref().context("no remapping unit")?;
+        let mut unmap = ioctl::IoasUnmap { size: 24, ioas_id: *ioas_id, iova, length };
+        ioctl(iommu, &ioctl::IOAS_UNMAP, &mut unmap).context("IOMMU_IOAS_UNMAP")?;
+        Ok(())
+    }
+}
+
+/// The guest-physical address of the page at `address` of this process (/proc/self/pagemap).
+pub(super) fn physical(address: u64) -> Result<u64> {
+    let pagemap = File::open("/proc/self/pagemap").context("/proc/self/pagemap")?;
+    let mut entry = [0; 8];
+    pagemap.read_exact_at(&mut entry, address / 4096 * 8)?;
+    let entry = u64::from_le_bytes(entry);
+    let frame = entry & ((1 << 55) - 1);
+    ensure!(entry >> 63 == 1 && frame != 0, "the page at {address:#x} is not present");
+    Ok(frame * 4096 + address % 4096)
+}

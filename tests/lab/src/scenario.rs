@@ -1,0 +1,217 @@
+//! The scenarios: what the lab runs, as data.
+
+use std::time::Duration;
+
+/// Which kernel the guest boots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// The lab's kernel, as an ELF image with a PVH entry.
+    Vmlinux,
+    /// The lab's kernel, as a bzImage.
+    BzImage,
+    /// Debian's stock cloud kernel, with its modules in the initramfs.
+    Cloud,
+    /// The bare-metal payload of `tests/payload`.
+    Payload,
+}
+
+/// What the guest finds in its initramfs besides guest-init.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Initramfs {
+    /// Nothing.
+    Plain,
+    /// A kernel and an initramfs for kexec.
+    Kexec,
+    /// The cloud kernel's modules.
+    Cloud,
+    /// busybox, for a person.
+    Shell,
+    /// There is no initramfs.
+    None,
+}
+
+/// A scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Name on the command line.
+    pub name: &'static str,
+    /// What it shows, in one line.
+    pub description: &'static str,
+    /// Kernel.
+    pub kernel: Kernel,
+    /// Initramfs.
+    pub initramfs: Initramfs,
+    /// nido's `--device intel-iommu...`, if there is a unit.
+    pub unit: Option<&'static str>,
+    /// Further arguments of nido.
+    pub arguments: &'static [&'static str],
+    /// vCPUs.
+    pub cpus: u32,
+    /// Parameters for the guest kernel.
+    pub command_line: &'static str,
+    /// What the guest does ([`crate::plan`]).
+    pub plan: &'static str,
+    /// The plan causes DMA faults.
+    pub faults: bool,
+    /// Limit for the guest, from nido's start to its end, on a machine that does nothing else.
+    pub limit: Duration,
+}
+
+const FIRST_STAGE: &str = "intel-iommu,x-flts=on";
+const SECOND_STAGE: &str = "intel-iommu,x-flts=off";
+
+const SCALABLE: &str = "intel_iommu=on,sm_on";
+
+const DEFAULT: Scenario = Scenario {
+    name: "",
+    description: "",
+    kernel: Kernel::Vmlinux,
+    initramfs: Initramfs::Plain,
+    unit: Some(FIRST_STAGE),
+    arguments: &["--device", "edu"],
+    cpus: 2,
+    command_line: SCALABLE,
+    plan: ">poweroff",
+    faults: false,
+    limit: Duration::from_secs(120),
+};
+
+/// All scenarios, in the order in which they run.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "first-stage",
+        description: "x-flts=on: DMA through first-stage tables; disk, network, entropy, edu; x2APIC remapping",
+        plan: "scalable,smp=2,groups=DMA-FQ,translation=first-stage,invalidation=lazy,intremap=x2apic,disk,net,rng,edu,\
+               interrupts=remapped,nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "second-stage",
+        description: "x-flts=off: the same through second-stage tables",
+        unit: Some(SECOND_STAGE),
+        plan: "scalable,smp=2,groups,translation=second-stage,intremap=x2apic,disk,net,rng,edu,interrupts=remapped,\
+               nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "legacy",
+        description: "the guest says sm_off: the same in legacy mode",
+        command_line: "intel_iommu=on,sm_off",
+        plan: "legacy,smp=2,groups,translation=legacy,intremap=x2apic,disk,net,rng,edu,interrupts=remapped,\
+               nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "pass-through",
+        description: "the guest says iommu=pt: pass-through entries, and edu through tables of its own",
+        command_line: "intel_iommu=on,sm_on iommu=pt",
+        plan: "scalable,smp=2,groups=identity,translation=pass-through,intremap=x2apic,disk,net,rng,edu,\
+               interrupts=remapped,nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "strict",
+        description: "the guest says iommu.strict=1: every unmap is invalidated at once",
+        command_line: "intel_iommu=on,sm_on iommu.strict=1",
+        plan: "scalable,smp=2,groups=DMA,translation=first-stage,invalidation=strict,intremap=x2apic,disk,net,rng,edu,\
+               interrupts=remapped,nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "no-unit",
+        description: "no intel-iommu at all: everything works untranslated",
+        unit: None,
+        command_line: "vfio.enable_unsafe_noiommu_mode=1",
+        plan: "no-unit,smp=2,intremap=off,disk,net,rng,edu,interrupts=plain,nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "four-cpus",
+        description: "four vCPUs, first stage",
+        cpus: 4,
+        plan: "scalable,smp=4,translation=first-stage,intremap=x2apic,disk,net,rng,edu,interrupts=remapped,\
+               nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "one-cpu",
+        description: "one vCPU and the kernel as bzImage",
+        kernel: Kernel::BzImage,
+        cpus: 1,
+        plan: "scalable,smp=1,translation=first-stage,intremap=x2apic,disk,net,rng,edu,interrupts=remapped,\
+               nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "fault-first-stage",
+        description: "DMA to an unmapped address: reported with source, address and reason, no byte changed",
+        plan: "scalable,edu-fault=0x71,disk,net>poweroff",
+        faults: true,
+        ..DEFAULT
+    },
+    Scenario {
+        name: "fault-second-stage",
+        description: "the same with second-stage tables",
+        unit: Some(SECOND_STAGE),
+        plan: "scalable,edu-fault=0x79,disk,net>poweroff",
+        faults: true,
+        ..DEFAULT
+    },
+    Scenario {
+        name: "fault-legacy",
+        description: "the same in legacy mode",
+        command_line: "intel_iommu=on,sm_off",
+        plan: "legacy,edu-fault=0x05/0x06,disk,net>poweroff",
+        faults: true,
+        ..DEFAULT
+    },
+    Scenario {
+        name: "reboot",
+        description: "three reboots from inside, one of them by kexec from sm_on to sm_off",
+        initramfs: Initramfs::Kexec,
+        plan: "scalable,translation=first-stage,disk,net,edu,nofaults>restart;\
+               scalable,translation=first-stage,disk,nofaults>kexec:intel_iommu=on,sm_off;\
+               legacy,translation=legacy,disk,edu,nofaults>restart;\
+               scalable,translation=first-stage,disk,net,rng,nofaults>poweroff",
+        limit: Duration::from_secs(240),
+        ..DEFAULT
+    },
+    Scenario {
+        name: "cloud-kernel",
+        description: "Debian's stock cloud kernel, with our init and its modules",
+        kernel: Kernel::Cloud,
+        initramfs: Initramfs::Cloud,
+        arguments: &[],
+        plan: "smp=2,scalable,intremap=x2apic,disk,net,rng,interrupts=remapped,nofaults>poweroff",
+        limit: Duration::from_secs(180),
+        ..DEFAULT
+    },
+];
+
+/// The scenario of this name.
+pub fn find(name: &str) -> Option<&'static Scenario> {
+    SCENARIOS.iter().find(|scenario| scenario.name == name)
+}
+
+/// What `cargo xtask boot` runs: an interactive shell, or the guest's self-check.
+pub const BOOT: Scenario = Scenario {
+    name: "boot",
+    description: "the guest of `cargo xtask boot`",
+    plan: "scalable,smp=2,translation=first-stage,intremap=x2apic,disk,net,rng,edu,interrupts=remapped,nofaults>poweroff",
+    ..DEFAULT
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan;
+
+    #[test]
+    fn every_plan_parses_and_every_name_is_unique() {
+        for (index, scenario) in SCENARIOS.iter().enumerate() {
+            plan::parse(scenario.plan).unwrap();
+            assert!(!scenario.plan.contains(' '), "{}: a plan is one word of a command line", scenario.name);
+            assert!(SCENARIOS.iter().skip(index + 1).all(|other| other.name != scenario.name));
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! ioctls, each a [`Request`] that ties a number to the type of its argument.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// An ioctl number and the type its argument points to; made in this module only.
+pub struct Request<T>(u64, PhantomData<fn(&mut T)>);
+
+impl<T> Request<T> {
+    const fn new(number: u64) -> Self {
+        Self(number, PhantomData)
+    }
+}
+
+/// An ioctl whose argument is a number, not a pointer; made in this module only.
+pub struct ValueRequest(u64);
+
+/// Issues `request` with a pointer to `argument`; the kernel may change it.
+pub fn ioctl<T>(file: impl AsFd, request: &Request<T>, argument: &mut T) -> io::Result<i32> {
+    let file = file.as_fd();
+    // SAFETY: a Request is made only in this module, which pairs each number with the structure that the kernel reads
+    // and writes for it, so `argument` is large enough; the exclusive reference keeps it valid for the call.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request.0, std::ptr::from_mut(argument)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Issues `request` with a number as argument.
+pub fn ioctl_value(file: impl AsFd, request: &ValueRequest, value: u64) -> io::Result<i32> {
+    let file = file.as_fd();
+    // SAFETY: a ValueRequest is made only in this module, from numbers whose argument is no pointer.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request.0, value) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+// linux/if_tun.h, linux/sockios.h
+
+/// `struct ifreq` with an address or flags in its union.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct InterfaceRequest {
+    /// Interface name, NUL-padded.
+    pub name: [u8; 16],
+    /// The union.
+    pub payload: [u8; 24],
+}
+
+impl InterfaceRequest {
+    /// A request about interface `name` with a zero payload.
+    pub fn new(name: &str) -> io::Result<Self> {
+        let mut request = Self { name: [0; 16], payload: [0; 24] };
+        let target = request.name.get_mut(..name.len()).filter(|part| part.len() < 16);
+        let Some(target) = target else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("interface name '{name}' is too long")));
+        };
+        target.copy_from_slice(name.as_bytes());
+        Ok(request)
+    }
+}
+
+/// TUNSETIFF.
+pub const TUN_SET_INTERFACE: Request<InterfaceRequest> = Request::new(0x4004_54CA);
+/// TUNSETPERSIST.
+pub const TUN_SET_PERSIST: ValueRequest = ValueRequest(0x4004_54CB);
+/// SIOCSIFADDR.
+pub const SET_ADDRESS: Request<InterfaceRequest> = Request::new(0x8916);
+/// SIOCSIFNETMASK.
+pub const SET_NETMASK: Request<InterfaceRequest> = Request::new(0x891C);
+/// SIOCGIFFLAGS.
+pub const GET_FLAGS: Request<InterfaceRequest> = Request::new(0x8913);
+/// SIOCSIFFLAGS.
+pub const SET_FLAGS: Request<InterfaceRequest> = Request::new(0x8914);
+
+// linux/fs.h
+
+/// BLKDISCARD: start and length in bytes.
+pub const BLOCK_DISCARD: Request<[u64; 2]> = Request::new(0x1277);
+/// BLKFLSBUF.
+pub const BLOCK_FLUSH_BUFFERS: ValueRequest = ValueRequest(0x1261);
+
+// linux/iommufd.h
+
+/// `struct iommu_ioas_alloc`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct IoasAlloc {
+    /// Size of the structure.
+    pub size: u32,
+    /// 0.
+    pub flags: u32,
+    /// Id of the new IOAS.
+    pub out_ioas_id: u32,
+}
+
+/// `struct iommu_ioas_map`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct IoasMap {
+    /// Size of the structure.
+    pub size: u32,
+    /// FIXED_IOVA 1, WRITEABLE 2, READABLE 4.
+    pub flags: u32,
+    /// IOAS.
+    pub ioas_id: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Address in the caller.
+    pub user_va: u64,
+    /// Bytes.
+    pub length: u64,
+    /// I/O virtual address.
+    pub iova: u64,
+}
+
+/// `struct iommu_ioas_unmap`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct IoasUnmap {
+    /// Size of the structure.
+    pub size: u32,
+    /// IOAS.
+    pub ioas_id: u32,
+    /// I/O virtual address.
+    pub iova: u64,
+    /// Bytes; the kernel writes how many it unmapped.
+    pub length: u64,
+}
+
+/// IOMMU_IOAS_ALLOC.
+pub const IOAS_ALLOC: Request<IoasAlloc> = Request::new(0x3B81);
+/// IOMMU_IOAS_MAP.
+pub const IOAS_MAP: Request<IoasMap> = Request::new(0x3B85);
+/// IOMMU_IOAS_UNMAP.
+pub const IOAS_UNMAP: Request<IoasUnmap> = Request::new(0x3B86);
+
+// linux/vfio.h
+
+/// `struct vfio_device_bind_iommufd`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct BindIommufd {
+    /// Size of the structure.
+    pub argsz: u32,
+    /// 0.
+    pub flags: u32,
+    /// Descriptor of /dev/iommu.
+    pub iommufd: i32,
+    /// Id of the device.
+    pub out_devid: u32,
+    /// 0: no token.
+    pub token_uuid_ptr: u64,
+}
+
+/// `struct vfio_device_attach_iommufd_pt`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct AttachIommufd {
+    /// Size of the structure.
+    pub argsz: u32,
+    /// 0.
+    pub flags: u32,
+    /// IOAS or page table; the kernel writes the page table.
+    pub pt_id: u32,
+    /// 0.
+    pub pasid: u32,
+}
+
+/// `struct vfio_region_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct RegionInfo {
+    /// Size of the structure.
+    pub argsz: u32,
+    /// READ 1, WRITE 2, MMAP 4.
+    pub flags: u32,
+    /// Region.
+    pub index: u32,
+    /// 0.
+    pub cap_offset: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Offset in the device's descriptor.
+    pub offset: u64,
+}
+
+/// `struct vfio_irq_set` with one eventfd.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct IrqSet {
+    /// Size of the structure.
+    pub argsz: u32,
+    /// DATA_EVENTFD 4 | ACTION_TRIGGER 32.
+    pub flags: u32,
+    /// INTx 0, MSI 1, MSI-X 2.
+    pub index: u32,
+    /// First vector.
+    pub start: u32,
+    /// Number of vectors.
+    pub count: u32,
+    /// Descriptor of the eventfd.
+    pub eventfd: i32,
+}
+
+/// VFIO_DEVICE_BIND_IOMMUFD.
+pub const VFIO_BIND_IOMMUFD: Request<BindIommufd> = Request::new(0x3B76);
+/// VFIO_DEVICE_ATTACH_IOMMUFD_PT.
+pub const VFIO_ATTACH_IOMMUFD: Request<AttachIommufd> = Request::new(0x3B77);
+/// VFIO_DEVICE_GET_REGION_INFO.
+pub const VFIO_REGION_INFO: Request<RegionInfo> = Request::new(0x3B6C);
+/// VFIO_DEVICE_SET_IRQS.
+pub const VFIO_SET_IRQS: Request<IrqSet> = Request::new(0x3B6E);
+/// VFIO_GROUP_SET_CONTAINER: pointer to the container's descriptor.
+pub const VFIO_SET_CONTAINER: Request<i32> = Request::new(0x3B68);
+/// VFIO_SET_IOMMU: the type of the container.
+pub const VFIO_SET_IOMMU: ValueRequest = ValueRequest(0x3B66);
+
+/// A NUL-terminated PCI address, argument of [`VFIO_DEVICE_FD`].
+pub type DeviceName = [u8; 16];
+/// VFIO_GROUP_GET_DEVICE_FD: returns a descriptor. The name must end in a NUL byte.
+pub const VFIO_DEVICE_FD: Request<DeviceName> = Request::new(0x3B6A);

@@ -1,0 +1,154 @@
+//! Memory that a device reads or writes: register windows and DMA buffers.
+//!
+//! All accesses are volatile, since the other side changes the memory behind the compiler's back.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+
+/// Anonymous memory, locked, page-aligned, zeroed; the target of DMA.
+#[derive(Debug)]
+pub struct Buffer {
+    base: NonNull<u8>,
+    length: usize,
+}
+
+/// A device's register window.
+#[derive(Debug)]
+pub struct Window(Buffer);
+
+// SAFETY: the memory belongs to the value, and is reached through volatile accesses only.
+unsafe impl Send for Buffer {}
+
+fn map(length: usize, flags: i32, file: i32, offset: i64) -> io::Result<Buffer> {
+    // SAFETY: a new mapping at an address that the kernel chooses touches no existing memory.
+    let base =
+        unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, flags, file, offset) };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+    Ok(Buffer { base, length })
+}
+
+impl Buffer {
+    /// `length` bytes, all of them present.
+    pub fn new(length: usize) -> io::Result<Self> {
+        map(length, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE | libc::MAP_LOCKED, -1, 0)
+    }
+
+    /// Address in this process.
+    pub fn address(&self) -> u64 {
+        self.base.as_ptr() as u64
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    fn at<T>(&self, offset: usize) -> *mut T {
+        let end = offset.checked_add(size_of::<T>());
+        assert!(end.is_some_and(|end| end <= self.length), "offset {offset:#x} is outside the mapping");
+        assert!(offset.is_multiple_of(align_of::<T>()), "offset {offset:#x} is not aligned");
+        // SAFETY: offset + size_of::<T>() is inside the mapping.
+        unsafe { self.base.as_ptr().add(offset).cast() }
+    }
+
+    /// Reads a 64-bit word.
+    pub fn read_u64(&self, offset: usize) -> u64 {
+        // SAFETY: at() checked range and alignment.
+        unsafe { self.at::<u64>(offset).read_volatile() }
+    }
+
+    /// Writes a 64-bit word.
+    pub fn write_u64(&mut self, offset: usize, value: u64) {
+        // SAFETY: at() checked range and alignment.
+        unsafe { self.at::<u64>(offset).write_volatile(value) }
+    }
+
+    /// Copies `data` in.
+    pub fn write(&mut self, offset: usize, data: &[u8]) {
+        for (index, byte) in data.iter().enumerate() {
+            // SAFETY: at() checked the range.
+            unsafe { self.at::<u8>(offset + index).write_volatile(*byte) }
+        }
+    }
+
+    /// Copies `length` bytes out.
+    pub fn read(&self, offset: usize, length: usize) -> Vec<u8> {
+        // SAFETY: at() checked the range.
+        (0..length).map(|index| unsafe { self.at::<u8>(offset + index).read_volatile() }).collect()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: the mapping belongs to the value, and nothing borrowed from it can be left.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
+    }
+}
+
+impl Window {
+    /// Maps `length` bytes of a device's descriptor.
+    pub fn new(file: BorrowedFd<'_>, offset: u64, length: usize) -> io::Result<Self> {
+        let offset = i64::try_from(offset).map_err(io::Error::other)?;
+        Ok(Self(map(length, libc::MAP_SHARED, file.as_raw_fd(), offset)?))
+    }
+
+    /// Reads a 32-bit register.
+    pub fn read_u32(&self, offset: usize) -> u32 {
+        // SAFETY: at() checked range and alignment.
+        unsafe { self.0.at::<u32>(offset).read_volatile() }
+    }
+
+    /// Writes a 32-bit register.
+    pub fn write_u32(&self, offset: usize, value: u32) {
+        // SAFETY: at() checked range and alignment; registers may be written through a shared reference.
+        unsafe { self.0.at::<u32>(offset).write_volatile(value) }
+    }
+
+    /// Reads a 64-bit register.
+    pub fn read_u64(&self, offset: usize) -> u64 {
+        self.0.read_u64(offset)
+    }
+
+    /// Writes a 64-bit register.
+    pub fn write_u64(&self, offset: usize, value: u64) {
+        // SAFETY: at() checked range and alignment; registers may be written through a shared reference.
+        unsafe { self.0.at::<u64>(offset).write_volatile(value) }
+    }
+}
+
+/// A new eventfd with counter 0.
+pub fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Takes ownership of a descriptor that an ioctl returned.
+pub fn adopt(descriptor: i32) -> io::Result<OwnedFd> {
+    if descriptor < 3 {
+        return Err(io::Error::other(format!("{descriptor} is no new descriptor")));
+    }
+    // SAFETY: the only caller passes what VFIO_GROUP_GET_DEVICE_FD has just returned, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Waits until `file` is readable, at most `milliseconds`.
+pub fn wait_readable(file: BorrowedFd<'_>, milliseconds: i32) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: poll is one valid structure.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, milliseconds) };
+    if ready < 0 { Err(io::Error::last_os_error()) } else { Ok(ready > 0) }
+}
