@@ -1,1 +1,289 @@
-//! Placeholder.
+//! A PCI function for teaching and testing: it computes factorials, copies memory and interrupts. Register-compatible with the
+//! `edu` device that QEMU's documentation specifies (docs/specs/edu.rst), so that drivers and tests written for that run here.
+//!
+//! Differences, all of them about errors and time:
+//! * commands start at once instead of after 100 ms; they run on the device's own thread, never on a vCPU's;
+//! * a DMA command that leaves the device's 4 KiB buffer is ignored: it neither starts nor interrupts;
+//! * a DMA command that the IOMMU or the closed bus-master gate blocks completes and interrupts as any other. The device's
+//!   buffer is then unchanged; towards memory, pages before the first blocked one may have been written, and no others;
+//! * function-level reset stops the work: once it has been requested no DMA happens any more.
+
+mod registers;
+mod worker;
+
+#[cfg(test)]
+mod edu_test;
+#[cfg(test)]
+mod registers_test;
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use pci::{
+    BarKind, BarWindow, Bdf, ConfigChange, ConfigSpace, Identity, IntxSink, MsiMessage, MsiSink,
+    PciFunction,
+};
+
+use crate::Dma;
+use registers::{Action, Registers};
+
+/// Bytes of BAR 0.
+const BAR_SIZE: u64 = 1 << 20;
+
+/// How many complaints about a guest's commands are logged in the life of a device.
+const COMPLAINTS: u32 = 8;
+
+/// What can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EduOptions {
+    /// The address bits that the device can drive: others are cleared from the addresses of its DMA.
+    pub dma_mask: u64,
+}
+
+impl Default for EduOptions {
+    /// 28 bits, as documented for the device.
+    fn default() -> Self {
+        Self {
+            dma_mask: 0x0fff_ffff,
+        }
+    }
+}
+
+/// The device.
+pub struct Edu {
+    shared: Arc<Shared>,
+    worker: Option<JoinHandle<()>>,
+}
+
+/// What vCPU threads and the worker share.
+struct Shared {
+    bdf: Bdf,
+    dma_mask: u64,
+    msi: Arc<dyn MsiSink>,
+    intx: Arc<dyn IntxSink>,
+    /// The INTx pin is driven while this is held, so that levels arrive in order; messages are sent after it is released.
+    inner: Mutex<Inner>,
+    /// Signalled when there is work, when the worker becomes idle, and at the end.
+    changed: Condvar,
+}
+
+struct Inner {
+    config: ConfigSpace,
+    registers: Registers,
+    /// What the worker is to do next. Bounded by the registers: one factorial and one DMA.
+    factorial: Option<u32>,
+    dma: Option<registers::Copy>,
+    /// The worker is outside the lock with a command.
+    working: bool,
+    /// Counts resets: the result of a command from before one is dropped.
+    epoch: u64,
+    /// A reset is waiting for the worker: nothing new is started.
+    resetting: bool,
+    /// The device goes away.
+    ending: bool,
+    complaints: u32,
+}
+
+impl Edu {
+    /// A device at `bdf` that reaches memory through `dma`.
+    ///
+    /// # Errors
+    /// When the device's thread cannot be started.
+    pub fn new(
+        bdf: Bdf,
+        dma: Dma,
+        msi: Arc<dyn MsiSink>,
+        intx: Arc<dyn IntxSink>,
+        options: EduOptions,
+    ) -> io::Result<Arc<Self>> {
+        let config = config_space();
+        let dma = dma.gated(config.bus_master_flag());
+        let inner = Inner {
+            config,
+            registers: Registers::default(),
+            factorial: None,
+            dma: None,
+            working: false,
+            epoch: 0,
+            resetting: false,
+            ending: false,
+            complaints: 0,
+        };
+        let shared = Arc::new(Shared {
+            bdf,
+            dma_mask: options.dma_mask,
+            msi,
+            intx,
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+        });
+        let worker = worker::start(Arc::clone(&shared), dma)?;
+        Ok(Arc::new(Self {
+            shared,
+            worker: Some(worker),
+        }))
+    }
+}
+
+impl Drop for Edu {
+    fn drop(&mut self) {
+        self.shared.lock().ending = true;
+        self.shared.changed.notify_all();
+        if let Some(worker) = self.worker.take() {
+            // A worker that panicked has already said so.
+            let _ = worker.join();
+        }
+    }
+}
+
+fn config_space() -> ConfigSpace {
+    let mut builder = ConfigSpace::builder(Identity {
+        vendor: 0x1234,
+        device: 0x11e8,
+        class: [0x00, 0xff, 0x00],
+        revision: 0x10,
+        subsystem_vendor: 0x1af4,
+        subsystem_device: 0x1100,
+    });
+    builder.add_bar(0, BarKind::Memory32, BAR_SIZE);
+    builder.set_interrupt_pin(1);
+    builder.add_msi(0);
+    builder.add_pcie_endpoint();
+    builder.build()
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, messages: impl IntoIterator<Item = MsiMessage>) {
+        for message in messages {
+            self.msi.signal(self.bdf, message.address, message.data);
+        }
+    }
+
+    /// Drives the INTx pin as configuration space and interrupt status now ask for.
+    fn drive(&self, inner: &mut Inner) {
+        let pending = inner.registers.interrupt_pending();
+        inner.config.set_interrupt_status(pending);
+        self.intx.set_level(inner.config.intx_level());
+    }
+
+    /// Sets interrupt status bits. The message that this causes is sent by the caller, after the lock is released.
+    fn raise(&self, inner: &mut Inner, bits: u32) -> Option<MsiMessage> {
+        inner.registers.raise(bits);
+        self.drive(inner);
+        inner
+            .registers
+            .interrupt_pending()
+            .then(|| inner.config.msi_notify(0))?
+    }
+
+    /// Stops the work and returns the registers to their reset values.
+    fn reset(&self) {
+        let mut inner = self.lock();
+        inner.epoch = inner.epoch.wrapping_add(1);
+        inner.resetting = true;
+        inner.factorial = None;
+        inner.dma = None;
+        while inner.working {
+            // A DMA command is at most 4 KiB, so this is short.
+            inner = self
+                .changed
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        inner.resetting = false;
+        inner.registers = Registers::default();
+        inner.config.reset();
+        self.drive(&mut inner);
+    }
+}
+
+impl Inner {
+    fn complain(&mut self, what: &str) {
+        if self.complaints < COMPLAINTS {
+            self.complaints += 1;
+            log::warn!(
+                "edu: {what}{}",
+                if self.complaints == COMPLAINTS {
+                    " (no more of these)"
+                } else {
+                    ""
+                }
+            );
+        }
+    }
+}
+
+impl PciFunction for Edu {
+    fn read_config(&self, offset: u16, data: &mut [u8]) {
+        self.shared.lock().config.read(offset, data);
+    }
+
+    fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange {
+        let mut inner = self.shared.lock();
+        let change = inner.config.write(offset, data);
+        if change.function_reset {
+            drop(inner);
+            self.shared.reset();
+            return change;
+        }
+        let messages = inner.config.take_pending_msi();
+        if change.intx || change.msi {
+            self.shared.drive(&mut inner);
+        }
+        drop(inner);
+        self.shared.send(messages);
+        change
+    }
+
+    fn read_bar(&self, _bar: usize, offset: u64, data: &mut [u8]) {
+        let value = self.shared.lock().registers.read(offset, data.len());
+        data.fill(0xff);
+        data.iter_mut()
+            .zip(value.to_le_bytes())
+            .for_each(|(byte, value)| *byte = value);
+    }
+
+    fn write_bar(&self, _bar: usize, offset: u64, data: &[u8]) {
+        let shared = &self.shared;
+        let mut inner = shared.lock();
+        let mut message = None;
+        match inner.registers.write(offset, data) {
+            Action::None => {}
+            Action::Raise(bits) => message = shared.raise(&mut inner, bits),
+            Action::Acknowledge => shared.drive(&mut inner),
+            Action::Factorial(value) if !inner.resetting => inner.factorial = Some(value),
+            Action::Copy(copy) if !inner.resetting => inner.dma = Some(copy),
+            Action::Factorial(_) | Action::Copy(_) => {}
+            Action::OutOfBounds => {
+                inner.complain("a DMA command leaves the device's buffer; it is ignored")
+            }
+        }
+        let work = inner.factorial.is_some() || inner.dma.is_some();
+        drop(inner);
+        if work {
+            shared.changed.notify_all();
+        }
+        shared.send(message);
+    }
+
+    fn windows(&self) -> Vec<BarWindow> {
+        self.shared.lock().config.decoded_bars().collect()
+    }
+
+    fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
+        self.shared.lock().config.bar_sizes().collect()
+    }
+
+    fn assign_bar(&self, bar: usize, address: u64) {
+        self.shared.lock().config.set_bar_address(bar, address);
+    }
+
+    fn reset(&self) {
+        self.shared.reset();
+    }
+}
