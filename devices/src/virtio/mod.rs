@@ -51,6 +51,8 @@ mod net_test;
 #[cfg(test)]
 mod pci_test;
 #[cfg(test)]
+mod rng_test;
+#[cfg(test)]
 mod test_driver;
 
 /// Feature bits that belong to the queues and the transport (section 6).

@@ -1,1 +1,240 @@
-//! Tests.
+//! The network device, with a socket in the place of the tap.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::thread::sleep;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::net::Net;
+use super::net_tap::Backend;
+use super::test_driver::{A_WHILE, BASE_FEATURES, Driver, EVENT_IDX, Ring, SOON, eventually};
+
+const MAC: [u8; 6] = [2, 0, 0, 1, 2, 3];
+const MRG_RXBUF: u64 = 1 << 15;
+
+/// One end of a pair of datagram sockets, with the calls counted.
+struct Wire {
+    socket: UnixDatagram,
+    receives: Arc<AtomicUsize>,
+    offload: Arc<AtomicU32>,
+}
+
+impl Backend for Wire {
+    fn receive(&mut self, packet: &mut [u8]) -> io::Result<usize> {
+        self.receives.fetch_add(1, Ordering::Relaxed);
+        self.socket.recv(packet)
+    }
+
+    fn send(&mut self, packet: &[u8]) -> io::Result<()> {
+        self.socket.send(packet).map(|_| ())
+    }
+
+    fn set_offload(&mut self, flags: u32) -> io::Result<()> {
+        self.offload.store(flags, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+struct Card {
+    driver: Driver,
+    peer: UnixDatagram,
+    receives: Arc<AtomicUsize>,
+    offload: Arc<AtomicU32>,
+}
+
+fn card() -> Card {
+    let (socket, peer) = UnixDatagram::pair().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    peer.set_read_timeout(Some(SOON)).unwrap();
+    let receives = Arc::new(AtomicUsize::new(0));
+    let offload = Arc::new(AtomicU32::new(0xffff));
+    let wire = Wire {
+        socket,
+        receives: Arc::clone(&receives),
+        offload: Arc::clone(&offload),
+    };
+    Card {
+        driver: Driver::new(Box::new(Net::new(Box::new(wire), MAC))),
+        peer,
+        receives,
+        offload,
+    }
+}
+
+fn started(features: u64) -> (Card, Ring, Ring) {
+    let card = card();
+    let mut rings = card.driver.start(features, 2);
+    let tx = rings.remove(1);
+    (card, rings.remove(0), tx)
+}
+
+/// A packet of `length` bytes with its header, as a tap gives it.
+fn packet(length: usize) -> Vec<u8> {
+    let mut packet = vec![0; 12];
+    packet.extend((1..=250).cycle().take(length));
+    packet
+}
+
+fn bytes(card: &Card, address: u64, length: usize) -> Vec<u8> {
+    let mut data = vec![0; length];
+    card.driver
+        .memory
+        .read_slice(&mut data, GuestAddress(address))
+        .unwrap();
+    data
+}
+
+#[test]
+fn the_configuration_has_the_address_and_a_link() {
+    let card = card();
+    assert_eq!(card.driver.read::<8>(0x200), [2, 0, 0, 1, 2, 3, 1, 0]);
+}
+
+#[test]
+fn a_packet_is_sent_without_regard_to_how_it_is_cut() {
+    let (card, _rx, tx) = started(0);
+    let sent = packet(100);
+    card.driver
+        .memory
+        .write_slice(&sent, GuestAddress(0x40000))
+        .unwrap();
+    // The driver may leave rubbish in num_buffers.
+    card.driver
+        .memory
+        .write_obj(0xffff_u16, GuestAddress(0x4000a))
+        .unwrap();
+    let head = tx.add(&card.driver, &[(0x40000, 5, false), (0x40005, 107, false)]);
+    card.driver.kick(&tx);
+    assert_eq!(tx.used(&card.driver), (u32::from(head), 0));
+    let mut received = [0; 200];
+    let length = card.peer.recv(&mut received).unwrap();
+    assert_eq!(received[..length], sent);
+}
+
+#[test]
+fn packets_too_short_or_too_long_are_dropped() {
+    let (card, _rx, tx) = started(0);
+    for length in [0, 12, 70000] {
+        tx.add(&card.driver, &[(0x40000, length, false)]);
+        card.driver.kick(&tx);
+        assert_eq!(tx.used(&card.driver).1, 0);
+    }
+    card.peer.set_nonblocking(true).unwrap();
+    assert!(card.peer.recv(&mut [0; 16]).is_err());
+    assert_eq!(card.driver.status(), 15);
+}
+
+#[test]
+fn a_packet_is_received_with_one_buffer() {
+    let (card, rx, _tx) = started(0);
+    let head = rx.add(&card.driver, &[(0x40000, 12, true), (0x50000, 2000, true)]);
+    card.driver.kick(&rx);
+    let sent = packet(1500);
+    card.peer.send(&sent).unwrap();
+    assert_eq!(rx.used(&card.driver), (u32::from(head), 1512));
+    assert_eq!(
+        bytes(&card, 0x40000, 12),
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]
+    );
+    assert_eq!(bytes(&card, 0x50000, 1501), [&sent[12..], &[0]].concat());
+    eventually("interrupt", || card.driver.interrupts(1) == 1);
+}
+
+#[test]
+fn a_packet_is_spread_over_buffers_when_they_are_merged() {
+    let (card, rx, _tx) = started(MRG_RXBUF);
+    for buffer in 0..4 {
+        rx.add(&card.driver, &[(0x40000 + 0x1000 * buffer, 600, true)]);
+    }
+    card.driver.kick(&rx);
+    let sent = packet(1500);
+    card.peer.send(&sent).unwrap();
+    assert_eq!(rx.used(&card.driver), (0, 600));
+    assert_eq!(rx.used(&card.driver), (1, 600));
+    assert_eq!(rx.used(&card.driver), (2, 312));
+    assert_eq!(bytes(&card, 0x4000a, 2), [3, 0]);
+    assert_eq!(bytes(&card, 0x41000, 600), sent[600..1200]);
+    assert_eq!(bytes(&card, 0x42000, 312), sent[1200..]);
+}
+
+fn waits_for_room(features: u64) {
+    let (card, rx, _tx) = started(features);
+    // Room for half a packet.
+    rx.add(&card.driver, &[(0x40000, 800, true)]);
+    card.driver.kick(&rx);
+    for _ in 0..3 {
+        card.peer.send(&packet(1500)).unwrap();
+    }
+    sleep(A_WHILE);
+    assert_eq!(rx.try_used(&card.driver), None);
+    let receives = card.receives.load(Ordering::Relaxed);
+    assert_eq!(receives, 1, "the tap is not polled while there is no room");
+    for buffer in 1..7 {
+        rx.add(&card.driver, &[(0x40000 + 0x1000 * buffer, 800, true)]);
+    }
+    card.driver.kick(&rx);
+    for _ in 0..3 {
+        assert_eq!(rx.used(&card.driver).1, 800);
+        assert_eq!(rx.used(&card.driver).1, 712);
+    }
+}
+
+#[test]
+fn a_packet_without_room_waits_and_the_tap_is_left_alone() {
+    waits_for_room(MRG_RXBUF);
+}
+
+#[test]
+fn a_packet_waits_with_event_indexes_as_well() {
+    waits_for_room(MRG_RXBUF | EVENT_IDX);
+}
+
+#[test]
+fn a_packet_that_no_buffer_can_hold_is_dropped() {
+    let (card, rx, _tx) = started(0);
+    rx.add(&card.driver, &[(0x40000, 200, true)]);
+    card.driver.kick(&rx);
+    card.peer.send(&packet(1500)).unwrap();
+    card.peer.send(&packet(100)).unwrap();
+    assert_eq!(rx.used(&card.driver), (0, 112));
+}
+
+#[test]
+fn offloads_follow_the_negotiated_features() {
+    let card = card();
+    // GUEST_CSUM, GUEST_TSO4 and GUEST_TSO6 are TUN_F_CSUM, TUN_F_TSO4 and TUN_F_TSO6.
+    card.driver.start(1 << 1 | 1 << 7 | 1 << 8, 2);
+    eventually("offload", || card.offload.load(Ordering::Relaxed) == 7);
+    card.driver.start(0, 2);
+    eventually("no offload", || card.offload.load(Ordering::Relaxed) == 0);
+}
+
+#[test]
+fn features_without_what_they_need_are_refused() {
+    let card = card();
+    for (feature, needed) in [(7, 1), (8, 1), (11, 0), (12, 0), (9, 7), (13, 11)] {
+        assert!(
+            !card.driver.negotiate(BASE_FEATURES | 1 << feature),
+            "{feature}"
+        );
+        let all = BASE_FEATURES | 1 << feature | 1 << needed | 3;
+        assert!(card.driver.negotiate(all), "{feature} with {needed}");
+    }
+}
+
+#[test]
+fn a_receive_buffer_that_is_not_writable_needs_a_reset() {
+    let (card, rx, _tx) = started(MRG_RXBUF);
+    rx.add(&card.driver, &[(0x40000, 2000, false)]);
+    card.driver.kick(&rx);
+    card.peer.send(&packet(100)).unwrap();
+    card.driver.expect_needs_reset();
+}

@@ -96,10 +96,10 @@ impl VirtioPci {
 
     /// Reset of the function: the virtio device, MSI-X and configuration space.
     fn reset_function(&self, config: &mut ConfigSpace) {
-        // DMA and messages end with bus mastering, before the thread does.
-        config.reset();
+        // The thread first: if bus mastering went first, it would take the failing access for a mistake of the guest.
         self.state().reset(&self.link);
         self.link.msix.reset();
+        config.reset();
     }
 
     fn kick(&self, queue: u64) {
