@@ -11,15 +11,23 @@ mod bar;
 mod bdf;
 mod builder;
 mod config;
+#[cfg(test)]
+mod config_test;
 mod decode;
 mod extended;
 mod function;
 mod header;
 mod host_bridge;
 mod msi;
+#[cfg(test)]
+mod msi_test;
 mod msix;
+#[cfg(test)]
+mod msix_test;
 mod pcie;
 mod root;
+#[cfg(test)]
+mod root_test;
 
 pub use assign::AssignError;
 pub use bar::{BarKind, BarWindow};
