@@ -1,2 +1,76 @@
-//! Placeholder.
-fn main() {}
+//! `nido`: launches virtual machines on KVM, with a complete Intel VT-d.
+
+mod boot;
+mod bus;
+mod cli;
+mod config;
+mod console;
+mod cpuid;
+mod doorbell;
+mod irq;
+mod kvm;
+mod layout;
+mod logger;
+mod machine;
+mod memory;
+mod signals;
+mod terminal;
+mod vcpu;
+mod vm;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use cli::{Request, UsageError};
+use config::Config;
+use vm::Outcome;
+
+/// Exit codes; `--help` documents them.
+mod code {
+    pub(super) const OK: u8 = 0;
+    pub(super) const FAILED: u8 = 1;
+    pub(super) const USAGE: u8 = 2;
+    pub(super) const GUEST_RESET: u8 = 3;
+    pub(super) const GUEST_CRASH: u8 = 4;
+    /// Added to the number of the signal that ended the process.
+    pub(super) const SIGNAL: u8 = 128;
+}
+
+fn main() -> ExitCode {
+    terminal::restore_on_panic();
+    let code = match cli::parse(std::env::args_os()) {
+        Ok(Request::Run { config, verbosity }) => {
+            logger::install(verbosity);
+            run(&config)
+        }
+        Ok(Request::Print(text)) => {
+            // A reader that went away has seen enough.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            code::OK
+        }
+        Err(UsageError::Clap(error)) => error.exit(),
+        Err(UsageError::Message(message)) => {
+            eprintln!("nido: error: {message}");
+            code::USAGE
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn run(config: &Config) -> u8 {
+    let guard = terminal::Guard;
+    let result = vm::run(config);
+    drop(guard);
+    match result {
+        Ok(Outcome::Off) => code::OK,
+        Ok(Outcome::Reset) => code::GUEST_RESET,
+        Ok(Outcome::TripleFault) => code::GUEST_CRASH,
+        Ok(Outcome::Signal(signal)) => u8::try_from(signal)
+            .unwrap_or(0)
+            .saturating_add(code::SIGNAL),
+        Err(error) => {
+            eprintln!("nido: error: {error:#}");
+            code::FAILED
+        }
+    }
+}

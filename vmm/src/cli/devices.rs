@@ -1,0 +1,372 @@
+//! The types of `--device`, in one table that parses and prints.
+
+use super::keys::{Key, ListError, Table, Values, split};
+use super::values::{Kind, Value};
+use crate::config::{FunctionConfig, FunctionKind, IommuConfig};
+
+/// A device type.
+pub(crate) struct DeviceType {
+    name: &'static str,
+    aliases: &'static [&'static str],
+    help: &'static str,
+    table: Table,
+    build: fn(&Values) -> Result<Device, ListError>,
+}
+
+/// What a `--device` option asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// A function on the PCI bus.
+    Function(FunctionConfig),
+    /// The remapping unit.
+    Iommu(IommuConfig),
+}
+
+/// The outcome of parsing one `--device`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Parsed {
+    /// A device.
+    Device(Device),
+    /// Help was asked for: the text to print.
+    Help(String),
+}
+
+/// Why a `--device` was refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DeviceError {
+    #[error(
+        "--device: unknown type `{name}`; valid types: {valid} (`--device help` describes them)"
+    )]
+    UnknownType { name: String, valid: String },
+    #[error(transparent)]
+    List(#[from] ListError),
+}
+
+/// `addr`, which every PCI function has.
+pub(crate) const ADDR: Key = Key {
+    name: "addr",
+    aliases: &[],
+    kind: Kind::Slot,
+    default: "next free device",
+    help: "place on PCI bus 0, hexadecimal",
+};
+
+const TYPES: &[DeviceType] = &[
+    DeviceType {
+        name: "intel-iommu",
+        aliases: &[],
+        help: "Intel VT-d remapping unit in front of all PCI functions",
+        table: Table {
+            option: "--device intel-iommu",
+            implied: None,
+            keys: &[
+                Key {
+                    name: "x-flts",
+                    aliases: &["flts", "fsts"],
+                    kind: Kind::OnOff,
+                    default: "on",
+                    help: "first-stage translation besides second-stage, where the other keys allow it",
+                },
+                Key {
+                    name: "aw-bits",
+                    aliases: &[],
+                    kind: Kind::OneOf(&[39, 48, 57]),
+                    default: "48",
+                    help: "width of translated addresses",
+                },
+                Key {
+                    name: "intremap",
+                    aliases: &[],
+                    kind: Kind::OnOff,
+                    default: "on",
+                    help: "interrupt remapping",
+                },
+                Key {
+                    name: "caching-mode",
+                    aliases: &[],
+                    kind: Kind::OnOffAuto,
+                    default: "auto",
+                    help: "guest announces new mappings too; auto: when a device needs it",
+                },
+                Key {
+                    name: "x-scalable-mode",
+                    aliases: &["scalable-mode"],
+                    kind: Kind::OnOff,
+                    default: "on",
+                    help: "scalable mode, which first-stage translation needs",
+                },
+            ],
+        },
+        build: intel_iommu,
+    },
+    DeviceType {
+        name: "edu",
+        aliases: &[],
+        help: "educational device: DMA engine, MSI and INTx",
+        table: Table {
+            option: "--device edu",
+            implied: None,
+            keys: &[
+                Key {
+                    name: "dma_mask",
+                    aliases: &["dma-mask"],
+                    kind: Kind::Number,
+                    default: "0x0fffffff",
+                    help: "address bits that its DMA engine drives",
+                },
+                ADDR,
+            ],
+        },
+        build: edu,
+    },
+    DeviceType {
+        name: "virtio-rng-pci",
+        aliases: &["virtio-rng", "rng"],
+        help: "entropy source",
+        table: Table {
+            option: "--device virtio-rng-pci",
+            implied: None,
+            keys: &[ADDR],
+        },
+        build: |values| Ok(function(values, FunctionKind::Rng)),
+    },
+    DeviceType {
+        name: "virtio-console",
+        aliases: &["console"],
+        help: "console hvc0 on the standard streams; takes the input from the serial port",
+        table: Table {
+            option: "--device virtio-console",
+            implied: None,
+            keys: &[ADDR],
+        },
+        build: |values| Ok(function(values, FunctionKind::Console)),
+    },
+];
+
+fn function(values: &Values, kind: FunctionKind) -> Device {
+    Device::Function(FunctionConfig {
+        device: slot(values),
+        kind,
+    })
+}
+
+/// The value of `addr`.
+pub(crate) fn slot(values: &Values) -> Option<u8> {
+    match values.get(ADDR.name) {
+        Some(Value::Slot(slot)) => Some(*slot),
+        _ => None,
+    }
+}
+
+fn edu(values: &Values) -> Result<Device, ListError> {
+    let dma_mask = values.number("dma_mask").unwrap_or(0x0fff_ffff);
+    Ok(function(values, FunctionKind::Edu { dma_mask }))
+}
+
+fn intel_iommu(values: &Values) -> Result<Device, ListError> {
+    let scalable = values.on_off("x-scalable-mode").unwrap_or(true);
+    let first_stage = values.on_off("x-flts");
+    if first_stage == Some(true) && !scalable {
+        return Err(values.conflict(
+            "x-flts=on needs scalable mode; drop `x-scalable-mode=off` or write `x-flts=off`"
+                .to_owned(),
+        ));
+    }
+    let aw_bits = match values.number("aw-bits") {
+        Some(39) => 39,
+        Some(57) => 57,
+        _ => 48,
+    };
+    if first_stage == Some(true) && aw_bits == 39 {
+        return Err(values.conflict(
+            "x-flts=on needs 48 or 57 address bits; drop `aw-bits=39` or write `x-flts=off`"
+                .to_owned(),
+        ));
+    }
+    Ok(Device::Iommu(IommuConfig {
+        aw_bits,
+        scalable,
+        first_stage: first_stage.unwrap_or(true) && scalable && aw_bits != 39,
+        intremap: values.on_off("intremap").unwrap_or(true),
+        caching_mode: values.on_off("caching-mode"),
+    }))
+}
+
+/// Parses the argument of one `--device`.
+pub(crate) fn parse(argument: &str) -> Result<Parsed, DeviceError> {
+    let elements = split(argument);
+    let (name, keys) = elements
+        .split_first()
+        .map_or(("", &[][..]), |(name, keys)| (name.as_str(), keys));
+    if name == "help" {
+        return Ok(Parsed::Help(help()));
+    }
+    let Some(device) = TYPES
+        .iter()
+        .find(|t| t.name == name || t.aliases.contains(&name))
+    else {
+        let valid = TYPES.iter().map(|t| t.name).collect::<Vec<_>>().join(", ");
+        return Err(DeviceError::UnknownType {
+            name: name.to_owned(),
+            valid,
+        });
+    };
+    if keys.iter().any(|key| key == "help") {
+        return Ok(Parsed::Help(device.help()));
+    }
+    let values = device.table.parse(keys)?;
+    Ok(Parsed::Device((device.build)(&values)?))
+}
+
+impl DeviceType {
+    fn title(&self) -> String {
+        let aliases = match self.aliases {
+            [] => String::new(),
+            aliases => format!(" (also: {})", aliases.join(", ")),
+        };
+        format!("{}{aliases}: {}\n", self.name, self.help)
+    }
+
+    fn help(&self) -> String {
+        self.title() + &self.table.help()
+    }
+}
+
+fn help() -> String {
+    let titles: String = TYPES.iter().map(DeviceType::title).collect();
+    format!("{titles}`--device TYPE,help` lists the keys of a type.\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(argument: &str) -> String {
+        parse(argument).expect_err(argument).to_string()
+    }
+
+    #[test]
+    fn every_alias_of_first_stage_means_the_same() {
+        let off = parse("intel-iommu,x-flts=off").expect("valid");
+        assert_eq!(parse("intel-iommu,flts=off").expect("valid"), off);
+        assert_eq!(parse("intel-iommu,fsts=off").expect("valid"), off);
+        assert!(matches!(
+            off,
+            Parsed::Device(Device::Iommu(IommuConfig {
+                first_stage: false,
+                ..
+            }))
+        ));
+    }
+
+    #[test]
+    fn defaults_are_those_that_help_prints() {
+        let expected = IommuConfig {
+            aw_bits: 48,
+            scalable: true,
+            first_stage: true,
+            intremap: true,
+            caching_mode: None,
+        };
+        assert_eq!(
+            parse("intel-iommu").expect("valid"),
+            Parsed::Device(Device::Iommu(expected))
+        );
+    }
+
+    #[test]
+    fn an_unknown_type_lists_the_valid_ones() {
+        assert_eq!(
+            error("intel-vtd"),
+            "--device: unknown type `intel-vtd`; valid types: intel-iommu, edu, virtio-rng-pci, virtio-console \
+             (`--device help` describes them)"
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_lists_the_valid_ones() {
+        assert_eq!(
+            error("intel-iommu,awbits=48"),
+            "--device intel-iommu: unknown key `awbits`; valid keys: x-flts, aw-bits, intremap, caching-mode, x-scalable-mode"
+        );
+    }
+
+    #[test]
+    fn a_key_given_twice_is_refused_under_any_name() {
+        assert_eq!(
+            error("edu,addr=3,addr=4"),
+            "--device edu: key `addr` is given twice; keep one of them"
+        );
+        assert_eq!(
+            error("intel-iommu,x-flts=on,flts=on"),
+            "--device intel-iommu: key `flts` is given twice (it is another name of `x-flts`); keep one of them"
+        );
+    }
+
+    #[test]
+    fn a_bad_value_says_what_is_expected() {
+        assert_eq!(
+            error("intel-iommu,aw-bits=40"),
+            "--device intel-iommu: aw-bits=`40` is not valid: expected one of 39|48|57"
+        );
+        assert_eq!(
+            error("intel-iommu,caching-mode=yes"),
+            "--device intel-iommu: caching-mode=`yes` is not valid: expected `on`, `off` or `auto`"
+        );
+    }
+
+    #[test]
+    fn a_key_without_value_says_how_to_write_it() {
+        assert_eq!(
+            error("edu,dma_mask"),
+            "--device edu: `dma_mask` has no value; write `dma_mask=VALUE` (valid keys: dma_mask, addr)"
+        );
+    }
+
+    #[test]
+    fn first_stage_without_scalable_mode_is_a_conflict_only_when_asked_for() {
+        assert!(error("intel-iommu,x-flts=on,scalable-mode=off").contains("needs scalable mode"));
+        let legacy = parse("intel-iommu,scalable-mode=off").expect("valid");
+        assert!(matches!(
+            legacy,
+            Parsed::Device(Device::Iommu(IommuConfig {
+                first_stage: false,
+                scalable: false,
+                ..
+            }))
+        ));
+    }
+
+    #[test]
+    fn first_stage_tables_need_more_than_39_bits() {
+        assert!(error("intel-iommu,x-flts=on,aw-bits=39").contains("needs 48 or 57 address bits"));
+        let narrow = parse("intel-iommu,aw-bits=39").expect("valid");
+        assert!(matches!(
+            narrow,
+            Parsed::Device(Device::Iommu(IommuConfig {
+                first_stage: false,
+                ..
+            }))
+        ));
+    }
+
+    #[test]
+    fn help_of_a_type_names_every_key_with_its_default() {
+        let Parsed::Help(text) = parse("intel-iommu,help").expect("valid") else {
+            panic!("not help")
+        };
+        for fragment in [
+            "x-flts=on|off",
+            "aw-bits=39|48|57",
+            "[default: 48]",
+            "(also: flts, fsts)",
+            "(also: scalable-mode)",
+        ] {
+            assert!(text.contains(fragment), "{fragment} in {text}");
+        }
+        let Parsed::Help(text) = parse("help").expect("valid") else {
+            panic!("not help")
+        };
+        assert!(text.contains("virtio-rng-pci (also: virtio-rng, rng): entropy source"));
+    }
+}

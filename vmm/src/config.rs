@@ -1,0 +1,97 @@
+//! What a virtual machine is to be, as typed values. Nothing here opens or allocates anything.
+
+use std::path::PathBuf;
+
+/// A whole virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// ELF with a PVH note, or bzImage.
+    pub(crate) kernel: PathBuf,
+    /// Initial ramdisk.
+    pub(crate) initramfs: Option<PathBuf>,
+    /// Kernel command line.
+    pub(crate) cmdline: String,
+    /// Guest RAM.
+    pub(crate) memory: MemoryConfig,
+    /// Number of vCPUs, 1 to 255.
+    pub(crate) cpus: u8,
+    /// PCI functions in the order of their appearance on the command line.
+    pub(crate) functions: Vec<FunctionConfig>,
+    /// The remapping unit, if there is one.
+    pub(crate) iommu: Option<IommuConfig>,
+    /// Whether a guest reset starts the guest again (else it ends the process).
+    pub(crate) reboot: bool,
+}
+
+/// Guest RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryConfig {
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Backed by huge pages of the host.
+    pub(crate) hugepages: bool,
+    /// All of it allocated before the guest starts.
+    pub(crate) prefault: bool,
+}
+
+/// A PCI function and where it sits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FunctionConfig {
+    /// Requested device number on PCI bus 0, 1 to 31; `None` takes the next free one.
+    pub(crate) device: Option<u8>,
+    /// What it is.
+    pub(crate) kind: FunctionKind,
+}
+
+/// Kinds of PCI function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FunctionKind {
+    /// virtio block device on a file or block device of the host.
+    Disk(DiskConfig),
+    /// virtio network device on a tap interface.
+    Net(NetConfig),
+    /// virtio entropy source.
+    Rng,
+    /// virtio console on the standard streams.
+    Console,
+    /// The educational device.
+    Edu {
+        /// Addresses that its DMA engine can form.
+        dma_mask: u64,
+    },
+}
+
+/// A virtio disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DiskConfig {
+    /// Image file or block device, raw.
+    pub(crate) path: PathBuf,
+    /// Writes are refused.
+    pub(crate) readonly: bool,
+    /// What the guest reads as the disk's serial number.
+    pub(crate) id: Option<String>,
+}
+
+/// A virtio network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NetConfig {
+    /// Name of the tap interface.
+    pub(crate) tap: String,
+    /// Hardware address shown to the guest; `None` makes one up.
+    pub(crate) mac: Option<[u8; 6]>,
+}
+
+/// The Intel VT-d remapping unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct IommuConfig {
+    /// Guest address width that it translates: 39, 48 or 57.
+    pub(crate) aw_bits: u8,
+    /// Scalable mode.
+    pub(crate) scalable: bool,
+    /// First-stage translation, besides second-stage.
+    pub(crate) first_stage: bool,
+    /// Interrupt remapping.
+    pub(crate) intremap: bool,
+    /// Whether the guest must announce new mappings too; `None` decides by what is assigned.
+    pub(crate) caching_mode: Option<bool>,
+}

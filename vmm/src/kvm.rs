@@ -1,0 +1,152 @@
+//! The host's KVM: opening it, checking that it can do what the machine needs, and creating the virtual machine.
+
+#![allow(unsafe_code)] // Handing guest memory to KVM cannot be checked by the compiler.
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+
+use crate::layout;
+use crate::memory::{self, Memory};
+
+/// Why there is no virtual machine.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KvmError {
+    /// No device node.
+    #[error(
+        "/dev/kvm does not exist; switch on virtualization in the firmware and load the module \
+         (`modprobe kvm_intel` or `modprobe kvm_amd`)"
+    )]
+    Missing,
+    /// No permission.
+    #[error("/dev/kvm: permission denied; run nido as root or as a member of the group `kvm`")]
+    Permission,
+    /// Something else is wrong with it.
+    #[error(
+        "/dev/kvm cannot be used ({0}); check that no other hypervisor holds the CPU and see `dmesg`"
+    )]
+    Open(kvm_ioctls::Error),
+    /// An old or cut-down KVM.
+    #[error("/dev/kvm lacks {0}, which nido needs; use Linux 4.12 or later on x86-64")]
+    Capability(&'static str),
+    /// More vCPUs than KVM can have.
+    #[error("--cpus {wanted}: KVM on this host offers {most} at most; write a smaller number")]
+    TooManyCpus {
+        /// Requested number.
+        wanted: u8,
+        /// KVM_CAP_MAX_VCPUS.
+        most: usize,
+    },
+    /// An ioctl failed.
+    #[error("KVM: {what} failed ({source})")]
+    Ioctl {
+        /// What was tried.
+        what: &'static str,
+        /// The error.
+        source: kvm_ioctls::Error,
+    },
+}
+
+/// Names the operation in an error.
+pub(crate) fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
+    move |source| KvmError::Ioctl { what, source }
+}
+
+/// Opens /dev/kvm and checks it.
+pub(crate) fn open(cpus: u8) -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT => KvmError::Missing,
+        libc::EACCES | libc::EPERM => KvmError::Permission,
+        _ => KvmError::Open(error),
+    })?;
+    let needed = [
+        (Cap::UserMemory, "user memory (KVM_CAP_USER_MEMORY)"),
+        (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+        (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+        (Cap::MpState, "KVM_CAP_MP_STATE"),
+        (
+            Cap::SplitIrqchip,
+            "a split interrupt controller (KVM_CAP_SPLIT_IRQCHIP)",
+        ),
+        (
+            Cap::X2ApicApi,
+            "32-bit interrupt destinations (KVM_CAP_X2APIC_API)",
+        ),
+        (
+            Cap::SignalMsi,
+            "message-signalled interrupts (KVM_CAP_SIGNAL_MSI)",
+        ),
+        (
+            Cap::IoeventfdNoLength,
+            "doorbells of any length (KVM_CAP_IOEVENTFD_NO_LENGTH)",
+        ),
+        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    ];
+    for (capability, name) in needed {
+        if !kvm.check_extension(capability) {
+            return Err(KvmError::Capability(name));
+        }
+    }
+    let most = kvm.get_max_vcpus();
+    if usize::from(cpus) > most {
+        return Err(KvmError::TooManyCpus { wanted: cpus, most });
+    }
+    Ok(kvm)
+}
+
+/// A virtual machine with local APICs in the kernel, an IOAPIC in user space, and guest memory in place.
+pub(crate) fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<Arc<VmFd>, KvmError> {
+    let vm = loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            result => break result.map_err(failed("creating a virtual machine"))?,
+        }
+    };
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(failed("setting the identity map"))?;
+    vm.set_tss_address(usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX))
+        .map_err(failed("setting the task segment"))?;
+    enable(&vm, KVM_CAP_SPLIT_IRQCHIP, u64::from(layout::IOAPIC_PINS))
+        .map_err(failed("creating the interrupt controllers"))?;
+    let x2apic = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+    enable(&vm, KVM_CAP_X2APIC_API, u64::from(x2apic))
+        .map_err(failed("widening interrupt destinations"))?;
+    add_memory(&vm, memory)?;
+    Ok(Arc::new(vm))
+}
+
+fn enable(vm: &VmFd, capability: u32, argument: u64) -> Result<(), kvm_ioctls::Error> {
+    let mut request = kvm_enable_cap {
+        cap: capability,
+        ..Default::default()
+    };
+    request.args[0] = argument;
+    vm.enable_cap(&request)
+}
+
+fn add_memory(vm: &VmFd, memory: &Memory) -> Result<(), KvmError> {
+    for (slot, (guest_phys_addr, userspace_addr, memory_size)) in (0..).zip(memory::regions(memory))
+    {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr,
+            memory_size,
+            userspace_addr,
+        };
+        // SAFETY: the range is a whole mapping that `memory` owns. `Machine` holds `memory` for as long as the virtual
+        // machine, and everything else reaches it through volatile accesses, so a guest may change it at any time.
+        unsafe { vm.set_user_memory_region(region) }.map_err(failed("adding guest memory"))?;
+    }
+    Ok(())
+}
+
+/// An `io::Error` with the same number.
+pub(crate) fn io_error(error: kvm_ioctls::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.errno())
+}

@@ -1,0 +1,126 @@
+//! nido's own messages: one line each on standard error, and never more than a guest could be allowed to cause.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+/// Lines that may come at once.
+const BURST: u32 = 100;
+/// One more line may come after each such time.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+struct Logger {
+    bucket: Mutex<Bucket>,
+}
+
+/// A token bucket that counts what it turned away.
+struct Bucket {
+    tokens: u32,
+    refilled: Option<Instant>,
+    dropped: u64,
+}
+
+impl Bucket {
+    const fn new() -> Self {
+        Self {
+            tokens: BURST,
+            refilled: None,
+            dropped: 0,
+        }
+    }
+
+    /// Whether a line may be written now; if so, how many were not since the last one.
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        let last = *self.refilled.get_or_insert(now);
+        let passed = now.saturating_duration_since(last).as_millis() / INTERVAL.as_millis();
+        if passed > 0 {
+            self.tokens = self
+                .tokens
+                .saturating_add(u32::try_from(passed).unwrap_or(BURST))
+                .min(BURST);
+            self.refilled = Some(now);
+        }
+        if self.tokens == 0 {
+            self.dropped += 1;
+            return None;
+        }
+        self.tokens -= 1;
+        Some(std::mem::take(&mut self.dropped))
+    }
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let dropped = self
+            .bucket
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take(Instant::now());
+        let Some(dropped) = dropped else { return };
+        let mut text = String::new();
+        if dropped > 0 {
+            let _ = writeln!(text, "nido: warning: {dropped} messages were left out");
+        }
+        let level = match record.level() {
+            Level::Error => "error",
+            Level::Warn => "warning",
+            Level::Info => "info",
+            Level::Debug => "debug",
+            Level::Trace => "trace",
+        };
+        let _ = writeln!(text, "nido: {level}: {}", record.args());
+        // One write, so that lines of several threads do not mix. A lost error stream cannot be reported anywhere.
+        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    }
+
+    fn flush(&self) {}
+}
+
+static LOGGER: Logger = Logger {
+    bucket: Mutex::new(Bucket::new()),
+};
+
+/// Starts logging: warnings, and more with each `-v`.
+pub(crate) fn install(verbosity: u8) {
+    let level = match verbosity {
+        0 => LevelFilter::Warn,
+        1 => LevelFilter::Info,
+        2 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    };
+    // An error means that there is a logger already, which is this one.
+    let _ = log::set_logger(&LOGGER);
+    log::set_max_level(level);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_passes_and_then_only_the_rate() {
+        let mut bucket = Bucket::new();
+        let start = Instant::now();
+        assert_eq!(
+            (0..500).filter(|_| bucket.take(start).is_some()).count(),
+            100
+        );
+        let later = start + Duration::from_secs(1);
+        assert_eq!(
+            bucket.take(later),
+            Some(400),
+            "the first line after a gap says what is missing"
+        );
+        assert_eq!((0..500).filter(|_| bucket.take(later).is_some()).count(), 9);
+    }
+}

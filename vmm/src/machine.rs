@@ -1,0 +1,312 @@
+//! The machine: everything that a configuration asks for, created and wired.
+
+mod functions;
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::Sender;
+
+use anyhow::Context as _;
+use devices::ioapic::IoApic;
+use devices::power::{self, Power, PowerEvent};
+use devices::serial::{self, SerialPort};
+use devices::virtio::console::ConsoleSender;
+use devices::vtd::VtdMmio;
+use iommu::UnitConfig;
+use kvm_ioctls::VmFd;
+use pci::{Apertures, Bdf, MsiSink, RootComplex};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::boot::Images;
+use crate::bus::{Aperture, Bus, Ecam};
+use crate::config::{Config, IommuConfig};
+use crate::cpuid::Template;
+use crate::irq::{IOAPIC_REQUESTER, LevelRoutes, LocalApics, Remapper, Unit};
+use crate::layout;
+use crate::memory::{self, Memory};
+use crate::vcpu::{Shared, Vcpu};
+use crate::vm::Event;
+use crate::{doorbell, kvm};
+
+/// A whole machine. Its vCPUs do not run while anyone has it as `&mut`.
+pub(crate) struct Machine {
+    images: Images,
+    tables: acpi::Tables,
+    ram_size: u64,
+    /// In the order of their APIC ids; empty while they run.
+    pub(crate) vcpus: Vec<Vcpu>,
+    /// What the vCPUs' threads share.
+    pub(crate) shared: Arc<Shared>,
+    root: Arc<RootComplex>,
+    unit: Option<Arc<Unit>>,
+    ioapic: Arc<IoApic>,
+    serial: Arc<SerialPort>,
+    console: Option<ConsoleSender>,
+    /// Whether the guest has been started before.
+    used: bool,
+    /// Keeps guest memory mapped for as long as vCPUs can run.
+    memory: Memory,
+}
+
+impl Machine {
+    /// Creates the machine. What the guest asks of it as a whole goes to `events`.
+    pub(crate) fn new(config: &Config, events: &Sender<Event>) -> anyhow::Result<Self> {
+        let images = Images::open(&config.kernel, config.initramfs.as_deref(), &config.cmdline)?;
+        let kvm = kvm::open(config.cpus)?;
+        let cpuid =
+            Template::new(&kvm, config.cpus).map_err(kvm::failed("reading the supported CPUID"))?;
+        let physical_bits = cpuid.physical_bits();
+        check_address_space(config.memory.size, physical_bits)?;
+        let memory = memory::allocate(&config.memory)?;
+        let vm = kvm::create_vm(&kvm, &memory)?;
+
+        let local_apics = Arc::new(LocalApics(Arc::clone(&vm)));
+        let unit = match &config.iommu {
+            Some(unit) => Some(
+                Unit::new(
+                    Arc::clone(&memory),
+                    &unit_config(unit, physical_bits),
+                    Arc::clone(&local_apics) as _,
+                )
+                .context("--device intel-iommu")?,
+            ),
+            None => None,
+        };
+        let remapper = Remapper::new(local_apics, unit.clone());
+        let msi = Arc::clone(&remapper) as Arc<dyn MsiSink>;
+        let ioapic = IoApic::new(Arc::clone(&msi), Bdf::from_requester_id(IOAPIC_REQUESTER));
+        LevelRoutes::install(remapper, Arc::clone(&ioapic));
+        let serial = Arc::new(SerialPort::new(
+            Arc::clone(&ioapic),
+            layout::COM1_IRQ,
+            standard_output()?,
+        ));
+
+        let apertures = Apertures {
+            ecam_base: layout::PCI_ECAM,
+            buses: u16::from(layout::PCI_BUSES),
+            mmio32: layout::PCI_MMIO32,
+            mmio64: layout::pci_mmio64(physical_bits),
+        };
+        let root = Arc::new(RootComplex::new(apertures));
+        let platform = functions::Platform {
+            root: &root,
+            memory: &memory,
+            unit: unit.as_ref(),
+            ioapic: &ioapic,
+            msi,
+            doorbells: Arc::new(doorbell::KvmDoorbells(Arc::clone(&vm))),
+        };
+        let console = platform.add_functions(&config.functions)?;
+
+        let mut bus = Bus::new(Arc::clone(&ioapic));
+        add_windows(&mut bus, &root, unit.as_ref(), &ioapic)?;
+        add_ports(&mut bus, &serial, events)?;
+        let shared = Arc::new(Shared {
+            bus,
+            stop: AtomicBool::new(false),
+        });
+        Ok(Self {
+            images,
+            tables: tables(config, physical_bits),
+            ram_size: config.memory.size,
+            vcpus: create_vcpus(&vm, config.cpus, &cpuid)?,
+            shared,
+            root,
+            unit,
+            ioapic,
+            serial,
+            console,
+            used: false,
+            memory,
+        })
+    }
+
+    /// Takes what is typed, to where the configuration has the console. Returns how much there was room for.
+    pub(crate) fn input(&self) -> impl Fn(&[u8]) -> usize + Send + 'static {
+        let (console, serial) = (self.console.clone(), Arc::clone(&self.serial));
+        move |bytes| match &console {
+            // An error means that the console is gone, and the input with it.
+            Some(console) => console.send(bytes).unwrap_or(bytes.len()),
+            None => serial.push_input(bytes),
+        }
+    }
+
+    /// Brings everything to its power-on state, if it is not there, and loads the guest: firmware's work.
+    pub(crate) fn boot(&mut self) -> anyhow::Result<()> {
+        if self.used {
+            self.reset_devices();
+            for vcpu in &mut self.vcpus {
+                vcpu.reset()?;
+            }
+        }
+        self.root
+            .assign_bars()
+            .context("the PCI apertures are too small for the BARs; remove devices")?;
+        self.memory
+            .write_slice(&self.tables.bytes, GuestAddress(self.tables.rsdp_address))?;
+        let entry = self.images.load(
+            &self.memory,
+            self.ram_size,
+            self.tables.rsdp_address,
+            self.used,
+        )?;
+        if let Some(boot_cpu) = self.vcpus.first() {
+            boot_cpu.set_entry(&entry)?;
+        }
+        self.used = true;
+        Ok(())
+    }
+
+    /// Stops all devices: what they have begun is finished or abandoned, and nothing touches guest memory afterwards.
+    pub(crate) fn reset_devices(&self) {
+        self.root.reset();
+        if let Some(unit) = &self.unit {
+            unit.reset();
+        }
+        self.ioapic.reset();
+    }
+}
+
+/// RAM and PCI windows must not meet.
+fn check_address_space(ram_size: u64, physical_bits: u8) -> anyhow::Result<()> {
+    let limit = layout::pci_mmio64(physical_bits).start;
+    let end = layout::ram(ram_size)
+        .last()
+        .map_or(0, |(address, size)| address + size);
+    anyhow::ensure!(
+        end <= limit,
+        "--memory {}M: guests of this CPU have {physical_bits} address bits, which leave room for {}M; write a smaller size",
+        ram_size / layout::MIB,
+        (limit - (layout::RAM_HOLE.end - layout::RAM_HOLE.start)) / layout::MIB
+    );
+    Ok(())
+}
+
+fn create_vcpus(vm: &VmFd, cpus: u8, cpuid: &Template) -> anyhow::Result<Vec<Vcpu>> {
+    (0..cpus).map(|id| Ok(Vcpu::new(vm, id, cpuid)?)).collect()
+}
+
+/// Standard output without a buffer: the guest's console appears as the guest writes it.
+fn standard_output() -> anyhow::Result<Box<dyn Write + Send>> {
+    use std::os::fd::AsFd;
+    let fd = std::io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("standard output cannot be used")?;
+    Ok(Box::new(std::fs::File::from(fd)))
+}
+
+fn unit_config(config: &IommuConfig, physical_bits: u8) -> UnitConfig {
+    UnitConfig {
+        host_address_width: physical_bits,
+        aw_bits: config.aw_bits,
+        scalable: config.scalable,
+        first_stage: config.first_stage,
+        second_stage: true,
+        nested: config.first_stage,
+        interrupt_remapping: config.intremap,
+        x2apic: config.intremap,
+        // Emulated devices walk the tables themselves, so nothing has to be announced to them.
+        caching_mode: config.caching_mode.unwrap_or(false),
+        snoop_control: true,
+    }
+}
+
+fn add_windows(
+    bus: &mut Bus,
+    root: &Arc<RootComplex>,
+    unit: Option<&Arc<Unit>>,
+    ioapic: &Arc<IoApic>,
+) -> anyhow::Result<()> {
+    let apertures = root.apertures();
+    for window in [&apertures.mmio32, &apertures.mmio64] {
+        bus.add_mmio(
+            window.start,
+            window.end - window.start,
+            Arc::new(Aperture(Arc::clone(root))),
+        )?;
+    }
+    bus.add_mmio(
+        apertures.ecam_base,
+        root.ecam_size(),
+        Arc::new(Ecam(Arc::clone(root))),
+    )?;
+    let size = |window: std::ops::Range<u64>| window.end - window.start;
+    bus.add_mmio(
+        layout::IOAPIC.start,
+        size(layout::IOAPIC),
+        Arc::clone(ioapic) as _,
+    )?;
+    if let Some(unit) = unit {
+        bus.add_mmio(
+            layout::VTD.start,
+            size(layout::VTD),
+            Arc::new(VtdMmio(Arc::clone(unit))),
+        )?;
+    }
+    Ok(())
+}
+
+fn add_ports(
+    bus: &mut Bus,
+    serial: &Arc<SerialPort>,
+    events: &Sender<Event>,
+) -> anyhow::Result<()> {
+    let events = events.clone();
+    let power = Arc::new(Power::new(move |event| {
+        // The receiver lives as long as any vCPU thread.
+        let _ = events.send(match event {
+            PowerEvent::Off => Event::PowerOff,
+            PowerEvent::Reset => Event::Reset,
+        });
+    }));
+    bus.add_pio(layout::COM1, serial::COM1_PORTS, Arc::clone(serial) as _)?;
+    bus.add_pio(power::SLEEP_CONTROL_PORT, 2, Arc::clone(&power) as _)?;
+    bus.add_pio(power::RESET_PORT, 1, Arc::clone(&power) as _)?;
+    bus.add_pio(power::KEYBOARD_PORT, 1, power)?;
+    Ok(())
+}
+
+/// The ACPI tables that describe this machine.
+fn tables(config: &Config, physical_bits: u8) -> acpi::Tables {
+    let [ioapic_devfn, ioapic_bus] = IOAPIC_REQUESTER.to_le_bytes();
+    let low = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
+    acpi::build(&acpi::Platform {
+        base: layout::ACPI_TABLES.start,
+        cpu_apic_ids: &(0..u32::from(config.cpus)).collect::<Vec<_>>(),
+        local_apic: low(layout::LOCAL_APIC.start),
+        ioapic: acpi::IoApic {
+            id: 0,
+            address: low(layout::IOAPIC.start),
+            gsi_base: 0,
+        },
+        ecam: acpi::Ecam {
+            base: layout::PCI_ECAM,
+            last_bus: layout::PCI_BUSES - 1,
+        },
+        apertures: acpi::Apertures {
+            mmio32: layout::PCI_MMIO32,
+            mmio64: layout::pci_mmio64(physical_bits),
+        },
+        dmar: config.iommu.map(|unit| acpi::Dmar {
+            base: layout::VTD.start,
+            haw: physical_bits,
+            interrupt_remapping: unit.intremap,
+            x2apic: unit.intremap,
+            ioapic_scope: (ioapic_bus, ioapic_devfn >> 3, ioapic_devfn & 7),
+        }),
+        power: acpi::Power {
+            sleep_control: power::SLEEP_CONTROL_PORT,
+            sleep_status: power::SLEEP_STATUS_PORT,
+            sleep_type_off: power::SLEEP_TYPE_OFF,
+            reset: power::RESET_PORT,
+            reset_value: power::RESET_VALUE,
+        },
+        uart: Some(acpi::Uart {
+            port: layout::COM1,
+            gsi: u32::from(layout::COM1_IRQ),
+        }),
+    })
+}

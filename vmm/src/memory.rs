@@ -1,0 +1,244 @@
+//! Guest RAM: one memfd, shared, mapped in as many pieces as the address map has.
+//!
+//! The mappings reserve nothing: the host gives a page when the guest first touches it.
+
+#![allow(unsafe_code)] // memfd_create and madvise have no safe wrapper among our dependencies.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::FromRawFd;
+use std::sync::Arc;
+
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
+};
+
+use crate::config::MemoryConfig;
+use crate::layout;
+
+/// Guest RAM that devices and vCPUs share.
+pub(crate) type Memory = Arc<GuestMemoryMmap<()>>;
+
+/// Why there is no memory for the guest.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MemoryError {
+    /// More than the machine could ever have.
+    #[error(
+        "--memory {wanted_mib}M: this machine has {total_mib}M of memory and swap in all; write a smaller size"
+    )]
+    TooMuch {
+        /// Requested size.
+        wanted_mib: u64,
+        /// RAM and swap of the host.
+        total_mib: u64,
+    },
+    /// Not enough huge pages.
+    #[error(
+        "--memory {wanted_mib}M,hugepages=on: the host cannot give {pages} huge pages of 2M ({source}); \
+         reserve them with `sysctl vm.nr_hugepages={pages}`, or write hugepages=off"
+    )]
+    HugePages {
+        /// Requested size.
+        wanted_mib: u64,
+        /// The same in huge pages.
+        pages: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Any other failure of the host.
+    #[error("--memory {wanted_mib}M: {what} failed ({source}); write a smaller size{hint}")]
+    Host {
+        /// Requested size.
+        wanted_mib: u64,
+        /// Which step.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+        /// Another remedy.
+        hint: &'static str,
+    },
+}
+
+/// Allocates guest RAM as the configuration asks, at the addresses of the machine's map.
+pub(crate) fn allocate(config: &MemoryConfig) -> Result<Memory, MemoryError> {
+    let wanted_mib = config.size / layout::MIB;
+    let host = |what, hint| {
+        move |source: io::Error| MemoryError::Host {
+            wanted_mib,
+            what,
+            source,
+            hint,
+        }
+    };
+    let huge_pages = |source| MemoryError::HugePages {
+        wanted_mib,
+        pages: config.size.div_ceil(2 * layout::MIB),
+        source,
+    };
+    check_total(config)?;
+
+    let file = memfd(config.hugepages).map_err(|error| {
+        if config.hugepages {
+            huge_pages(error)
+        } else {
+            host("creating a memory file", "")(error)
+        }
+    })?;
+    file.set_len(config.size).map_err(host(
+        "sizing the memory file",
+        ", or raise the limit `ulimit -f`",
+    ))?;
+
+    let file = Arc::new(file);
+    let mut offset = 0;
+    let mut regions = Vec::new();
+    for (address, size) in layout::ram(config.size) {
+        let region = map(&file, offset, size, config.hugepages).map_err(|error| {
+            if config.hugepages {
+                huge_pages(error)
+            } else {
+                host("mapping the memory", ", or raise the limit `ulimit -v`")(error)
+            }
+        })?;
+        if config.prefault {
+            populate(&region)
+                .map_err(host("allocating all pages", ", or leave out prefault=on"))?;
+        }
+        regions.extend(GuestRegionMmap::new(region, GuestAddress(address)));
+        offset += size;
+    }
+    let memory = GuestMemoryMmap::from_regions(regions)
+        .map_err(|error| host("laying out the memory", "")(io::Error::other(error)))?;
+    Ok(Arc::new(memory))
+}
+
+/// Refuses what no amount of reclaiming could provide, rather than letting the kernel kill us later.
+fn check_total(config: &MemoryConfig) -> Result<(), MemoryError> {
+    // SAFETY: all-zero bytes are a valid `sysinfo`, which is a plain structure of integers.
+    let mut info: libc::sysinfo = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a live, writable `sysinfo`.
+    if unsafe { libc::sysinfo(&raw mut info) } != 0 {
+        return Ok(());
+    }
+    let total = info
+        .totalram
+        .saturating_add(info.totalswap)
+        .saturating_mul(u64::from(info.mem_unit));
+    if config.size > total {
+        return Err(MemoryError::TooMuch {
+            wanted_mib: config.size / layout::MIB,
+            total_mib: total / layout::MIB,
+        });
+    }
+    Ok(())
+}
+
+fn memfd(hugepages: bool) -> io::Result<File> {
+    let flags = libc::MFD_CLOEXEC
+        | if hugepages {
+            libc::MFD_HUGETLB | libc::MFD_HUGE_2MB
+        } else {
+            0
+        };
+    // SAFETY: the name is a zero-terminated string that outlives the call.
+    let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just created and nothing else owns it.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+fn map(file: &Arc<File>, offset: u64, size: u64, hugepages: bool) -> io::Result<MmapRegion> {
+    let size = usize::try_from(size).map_err(io::Error::other)?;
+    // Huge pages are reserved here, because a later fault that finds none would kill the process.
+    let flags = libc::MAP_SHARED | if hugepages { 0 } else { libc::MAP_NORESERVE };
+    let file = FileOffset::from_arc(Arc::clone(file), offset);
+    MmapRegion::build(Some(file), size, libc::PROT_READ | libc::PROT_WRITE, flags).map_err(
+        |error| match error {
+            vm_memory::mmap::MmapRegionError::Mmap(error) => error,
+            other => io::Error::other(other),
+        },
+    )
+}
+
+fn populate(region: &MmapRegion) -> io::Result<()> {
+    // SAFETY: the range is the whole of a live mapping of ours; populating it changes no contents.
+    if unsafe {
+        libc::madvise(
+            region.as_ptr().cast(),
+            region.size(),
+            libc::MADV_POPULATE_WRITE,
+        )
+    } == 0
+    {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}
+
+/// All regions as (guest address, host address, size), for whoever maps guest memory elsewhere.
+pub(crate) fn regions(memory: &GuestMemoryMmap<()>) -> impl Iterator<Item = (u64, u64, u64)> {
+    use vm_memory::{Address, GuestMemoryRegion};
+    memory.iter().map(|region| {
+        (
+            region.start_addr().raw_value(),
+            region.as_ptr().expose_provenance() as u64,
+            region.len(),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn memory_beyond_what_the_machine_has_is_refused_with_a_remedy() {
+        let config = MemoryConfig {
+            size: 1 << 60,
+            hugepages: false,
+            prefault: false,
+        };
+        let message = allocate(&config).expect_err("too much").to_string();
+        assert!(
+            message.starts_with("--memory 1099511627776M: this machine has "),
+            "{message}"
+        );
+        assert!(message.ends_with("write a smaller size"), "{message}");
+    }
+
+    #[test]
+    fn both_sides_of_the_hole_are_backed_and_the_hole_is_not() {
+        let config = MemoryConfig {
+            size: 0xc020_0000,
+            hugepages: false,
+            prefault: false,
+        };
+        let memory = allocate(&config).expect("memory");
+        memory
+            .write_obj(1u64, GuestAddress(0xbfff_fff8))
+            .expect("last word below the hole");
+        memory
+            .write_obj(2u64, GuestAddress(0x1_0000_0000))
+            .expect("first word above the hole");
+        assert!(memory.write_obj(3u64, GuestAddress(0xc000_0000)).is_err());
+        assert_eq!(
+            memory
+                .read_obj::<u64>(GuestAddress(0xbfff_fff8))
+                .expect("read"),
+            1
+        );
+    }
+
+    #[test]
+    fn prefaulted_memory_is_resident() {
+        let config = MemoryConfig {
+            size: 0x100_0000,
+            hugepages: false,
+            prefault: true,
+        };
+        assert!(allocate(&config).is_ok());
+    }
+}

@@ -1,0 +1,224 @@
+//! A vCPU: its registers at power-on, and the loop that runs it and serves its exits.
+
+mod state;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+
+use kvm_bindings::{
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_msr_entry,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+
+use crate::boot::CpuState;
+use crate::bus::Bus;
+use crate::cpuid::Template;
+use crate::kvm::{KvmError, failed};
+use crate::signals::Kickable;
+use crate::vm::Event;
+use state::PowerOn;
+
+/// IA32_MISC_ENABLE, and its bit for fast string operations.
+const MSR_MISC_ENABLE: u32 = 0x1a0;
+const MISC_ENABLE_FAST_STRING: u64 = 1;
+/// IA32_MTRR_DEF_TYPE: MTRRs on, write-back unless one says otherwise, as firmware leaves it.
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+const MTRR_ON_WRITE_BACK: u64 = 1 << 11 | 6;
+
+/// A virtual CPU that does not run at the moment.
+pub(crate) struct Vcpu {
+    fd: VcpuFd,
+    id: u8,
+    power_on: Box<PowerOn>,
+}
+
+/// What vCPU threads share.
+pub(crate) struct Shared {
+    /// Where accesses go.
+    pub(crate) bus: Bus,
+    /// Set before the threads are kicked to stop.
+    pub(crate) stop: AtomicBool,
+}
+
+impl Vcpu {
+    /// Creates vCPU `id` in its power-on state.
+    pub(crate) fn new(vm: &VmFd, id: u8, cpuid: &Template) -> Result<Self, KvmError> {
+        let fd = vm
+            .create_vcpu(u64::from(id))
+            .map_err(failed("creating a vCPU"))?;
+        let table = cpuid
+            .for_vcpu(id, fd.get_tsc_khz().ok())
+            .map_err(failed("completing the CPUID table"))?;
+        fd.set_cpuid2(&table).map_err(failed("setting CPUID"))?;
+        let power_on = Box::new(PowerOn::capture(&fd).map_err(failed("reading a vCPU's state"))?);
+        let vcpu = Self { fd, id, power_on };
+        vcpu.set_firmware_msrs()?;
+        Ok(vcpu)
+    }
+
+    /// Back to the power-on state, after it has run.
+    pub(crate) fn reset(&mut self) -> Result<(), KvmError> {
+        self.power_on
+            .restore(&self.fd)
+            .map_err(failed("resetting a vCPU"))?;
+        self.set_firmware_msrs()
+    }
+
+    /// Lets the vCPU begin where a kernel was loaded; the others wait for it to start them.
+    pub(crate) fn set_entry(&self, state: &CpuState) -> Result<(), KvmError> {
+        let mut sregs = self
+            .fd
+            .get_sregs()
+            .map_err(failed("reading segment registers"))?;
+        state.apply(&mut sregs);
+        self.fd
+            .set_sregs(&sregs)
+            .map_err(failed("setting segment registers"))?;
+        self.fd
+            .set_regs(&state.regs())
+            .map_err(failed("setting registers"))
+    }
+
+    fn set_firmware_msrs(&self) -> Result<(), KvmError> {
+        let entry = |index, data| kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        };
+        let entries = [
+            entry(MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+            entry(MSR_MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK),
+        ];
+        for entry in entries {
+            if let Ok(msrs) = Msrs::from_entries(&[entry]) {
+                self.fd.set_msrs(&msrs).map_err(failed("setting an MSR"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs until `shared.stop` is set, or the vCPU can go no further.
+    pub(crate) fn run(mut self, shared: &Arc<Shared>, events: &Sender<Event>) -> Self {
+        let id = self.id;
+        let mut kickable = Kickable::new(&mut self.fd);
+        while !shared.stop.load(Ordering::Acquire) {
+            match step(kickable.vcpu(), id, &shared.bus) {
+                Step::Continue => {}
+                Step::Report(event) => {
+                    // The receiver lives as long as any vCPU thread.
+                    let _ = events.send(event);
+                    break;
+                }
+            }
+        }
+        complete(kickable.vcpu());
+        drop(kickable);
+        self
+    }
+}
+
+/// What comes after an exit.
+enum Step {
+    Continue,
+    /// This vCPU is done, and the machine has to deal with it.
+    Report(Event),
+}
+
+fn step(vcpu: &mut VcpuFd, id: u8, bus: &Bus) -> Step {
+    let failure = match vcpu.run() {
+        Ok(VcpuExit::IoIn(port, data)) => {
+            bus.pio_read(port, data);
+            return Step::Continue;
+        }
+        Ok(VcpuExit::IoOut(port, data)) => {
+            bus.pio_write(port, data);
+            return Step::Continue;
+        }
+        Ok(VcpuExit::MmioRead(address, data)) => {
+            bus.mmio_read(address, data);
+            return Step::Continue;
+        }
+        Ok(VcpuExit::MmioWrite(address, data)) => {
+            bus.mmio_write(address, data);
+            return Step::Continue;
+        }
+        Ok(VcpuExit::IoapicEoi(vector)) => {
+            bus.end_of_interrupt(vector);
+            return Step::Continue;
+        }
+        Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => return Step::Continue,
+        Ok(VcpuExit::Shutdown) => return Step::Report(Event::TripleFault { vcpu: id }),
+        Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
+            return Step::Report(Event::PowerOff);
+        }
+        Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Step::Report(Event::Reset),
+        Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
+            return Step::Report(Event::TripleFault { vcpu: id });
+        }
+        Ok(VcpuExit::FailEntry(reason, cpu)) => {
+            format!("the host CPU refused to enter the guest (reason {reason:#x}, host CPU {cpu})")
+        }
+        Ok(VcpuExit::InternalError) => "KVM cannot emulate what the guest does".to_owned(),
+        Ok(VcpuExit::MemoryFault { gpa, size, .. }) => {
+            format!("guest memory at {gpa:#x} ({size:#x} bytes) cannot be accessed")
+        }
+        Ok(other) => format!("exit that nido does not know ({other:?})"),
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+            vcpu.set_kvm_immediate_exit(0);
+            return Step::Continue;
+        }
+        Err(error) => format!("running it failed ({error})"),
+    };
+    let detail = internal_error(vcpu);
+    Step::Report(Event::Failed(format!(
+        "vCPU {id}: {failure}{detail}\n{}",
+        registers(vcpu)
+    )))
+}
+
+/// KVM finishes an access that it exited for when the vCPU is entered again: do that, without running the guest.
+fn complete(vcpu: &mut VcpuFd) {
+    vcpu.set_kvm_immediate_exit(1);
+    let _ = vcpu.run();
+    vcpu.set_kvm_immediate_exit(0);
+}
+
+/// What KVM adds to KVM_EXIT_INTERNAL_ERROR.
+fn internal_error(vcpu: &mut VcpuFd) -> String {
+    let run = vcpu.get_kvm_run();
+    if run.exit_reason != kvm_bindings::KVM_EXIT_INTERNAL_ERROR {
+        return String::new();
+    }
+    state::internal_error(run)
+}
+
+/// The registers that tell where a guest went wrong.
+fn registers(vcpu: &VcpuFd) -> String {
+    let (Ok(r), Ok(s)) = (vcpu.get_regs(), vcpu.get_sregs()) else {
+        return "  its registers cannot be read".to_owned();
+    };
+    format!(
+        "  rip {:016x} rsp {:016x} rflags {:08x} cs {:04x}:{:x}\n  \
+           rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}\n  \
+           rsi {:016x} rdi {:016x} rbp {:016x}\n  \
+           cr0 {:08x} cr2 {:016x} cr3 {:016x} cr4 {:08x} efer {:x}",
+        r.rip,
+        r.rsp,
+        r.rflags,
+        s.cs.selector,
+        s.cs.base,
+        r.rax,
+        r.rbx,
+        r.rcx,
+        r.rdx,
+        r.rsi,
+        r.rdi,
+        r.rbp,
+        s.cr0,
+        s.cr2,
+        s.cr3,
+        s.cr4,
+        s.efer
+    )
+}

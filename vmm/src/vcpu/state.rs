@@ -1,0 +1,143 @@
+//! The power-on state of a vCPU: what KVM creates it with, kept so that a reset can put it back.
+
+#![allow(unsafe_code)] // `kvm_run` is a union whose member the exit reason names.
+
+use kvm_bindings::{
+    Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_run,
+    kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+};
+use kvm_ioctls::{Kvm, KvmNestedStateBuffer, VcpuFd};
+
+type Result<T> = std::result::Result<T, kvm_ioctls::Error>;
+
+/// MSRs that a reset leaves alone: the time stamp counter keeps counting, so that all vCPUs stay in step.
+const KEPT: [u32; 2] = [0x10, 0x3b];
+
+/// Everything that running a guest changes.
+pub(super) struct PowerOn {
+    nested: Option<KvmNestedStateBuffer>,
+    sregs: kvm_sregs,
+    regs: kvm_regs,
+    fpu: kvm_fpu,
+    xcrs: Option<kvm_xcrs>,
+    msrs: Vec<kvm_msr_entry>,
+    lapic: kvm_lapic_state,
+    events: kvm_vcpu_events,
+    debug: kvm_debugregs,
+    mp: kvm_mp_state,
+}
+
+impl PowerOn {
+    /// Reads the state of a vCPU that has not run yet.
+    pub(super) fn capture(vcpu: &VcpuFd) -> Result<Self> {
+        let mut nested = KvmNestedStateBuffer::empty();
+        Ok(Self {
+            // Hosts without nested virtualization have no such state.
+            nested: vcpu.nested_state(&mut nested).is_ok().then_some(nested),
+            sregs: vcpu.get_sregs()?,
+            regs: vcpu.get_regs()?,
+            fpu: vcpu.get_fpu()?,
+            xcrs: vcpu.get_xcrs().ok(),
+            msrs: read_msrs(vcpu)?,
+            lapic: vcpu.get_lapic()?,
+            events: vcpu.get_vcpu_events()?,
+            debug: vcpu.get_debug_regs()?,
+            mp: vcpu.get_mp_state()?,
+        })
+    }
+
+    /// Puts the state back. A nested guest is left first, and the APIC's base is set before its registers.
+    pub(super) fn restore(&self, vcpu: &VcpuFd) -> Result<()> {
+        if let Some(nested) = &self.nested {
+            // Refused where the vCPU has no nested virtualization, and then not needed.
+            let _ = vcpu.set_nested_state(nested);
+        }
+        vcpu.set_sregs(&self.sregs)?;
+        vcpu.set_regs(&self.regs)?;
+        vcpu.set_fpu(&self.fpu)?;
+        if let Some(xcrs) = &self.xcrs {
+            vcpu.set_xcrs(xcrs)?;
+        }
+        write_msrs(vcpu, &self.msrs)?;
+        vcpu.set_lapic(&self.lapic)?;
+        vcpu.set_vcpu_events(&self.events)?;
+        vcpu.set_debug_regs(&self.debug)?;
+        vcpu.set_mp_state(self.mp)
+    }
+}
+
+/// All MSRs that KVM would save, with their values. Those that it lists but cannot read are left out.
+fn read_msrs(vcpu: &VcpuFd) -> Result<Vec<kvm_msr_entry>> {
+    let indices: Vec<u32> = Kvm::new()?
+        .get_msr_index_list()?
+        .as_slice()
+        .iter()
+        .copied()
+        .filter(|index| !KEPT.contains(index))
+        .collect();
+    let mut values = Vec::with_capacity(indices.len());
+    let mut rest = indices.as_slice();
+    while !rest.is_empty() {
+        let chunk: Vec<kvm_msr_entry> = rest
+            .iter()
+            .take(kvm_bindings::KVM_MAX_MSR_ENTRIES)
+            .map(|index| kvm_msr_entry {
+                index: *index,
+                ..Default::default()
+            })
+            .collect();
+        let mut msrs =
+            Msrs::from_entries(&chunk).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
+        let read = vcpu.get_msrs(&mut msrs)?;
+        values.extend(msrs.as_slice().iter().take(read));
+        // KVM stops at the first that it cannot read.
+        let done = if read < chunk.len() { read + 1 } else { read };
+        rest = rest.get(done..).unwrap_or_default();
+    }
+    Ok(values)
+}
+
+/// Writes MSRs, passing over those that may only be read.
+fn write_msrs(vcpu: &VcpuFd, values: &[kvm_msr_entry]) -> Result<()> {
+    let mut rest = values;
+    while !rest.is_empty() {
+        let chunk = rest
+            .get(..kvm_bindings::KVM_MAX_MSR_ENTRIES)
+            .unwrap_or(rest);
+        let msrs = Msrs::from_entries(chunk).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
+        let written = vcpu.set_msrs(&msrs)?;
+        let done = if written < chunk.len() {
+            written + 1
+        } else {
+            written
+        };
+        rest = rest.get(done..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// The details of KVM_EXIT_INTERNAL_ERROR.
+pub(super) fn internal_error(run: &kvm_run) -> String {
+    // SAFETY: the caller has seen KVM_EXIT_INTERNAL_ERROR, for which KVM fills this member; any bit pattern is valid in it.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    let count = usize::try_from(internal.ndata)
+        .unwrap_or(0)
+        .min(internal.data.len());
+    let data: Vec<String> = internal
+        .data
+        .iter()
+        .take(count)
+        .map(|word| format!("{word:x}"))
+        .collect();
+    let name = match internal.suberror {
+        1 => "emulation",
+        2 => "exception while another was delivered",
+        3 => "unexpected exit",
+        _ => "unknown kind",
+    };
+    format!(
+        " (suberror {}, {name}; data [{}])",
+        internal.suberror,
+        data.join(", ")
+    )
+}

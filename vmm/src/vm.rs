@@ -1,0 +1,164 @@
+//! Running a machine: threads for its vCPUs, and what happens when the guest or the user wants something of the whole.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use anyhow::Context as _;
+use vmm_sys_util::signal::Killable;
+
+use crate::config::Config;
+use crate::machine::Machine;
+use crate::vcpu::Vcpu;
+use crate::{console, signals, terminal};
+
+/// Something that concerns the machine as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// The guest turned itself off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// A vCPU shut down.
+    TripleFault {
+        /// Which one.
+        vcpu: u8,
+    },
+    /// A vCPU cannot go on.
+    Failed(String),
+    /// The user typed the key to quit.
+    Quit,
+    /// A signal asks the process to end.
+    Signal(i32),
+}
+
+/// How a machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The guest turned itself off, or the user quit.
+    Off,
+    /// The guest asked for a reset, which was not wanted.
+    Reset,
+    /// The guest crashed a CPU.
+    TripleFault,
+    /// A signal asked the process to end.
+    Signal(i32),
+}
+
+/// Creates a machine and runs it to its end.
+pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
+    signals::block_ending();
+    signals::install_kick().context("installing a signal handler")?;
+    let (sender, events) = channel();
+    let mut machine = Machine::new(config, &sender)?;
+    watch_signals(sender.clone())?;
+    machine.boot()?;
+    terminal::make_raw().context("the terminal cannot be put into raw mode")?;
+    console::start(sender.clone(), machine.input())
+        .context("starting the thread for standard input")?;
+    loop {
+        let running = start(&mut machine, &sender)?;
+        let event = events.recv().context("all vCPUs are gone")?;
+        stop(&mut machine, running)?;
+        let event = most_urgent(event, &events);
+        log::info!("the guest has stopped: {event:?}");
+        let outcome = match event {
+            Event::PowerOff | Event::Quit => Outcome::Off,
+            Event::Reset if config.reboot => {
+                machine.boot().context("restarting the guest")?;
+                continue;
+            }
+            Event::Reset => Outcome::Reset,
+            Event::TripleFault { vcpu } => {
+                log::error!("the guest crashed vCPU {vcpu} (triple fault)");
+                Outcome::TripleFault
+            }
+            Event::Signal(signal) => Outcome::Signal(signal),
+            Event::Failed(message) => anyhow::bail!(message),
+        };
+        machine.reset_devices();
+        return Ok(outcome);
+    }
+}
+
+/// The process's end comes before whatever else was reported while the vCPUs stopped; the rest concerned a machine that no
+/// longer runs.
+fn most_urgent(first: Event, events: &Receiver<Event>) -> Event {
+    let ends = |event: &Event| matches!(event, Event::Quit | Event::Signal(_));
+    let later = events.try_iter().find(ends);
+    if ends(&first) {
+        first
+    } else {
+        later.unwrap_or(first)
+    }
+}
+
+fn start(machine: &mut Machine, events: &Sender<Event>) -> anyhow::Result<Vec<JoinHandle<Vcpu>>> {
+    machine.shared.stop.store(false, Ordering::Release);
+    let mut running = Vec::new();
+    for (id, vcpu) in std::mem::take(&mut machine.vcpus).into_iter().enumerate() {
+        let (shared, events) = (Arc::clone(&machine.shared), events.clone());
+        let thread = thread::Builder::new().name(format!("vcpu{id}"));
+        running.push(
+            thread
+                .spawn(move || vcpu.run(&shared, &events))
+                .context("starting a vCPU thread")?,
+        );
+    }
+    Ok(running)
+}
+
+/// Stops the vCPUs and takes them back.
+fn stop(machine: &mut Machine, running: Vec<JoinHandle<Vcpu>>) -> anyhow::Result<()> {
+    machine.shared.stop.store(true, Ordering::Release);
+    for thread in &running {
+        // Fails only for a thread that has ended, which needs no kick.
+        let _ = thread.kill(signals::kick_signal());
+    }
+    for thread in running {
+        let vcpu = thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("a vCPU thread panicked"))?;
+        machine.vcpus.push(vcpu);
+    }
+    Ok(())
+}
+
+/// Turns the signals that end the process into events. The thread ends with the process.
+fn watch_signals(events: Sender<Event>) -> anyhow::Result<()> {
+    let wait = move || {
+        if let Ok(signal) = signals::wait_ending() {
+            let _ = events.send(Event::Signal(signal));
+        }
+    };
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(wait)
+        .context("starting the thread for signals")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_outranks_what_the_guest_reported_first() {
+        let (sender, events) = channel();
+        sender.send(Event::Reset).expect("receiver");
+        sender.send(Event::Signal(15)).expect("receiver");
+        assert_eq!(most_urgent(Event::PowerOff, &events), Event::Signal(15));
+        assert!(
+            events.try_recv().is_err(),
+            "nothing stale is left for the next run"
+        );
+    }
+
+    #[test]
+    fn what_the_guest_reported_first_counts() {
+        let (sender, events) = channel();
+        sender.send(Event::PowerOff).expect("receiver");
+        assert_eq!(most_urgent(Event::Reset, &events), Event::Reset);
+    }
+}
