@@ -162,10 +162,17 @@ impl IoApic {
         self.change_level(pin, |pin| pin.driven = asserted);
     }
 
-    /// One edge on `pin`.
+    /// One edge on `pin`: up and down in one step.
     pub fn pulse(&self, pin: u8) {
-        self.set_level(pin, true);
-        self.set_level(pin, false);
+        let mut state = self.lock();
+        let Some(pin) = state.pins.get_mut(usize::from(pin)) else {
+            return;
+        };
+        pin.driven = true;
+        let message = pin.evaluate(true);
+        pin.driven = false;
+        drop(state);
+        message.into_iter().for_each(|message| self.send(message));
     }
 
     /// A source of its own on `pin`: the pin is asserted while any of its lines is.
@@ -185,7 +192,8 @@ impl IoApic {
     }
 
     /// Names the vector that processors receive for `pin`, where interrupt remapping replaces the entry's own. Forgotten
-    /// when the entry is written.
+    /// when the entry is changed. Without it, [`eoi`](Self::eoi) knows entries in compatibility format only; an operating
+    /// system that remaps pins as edges, as Linux does, ends them with the EOI register.
     pub fn set_eoi_vector(&self, pin: u8, vector: Option<u8>) {
         if let Some(pin) = self.lock().pins.get_mut(usize::from(pin)) {
             pin.eoi_vector = vector;
