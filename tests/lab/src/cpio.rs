@@ -17,7 +17,11 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 impl<W: Write> Archive<W> {
     /// Starts an archive that has `/dev/console`, which the kernel opens for init.
     pub fn new(output: W) -> io::Result<Self> {
-        let mut archive = Self { output, written: 0, inode: 1 };
+        let mut archive = Self {
+            output,
+            written: 0,
+            inode: 1,
+        };
         archive.directory("dev")?;
         archive.entry("dev/console", CHARACTER_DEVICE, &[], (5, 1))?;
         Ok(archive)
@@ -45,10 +49,19 @@ impl<W: Write> Archive<W> {
         Ok(self.output)
     }
 
-    fn entry(&mut self, path: &str, mode: u32, content: &[u8], device: (u32, u32)) -> io::Result<()> {
-        let size = u32::try_from(content.len()).map_err(|_| io::Error::other(format!("{path} is too long")))?;
+    fn entry(
+        &mut self,
+        path: &str,
+        mode: u32,
+        content: &[u8],
+        device: (u32, u32),
+    ) -> io::Result<()> {
+        let size = u32::try_from(content.len())
+            .map_err(|_| io::Error::other(format!("{path} is too long")))?;
         let name_size = u32::try_from(path.len() + 1).map_err(io::Error::other)?;
-        let fields = [self.inode, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0];
+        let fields = [
+            self.inode, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0,
+        ];
         let mut header = String::from("070701");
         for field in fields {
             header.push_str(&format!("{field:08X}"));

@@ -59,18 +59,37 @@ impl Judge {
         let mut expected = Vec::new();
         for (boot, step) in (0_u32..).zip(&steps) {
             for check in &step.checks {
-                expected.push(Expected { boot, check: check.to_string(), reported: false });
+                expected.push(Expected {
+                    boot,
+                    check: check.to_string(),
+                    reported: false,
+                });
             }
         }
-        Ok(Self { expected, ends: vec![false; steps.len()], failures: vec![], faults_allowed, fatal: false, passed: 0 })
+        Ok(Self {
+            expected,
+            ends: vec![false; steps.len()],
+            failures: vec![],
+            faults_allowed,
+            fatal: false,
+            passed: 0,
+        })
     }
 
     /// Takes a line of the console.
     pub fn line(&mut self, line: &str) {
         match GuestLine::parse(line) {
-            Some(GuestLine::Report { boot, check, passed, detail }) => self.report(boot, &check, passed, &detail),
+            Some(GuestLine::Report {
+                boot,
+                check,
+                passed,
+                detail,
+            }) => self.report(boot, &check, passed, &detail),
             Some(GuestLine::End(boot)) => {
-                if let Some(end) = usize::try_from(boot).ok().and_then(|boot| self.ends.get_mut(boot)) {
+                if let Some(end) = usize::try_from(boot)
+                    .ok()
+                    .and_then(|boot| self.ends.get_mut(boot))
+                {
                     *end = true;
                 }
             }
@@ -79,15 +98,22 @@ impl Judge {
                 self.fatal = true;
                 self.fail(format!("console: {}", line.trim()));
             }
-            None if is_fault_line(line) && !self.faults_allowed => self.fail(format!("console: {}", line.trim())),
+            None if is_fault_line(line) && !self.faults_allowed => {
+                self.fail(format!("console: {}", line.trim()))
+            }
             None => {}
         }
     }
 
     fn report(&mut self, boot: u32, check: &str, passed: bool, detail: &str) {
-        let expected = self.expected.iter_mut().find(|expected| expected.boot == boot && expected.check == check);
+        let expected = self
+            .expected
+            .iter_mut()
+            .find(|expected| expected.boot == boot && expected.check == check);
         match expected {
-            Some(expected) if expected.reported => self.fail(format!("boot {boot}: {check} was reported twice")),
+            Some(expected) if expected.reported => {
+                self.fail(format!("boot {boot}: {check} was reported twice"))
+            }
             Some(expected) => {
                 expected.reported = true;
                 if passed {
@@ -126,7 +152,8 @@ impl Judge {
             .map(|expected| format!("{} (boot {})", expected.check, expected.boot))
             .collect();
         if !missing.is_empty() {
-            self.failures.push(format!("no report of {}", missing.join(", ")));
+            self.failures
+                .push(format!("no report of {}", missing.join(", ")));
         } else if let Some(boot) = self.ends.iter().position(|end| !end) {
             self.failures.push(format!("boot {boot} did not end"));
         }
@@ -146,8 +173,12 @@ mod tests {
         judge.finish()
     }
 
-    const GOOD: [&str; 4] =
-        ["[ 1.0] @nido report 0 disk ok fine", "[ 1.1] @nido end 0", "@nido report 1 disk ok fine", "@nido end 1"];
+    const GOOD: [&str; 4] = [
+        "[ 1.0] @nido report 0 disk ok fine",
+        "[ 1.1] @nido end 0",
+        "@nido report 1 disk ok fine",
+        "@nido end 1",
+    ];
 
     #[test]
     fn a_guest_that_reports_everything_passes() {
@@ -166,7 +197,15 @@ mod tests {
 
     #[test]
     fn a_failed_check_fails() {
-        assert_eq!(judge(&[GOOD[0], GOOD[1], "@nido report 1 disk fail bad hash", GOOD[3]]), ["boot 1: disk: bad hash"]);
+        assert_eq!(
+            judge(&[
+                GOOD[0],
+                GOOD[1],
+                "@nido report 1 disk fail bad hash",
+                GOOD[3]
+            ]),
+            ["boot 1: disk: bad hash"]
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod cpio;
 pub mod guest;
+pub mod hash;
 pub mod judge;
 pub mod plan;
 pub mod protocol;

@@ -53,13 +53,17 @@ pub fn parse(plan: &str) -> Result<Vec<Step>> {
 }
 
 fn parse_step(step: &str) -> Result<Step> {
-    let Some((checks, end)) = step.split_once('>') else { bail!("step '{step}' has no '>'") };
+    let Some((checks, end)) = step.split_once('>') else {
+        bail!("step '{step}' has no '>'")
+    };
     let end = match end {
         "poweroff" => End::PowerOff,
         "restart" => End::Restart,
         other => match other.strip_prefix("kexec:") {
             Some(parameter) => End::Kexec(parameter.to_owned()),
-            None => bail!("step '{step}' ends with '{other}', which is none of poweroff, restart, kexec:PARAMETER"),
+            None => bail!(
+                "step '{step}' ends with '{other}', which is none of poweroff, restart, kexec:PARAMETER"
+            ),
         },
     };
     let checks = checks
@@ -67,7 +71,10 @@ fn parse_step(step: &str) -> Result<Step> {
         .filter(|check| !check.is_empty())
         .map(|check| {
             let (name, argument) = check.split_once('=').unwrap_or((check, ""));
-            Check { name: name.to_owned(), argument: argument.to_owned() }
+            Check {
+                name: name.to_owned(),
+                argument: argument.to_owned(),
+            }
         })
         .collect();
     Ok(Step { checks, end })
@@ -79,9 +86,16 @@ mod tests {
 
     #[test]
     fn a_plan_is_steps_of_checks_with_an_end() {
-        let steps = parse("scalable,smp=2>restart;>kexec:intel_iommu=sm_off;legacy>poweroff").unwrap();
+        let steps =
+            parse("scalable,smp=2>restart;>kexec:intel_iommu=sm_off;legacy>poweroff").unwrap();
         assert_eq!(steps.len(), 3);
-        assert_eq!(steps[0].checks[1], Check { name: "smp".into(), argument: "2".into() });
+        assert_eq!(
+            steps[0].checks[1],
+            Check {
+                name: "smp".into(),
+                argument: "2".into()
+            }
+        );
         assert_eq!(steps[0].checks[1].to_string(), "smp=2");
         assert_eq!(steps[0].end, End::Restart);
         assert!(steps[1].checks.is_empty());

@@ -33,8 +33,17 @@ impl fmt::Display for GuestLine {
         match self {
             Self::Begin(boot) => write!(f, "{MARKER}begin {boot}"),
             Self::End(boot) => write!(f, "{MARKER}end {boot}"),
-            Self::Report { boot, check, passed, detail } => {
-                write!(f, "{MARKER}report {boot} {check} {} {detail}", if *passed { "ok" } else { "fail" })
+            Self::Report {
+                boot,
+                check,
+                passed,
+                detail,
+            } => {
+                write!(
+                    f,
+                    "{MARKER}report {boot} {check} {} {detail}",
+                    if *passed { "ok" } else { "fail" }
+                )
             }
         }
     }
@@ -57,7 +66,12 @@ impl GuestLine {
                     "fail" => false,
                     _ => return None,
                 };
-                Some(Self::Report { boot, check, passed, detail: words.next().unwrap_or_default().to_owned() })
+                Some(Self::Report {
+                    boot,
+                    check,
+                    passed,
+                    detail: words.next().unwrap_or_default().to_owned(),
+                })
             }
             _ => None,
         }
@@ -94,7 +108,10 @@ impl fmt::Display for AgentLine {
             Self::Guest(text) => write!(f, "{AGENT_MARKER}guest {text}"),
             Self::Failure(text) => write!(f, "{AGENT_MARKER}failure {text}"),
             Self::Measure(text) => write!(f, "{AGENT_MARKER}measure {text}"),
-            Self::Done { milliseconds, passed } => write!(f, "{AGENT_MARKER}done {milliseconds} {passed}"),
+            Self::Done {
+                milliseconds,
+                passed,
+            } => write!(f, "{AGENT_MARKER}done {milliseconds} {passed}"),
         }
     }
 }
@@ -102,7 +119,10 @@ impl fmt::Display for AgentLine {
 impl AgentLine {
     /// Reads a line; None if it is not one of the agent's.
     pub fn parse(line: &str) -> Option<Self> {
-        let text = line.split_once(AGENT_MARKER)?.1.trim_end_matches(['\r', '\n']);
+        let text = line
+            .split_once(AGENT_MARKER)?
+            .1
+            .trim_end_matches(['\r', '\n']);
         let (kind, rest) = text.split_once(' ').unwrap_or((text, ""));
         Some(match kind {
             "note" => Self::Note(rest.to_owned()),
@@ -111,7 +131,10 @@ impl AgentLine {
             "measure" => Self::Measure(rest.to_owned()),
             "done" => {
                 let (milliseconds, passed) = rest.split_once(' ')?;
-                Self::Done { milliseconds: milliseconds.parse().ok()?, passed: passed.trim().parse().ok()? }
+                Self::Done {
+                    milliseconds: milliseconds.parse().ok()?,
+                    passed: passed.trim().parse().ok()?,
+                }
             }
             _ => return None,
         })
@@ -124,9 +147,20 @@ mod tests {
 
     #[test]
     fn a_guest_line_is_read_back_behind_a_time_stamp() {
-        let line = GuestLine::Report { boot: 2, check: "smp=2".into(), passed: false, detail: "1 of 2".into() };
-        assert_eq!(GuestLine::parse(&format!("[    3.141592] {line}\r")), Some(line));
-        assert_eq!(GuestLine::parse("[    0.1] @nido begin 0"), Some(GuestLine::Begin(0)));
+        let line = GuestLine::Report {
+            boot: 2,
+            check: "smp=2".into(),
+            passed: false,
+            detail: "1 of 2".into(),
+        };
+        assert_eq!(
+            GuestLine::parse(&format!("[    3.141592] {line}\r")),
+            Some(line)
+        );
+        assert_eq!(
+            GuestLine::parse("[    0.1] @nido begin 0"),
+            Some(GuestLine::Begin(0))
+        );
         assert_eq!(GuestLine::parse("@nido report x disk ok"), None);
         assert_eq!(GuestLine::parse("DMAR: Enable scalable mode"), None);
     }
@@ -138,7 +172,10 @@ mod tests {
             AgentLine::Guest(String::new()),
             AgentLine::Failure("a".into()),
             AgentLine::Measure("vmm=nido".into()),
-            AgentLine::Done { milliseconds: 5, passed: 3 },
+            AgentLine::Done {
+                milliseconds: 5,
+                passed: 3,
+            },
         ] {
             assert_eq!(AgentLine::parse(&line.to_string()), Some(line));
         }

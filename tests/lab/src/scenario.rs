@@ -47,6 +47,8 @@ pub struct Scenario {
     pub arguments: &'static [&'static str],
     /// vCPUs.
     pub cpus: u32,
+    /// Level 1 has nested paging, which QEMU emulates reliably for one vCPU only.
+    pub nested_paging: bool,
     /// Parameters for the guest kernel.
     pub command_line: &'static str,
     /// What the guest does ([`crate::plan`]).
@@ -70,6 +72,7 @@ const DEFAULT: Scenario = Scenario {
     unit: Some(FIRST_STAGE),
     arguments: &["--device", "edu"],
     cpus: 2,
+    nested_paging: false,
     command_line: SCALABLE,
     plan: ">poweroff",
     faults: false,
@@ -201,6 +204,14 @@ pub const BOOT: Scenario = Scenario {
     ..DEFAULT
 };
 
+/// Whether Linux boots at all.
+pub const PROBE: Scenario = Scenario {
+    name: "probe",
+    description: "does a Linux guest boot?",
+    cpus: 1,
+    ..DEFAULT
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,8 +221,17 @@ mod tests {
     fn every_plan_parses_and_every_name_is_unique() {
         for (index, scenario) in SCENARIOS.iter().enumerate() {
             plan::parse(scenario.plan).unwrap();
-            assert!(!scenario.plan.contains(' '), "{}: a plan is one word of a command line", scenario.name);
-            assert!(SCENARIOS.iter().skip(index + 1).all(|other| other.name != scenario.name));
+            assert!(
+                !scenario.plan.contains(' '),
+                "{}: a plan is one word of a command line",
+                scenario.name
+            );
+            assert!(
+                SCENARIOS
+                    .iter()
+                    .skip(index + 1)
+                    .all(|other| other.name != scenario.name)
+            );
         }
     }
 }

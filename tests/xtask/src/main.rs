@@ -1,2 +1,160 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask`: builds, boots and tests nido.
+
+mod apt;
+mod bench;
+mod boot;
+mod build;
+mod cloud;
+mod kernel;
+mod lab_command;
+mod level0;
+mod paths;
+mod place;
+mod process;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Build, boot and test nido. Everything that is missing is installed or built on first use.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a Linux guest in nido, with a shell on this terminal (Ctrl-A x quits).
+    ///
+    /// Where standard input is no terminal, the guest checks itself and powers off instead. The guest has a remapping
+    /// unit in scalable mode, two disks, a network, an entropy source and an edu device.
+    Boot {
+        #[command(flatten)]
+        place: PlaceOptions,
+        /// Check the guest and power off, even on a terminal.
+        #[arg(long)]
+        check: bool,
+        /// Further options of nido, as in `-- --cpus 4 -v`.
+        #[arg(last = true, value_name = "NIDO OPTIONS")]
+        options: Vec<String>,
+    },
+    /// Run scenarios: real kernels in front of nido, a line with a verdict for each.
+    Lab {
+        #[command(flatten)]
+        place: PlaceOptions,
+        /// Only list the scenarios.
+        #[arg(long)]
+        list: bool,
+        /// Show the guest's console.
+        #[arg(long, short)]
+        verbose: bool,
+        /// Run each scenario this often.
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        repeat: u32,
+        /// Scenarios; all of them if none is named.
+        #[arg(value_name = "SCENARIO")]
+        scenarios: Vec<String>,
+    },
+    /// Run every test: format, lints, unit and property tests, all scenarios.
+    Test {
+        #[command(flatten)]
+        place: PlaceOptions,
+    },
+    /// Measure.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+    /// Build the guest kernel unless the cache has it, and say where it is.
+    Kernel {
+        /// Look for a newer source package and build it.
+        #[arg(long)]
+        update: bool,
+    },
+    /// Remove the cache: guest kernels, packages, indexes.
+    Clean,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Time from the start of the VMM to the guest's init, beside QEMU's microvm and q35; and memory used by nido.
+    Boot {
+        #[command(flatten)]
+        place: PlaceOptions,
+        /// Boots of each.
+        #[arg(long, default_value_t = 7, value_name = "N")]
+        rounds: u32,
+    },
+}
+
+#[derive(Args, Clone, Copy)]
+struct PlaceOptions {
+    /// Where nido runs: on this machine's KVM, or in level 1 under QEMU's software emulation.
+    #[arg(long = "on", value_enum, default_value_t = Where::Auto, value_name = "WHERE")]
+    place: Where,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Where {
+    /// On this machine if its KVM runs Linux, else in level 1.
+    Auto,
+    /// On this machine.
+    Host,
+    /// In level 1.
+    Level1,
+}
+
+fn main() -> ExitCode {
+    lab::sys::catch_interrupts();
+    match run(Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everything passed.
+fn run(arguments: Arguments) -> Result<bool> {
+    match arguments.command {
+        Command::Boot {
+            place,
+            check,
+            options,
+        } => boot::run(place.place, check, options),
+        Command::Lab { list: true, .. } => {
+            lab_command::list();
+            Ok(true)
+        }
+        Command::Lab {
+            place,
+            verbose,
+            repeat,
+            scenarios,
+            ..
+        } => lab_command::run(place.place, &scenarios, verbose, repeat),
+        Command::Test { place } => test::run(place.place),
+        Command::Bench {
+            what: Bench::Boot { place, rounds },
+        } => bench::boot(place.place, rounds),
+        Command::Kernel { update } => {
+            let kernel = kernel::provide(update)?;
+            println!("{}", kernel.directory.display());
+            Ok(true)
+        }
+        Command::Clean => {
+            let cache = paths::cache()?;
+            println!("removing {}", cache.display());
+            match std::fs::remove_dir_all(&cache) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+                _ => Ok(true),
+            }
+        }
+    }
+}

@@ -5,9 +5,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 
-use crate::guest::disk::{discarded_from, hex, transform};
+use crate::guest::disk::{CHUNK, discarded_from, transform};
+use crate::hash::sha256;
 
 /// Bytes of the first two.
 const SIZE: usize = 8 << 20;
@@ -28,7 +28,7 @@ impl Disks {
         let paths = ["source.img", "copy.img", "counter.img"].map(|name| directory.join(name));
         let mut data = vec![0; SIZE];
         File::open("/dev/urandom")?.read_exact(&mut data)?;
-        let hash = hex(&Sha256::digest(&data));
+        let hash = sha256(&data);
         let [source, copy, counter] = &paths;
         fs::write(source, &data).with_context(|| source.display().to_string())?;
         File::create(copy)?.set_len(SIZE as u64)?;
@@ -40,18 +40,24 @@ impl Disks {
     pub(super) fn verify(&self) -> Result<Option<String>> {
         let [source, copy, _] = &self.paths;
         let mut data = fs::read(source)?;
-        if hex(&Sha256::digest(&data)) != self.hash {
-            return Ok(Some("the disk that the guest only read has changed".to_owned()));
+        if sha256(&data) != self.hash {
+            return Ok(Some(
+                "the disk that the guest only read has changed".to_owned(),
+            ));
         }
         transform_by_chunks(&mut data);
         let written = fs::read(copy)?;
         let kept = usize::try_from(discarded_from(SIZE as u64))?;
         if written.get(..kept) != data.get(..kept) {
-            return Ok(Some("the disk that the guest wrote holds something else".to_owned()));
+            return Ok(Some(
+                "the disk that the guest wrote holds something else".to_owned(),
+            ));
         }
         let discarded = written.get(kept..).unwrap_or_default();
         if discarded.iter().any(|byte| *byte != 0) {
-            return Ok(Some("the part that the guest discarded still holds bytes".to_owned()));
+            return Ok(Some(
+                "the part that the guest discarded still holds bytes".to_owned(),
+            ));
         }
         Ok(None)
     }
@@ -59,7 +65,7 @@ impl Disks {
 
 /// As the guest does it: chunk by chunk.
 fn transform_by_chunks(data: &mut [u8]) {
-    for (index, chunk) in data.chunks_mut(crate::guest::disk::CHUNK).enumerate() {
-        transform((index * crate::guest::disk::CHUNK) as u64, chunk);
+    for (index, chunk) in data.chunks_mut(CHUNK).enumerate() {
+        transform((index * CHUNK) as u64, chunk);
     }
 }

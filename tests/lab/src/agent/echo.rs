@@ -26,7 +26,11 @@ pub(super) fn serve(address: Ipv4Addr, port: u16) -> io::Result<u16> {
 fn echo(mut stream: TcpStream) {
     let mut data = vec![0; 65536];
     while let Ok(length) = stream.read(&mut data) {
-        if length == 0 || stream.write_all(data.get(..length).unwrap_or_default()).is_err() {
+        if length == 0
+            || stream
+                .write_all(data.get(..length).unwrap_or_default())
+                .is_err()
+        {
             return;
         }
     }

@@ -37,7 +37,10 @@ pub struct Request {
 impl Request {
     /// As text of the file.
     pub fn to_text(&self) -> String {
-        let mut text = format!("mode={}\nscenario={}\nshow-guest={}\n", self.mode, self.scenario, self.show_guest);
+        let mut text = format!(
+            "mode={}\nscenario={}\nshow-guest={}\n",
+            self.mode, self.scenario, self.show_guest
+        );
         for argument in &self.arguments {
             text.push_str(&format!("argument={argument}\n"));
         }
@@ -48,7 +51,9 @@ impl Request {
     pub fn parse(text: &str) -> Result<Self> {
         let mut request = Self::default();
         for line in text.lines() {
-            let (key, value) = line.split_once('=').with_context(|| format!("'{line}' has no '='"))?;
+            let (key, value) = line
+                .split_once('=')
+                .with_context(|| format!("'{line}' has no '='"))?;
             match key {
                 "mode" => value.clone_into(&mut request.mode),
                 "scenario" => value.clone_into(&mut request.scenario),
@@ -66,13 +71,17 @@ pub fn scenario_of(name: &str) -> Result<Scenario> {
     if name == scenario::BOOT.name {
         return Ok(scenario::BOOT);
     }
-    scenario::find(name).copied().with_context(|| format!("no scenario '{name}'"))
+    scenario::find(name)
+        .copied()
+        .with_context(|| format!("no scenario '{name}'"))
 }
 
 /// The life of lab-agent.
 pub fn main() {
     if std::process::id() != 1 {
-        eprintln!("lab-agent is the first process of level 1 of the lab; see `cargo xtask lab --help`");
+        eprintln!(
+            "lab-agent is the first process of level 1 of the lab; see `cargo xtask lab --help`"
+        );
         std::process::exit(2);
     }
     if let Err(error) = prepare() {
@@ -96,8 +105,18 @@ fn prepare() -> Result<()> {
         ("sys", "/sys", "sysfs", ""),
         ("dev", "/dev", "devtmpfs", ""),
         ("tmp", "/tmp", "tmpfs", "size=90%"),
-        (FILES.0, FILES.1, "9p", "trans=virtio,version=9p2000.L,msize=524288,cache=loose,ro"),
-        (OUTPUT.0, OUTPUT.1, "9p", "trans=virtio,version=9p2000.L,msize=131072"),
+        (
+            FILES.0,
+            FILES.1,
+            "9p",
+            "trans=virtio,version=9p2000.L,msize=524288,cache=loose,ro",
+        ),
+        (
+            OUTPUT.0,
+            OUTPUT.1,
+            "9p",
+            "trans=virtio,version=9p2000.L,msize=131072",
+        ),
     ] {
         fs::create_dir_all(target).with_context(|| target.to_owned())?;
         let mounted = sys::mount(source, target, fstype, data);
@@ -117,7 +136,10 @@ fn serve(terminal: File) -> Result<()> {
     let result = handle(&terminal, &mut report);
     if let Err(error) = result {
         report(AgentLine::Failure(format!("lab-agent: {error:#}")));
-        report(AgentLine::Done { milliseconds: 0, passed: 0 });
+        report(AgentLine::Done {
+            milliseconds: 0,
+            passed: 0,
+        });
     }
     Ok(())
 }
@@ -125,7 +147,8 @@ fn serve(terminal: File) -> Result<()> {
 fn handle(terminal: &File, report: &mut super::Report<'_>) -> Result<()> {
     let output = PathBuf::from(OUTPUT.1);
     let path = output.join(REQUEST);
-    let request = Request::parse(&fs::read_to_string(&path).with_context(|| path.display().to_string())?)?;
+    let request =
+        Request::parse(&fs::read_to_string(&path).with_context(|| path.display().to_string())?)?;
     let mut task = Task {
         scenario: scenario_of(&request.scenario)?,
         files: PathBuf::from("/tmp/files"),

@@ -27,11 +27,15 @@ pub(super) struct Log {
 impl Log {
     pub(super) fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).with_context(|| path.display().to_string())?;
-        Ok(Self { file: BufWriter::new(file), start: monotonic_ns() })
+        Ok(Self {
+            file: BufWriter::new(file),
+            start: monotonic_ns(),
+        })
     }
 
     pub(super) fn write(&mut self, line: &Line) {
-        let seconds = std::time::Duration::from_nanos(line.at.saturating_sub(self.start)).as_secs_f64();
+        let seconds =
+            std::time::Duration::from_nanos(line.at.saturating_sub(self.start)).as_secs_f64();
         // A full disk shows elsewhere; the judge has the line already.
         let _ = writeln!(self.file, "[+{seconds:8.3}] {}", line.text);
         let _ = self.file.flush();
@@ -39,13 +43,23 @@ impl Log {
 }
 
 /// Splits what comes from `source` into lines and sends them; ends with the source.
-pub(super) fn read_lines(mut source: impl Read + Send + 'static, lines: Sender<Line>) -> JoinHandle<()> {
+pub(super) fn read_lines(
+    mut source: impl Read + Send + 'static,
+    lines: Sender<Line>,
+) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut buffer = vec![0; 65536];
         let mut partial = Vec::new();
         let send = |bytes: &[u8]| {
-            let text = String::from_utf8_lossy(bytes).trim_end_matches(['\r', '\n']).to_owned();
-            lines.send(Line { at: monotonic_ns(), text }).is_ok()
+            let text = String::from_utf8_lossy(bytes)
+                .trim_end_matches(['\r', '\n'])
+                .to_owned();
+            lines
+                .send(Line {
+                    at: monotonic_ns(),
+                    text,
+                })
+                .is_ok()
         };
         while let Ok(length) = source.read(&mut buffer) {
             if length == 0 {

@@ -68,9 +68,15 @@ impl Environment {
     fn create(task: &Task) -> Result<Self> {
         let disks = Disks::create(&task.scratch)?;
         let tap = format!("nido{}", std::process::id() % 100_000);
-        let device = Tap::new(&tap, HOST, PREFIX).with_context(|| format!("cannot make the tap {tap}"))?;
+        let device =
+            Tap::new(&tap, HOST, PREFIX).with_context(|| format!("cannot make the tap {tap}"))?;
         let port = echo::serve(HOST, 0).context("echo server")?;
-        Ok(Self { disks, tap, port, _tap: device })
+        Ok(Self {
+            disks,
+            tap,
+            port,
+            _tap: device,
+        })
     }
 
     fn arguments(&self) -> Vec<String> {
@@ -83,13 +89,23 @@ impl Environment {
     }
 
     fn command_line(&self) -> String {
-        format!("lab.disk={} lab.net={GUEST}/{PREFIX},{HOST}:{}", self.disks.hash, self.port)
+        format!(
+            "lab.disk={} lab.net={GUEST}/{PREFIX},{HOST}:{}",
+            self.disks.hash, self.port
+        )
     }
 }
 
 /// The whole command line of nido.
 fn arguments(task: &Task, environment: Option<&Environment>, shell: bool) -> Vec<String> {
-    let Scenario { cpus, unit, arguments, command_line, plan, .. } = task.scenario;
+    let Scenario {
+        cpus,
+        unit,
+        arguments,
+        command_line,
+        plan,
+        ..
+    } = task.scenario;
     let mut list = vec!["--kernel".to_owned(), task.kernel().display().to_string()];
     if let Some(initramfs) = task.initramfs() {
         list.extend(["--initramfs".to_owned(), initramfs.display().to_string()]);
@@ -98,11 +114,20 @@ fn arguments(task: &Task, environment: Option<&Environment>, shell: bool) -> Vec
     if let Some(environment) = environment {
         kernel_parameters = format!("{kernel_parameters} {}", environment.command_line());
     }
-    kernel_parameters.push_str(&if shell { " quiet lab.shell=1".to_owned() } else { format!(" lab.plan={plan}") });
+    kernel_parameters.push_str(&if shell {
+        " quiet lab.shell=1".to_owned()
+    } else {
+        format!(" lab.plan={plan}")
+    });
     if task.scenario.kernel != Kernel::Payload {
         list.extend(["--cmdline".to_owned(), kernel_parameters]);
     }
-    list.extend(["--memory".to_owned(), MEMORY.to_owned(), "--cpus".to_owned(), cpus.to_string()]);
+    list.extend([
+        "--memory".to_owned(),
+        MEMORY.to_owned(),
+        "--cpus".to_owned(),
+        cpus.to_string(),
+    ]);
     if let Some(unit) = unit {
         list.extend(["--device".to_owned(), unit.to_owned()]);
     }
@@ -116,8 +141,14 @@ fn arguments(task: &Task, environment: Option<&Environment>, shell: bool) -> Vec
 fn quoted(program: &Path, arguments: &[String]) -> String {
     let mut text = program.display().to_string();
     for argument in arguments {
-        let plain = argument.chars().all(|c| c.is_ascii_alphanumeric() || "-_=/.,:".contains(c));
-        text.push_str(&if plain { format!(" {argument}") } else { format!(" '{argument}'") });
+        let plain = argument
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_=/.,:".contains(c));
+        text.push_str(&if plain {
+            format!(" {argument}")
+        } else {
+            format!(" '{argument}'")
+        });
     }
     text
 }
@@ -127,18 +158,32 @@ pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
     let scenario = &task.scenario;
     fs::create_dir_all(&task.output)?;
     let linux = scenario.kernel != Kernel::Payload;
-    let environment = if linux { Some(Environment::create(task)?) } else { None };
+    let environment = if linux {
+        Some(Environment::create(task)?)
+    } else {
+        None
+    };
     let program = task.files.join("nido");
     let arguments = arguments(task, environment.as_ref(), false);
-    fs::write(task.output.join("command.txt"), quoted(&program, &arguments) + "\n")?;
+    fs::write(
+        task.output.join("command.txt"),
+        quoted(&program, &arguments) + "\n",
+    )?;
 
     let mut log = Log::create(&task.output.join("guest.log"))?;
     let messages = File::create(task.output.join("nido.log"))?;
     let mut command = Command::new(&program);
-    command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(messages).process_group(0);
+    command
+        .args(&arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(messages)
+        .process_group(0);
     sys::die_with_parent(&mut command);
     let started = Instant::now();
-    let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))?;
     let (sender, lines) = mpsc::channel();
     read_lines(child.stdout.take().context("no stdout")?, sender);
 
@@ -184,7 +229,10 @@ pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
     let killed = over.is_some() || !failures.is_empty();
     failures.extend(judge.finish());
     if !killed && ended != Ended::Code(0) {
-        failures.push(format!("nido ended with {ended}: {}", last_line(&task.output.join("nido.log"))));
+        failures.push(format!(
+            "nido ended with {ended}: {}",
+            last_line(&task.output.join("nido.log"))
+        ));
     }
     if let Some(environment) = &environment
         && failures.is_empty()
@@ -196,7 +244,10 @@ pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
     for failure in failures {
         report(AgentLine::Failure(failure));
     }
-    report(AgentLine::Done { milliseconds, passed });
+    report(AgentLine::Done {
+        milliseconds,
+        passed,
+    });
     Ok(())
 }
 
@@ -206,7 +257,10 @@ pub fn interact(task: &Task, terminal: Option<File>) -> Result<i32> {
     let mut command = Command::new(task.files.join("nido"));
     command.args(arguments(task, Some(&environment), true));
     if let Some(terminal) = terminal {
-        command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal);
+        command
+            .stdin(terminal.try_clone()?)
+            .stdout(terminal.try_clone()?)
+            .stderr(terminal);
         sys::own_terminal(&mut command);
     }
     sys::die_with_parent(&mut command);
@@ -252,11 +306,17 @@ fn end(child: &mut Child) -> Result<Ended> {
 /// What the threads of a process that does not end are doing.
 fn describe(process: u32) -> String {
     let mut text = String::new();
-    let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return text };
+    let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else {
+        return text;
+    };
     for task in tasks.flatten() {
         for file in ["comm", "stat", "wchan", "syscall"] {
             let content = fs::read_to_string(task.path().join(file)).unwrap_or_default();
-            text.push_str(&format!("{} {file}: {}\n", task.file_name().to_string_lossy(), content.trim()));
+            text.push_str(&format!(
+                "{} {file}: {}\n",
+                task.file_name().to_string_lossy(),
+                content.trim()
+            ));
         }
     }
     text
@@ -265,5 +325,9 @@ fn describe(process: u32) -> String {
 fn last_line(path: &Path) -> String {
     let text = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message").to_owned()
+    text.lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("no message")
+        .to_owned()
 }

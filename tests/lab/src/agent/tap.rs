@@ -25,14 +25,20 @@ impl Tap {
         ioctl_value(&control, &ioctl::TUN_SET_PERSIST, 1)?;
         // Closed again, so that nido can attach to it.
         drop(control);
-        let tap = Self { name: name.to_owned(), control: None };
+        let tap = Self {
+            name: name.to_owned(),
+            control: None,
+        };
         set_up(name, address, prefix)?;
         Ok(tap)
     }
 }
 
 fn attach(name: &str) -> io::Result<File> {
-    let control = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    let control = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
     let mut request = InterfaceRequest::new(name)?;
     request.payload[..2].copy_from_slice(&(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR).to_ne_bytes());
     ioctl(&control, &ioctl::TUN_SET_INTERFACE, &mut request)?;
@@ -50,8 +56,13 @@ impl Drop for Tap {
 /// Gives interface `name` an address and sets it up.
 pub fn set_up(name: &str, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
-    let mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
-    for (request, value) in [(ioctl::SET_ADDRESS, address), (ioctl::SET_NETMASK, Ipv4Addr::from(mask))] {
+    let mask = u32::MAX
+        .checked_shl(32 - u32::from(prefix.min(32)))
+        .unwrap_or(0);
+    for (request, value) in [
+        (ioctl::SET_ADDRESS, address),
+        (ioctl::SET_NETMASK, Ipv4Addr::from(mask)),
+    ] {
         let mut argument = InterfaceRequest::new(name)?;
         // struct sockaddr_in: family, port, address.
         argument.payload[..2].copy_from_slice(&AF_INET.to_ne_bytes());

@@ -38,8 +38,16 @@ pub(super) fn run(guest: &Guest, check: &Check) -> Result<String> {
 /// The kernel reported no DMA or interrupt-remapping fault and no queue error.
 fn no_faults(_guest: &Guest, _argument: &str) -> Result<String> {
     let log = kernel_log::read()?;
-    let bad: Vec<&String> = log.iter().filter(|line| kernel_log::is_fault(line)).collect();
-    ensure!(bad.is_empty(), "{} fault lines, first: {}", bad.len(), bad.first().map_or("", |line| line.as_str()));
+    let bad: Vec<&String> = log
+        .iter()
+        .filter(|line| kernel_log::is_fault(line))
+        .collect();
+    ensure!(
+        bad.is_empty(),
+        "{} fault lines, first: {}",
+        bad.len(),
+        bad.first().map_or("", |line| line.as_str())
+    );
     Ok(format!("{} lines of kernel log", log.len()))
 }
 
@@ -47,5 +55,7 @@ fn no_faults(_guest: &Guest, _argument: &str) -> Result<String> {
 fn log_contains(_guest: &Guest, argument: &str) -> Result<String> {
     let wanted = argument.replace('_', " ");
     let log = kernel_log::read()?;
-    log.into_iter().find(|line| line.contains(&wanted)).with_context(|| format!("no line with '{wanted}'"))
+    log.into_iter()
+        .find(|line| line.contains(&wanted))
+        .with_context(|| format!("no line with '{wanted}'"))
 }

@@ -3,7 +3,6 @@
 //! The agent fills the first disk with random bytes and names their hash on the command line (`lab.disk=`). It checks
 //! the second disk's file itself when the guest has left, by [`transform`].
 
-use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
@@ -11,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
 use super::Guest;
+use crate::hash::hex;
 use crate::sys::ioctl;
 
 /// Unit of I/O: long enough for a request of several segments.
@@ -22,7 +22,9 @@ const ALIGNMENT: usize = 4096;
 pub(crate) fn transform(offset: u64, data: &mut [u8]) {
     let mut mask = offset.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     for chunk in data.chunks_mut(8) {
-        mask = mask.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+        mask = mask
+            .wrapping_mul(0x5851_F42D_4C95_7F2D)
+            .wrapping_add(0x1405_7B7E_F767_814F);
         for (byte, mask) in chunk.iter_mut().zip(mask.to_le_bytes()) {
             *byte ^= mask;
         }
@@ -32,14 +34,6 @@ pub(crate) fn transform(offset: u64, data: &mut [u8]) {
 /// The part at the end of the second disk that the guest discards.
 pub(crate) fn discarded_from(size: u64) -> u64 {
     size - (size / 8).next_multiple_of(CHUNK as u64).min(size)
-}
-
-/// Hexadecimal digits of a hash.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// A chunk in memory that direct I/O accepts.
@@ -82,21 +76,33 @@ fn each_chunk(size: u64, mut run: impl FnMut(u64, usize) -> Result<()>) -> Resul
 
 /// /dev/vda has the announced hash; its transformed copy is written to /dev/vdb, flushed and read back.
 pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
-    let expected = guest.parameter("lab.disk").context("lab.disk= is missing on the command line")?;
+    let expected = guest
+        .parameter("lab.disk")
+        .context("lab.disk= is missing on the command line")?;
     let (source, size) = open("/dev/vda", false)?;
     let (target, target_size) = open("/dev/vdb", true)?;
-    ensure!(size == target_size, "the disks have {size} and {target_size} bytes");
+    ensure!(
+        size == target_size,
+        "the disks have {size} and {target_size} bytes"
+    );
     let mut chunk = Chunk::new();
     let mut hash = Sha256::new();
     each_chunk(size, |offset, length| {
         let data = chunk.slice(length);
-        source.read_exact_at(data, offset).with_context(|| format!("read at {offset:#x}"))?;
+        source
+            .read_exact_at(data, offset)
+            .with_context(|| format!("read at {offset:#x}"))?;
         hash.update(&*data);
         transform(offset, data);
-        target.write_all_at(data, offset).with_context(|| format!("write at {offset:#x}"))
+        target
+            .write_all_at(data, offset)
+            .with_context(|| format!("write at {offset:#x}"))
     })?;
     let found = hex(&hash.finalize());
-    ensure!(found == expected, "the disk's hash is {found}, not {expected}");
+    ensure!(
+        found == expected,
+        "the disk's hash is {found}, not {expected}"
+    );
     target.sync_all().context("flush")?;
 
     let mut original = Chunk::new();
@@ -106,8 +112,13 @@ pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
             source.read_exact_at(wanted, offset)?;
             transform(offset, wanted);
             let data = chunk.slice(length);
-            target.read_exact_at(data, offset).with_context(|| format!("read back at {offset:#x}"))?;
-            ensure!(data == wanted, "the block at {offset:#x} is not what was written");
+            target
+                .read_exact_at(data, offset)
+                .with_context(|| format!("read back at {offset:#x}"))?;
+            ensure!(
+                data == wanted,
+                "the block at {offset:#x} is not what was written"
+            );
             Ok(())
         })
     };

@@ -51,7 +51,11 @@ impl Edu {
         let function = Function::open(&vfio::find(VENDOR, DEVICE)?)?;
         let registers = function.bar(0)?;
         let interrupt = function.msi()?;
-        let edu = Self { function, registers, interrupt };
+        let edu = Self {
+            function,
+            registers,
+            interrupt,
+        };
         let id = edu.registers.read_u32(IDENTIFICATION);
         ensure!(id & 0xFFFF == 0x00ED, "identification is {id:#x}");
         Ok(edu)
@@ -67,17 +71,24 @@ impl Edu {
     /// One transfer, completed by MSI.
     fn transfer(&self, source: u64, destination: u64, count: usize, command: u64) -> Result<()> {
         self.start(source, destination, count, command | INTERRUPT_WHEN_DONE);
-        self.wait_interrupt(DMA_DONE).with_context(|| format!("DMA {source:#x} -> {destination:#x}"))
+        self.wait_interrupt(DMA_DONE)
+            .with_context(|| format!("DMA {source:#x} -> {destination:#x}"))
     }
 
     fn wait_interrupt(&self, expected: u32) -> Result<()> {
         let milliseconds = i32::try_from(PATIENCE.as_millis())?;
-        ensure!(memory::wait_readable(self.interrupt.as_fd(), milliseconds)?, "no MSI");
+        ensure!(
+            memory::wait_readable(self.interrupt.as_fd(), milliseconds)?,
+            "no MSI"
+        );
         let mut count = [0; 8];
         File::from(self.interrupt.try_clone()?).read_exact(&mut count)?;
         let status = self.registers.read_u32(INTERRUPT_STATUS);
         self.registers.write_u32(INTERRUPT_ACKNOWLEDGE, status);
-        ensure!(status & expected != 0, "interrupt status is {status:#x}, not {expected:#x}");
+        ensure!(
+            status & expected != 0,
+            "interrupt status is {status:#x}, not {expected:#x}"
+        );
         Ok(())
     }
 
@@ -140,21 +151,39 @@ pub(super) fn dma_and_msi(_guest: &Guest, _argument: &str) -> Result<String> {
     for round in 0..rounds {
         fill(&mut buffer, round);
         let sent = buffer.read(0, INTERNAL_SIZE);
-        edu.transfer(address, INTERNAL, INTERNAL_SIZE, 0).context("to the device")?;
+        edu.transfer(address, INTERNAL, INTERNAL_SIZE, 0)
+            .context("to the device")?;
         fill(&mut buffer, round + 1000);
-        edu.transfer(INTERNAL, address, INTERNAL_SIZE, FROM_DEVICE).context("from the device")?;
-        ensure!(buffer.read(0, INTERNAL_SIZE) == sent, "round {round}: what came back is not what was sent");
+        edu.transfer(INTERNAL, address, INTERNAL_SIZE, FROM_DEVICE)
+            .context("from the device")?;
+        ensure!(
+            buffer.read(0, INTERNAL_SIZE) == sent,
+            "round {round}: what came back is not what was sent"
+        );
     }
     let part_before = buffer.read(0, 4096);
     edu.transfer(INTERNAL, address + 1003, 77, FROM_DEVICE)?;
     let part = buffer.read(0, 4096);
-    ensure!(part[1003..1080] == part_before[..77], "an odd part came back changed");
-    ensure!(part[..1003] == part_before[..1003] && part[1080..] == part_before[1080..], "DMA wrote beside its range");
+    ensure!(
+        part[1003..1080] == part_before[..77],
+        "an odd part came back changed"
+    );
+    ensure!(
+        part[..1003] == part_before[..1003] && part[1080..] == part_before[1080..],
+        "DMA wrote beside its range"
+    );
     if edu.function.translated() {
         edu.function.unmap(IOVA, 4096)?;
     }
-    let kind = if edu.function.translated() { "iommufd" } else { "no unit" };
-    Ok(format!("{} by {kind}, {rounds} rounds of {INTERNAL_SIZE} bytes both ways, MSI after each", edu.function.address))
+    let kind = if edu.function.translated() {
+        "iommufd"
+    } else {
+        "no unit"
+    };
+    Ok(format!(
+        "{} by {kind}, {rounds} rounds of {INTERNAL_SIZE} bytes both ways, MSI after each",
+        edu.function.address
+    ))
 }
 
 /// DMA to an address without a mapping is reported with the right source, address and reason, and changes no byte: the
@@ -181,7 +210,8 @@ pub(super) fn fault(_guest: &Guest, argument: &str) -> Result<String> {
     }
     let (page, target) = target.context("no watched page below 2^28")?;
     let mut reports = Vec::new();
-    for (offset, count, direction) in [(0, 64, FROM_DEVICE), (0x10, 64, FROM_DEVICE), (0x40, 64, 0)] {
+    for (offset, count, direction) in [(0, 64, FROM_DEVICE), (0x10, 64, FROM_DEVICE), (0x40, 64, 0)]
+    {
         let iova = target + offset;
         let seen = faults()?.len();
         match direction {
@@ -191,42 +221,87 @@ pub(super) fn fault(_guest: &Guest, argument: &str) -> Result<String> {
         edu.wait_idle()?;
         let write = direction == FROM_DEVICE;
         let reason = if write { write_reason } else { read_reason };
-        reports.push(wait_report(seen, &edu.function.address, iova, write, reason)?);
+        reports.push(wait_report(
+            seen,
+            &edu.function.address,
+            iova,
+            write,
+            reason,
+        )?);
     }
     let mut expected = vec![0; watched.len()];
     super::disk::transform(6, &mut expected);
     let found = watched.read(0, watched.len());
-    if let Some(place) = found.iter().zip(&expected).position(|(found, expected)| found != expected) {
-        anyhow::bail!("byte {place:#x} of the watched memory changed (the fault was in page {page})");
+    if let Some(place) = found
+        .iter()
+        .zip(&expected)
+        .position(|(found, expected)| found != expected)
+    {
+        anyhow::bail!(
+            "byte {place:#x} of the watched memory changed (the fault was in page {page})"
+        );
     }
     // The device works again afterwards.
     fill(&mut mapped, 7);
     let sent = mapped.read(0, INTERNAL_SIZE);
-    edu.transfer(address, INTERNAL, INTERNAL_SIZE, 0).context("after the fault")?;
+    edu.transfer(address, INTERNAL, INTERNAL_SIZE, 0)
+        .context("after the fault")?;
     fill(&mut mapped, 8);
-    edu.transfer(INTERNAL, address, INTERNAL_SIZE, FROM_DEVICE).context("after the fault")?;
-    ensure!(mapped.read(0, INTERNAL_SIZE) == sent, "after the fault DMA carries wrong bytes");
-    Ok(format!("{} reports, 32 MiB unchanged: {}", reports.len(), reports.first().map_or("", String::as_str)))
+    edu.transfer(INTERNAL, address, INTERNAL_SIZE, FROM_DEVICE)
+        .context("after the fault")?;
+    ensure!(
+        mapped.read(0, INTERNAL_SIZE) == sent,
+        "after the fault DMA carries wrong bytes"
+    );
+    Ok(format!(
+        "{} reports, 32 MiB unchanged: {}",
+        reports.len(),
+        reports.first().map_or("", String::as_str)
+    ))
 }
 
 fn faults() -> Result<Vec<String>> {
-    Ok(kernel_log::read()?.into_iter().filter(|line| line.contains("Request device [")).collect())
+    Ok(kernel_log::read()?
+        .into_iter()
+        .filter(|line| line.contains("Request device ["))
+        .collect())
 }
 
-fn wait_report(seen: usize, function: &str, iova: u64, write: bool, reason: &str) -> Result<String> {
+fn wait_report(
+    seen: usize,
+    function: &str,
+    iova: u64,
+    write: bool,
+    reason: &str,
+) -> Result<String> {
     let deadline = Instant::now() + Duration::from_secs(5);
     let line = loop {
         if let Some(line) = faults()?.get(seen..).and_then(|new| new.first().cloned()) {
             break line;
         }
-        ensure!(Instant::now() < deadline, "no fault report for DMA to {iova:#x}");
+        ensure!(
+            Instant::now() < deadline,
+            "no fault report for DMA to {iova:#x}"
+        );
         std::thread::sleep(Duration::from_millis(20));
     };
     let direction = if write { "DMA Write" } else { "DMA Read" };
     let page = iova & !0xFFF;
-    ensure!(line.contains(&format!("[{direction} NO_PASID]")), "not a '{direction} NO_PASID': {line}");
-    ensure!(line.contains(&format!("Request device [{function}]")), "not from {function}: {line}");
-    ensure!(line.contains(&format!("fault addr {page:#x} ")), "not at {page:#x}: {line}");
-    ensure!(line.contains(&format!("[fault reason {reason}]")), "not for reason {reason}: {line}");
+    ensure!(
+        line.contains(&format!("[{direction} NO_PASID]")),
+        "not a '{direction} NO_PASID': {line}"
+    );
+    ensure!(
+        line.contains(&format!("Request device [{function}]")),
+        "not from {function}: {line}"
+    );
+    ensure!(
+        line.contains(&format!("fault addr {page:#x} ")),
+        "not at {page:#x}: {line}"
+    );
+    ensure!(
+        line.contains(&format!("[fault reason {reason}]")),
+        "not for reason {reason}: {line}"
+    );
     Ok(line)
 }

@@ -12,11 +12,25 @@ use crate::sys;
 pub(super) fn processors(_guest: &Guest, argument: &str) -> Result<String> {
     let wanted: usize = argument.parse().context("smp=N")?;
     let online = fs::read_to_string("/sys/devices/system/cpu/online")?;
-    let expected = if wanted == 1 { "0".to_owned() } else { format!("0-{}", wanted - 1) };
-    ensure!(online.trim() == expected, "online: {}, not {expected}", online.trim());
-    let threads: Vec<_> = (0..wanted).map(|cpu| thread::spawn(move || sys::run_on_cpu(cpu))).collect();
+    let expected = if wanted == 1 {
+        "0".to_owned()
+    } else {
+        format!("0-{}", wanted - 1)
+    };
+    ensure!(
+        online.trim() == expected,
+        "online: {}, not {expected}",
+        online.trim()
+    );
+    let threads: Vec<_> = (0..wanted)
+        .map(|cpu| thread::spawn(move || sys::run_on_cpu(cpu)))
+        .collect();
     for (cpu, thread) in threads.into_iter().enumerate() {
-        let ran = thread.join().ok().context("thread failed")?.with_context(|| format!("processor {cpu}"))?;
+        let ran = thread
+            .join()
+            .ok()
+            .context("thread failed")?
+            .with_context(|| format!("processor {cpu}"))?;
         ensure!(ran == cpu, "the thread for processor {cpu} ran on {ran}");
     }
     Ok(format!("online: {}", online.trim()))
@@ -31,7 +45,12 @@ pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     ensure!(total > 0, "no virtio interrupt ever arrived");
     let remapped = argument == "remapped";
     for row in &rows {
-        ensure!(row.remapped == remapped, "'{}' is {}remapped", row.line, if row.remapped { "" } else { "not " });
+        ensure!(
+            row.remapped == remapped,
+            "'{}' is {}remapped",
+            row.line,
+            if row.remapped { "" } else { "not " }
+        );
     }
     Ok(format!("{} vectors, {total} interrupts", rows.len()))
 }
@@ -48,7 +67,11 @@ fn virtio_rows(table: &str) -> Vec<Row<'_>> {
         .filter(|line| line.contains("virtio") && line.contains("MSI"))
         .map(|line| Row {
             line: line.trim(),
-            count: line.split_whitespace().skip(1).map_while(|word| word.parse::<u64>().ok()).sum(),
+            count: line
+                .split_whitespace()
+                .skip(1)
+                .map_while(|word| word.parse::<u64>().ok())
+                .sum(),
             remapped: line.split_whitespace().any(|word| word.starts_with("IR-")),
         })
         .collect()

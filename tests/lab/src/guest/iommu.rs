@@ -8,7 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Guest, kernel_log};
 
 fn find(pattern: &str) -> Result<Option<String>> {
-    Ok(kernel_log::read()?.into_iter().find(|line| line.contains(pattern)))
+    Ok(kernel_log::read()?
+        .into_iter()
+        .find(|line| line.contains(pattern)))
 }
 
 fn need(pattern: &str) -> Result<String> {
@@ -19,9 +21,17 @@ fn need(pattern: &str) -> Result<String> {
 /// has no such file.
 fn root_table_mode() -> Result<Option<u64>> {
     let path = "/sys/kernel/debug/iommu/intel/iommu_regset";
-    let Ok(registers) = fs::read_to_string(path) else { return Ok(None) };
-    let line = registers.lines().find(|line| line.starts_with("RTADDR")).context("no RTADDR in iommu_regset")?;
-    let value = line.split_whitespace().last().context("RTADDR without value")?;
+    let Ok(registers) = fs::read_to_string(path) else {
+        return Ok(None);
+    };
+    let line = registers
+        .lines()
+        .find(|line| line.starts_with("RTADDR"))
+        .context("no RTADDR in iommu_regset")?;
+    let value = line
+        .split_whitespace()
+        .last()
+        .context("RTADDR without value")?;
     let value = u64::from_str_radix(value.trim_start_matches("0x"), 16)?;
     Ok(Some(value >> 10 & 3))
 }
@@ -49,7 +59,9 @@ pub(super) fn no_unit(_guest: &Guest, _argument: &str) -> Result<String> {
     if let Some(line) = find("DRHD base")? {
         bail!("'{line}' in the kernel log");
     }
-    let groups = fs::read_dir("/sys/kernel/iommu_groups").map(Iterator::count).unwrap_or(0);
+    let groups = fs::read_dir("/sys/kernel/iommu_groups")
+        .map(Iterator::count)
+        .unwrap_or(0);
     ensure!(groups == 0, "{groups} IOMMU groups");
     Ok("no DRHD, no groups".to_owned())
 }
@@ -62,13 +74,26 @@ pub(super) fn groups(_guest: &Guest, argument: &str) -> Result<String> {
         let members: Vec<String> = fs::read_dir(group.join("devices"))?
             .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
             .collect();
-        ensure!(members.len() == 1, "{} holds {}", group.display(), members.join(" "));
+        ensure!(
+            members.len() == 1,
+            "{} holds {}",
+            group.display(),
+            members.join(" ")
+        );
         let kind = fs::read_to_string(group.join("type"))?;
-        ensure!(argument.is_empty() || kind.trim() == argument, "{} has type {}", members.join(" "), kind.trim());
+        ensure!(
+            argument.is_empty() || kind.trim() == argument,
+            "{} has type {}",
+            members.join(" "),
+            kind.trim()
+        );
         count += 1;
     }
     let functions = fs::read_dir("/sys/bus/pci/devices")?.count();
-    ensure!(count == functions, "{count} groups for {functions} functions");
+    ensure!(
+        count == functions,
+        "{count} groups for {functions} functions"
+    );
     Ok(format!("{count} functions, a group each"))
 }
 
@@ -82,7 +107,9 @@ pub(super) fn translation(_guest: &Guest, argument: &str) -> Result<String> {
     for function in fs::read_dir("/sys/bus/pci/devices")? {
         let name = function?.file_name().to_string_lossy().into_owned();
         let short = name.strip_prefix("0000:").unwrap_or(&name);
-        let kind = kinds.get(short).with_context(|| format!("no entry for {short}"))?;
+        let kind = kinds
+            .get(short)
+            .with_context(|| format!("no entry for {short}"))?;
         ensure!(*kind == argument, "{short} is translated as {kind}");
     }
     Ok(format!("{} entries", kinds.len()))
@@ -94,7 +121,9 @@ fn table_kinds(table: &str) -> Result<BTreeMap<&str, &'static str>> {
     let mut kinds = BTreeMap::new();
     for line in table.lines() {
         let columns: Vec<&str> = line.split_whitespace().collect();
-        let &[function, _root, context, pasid, entry] = columns.as_slice() else { continue };
+        let &[function, _root, context, pasid, entry] = columns.as_slice() else {
+            continue;
+        };
         if !function.contains(':') || !entry.starts_with("0x") {
             continue;
         }
@@ -144,9 +173,17 @@ pub(super) fn interrupt_remapping(_guest: &Guest, argument: &str) -> Result<Stri
             ensure!(line.contains(&format!("in {mode} mode")), "{line}");
             let path = "/sys/kernel/debug/iommu/intel/ir_translation_struct";
             // A kernel without the debug files has only its log.
-            let Ok(table) = fs::read_to_string(path) else { return Ok(line) };
-            let entries = table.lines().filter(|line| line.starts_with(' ') && line.contains(':')).count();
-            ensure!(!table.contains("Interrupt Remapping is not enabled"), "the unit says it is not enabled");
+            let Ok(table) = fs::read_to_string(path) else {
+                return Ok(line);
+            };
+            let entries = table
+                .lines()
+                .filter(|line| line.starts_with(' ') && line.contains(':'))
+                .count();
+            ensure!(
+                !table.contains("Interrupt Remapping is not enabled"),
+                "the unit says it is not enabled"
+            );
             Ok(format!("{line}; {} entries", entries.saturating_sub(1)))
         }
         (_, None) => bail!("no 'DMAR-IR: Enabled IRQ remapping' in the kernel log"),

@@ -8,15 +8,19 @@ use anyhow::{Context, Result};
 
 /// All messages, oldest first, without our own lines.
 pub(super) fn read() -> Result<Vec<String>> {
-    let mut kmsg =
-        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg").context("/dev/kmsg")?;
+    let mut kmsg = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/kmsg")
+        .context("/dev/kmsg")?;
     let mut lines = Vec::new();
     let mut record = [0; 8192];
     loop {
         match kmsg.read(&mut record) {
             Ok(0) => break,
             Ok(length) => {
-                let text = String::from_utf8_lossy(record.get(..length).unwrap_or_default()).into_owned();
+                let text =
+                    String::from_utf8_lossy(record.get(..length).unwrap_or_default()).into_owned();
                 // "priority,sequence,time,flags;message", then lines of key=value.
                 let message = text.split_once(';').map_or("", |(_, message)| message);
                 let message = message.lines().next().unwrap_or_default();

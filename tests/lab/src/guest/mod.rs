@@ -34,7 +34,10 @@ pub struct Guest {
 impl Guest {
     /// The value of `name=` on the command line; the last one counts.
     pub fn parameter(&self, name: &str) -> Option<&str> {
-        self.command_line.split_whitespace().rev().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+        self.command_line
+            .split_whitespace()
+            .rev()
+            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
     }
 }
 
@@ -48,8 +51,15 @@ impl Console {
 
     fn line(&mut self, text: &str) {
         // One record of the log holds about 1000 bytes. The level shows even under `quiet`.
-        let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(900).collect();
-        let written = self.0.as_mut().is_some_and(|kmsg| kmsg.write_all(format!("<2>{text}").as_bytes()).is_ok());
+        let text: String = text
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(900)
+            .collect();
+        let written = self
+            .0
+            .as_mut()
+            .is_some_and(|kmsg| kmsg.write_all(format!("<2>{text}").as_bytes()).is_ok());
         if !written {
             println!("{text}");
         }
@@ -59,12 +69,17 @@ impl Console {
 /// The life of guest-init. Never returns unless it is not PID 1.
 pub fn main() {
     if std::process::id() != 1 {
-        eprintln!("guest-init is the first process of a guest of the lab; see `cargo xtask lab --help`");
+        eprintln!(
+            "guest-init is the first process of a guest of the lab; see `cargo xtask lab --help`"
+        );
         std::process::exit(2);
     }
-    for (source, target, fstype) in
-        [("proc", "/proc", "proc"), ("sys", "/sys", "sysfs"), ("dev", "/dev", "devtmpfs"), ("tmp", "/tmp", "tmpfs")]
-    {
+    for (source, target, fstype) in [
+        ("proc", "/proc", "proc"),
+        ("sys", "/sys", "sysfs"),
+        ("dev", "/dev", "devtmpfs"),
+        ("tmp", "/tmp", "tmpfs"),
+    ] {
         let _ = fs::create_dir_all(target);
         // A kernel with DEVTMPFS_MOUNT has done /dev; what is missing shows in the checks that need it.
         let _ = sys::mount(source, target, fstype, "");
@@ -72,7 +87,10 @@ pub fn main() {
     let _ = sys::mount("debugfs", "/sys/kernel/debug", "debugfs", "");
     let mut console = Console::open();
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let mut guest = Guest { command_line, boot: 0 };
+    let mut guest = Guest {
+        command_line,
+        boot: 0,
+    };
     if let Err(error) = load_modules() {
         console.line(&format!("modules: {error:#}"));
     }
@@ -81,13 +99,15 @@ pub fn main() {
     }
     let left = run(&mut guest, &mut console);
     if let Err(error) = left {
-        console.line(&GuestLine::Report {
-            boot: guest.boot,
-            check: "plan".into(),
-            passed: false,
-            detail: format!("{error:#}"),
-        }
-        .to_string());
+        console.line(
+            &GuestLine::Report {
+                boot: guest.boot,
+                check: "plan".into(),
+                passed: false,
+                detail: format!("{error:#}"),
+            }
+            .to_string(),
+        );
     }
     let error = sys::reboot(sys::Leave::PowerOff);
     console.line(&format!("power-off failed: {error}"));
@@ -97,19 +117,32 @@ pub fn main() {
 }
 
 fn run(guest: &mut Guest, console: &mut Console) -> Result<()> {
-    let text = guest.parameter("lab.plan").unwrap_or(">poweroff").to_owned();
+    let text = guest
+        .parameter("lab.plan")
+        .unwrap_or(">poweroff")
+        .to_owned();
     let steps = plan::parse(&text)?;
     if steps.len() > 1 {
         guest.boot = restart::count_boot()?;
     }
     let index = usize::try_from(guest.boot)?;
-    let step = steps.get(index).with_context(|| format!("boot {index} is beyond the plan's {} steps", steps.len()))?;
+    let step = steps
+        .get(index)
+        .with_context(|| format!("boot {index} is beyond the plan's {} steps", steps.len()))?;
     console.line(&GuestLine::Begin(guest.boot).to_string());
     for check in &step.checks {
         let result = checks::run(guest, check);
         let passed = result.is_ok();
         let detail = result.unwrap_or_else(|error| format!("{error:#}"));
-        console.line(&GuestLine::Report { boot: guest.boot, check: check.to_string(), passed, detail }.to_string());
+        console.line(
+            &GuestLine::Report {
+                boot: guest.boot,
+                check: check.to_string(),
+                passed,
+                detail,
+            }
+            .to_string(),
+        );
     }
     console.line(&GuestLine::End(guest.boot).to_string());
     match &step.end {
@@ -121,31 +154,52 @@ fn run(guest: &mut Guest, console: &mut Console) -> Result<()> {
 
 /// Loads what `/modules/order` lists, for a kernel whose drivers are modules.
 fn load_modules() -> Result<()> {
-    let Ok(order) = fs::read_to_string("/modules/order") else { return Ok(()) };
+    let Ok(order) = fs::read_to_string("/modules/order") else {
+        return Ok(());
+    };
     for name in order.lines() {
         let path = Path::new("/modules").join(name);
         let file = File::open(&path).with_context(|| path.display().to_string())?;
-        sys::load_module(std::os::fd::AsFd::as_fd(&file)).with_context(|| path.display().to_string())?;
+        sys::load_module(std::os::fd::AsFd::as_fd(&file))
+            .with_context(|| path.display().to_string())?;
     }
     Ok(())
 }
 
 /// Runs `/bin/sh` on the console until it ends, then powers off.
 fn shell(console: &mut Console) {
-    for name in ["/bin/busybox"] {
-        let _ = Command::new(name).args(["--install", "-s", "/bin"]).status();
+    let _ = Command::new("/bin/busybox")
+        .args(["--install", "-s", "/bin"])
+        .status();
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if let Some(address) = network::first_address(&command_line)
+        && let Err(error) = network::configure(&address)
+    {
+        console.line(&format!("network: {error:#}"));
     }
-    if let Some(address) = fs::read_to_string("/proc/cmdline").ok().as_deref().and_then(network::first_address) {
-        if let Err(error) = network::configure(&address) {
-            console.line(&format!("network: {error:#}"));
-        }
-    }
-    let terminal = || OpenOptions::new().read(true).write(true).open("/dev/console");
+    let terminal = || {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/console")
+    };
     let result = (|| -> std::io::Result<()> {
         let mut command = Command::new("/bin/sh");
-        command.arg0("-sh").env("HOME", "/").env("TERM", "linux").env("PATH", "/bin").env("PS1", "guest# ");
-        let serial = OpenOptions::new().read(true).write(true).open("/dev/ttyS0").or_else(|_| terminal())?;
-        command.stdin(serial.try_clone()?).stdout(serial.try_clone()?).stderr(serial);
+        command
+            .arg0("-sh")
+            .env("HOME", "/")
+            .env("TERM", "linux")
+            .env("PATH", "/bin")
+            .env("PS1", "guest# ");
+        let serial = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/ttyS0")
+            .or_else(|_| terminal())?;
+        command
+            .stdin(serial.try_clone()?)
+            .stdout(serial.try_clone()?)
+            .stderr(serial);
         sys::own_terminal(&mut command);
         let mut child = command.spawn()?;
         loop {

@@ -26,14 +26,24 @@ pub(super) struct Address {
 }
 
 fn parse(text: &str) -> Result<(Address, SocketAddrV4)> {
-    let (own, server) = text.split_once(',').context("lab.net=ADDRESS/PREFIX,SERVER:PORT")?;
+    let (own, server) = text
+        .split_once(',')
+        .context("lab.net=ADDRESS/PREFIX,SERVER:PORT")?;
     let (address, prefix) = own.split_once('/').context("lab.net: no prefix")?;
-    Ok((Address { address: address.parse()?, prefix: prefix.parse()? }, server.parse()?))
+    Ok((
+        Address {
+            address: address.parse()?,
+            prefix: prefix.parse()?,
+        },
+        server.parse()?,
+    ))
 }
 
 /// The guest's address from a kernel command line, if there is one.
 pub(super) fn first_address(command_line: &str) -> Option<Address> {
-    let text = command_line.split_whitespace().find_map(|word| word.strip_prefix("lab.net="))?;
+    let text = command_line
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("lab.net="))?;
     parse(text).ok().map(|(address, _)| address)
 }
 
@@ -63,13 +73,20 @@ fn pattern(length: usize) -> Vec<u8> {
 
 /// Datagrams of every size class and a long stream come back as they were sent.
 pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
-    let (address, server) = parse(guest.parameter("lab.net").context("lab.net= is missing on the command line")?)?;
+    let (address, server) = parse(
+        guest
+            .parameter("lab.net")
+            .context("lab.net= is missing on the command line")?,
+    )?;
     let name = configure(&address)?;
     let datagrams = datagrams(server).context("UDP")?;
     let started = Instant::now();
     stream(server).context("TCP")?;
     let seconds = started.elapsed().as_secs_f64();
-    Ok(format!("{name}: {datagrams} datagrams, {} KiB of stream both ways in {seconds:.1} s", STREAM / 1024))
+    Ok(format!(
+        "{name}: {datagrams} datagrams, {} KiB of stream both ways in {seconds:.1} s",
+        STREAM / 1024
+    ))
 }
 
 fn datagrams(server: SocketAddrV4) -> Result<usize> {
@@ -103,10 +120,21 @@ fn stream(server: SocketAddrV4) -> Result<()> {
         sender.shutdown(std::net::Shutdown::Write)
     });
     let mut received = Vec::with_capacity(STREAM);
-    receiver.read_to_end(&mut received).with_context(|| format!("after {} bytes", received.len()))?;
+    receiver
+        .read_to_end(&mut received)
+        .with_context(|| format!("after {} bytes", received.len()))?;
     writer.join().ok().context("the sender failed")??;
-    ensure!(received.len() == data.len(), "{} of {} bytes came back", received.len(), data.len());
-    if let Some(place) = received.iter().zip(&data).position(|(got, sent)| got != sent) {
+    ensure!(
+        received.len() == data.len(),
+        "{} of {} bytes came back",
+        received.len(),
+        data.len()
+    );
+    if let Some(place) = received
+        .iter()
+        .zip(&data)
+        .position(|(got, sent)| got != sent)
+    {
         bail!("byte {place:#x} came back changed");
     }
     Ok(())
@@ -119,8 +147,17 @@ mod tests {
     #[test]
     fn the_parameter_names_both_sides() {
         let (own, server) = parse("192.0.2.2/24,192.0.2.1:7").unwrap();
-        assert_eq!(own, Address { address: Ipv4Addr::new(192, 0, 2, 2), prefix: 24 });
+        assert_eq!(
+            own,
+            Address {
+                address: Ipv4Addr::new(192, 0, 2, 2),
+                prefix: 24
+            }
+        );
         assert_eq!(server.port(), 7);
-        assert_eq!(first_address("a=b lab.net=192.0.2.2/24,192.0.2.1:7 quiet"), Some(own));
+        assert_eq!(
+            first_address("a=b lab.net=192.0.2.2/24,192.0.2.1:7 quiet"),
+            Some(own)
+        );
     }
 }

@@ -15,15 +15,25 @@ const MAGIC: u64 = u64::from_le_bytes(*b"nidoboot");
 
 /// Returns how many boots there were before this one, and counts it.
 pub(super) fn count_boot() -> Result<u32> {
-    let disk = OpenOptions::new().read(true).write(true).custom_flags(libc::O_SYNC).open(COUNTER).context(COUNTER)?;
+    let disk = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_SYNC)
+        .open(COUNTER)
+        .context(COUNTER)?;
     let mut sector = [0; 512];
     disk.read_exact_at(&mut sector, 0)?;
     let (head, _) = sector.split_at(16);
     let word = |range: std::ops::Range<usize>| -> u64 {
-        head.get(range).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
+        head.get(range)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map_or(0, u64::from_le_bytes)
     };
     let (magic, count) = (word(0..8), word(8..16));
-    ensure!(magic == MAGIC || (magic == 0 && count == 0), "{COUNTER} is no boot counter: {magic:#x}");
+    ensure!(
+        magic == MAGIC || (magic == 0 && count == 0),
+        "{COUNTER} is no boot counter: {magic:#x}"
+    );
     sector[..8].copy_from_slice(&MAGIC.to_le_bytes());
     sector[8..16].copy_from_slice(&(count + 1).to_le_bytes());
     disk.write_all_at(&sector, 0)?;

@@ -39,7 +39,10 @@ pub(super) fn find(vendor: u16, device: u16) -> Result<String> {
             u16::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
         };
         if id("vendor") == Some(vendor) && id("device") == Some(device) {
-            return path.file_name().map(|name| name.to_string_lossy().into_owned()).context("unnamed device");
+            return path
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .context("unnamed device");
         }
     }
     bail!("no PCI function {vendor:04x}:{device:04x}");
@@ -56,7 +59,9 @@ fn open_node(path: &Path) -> Result<File> {
     loop {
         match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => return Ok(file),
-            Err(error) if Instant::now() > deadline => return Err(error).context(path.display().to_string()),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error).context(path.display().to_string());
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     }
@@ -67,12 +72,20 @@ impl Function {
     pub(super) fn open(address: &str) -> Result<Self> {
         let directory = PathBuf::from("/sys/bus/pci/devices").join(address);
         let driver = fs::read_link(directory.join("driver")).ok();
-        if driver.as_deref().and_then(Path::file_name).is_none_or(|name| name != "vfio-pci") {
+        if driver
+            .as_deref()
+            .and_then(Path::file_name)
+            .is_none_or(|name| name != "vfio-pci")
+        {
             fs::write(directory.join("driver_override"), "vfio-pci").context("driver_override")?;
             fs::write("/sys/bus/pci/drivers_probe", address).context("bind to vfio-pci")?;
         }
         let group = fs::read_link(directory.join("iommu_group")).context("no iommu_group")?;
-        let group = group.file_name().context("unnamed group")?.to_string_lossy().into_owned();
+        let group = group
+            .file_name()
+            .context("unnamed group")?
+            .to_string_lossy()
+            .into_owned();
         let no_iommu = PathBuf::from(format!("/dev/vfio/noiommu-{group}"));
         let function = if no_iommu.exists() {
             Self::open_without_unit(address, &no_iommu)?
@@ -82,38 +95,65 @@ impl Function {
         let mut command = [0; 2];
         let config = function.region(CONFIG_REGION)?;
         let file = File::from(function.device.try_clone()?);
-        file.read_exact_at(&mut command, config.offset + COMMAND).context("command register")?;
+        file.read_exact_at(&mut command, config.offset + COMMAND)
+            .context("command register")?;
         let command = u16::from_le_bytes(command) | MEMORY_AND_MASTER;
-        file.write_all_at(&command.to_le_bytes(), config.offset + COMMAND).context("command register")?;
+        file.write_all_at(&command.to_le_bytes(), config.offset + COMMAND)
+            .context("command register")?;
         Ok(function)
     }
 
     fn open_cdev(address: &str, directory: &Path) -> Result<Self> {
-        let name = single_entry(&directory.join("vfio-dev")).context("vfio-pci made no vfio-dev")?;
+        let name =
+            single_entry(&directory.join("vfio-dev")).context("vfio-pci made no vfio-dev")?;
         let device = OwnedFd::from(open_node(&Path::new("/dev/vfio/devices").join(name))?);
         let iommu = open_node(Path::new("/dev/iommu"))?;
-        let mut bind = ioctl::BindIommufd { argsz: 24, iommufd: iommu.as_raw_fd(), ..Default::default() };
+        let mut bind = ioctl::BindIommufd {
+            argsz: 24,
+            iommufd: iommu.as_raw_fd(),
+            ..Default::default()
+        };
         ioctl(&device, &ioctl::VFIO_BIND_IOMMUFD, &mut bind).context("VFIO_DEVICE_BIND_IOMMUFD")?;
-        let mut space = ioctl::IoasAlloc { size: 12, ..Default::default() };
+        let mut space = ioctl::IoasAlloc {
+            size: 12,
+            ..Default::default()
+        };
         ioctl(&iommu, &ioctl::IOAS_ALLOC, &mut space).context("IOMMU_IOAS_ALLOC")?;
-        let mut attach = ioctl::AttachIommufd { argsz: 16, pt_id: space.out_ioas_id, ..Default::default() };
-        ioctl(&device, &ioctl::VFIO_ATTACH_IOMMUFD, &mut attach).context("VFIO_DEVICE_ATTACH_IOMMUFD_PT")?;
-        Ok(Self { address: address.to_owned(), device, space: Some((iommu, space.out_ioas_id)) })
+        let mut attach = ioctl::AttachIommufd {
+            argsz: 16,
+            pt_id: space.out_ioas_id,
+            ..Default::default()
+        };
+        ioctl(&device, &ioctl::VFIO_ATTACH_IOMMUFD, &mut attach)
+            .context("VFIO_DEVICE_ATTACH_IOMMUFD_PT")?;
+        Ok(Self {
+            address: address.to_owned(),
+            device,
+            space: Some((iommu, space.out_ioas_id)),
+        })
     }
 
     fn open_without_unit(address: &str, group: &Path) -> Result<Self> {
         let group = open_node(group)?;
         let container = open_node(Path::new("/dev/vfio/vfio"))?;
         let mut descriptor = container.as_raw_fd();
-        ioctl(&group, &ioctl::VFIO_SET_CONTAINER, &mut descriptor).context("VFIO_GROUP_SET_CONTAINER")?;
+        ioctl(&group, &ioctl::VFIO_SET_CONTAINER, &mut descriptor)
+            .context("VFIO_GROUP_SET_CONTAINER")?;
         ioctl_value(&container, &ioctl::VFIO_SET_IOMMU, NO_IOMMU).context("VFIO_SET_IOMMU")?;
         let mut name: ioctl::DeviceName = [0; 16];
-        name.get_mut(..address.len()).context("address too long")?.copy_from_slice(address.as_bytes());
-        let device = ioctl(&group, &ioctl::VFIO_DEVICE_FD, &mut name).context("VFIO_GROUP_GET_DEVICE_FD")?;
+        name.get_mut(..address.len())
+            .context("address too long")?
+            .copy_from_slice(address.as_bytes());
+        let device =
+            ioctl(&group, &ioctl::VFIO_DEVICE_FD, &mut name).context("VFIO_GROUP_GET_DEVICE_FD")?;
         let device = memory::adopt(device)?;
         // The group and the container must stay open as long as the device.
         std::mem::forget((group, container));
-        Ok(Self { address: address.to_owned(), device, space: None })
+        Ok(Self {
+            address: address.to_owned(),
+            device,
+            space: None,
+        })
     }
 
     /// Whether DMA is translated.
@@ -122,8 +162,13 @@ impl Function {
     }
 
     fn region(&self, index: u32) -> Result<ioctl::RegionInfo> {
-        let mut info = ioctl::RegionInfo { argsz: 32, index, ..Default::default() };
-        ioctl(&self.device, &ioctl::VFIO_REGION_INFO, &mut info).with_context(|| format!("region {index}"))?;
+        let mut info = ioctl::RegionInfo {
+            argsz: 32,
+            index,
+            ..Default::default()
+        };
+        ioctl(&self.device, &ioctl::VFIO_REGION_INFO, &mut info)
+            .with_context(|| format!("region {index}"))?;
         Ok(info)
     }
 
@@ -131,8 +176,12 @@ impl Function {
     pub(super) fn bar(&self, index: u32) -> Result<Window> {
         let info = self.region(index)?;
         ensure!(info.flags & 4 != 0, "BAR {index} cannot be mapped");
-        Window::new(self.device.as_fd(), info.offset, usize::try_from(info.size)?)
-            .with_context(|| format!("map BAR {index}"))
+        Window::new(
+            self.device.as_fd(),
+            info.offset,
+            usize::try_from(info.size)?,
+        )
+        .with_context(|| format!("map BAR {index}"))
     }
 
     /// Lets the function's first MSI signal the eventfd that is returned.
@@ -169,7 +218,12 @@ impl Function {
     /// Removes what [`Self::map`] mapped.
     pub(super) fn unmap(&self, iova: u64, length: u64) -> Result<()> {
         let (iommu, ioas_id) = self.space.as_ref().context("no remapping unit")?;
-        let mut unmap = ioctl::IoasUnmap { size: 24, ioas_id: *ioas_id, iova, length };
+        let mut unmap = ioctl::IoasUnmap {
+            size: 24,
+            ioas_id: *ioas_id,
+            iova,
+            length,
+        };
         ioctl(iommu, &ioctl::IOAS_UNMAP, &mut unmap).context("IOMMU_IOAS_UNMAP")?;
         Ok(())
     }
@@ -182,6 +236,9 @@ pub(super) fn physical(address: u64) -> Result<u64> {
     pagemap.read_exact_at(&mut entry, address / 4096 * 8)?;
     let entry = u64::from_le_bytes(entry);
     let frame = entry & ((1 << 55) - 1);
-    ensure!(entry >> 63 == 1 && frame != 0, "the page at {address:#x} is not present");
+    ensure!(
+        entry >> 63 == 1 && frame != 0,
+        "the page at {address:#x} is not present"
+    );
     Ok(frame * 4096 + address % 4096)
 }

@@ -22,7 +22,11 @@ pub fn ioctl<T>(file: impl AsFd, request: &Request<T>, argument: &mut T) -> io::
     // SAFETY: a Request is made only in this module, which pairs each number with the structure that the kernel reads
     // and writes for it, so `argument` is large enough; the exclusive reference keeps it valid for the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request.0, std::ptr::from_mut(argument)) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// Issues `request` with a number as argument.
@@ -30,7 +34,11 @@ pub fn ioctl_value(file: impl AsFd, request: &ValueRequest, value: u64) -> io::R
     let file = file.as_fd();
     // SAFETY: a ValueRequest is made only in this module, from numbers whose argument is no pointer.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request.0, value) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 // linux/if_tun.h, linux/sockios.h
@@ -48,10 +56,19 @@ pub struct InterfaceRequest {
 impl InterfaceRequest {
     /// A request about interface `name` with a zero payload.
     pub fn new(name: &str) -> io::Result<Self> {
-        let mut request = Self { name: [0; 16], payload: [0; 24] };
-        let target = request.name.get_mut(..name.len()).filter(|part| part.len() < 16);
+        let mut request = Self {
+            name: [0; 16],
+            payload: [0; 24],
+        };
+        let target = request
+            .name
+            .get_mut(..name.len())
+            .filter(|part| part.len() < 16);
         let Some(target) = target else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("interface name '{name}' is too long")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("interface name '{name}' is too long"),
+            ));
         };
         target.copy_from_slice(name.as_bytes());
         Ok(request)

@@ -22,19 +22,33 @@ unsafe impl Send for Buffer {}
 
 fn map(length: usize, flags: i32, file: i32, offset: i64) -> io::Result<Buffer> {
     // SAFETY: a new mapping at an address that the kernel chooses touches no existing memory.
-    let base =
-        unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, flags, file, offset) };
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            flags,
+            file,
+            offset,
+        )
+    };
     if base == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+    let base =
+        NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
     Ok(Buffer { base, length })
 }
 
 impl Buffer {
     /// `length` bytes, all of them present.
     pub fn new(length: usize) -> io::Result<Self> {
-        map(length, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE | libc::MAP_LOCKED, -1, 0)
+        map(
+            length,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE | libc::MAP_LOCKED,
+            -1,
+            0,
+        )
     }
 
     /// Address in this process.
@@ -54,8 +68,14 @@ impl Buffer {
 
     fn at<T>(&self, offset: usize) -> *mut T {
         let end = offset.checked_add(size_of::<T>());
-        assert!(end.is_some_and(|end| end <= self.length), "offset {offset:#x} is outside the mapping");
-        assert!(offset.is_multiple_of(align_of::<T>()), "offset {offset:#x} is not aligned");
+        assert!(
+            end.is_some_and(|end| end <= self.length),
+            "offset {offset:#x} is outside the mapping"
+        );
+        assert!(
+            offset.is_multiple_of(align_of::<T>()),
+            "offset {offset:#x} is not aligned"
+        );
         // SAFETY: offset + size_of::<T>() is inside the mapping.
         unsafe { self.base.as_ptr().add(offset).cast() }
     }
@@ -83,7 +103,9 @@ impl Buffer {
     /// Copies `length` bytes out.
     pub fn read(&self, offset: usize, length: usize) -> Vec<u8> {
         // SAFETY: at() checked the range.
-        (0..length).map(|index| unsafe { self.at::<u8>(offset + index).read_volatile() }).collect()
+        (0..length)
+            .map(|index| unsafe { self.at::<u8>(offset + index).read_volatile() })
+            .collect()
     }
 }
 
@@ -98,7 +120,12 @@ impl Window {
     /// Maps `length` bytes of a device's descriptor.
     pub fn new(file: BorrowedFd<'_>, offset: u64, length: usize) -> io::Result<Self> {
         let offset = i64::try_from(offset).map_err(io::Error::other)?;
-        Ok(Self(map(length, libc::MAP_SHARED, file.as_raw_fd(), offset)?))
+        Ok(Self(map(
+            length,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            offset,
+        )?))
     }
 
     /// Reads a 32-bit register.
@@ -139,7 +166,9 @@ pub fn eventfd() -> io::Result<OwnedFd> {
 /// Takes ownership of a descriptor that an ioctl returned.
 pub fn adopt(descriptor: i32) -> io::Result<OwnedFd> {
     if descriptor < 3 {
-        return Err(io::Error::other(format!("{descriptor} is no new descriptor")));
+        return Err(io::Error::other(format!(
+            "{descriptor} is no new descriptor"
+        )));
     }
     // SAFETY: the only caller passes what VFIO_GROUP_GET_DEVICE_FD has just returned, which nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
@@ -147,8 +176,16 @@ pub fn adopt(descriptor: i32) -> io::Result<OwnedFd> {
 
 /// Waits until `file` is readable, at most `milliseconds`.
 pub fn wait_readable(file: BorrowedFd<'_>, milliseconds: i32) -> io::Result<bool> {
-    let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut poll = libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
     // SAFETY: poll is one valid structure.
     let ready = unsafe { libc::poll(&raw mut poll, 1, milliseconds) };
-    if ready < 0 { Err(io::Error::last_os_error()) } else { Ok(ready > 0) }
+    if ready < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(ready > 0)
+    }
 }

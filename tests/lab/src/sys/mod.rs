@@ -5,6 +5,7 @@
 
 pub mod ioctl;
 pub mod memory;
+pub mod terminal;
 
 use std::ffi::CString;
 use std::io;
@@ -14,11 +15,16 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn c_string(text: &str) -> io::Result<CString> {
-    CString::new(text).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "string with a NUL byte"))
+    CString::new(text)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "string with a NUL byte"))
 }
 
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// Mounts `source` of type `fstype` on `target`, as mount(2).
@@ -26,7 +32,15 @@ pub fn mount(source: &str, target: &str, fstype: &str, data: &str) -> io::Result
     let (source, target) = (c_string(source)?, c_string(target)?);
     let (fstype, data) = (c_string(fstype)?, c_string(data)?);
     // SAFETY: all four are NUL-terminated strings that live until the call returns.
-    checked(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), fstype.as_ptr(), 0, data.as_ptr().cast()) })?;
+    checked(unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            fstype.as_ptr(),
+            0,
+            data.as_ptr().cast(),
+        )
+    })?;
     Ok(())
 }
 
@@ -56,7 +70,11 @@ pub fn reboot(how: Leave) -> io::Error {
 }
 
 /// Loads `kernel` (a bzImage) with `initrd` and `command_line` for [`Leave::Kexec`] (kexec_file_load(2)).
-pub fn kexec_load(kernel: BorrowedFd<'_>, initrd: BorrowedFd<'_>, command_line: &str) -> io::Result<()> {
+pub fn kexec_load(
+    kernel: BorrowedFd<'_>,
+    initrd: BorrowedFd<'_>,
+    command_line: &str,
+) -> io::Result<()> {
     let command_line = c_string(command_line)?;
     let length = command_line.as_bytes_with_nul().len();
     // SAFETY: the command line is `length` bytes long with its NUL, and the descriptors are open.
@@ -70,13 +88,18 @@ pub fn kexec_load(kernel: BorrowedFd<'_>, initrd: BorrowedFd<'_>, command_line: 
             0,
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Loads a kernel module from an open file (finit_module(2)); one that is loaded already is no error.
 pub fn load_module(file: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the parameter string is a static NUL-terminated string.
-    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
     if result < 0 {
         let error = io::Error::last_os_error();
         if error.raw_os_error() != Some(libc::EEXIST) {
@@ -104,7 +127,10 @@ pub fn run_on_cpu(cpu: usize) -> io::Result<usize> {
 
 /// CLOCK_MONOTONIC in nanoseconds.
 pub fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: now is valid for writing.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
@@ -126,25 +152,26 @@ pub fn reap() -> Option<i32> {
 
 /// Makes `command` lead a session of its own with its standard input as the controlling terminal.
 pub fn own_terminal(command: &mut Command) {
-    // SAFETY: the closure calls only async-signal-safe functions and allocates nothing.
-    unsafe {
-        command.pre_exec(|| {
-            libc::setsid();
-            libc::ioctl(0, libc::TIOCSCTTY, 0);
-            Ok(())
-        })
+    let before_exec = || {
+        // SAFETY: takes no pointer.
+        unsafe { libc::setsid() };
+        // SAFETY: the argument of TIOCSCTTY is a number.
+        unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) };
+        Ok(())
     };
+    // SAFETY: the closure calls only async-signal-safe functions and allocates nothing.
+    unsafe { command.pre_exec(before_exec) };
 }
 
 /// Makes the kernel kill `command` with SIGKILL when the thread that starts it ends, however it ends.
 pub fn die_with_parent(command: &mut Command) {
-    // SAFETY: the closure calls only prctl, which is async-signal-safe, and allocates nothing.
-    unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            Ok(())
-        })
+    let before_exec = || {
+        // SAFETY: the argument of PR_SET_PDEATHSIG is a number.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        Ok(())
     };
+    // SAFETY: the closure calls only prctl, which is async-signal-safe, and allocates nothing.
+    unsafe { command.pre_exec(before_exec) };
 }
 
 /// Sends `signal` to every process of the group that `leader` leads.

@@ -1,0 +1,28 @@
+//! The terminal's settings, kept so that they can be put back.
+
+use std::mem::MaybeUninit;
+
+/// Settings of standard input, put back when the value goes.
+pub struct Saved(Option<libc::termios>);
+
+impl Saved {
+    /// The settings as they are now; nothing if standard input is no terminal.
+    pub fn of_stdin() -> Self {
+        let mut settings = MaybeUninit::<libc::termios>::uninit();
+        // SAFETY: settings has room for what tcgetattr writes.
+        if unsafe { libc::tcgetattr(0, settings.as_mut_ptr()) } != 0 {
+            return Self(None);
+        }
+        // SAFETY: tcgetattr succeeded and has written all of it.
+        Self(Some(unsafe { settings.assume_init() }))
+    }
+}
+
+impl Drop for Saved {
+    fn drop(&mut self) {
+        if let Some(settings) = &self.0 {
+            // SAFETY: settings came from tcgetattr.
+            unsafe { libc::tcsetattr(0, libc::TCSANOW, settings) };
+        }
+    }
+}

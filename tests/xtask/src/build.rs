@@ -1,0 +1,218 @@
+//! Builds the programs and stages the files that a run needs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use lab::cpio::Archive;
+
+use crate::kernel::Kernel;
+use crate::process::Logged;
+use crate::{apt, cloud, kernel, paths};
+
+/// What a stage must hold besides nido, the lab's kernel and the plain initramfs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Extras {
+    /// Initramfs with a kernel for kexec.
+    pub(crate) kexec: bool,
+    /// Debian's cloud kernel.
+    pub(crate) cloud: bool,
+    /// Initramfs with busybox.
+    pub(crate) shell: bool,
+    /// The bare-metal payload.
+    pub(crate) payload: bool,
+}
+
+/// Directory with everything that nido and level 1 are given.
+pub(crate) struct Stage {
+    /// `nido`, `vmlinux`, `bzImage`, `guest.cpio`, `level1.cpio` and what [`Extras`] adds.
+    pub(crate) directory: PathBuf,
+}
+
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// cargo in the checkout, with the target directory that this program was built into.
+pub(crate) fn cargo_here() -> Result<Command> {
+    let mut command = cargo();
+    command
+        .current_dir(paths::root())
+        .env("CARGO_TARGET_DIR", paths::target()?);
+    // Set by `cargo run` for this program; they would make cargo rebuild others.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR" {
+            command.env_remove(name);
+        }
+    }
+    Ok(command)
+}
+
+fn is_compiled(line: &str) -> bool {
+    line.trim_start().starts_with("Compiling")
+}
+
+/// Builds everything and fills the stage.
+pub(crate) fn stage(extras: Extras) -> Result<Stage> {
+    let kernel = kernel::provide(false)?;
+    let directory = paths::logs()?.join("stage");
+    fs::create_dir_all(&directory)?;
+    let log = directory.join("build.log");
+    let step = Logged {
+        title: "building nido",
+        log: &log,
+        limit: Duration::from_secs(3600),
+        count: Some((is_compiled, "crates")),
+    };
+    step.run(cargo_here()?.args([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "nido",
+        "--package",
+        "lab",
+    ]))?;
+    if extras.payload {
+        payload(&directory)?;
+    }
+    let stage = Stage { directory };
+    stage.fill(&kernel, extras)?;
+    Ok(stage)
+}
+
+/// The bare-metal guest is built by its own rules, outside the workspace.
+fn payload(directory: &Path) -> Result<()> {
+    let source = paths::root().join("tests/payload");
+    let target = paths::target()?.join("payload");
+    let log = directory.join("payload.log");
+    let step = Logged {
+        title: "building the payload",
+        log: &log,
+        limit: Duration::from_secs(1800),
+        count: Some((is_compiled, "crates")),
+    };
+    let mut command = cargo_here()?;
+    command
+        .current_dir(&source)
+        .env("CARGO_TARGET_DIR", &target)
+        .args(["build", "--release"]);
+    step.run(&mut command)?;
+    let built = [target.join("release/payload")]
+        .into_iter()
+        .chain(
+            fs::read_dir(&target)?
+                .flatten()
+                .map(|entry| entry.path().join("release/payload")),
+        )
+        .find(|path| path.is_file())
+        .context("the payload was built, but is not in its target directory")?;
+    fs::copy(built, directory.join("payload"))?;
+    Ok(())
+}
+
+impl Stage {
+    fn fill(&self, kernel: &Kernel, extras: Extras) -> Result<()> {
+        self.copy(&kernel.vmlinux(), "vmlinux")?;
+        self.copy(&kernel.bz_image(), "bzImage")?;
+        for name in ["nido", "guest-init", "lab-agent"] {
+            self.strip(&paths::release()?.join(name), name)?;
+        }
+        let init = self.read("guest-init")?;
+        self.archive("guest.cpio", |archive| archive.file("init", 0o755, &init))?;
+        let agent = self.read("lab-agent")?;
+        self.archive("level1.cpio", |archive| archive.file("init", 0o755, &agent))?;
+        if extras.kexec {
+            let (image, initrd) = (self.read("bzImage")?, self.read("guest.cpio")?);
+            self.archive("kexec.cpio", |archive| {
+                archive.file("init", 0o755, &init)?;
+                archive.directory("kexec")?;
+                archive.file("kexec/kernel", 0o644, &image)?;
+                archive.file("kexec/initrd", 0o644, &initrd)
+            })?;
+        }
+        if extras.cloud {
+            let cloud = cloud::provide()?;
+            self.copy(&cloud.image, "cloud-vmlinuz")?;
+            let modules = cloud.modules()?;
+            let order: String = modules
+                .iter()
+                .map(|module| format!("{}\n", module.name))
+                .collect();
+            self.archive("cloud.cpio", |archive| {
+                archive.file("init", 0o755, &init)?;
+                archive.directory("modules")?;
+                archive.file("modules/order", 0o644, order.as_bytes())?;
+                modules.iter().try_for_each(|module| {
+                    archive.file(&format!("modules/{}", module.name), 0o644, &module.content)
+                })
+            })?;
+        }
+        if extras.shell {
+            let busybox = busybox()?;
+            self.archive("shell.cpio", |archive| {
+                archive.file("init", 0o755, &init)?;
+                archive.directory("bin")?;
+                archive.file("bin/busybox", 0o755, &busybox)?;
+                archive.symlink("bin/sh", "busybox")
+            })?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let path = self.directory.join(name);
+        fs::read(&path).with_context(|| path.display().to_string())
+    }
+
+    fn copy(&self, source: &Path, name: &str) -> Result<()> {
+        let target = self.directory.join(name);
+        fs::copy(source, &target).with_context(|| format!("cannot copy {}", source.display()))?;
+        Ok(())
+    }
+
+    /// Copies a program without its symbols, which are most of it.
+    fn strip(&self, source: &Path, name: &str) -> Result<()> {
+        let target = self.directory.join(name);
+        let stripped = Command::new("strip")
+            .arg("-o")
+            .arg(&target)
+            .arg(source)
+            .status();
+        if stripped.is_ok_and(|status| status.success()) {
+            return Ok(());
+        }
+        self.copy(source, name)
+    }
+
+    fn archive(
+        &self,
+        name: &str,
+        fill: impl FnOnce(&mut Archive<Vec<u8>>) -> std::io::Result<()>,
+    ) -> Result<()> {
+        let mut archive = Archive::new(Vec::new())?;
+        fill(&mut archive)?;
+        fs::write(self.directory.join(name), archive.finish()?).with_context(|| name.to_owned())
+    }
+}
+
+/// A static busybox, from Debian's package.
+fn busybox() -> Result<Vec<u8>> {
+    let directory = paths::cache()?.join("busybox");
+    let program = ["bin/busybox", "usr/bin/busybox"].map(|path| directory.join(path));
+    if !program.iter().any(|path| path.exists()) {
+        let state = apt::State::machine();
+        if state.field("busybox-static", "Version").is_err() {
+            apt::State::of_suite(kernel::SUITE)?.unpack("busybox-static", &directory)?;
+        } else {
+            state.unpack("busybox-static", &directory)?;
+        }
+    }
+    let path = program
+        .iter()
+        .find(|path| path.exists())
+        .context("busybox-static holds no busybox")?;
+    fs::read(path).with_context(|| path.display().to_string())
+}

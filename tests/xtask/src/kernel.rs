@@ -1,0 +1,253 @@
+//! The lab's kernel: built once from Debian's source package, kept in the cache.
+//!
+//! The cache is keyed by the package's version and by the configuration. What is complete there is used without asking
+//! anybody: no network, no package tools.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::apt::{self, State};
+use crate::paths;
+use crate::process::{Logged, seconds};
+
+/// Where Debian 12 and newer find a kernel source with everything that the lab uses.
+pub(crate) const SUITE: &str = "trixie-backports";
+const SOURCES: &str = "^linux-source-7\\.[0-9]+$";
+const FALLBACK_SOURCES: &str = "^linux-source-[0-9]+\\.[0-9]+$";
+/// Tools of a kernel build.
+const TOOLS: &[&str] = &[
+    "gcc",
+    "libc6-dev",
+    "make",
+    "flex",
+    "bison",
+    "bc",
+    "libelf-dev",
+    "xz-utils",
+    "binutils",
+];
+/// Changes when the recipe below builds something else from the same configuration.
+const RECIPE: &str = "1";
+
+/// A built kernel.
+pub(crate) struct Kernel {
+    /// Holds `bzImage`, `vmlinux` (ELF with a PVH entry), `System.map` and `config`.
+    pub(crate) directory: PathBuf,
+}
+
+impl Kernel {
+    /// The compressed image.
+    pub(crate) fn bz_image(&self) -> PathBuf {
+        self.directory.join("bzImage")
+    }
+
+    /// The ELF image.
+    pub(crate) fn vmlinux(&self) -> PathBuf {
+        self.directory.join("vmlinux")
+    }
+}
+
+fn config_path() -> PathBuf {
+    paths::root().join("resources/kernel.config")
+}
+
+/// The newest cached kernel of this configuration.
+fn cached(kernels: &Path, key: &str) -> Option<Kernel> {
+    let mut found: Vec<PathBuf> = fs::read_dir(kernels)
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().ends_with(key))
+        })
+        .collect();
+    found.sort_by_key(|path| numbers(&path.to_string_lossy()));
+    found.pop().map(|directory| Kernel { directory })
+}
+
+/// The numbers in a text, for ordering versions.
+fn numbers(text: &str) -> Vec<u64> {
+    let name = text.rsplit('/').next().unwrap_or(text);
+    name.split(|c: char| !c.is_ascii_digit())
+        .filter_map(|part| part.parse().ok())
+        .collect()
+}
+
+/// The kernel, from the cache or built now. With `update`, from the newest source package that there is.
+pub(crate) fn provide(update: bool) -> Result<Kernel> {
+    let config = fs::read(config_path()).with_context(|| config_path().display().to_string())?;
+    let hash = lab::hash::sha256(&[config.as_slice(), RECIPE.as_bytes()].concat());
+    let key = format!("-config-{}", hash.get(..12).unwrap_or(&hash));
+    let kernels = paths::cache()?.join("kernel");
+    fs::create_dir_all(&kernels)?;
+    if !update && let Some(kernel) = cached(&kernels, &key) {
+        return Ok(kernel);
+    }
+    remove_abandoned(&kernels);
+    apt::install(TOOLS, "build the guest kernel")?;
+    let (state, package) = source()?;
+    let version = state.field(&package, "Version")?;
+    let name: String = version
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || ".-".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect();
+    let finished = kernels.join(format!("{name}{key}"));
+    if finished.exists() {
+        println!("kernel {version} is in the cache already");
+        return Ok(Kernel {
+            directory: finished,
+        });
+    }
+    println!(
+        "building the guest kernel from {package} {version}; this happens once and takes minutes"
+    );
+    let start = Instant::now();
+    let work = kernels.join(format!(".building-{}", std::process::id()));
+    let built = build(&state, &package, &work);
+    if built.is_ok() {
+        fs::rename(work.join("result"), &finished)
+            .context("cannot put the kernel into the cache")?;
+        fs::remove_dir_all(&work)?;
+    }
+    built.with_context(|| {
+        format!(
+            "cannot build the guest kernel; what there is of it is in {}",
+            work.display()
+        )
+    })?;
+    println!("guest kernel built in {}", seconds(start.elapsed()));
+    Ok(Kernel {
+        directory: finished,
+    })
+}
+
+/// Removes what builds left that were killed.
+fn remove_abandoned(kernels: &Path) {
+    for entry in fs::read_dir(kernels).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(process) = name.strip_prefix(".building-")
+            && !Path::new("/proc").join(process).exists()
+        {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+fn newest(mut names: Vec<String>) -> Option<String> {
+    names.sort_by_key(|name| numbers(name));
+    names.pop()
+}
+
+/// The source package to build, and the state that knows it.
+fn source() -> Result<(State, String)> {
+    let private = State::of_suite(SUITE).and_then(|state| {
+        let package = newest(state.search(SOURCES)?)
+            .with_context(|| format!("no linux-source-7 in {SUITE}"))?;
+        Ok((state, package))
+    });
+    let reason = match private {
+        Ok(found) => return Ok(found),
+        Err(reason) => reason,
+    };
+    println!(
+        "notice: {reason:#}; taking the newest kernel source of this machine's own release instead"
+    );
+    let state = State::machine();
+    match newest(state.search(FALLBACK_SOURCES)?) {
+        Some(package) => Ok((state, package)),
+        None => bail!("no package linux-source-* in this machine's lists: run apt-get update"),
+    }
+}
+
+fn is_object(line: &str) -> bool {
+    ["  CC ", "  AS ", "  LD ", "  AR ", "  HOSTCC "]
+        .iter()
+        .any(|kind| line.starts_with(kind))
+}
+
+fn build(state: &State, package: &str, work: &Path) -> Result<()> {
+    let unpacked = work.join("package");
+    state.unpack(package, &unpacked)?;
+    let tree = work.join("tree");
+    fs::create_dir_all(&tree)?;
+    let archive = unpacked.join("usr/src").join(format!("{package}.tar.xz"));
+    let step =
+        |title: &'static str, log: &'static str, minutes: u64| (title, work.join(log), minutes);
+    let run = |(title, log, minutes): (&str, PathBuf, u64), command: &mut Command| {
+        let limit = Duration::from_secs(minutes * 60);
+        Logged {
+            title,
+            log: &log,
+            limit,
+            count: Some((is_object, "objects")),
+        }
+        .run(command)
+    };
+    println!("  unpacking the source");
+    let mut tar = Command::new("tar");
+    tar.args(["--extract", "--strip-components=1", "--directory"])
+        .arg(&tree)
+        .arg("--file")
+        .arg(&archive);
+    run(step("unpacking", "tar.log", 20), &mut tar)?;
+    fs::remove_dir_all(&unpacked)?;
+
+    let make = || {
+        let mut make = Command::new("make");
+        make.arg("--directory")
+            .arg(&tree)
+            .env_remove("MAKEFLAGS")
+            .env("KBUILD_BUILD_TIMESTAMP", "1970-01-01");
+        make.env("KBUILD_BUILD_USER", "lab")
+            .env("KBUILD_BUILD_HOST", "lab");
+        make
+    };
+    let mut configure = make();
+    configure
+        .arg("allnoconfig")
+        .arg(format!("KCONFIG_ALLCONFIG={}", config_path().display()));
+    run(step("configuring", "configure.log", 10), &mut configure)?;
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut compile = make();
+    compile
+        .arg(format!("--jobs={jobs}"))
+        .args(["bzImage", "vmlinux"]);
+    run(step("compiling", "build.log", 180), &mut compile)?;
+
+    let result = work.join("result");
+    fs::create_dir_all(&result)?;
+    fs::copy(tree.join("arch/x86/boot/bzImage"), result.join("bzImage"))?;
+    fs::copy(tree.join("System.map"), result.join("System.map"))?;
+    fs::copy(tree.join(".config"), result.join("config"))?;
+    let mut strip = Command::new("strip");
+    strip
+        .args(["--strip-all", "--keep-section=.notes", "-o"])
+        .arg(result.join("vmlinux"))
+        .arg(tree.join("vmlinux"));
+    run(step("stripping", "strip.log", 5), &mut strip)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_version_is_the_greatest_by_number() {
+        let names = ["linux-source-7.9", "linux-source-7.10", "linux-source-7.3"]
+            .map(str::to_owned)
+            .to_vec();
+        assert_eq!(newest(names).as_deref(), Some("linux-source-7.10"));
+    }
+}

@@ -1,0 +1,177 @@
+//! Level 0: QEMU's software emulation of a machine with SVM and VT-d, in which level 1 runs nido.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use lab::agent::init::{FILES, OUTPUT, REQUEST, Request};
+use lab::protocol::AgentLine;
+use lab::sys;
+
+use crate::apt;
+use crate::build::Stage;
+use crate::process::{Supervised, read_lines};
+
+/// Memory of level 1, of which a guest takes a part.
+const MEMORY: &str = "2G";
+/// Time that level 1 may take before and after the guest.
+const MARGIN: Duration = Duration::from_secs(90);
+
+/// Installs QEMU unless it is there.
+pub(crate) fn install() -> Result<()> {
+    apt::install(
+        &["qemu-system-x86"],
+        "emulate a machine with hardware virtualization",
+    )
+}
+
+fn qemu(stage: &Stage, output: &Path, nested_paging: bool, console: &str) -> Command {
+    let share = |tag: &str, path: &Path, options: &str| {
+        format!(
+            "local,path={},mount_tag={tag},security_model=none{options}",
+            path.display().to_string().replace(',', ",,")
+        )
+    };
+    let parameters = format!(
+        "console=ttyS0 panic=-1 kvm_amd.npt={}",
+        u8::from(nested_paging)
+    );
+    let mut command = Command::new("qemu-system-x86_64");
+    command
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ])
+        .args([
+            "-machine",
+            "q35,kernel-irqchip=split",
+            "-accel",
+            "tcg,thread=multi",
+        ])
+        .args([
+            "-cpu",
+            "qemu64,+svm,+npt,+nrip-save",
+            "-smp",
+            "2",
+            "-m",
+            MEMORY,
+        ])
+        .args([
+            "-device",
+            "intel-iommu,intremap=on,aw-bits=48,x-scalable-mode=on",
+        ])
+        .arg("-kernel")
+        .arg(stage.directory.join("bzImage"))
+        .arg("-initrd")
+        .arg(stage.directory.join("level1.cpio"))
+        .args(["-append", &parameters])
+        .arg("-serial")
+        .arg(format!("file:{}", output.join("level1.log").display()))
+        .args(["-virtfs", &share(FILES.0, &stage.directory, ",readonly=on")])
+        .args(["-virtfs", &share(OUTPUT.0, output, "")])
+        .args([
+            "-chardev",
+            console,
+            "-device",
+            "virtio-serial-pci",
+            "-device",
+            "virtconsole,chardev=agent",
+        ]);
+    command
+}
+
+fn write_request(output: &Path, request: &Request) -> Result<()> {
+    fs::create_dir_all(output).with_context(|| output.display().to_string())?;
+    fs::write(output.join(REQUEST), request.to_text())?;
+    Ok(())
+}
+
+/// Has level 1 carry out `request`, whose guest may take `limit`; logs go to `output`. Guests with several vCPUs need
+/// `nested_paging` off: QEMU's emulation of it loses them.
+pub(crate) fn run(
+    stage: &Stage,
+    output: &Path,
+    nested_paging: bool,
+    request: &Request,
+    limit: Duration,
+    report: &mut dyn FnMut(AgentLine),
+) -> Result<()> {
+    write_request(output, request)?;
+    let messages = fs::File::create(output.join("qemu.log"))?;
+    let mut command = qemu(stage, output, nested_paging, "stdio,id=agent,signal=off");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(messages);
+    let start = Instant::now();
+    let mut qemu = Supervised::start(&mut command)?;
+    let (sender, lines) = mpsc::channel();
+    read_lines(qemu.0.stdout.take().context("no stdout")?, sender);
+    let mut done = false;
+    loop {
+        match lines.recv_timeout(Duration::from_millis(100)) {
+            Ok(line) => {
+                if let Some(line) = AgentLine::parse(&line) {
+                    done |= matches!(line, AgentLine::Done { .. });
+                    report(line);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        if sys::interrupted() {
+            bail!("interrupted");
+        }
+        if start.elapsed() > limit + MARGIN {
+            report(AgentLine::Failure(format!(
+                "level 1 did not end within {} s",
+                (limit + MARGIN).as_secs()
+            )));
+            return Ok(());
+        }
+    }
+    if qemu.wait(Duration::from_secs(10))?.is_none() {
+        report(AgentLine::Failure("QEMU did not end".to_owned()));
+    }
+    let console = fs::read(output.join("level1.log")).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
+    for line in console
+        .lines()
+        .filter(|line| lab::judge::is_fatal_line(line))
+        .take(3)
+    {
+        report(AgentLine::Failure(format!("level 1: {}", line.trim())));
+    }
+    if !done {
+        let last = console
+            .lines()
+            .rev()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or("nothing")
+            .trim()
+            .to_owned();
+        report(AgentLine::Failure(format!(
+            "level 1 ended without a result; its last line: {last}"
+        )));
+    }
+    Ok(())
+}
+
+/// Gives this terminal to nido in level 1 until it ends.
+pub(crate) fn interact(stage: &Stage, output: &Path, request: &Request) -> Result<()> {
+    write_request(output, request)?;
+    // Every key reaches the guest: QEMU's own escapes and signals are off.
+    let mut command = qemu(stage, output, false, "stdio,id=agent,signal=off");
+    sys::die_with_parent(&mut command);
+    let terminal = sys::terminal::Saved::of_stdin();
+    let result = command.status().context("cannot start qemu-system-x86_64");
+    drop(terminal);
+    result?;
+    Ok(())
+}
