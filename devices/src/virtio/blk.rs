@@ -70,9 +70,12 @@ pub enum BlockError {
         "disk {0:?} is in use by another process; stop that one, or give both readonly=on (a writer must be alone, or the image is corrupted)"
     )]
     InUse(PathBuf),
+    /// There is nothing in it.
+    #[error("disk {0:?} is empty; give it a size, for example: truncate -s 1G {0:?}")]
+    Empty(PathBuf),
     /// The size is not usable.
     #[error(
-        "disk {path:?} is {size} bytes long, which is not a positive multiple of 512; extend it: truncate -s %512 {path:?}"
+        "disk {path:?} is {size} bytes long, which is not a multiple of 512; round it up: truncate -s %512 {path:?}"
     )]
     Size {
         /// The file.
@@ -97,6 +100,9 @@ pub struct Block {
 
 impl Block {
     /// Opens the file and takes an advisory lock on it.
+    ///
+    /// # Errors
+    /// When the file cannot be used as asked; the message says what to do.
     pub fn open(options: &BlockOptions) -> Result<Self, BlockError> {
         let path = options.path.as_path();
         let id = identification(options.serial.as_deref())?;
@@ -105,7 +111,10 @@ impl Block {
         let size = file
             .seek(SeekFrom::End(0))
             .map_err(|error| open_error(path, options.readonly, error))?;
-        if size == 0 || !size.is_multiple_of(SECTOR) {
+        if size == 0 {
+            return Err(BlockError::Empty(path.to_owned()));
+        }
+        if !size.is_multiple_of(SECTOR) {
             return Err(BlockError::Size {
                 path: path.to_owned(),
                 size,

@@ -47,6 +47,8 @@ mod chain_test;
 #[cfg(test)]
 mod console_test;
 #[cfg(test)]
+mod iommu_test;
+#[cfg(test)]
 mod net_test;
 #[cfg(test)]
 mod pci_test;

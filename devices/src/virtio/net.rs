@@ -53,6 +53,9 @@ pub struct Net {
 
 impl Net {
     /// Attaches to the tap.
+    ///
+    /// # Errors
+    /// When there is no such tap, or it cannot be used; the message says what to do.
     pub fn open(options: &NetOptions) -> Result<Self, NetError> {
         let mac = match options.mac {
             Some(mac) => mac,

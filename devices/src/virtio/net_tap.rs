@@ -4,7 +4,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
 use super::sys::{self, IF_NAME_SIZE};
 
@@ -78,8 +77,7 @@ impl Tap {
     pub(super) fn open(name: &str) -> Result<Self, NetError> {
         let zero_terminated =
             interface_name(name).ok_or_else(|| NetError::Name(name.to_owned()))?;
-        let interfaces = Path::new("/sys/class/net");
-        if interfaces.is_dir() && !interfaces.join(name).exists() {
+        if !sys::interface_exists(&zero_terminated) {
             return Err(NetError::Missing(name.to_owned()));
         }
         let file = OpenOptions::new()

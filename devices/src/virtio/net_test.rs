@@ -9,7 +9,7 @@ use std::thread::sleep;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::net::Net;
+use super::net::{Net, NetOptions};
 use super::net_tap::Backend;
 use super::test_driver::{A_WHILE, BASE_FEATURES, Driver, EVENT_IDX, Ring, SOON, eventually};
 
@@ -237,4 +237,64 @@ fn a_receive_buffer_that_is_not_writable_needs_a_reset() {
     card.driver.kick(&rx);
     card.peer.send(&packet(100)).unwrap();
     card.driver.expect_needs_reset();
+}
+
+/// With a real tap: `unshare -rn sh -c 'ip tuntap add dev nidotest0 mode tap && ip link set nidotest0 up && cargo test -p
+/// devices -- --ignored tap'`.
+#[test]
+#[ignore = "needs the tap nidotest0"]
+fn packets_go_through_a_real_tap() {
+    let options = NetOptions {
+        tap: "nidotest0".to_owned(),
+        mac: Some(MAC),
+    };
+    let driver = Driver::new(Box::new(Net::open(&options).unwrap()));
+    assert!(
+        Net::open(&options)
+            .map(|_| ())
+            .unwrap_err()
+            .to_string()
+            .contains("another process")
+    );
+    let mut rings = driver.start(MRG_RXBUF | 1 << 1 | 1 << 7, 2);
+    let (tx, rx) = (rings.remove(1), rings.remove(0));
+    for buffer in 0..16 {
+        rx.add(&driver, &[(0x40000 + 0x1000 * buffer, 2000, true)]);
+    }
+    driver.kick(&rx);
+    // The kernel announces itself on a link that comes up: IPv6 neighbour discovery and the like.
+    assert!(rx.used(&driver).1 > 12 + 14);
+    assert_eq!(
+        driver
+            .memory
+            .read_obj::<u16>(GuestAddress(0x4000a))
+            .unwrap(),
+        1
+    );
+
+    let sent = |name: &str| {
+        let path = "/proc/net/dev";
+        let line = std::fs::read_to_string(path).unwrap();
+        let line = line
+            .lines()
+            .find(|line| line.trim_start().starts_with(name))
+            .unwrap()
+            .to_owned();
+        // Packets that the interface received: what the guest sent.
+        line.split_whitespace()
+            .nth(2)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    let before = sent("nidotest0");
+    driver
+        .memory
+        .write_slice(&packet(60), GuestAddress(0x60000))
+        .unwrap();
+    tx.add(&driver, &[(0x60000, 72, false)]);
+    driver.kick(&tx);
+    assert_eq!(tx.used(&driver), (0, 0));
+    assert_eq!(sent("nidotest0"), before + 1);
+    assert_eq!(driver.status(), 15);
 }

@@ -3,6 +3,7 @@
 //! This is the only file of the virtio devices that may contain `unsafe`: the kernel interfaces below take pointers.
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -41,6 +42,16 @@ pub(super) fn set_tap_interface(tun: &File, name: [u8; IF_NAME_SIZE]) -> io::Res
     // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, 40 bytes on every 64-bit Linux, which is the size of
     // `request`; it is borrowed mutably for the call and the kernel keeps no pointer to it.
     check(unsafe { ioctl_with_mut_ref(tun, TUNSETIFF(), &mut request) })
+}
+
+/// Whether this network namespace has an interface of that (zero-terminated) name. (What /sys/class/net shows may belong to
+/// another namespace.)
+pub(super) fn interface_exists(name: &[u8; IF_NAME_SIZE]) -> bool {
+    let Ok(name) = CStr::from_bytes_until_nul(name) else {
+        return false;
+    };
+    // SAFETY: the pointer is to a zero-terminated string that lives through the call, and is only read.
+    unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
 }
 
 /// Sets the length of the header before each packet.

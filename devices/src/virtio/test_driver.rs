@@ -66,19 +66,29 @@ pub(super) struct Driver {
     pub(super) memory: Memory,
     pub(super) doorbells: Arc<FakeDoorbells>,
     messages: Arc<Messages>,
+    /// What the device adds to an address.
+    iova: u64,
 }
 
 impl Driver {
-    /// A device out of reset, with memory space and bus mastering on, and MSI-X vector n sending n.
+    /// A device out of reset, with memory space and bus mastering on, and MSI-X vector n sending n. Behind no IOMMU.
     pub(super) fn new(device: Box<dyn VirtioDevice>) -> Self {
+        Self::behind(device, 0, |memory| crate::Dma::direct(Arc::clone(memory)))
+    }
+
+    /// The same behind what `port` makes, with all of memory mapped at `iova`.
+    pub(super) fn behind(
+        device: Box<dyn VirtioDevice>,
+        iova: u64,
+        port: impl FnOnce(&Memory) -> crate::Dma,
+    ) -> Self {
         let memory: Memory =
             Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)]).unwrap());
         let messages = Arc::new(Messages::default());
         let doorbells = Arc::new(FakeDoorbells::default());
-        let dma = crate::Dma::direct(Arc::clone(&memory));
         let function = VirtioPci::new(
             Bdf::new(0, 3, 0).unwrap(),
-            dma,
+            port(&memory),
             Arc::<Messages>::clone(&messages),
             Arc::<FakeDoorbells>::clone(&doorbells),
             device,
@@ -89,6 +99,7 @@ impl Driver {
             memory,
             doorbells,
             messages,
+            iova,
         };
         driver.enable_function();
         driver
@@ -195,7 +206,7 @@ impl Driver {
             (40, ring.available),
             (48, ring.used),
         ] {
-            let bytes = value.to_le_bytes();
+            let bytes = (value + self.iova).to_le_bytes();
             self.write(at, &bytes[..4]);
             self.write(at + 4, &bytes[4..]);
         }
@@ -261,7 +272,7 @@ impl Ring {
         index: u16,
         (address, length, flags, next): (u64, u32, u16, u16),
     ) {
-        let mut bytes = address.to_le_bytes().to_vec();
+        let mut bytes = address.wrapping_add(driver.iova).to_le_bytes().to_vec();
         bytes.extend(length.to_le_bytes());
         bytes.extend(flags.to_le_bytes());
         bytes.extend(next.to_le_bytes());

@@ -1,0 +1,114 @@
+//! A device behind a remapping unit in legacy mode. Tables are written with literals from the VT-d specification.
+
+use std::sync::{Arc, Mutex};
+
+use iommu::{EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::rng::Rng;
+use super::test_driver::{Driver, Ring};
+use crate::{Dma, Memory};
+
+const IOVA: u64 = 0x4000_0000;
+/// Four 4 KiB tables and the directory.
+const ROOT: u64 = 0x70_0000;
+const CONTEXT: u64 = 0x70_1000;
+const PML4: u64 = 0x70_2000;
+const PDPT: u64 = 0x70_3000;
+const PD: u64 = 0x70_4000;
+
+#[derive(Default)]
+struct Events;
+
+impl EventSink for Events {
+    fn deliver(&self, _message: InterruptMessage) {}
+}
+
+/// All 8 MiB of memory at `IOVA`, in pages of 2 MiB, for 00:03.0; translation is on.
+fn machine() -> (Driver, Arc<Unit<Memory>>) {
+    let config = UnitConfig {
+        host_address_width: 40,
+        aw_bits: 48,
+        scalable: false,
+        first_stage: false,
+        second_stage: true,
+        nested: false,
+        interrupt_remapping: false,
+        x2apic: false,
+        caching_mode: false,
+        snoop_control: false,
+    };
+    let made = Mutex::new(None);
+    let driver = Driver::behind(Box::new(Rng::new()), IOVA, |memory| {
+        let unit = Unit::new(Arc::clone(memory), &config, Arc::new(Events)).unwrap();
+        *made.lock().unwrap() = Some(Arc::clone(&unit));
+        Dma::translated(unit, SourceId(0x18))
+    });
+    let unit = made.into_inner().unwrap().unwrap();
+    let put = |at: u64, value: u64| driver.memory.write_obj(value, GuestAddress(at)).unwrap();
+    put(ROOT, CONTEXT | 1);
+    put(CONTEXT + 0x18 * 16, PML4 | 1);
+    // 48 bits, domain 1.
+    put(CONTEXT + 0x18 * 16 + 8, 0x102);
+    put(PML4, PDPT | 3);
+    put(PDPT + 8, PD | 3);
+    for page in 0..4 {
+        put(PD + 8 * page, page << 21 | 0x83);
+    }
+    unit.write(0x20, &ROOT.to_le_bytes());
+    unit.write(0x18, &0x4000_0000_u32.to_le_bytes());
+    unit.write(0x18, &0x8000_0000_u32.to_le_bytes());
+    (driver, unit)
+}
+
+fn fault_pending(unit: &Unit<Memory>) -> bool {
+    let mut status = [0; 4];
+    unit.read(0x34, &mut status);
+    status[0] & 2 != 0
+}
+
+fn request(driver: &Driver, ring: &Ring, address: u64) {
+    ring.add(driver, &[(address, 16, true)]);
+    driver.kick(ring);
+}
+
+#[test]
+fn rings_and_buffers_are_found_through_the_tables() {
+    let (driver, unit) = machine();
+    let ring = driver.start(0, 1).remove(0);
+    // The last bytes of one page and the first of the next.
+    request(&driver, &ring, 0x20_0000 - 8);
+    assert_eq!(ring.used(&driver).1, 16);
+    assert_ne!(
+        driver
+            .memory
+            .read_obj::<u64>(GuestAddress(0x20_0000))
+            .unwrap(),
+        0
+    );
+    assert!(!fault_pending(&unit));
+}
+
+#[test]
+fn a_buffer_that_is_not_mapped_is_reported_by_unit_and_device() {
+    let (driver, unit) = machine();
+    let ring = driver.start(0, 1).remove(0);
+    request(&driver, &ring, 0x100_0000);
+    driver.expect_needs_reset();
+    assert!(fault_pending(&unit));
+
+    let ring = driver.start(0, 1).remove(0);
+    request(&driver, &ring, 0x4_0000);
+    assert_eq!(ring.used(&driver).1, 16);
+}
+
+#[test]
+fn a_ring_that_is_mapped_readonly_needs_a_reset() {
+    let (driver, unit) = machine();
+    driver.memory.write_obj(0x81_u64, GuestAddress(PD)).unwrap();
+    let ring = driver.start(0, 1).remove(0);
+    request(&driver, &ring, 0x30_0000);
+    driver.expect_needs_reset();
+    assert!(fault_pending(&unit));
+    assert_eq!(ring.try_used(&driver), None);
+}
