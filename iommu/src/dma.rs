@@ -18,3 +18,13 @@ pub use port::DmaPort;
 pub use slices::DmaSlices;
 pub use state::{DmaState, FaultSink};
 pub use view::{DmaTransaction, DmaView};
+
+#[cfg(test)]
+#[path = "dma/dma_test.rs"]
+mod dma_test;
+#[cfg(test)]
+#[path = "dma/drain_test.rs"]
+mod drain_test;
+#[cfg(test)]
+#[path = "dma/speed_test.rs"]
+mod speed_test;

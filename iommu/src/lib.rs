@@ -18,3 +18,6 @@ pub use config::{ConfigError, UnitConfig};
 pub use dma::{DmaPort, DmaTransaction, DmaView};
 pub use spec::ids::{Pasid, SourceId};
 pub use spec::registers::{Caps, REGISTER_WINDOW_SIZE};
+pub use unit::{
+    EventSink, InterruptBlocked, InterruptEntryObserver, InterruptMessage, Statistics, Unit,
+};

@@ -9,6 +9,7 @@ use vm_memory::GuestMemoryBackend;
 use super::state::DmaState;
 use super::view::DmaView;
 use crate::spec::ids::SourceId;
+use crate::unit::Unit;
 
 /// How a device reaches guest memory. Cheap to clone; shared by the threads of a device.
 ///
@@ -35,7 +36,12 @@ impl<M> DmaPort<M> {
         }
     }
 
-    /// A device that `state` belongs to the unit of, and that presents itself as `source`.
+    /// A device behind `unit` that presents itself as `source`.
+    pub fn translated(unit: Arc<Unit<M>>, source: SourceId) -> Self {
+        Self::behind(Arc::clone(unit.dma_state()), source)
+    }
+
+    /// A device behind the unit that `state` is of.
     pub fn behind(state: Arc<DmaState<M>>, source: SourceId) -> Self {
         Self {
             path: Path::Translated { state, source },

@@ -152,6 +152,15 @@ impl<M> DmaState<M> {
         slot
     }
 
+    /// The number of views.
+    #[cfg(test)]
+    pub(super) fn view_count(&self) -> usize {
+        self.slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
     pub(super) fn unregister(&self, slot: &Arc<Slot>) {
         self.slots
             .lock()

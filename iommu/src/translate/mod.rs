@@ -170,3 +170,25 @@ fn unchanged(address: u64, readable: bool, writable: bool) -> Translation {
         domain: 0,
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tables;
+
+#[cfg(test)]
+#[path = "first_stage_test.rs"]
+mod first_stage_test;
+#[cfg(test)]
+#[path = "legacy_test.rs"]
+mod legacy_test;
+#[cfg(test)]
+#[path = "nested_test.rs"]
+mod nested_test;
+#[cfg(test)]
+#[path = "scalable_test.rs"]
+mod scalable_test;
+#[cfg(test)]
+#[path = "second_stage_test.rs"]
+mod second_stage_test;
+#[cfg(test)]
+#[path = "update_test.rs"]
+mod update_test;
