@@ -125,3 +125,7 @@ impl<M: GuestMemoryBackend + ?Sized> TableMemory for M {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "memory_test.rs"]
+mod memory_test;

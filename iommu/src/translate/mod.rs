@@ -184,6 +184,9 @@ mod legacy_test;
 #[path = "nested_test.rs"]
 mod nested_test;
 #[cfg(test)]
+#[path = "property_test.rs"]
+mod property_test;
+#[cfg(test)]
 #[path = "scalable_test.rs"]
 mod scalable_test;
 #[cfg(test)]

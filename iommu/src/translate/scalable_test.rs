@@ -170,7 +170,9 @@ fn only_the_half_of_the_root_entry_that_is_used_counts() {
 
 #[test]
 fn entries_of_a_capability_that_is_not_offered_are_reserved() {
-    let cases: &[(u64, u8, fn(&World))] = &[
+    // Bits of ECAP to take away, the code, and what has to be set for it.
+    type Gated = (u64, u8, fn(&World));
+    let cases: &[Gated] = &[
         (1 << 2, 0x42, |_| ()),                                         // DT: DTE
         (1 << 40, 0x42, |_| ()),                                        // PASID: PASIDE
         (1 << 29, 0x42, |_| ()),                                        // PRS: PRE

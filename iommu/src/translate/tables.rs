@@ -3,8 +3,6 @@
 //! It shares no arithmetic and no constant with the code under test: positions are written down as the specification
 //! has them, and indices are found by division.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
