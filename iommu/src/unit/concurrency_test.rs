@@ -1,1 +1,223 @@
 //! Several vCPUs and device threads at once.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::dma::DmaPort;
+use crate::spec::ids::SourceId;
+use crate::unit::testing::{Bench, QUEUE, STATUS, TABLE, full};
+
+const SOURCE: SourceId = SourceId(0x0018);
+
+/// Ends the threads beside a test, also when an assertion fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// What runs beside a test until it is told to stop.
+type Body<'a> = &'a (dyn Fn(&Bench, &AtomicBool) + Sync);
+
+fn beside(bench: &Bench, bodies: &[Body<'_>], work: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        for body in bodies {
+            let stop = &stop;
+            scope.spawn(move || body(bench, stop));
+        }
+        work();
+    });
+}
+
+#[test]
+fn once_a_wait_has_completed_no_device_uses_the_old_mapping() {
+    let bench = Bench::new(&full());
+    bench.map_legacy(0x60_0000);
+    bench.enable_wide_queue();
+    // A device writes the same page over and over; the driver moves the mapping, waits, and checks the page it freed.
+    let device = |bench: &Bench, stop: &AtomicBool| {
+        let port = DmaPort::behind(Arc::clone(bench.unit.dma_state()), SOURCE);
+        let mut view = port.view();
+        let mut value = 0_u64;
+        while !stop.load(Ordering::SeqCst) {
+            value += 1;
+            let transaction = view.begin();
+            transaction
+                .write_obj(value | 1, GuestAddress(0x10))
+                .unwrap();
+            // Long enough for an invalidation to come in between.
+            thread::yield_now();
+            transaction
+                .write_obj(value | 1, GuestAddress(0x10))
+                .unwrap();
+        }
+    };
+    beside(&bench, &[&device, &device], || {
+        for round in 0..500_u64 {
+            let (old, new) = if round % 2 == 0 {
+                (0x60_0000, 0x61_0000)
+            } else {
+                (0x61_0000, 0x60_0000)
+            };
+            bench
+                .memory
+                .store(new | 3, GuestAddress(0x5000), Ordering::SeqCst)
+                .unwrap();
+            bench.submit_wide(&[
+                [0x0001_00E2, 0, 0, 0],
+                [round << 32 | 0x25, 0x30_0000, 0, 0],
+            ]);
+            assert_eq!(u64::from(bench.peek32(STATUS)), round);
+            bench
+                .memory
+                .store(0_u64, GuestAddress(old + 0x10), Ordering::SeqCst)
+                .unwrap();
+            for _ in 0..20 {
+                assert_eq!(bench.peek32(old + 0x10), 0, "round {round}");
+                thread::yield_now();
+            }
+            // The devices are at it again before the next round.
+            let written = (0..1_000_000).any(|_| {
+                thread::yield_now();
+                bench.peek32(new + 0x10) != 0
+            });
+            assert!(written, "the devices have stopped");
+        }
+    });
+}
+
+#[test]
+fn vcpus_that_submit_in_turn_each_see_their_own_wait_complete() {
+    let bench = Bench::new(&full());
+    bench.map_legacy(0x60_0000);
+    bench.enable_wide_queue();
+    let device = |bench: &Bench, stop: &AtomicBool| {
+        let mut view = DmaPort::behind(Arc::clone(bench.unit.dma_state()), SOURCE).view();
+        while !stop.load(Ordering::SeqCst) {
+            let transaction = view.begin();
+            transaction.write_obj(1_u64, GuestAddress(8)).unwrap();
+            // Faults, too: nothing is mapped there.
+            assert!(transaction.read_obj::<u64>(GuestAddress(0x8000)).is_err());
+            drop(transaction);
+            thread::yield_now();
+        }
+    };
+    // Software serializes tails, as Linux does; reads and other registers are not serialized.
+    let tail = Mutex::new(());
+    beside(&bench, &[&device, &device], || {
+        thread::scope(|scope| {
+            for slot in [0x30_0000, 0x30_0008] {
+                let (bench, tail) = (&bench, &tail);
+                scope.spawn(move || {
+                    for round in 1..300_u64 {
+                        {
+                            let _turn = tail.lock().unwrap();
+                            bench.submit_wide(&[
+                                [0x0001_00E2, 0, 0, 0],
+                                [round << 32 | 0x25, slot, 0, 0],
+                            ]);
+                        }
+                        assert_eq!(u64::from(bench.peek32(slot)), round);
+                        assert_eq!(bench.read32(0x34) & 0x10, 0);
+                    }
+                });
+            }
+        });
+    });
+    assert_ne!(bench.read32(0x34) & 3, 0);
+    assert_eq!(bench.unit.stats().waits, 598);
+}
+
+#[test]
+fn unserialized_tails_neither_deadlock_nor_run_away() {
+    let bench = Bench::new(&full());
+    bench.enable_wide_queue();
+    for at in (0..0x2000).step_by(32) {
+        bench.poke(QUEUE + at, &[0xD2, 0, 0, 0]);
+    }
+    thread::scope(|scope| {
+        for vcpu in 0..2_u32 {
+            let bench = &bench;
+            scope.spawn(move || {
+                for round in 0..200_u32 {
+                    bench.write32(0x88, (round * 7 + vcpu * 131) % 256 * 32);
+                    bench.write32(0x34, 0x10);
+                    if round % 16 == 0 {
+                        bench.write32(0x18, 0);
+                        bench.write32(0x18, 0x0400_0000);
+                    }
+                }
+            });
+        }
+    });
+    assert!(bench.unit.stats().iotlb_invalidations <= 2 * 2 * 256 * 226);
+}
+
+#[test]
+fn once_a_wait_has_completed_no_interrupt_of_the_old_entry_is_delivered() {
+    let bench = Bench::new(&full());
+    bench.enable_interrupts(true);
+    bench.enable_wide_queue();
+    bench.poke(TABLE, &[0x0000_0007_0040_0001, 0]);
+    // The vector that the driver has just retired; a delivery of it is the error.
+    let retired = AtomicU32::new(0);
+    let delivered = AtomicU64::new(0);
+    let device = |bench: &Bench, stop: &AtomicBool| {
+        while !stop.load(Ordering::SeqCst) {
+            let outcome = bench.unit.remap_with(SOURCE, 0xFEE0_0010, 0, |message| {
+                thread::yield_now();
+                assert_ne!(message.data, retired.load(Ordering::SeqCst));
+                delivered.fetch_add(1, Ordering::SeqCst);
+            });
+            outcome.unwrap();
+        }
+    };
+    beside(&bench, &[&device, &device], || {
+        for round in 0..500_u64 {
+            let (old, new) = if round % 2 == 0 {
+                (0x40, 0x41)
+            } else {
+                (0x41, 0x40)
+            };
+            retired.store(0, Ordering::SeqCst);
+            let entry = 0x0000_0007_0000_0001_u64 | new << 16;
+            bench
+                .memory
+                .store(entry, GuestAddress(TABLE), Ordering::SeqCst)
+                .unwrap();
+            bench.submit_wide(&[[0x14, 0, 0, 0], [round << 32 | 0x25, 0x30_0000, 0, 0]]);
+            retired.store(old, Ordering::SeqCst);
+            thread::yield_now();
+        }
+    });
+    assert_ne!(delivered.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn reset_while_devices_run_leaves_addresses_untranslated() {
+    let bench = Bench::new(&full());
+    let device = |bench: &Bench, stop: &AtomicBool| {
+        let mut view = DmaPort::behind(Arc::clone(bench.unit.dma_state()), SOURCE).view();
+        while !stop.load(Ordering::SeqCst) {
+            // Faults in between: nothing is mapped at 0x7000 while translation is on.
+            let _ = view.begin().write_obj(7_u64, GuestAddress(0x7000));
+        }
+    };
+    beside(&bench, &[&device], || {
+        for _ in 0..200 {
+            bench.map_legacy(0x60_0000);
+            bench.unit.reset();
+        }
+    });
+    assert_eq!(bench.read32(0x1C), 0);
+    let mut view = DmaPort::behind(Arc::clone(bench.unit.dma_state()), SOURCE).view();
+    view.begin().write_obj(9_u64, GuestAddress(0x7000)).unwrap();
+    assert_eq!(bench.peek32(0x7000), 9);
+}

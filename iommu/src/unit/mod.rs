@@ -319,7 +319,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
 }
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 #[cfg(test)]
 #[path = "concurrency_test.rs"]

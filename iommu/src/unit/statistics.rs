@@ -77,33 +77,35 @@ impl Counter {
 pub(crate) struct Shared {
     pub(crate) counters: Counters,
     /// Leaf lock.
-    limiter: Mutex<Limiter>,
+    warnings: Mutex<Limiter>,
+    /// Leaf lock. Apart from the other, so that common events do not hide rare ones.
+    details: Mutex<Limiter>,
 }
 
 impl Shared {
     /// Logs something odd that the guest did, at most once per second.
     pub(crate) fn warn(&self, message: impl FnOnce() -> String) {
-        self.log(log::Level::Warn, message);
+        log(&self.warnings, log::Level::Warn, message);
     }
 
     /// Logs something ordinary that the guest did, at most once per second.
     pub(crate) fn debug(&self, message: impl FnOnce() -> String) {
-        self.log(log::Level::Debug, message);
+        log(&self.details, log::Level::Debug, message);
     }
+}
 
-    fn log(&self, level: log::Level, message: impl FnOnce() -> String) {
-        if !log::log_enabled!(level) {
-            return;
-        }
-        let passed = {
-            let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-            limiter.pass(Instant::now())
-        };
-        match passed {
-            Some(0) => log::log!(level, "{}", message()),
-            Some(more) => log::log!(level, "{} ({more} more messages were held back)", message()),
-            None => {}
-        }
+fn log(limiter: &Mutex<Limiter>, level: log::Level, message: impl FnOnce() -> String) {
+    if !log::log_enabled!(level) {
+        return;
+    }
+    let passed = {
+        let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.pass(Instant::now())
+    };
+    match passed {
+        Some(0) => log::log!(level, "{}", message()),
+        Some(more) => log::log!(level, "{} ({more} more messages were held back)", message()),
+        None => {}
     }
 }
 
