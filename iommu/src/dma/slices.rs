@@ -44,6 +44,7 @@ impl<'a, 'v, M: Deref<Target: GuestMemoryBackend>> DmaSlices<'a, 'v, M> {
 
     /// The next piece: where it is in guest-physical memory, and how many bytes from there belong to the range and
     /// have the same translation.
+    #[inline]
     fn piece(&self, address: u64, left: u64) -> Option<(u64, u64)> {
         if self.transaction.is_identity() {
             return Some((address, left));
@@ -53,6 +54,7 @@ impl<'a, 'v, M: Deref<Target: GuestMemoryBackend>> DmaSlices<'a, 'v, M> {
         Some((found.address, left.min(block - (address & (block - 1)))))
     }
 
+    #[inline]
     fn advance(&mut self) -> Result<VolatileSlice<'a, MS<'a, M::Target>>, GuestMemoryError> {
         let start = self.address;
         let error = || GuestMemoryError::InvalidGuestAddress(GuestAddress(start));
@@ -101,6 +103,7 @@ impl<'a, 'v, M: Deref<Target: GuestMemoryBackend>> DmaSlices<'a, 'v, M> {
 impl<'a, M: Deref<Target: GuestMemoryBackend>> Iterator for DmaSlices<'a, '_, M> {
     type Item = Result<VolatileSlice<'a, MS<'a, M::Target>>, GuestMemoryError>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         if self.left == 0 {
             return None;

@@ -20,7 +20,7 @@ fn spent() -> Duration {
 fn measure(what: &str, rounds: u32, run: impl FnOnce(u32)) {
     let before = spent();
     run(rounds);
-    println!("{what:24} {:?}", (spent() - before) / rounds);
+    println!("{what:28} {:?}", (spent() - before) / rounds);
 }
 
 #[test]
@@ -56,6 +56,17 @@ fn speed_of_hits_walks_and_transactions() {
     measure("walk of 4 levels", ROUNDS, |rounds| {
         for _ in 0..rounds {
             black_box(bench.world.read(black_box(0x1008)).unwrap());
+        }
+    });
+    // 512 pages do not fit into the cache, and share an entry in pairs.
+    for page in 0..512 {
+        bench.world.map(&bench.paging, page << 12, 1, 0x20_0003);
+    }
+    measure("refill within a transaction", ROUNDS, |rounds| {
+        let transaction = view.begin();
+        for round in 0..u64::from(rounds) {
+            let input = GuestAddress(black_box((round & 511) << 12));
+            black_box(transaction.read_obj::<u64>(input).unwrap());
         }
     });
     measure("invalidation and drain", ROUNDS, |rounds| {

@@ -13,9 +13,9 @@ use vm_memory::{
 use super::cache::{Cache, Cached};
 use super::port::{DmaPort, Path};
 use super::slices::DmaSlices;
-use super::state::Slot;
+use super::state::{DmaState, Slot};
 use crate::spec::ids::Pasid;
-use crate::translate::{self, Access, Latched, Request, RequestKind};
+use crate::translate::{self, Access, Fault, Latched, Request, RequestKind, Resolved};
 
 /// A device's view of memory for one worker thread, with a translation cache that no one else uses.
 ///
@@ -28,8 +28,18 @@ pub struct DmaView<M: Deref<Target: GuestMemoryBackend>> {
     latched: Latched,
     latched_in: u64,
     cache: Cache,
+    /// What root, context, directory and PASID entry said last.
+    bound: Cell<Option<Bound>>,
     /// Number of table walks. For tests and statistics.
     walks: Cell<u64>,
+}
+
+/// The cache of context and PASID entries: a view has one source, and mostly one PASID.
+#[derive(Clone, Copy)]
+struct Bound {
+    generation: u64,
+    pasid: Option<Pasid>,
+    resolved: Resolved,
 }
 
 impl<M> DmaView<M>
@@ -47,6 +57,7 @@ where
             latched: Latched::default(),
             latched_in: 0,
             cache: Cache::default(),
+            bound: Cell::new(None),
             walks: Cell::new(0),
         }
     }
@@ -140,6 +151,9 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
         cached
     }
 
+    /// What a hit does not need, out of its way.
+    #[cold]
+    #[inline(never)]
     fn walk(&self, address: u64, access: Access) -> Option<Cached> {
         let view = self.view;
         let Path::Translated { state, source } = &view.port.path else {
@@ -154,7 +168,9 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
             kind: RequestKind::Untranslated,
         };
         view.walks.set(view.walks.get().wrapping_add(1));
-        match translate::translate(state.guest_memory(), state.gates(), &view.latched, &request) {
+        let (memory, gates) = (state.guest_memory(), state.gates());
+        let resolve = || self.resolve(state, &request);
+        match translate::translate_with(memory, gates, &view.latched, &request, resolve) {
             Ok(translation) => {
                 let cached = Cached::new(&translation);
                 view.cache
@@ -166,6 +182,24 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
                 None
             }
         }
+    }
+
+    /// What translates `request`, from memory or from the tables.
+    fn resolve(&self, state: &DmaState<M>, request: &Request) -> Result<Resolved, Fault> {
+        let view = self.view;
+        if let Some(bound) = view.bound.get()
+            && (bound.generation, bound.pasid) == (self.generation, self.pasid)
+        {
+            return Ok(bound.resolved);
+        }
+        let resolved =
+            translate::resolve(state.guest_memory(), state.gates(), &view.latched, request)?;
+        view.bound.set(Some(Bound {
+            generation: self.generation,
+            pasid: self.pasid,
+            resolved,
+        }));
+        Ok(resolved)
     }
 
     /// What a page permits, without making a request: nothing is reported.

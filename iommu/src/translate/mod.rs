@@ -39,7 +39,30 @@ pub fn translate<T: TableMemory + ?Sized>(
     latched: &Latched,
     request: &Request,
 ) -> Result<Translation, Fault> {
-    run(memory, gates, latched, request, Demand::of(request, gates))
+    translate_with(memory, gates, latched, request, || {
+        resolve(memory, gates, latched, request)
+    })
+}
+
+/// As [`translate`], with what `resolve` remembers about the source and PASID of the request.
+///
+/// # Errors
+/// As [`translate`].
+pub fn translate_with<T: TableMemory + ?Sized>(
+    memory: &T,
+    gates: &Gates,
+    latched: &Latched,
+    request: &Request,
+    resolve: impl FnOnce() -> Result<Resolved, Fault>,
+) -> Result<Translation, Fault> {
+    run(
+        memory,
+        gates,
+        latched,
+        request,
+        Demand::of(request, gates),
+        resolve,
+    )
 }
 
 /// What is permitted at the address of `request`, whatever access it names. No dirty bit is set.
@@ -52,7 +75,9 @@ pub fn probe<T: TableMemory + ?Sized>(
     latched: &Latched,
     request: &Request,
 ) -> Result<Translation, Fault> {
-    run(memory, gates, latched, request, Demand::PROBE)
+    run(memory, gates, latched, request, Demand::PROBE, || {
+        resolve(memory, gates, latched, request)
+    })
 }
 
 /// What translates the untranslated requests of `source`, with `pasid` or without.
@@ -79,6 +104,7 @@ fn run<T: TableMemory + ?Sized>(
     latched: &Latched,
     request: &Request,
     demand: Demand,
+    resolve: impl FnOnce() -> Result<Resolved, Fault>,
 ) -> Result<Translation, Fault> {
     if !latched.enabled {
         return disabled(request);
@@ -89,7 +115,7 @@ fn run<T: TableMemory + ?Sized>(
     {
         return outcome;
     }
-    let resolved = resolve(memory, gates, latched, request)?;
+    let resolved = resolve()?;
     if request.kind == RequestKind::PageRequest {
         return Ok(Translation {
             domain: resolved.domain,
