@@ -70,7 +70,7 @@ const DEFAULT: Scenario = Scenario {
     kernel: Kernel::Vmlinux,
     initramfs: Initramfs::Plain,
     unit: Some(FIRST_STAGE),
-    arguments: &["--device", "edu"],
+    arguments: &["--device", "virtio-rng-pci", "--device", "edu"],
     cpus: 2,
     nested_paging: false,
     command_line: SCALABLE,
@@ -184,7 +184,7 @@ pub const SCENARIOS: &[Scenario] = &[
         description: "Debian's stock cloud kernel, with our init and its modules",
         kernel: Kernel::Cloud,
         initramfs: Initramfs::Cloud,
-        arguments: &[],
+        arguments: &["--device", "virtio-rng-pci"],
         plan: "smp=2,scalable,intremap=x2apic,disk,net,rng,interrupts=remapped,nofaults>poweroff",
         limit: Duration::from_secs(180),
         ..DEFAULT

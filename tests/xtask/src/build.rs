@@ -69,7 +69,6 @@ pub(crate) fn stage(extras: Extras) -> Result<Stage> {
     step.run(cargo_here()?.args([
         "build",
         "--release",
-        "--locked",
         "--package",
         "nido",
         "--package",

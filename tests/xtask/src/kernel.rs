@@ -176,6 +176,17 @@ fn is_object(line: &str) -> bool {
         .any(|kind| line.starts_with(kind))
 }
 
+/// Says which options the source does not have, or not under these conditions: an older source lacks some.
+fn tell_missing(wanted: &str, got: &str) {
+    let missing: Vec<&str> = wanted
+        .lines()
+        .filter(|line| line.ends_with("=y") && !got.lines().any(|other| other == *line))
+        .collect();
+    if !missing.is_empty() {
+        println!("  notice: this source does not take {}", missing.join(" "));
+    }
+}
+
 fn build(state: &State, package: &str, work: &Path) -> Result<()> {
     let unpacked = work.join("package");
     state.unpack(package, &unpacked)?;
@@ -218,6 +229,10 @@ fn build(state: &State, package: &str, work: &Path) -> Result<()> {
         .arg("allnoconfig")
         .arg(format!("KCONFIG_ALLCONFIG={}", config_path().display()));
     run(step("configuring", "configure.log", 10), &mut configure)?;
+    tell_missing(
+        &fs::read_to_string(config_path())?,
+        &fs::read_to_string(tree.join(".config"))?,
+    );
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let mut compile = make();
     compile

@@ -28,7 +28,6 @@ const STEPS: &[Step] = &[
             "clippy",
             "--workspace",
             "--all-targets",
-            "--locked",
             "--",
             "--deny",
             "warnings",
@@ -36,7 +35,7 @@ const STEPS: &[Step] = &[
     },
     Step {
         name: "unit tests",
-        arguments: &["test", "--workspace", "--locked", "--no-fail-fast"],
+        arguments: &["test", "--workspace", "--no-fail-fast"],
     },
 ];
 

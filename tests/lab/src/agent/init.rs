@@ -1,7 +1,7 @@
 //! lab-agent: PID 1 of level 1.
 //!
 //! xtask's side is the file `request` of the output share: lines `key=value` with keys `mode` (`scenario`, `shell`,
-//! `probe`), `scenario` and any number of `argument`s. What the agent says goes to /dev/hvc0.
+//! `bench`), `scenario`, `show-guest` and any number of `argument`s. What the agent says goes to /dev/hvc0.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::Task;
+use super::bench::Bench;
 use crate::protocol::AgentLine;
 use crate::scenario::{self, Initramfs, Scenario};
 use crate::sys;
@@ -168,8 +169,36 @@ fn handle(terminal: &File, report: &mut super::Report<'_>) -> Result<()> {
             super::interact(&task, Some(terminal.try_clone()?))?;
             Ok(())
         }
+        "bench" => {
+            let rounds = request
+                .arguments
+                .first()
+                .context("how many rounds?")?
+                .parse()?;
+            copy_tree(Path::new(FILES.1), &task.files)?;
+            Bench {
+                files: task.files,
+                output: task.output,
+                rounds,
+            }
+            .run(report)
+        }
         other => bail!("unknown mode '{other}'"),
     }
+}
+
+fn copy_tree(source: &Path, target: &Path) -> Result<()> {
+    fs::create_dir_all(target)?;
+    for entry in fs::read_dir(source)? {
+        let path = entry?.path();
+        let copy = target.join(path.file_name().context("no file name")?);
+        if path.is_dir() {
+            copy_tree(&path, &copy)?;
+        } else {
+            fs::copy(&path, &copy).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies what the task needs out of the share, so that nido reads it from memory.

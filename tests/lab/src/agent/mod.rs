@@ -1,5 +1,6 @@
 //! Runs a scenario on this machine: files, tap, echo server, nido, time limit, judgement.
 
+pub mod bench;
 mod disks;
 mod echo;
 pub mod init;

@@ -7,25 +7,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::vfio::{self, Function};
+use super::vfio::{self, Bar, Function};
 use super::{Guest, kernel_log};
-use crate::sys::memory::{self, Buffer, Window};
+use crate::sys::memory::{self, Buffer};
 
 const VENDOR: u16 = 0x1234;
 const DEVICE: u16 = 0x11E8;
 
 // Registers in BAR 0.
-const IDENTIFICATION: usize = 0x00;
-const LIVENESS: usize = 0x04;
-const FACTORIAL: usize = 0x08;
-const STATUS: usize = 0x20;
-const INTERRUPT_STATUS: usize = 0x24;
-const INTERRUPT_RAISE: usize = 0x60;
-const INTERRUPT_ACKNOWLEDGE: usize = 0x64;
-const DMA_SOURCE: usize = 0x80;
-const DMA_DESTINATION: usize = 0x88;
-const DMA_COUNT: usize = 0x90;
-const DMA_COMMAND: usize = 0x98;
+const IDENTIFICATION: u64 = 0x00;
+const LIVENESS: u64 = 0x04;
+const FACTORIAL: u64 = 0x08;
+const STATUS: u64 = 0x20;
+const INTERRUPT_STATUS: u64 = 0x24;
+const INTERRUPT_RAISE: u64 = 0x60;
+const INTERRUPT_ACKNOWLEDGE: u64 = 0x64;
+const DMA_SOURCE: u64 = 0x80;
+const DMA_DESTINATION: u64 = 0x88;
+const DMA_COUNT: u64 = 0x90;
+const DMA_COMMAND: u64 = 0x98;
 
 const COMPUTING: u32 = 1;
 const START: u64 = 1;
@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Edu {
     function: Function,
-    registers: Window,
+    registers: Bar,
     interrupt: OwnedFd,
 }
 
@@ -56,21 +56,21 @@ impl Edu {
             registers,
             interrupt,
         };
-        let id = edu.registers.read_u32(IDENTIFICATION);
+        let id = edu.registers.read_u32(IDENTIFICATION)?;
         ensure!(id & 0xFFFF == 0x00ED, "identification is {id:#x}");
         Ok(edu)
     }
 
-    fn start(&self, source: u64, destination: u64, count: usize, command: u64) {
-        self.registers.write_u64(DMA_SOURCE, source);
-        self.registers.write_u64(DMA_DESTINATION, destination);
-        self.registers.write_u64(DMA_COUNT, count as u64);
-        self.registers.write_u64(DMA_COMMAND, START | command);
+    fn start(&self, source: u64, destination: u64, count: usize, command: u64) -> Result<()> {
+        self.registers.write_u64(DMA_SOURCE, source)?;
+        self.registers.write_u64(DMA_DESTINATION, destination)?;
+        self.registers.write_u64(DMA_COUNT, count as u64)?;
+        self.registers.write_u64(DMA_COMMAND, START | command)
     }
 
     /// One transfer, completed by MSI.
     fn transfer(&self, source: u64, destination: u64, count: usize, command: u64) -> Result<()> {
-        self.start(source, destination, count, command | INTERRUPT_WHEN_DONE);
+        self.start(source, destination, count, command | INTERRUPT_WHEN_DONE)?;
         self.wait_interrupt(DMA_DONE)
             .with_context(|| format!("DMA {source:#x} -> {destination:#x}"))
     }
@@ -83,8 +83,8 @@ impl Edu {
         );
         let mut count = [0; 8];
         File::from(self.interrupt.try_clone()?).read_exact(&mut count)?;
-        let status = self.registers.read_u32(INTERRUPT_STATUS);
-        self.registers.write_u32(INTERRUPT_ACKNOWLEDGE, status);
+        let status = self.registers.read_u32(INTERRUPT_STATUS)?;
+        self.registers.write_u32(INTERRUPT_ACKNOWLEDGE, status)?;
         ensure!(
             status & expected != 0,
             "interrupt status is {status:#x}, not {expected:#x}"
@@ -94,7 +94,7 @@ impl Edu {
 
     fn wait_idle(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        while self.registers.read_u64(DMA_COMMAND) & START != 0 {
+        while self.registers.read_u64(DMA_COMMAND)? & START != 0 {
             ensure!(Instant::now() < deadline, "the transfer never ended");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -133,17 +133,17 @@ fn reachable(function: &Function, length: usize) -> Result<(Buffer, u64)> {
 pub(super) fn dma_and_msi(_guest: &Guest, _argument: &str) -> Result<String> {
     let edu = Edu::open()?;
     let registers = &edu.registers;
-    registers.write_u32(LIVENESS, 0x1234_5678);
-    let inverted = registers.read_u32(LIVENESS);
+    registers.write_u32(LIVENESS, 0x1234_5678)?;
+    let inverted = registers.read_u32(LIVENESS)?;
     ensure!(inverted == !0x1234_5678, "liveness answers {inverted:#x}");
-    registers.write_u32(FACTORIAL, 10);
+    registers.write_u32(FACTORIAL, 10)?;
     let deadline = Instant::now() + PATIENCE;
-    while registers.read_u32(STATUS) & COMPUTING != 0 {
+    while registers.read_u32(STATUS)? & COMPUTING != 0 {
         ensure!(Instant::now() < deadline, "the factorial is never computed");
     }
-    let factorial = registers.read_u32(FACTORIAL);
+    let factorial = registers.read_u32(FACTORIAL)?;
     ensure!(factorial == 3_628_800, "10! is said to be {factorial}");
-    registers.write_u32(INTERRUPT_RAISE, 0x40);
+    registers.write_u32(INTERRUPT_RAISE, 0x40)?;
     edu.wait_interrupt(0x40).context("raised interrupt")?;
 
     let (mut buffer, address) = reachable(&edu.function, 4096)?;
@@ -217,7 +217,7 @@ pub(super) fn fault(_guest: &Guest, argument: &str) -> Result<String> {
         match direction {
             FROM_DEVICE => edu.start(INTERNAL, iova, count, FROM_DEVICE),
             _ => edu.start(iova, INTERNAL, count, 0),
-        }
+        }?;
         edu.wait_idle()?;
         let write = direction == FROM_DEVICE;
         let reason = if write { write_reason } else { read_reason };

@@ -1,4 +1,4 @@
-//! Memory that a device reads or writes: register windows and DMA buffers.
+//! Memory that a device reads or writes.
 //!
 //! All accesses are volatile, since the other side changes the memory behind the compiler's back.
 
@@ -13,42 +13,22 @@ pub struct Buffer {
     length: usize,
 }
 
-/// A device's register window.
-#[derive(Debug)]
-pub struct Window(Buffer);
-
 // SAFETY: the memory belongs to the value, and is reached through volatile accesses only.
 unsafe impl Send for Buffer {}
-
-fn map(length: usize, flags: i32, file: i32, offset: i64) -> io::Result<Buffer> {
-    // SAFETY: a new mapping at an address that the kernel chooses touches no existing memory.
-    let base = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            length,
-            libc::PROT_READ | libc::PROT_WRITE,
-            flags,
-            file,
-            offset,
-        )
-    };
-    if base == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let base =
-        NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
-    Ok(Buffer { base, length })
-}
 
 impl Buffer {
     /// `length` bytes, all of them present.
     pub fn new(length: usize) -> io::Result<Self> {
-        map(
-            length,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE | libc::MAP_LOCKED,
-            -1,
-            0,
-        )
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE | libc::MAP_LOCKED;
+        // SAFETY: a new mapping at an address that the kernel chooses touches no existing memory.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base =
+            NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+        Ok(Self { base, length })
     }
 
     /// Address in this process.
@@ -66,37 +46,20 @@ impl Buffer {
         self.length == 0
     }
 
-    fn at<T>(&self, offset: usize) -> *mut T {
-        let end = offset.checked_add(size_of::<T>());
+    fn at(&self, offset: usize) -> *mut u8 {
         assert!(
-            end.is_some_and(|end| end <= self.length),
+            offset < self.length,
             "offset {offset:#x} is outside the mapping"
         );
-        assert!(
-            offset.is_multiple_of(align_of::<T>()),
-            "offset {offset:#x} is not aligned"
-        );
-        // SAFETY: offset + size_of::<T>() is inside the mapping.
-        unsafe { self.base.as_ptr().add(offset).cast() }
-    }
-
-    /// Reads a 64-bit word.
-    pub fn read_u64(&self, offset: usize) -> u64 {
-        // SAFETY: at() checked range and alignment.
-        unsafe { self.at::<u64>(offset).read_volatile() }
-    }
-
-    /// Writes a 64-bit word.
-    pub fn write_u64(&mut self, offset: usize, value: u64) {
-        // SAFETY: at() checked range and alignment.
-        unsafe { self.at::<u64>(offset).write_volatile(value) }
+        // SAFETY: the offset is inside the mapping.
+        unsafe { self.base.as_ptr().add(offset) }
     }
 
     /// Copies `data` in.
     pub fn write(&mut self, offset: usize, data: &[u8]) {
         for (index, byte) in data.iter().enumerate() {
             // SAFETY: at() checked the range.
-            unsafe { self.at::<u8>(offset + index).write_volatile(*byte) }
+            unsafe { self.at(offset + index).write_volatile(*byte) }
         }
     }
 
@@ -104,7 +67,7 @@ impl Buffer {
     pub fn read(&self, offset: usize, length: usize) -> Vec<u8> {
         // SAFETY: at() checked the range.
         (0..length)
-            .map(|index| unsafe { self.at::<u8>(offset + index).read_volatile() })
+            .map(|index| unsafe { self.at(offset + index).read_volatile() })
             .collect()
     }
 }
@@ -113,42 +76,6 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         // SAFETY: the mapping belongs to the value, and nothing borrowed from it can be left.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
-    }
-}
-
-impl Window {
-    /// Maps `length` bytes of a device's descriptor.
-    pub fn new(file: BorrowedFd<'_>, offset: u64, length: usize) -> io::Result<Self> {
-        let offset = i64::try_from(offset).map_err(io::Error::other)?;
-        Ok(Self(map(
-            length,
-            libc::MAP_SHARED,
-            file.as_raw_fd(),
-            offset,
-        )?))
-    }
-
-    /// Reads a 32-bit register.
-    pub fn read_u32(&self, offset: usize) -> u32 {
-        // SAFETY: at() checked range and alignment.
-        unsafe { self.0.at::<u32>(offset).read_volatile() }
-    }
-
-    /// Writes a 32-bit register.
-    pub fn write_u32(&self, offset: usize, value: u32) {
-        // SAFETY: at() checked range and alignment; registers may be written through a shared reference.
-        unsafe { self.0.at::<u32>(offset).write_volatile(value) }
-    }
-
-    /// Reads a 64-bit register.
-    pub fn read_u64(&self, offset: usize) -> u64 {
-        self.0.read_u64(offset)
-    }
-
-    /// Writes a 64-bit register.
-    pub fn write_u64(&self, offset: usize, value: u64) {
-        // SAFETY: at() checked range and alignment; registers may be written through a shared reference.
-        unsafe { self.0.at::<u64>(offset).write_volatile(value) }
     }
 }
 
