@@ -26,13 +26,11 @@ use pci::{
 };
 
 use crate::Dma;
+use crate::limit::LogLimit;
 use registers::{Action, Registers};
 
 /// Bytes of BAR 0.
 const BAR_SIZE: u64 = 1 << 20;
-
-/// How many complaints about a guest's commands are logged in the life of a device.
-const COMPLAINTS: u32 = 8;
 
 /// What can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +80,7 @@ struct Inner {
     resetting: bool,
     /// The device goes away.
     ending: bool,
-    complaints: u32,
+    limit: LogLimit,
 }
 
 impl Edu {
@@ -108,7 +106,7 @@ impl Edu {
             epoch: 0,
             resetting: false,
             ending: false,
-            complaints: 0,
+            limit: LogLimit::default(),
         };
         let shared = Arc::new(Shared {
             bdf,
@@ -204,16 +202,8 @@ impl Shared {
 
 impl Inner {
     fn complain(&mut self, what: &str) {
-        if self.complaints < COMPLAINTS {
-            self.complaints += 1;
-            log::warn!(
-                "edu: {what}{}",
-                if self.complaints == COMPLAINTS {
-                    " (no more of these)"
-                } else {
-                    ""
-                }
-            );
+        if let Some(held_back) = self.limit.pass() {
+            log::warn!("edu: {what} ({held_back} messages held back)");
         }
     }
 }

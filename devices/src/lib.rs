@@ -5,6 +5,7 @@
 
 pub mod edu;
 pub mod ioapic;
+mod limit;
 pub mod power;
 pub mod serial;
 pub mod virtio;

@@ -10,8 +10,8 @@ use std::os::unix::fs::FileExt;
 use log::warn;
 
 use super::blk::{ID_LENGTH, MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, SECTOR, feature};
-use super::limit::LogLimit;
 use super::{Chain, QueueError, Session, sys};
+use crate::limit::LogLimit;
 
 /// Size of `struct virtio_blk_req` up to its data.
 const HEADER: u64 = 16;

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use log::warn;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::limit::LogLimit;
 use super::{Chain, DeviceKind, Progress, QueueError, Session, VirtioDevice};
+use crate::limit::LogLimit;
 
 /// Queue indexes (section 5.3.2).
 const RX: usize = 0;

@@ -16,7 +16,6 @@ pub mod blk;
 mod blk_request;
 mod chain;
 pub mod console;
-mod limit;
 pub mod net;
 mod net_feature;
 mod net_tap;

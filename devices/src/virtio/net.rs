@@ -8,10 +8,10 @@ use std::os::fd::RawFd;
 
 use log::warn;
 
-use super::limit::LogLimit;
 use super::net_feature::{FEATURES, MRG_RXBUF, consistent, offloads};
 use super::net_tap::{Backend, HEADER, NUM_BUFFERS, Tap};
 use super::{Chain, DeviceKind, Progress, QueueError, Session, VirtioDevice, sys};
+use crate::limit::LogLimit;
 
 pub use super::net_tap::NetError;
 

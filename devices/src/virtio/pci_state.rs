@@ -9,7 +9,6 @@ use log::{error, warn};
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::limit::LogLimit;
 use super::pci_common::CommonRegisters;
 use super::pci_link::{Link, status};
 use super::queue::{QueueError, VirtQueue};
@@ -17,6 +16,7 @@ use super::session::{Session, Transport};
 use super::worker::{Returned, Stopped, Worker};
 use super::{VirtioDevice, feature};
 use crate::Dma;
+use crate::limit::LogLimit;
 
 /// Features without which there is no negotiation: a driver that does not know that its addresses are translated would hand out wrong
 /// ones (section 6.1).

@@ -4,8 +4,8 @@ use std::io;
 
 use log::warn;
 
-use super::limit::LogLimit;
 use super::{Chain, DeviceKind, Progress, QueueError, Session, VirtioDevice, sys};
+use crate::limit::LogLimit;
 
 /// Queue size.
 const QUEUE_SIZE: u16 = 64;

@@ -16,9 +16,9 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::VirtioDevice;
-use super::limit::LogLimit;
 use super::session::{Session, Transport};
 use super::worker_loop::Run;
+use crate::limit::LogLimit;
 
 /// Epoll token of the stop event.
 pub(super) const STOP: u64 = u64::MAX;

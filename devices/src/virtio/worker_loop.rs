@@ -10,11 +10,11 @@ use log::{error, warn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::limit::LogLimit;
 use super::queue::QueueError;
 use super::session::{Session, Transport};
 use super::worker::{Returned, STOP};
 use super::{Progress, VirtioDevice};
+use crate::limit::LogLimit;
 
 /// Epoll tokens of the device's sources start here; smaller ones are queues.
 const SOURCES: u64 = 1 << 16;

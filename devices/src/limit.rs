@@ -9,7 +9,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// Lets a few messages through per window and counts the others.
 #[derive(Debug, Default)]
-pub(super) struct LogLimit {
+pub(crate) struct LogLimit {
     window: Option<Instant>,
     passed: u32,
     held_back: u64,
@@ -17,7 +17,7 @@ pub(super) struct LogLimit {
 
 impl LogLimit {
     /// Whether a message may be written now. `Some(n)`: yes, and `n` were held back since the last one that was.
-    pub(super) fn pass(&mut self) -> Option<u64> {
+    pub(crate) fn pass(&mut self) -> Option<u64> {
         let now = Instant::now();
         if self
             .window
