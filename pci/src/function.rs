@@ -45,6 +45,10 @@ pub trait PciFunction: Send + Sync {
         let _ = windows;
     }
 
+    /// Tells work in flight to stop, without waiting for it: a [`reset`](Self::reset) follows, and other functions are told
+    /// before that, so that all of them stop at the same time.
+    fn quiesce(&self) {}
+
     /// Platform reset: back to the power-on state, with work in flight stopped.
     fn reset(&self);
 }

@@ -178,7 +178,11 @@ impl RootComplex {
     /// Platform reset: every function back to power-on. The caller plays firmware again with
     /// [`assign_bars`](Self::assign_bars).
     pub fn reset(&self) {
-        for function in self.functions().values() {
+        let functions = self.functions();
+        for function in functions.values() {
+            function.quiesce();
+        }
+        for function in functions.values() {
             function.reset();
         }
         self.decode();

@@ -393,3 +393,52 @@ proptest! {
         }
     }
 }
+
+/// Writes down its name when it is told to stop (low bit clear) and when it is reset (low bit set).
+struct Witness(u8, Arc<Mutex<Vec<u8>>>);
+
+impl PciFunction for Witness {
+    fn read_config(&self, _offset: u16, _data: &mut [u8]) {}
+
+    fn write_config(&self, _offset: u16, _data: &[u8]) -> ConfigChange {
+        ConfigChange::default()
+    }
+
+    fn read_bar(&self, _bar: usize, _offset: u64, _data: &mut [u8]) {}
+
+    fn write_bar(&self, _bar: usize, _offset: u64, _data: &[u8]) {}
+
+    fn windows(&self) -> Vec<BarWindow> {
+        Vec::new()
+    }
+
+    fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
+        Vec::new()
+    }
+
+    fn assign_bar(&self, _bar: usize, _address: u64) {}
+
+    fn quiesce(&self) {
+        self.1.lock().expect("not poisoned").push(self.0);
+    }
+
+    fn reset(&self) {
+        self.1.lock().expect("not poisoned").push(self.0 | 1);
+    }
+}
+
+#[test]
+fn reset_tells_every_function_to_stop_before_it_waits_for_one() {
+    let root = root();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    for (device, name) in [(1, 0x10), (2, 0x20)] {
+        let bdf = Bdf::new(0, device, 0).expect("in range");
+        let witness = Arc::new(Witness(name, Arc::clone(&order)));
+        root.add(bdf, witness).expect("free");
+    }
+    root.reset();
+    assert_eq!(
+        *order.lock().expect("not poisoned"),
+        [0x10, 0x20, 0x11, 0x21]
+    );
+}
