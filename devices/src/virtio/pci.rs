@@ -94,10 +94,12 @@ impl VirtioPci {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reset of the function: the virtio device, MSI-X and configuration space.
-    fn reset_function(&self, config: &mut ConfigSpace) {
+    /// Reset of the function: the virtio device, MSI-X and configuration space. To be called without a lock: other vCPUs,
+    /// and the bus when it decodes, do not wait for the device's thread with us.
+    fn reset_function(&self) {
         // The thread first: if bus mastering went first, it would take the failing access for a mistake of the guest.
         self.state().reset(&self.link);
+        let mut config = self.config();
         self.link.msix.reset();
         config.reset();
     }
@@ -157,9 +159,12 @@ impl PciFunction for VirtioPci {
         let mut config = self.config();
         let mut change = config.write(offset, data);
         if change.function_reset {
-            self.reset_function(&mut config);
+            drop(config);
+            self.reset_function();
             change.decode = true;
-        } else if change.msix
+            return change;
+        }
+        if change.msix
             && let Some((enabled, masked)) = config.msix_control()
         {
             self.link.msix.set_control(enabled, masked);
@@ -236,8 +241,12 @@ impl PciFunction for VirtioPci {
         self.move_doorbells(base);
     }
 
+    fn quiesce(&self) {
+        self.state().quiesce();
+    }
+
     fn reset(&self) {
-        self.reset_function(&mut self.config());
+        self.reset_function();
     }
 }
 

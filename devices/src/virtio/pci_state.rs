@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{error, warn};
 use virtio_queue::QueueState;
@@ -28,7 +28,7 @@ pub(super) const TRANSPORT: u64 = MANDATORY | feature::INDIRECT_DESC | feature::
 const DRIVER_BITS: u8 =
     status::ACKNOWLEDGE | status::DRIVER | status::DRIVER_OK | status::FEATURES_OK | status::FAILED;
 
-/// How long a reset waits for the device's thread before it leaves the rest to later reads of the status.
+/// How long resets wait for the device's thread, all of them together, before they leave the rest to later reads of the status.
 const RESET_WAIT: Duration = Duration::from_millis(500);
 
 /// Where the device model is.
@@ -37,8 +37,8 @@ enum Slot {
     Idle(Returned),
     /// With its thread.
     Running(Worker),
-    /// With its thread, which has been told to end.
-    Stopping(Worker),
+    /// With its thread, which has been told to end, and for which nobody waits beyond that time.
+    Stopping(Worker, Instant),
     /// Nowhere: its thread died.
     Lost,
 }
@@ -85,7 +85,7 @@ impl State {
     /// Writes common configuration.
     pub(super) fn write_common(&mut self, offset: u64, data: &[u8], link: &Arc<Link>) {
         self.finish_stopping(Duration::ZERO, link);
-        if let Slot::Stopping(_) = self.slot {
+        if let Slot::Stopping(..) = self.slot {
             return;
         }
         if let Some(value) = self.registers.write(offset, data, link) {
@@ -93,28 +93,42 @@ impl State {
         }
     }
 
+    /// Tells the device's thread to stop, if there is one, and does not wait for it.
+    pub(super) fn quiesce(&mut self) {
+        self.slot = match std::mem::replace(&mut self.slot, Slot::Lost) {
+            Slot::Running(worker) => {
+                worker.tell();
+                Slot::Stopping(worker, Instant::now() + RESET_WAIT)
+            }
+            other => other,
+        };
+    }
+
     /// Resets the virtio device: stops its thread, and waits for that up to a limit. The rest of a reset that takes longer
     /// happens in [`State::read_common`].
     pub(super) fn reset(&mut self, link: &Link) {
-        self.slot = match std::mem::replace(&mut self.slot, Slot::Lost) {
-            Slot::Running(worker) => Slot::Stopping(worker),
-            other => other,
-        };
-        self.finish_stopping(RESET_WAIT, link);
-        if !matches!(self.slot, Slot::Stopping(_)) {
-            self.clear(link);
+        self.quiesce();
+        match &self.slot {
+            // Once the time is over, further resets do not hold their vCPUs.
+            Slot::Stopping(_, until) => {
+                let wait = until.saturating_duration_since(Instant::now());
+                self.finish_stopping(wait, link);
+            }
+            _ => self.clear(link),
         }
     }
 
     /// Takes the device back from a thread that has been told to end, if it has within `wait`.
     fn finish_stopping(&mut self, wait: Duration, link: &Link) {
-        let Slot::Stopping(_) = self.slot else { return };
-        let Slot::Stopping(worker) = std::mem::replace(&mut self.slot, Slot::Lost) else {
+        if !matches!(self.slot, Slot::Stopping(..)) {
+            return;
+        }
+        let Slot::Stopping(worker, until) = std::mem::replace(&mut self.slot, Slot::Lost) else {
             return;
         };
-        self.slot = match worker.stop(wait) {
+        self.slot = match worker.wait(wait) {
             Stopped::Done(returned) => Slot::Idle(returned),
-            Stopped::Busy(worker) => Slot::Stopping(worker),
+            Stopped::Busy(worker) => Slot::Stopping(worker, until),
             Stopped::Lost => {
                 error!(
                     "virtio {}: the device's thread is gone; the device stays dead",
@@ -123,7 +137,7 @@ impl State {
                 Slot::Lost
             }
         };
-        if !matches!(self.slot, Slot::Stopping(_)) {
+        if !matches!(self.slot, Slot::Stopping(..)) {
             self.clear(link);
         }
     }
@@ -225,9 +239,9 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        if let Slot::Running(worker) | Slot::Stopping(worker) =
-            std::mem::replace(&mut self.slot, Slot::Lost)
-            && let Stopped::Busy(_) = worker.stop(RESET_WAIT)
+        self.quiesce();
+        if let Slot::Stopping(worker, until) = std::mem::replace(&mut self.slot, Slot::Lost)
+            && let Stopped::Busy(_) = worker.wait(until.saturating_duration_since(Instant::now()))
         {
             warn!(
                 "virtio {}: the device's thread is still busy; left behind",

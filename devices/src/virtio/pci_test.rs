@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use pci::{BarWindow, PciFunction};
 use proptest::prelude::*;
@@ -386,6 +387,77 @@ fn a_reset_while_the_device_is_busy_ends_when_it_is_not_and_nothing_is_written_a
     driver.kick(&ring);
     release.send(()).unwrap();
     assert_eq!(ring.used(&driver), (0, 4));
+}
+
+/// A device in the middle of work, and the way to end it.
+fn busy() -> (Driver, Sender<()>) {
+    let (started, is_started) = channel();
+    let (release, released) = channel();
+    let driver = Driver::new(Box::new(Slow {
+        started,
+        release: Arc::new(Mutex::new(released)),
+    }));
+    let ring = driver.start(0, 1).remove(0);
+    ring.add(&driver, &[(0x40000, 16, true)]);
+    driver.kick(&ring);
+    is_started.recv_timeout(SOON).unwrap();
+    (driver, release)
+}
+
+#[test]
+fn configuration_space_answers_while_a_function_reset_waits() {
+    let (driver, release) = busy();
+    let pcie = driver.find_capability(0x10, |_| true);
+    thread::scope(|scope| {
+        let begin = Instant::now();
+        scope.spawn(|| driver.function.write_config(pcie + 9, &[0x80]));
+        let mut slowest = Duration::ZERO;
+        while begin.elapsed() < Duration::from_millis(300) {
+            let read = Instant::now();
+            driver.function.windows();
+            slowest = slowest.max(read.elapsed());
+        }
+        assert!(slowest < Duration::from_millis(200), "{slowest:?}");
+    });
+    release.send(()).unwrap();
+}
+
+#[test]
+fn resets_of_a_busy_device_wait_once_between_them() {
+    let (driver, release) = busy();
+    let pcie = driver.find_capability(0x10, |_| true);
+    let begin = Instant::now();
+    for _ in 0..4 {
+        driver.function.write_config(pcie + 9, &[0x80]);
+        driver.function.reset();
+    }
+    assert!(
+        begin.elapsed() < Duration::from_millis(900),
+        "{:?}",
+        begin.elapsed()
+    );
+    release.send(()).unwrap();
+    eventually("reset completes", || driver.status() == 0);
+}
+
+#[test]
+fn devices_that_were_told_before_are_waited_for_at_the_same_time() {
+    let machines = [busy(), busy(), busy(), busy()];
+    let begin = Instant::now();
+    for (driver, _) in &machines {
+        driver.function.quiesce();
+    }
+    for (driver, _) in &machines {
+        driver.function.reset();
+    }
+    assert!(
+        begin.elapsed() < Duration::from_millis(900),
+        "{:?}",
+        begin.elapsed()
+    );
+    for (_, release) in &machines {
+        release.send(()).unwrap();
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -108,12 +108,16 @@ impl Worker {
         }
     }
 
-    /// Tells the thread to end and waits for it up to `limit`.
-    pub(super) fn stop(mut self, limit: Duration) -> Stopped {
+    /// Tells the thread to end. It begins no access to guest memory from here on.
+    pub(super) fn tell(&self) {
         self.stop.store(true, Ordering::Release);
         if let Err(error) = self.wake.write(1) {
             error!("virtio: cannot wake a worker: {error}");
         }
+    }
+
+    /// Waits up to `limit` for the end of a thread that has been told to.
+    pub(super) fn wait(mut self, limit: Duration) -> Stopped {
         match self.returned.recv_timeout(limit) {
             Ok(returned) => {
                 self.join();
