@@ -304,3 +304,71 @@ fn packets_go_through_a_real_tap() {
     assert_eq!(sent("nidotest0"), before + 1);
     assert_eq!(driver.status(), 15);
 }
+
+/// An interface that was deleted: readable for ever, and nothing to read.
+struct Deleted {
+    wire: Wire,
+    receives: Arc<AtomicUsize>,
+}
+
+impl Backend for Deleted {
+    fn receive(&mut self, _packet: &mut [u8]) -> io::Result<usize> {
+        self.receives.fetch_add(1, Ordering::Relaxed);
+        Err(io::Error::from_raw_os_error(libc::EBADFD))
+    }
+
+    fn send(&mut self, packet: &[u8]) -> io::Result<()> {
+        self.wire.send(packet)
+    }
+
+    fn set_offload(&mut self, flags: u32) -> io::Result<()> {
+        self.wire.set_offload(flags)
+    }
+
+    fn fd(&self) -> RawFd {
+        self.wire.fd()
+    }
+}
+
+#[test]
+fn a_tap_that_fails_is_not_asked_again_before_the_driver_is_heard_of() {
+    let (socket, peer) = UnixDatagram::pair().unwrap();
+    peer.send(b"never read").unwrap();
+    let receives = Arc::new(AtomicUsize::new(0));
+    let wire = Wire {
+        socket,
+        receives: Arc::default(),
+        offload: Arc::default(),
+    };
+    let deleted = Deleted {
+        wire,
+        receives: Arc::clone(&receives),
+    };
+    let driver = Driver::new(Box::new(Net::new(Box::new(deleted), MAC)));
+    let rx = driver.start(0, 2).remove(0);
+    rx.add(&driver, &[(0x40000, 2000, true)]);
+    driver.kick(&rx);
+    eventually("a packet is looked for", || {
+        receives.load(Ordering::Relaxed) > 0
+    });
+    sleep(A_WHILE);
+    // A few, as a failure may be a passing one.
+    assert_eq!(receives.load(Ordering::Relaxed), 8);
+}
+
+#[test]
+fn packets_for_an_earlier_driver_are_not_delivered_to_the_next_one() {
+    // GUEST_CSUM, GUEST_TSO4: what arrives may be unfinished.
+    let (card, _rx, _tx) = started(1 << 1 | 1 << 7);
+    eventually("offloads are set", || {
+        card.offload.load(Ordering::Relaxed) == 3
+    });
+    card.peer.send(&packet(600)).unwrap();
+    card.driver.set_status(0);
+    assert_eq!(card.offload.load(Ordering::Relaxed), 0);
+    let rx = card.driver.start(0, 2).remove(0);
+    rx.add(&card.driver, &[(0x40000, 2000, true)]);
+    card.driver.kick(&rx);
+    card.peer.send(&packet(70)).unwrap();
+    assert_eq!(rx.used(&card.driver).1, 82);
+}
