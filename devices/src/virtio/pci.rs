@@ -19,6 +19,7 @@ use super::pci_cap::{self, AccessCapability};
 use super::pci_link::Link;
 use super::pci_state::{Parts, State};
 use super::{DeviceKind, VirtioDevice};
+use crate::limit::LogLimit;
 use crate::{Dma, Doorbells};
 
 /// Red Hat's vendor id, which virtio uses (section 4.1.2).
@@ -38,8 +39,8 @@ pub struct VirtioPci {
     /// One per queue. The device's thread waits for them, whoever signals them.
     kicks: Vec<EventFd>,
     doorbells: Arc<dyn Doorbells>,
-    /// Where the BAR is as far as the doorbells know.
-    rung_at: Mutex<Option<u64>>,
+    /// Held while the hypervisor is told; taken after no other lock of this function.
+    rung: Mutex<Rung>,
 }
 
 impl VirtioPci {
@@ -82,7 +83,7 @@ impl VirtioPci {
             device_config,
             kicks,
             doorbells,
-            rung_at: Mutex::new(None),
+            rung: Mutex::default(),
         }))
     }
 
@@ -118,28 +119,42 @@ impl VirtioPci {
 
     /// Moves the doorbells to the notification addresses behind `base`.
     fn move_doorbells(&self, base: Option<u64>) {
-        let mut rung_at = self.rung_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if *rung_at == base {
+        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        if rung.base == base {
             return;
         }
-        if let Some(old) = rung_at.take() {
-            for (queue, kick) in self.kicks.iter().enumerate() {
-                self.doorbells
-                    .remove(old.wrapping_add(pci_bar::notify_offset(queue)), kick);
+        rung.base = base;
+        for (address, queue) in std::mem::take(&mut rung.added) {
+            if let Some(kick) = self.kicks.get(queue) {
+                self.doorbells.remove(address, kick);
             }
         }
         let Some(base) = base else { return };
         for (queue, kick) in self.kicks.iter().enumerate() {
-            // Without a doorbell the write arrives in `write_bar` and works as well.
-            if let Err(error) = self
-                .doorbells
-                .add(base.wrapping_add(pci_bar::notify_offset(queue)), kick)
-            {
-                warn!("virtio: no doorbell for a queue, notifications take the slow path: {error}");
+            let address = base.wrapping_add(pci_bar::notify_offset(queue));
+            match self.doorbells.add(address, kick) {
+                Ok(()) => rung.added.push((address, queue)),
+                // The write arrives in `write_bar` and works as well. A guest can move its BARs as often as it likes.
+                Err(error) => {
+                    if let Some(held_back) = rung.limit.pass() {
+                        warn!(
+                            "virtio: no doorbell for a queue, notifications take the slow path: {error} ({held_back} messages held back)"
+                        );
+                    }
+                }
             }
         }
-        *rung_at = Some(base);
     }
+}
+
+/// What the hypervisor was told about doorbells.
+#[derive(Default)]
+struct Rung {
+    /// Where the BAR was then.
+    base: Option<u64>,
+    /// Address and queue of each doorbell that exists.
+    added: Vec<(u64, usize)>,
+    limit: LogLimit,
 }
 
 impl PciFunction for VirtioPci {

@@ -266,6 +266,9 @@ fn doorbells_follow_the_bar() {
     assert_eq!(rung(), [0x20_1000]);
     driver.function.windows_changed(&[]);
     assert!(rung().is_empty());
+    // Refused: nothing to remove afterwards.
+    driver.function.windows_changed(&[at(0x8000_0000)]);
+    assert!(rung().is_empty());
     driver.function.windows_changed(&[at(0x20_0000)]);
     let doorbells = Arc::clone(&driver.doorbells);
     drop(driver);

@@ -36,18 +36,23 @@ impl MsiSink for Messages {
     }
 }
 
-/// Records doorbells.
+/// Records doorbells; refuses those at and above 0x8000_0000.
 #[derive(Default)]
 pub(super) struct FakeDoorbells(pub(super) Mutex<Vec<u64>>);
 
 impl Doorbells for FakeDoorbells {
     fn add(&self, address: u64, _fd: &EventFd) -> io::Result<()> {
+        if address >= 0x8000_0000 {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         self.0.lock().unwrap().push(address);
         Ok(())
     }
 
     fn remove(&self, address: u64, _fd: &EventFd) {
-        self.0.lock().unwrap().retain(|other| *other != address);
+        let mut doorbells = self.0.lock().unwrap();
+        let at = doorbells.iter().position(|other| *other == address);
+        doorbells.remove(at.expect("only what was added is removed"));
     }
 }
 
