@@ -76,8 +76,9 @@ struct Inner {
     working: bool,
     /// Counts resets: the result of a command from before one is dropped.
     epoch: u64,
-    /// A reset is waiting for the worker: nothing new is started.
-    resetting: bool,
+    /// How many resets are waiting for the worker: until there is none, nothing new is started. (Otherwise a guest that
+    /// keeps starting commands could hold the second of two resets for ever.)
+    resets: usize,
     /// The device goes away.
     ending: bool,
     limit: LogLimit,
@@ -104,7 +105,7 @@ impl Edu {
             dma: None,
             working: false,
             epoch: 0,
-            resetting: false,
+            resets: 0,
             ending: false,
             limit: LogLimit::default(),
         };
@@ -183,7 +184,7 @@ impl Shared {
     fn reset(&self) {
         let mut inner = self.lock();
         inner.epoch = inner.epoch.wrapping_add(1);
-        inner.resetting = true;
+        inner.resets += 1;
         inner.factorial = None;
         inner.dma = None;
         while inner.working {
@@ -193,7 +194,7 @@ impl Shared {
                 .wait(inner)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        inner.resetting = false;
+        inner.resets -= 1;
         inner.registers = Registers::default();
         inner.config.reset();
         self.drive(&mut inner);
@@ -246,8 +247,8 @@ impl PciFunction for Edu {
             Action::None => {}
             Action::Raise(bits) => message = shared.raise(&mut inner, bits),
             Action::Acknowledge => shared.drive(&mut inner),
-            Action::Factorial(value) if !inner.resetting => inner.factorial = Some(value),
-            Action::Copy(copy) if !inner.resetting => inner.dma = Some(copy),
+            Action::Factorial(value) if inner.resets == 0 => inner.factorial = Some(value),
+            Action::Copy(copy) if inner.resets == 0 => inner.dma = Some(copy),
             Action::Factorial(_) | Action::Copy(_) => {}
             Action::OutOfBounds => {
                 inner.complain("a DMA command leaves the device's buffer; it is ignored")

@@ -1,6 +1,8 @@
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use pci::{Bdf, IntxSink, MsiSink, PciFunction};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -143,10 +145,10 @@ impl Machine {
     }
 
     fn settle(&self) {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         while self.read(0x98) & 1 != 0 || self.read(0x20) & 1 != 0 {
             assert!(start.elapsed() < PATIENCE, "the command ends");
-            std::thread::yield_now();
+            thread::yield_now();
         }
     }
 }
@@ -343,4 +345,53 @@ fn dropping_the_device_ends_its_thread() {
     let shared = Arc::downgrade(&machine.edu.shared);
     drop(machine);
     assert_eq!(shared.strong_count(), 0);
+}
+
+#[test]
+fn a_reset_ends_while_others_reset_and_start_commands() {
+    let machine = machine(EduOptions::default());
+    let stop = AtomicBool::new(false);
+    let edu = &machine.edu;
+    thread::scope(|scope| {
+        for register in [0x08_u64, 0x98] {
+            let stop = &stop;
+            // A factorial and a copy, each started while the other runs, keep the worker from ever being idle.
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    edu.write_config(COMMAND, &6_u16.to_le_bytes());
+                    edu.write_bar(0, 0x80, &0x4_0000_u64.to_le_bytes());
+                    edu.write_bar(0, 0x88, &0x1000_u64.to_le_bytes());
+                    edu.write_bar(0, 0x90, &4096_u64.to_le_bytes());
+                    edu.write_bar(0, register, &3_u32.to_le_bytes());
+                }
+            });
+        }
+        let resets: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut slowest = Duration::ZERO;
+                    for _ in 0..200 {
+                        let begin = Instant::now();
+                        edu.reset();
+                        slowest = slowest.max(begin.elapsed());
+                    }
+                    slowest
+                })
+            })
+            .collect();
+        for reset in resets {
+            let slowest = reset.join().expect("no panic");
+            assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    machine.edu.reset();
+    let before = snapshot(&machine.memory);
+    machine.edu.write_config(COMMAND, &6_u16.to_le_bytes());
+    machine.settle();
+    assert_eq!(
+        snapshot(&machine.memory),
+        before,
+        "no command survives a reset"
+    );
 }
