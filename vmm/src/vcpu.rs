@@ -19,6 +19,8 @@ use crate::signals::Kickable;
 use crate::vm::Event;
 use state::PowerOn;
 
+/// IA32_TIME_STAMP_COUNTER.
+const MSR_TSC: u32 = 0x10;
 /// IA32_MISC_ENABLE, and its bit for fast string operations.
 const MSR_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
@@ -47,6 +49,7 @@ impl Vcpu {
         let fd = vm
             .create_vcpu(u64::from(id))
             .map_err(failed("creating a vCPU"))?;
+        synchronize_tsc(&fd)?;
         let table = cpuid
             .for_vcpu(id, fd.get_tsc_khz().ok())
             .map_err(failed("completing the CPUID table"))?;
@@ -80,22 +83,19 @@ impl Vcpu {
             .map_err(failed("setting registers"))
     }
 
+    /// The state in which it stopped, for whoever has to find out why a guest hangs.
+    pub(crate) fn describe(&self) -> String {
+        format!(
+            "vCPU {}:\n{}\n{}",
+            self.id,
+            registers(&self.fd),
+            state::interrupts(&self.fd)
+        )
+    }
+
     fn set_firmware_msrs(&self) -> Result<(), KvmError> {
-        let entry = |index, data| kvm_msr_entry {
-            index,
-            data,
-            ..Default::default()
-        };
-        let entries = [
-            entry(MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
-            entry(MSR_MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK),
-        ];
-        for entry in entries {
-            if let Ok(msrs) = Msrs::from_entries(&[entry]) {
-                self.fd.set_msrs(&msrs).map_err(failed("setting an MSR"))?;
-            }
-        }
-        Ok(())
+        write_msr(&self.fd, MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING)?;
+        write_msr(&self.fd, MSR_MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK)
     }
 
     /// Runs until `shared.stop` is set, or the vCPU can go no further.
@@ -116,6 +116,31 @@ impl Vcpu {
         drop(kickable);
         self
     }
+}
+
+/// Gives the vCPU the host's TSC frequency, and starts its TSC together with the others'.
+///
+/// KVM by itself takes the frequency that the host had when KVM was initialized. A host without an invariant TSC may have
+/// measured it again since; KVM then wants to scale, cannot, and leaves the vCPU with a TSC that it believes to stand still:
+/// deadline timers fire seconds late, or never. Zero stands for the frequency as the host knows it now.
+fn synchronize_tsc(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    if let Err(error) = vcpu.set_tsc_khz(0) {
+        log::debug!("KVM keeps its own TSC frequency: {error}");
+    }
+    write_msr(vcpu, MSR_TSC, 0)
+}
+
+fn write_msr(vcpu: &VcpuFd, index: u32, data: u64) -> Result<(), KvmError> {
+    let entry = kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
+    Msrs::from_entries(&[entry])
+        .map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))
+        .and_then(|msrs| vcpu.set_msrs(&msrs))
+        .map(drop)
+        .map_err(failed("setting an MSR"))
 }
 
 /// What comes after an exit.

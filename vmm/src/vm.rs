@@ -63,6 +63,12 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
         stop(&mut machine, running)?;
         let event = most_urgent(event, &events);
         log::info!("the guest has stopped: {event:?}");
+        if matches!(event, Event::Signal(_)) && log::log_enabled!(log::Level::Debug) {
+            machine
+                .vcpus
+                .iter()
+                .for_each(|vcpu| log::debug!("{}", vcpu.describe()));
+        }
         let outcome = match event {
             Event::PowerOff | Event::Quit => Outcome::Off,
             Event::Reset if config.reboot => {

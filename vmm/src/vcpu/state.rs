@@ -116,6 +116,53 @@ fn write_msrs(vcpu: &VcpuFd, values: &[kvm_msr_entry]) -> Result<()> {
     Ok(())
 }
 
+/// What the local APIC and the timer are about to do.
+pub(super) fn interrupts(vcpu: &VcpuFd) -> String {
+    const TSC: u32 = 0x10;
+    const TSC_DEADLINE: u32 = 0x6e0;
+
+    let (Ok(lapic), Ok(mp)) = (vcpu.get_lapic(), vcpu.get_mp_state()) else {
+        return "  its local APIC cannot be read".to_owned();
+    };
+    let register = |offset: usize| {
+        let bytes = lapic.regs.get(offset..offset + 4).unwrap_or_default();
+        bytes.iter().rev().fold(0, |value: u32, byte| {
+            value << 8 | u32::from(byte.to_le_bytes()[0])
+        })
+    };
+    // SDM volume 3, table 10-1: vector bitmaps of eight registers, 16 bytes apart.
+    let vectors = |offset: usize| -> Vec<String> {
+        let set = |vector: &usize| register(offset + vector / 32 * 16) >> (vector % 32) & 1 != 0;
+        (0..256)
+            .filter(set)
+            .map(|vector| format!("{vector:x}"))
+            .collect()
+    };
+    let msr = |index| {
+        let entry = kvm_msr_entry {
+            index,
+            ..Default::default()
+        };
+        let mut msrs = Msrs::from_entries(&[entry]).ok()?;
+        vcpu.get_msrs(&mut msrs).ok()?;
+        msrs.as_slice().first().map(|entry| entry.data)
+    };
+    format!(
+        "  mp state {}, task priority {:x}, in service [{}], requested [{}], spurious {:x}\n  \
+           timer {:x}, initial {:x}, current {:x}, TSC {:x?}, deadline {:x?}",
+        mp.mp_state,
+        register(0x80),
+        vectors(0x100).join(" "),
+        vectors(0x200).join(" "),
+        register(0xf0),
+        register(0x320),
+        register(0x380),
+        register(0x390),
+        msr(TSC),
+        msr(TSC_DEADLINE),
+    )
+}
+
 /// The details of KVM_EXIT_INTERNAL_ERROR.
 pub(super) fn internal_error(run: &kvm_run) -> String {
     // SAFETY: the caller has seen KVM_EXIT_INTERNAL_ERROR, for which KVM fills this member; any bit pattern is valid in it.
