@@ -6,6 +6,7 @@
 pub mod edu;
 pub mod ioapic;
 mod limit;
+pub mod output;
 pub mod power;
 pub mod serial;
 pub mod virtio;
