@@ -8,8 +8,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use super::queue::QueueError;
 
-/// Longest chain that is followed through an indirect table. (A chain of direct descriptors cannot be longer than its queue.)
-pub(super) const MAX_INDIRECT: u16 = 1024;
+/// Longest chain that is followed through an indirect table: the largest queue of any device here, as a chain must not be longer
+/// than its queue (section 2.7.5.3.1). It does not follow a queue that the driver has made smaller, since drivers exceed that.
+/// A received packet may take as many chains as the queue has, in one DMA transaction, for which invalidations wait.
+pub(super) const MAX_INDIRECT: u16 = 256;
 
 /// Size of a descriptor.
 const DESCRIPTOR_SIZE: u32 = 16;
