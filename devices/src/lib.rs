@@ -9,6 +9,8 @@ mod limit;
 pub mod output;
 pub mod power;
 pub mod serial;
+#[cfg(test)]
+mod stress_test;
 pub mod virtio;
 pub mod vtd;
 
