@@ -23,24 +23,24 @@ pub(crate) use cpu_state::CpuState;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootError {
     /// A file cannot be opened.
-    #[error("{option} {path}: cannot open the file ({source}); check the path and its permissions")]
+    #[error("{option} {path}: cannot open the file ({cause}); check the path and its permissions")]
     Open {
         /// `--kernel` or `--initramfs`.
         option: &'static str,
         /// File name.
         path: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file cannot be read.
-    #[error("{option} {path}: cannot read the file ({source})")]
+    #[error("{option} {path}: cannot read the file ({cause})")]
     Read {
         /// `--kernel` or `--initramfs`.
         option: &'static str,
         /// File name.
         path: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Neither format.
     #[error(
@@ -93,7 +93,13 @@ pub(crate) enum BootError {
     },
     /// A structure does not fit into guest memory.
     #[error("--memory: the boot structures do not fit ({0}); write a larger size")]
-    Memory(#[from] vm_memory::GuestMemoryError),
+    Memory(vm_memory::GuestMemoryError),
+}
+
+impl From<vm_memory::GuestMemoryError> for BootError {
+    fn from(error: vm_memory::GuestMemoryError) -> Self {
+        BootError::Memory(error)
+    }
 }
 
 /// The files that a guest boots from. They stay open, so that a reboot finds the same ones.
@@ -135,10 +141,10 @@ impl Images {
         cmdline: &str,
     ) -> Result<Self, BootError> {
         let open = |option, path: &Path| {
-            File::open(path).map_err(|source| BootError::Open {
+            File::open(path).map_err(|cause| BootError::Open {
                 option,
                 path: path.to_owned(),
-                source,
+                cause,
             })
         };
         let initramfs = match initramfs {
@@ -194,10 +200,10 @@ impl Images {
                     .take(0x206)
                     .read_to_end(&mut head)
             })
-            .map_err(|source| BootError::Read {
+            .map_err(|cause| BootError::Read {
                 option: "--kernel",
                 path: self.kernel_path.clone(),
-                source,
+                cause,
             })?;
         let path = &self.kernel_path;
         if head.starts_with(b"\x7fELF") {
@@ -221,10 +227,10 @@ impl Images {
         let Some((file, path)) = &mut self.initramfs else {
             return Ok(None);
         };
-        let read_error = |source| BootError::Read {
+        let read_error = |cause| BootError::Read {
             option: "--initramfs",
             path: path.clone(),
-            source,
+            cause,
         };
         let size = file.seek(io::SeekFrom::End(0)).map_err(read_error)?;
         file.rewind().map_err(read_error)?;

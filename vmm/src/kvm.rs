@@ -43,18 +43,18 @@ pub(crate) enum KvmError {
         most: usize,
     },
     /// An ioctl failed.
-    #[error("KVM: {what} failed ({source})")]
+    #[error("KVM: {what} failed ({cause})")]
     Ioctl {
         /// What was tried.
         what: &'static str,
         /// The error.
-        source: kvm_ioctls::Error,
+        cause: kvm_ioctls::Error,
     },
 }
 
 /// Names the operation in an error.
 pub(crate) fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
-    move |source| KvmError::Ioctl { what, source }
+    move |cause| KvmError::Ioctl { what, cause }
 }
 
 /// Opens /dev/kvm and checks it.

@@ -34,7 +34,7 @@ pub(crate) enum MemoryError {
     },
     /// Not enough huge pages.
     #[error(
-        "--memory {wanted_mib}M,hugepages=on: the host cannot give {pages} huge pages of 2M ({source}); \
+        "--memory {wanted_mib}M,hugepages=on: the host cannot give {pages} huge pages of 2M ({cause}); \
          reserve them with `sysctl vm.nr_hugepages={pages}`, or write hugepages=off"
     )]
     HugePages {
@@ -43,17 +43,17 @@ pub(crate) enum MemoryError {
         /// The same in huge pages.
         pages: u64,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Any other failure of the host.
-    #[error("--memory {wanted_mib}M: {what} failed ({source}); write a smaller size{hint}")]
+    #[error("--memory {wanted_mib}M: {what} failed ({cause}); write a smaller size{hint}")]
     Host {
         /// Requested size.
         wanted_mib: u64,
         /// Which step.
         what: &'static str,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
         /// Another remedy.
         hint: &'static str,
     },
@@ -63,17 +63,17 @@ pub(crate) enum MemoryError {
 pub(crate) fn allocate(config: &MemoryConfig) -> Result<Memory, MemoryError> {
     let wanted_mib = config.size / layout::MIB;
     let host = |what, hint| {
-        move |source: io::Error| MemoryError::Host {
+        move |cause: io::Error| MemoryError::Host {
             wanted_mib,
             what,
-            source,
+            cause,
             hint,
         }
     };
-    let huge_pages = |source| MemoryError::HugePages {
+    let huge_pages = |cause| MemoryError::HugePages {
         wanted_mib,
         pages: config.size.div_ceil(2 * layout::MIB),
-        source,
+        cause,
     };
     check_total(config)?;
 

@@ -62,9 +62,7 @@ impl Vcpu {
 
     /// Back to the power-on state, after it has run.
     pub(crate) fn reset(&mut self) -> Result<(), KvmError> {
-        self.power_on
-            .restore(&self.fd)
-            .map_err(failed("resetting a vCPU"))?;
+        self.power_on.restore(&self.fd)?;
         self.set_firmware_msrs()
     }
 

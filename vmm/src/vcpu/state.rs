@@ -8,6 +8,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, KvmNestedStateBuffer, VcpuFd};
 
+use crate::kvm::{KvmError, failed};
+
 type Result<T> = std::result::Result<T, kvm_ioctls::Error>;
 
 /// MSRs that a reset leaves alone: the time stamp counter keeps counting, so that all vCPUs stay in step.
@@ -37,7 +39,8 @@ impl PowerOn {
             sregs: vcpu.get_sregs()?,
             regs: vcpu.get_regs()?,
             fpu: vcpu.get_fpu()?,
-            xcrs: vcpu.get_xcrs().ok(),
+            // Hosts without XSAVE have no such registers, and report none.
+            xcrs: vcpu.get_xcrs().ok().filter(|xcrs| xcrs.nr_xcrs > 0),
             msrs: read_msrs(vcpu)?,
             lapic: vcpu.get_lapic()?,
             events: vcpu.get_vcpu_events()?,
@@ -47,22 +50,30 @@ impl PowerOn {
     }
 
     /// Puts the state back. A nested guest is left first, and the APIC's base is set before its registers.
-    pub(super) fn restore(&self, vcpu: &VcpuFd) -> Result<()> {
+    pub(super) fn restore(&self, vcpu: &VcpuFd) -> std::result::Result<(), KvmError> {
         if let Some(nested) = &self.nested {
             // Refused where the vCPU has no nested virtualization, and then not needed.
             let _ = vcpu.set_nested_state(nested);
         }
-        vcpu.set_sregs(&self.sregs)?;
-        vcpu.set_regs(&self.regs)?;
-        vcpu.set_fpu(&self.fpu)?;
+        vcpu.set_sregs(&self.sregs)
+            .map_err(failed("resetting segment registers"))?;
+        vcpu.set_regs(&self.regs)
+            .map_err(failed("resetting registers"))?;
+        vcpu.set_fpu(&self.fpu)
+            .map_err(failed("resetting the FPU"))?;
         if let Some(xcrs) = &self.xcrs {
-            vcpu.set_xcrs(xcrs)?;
+            vcpu.set_xcrs(xcrs)
+                .map_err(failed("resetting extended control registers"))?;
         }
-        write_msrs(vcpu, &self.msrs)?;
-        vcpu.set_lapic(&self.lapic)?;
-        vcpu.set_vcpu_events(&self.events)?;
-        vcpu.set_debug_regs(&self.debug)?;
+        write_msrs(vcpu, &self.msrs).map_err(failed("resetting MSRs"))?;
+        vcpu.set_lapic(&self.lapic)
+            .map_err(failed("resetting a local APIC"))?;
+        vcpu.set_vcpu_events(&self.events)
+            .map_err(failed("resetting pending events"))?;
+        vcpu.set_debug_regs(&self.debug)
+            .map_err(failed("resetting debug registers"))?;
         vcpu.set_mp_state(self.mp)
+            .map_err(failed("resetting a vCPU's run state"))
     }
 }
 
