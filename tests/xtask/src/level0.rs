@@ -15,6 +15,12 @@ use crate::apt;
 use crate::build::Stage;
 use crate::process::{Supervised, read_lines};
 
+/// Under emulation Linux measures the frequency of the time-stamp counter twice, and the first result can be 0.2 % off.
+/// KVM keeps the first for its guests; when the second differs by more than this tolerance (by default 250 ppm), it
+/// gives them a counter that stands still for its own purposes, so that every timer of a guest fires later and later.
+const TSC: &str = "kvm.tsc_tolerance_ppm=100000";
+/// Environment variable with further parameters for level 1's kernel.
+const EXTRA_PARAMETERS: &str = "NIDO_LEVEL1_PARAMETERS";
 /// Memory of level 1, of which a guest takes a part.
 const MEMORY: &str = "2G";
 /// Time that level 1 may take before and after the guest.
@@ -35,8 +41,9 @@ fn qemu(stage: &Stage, output: &Path, nested_paging: bool, console: &str) -> Com
             path.display().to_string().replace(',', ",,")
         )
     };
+    let extra = std::env::var(EXTRA_PARAMETERS).unwrap_or_default();
     let parameters = format!(
-        "console=ttyS0 panic=-1 kvm_amd.npt={}",
+        "console=ttyS0 panic=-1 {TSC} kvm_amd.npt={} {extra}",
         u8::from(nested_paging)
     );
     let mut command = Command::new("qemu-system-x86_64");

@@ -43,6 +43,9 @@ enum Command {
         options: Vec<String>,
     },
     /// Run scenarios: real kernels in front of nido, a line with a verdict for each.
+    ///
+    /// Every console is kept, and named when a scenario fails. NIDO_LEVEL1_PARAMETERS in the environment adds to the
+    /// command line of level 1's kernel.
     Lab {
         #[command(flatten)]
         place: PlaceOptions,
