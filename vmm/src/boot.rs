@@ -282,4 +282,4 @@ fn describe(head: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+mod boot_test;

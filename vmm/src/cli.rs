@@ -2,16 +2,17 @@
 
 mod devices;
 mod keys;
+mod options;
 mod values;
 
 use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::config::{Config, DiskConfig, FunctionConfig, FunctionKind, MemoryConfig, NetConfig};
-use devices::{ADDR, Device, DeviceError, Parsed};
-use keys::{Key, ListError, Table, parse_option};
-use values::{Kind, Value};
+use crate::config::{Config, FunctionConfig, FunctionKind};
+use devices::{Device, DeviceError, Parsed};
+use keys::ListError;
+use options::{DISK, MEMORY, NET};
 
 const EXIT_CODES: &str = "\
 Keys in the terminal:
@@ -122,85 +123,6 @@ impl From<DeviceError> for UsageError {
     }
 }
 
-const MEMORY: Table = Table {
-    option: "--memory",
-    implied: Some("size"),
-    keys: &[
-        Key {
-            name: "size",
-            aliases: &[],
-            kind: Kind::Size,
-            default: "512M",
-            help: "amount of memory",
-        },
-        Key {
-            name: "hugepages",
-            aliases: &[],
-            kind: Kind::OnOff,
-            default: "off",
-            help: "take it from the host's reserved huge pages",
-        },
-        Key {
-            name: "prefault",
-            aliases: &[],
-            kind: Kind::OnOff,
-            default: "off",
-            help: "allocate all of it before the guest starts",
-        },
-    ],
-};
-
-const DISK: Table = Table {
-    option: "--disk",
-    implied: None,
-    keys: &[
-        Key {
-            name: "path",
-            aliases: &["file"],
-            kind: Kind::Text("FILE"),
-            default: "required",
-            help: "raw image or block device; write `,,` for a comma",
-        },
-        Key {
-            name: "readonly",
-            aliases: &["ro"],
-            kind: Kind::OnOff,
-            default: "off",
-            help: "refuse writes",
-        },
-        Key {
-            name: "id",
-            aliases: &["serial"],
-            kind: Kind::Text("ID"),
-            default: "none",
-            help: "serial number, 20 bytes at most",
-        },
-        ADDR,
-    ],
-};
-
-const NET: Table = Table {
-    option: "--net",
-    implied: None,
-    keys: &[
-        Key {
-            name: "tap",
-            aliases: &["ifname"],
-            kind: Kind::Text("NAME"),
-            default: "required",
-            help: "tap interface of the host, 15 bytes at most",
-        },
-        Key {
-            name: "mac",
-            aliases: &[],
-            kind: Kind::Mac,
-            default: "made up",
-            help: "hardware address",
-        },
-        ADDR,
-    ],
-};
-
 /// Parses a command line, whose first element is the name of the program.
 pub(crate) fn parse<I, T>(arguments: I) -> Result<Request, UsageError>
 where
@@ -220,10 +142,10 @@ where
 
     let mut functions = Vec::new();
     for argument in &arguments.disk {
-        functions.push(disk(argument)?);
+        functions.push(options::disk(argument)?);
     }
     for argument in &arguments.net {
-        functions.push(net(argument)?);
+        functions.push(options::net(argument)?);
     }
     let mut iommu = None;
     for argument in &arguments.device {
@@ -252,7 +174,7 @@ where
             kernel,
             initramfs: arguments.initramfs,
             cmdline: cmdline(arguments.cmdline)?,
-            memory: memory(&arguments.memory)?,
+            memory: options::memory(&arguments.memory)?,
             cpus: cpus(&arguments.cpus)?,
             functions,
             iommu,
@@ -280,36 +202,6 @@ fn key_help(arguments: &Arguments) -> Option<String> {
     ))
 }
 
-fn memory(argument: &str) -> Result<MemoryConfig, ListError> {
-    const PAGE: u64 = 4096;
-    const HUGE_PAGE: u64 = 2 << 20;
-    const MINIMUM: u64 = 16 << 20;
-
-    let values = parse_option(&MEMORY, argument)?;
-    let size = values.number("size").unwrap_or(512 << 20);
-    let hugepages = values.on_off("hugepages").unwrap_or(false);
-    let (page, kind) = if hugepages {
-        (HUGE_PAGE, "huge page of 2M")
-    } else {
-        (PAGE, "page of 4K")
-    };
-    if size < MINIMUM {
-        return Err(values.conflict(format!(
-            "size of {size} bytes is too little for a kernel; write 16M or more"
-        )));
-    }
-    if !size.is_multiple_of(page) {
-        return Err(values.conflict(format!(
-            "size of {size} bytes is no multiple of a {kind}; round it"
-        )));
-    }
-    Ok(MemoryConfig {
-        size,
-        hugepages,
-        prefault: values.on_off("prefault").unwrap_or(false),
-    })
-}
-
 fn cpus(argument: &str) -> Result<u8, UsageError> {
     argument
         .parse()
@@ -329,45 +221,6 @@ fn cmdline(argument: String) -> Result<String, UsageError> {
         ));
     }
     Ok(argument)
-}
-
-fn disk(argument: &str) -> Result<FunctionConfig, ListError> {
-    let values = parse_option(&DISK, argument)?;
-    let id = values.text("id");
-    if let Some(id) = id.filter(|id| id.len() > 20) {
-        return Err(values.conflict(format!("id=`{id}` is longer than 20 bytes; shorten it")));
-    }
-    let disk = DiskConfig {
-        path: values.required_text("path", "FILE")?.into(),
-        readonly: values.on_off("readonly").unwrap_or(false),
-        id: id.map(str::to_owned),
-    };
-    Ok(FunctionConfig {
-        device: devices::slot(&values),
-        kind: FunctionKind::Disk(disk),
-    })
-}
-
-fn net(argument: &str) -> Result<FunctionConfig, ListError> {
-    let values = parse_option(&NET, argument)?;
-    let tap = values.required_text("tap", "NAME")?;
-    if tap.len() > 15 || tap.contains('/') {
-        return Err(values.conflict(format!(
-            "tap=`{tap}` is no interface name: at most 15 bytes without `/`"
-        )));
-    }
-    let mac = match values.get("mac") {
-        Some(Value::Mac(mac)) => Some(*mac),
-        _ => None,
-    };
-    let net = NetConfig {
-        tap: tap.to_owned(),
-        mac,
-    };
-    Ok(FunctionConfig {
-        device: devices::slot(&values),
-        kind: FunctionKind::Net(net),
-    })
 }
 
 /// Refuses what cannot be together on the bus.
@@ -401,4 +254,4 @@ fn check_functions(functions: &[FunctionConfig]) -> Result<(), UsageError> {
 }
 
 #[cfg(test)]
-mod tests;
+mod cli_test;

@@ -216,4 +216,4 @@ fn is_amd(leaf0: &kvm_cpuid_entry2) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+mod cpuid_test;

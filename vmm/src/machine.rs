@@ -1,5 +1,6 @@
 //! The machine: everything that a configuration asks for, created and wired.
 
+mod description;
 mod functions;
 
 use std::io::Write;
@@ -13,14 +14,13 @@ use devices::power::{self, Power, PowerEvent};
 use devices::serial::{self, SerialPort};
 use devices::virtio::console::ConsoleSender;
 use devices::vtd::VtdMmio;
-use iommu::UnitConfig;
 use kvm_ioctls::VmFd;
 use pci::{Apertures, Bdf, MsiSink, RootComplex};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::boot::Images;
 use crate::bus::{Aperture, Bus, Ecam};
-use crate::config::{Config, IommuConfig};
+use crate::config::Config;
 use crate::cpuid::Template;
 use crate::irq::{IOAPIC_REQUESTER, LevelRoutes, LocalApics, Remapper, Unit};
 use crate::layout;
@@ -66,7 +66,7 @@ impl Machine {
             Some(unit) => Some(
                 Unit::new(
                     Arc::clone(&memory),
-                    &unit_config(unit, physical_bits),
+                    &description::unit_config(unit, physical_bits),
                     Arc::clone(&local_apics) as _,
                 )
                 .context("--device intel-iommu")?,
@@ -109,7 +109,7 @@ impl Machine {
         });
         Ok(Self {
             images,
-            tables: tables(config, physical_bits),
+            tables: description::tables(config, physical_bits),
             ram_size: config.memory.size,
             vcpus: create_vcpus(&vm, config.cpus, &cpuid)?,
             shared,
@@ -198,22 +198,6 @@ fn standard_output() -> anyhow::Result<Box<dyn Write + Send>> {
     Ok(Box::new(std::fs::File::from(fd)))
 }
 
-fn unit_config(config: &IommuConfig, physical_bits: u8) -> UnitConfig {
-    UnitConfig {
-        host_address_width: physical_bits,
-        aw_bits: config.aw_bits,
-        scalable: config.scalable,
-        first_stage: config.first_stage,
-        second_stage: true,
-        nested: config.first_stage,
-        interrupt_remapping: config.intremap,
-        x2apic: config.intremap,
-        // Emulated devices walk the tables themselves, so nothing has to be announced to them.
-        caching_mode: config.caching_mode.unwrap_or(false),
-        snoop_control: true,
-    }
-}
-
 fn add_windows(
     bus: &mut Bus,
     root: &Arc<RootComplex>,
@@ -267,46 +251,4 @@ fn add_ports(
     bus.add_pio(power::RESET_PORT, 1, Arc::clone(&power) as _)?;
     bus.add_pio(power::KEYBOARD_PORT, 1, power)?;
     Ok(())
-}
-
-/// The ACPI tables that describe this machine.
-fn tables(config: &Config, physical_bits: u8) -> acpi::Tables {
-    let [ioapic_devfn, ioapic_bus] = IOAPIC_REQUESTER.to_le_bytes();
-    let low = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
-    acpi::build(&acpi::Platform {
-        base: layout::ACPI_TABLES.start,
-        cpu_apic_ids: &(0..u32::from(config.cpus)).collect::<Vec<_>>(),
-        local_apic: low(layout::LOCAL_APIC.start),
-        ioapic: acpi::IoApic {
-            id: 0,
-            address: low(layout::IOAPIC.start),
-            gsi_base: 0,
-        },
-        ecam: acpi::Ecam {
-            base: layout::PCI_ECAM,
-            last_bus: layout::PCI_BUSES - 1,
-        },
-        apertures: acpi::Apertures {
-            mmio32: layout::PCI_MMIO32,
-            mmio64: layout::pci_mmio64(physical_bits),
-        },
-        dmar: config.iommu.map(|unit| acpi::Dmar {
-            base: layout::VTD.start,
-            haw: physical_bits,
-            interrupt_remapping: unit.intremap,
-            x2apic: unit.intremap,
-            ioapic_scope: (ioapic_bus, ioapic_devfn >> 3, ioapic_devfn & 7),
-        }),
-        power: acpi::Power {
-            sleep_control: power::SLEEP_CONTROL_PORT,
-            sleep_status: power::SLEEP_STATUS_PORT,
-            sleep_type_off: power::SLEEP_TYPE_OFF,
-            reset: power::RESET_PORT,
-            reset_value: power::RESET_VALUE,
-        },
-        uart: Some(acpi::Uart {
-            port: layout::COM1,
-            gsi: u32::from(layout::COM1_IRQ),
-        }),
-    })
 }

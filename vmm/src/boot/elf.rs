@@ -47,7 +47,7 @@ pub(super) fn load(
 
 /// Zeroes what segments have in memory beyond their file contents: fresh memory is zero there, used memory is not.
 fn clear_tails(file: &mut File, memory: &GuestMemoryMmap<()>) -> io::Result<()> {
-    const ZEROES: [u8; 0x1_0000] = [0; 0x1_0000];
+    static ZEROES: [u8; 0x1_0000] = [0; 0x1_0000];
 
     for header in program_headers(file)? {
         if header.p_type != PT_LOAD {

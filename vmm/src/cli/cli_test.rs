@@ -1,6 +1,7 @@
 //! What command lines mean, and every way in which one is refused.
 
 use super::*;
+use crate::config::{DiskConfig, MemoryConfig, NetConfig};
 
 fn request(line: &str) -> Result<Request, UsageError> {
     parse(std::iter::once("nido").chain(line.split_whitespace()))

@@ -1,0 +1,132 @@
+//! What `--device` means, and every way in which one is refused.
+
+use super::*;
+
+fn error(argument: &str) -> String {
+    parse(argument).expect_err(argument).to_string()
+}
+
+#[test]
+fn every_alias_of_first_stage_means_the_same() {
+    let off = parse("intel-iommu,x-flts=off").expect("valid");
+    assert_eq!(parse("intel-iommu,flts=off").expect("valid"), off);
+    assert_eq!(parse("intel-iommu,fsts=off").expect("valid"), off);
+    assert!(matches!(
+        off,
+        Parsed::Device(Device::Iommu(IommuConfig {
+            first_stage: false,
+            ..
+        }))
+    ));
+}
+
+#[test]
+fn defaults_are_those_that_help_prints() {
+    let expected = IommuConfig {
+        aw_bits: 48,
+        scalable: true,
+        first_stage: true,
+        intremap: true,
+        caching_mode: None,
+    };
+    assert_eq!(
+        parse("intel-iommu").expect("valid"),
+        Parsed::Device(Device::Iommu(expected))
+    );
+}
+
+#[test]
+fn an_unknown_type_lists_the_valid_ones() {
+    assert_eq!(
+        error("intel-vtd"),
+        "--device: unknown type `intel-vtd`; valid types: intel-iommu, edu, virtio-rng-pci, virtio-console \
+         (`--device help` describes them)"
+    );
+}
+
+#[test]
+fn an_unknown_key_lists_the_valid_ones() {
+    assert_eq!(
+        error("intel-iommu,awbits=48"),
+        "--device intel-iommu: unknown key `awbits`; valid keys: x-flts, aw-bits, intremap, caching-mode, x-scalable-mode"
+    );
+}
+
+#[test]
+fn a_key_given_twice_is_refused_under_any_name() {
+    assert_eq!(
+        error("edu,addr=3,addr=4"),
+        "--device edu: key `addr` is given twice; keep one of them"
+    );
+    assert_eq!(
+        error("intel-iommu,x-flts=on,flts=on"),
+        "--device intel-iommu: key `flts` is given twice (it is another name of `x-flts`); keep one of them"
+    );
+}
+
+#[test]
+fn a_bad_value_says_what_is_expected() {
+    assert_eq!(
+        error("intel-iommu,aw-bits=40"),
+        "--device intel-iommu: aw-bits=`40` is not valid: expected one of 39|48|57"
+    );
+    assert_eq!(
+        error("intel-iommu,caching-mode=yes"),
+        "--device intel-iommu: caching-mode=`yes` is not valid: expected `on`, `off` or `auto`"
+    );
+}
+
+#[test]
+fn a_key_without_value_says_how_to_write_it() {
+    assert_eq!(
+        error("edu,dma_mask"),
+        "--device edu: `dma_mask` has no value; write `dma_mask=VALUE` (valid keys: dma_mask, addr)"
+    );
+}
+
+#[test]
+fn first_stage_without_scalable_mode_is_a_conflict_only_when_asked_for() {
+    assert!(error("intel-iommu,x-flts=on,scalable-mode=off").contains("needs scalable mode"));
+    let legacy = parse("intel-iommu,scalable-mode=off").expect("valid");
+    assert!(matches!(
+        legacy,
+        Parsed::Device(Device::Iommu(IommuConfig {
+            first_stage: false,
+            scalable: false,
+            ..
+        }))
+    ));
+}
+
+#[test]
+fn first_stage_tables_need_more_than_39_bits() {
+    assert!(error("intel-iommu,x-flts=on,aw-bits=39").contains("needs 48 or 57 address bits"));
+    let narrow = parse("intel-iommu,aw-bits=39").expect("valid");
+    assert!(matches!(
+        narrow,
+        Parsed::Device(Device::Iommu(IommuConfig {
+            first_stage: false,
+            ..
+        }))
+    ));
+}
+
+#[test]
+fn help_of_a_type_names_every_key_with_its_default() {
+    let Parsed::Help(text) = parse("intel-iommu,help").expect("valid") else {
+        panic!("not help")
+    };
+    for fragment in [
+        "x-flts=on|off",
+        "aw-bits=39|48|57",
+        "[default: 48]",
+        "(also: flts, fsts)",
+        "(also: scalable-mode)",
+    ] {
+        assert!(text.contains(fragment), "{fragment} in {text}");
+    }
+    let Parsed::Help(text) = parse("help").expect("valid") else {
+        panic!("not help")
+    };
+    assert!(text.contains("virtio-rng-pci (also: virtio-rng, rng): entropy source"));
+}
