@@ -3,6 +3,7 @@
 mod description;
 mod functions;
 
+use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,6 +11,7 @@ use std::sync::mpsc::Sender;
 
 use anyhow::Context as _;
 use devices::ioapic::IoApic;
+use devices::output::Output;
 use devices::power::{self, Power, PowerEvent};
 use devices::serial::{self, SerialPort};
 use devices::virtio::console::ConsoleSender;
@@ -191,11 +193,9 @@ fn create_vcpus(vm: &VmFd, cpus: u8, cpuid: &Template) -> anyhow::Result<Vec<Vcp
 /// Standard output without a buffer: the guest's console appears as the guest writes it.
 fn standard_output() -> anyhow::Result<Box<dyn Write + Send>> {
     use std::os::fd::AsFd;
-    let fd = std::io::stdout()
-        .as_fd()
-        .try_clone_to_owned()
-        .context("standard output cannot be used")?;
-    Ok(Box::new(std::fs::File::from(fd)))
+    let fd = std::io::stdout().as_fd().try_clone_to_owned();
+    let fd = fd.context("standard output cannot be used")?;
+    Ok(Box::new(Output::new(File::from(fd))))
 }
 
 fn add_windows(
