@@ -1,0 +1,95 @@
+//! What a unit says it can do, decoded from its raw capability words (sections 11.4.2 and 11.4.3).
+
+/// The capabilities that translation depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// Bits of a physical address.
+    pub haw: u32,
+    /// MGAW: bits of a second-stage input address.
+    pub mgaw: u32,
+    /// SAGAW: bit 1 39-bit, bit 2 48-bit, bit 3 57-bit.
+    pub sagaw: u64,
+    /// SSLPS: bit 0 2M, bit 1 1G.
+    pub sslps: u64,
+    /// CM.
+    pub caching_mode: bool,
+    /// FS1GP.
+    pub first_1g: bool,
+    /// FS5LP.
+    pub first_5_levels: bool,
+    /// PT.
+    pub pass_through: bool,
+    /// SC.
+    pub snoop_control: bool,
+    /// SMTS.
+    pub scalable: bool,
+    /// SSTS.
+    pub second: bool,
+    /// FSTS.
+    pub first: bool,
+    /// NEST.
+    pub nested: bool,
+    /// SSADS.
+    pub second_ad: bool,
+    /// SMPWCS.
+    pub walk_snoop: bool,
+    /// IR.
+    pub interrupts: bool,
+    /// EIM.
+    pub extended_interrupts: bool,
+}
+
+impl Facts {
+    /// Decodes CAP and ECAP. The unit's HAW stands in no register.
+    ///
+    /// # Panics
+    /// When the unit announces something that this oracle does not know.
+    pub fn decode(cap: u64, ecap: u64, haw: u8) -> Self {
+        let bit = |word: u64, position: u32| word >> position & 1 != 0;
+        // DT, MTS, PRS, ERS, SRS, EAFS, PASID, VCS, RPS, PMS, ADMS, RPRIVS, HPTS, PTRS, SSIRWS, SMS, EIMER, IRREQ.
+        for absent in [
+            2, 25, 29, 30, 31, 34, 40, 44, 49, 51, 52, 53, 55, 56, 57, 58, 61, 62,
+        ] {
+            assert!(!bit(ecap, absent), "ECAP bit {absent} is news: {ecap:#x}");
+        }
+        for absent in [4, 5, 6, 59, 61] {
+            assert!(!bit(cap, absent), "CAP bit {absent} is news: {cap:#x}");
+        }
+        // ZLR, PSI, 16-bit domain ids, ESRTPS.
+        assert!(bit(cap, 22) && bit(cap, 39) && cap & 7 == 6 && bit(cap, 63));
+        Self {
+            haw: u32::from(haw),
+            mgaw: u32::try_from((cap >> 16 & 0x3f) + 1).expect("6 bits"),
+            sagaw: cap >> 8 & 0x1f,
+            sslps: cap >> 34 & 0xf,
+            caching_mode: bit(cap, 7),
+            first_1g: bit(cap, 56),
+            first_5_levels: bit(cap, 60),
+            pass_through: bit(ecap, 6),
+            snoop_control: bit(ecap, 7),
+            scalable: bit(ecap, 43),
+            second: bit(ecap, 46),
+            first: bit(ecap, 47),
+            nested: bit(ecap, 26),
+            second_ad: bit(ecap, 45),
+            walk_snoop: bit(ecap, 48),
+            interrupts: bit(ecap, 3),
+            extended_interrupts: bit(ecap, 4),
+        }
+    }
+
+    /// Bits 63:HAW.
+    pub fn beyond(&self) -> u64 {
+        u64::MAX << self.haw
+    }
+
+    /// Bits HAW-1:12.
+    pub fn pointer(&self) -> u64 {
+        !self.beyond() & !0xfff
+    }
+
+    /// Bits 51:HAW, which page-table entries reserve.
+    pub fn table_reserved(&self) -> u64 {
+        self.beyond() & ((1 << 52) - 1)
+    }
+}

@@ -1,0 +1,415 @@
+//! One DMA access: performed by a device, judged by the oracle.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering as MemoryOrdering;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{Check, Machine};
+use crate::faultlog::Expected;
+use crate::walker::{self, Fault, Path, Request};
+
+/// How a device makes an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// `read_slice`, `write_slice`.
+    Slice,
+    /// `read`, `write`: as far as it goes.
+    Partial,
+    /// `read_obj`, `write_obj` of 4 bytes.
+    Object,
+    /// `load`, `store` of 4 aligned bytes.
+    Atomic,
+}
+
+/// An access.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Which view.
+    pub view: usize,
+    /// Input address.
+    pub address: u64,
+    /// Bytes; their number is the length of a read.
+    pub data: Vec<u8>,
+    /// Write, or read.
+    pub write: bool,
+    /// How.
+    pub manner: Manner,
+}
+
+/// A permitted course of the whole access.
+#[derive(Debug)]
+struct Course {
+    /// Physical address, offset in the data, length.
+    pieces: Vec<(u64, usize, usize)>,
+    fault: Option<(u64, Fault)>,
+    required: Vec<(u64, u64)>,
+    optional: Vec<(u64, u64)>,
+    stale: bool,
+}
+
+/// More combinations of versions than this are not tried; everything is invalidated first.
+const LIMIT: usize = 4096;
+
+impl Machine {
+    fn paths(&mut self, access: &Access, address: u64) -> Vec<Path> {
+        let request = Request {
+            source: self.views[access.view].0,
+            address,
+            write: access.write,
+        };
+        if !self.translating {
+            return vec![Path {
+                result: Ok(address),
+                required: Vec::new(),
+                optional: Vec::new(),
+                stale: false,
+            }];
+        }
+        for _ in 0..2 {
+            let paths = walker::permitted(
+                &self.facts,
+                &self.image,
+                &self.flushes,
+                self.root,
+                request,
+                LIMIT,
+            );
+            match paths {
+                Some(paths) => return paths,
+                None => self.invalidate_world(false),
+            }
+        }
+        panic!("too many combinations though everything is invalidated");
+    }
+
+    /// The permitted courses. The access may be cut short, so that there are few.
+    fn courses(&mut self, access: &mut Access) -> Vec<Course> {
+        let mut whole: Option<Course> = None;
+        let mut done = 0;
+        while done < access.data.len() {
+            let address = access.address + done as u64;
+            let room = crate::index(4096 - (address & 0xfff));
+            let length = room.min(access.data.len() - done);
+            let paths = self.paths(access, address);
+            let simple = match &paths[..] {
+                [path] => match path.result {
+                    Ok(target) => {
+                        // No memory, or a table: a page at most.
+                        self.image.bytes(target, length).is_some() && target & !0xfff >= 0x6_0000
+                    }
+                    Err(_) => true,
+                },
+                _ => false,
+            };
+            if done > 0 && !simple {
+                access.data.truncate(done);
+                break;
+            }
+            if !simple {
+                access.data.truncate(length);
+                return paths
+                    .into_iter()
+                    .map(|path| {
+                        let fault = path.result.as_ref().err().cloned();
+                        Course {
+                            pieces: path
+                                .result
+                                .ok()
+                                .map(|at| (at, 0, length))
+                                .into_iter()
+                                .collect(),
+                            fault: fault.map(|fault| (address, fault)),
+                            required: path.required,
+                            optional: path.optional,
+                            stale: path.stale,
+                        }
+                    })
+                    .collect();
+            }
+            let path = paths.into_iter().next().expect("one path");
+            let course = whole.get_or_insert_with(|| Course {
+                pieces: Vec::new(),
+                fault: None,
+                required: Vec::new(),
+                optional: Vec::new(),
+                stale: false,
+            });
+            course.required.extend(path.required);
+            course.optional.extend(path.optional);
+            course.stale |= path.stale;
+            match path.result {
+                Ok(target) => course.pieces.push((target, done, length)),
+                Err(fault) => {
+                    course.fault = Some((address, fault));
+                    break;
+                }
+            }
+            done += length;
+        }
+        whole.into_iter().collect()
+    }
+
+    /// Makes the access, and compares what happened with what is permitted.
+    ///
+    /// # Errors
+    /// Says what the unit did, and what was permitted.
+    pub fn dma(&mut self, mut access: Access) -> Check {
+        self.sync();
+        let courses = self.courses(&mut access);
+        let source = self.views[access.view].0;
+        let mut buffer = access.data.clone();
+        if !access.write {
+            buffer.fill(0xdb);
+        }
+        let length = buffer.len();
+        let at = GuestAddress(access.address);
+        let view = &mut self.views[access.view].1;
+        let transaction = view.begin();
+        let fixed = <[u8; 4]>::try_from(&buffer[..]).ok();
+        let succeeded: Result<usize, ()> = match (access.manner, access.write, fixed) {
+            (Manner::Partial, true, _) => transaction.write(&buffer, at).map_err(drop),
+            (Manner::Partial, false, _) => transaction.read(&mut buffer, at).map_err(drop),
+            (Manner::Object, true, Some(value)) => {
+                transaction.write_obj(value, at).map(|()| 4).map_err(drop)
+            }
+            (Manner::Object, false, Some(_)) => transaction
+                .read_obj::<[u8; 4]>(at)
+                .map(|value| {
+                    buffer.copy_from_slice(&value);
+                    4
+                })
+                .map_err(drop),
+            (Manner::Atomic, true, Some(value)) if access.address & 3 == 0 => transaction
+                .store(u32::from_ne_bytes(value), at, MemoryOrdering::SeqCst)
+                .map(|()| 4)
+                .map_err(drop),
+            (Manner::Atomic, false, Some(_)) if access.address & 3 == 0 => transaction
+                .load::<u32>(at, MemoryOrdering::SeqCst)
+                .map(|value| {
+                    buffer.copy_from_slice(&value.to_ne_bytes());
+                    4
+                })
+                .map_err(drop),
+            (_, true, _) => transaction
+                .write_slice(&buffer, at)
+                .map(|()| length)
+                .map_err(drop),
+            (_, false, _) => transaction
+                .read_slice(&mut buffer, at)
+                .map(|()| length)
+                .map_err(drop),
+        };
+        drop(transaction);
+        let differences = self.differences();
+        let observed = self.log.observe(&self.driver)?;
+        let mut reasons = Vec::new();
+        let mut chosen = None;
+        for course in &courses {
+            let fault = course.fault.as_ref().and_then(|(address, fault)| {
+                (!fault.silent).then(|| Expected {
+                    codes: fault.codes.clone(),
+                    source: u64::from(source),
+                    information: (fault.codes != [0x29]).then(|| self.reported(*address)),
+                    read: (fault.codes != [0x29]).then_some(!access.write),
+                    // Sheet D1: whether it is recorded while interrupt remapping is off is open.
+                    optional: fault.codes == [0x29] && !self.remapping.enabled,
+                })
+            });
+            let verdict = if self.log.explains(&observed, fault.as_ref()) {
+                self.judge(course, &access, &buffer, succeeded, &differences)
+            } else {
+                Err("the log differs".into())
+            };
+            match verdict {
+                Ok(()) => {
+                    chosen = Some(course);
+                    break;
+                }
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        let Some(course) = chosen else {
+            return Err(format!(
+                "DMA of {source:#x} {} {:#x}+{length:#x} ({:?}): {succeeded:?}, {observed:x?}, memory {differences:x?};\n permitted {courses:x?};\n {reasons:?}\n root {:x?}",
+                if access.write { "write" } else { "read" },
+                access.address,
+                access.manner,
+                self.root
+            ));
+        };
+        let what = match (&course.fault, observed.code()) {
+            (None, _) => {
+                let ram = course
+                    .pieces
+                    .iter()
+                    .all(|(at, _, length)| self.image.bytes(*at, *length).is_some());
+                let kind = if ram { "memory" } else { "no memory" };
+                let stale = if course.stale { ", old" } else { "" };
+                let many = if course.pieces.len() > 1 {
+                    ", pages"
+                } else {
+                    ""
+                };
+                format!("dma {kind}{stale}{many}")
+            }
+            (Some((_, fault)), None) => format!("dma code {:02x?} not logged", fault.codes),
+            (Some(_), Some(code)) => {
+                let stale = if course.stale { ", old" } else { "" };
+                format!("dma code {code:02x}{stale}")
+            }
+        };
+        if !course.required.is_empty() {
+            self.count("dma that sets A or D");
+        }
+        self.count(&what);
+        let sent = self.sent();
+        self.log.accept(&observed, &self.driver, sent)?;
+        self.adopt(&differences, &courses);
+        Ok(())
+    }
+
+    /// What the record of a DMA fault shows: the page, up to the widest address (section 11.4.7.5).
+    fn reported(&self, address: u64) -> u64 {
+        let widest = [39, 48, 57]
+            .into_iter()
+            .zip(1..)
+            .filter(|(_, bit)| self.facts.sagaw >> bit & 1 != 0)
+            .map(|(width, _)| width)
+            .max()
+            .unwrap_or(64);
+        address & !0xfff & ((1 << widest) - 1)
+    }
+
+    /// What the image takes over: bits that hardware set are no edit, data that a device wrote is one.
+    fn adopt(&mut self, differences: &[(u64, u64, u64)], courses: &[Course]) {
+        let updates: BTreeMap<u64, u64> = courses
+            .iter()
+            .flat_map(|course| course.required.iter().chain(&course.optional))
+            .fold(BTreeMap::new(), |mut all, (at, bits)| {
+                *all.entry(*at).or_default() |= bits;
+                all
+            });
+        for (at, expected, actual) in differences {
+            let bits = updates.get(at).copied().unwrap_or(0);
+            if expected | bits == actual | bits {
+                self.image.adopt(*at, *actual);
+            } else {
+                self.image.edit(*at, &actual.to_le_bytes());
+            }
+        }
+    }
+
+    fn judge(
+        &self,
+        course: &Course,
+        access: &Access,
+        buffer: &[u8],
+        succeeded: Result<usize, ()>,
+        differences: &[(u64, u64, u64)],
+    ) -> Check {
+        let present = course
+            .pieces
+            .iter()
+            .all(|(at, _, length)| self.image.bytes(*at, *length).is_some());
+        let translated: usize = course.pieces.iter().map(|(_, _, length)| length).sum();
+        let complete = course.fault.is_none() && present;
+        match succeeded {
+            Ok(done) if complete && done == access.data.len() => {}
+            Ok(done) if access.manner == Manner::Partial && present && done == translated => {}
+            Err(()) if !complete => {}
+            _ => return Err(format!("{succeeded:?} though complete is {complete}")),
+        }
+        if !access.write {
+            self.judge_memory(course, &[], differences)?;
+            if succeeded.is_err() {
+                return Ok(());
+            }
+            return self.judge_read(course, buffer, differences);
+        }
+        if complete || succeeded.is_ok() {
+            return self.judge_memory(course, &Self::written(course, access), differences);
+        }
+        // What comes before the fault may have been written, or not.
+        let written = if present {
+            Self::written(course, access)
+        } else {
+            Vec::new()
+        };
+        self.judge_memory(course, &written, differences)
+            .or_else(|_| self.judge_memory(course, &[], differences))
+    }
+
+    fn written(course: &Course, access: &Access) -> Vec<(u64, u8)> {
+        course
+            .pieces
+            .iter()
+            .flat_map(|(at, from, length)| {
+                (*at..).zip(access.data[*from..from + length].iter().copied())
+            })
+            .collect()
+    }
+
+    /// The bytes that were read are those of memory, as it is after A and D were set.
+    fn judge_read(&self, course: &Course, buffer: &[u8], differences: &[(u64, u64, u64)]) -> Check {
+        let after: BTreeMap<u64, u64> = differences
+            .iter()
+            .map(|(at, _, actual)| (*at, *actual))
+            .collect();
+        for (at, from, length) in &course.pieces {
+            for (offset, byte) in (0..).zip(&buffer[*from..from + length]) {
+                let address = at + offset;
+                let word = after.get(&(address & !7)).copied();
+                let word = word.or_else(|| self.image.word(address & !7)).unwrap_or(0);
+                if word.to_le_bytes()[crate::index(address & 7)] != *byte {
+                    return Err(format!("byte {address:#x} was read as {byte:#x}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory differs from the image by `written`, by the required bits, and by nothing but optional bits.
+    fn judge_memory(
+        &self,
+        course: &Course,
+        written: &[(u64, u8)],
+        differences: &[(u64, u64, u64)],
+    ) -> Check {
+        let mut expected: BTreeMap<u64, [u8; 8]> = BTreeMap::new();
+        let mut overlaid = BTreeSet::new();
+        let word = |at: u64| self.image.word(at).unwrap_or(0);
+        for (at, bits) in &course.required {
+            let bytes = expected
+                .entry(*at)
+                .or_insert_with(|| word(*at).to_le_bytes());
+            *bytes = (u64::from_le_bytes(*bytes) | bits).to_le_bytes();
+        }
+        for (at, byte) in written {
+            let aligned = at & !7;
+            overlaid.insert(aligned);
+            expected
+                .entry(aligned)
+                .or_insert_with(|| word(aligned).to_le_bytes())[crate::index(at & 7)] = *byte;
+        }
+        let mut optional: BTreeMap<u64, u64> = BTreeMap::new();
+        for (at, bits) in &course.optional {
+            if !overlaid.contains(at) {
+                *optional.entry(*at).or_default() |= bits;
+            }
+        }
+        let actual: BTreeMap<u64, u64> =
+            differences.iter().map(|(at, _, now)| (*at, *now)).collect();
+        let places: BTreeSet<u64> = actual.keys().chain(expected.keys()).copied().collect();
+        for at in places {
+            let want = expected
+                .get(&at)
+                .map_or_else(|| word(at), |bytes| u64::from_le_bytes(*bytes));
+            let have = actual.get(&at).copied().unwrap_or_else(|| word(at));
+            if (want ^ have) & !optional.get(&at).copied().unwrap_or(0) != 0 {
+                return Err(format!("word {at:#x} is {have:#x}, not {want:#x}"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,234 @@
+//! The oracle: a slow and literal reading of sections 3, 6.1 and 7.1 over the bytes of guest memory.
+//!
+//! Every entry may be taken as it stands or, until its invalidation, as it stood. So a request has a set of permitted
+//! outcomes: one for each combination of versions. Only one is left once everything is invalidated.
+
+mod first;
+mod second;
+mod structures;
+
+use crate::facts::Facts;
+use crate::flushes::{Flushes, Kind, Stale, Tag};
+use crate::image::Image;
+
+/// What SRTP latched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Root {
+    /// RTA.
+    pub table: u64,
+    /// TTM.
+    pub mode: u64,
+}
+
+/// A DMA request without PASID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Requester.
+    pub source: u16,
+    /// Input address.
+    pub address: u64,
+    /// Write, or read.
+    pub write: bool,
+}
+
+/// Why a request is blocked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Codes that the specification permits here.
+    pub codes: Vec<u8>,
+    /// Whether FPD keeps it out of the log.
+    pub silent: bool,
+}
+
+/// One permitted outcome.
+#[derive(Clone, Debug)]
+pub struct Path {
+    /// The physical address, or the fault.
+    pub result: Result<u64, Fault>,
+    /// Bits that are set afterwards: (address of the word, bits).
+    pub required: Vec<(u64, u64)>,
+    /// Bits that may be set afterwards.
+    pub optional: Vec<(u64, u64)>,
+    /// Whether an old version was relied on.
+    pub stale: bool,
+}
+
+/// Picks one version after another, until all combinations have been seen.
+#[derive(Debug, Default)]
+struct Tape {
+    picks: Vec<(usize, usize)>,
+    at: usize,
+}
+
+impl Tape {
+    fn pick(&mut self, count: usize) -> usize {
+        if self.at == self.picks.len() {
+            self.picks.push((0, count));
+        }
+        let (pick, _) = self.picks[self.at];
+        self.at += 1;
+        pick
+    }
+
+    fn advance(&mut self) -> bool {
+        self.at = 0;
+        while let Some((pick, count)) = self.picks.pop() {
+            if pick + 1 < count {
+                self.picks.push((pick + 1, count));
+                return true;
+            }
+        }
+        false
+    }
+}
+
+enum Stop {
+    Fault(Fault),
+    /// No hardware can have taken this combination.
+    Impossible,
+}
+
+type Step<T> = Result<T, Stop>;
+
+/// An entry as the walk took it.
+struct Taken {
+    at: u64,
+    words: Vec<u64>,
+    replaced: Option<u64>,
+}
+
+struct Walk<'a> {
+    facts: &'a Facts,
+    image: &'a Image,
+    root: Root,
+    request: Request,
+    tape: &'a mut Tape,
+    /// FPD of an entry that was reached.
+    fpd: bool,
+    did: Option<u64>,
+    stale: Vec<Stale>,
+    updates: Vec<(u64, u64)>,
+    /// Updates that are permitted only.
+    extra: Vec<(u64, u64)>,
+    /// Whether the last outcome can be in the IOTLB.
+    cached: bool,
+}
+
+impl Walk<'_> {
+    /// Takes an entry of `count` words, or is blocked for `code` if there is no memory.
+    fn take(&mut self, at: u64, count: usize, code: u8) -> Step<Taken> {
+        let Some(mut versions) = self.image.versions(at, count) else {
+            return Err(self.fault(&[code]));
+        };
+        let pick = self.tape.pick(versions.len());
+        let version = versions.swap_remove(pick);
+        Ok(Taken {
+            at,
+            words: version.words,
+            replaced: version.replaced,
+        })
+    }
+
+    /// Notes what kind of entry was taken.
+    fn note(&mut self, kind: Kind, taken: &Taken) {
+        if let Some(replaced) = taken.replaced {
+            self.stale.push(Stale { kind, replaced });
+        }
+    }
+
+    /// The entry itself is why the request is blocked. An old version that blocks can only be cached in caching mode,
+    /// and never if it is first-stage (section 6.1).
+    fn blocked_by(&mut self, taken: &Taken, kind: Kind, codes: &[u8]) -> Stop {
+        self.note(kind, taken);
+        let cacheable = self.facts.caching_mode && !matches!(kind, Kind::First { .. });
+        if taken.replaced.is_some() && !cacheable {
+            return Stop::Impossible;
+        }
+        self.fault(codes)
+    }
+
+    fn fault(&self, codes: &[u8]) -> Stop {
+        const UNQUALIFIED: [u8; 15] = [
+            0x01, 0x08, 0x09, 0x0a, 0x29, 0x30, 0x31, 0x32, 0x33, 0x38, 0x39, 0x3a, 0x40, 0x50,
+            0x58,
+        ];
+        Stop::Fault(Fault {
+            codes: codes.to_vec(),
+            silent: self.fpd && !UNQUALIFIED.contains(&codes[0]),
+        })
+    }
+
+    /// Sets bits in an entry. An old version cannot be updated: hardware sees that it changed, and walks again.
+    fn update(&mut self, taken: &Taken, bits: u64) -> Step<()> {
+        if taken.words[0] & bits == bits {
+            return Ok(());
+        }
+        if taken.replaced.is_some() {
+            return Err(Stop::Impossible);
+        }
+        self.updates.push((taken.at, bits));
+        Ok(())
+    }
+}
+
+/// All permitted outcomes of `request`; `None` if there are more than `limit` combinations.
+pub fn permitted(
+    facts: &Facts,
+    image: &Image,
+    flushes: &Flushes,
+    root: Root,
+    request: Request,
+    limit: usize,
+) -> Option<Vec<Path>> {
+    let mut tape = Tape::default();
+    let mut paths = Vec::new();
+    for _ in 0..limit {
+        let mut walk = Walk {
+            facts,
+            image,
+            root,
+            request,
+            tape: &mut tape,
+            fpd: false,
+            did: None,
+            stale: Vec::new(),
+            updates: Vec::new(),
+            extra: Vec::new(),
+            cached: true,
+        };
+        let outcome = walk.run();
+        let tag = Tag {
+            source: request.source,
+            did: walk.did,
+            input: request.address,
+            scalable: root.mode == 1,
+            cached: walk.cached,
+        };
+        let permitted = walk.stale.iter().all(|stale| flushes.permits(*stale, tag));
+        let stale = !walk.stale.is_empty();
+        let (required, optional) = match outcome {
+            Ok(_) => (walk.updates, walk.extra),
+            Err(_) => {
+                walk.updates.extend(walk.extra);
+                (Vec::new(), walk.updates)
+            }
+        };
+        let result = match outcome {
+            Ok(address) => Some(Ok(address)),
+            Err(Stop::Fault(fault)) => Some(Err(fault)),
+            Err(Stop::Impossible) => None,
+        };
+        if let (true, Some(result)) = (permitted, result) {
+            paths.push(Path {
+                result,
+                required,
+                optional,
+                stale,
+            });
+        }
+        if !tape.advance() {
+            return Some(paths);
+        }
+    }
+    None
+}
