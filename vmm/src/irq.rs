@@ -31,7 +31,8 @@ pub(crate) struct LocalApics(pub(crate) Arc<VmFd>);
 impl LocalApics {
     fn deliver(&self, InterruptMessage { address, data }: InterruptMessage) {
         let (low, high) = halves(address);
-        if u64::from(low) >> 20 != INTERRUPT_RANGE {
+        // Bits 39:32 are neither address nor destination: what has them set is a write to memory that does not exist.
+        if u64::from(low) >> 20 != INTERRUPT_RANGE || high & 0xff != 0 {
             log::debug!("a message to {address:#x} is no interrupt; dropped");
             return;
         }

@@ -116,8 +116,28 @@ pub(crate) fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<Arc<VmFd>, KvmErro
     let x2apic = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
     enable(&vm, KVM_CAP_X2APIC_API, u64::from(x2apic))
         .map_err(failed("widening interrupt destinations"))?;
+    use_current_tsc_frequency(&vm);
     add_memory(&vm, memory)?;
     Ok(Arc::new(vm))
+}
+
+/// `KVM_SET_TSC_KHZ`, `_IO(KVMIO, 0xa2)`, which kvm-ioctls has for vCPUs only.
+const KVM_SET_TSC_KHZ: libc::c_ulong = 0xaea2;
+
+/// Has vCPUs start with the TSC frequency that the host knows now, instead of the one it knew when KVM was initialized.
+///
+/// Where the two differ by more than KVM tolerates and the CPU cannot scale, a vCPU created with the old one either believes
+/// that its TSC stands still or is corrected at every entry. Linux 5.16 and later take this for the whole machine; on others
+/// `Vcpu::new` does what can be done afterwards.
+fn use_current_tsc_frequency(vm: &VmFd) {
+    // SAFETY: the ioctl takes a number and no pointer; zero stands for the host's frequency.
+    let result = unsafe { vmm_sys_util::ioctl::ioctl_with_val(vm, KVM_SET_TSC_KHZ, 0) };
+    if result < 0 {
+        log::debug!(
+            "KVM takes no TSC frequency for the machine: {}",
+            io::Error::last_os_error()
+        );
+    }
 }
 
 fn enable(vm: &VmFd, capability: u32, argument: u64) -> Result<(), kvm_ioctls::Error> {
