@@ -50,16 +50,22 @@ impl fmt::Display for GuestLine {
 }
 
 impl GuestLine {
-    /// Reads a line of the console; None if it is not one of ours.
+    /// Reads a line of the console; None if it is not one of ours. A report without the number of its boot, which a
+    /// guest that boots once may leave out, is of boot 0.
     pub fn parse(line: &str) -> Option<Self> {
         let text = line.split_once(MARKER)?.1.trim_end();
-        let mut words = text.splitn(5, ' ');
-        let kind = words.next()?;
-        let boot = words.next()?.parse().ok()?;
+        let (kind, rest) = text.split_once(' ')?;
+        let (boot, rest) = match rest.split_once(' ').unwrap_or((rest, "")) {
+            (number, rest) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
+                (number.parse().ok()?, rest)
+            }
+            _ => (0, rest),
+        };
         match kind {
             "begin" => Some(Self::Begin(boot)),
             "end" => Some(Self::End(boot)),
             "report" => {
+                let mut words = rest.splitn(3, ' ');
                 let check = words.next()?.to_owned();
                 let passed = match words.next()? {
                     "ok" => true,
@@ -161,6 +167,13 @@ mod tests {
             GuestLine::parse("[    0.1] @nido begin 0"),
             Some(GuestLine::Begin(0))
         );
+        let short = GuestLine::Report {
+            boot: 0,
+            check: "payload".into(),
+            passed: true,
+            detail: "a b".into(),
+        };
+        assert_eq!(GuestLine::parse("@nido report payload ok a b"), Some(short));
         assert_eq!(GuestLine::parse("@nido report x disk ok"), None);
         assert_eq!(GuestLine::parse("DMAR: Enable scalable mode"), None);
     }

@@ -189,6 +189,17 @@ pub const SCENARIOS: &[Scenario] = &[
         limit: Duration::from_secs(180),
         ..DEFAULT
     },
+    Scenario {
+        name: "payload",
+        description: "bare metal: four vCPUs interrupt each other through remapping and invalidate at once",
+        kernel: Kernel::Payload,
+        initramfs: Initramfs::None,
+        arguments: &["--device", "edu"],
+        cpus: 4,
+        plan: "payload-start,payload-cpus,payload-edu,payload-unit,payload-interrupts,payload-invalidations,payload-moves,payload\
+               >poweroff",
+        ..DEFAULT
+    },
 ];
 
 /// The scenario of this name.

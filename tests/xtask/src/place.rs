@@ -80,12 +80,10 @@ fn probe(stage: &Stage) -> Result<Result<(), String>> {
         )),
         (Ok(()), Some(reason)) => {
             let messages = fs::read_to_string(output.join("nido.log")).unwrap_or_default();
-            let said = messages
+            let error = messages
                 .lines()
-                .rev()
-                .find(|line| !line.trim().is_empty())
-                .unwrap_or(&reason)
-                .to_owned();
+                .find_map(|line| line.strip_prefix("nido: error: "));
+            let said = error.unwrap_or(&reason);
             Err(format!(
                 "a Linux guest does not get far on this machine's KVM ({said})"
             ))
