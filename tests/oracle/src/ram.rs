@@ -1,6 +1,7 @@
 //! Guest memory as the driver writes it. Every store is noted, so that a model of memory can follow.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -26,11 +27,16 @@ impl Ram {
     /// Stores 64-bit words, as one edit. What is no memory is left alone.
     pub fn store(&mut self, address: u64, words: &[u64]) {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        if self
-            .memory
-            .write_slice(&bytes, GuestAddress(address))
-            .is_ok()
-        {
+        let at = GuestAddress(address);
+        // A single word is stored at once, as a driver does that shares its tables with hardware.
+        let stored = match words {
+            [word] if address & 7 == 0 => self
+                .memory
+                .store(word.to_le(), at, Ordering::SeqCst)
+                .is_ok(),
+            _ => self.memory.write_slice(&bytes, at).is_ok(),
+        };
+        if stored {
             self.journal.push((address, bytes));
         }
     }

@@ -115,20 +115,19 @@ impl Walk<'_> {
             self.cached = true;
             return Err(self.fault(&[0x77, unreadable]));
         }
-        self.maybe_dirty(&mapped, stage);
+        // The facts sheet leaves open whether reading a first-stage entry is a write of its second-stage page even if no
+        // bit of the entry has to be set. The unit takes it for one, as the CPU does with EPT; so D is required.
+        self.dirty(&mapped, stage)?;
         Ok(mapped)
     }
 
     /// Whether A or D of a first-stage entry can be set.
     fn may_update(&mut self, snooped: bool, backing: Option<&(Mapped, &SecondStage)>) -> Step<()> {
-        if let Some((mapped, stage)) = backing {
-            if !mapped.write {
-                let codes: &[u8] = if snooped { &[0x77] } else { &[0x77, 0x90] };
-                return Err(self.fault(codes));
-            }
-            if snooped {
-                self.dirty(mapped, stage)?;
-            }
+        if let Some((mapped, _)) = backing
+            && !mapped.write
+        {
+            let codes: &[u8] = if snooped { &[0x77] } else { &[0x77, 0x90] };
+            return Err(self.fault(codes));
         }
         if !snooped {
             return Err(self.fault(&[0x90]));

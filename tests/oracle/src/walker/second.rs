@@ -123,13 +123,6 @@ impl Walk<'_> {
         self.update(&mapped.leaf, 0x200)
     }
 
-    /// D of the leaf may be set, too.
-    pub(super) fn maybe_dirty(&mut self, mapped: &Mapped, stage: &SecondStage) {
-        if stage.accessed_dirty && mapped.leaf.replaced.is_none() {
-            self.extra.push((mapped.leaf.at, 0x200));
-        }
-    }
-
     fn reserved(&self, level: u32, leaf: bool) -> u64 {
         let mut reserved = self.facts.table_reserved() | 1 << 62;
         if !leaf || !self.facts.snoop_control {

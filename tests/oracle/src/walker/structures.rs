@@ -145,7 +145,9 @@ impl Walk<'_> {
             u64::MAX,
         ];
         if !facts.second {
-            reserved[0] |= 7 << 2 | 1 << 9 | facts.pointer();
+            // AW, too, is reserved by the letter. But Linux writes it in first-stage and pass-through entries whatever SSTS
+            // says, so the unit does not look at it, which section 9.6 permits to read as "ignored where it is unused".
+            reserved[0] |= 1 << 9 | facts.pointer();
         }
         if !facts.second_ad {
             reserved[0] |= 1 << 9;
