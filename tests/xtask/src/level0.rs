@@ -175,6 +175,7 @@ pub(crate) fn interact(stage: &Stage, output: &Path, request: &Request) -> Resul
     write_request(output, request)?;
     // Every key reaches the guest: QEMU's own escapes and signals are off.
     let mut command = qemu(stage, output, false, "stdio,id=agent,signal=off");
+    command.stderr(fs::File::create(output.join("qemu.log"))?);
     sys::die_with_parent(&mut command);
     let terminal = sys::terminal::Saved::of_stdin();
     let result = command.status().context("cannot start qemu-system-x86_64");

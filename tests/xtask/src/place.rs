@@ -17,6 +17,9 @@ use crate::build::Stage;
 use crate::level0;
 use crate::{Where, paths};
 
+/// A guest of a machine whose KVM works needs less than a second.
+const PROBE_LIMIT: Duration = Duration::from_secs(10);
+
 /// The choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -31,7 +34,7 @@ pub(crate) fn choose(wanted: Where, stage: &Stage) -> Result<Place> {
     let (place, reason) = match wanted {
         Where::Host => (Place::Host, "as asked for".to_owned()),
         Where::Level1 => (Place::Level1, "as asked for".to_owned()),
-        Where::Auto => match probe(stage)? {
+        Where::Auto => match remembered_probe(stage)? {
             Ok(()) => (Place::Host, "this machine's KVM boots Linux".to_owned()),
             Err(reason) => (Place::Level1, reason),
         },
@@ -44,6 +47,28 @@ pub(crate) fn choose(wanted: Where, stage: &Stage) -> Result<Place> {
         }
     }
     Ok(place)
+}
+
+/// The outcome of [`probe`], remembered until the machine or nido is another one.
+fn remembered_probe(stage: &Stage) -> Result<Result<(), String>> {
+    let nido = fs::read(stage.directory.join("nido"))?;
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let key = format!("{} {}", boot.trim(), lab::hash::sha256(&nido));
+    let path = paths::logs()?.join("probe.txt");
+    let known = fs::read_to_string(&path).unwrap_or_default();
+    if let Some((known_key, reason)) = known.split_once('\n')
+        && known_key == key
+    {
+        return Ok(if reason.is_empty() {
+            Ok(())
+        } else {
+            Err(reason.to_owned())
+        });
+    }
+    let outcome = probe(stage)?;
+    let reason = outcome.as_ref().err().map_or("", String::as_str);
+    fs::write(&path, format!("{key}\n{reason}"))?;
+    Ok(outcome)
 }
 
 /// Boots the guest kernel in nido on this machine; the error is why nido must run elsewhere.
@@ -64,7 +89,7 @@ fn probe(stage: &Stage) -> Result<Result<(), String>> {
     }
     let output = paths::logs()?.join("probe");
     let mut task = task(scenario::PROBE, stage, &output)?;
-    task.scenario.limit = Duration::from_secs(20);
+    task.scenario.limit = PROBE_LIMIT;
     let mut failure = None;
     let ran = lab::agent::run(&task, &mut |line| {
         if let AgentLine::Failure(reason) = line {
