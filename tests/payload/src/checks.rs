@@ -10,6 +10,9 @@ use crate::{apic, load, port, say, store};
 
 /// Rounds of each check on every vCPU.
 const ROUNDS: u32 = 50;
+/// More vCPUs than this do not run at once but halt, and the boot vCPU has each of them interrupted in turn: waiting for
+/// each other in loops, they would take hours on a machine with two cores.
+const AT_ONCE: u32 = 8;
 
 static START: Barrier = Barrier::new();
 static PHASE: Barrier = Barrier::new();
@@ -52,6 +55,9 @@ pub fn run_boot(machine: &Machine) {
     verdict("payload-edu", id == 0x0100_00ed, format_args!("identification {id:#010x}"));
     verdict("payload-unit", unit.start(requester), format_args!("queue, remapping and translation enabled"));
     unit.map(0x3000, page(2));
+    if total() > AT_ONCE {
+        return interrupt_each(unit, edu, requester);
+    }
     START.wait();
     together();
     let (interrupts, invalidations) = (INTERRUPTS.load(Ordering::SeqCst), INVALIDATIONS.load(Ordering::SeqCst));
@@ -71,16 +77,25 @@ pub fn run_boot(machine: &Machine) {
 
 /// The part of every other vCPU.
 pub fn run_other() -> ! {
-    START.wait();
-    together();
-    port_halt()
-}
-
-fn port_halt() -> ! {
+    if total() <= AT_ONCE {
+        START.wait();
+        together();
+    }
     loop {
-        // SAFETY: the boot vCPU powers the machine off.
+        // SAFETY: interrupts are taken here; the boot vCPU powers the machine off.
         unsafe { core::arch::asm!("hlt", options(nomem, nostack)) }
     }
+}
+
+/// The boot vCPU has `edu` interrupt every vCPU, whatever its x2APIC id.
+fn interrupt_each(unit: Vtd, edu: Edu, requester: u16) {
+    for target in 0..total() {
+        interrupt(unit, edu, requester, 0, target);
+    }
+    let interrupts = INTERRUPTS.load(Ordering::SeqCst);
+    verdict("payload-interrupts", interrupts == total(), format_args!("{interrupts} of {} vCPUs", total()));
+    let faults = unit.faults();
+    verdict("payload", faults == 0 && unit.idle(), format_args!("fault status {faults:#x}"));
 }
 
 fn verdict(check: &str, passed: bool, detail: core::fmt::Arguments<'_>) {
@@ -116,8 +131,12 @@ fn count(passed: bool, counter: &AtomicU32) {
 
 /// This vCPU has `edu` interrupt the next one, through a remapping entry that it has just rewritten.
 fn interrupt_another(unit: Vtd, edu: Edu, requester: u16, me: u32, round: u32) {
-    let target = (me + 1 + round) % total();
     let _edu = EDU_LOCK.lock();
+    interrupt(unit, edu, requester, me, (me + 1 + round) % total());
+}
+
+/// Through the remapping entry of vCPU `me`, which is rewritten for `target`.
+fn interrupt(unit: Vtd, edu: Edu, requester: u16, me: u32, target: u32) {
     let index = me as u16;
     unit.set_irte(index, requester, target, apic::EDU_VECTOR);
     let invalidated = unit.submit(me, &[Vtd::interrupt_invalidation(index)]);
