@@ -191,3 +191,48 @@ fn requests_with_a_pasid_are_blocked_where_pasids_are_not_announced() {
         }
     }
 }
+
+#[test]
+fn translation_types_that_are_not_defined_are_invalid() {
+    let (mut driver, _memory, _events, unit) = machine(&full());
+    driver.ram.store(0x4000, &entries::scalable_root(0x6000, 0));
+    driver
+        .ram
+        .store(0x6000 + 8 * 32, &entries::scalable_context(0x7000, 0));
+    driver.ram.store(0x7000, &[entries::directory(0x8000)]);
+    driver.set_root(0x4000, 1);
+    driver.start_queue(true);
+    driver.set_command(command::TE, true);
+    let mut view = DmaPort::translated(unit.clone(), SourceId(8)).view();
+    for pgtt in [0, 5, 6, 7] {
+        for aw in 0..8 {
+            let entry = PasidEntry {
+                pgtt,
+                aw,
+                did: 1,
+                second: 0x9000,
+                second_ad: true,
+                ..PasidEntry::default()
+            };
+            driver.ram.store(0x8000, &entry.words());
+            driver.invalidate(&[
+                oracle::driver::queue::context_global(),
+                oracle::driver::queue::pasid_cache_global(),
+                oracle::driver::queue::iotlb_global(),
+            ]);
+            assert!(view.begin().read_obj::<u32>(GuestAddress(0x5000)).is_err());
+            let record = driver
+                .fault_records()
+                .into_iter()
+                .find(|record| record.valid())
+                .expect("a record");
+            assert_eq!(record.reason(), 0x5b, "PGTT {pgtt}, AW {aw}");
+            let index = driver
+                .fault_records()
+                .iter()
+                .position(|record| record.valid())
+                .expect("a record");
+            driver.clear_record(index as u64);
+        }
+    }
+}

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering as MemoryOrdering;
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
-use super::{Check, Machine};
+use super::{Check, Machine, POOL};
 use crate::faultlog::Expected;
 use crate::walker::{self, Fault, Path, Request};
 
@@ -269,6 +269,79 @@ impl Machine {
         Ok(())
     }
 
+    /// Asks whether an access would succeed. That is no request, so nothing is recorded. A may be set, as for what
+    /// hardware does speculatively (sections 3.6.3 and 3.7.4), and D of the page may not.
+    ///
+    /// # Errors
+    /// When the answer is not permitted, or something changed.
+    pub fn probe(&mut self, mut access: Access) -> Check {
+        self.sync();
+        let courses = self.courses(&mut access);
+        let permissions = if access.write {
+            Permissions::Write
+        } else {
+            Permissions::Read
+        };
+        let source = self.views[access.view].0;
+        let at = GuestAddress(access.address);
+        let length = access.data.len();
+        let answer = self.views[access.view]
+            .1
+            .begin()
+            .check_range(at, length, permissions);
+        let possible = |course: &Course| {
+            course.fault.is_none()
+                && course
+                    .pieces
+                    .iter()
+                    .all(|(at, _, length)| self.image.bytes(*at, *length).is_some())
+        };
+        // It is about permissions: that D cannot be set (77h, 7Ch, 90h), only the write itself finds out.
+        let undirtied = |course: &Course| {
+            access.write
+                && course.fault.as_ref().is_some_and(|(_, fault)| {
+                    fault
+                        .codes
+                        .iter()
+                        .any(|code| [0x77, 0x7c, 0x90].contains(code))
+                })
+        };
+        let permitted = |course: &Course| possible(course) == answer || answer && undirtied(course);
+        if !courses.iter().any(permitted) {
+            return Err(format!(
+                "check_range of {source:#x} at {at:x?}+{length:#x} for {permissions:?} is {answer}; permitted {courses:x?}"
+            ));
+        }
+        // Every page by itself: what stops a read does not stop the question whether writes are permitted.
+        let last = access.address + (length as u64 - 1);
+        let mut speculative = Vec::new();
+        for page in (access.address >> 12..=last >> 12).map(|page| page << 12) {
+            let mut reading = Access {
+                write: false,
+                data: vec![0],
+                address: page,
+                ..access.clone()
+            };
+            speculative.extend(self.courses(&mut reading));
+        }
+        let differences = self.differences();
+        for (word, expected, actual) in &differences {
+            let bits = speculative
+                .iter()
+                .flat_map(|course| course.required.iter().chain(&course.optional))
+                .filter(|(at, _)| at == word)
+                .fold(0, |all, (_, bits)| all | bits);
+            if expected | bits != actual | bits {
+                return Err(format!(
+                    "check_range at {at:x?} changed {word:#x} from {expected:#x} to {actual:#x}; permitted {speculative:x?}; answer {answer}"
+                ));
+            }
+        }
+        self.adopt(&differences, &speculative);
+        self.count(if answer { "probe: yes" } else { "probe: no" });
+        self.check_quiet()
+    }
+
     /// What the record of a DMA fault shows: the page, up to the widest address (section 11.4.7.5).
     fn reported(&self, address: u64) -> u64 {
         let widest = [39, 48, 57]
@@ -281,7 +354,8 @@ impl Machine {
         address & !0xfff & ((1 << widest) - 1)
     }
 
-    /// What the image takes over: bits that hardware set are no edit, data that a device wrote is one.
+    /// What the image takes over: bits that hardware set are no edit, data that a device wrote is one. In a context or
+    /// PASID table, where no such bit belongs, it changes what the entry says; so there it is an edit.
     fn adopt(&mut self, differences: &[(u64, u64, u64)], courses: &[Course]) {
         let updates: BTreeMap<u64, u64> = courses
             .iter()
@@ -292,7 +366,7 @@ impl Machine {
             });
         for (at, expected, actual) in differences {
             let bits = updates.get(at).copied().unwrap_or(0);
-            if expected | bits == actual | bits {
+            if expected | bits == actual | bits && *at >= POOL {
                 self.image.adopt(*at, *actual);
             } else {
                 self.image.edit(*at, &actual.to_le_bytes());

@@ -3,14 +3,13 @@
 use iommu::UnitConfig;
 
 use super::dma::{Access, Manner};
-use super::{Check, INTERRUPT_TABLE, LEGACY_ROOT, Machine, SCALABLE_ROOT, SOURCES};
+use super::{Check, INTERRUPT_TABLE, LEGACY_ROOT, Machine, POOL, SCALABLE_ROOT, SOURCES};
 use crate::driver::entries::{self, Irte, PasidEntry};
 use crate::driver::queue;
 use crate::driver::tables::{Pages, Slot, Space, Stage};
 use crate::flushes::Flush;
 use crate::rng::Rng;
 
-const POOL: u64 = 0x1_1000;
 const DATA: u64 = 0x6_0000;
 const END: u64 = 0x8_0000;
 
@@ -50,6 +49,8 @@ pub struct Guest {
     slots: Vec<Slot>,
     structures: Vec<(u64, usize)>,
     interrupt_index: u64,
+    /// The space of each source, in legacy and scalable mode. Corruption may make it another one.
+    assigned: [[usize; 3]; 2],
 }
 
 /// Space numbers.
@@ -75,6 +76,7 @@ impl Guest {
             slots: Vec::new(),
             structures: Vec::new(),
             interrupt_index: 0,
+            assigned: [[0; 3]; 2],
         };
         guest.build();
         guest.machine.sync();
@@ -225,7 +227,7 @@ impl Guest {
         }
     }
 
-    fn context_words(&mut self) -> [u64; 2] {
+    fn context_words(&mut self, source: usize) -> [u64; 2] {
         let facts = self.machine.facts;
         let largest = (1..=3)
             .rev()
@@ -236,11 +238,12 @@ impl Guest {
             return entries::context(2, 0x1234_5000 & facts.pointer(), largest, did);
         }
         let number = crate::index(self.rng.below(2));
+        self.assigned[0][source] = number;
         let (top, aw) = (self.spaces[number].top, self.widths[number]);
         entries::context(0, top, aw, number as u64 + 1)
     }
 
-    fn pasid_words(&mut self) -> [u64; 8] {
+    fn pasid_words(&mut self, source: usize) -> [u64; 8] {
         let facts = self.machine.facts;
         let snoop_walk = facts.walk_snoop && self.rng.chance(5, 6);
         let mut kinds = vec![4];
@@ -268,6 +271,7 @@ impl Guest {
                 .words();
             }
         };
+        self.assigned[1][source] = number;
         let space = &self.spaces[number];
         let mut entry = PasidEntry {
             pgtt,
@@ -303,10 +307,11 @@ impl Guest {
                 entries::scalable_root(0x9000, 0).to_vec(),
             ),
         ];
-        for (number, source) in (0..).zip(SOURCES) {
+        for (which, source) in SOURCES.into_iter().enumerate() {
+            let number = which as u64;
             let (bus, devfn) = (u64::from(source >> 8), u64::from(source & 0xff));
             let legacy = if bus == 0 { 0x5000 } else { 0x6000 };
-            stores.push((legacy + devfn * 16, self.context_words().to_vec()));
+            stores.push((legacy + devfn * 16, self.context_words(which).to_vec()));
             let scalable = match (bus, devfn >> 7) {
                 (0, 0) => 0x7000,
                 (0, _) => 0x8000,
@@ -318,7 +323,7 @@ impl Guest {
                 entries::scalable_context(directory, 0).to_vec(),
             ));
             stores.push((directory, vec![entries::directory(table)]));
-            stores.push((table, self.pasid_words().to_vec()));
+            stores.push((table, self.pasid_words(which).to_vec()));
         }
         for (at, words) in stores {
             self.structures.push((at, words.len()));
@@ -386,9 +391,21 @@ impl Guest {
         }
     }
 
-    fn random_address(&mut self) -> u64 {
-        let choice = crate::index(self.rng.below(self.inputs.len() as u64));
-        let (_, input) = self.inputs[choice];
+    /// An input of interest, mostly of the space that the view's source has.
+    fn random_input(&mut self, view: usize) -> (usize, u64) {
+        let mode = crate::index(self.machine.root.mode & 1);
+        let number = self.assigned[mode][view % 3];
+        for _ in 0..8 {
+            let input = self.inputs[crate::index(self.rng.below(self.inputs.len() as u64))];
+            if input.0 == number {
+                return input;
+            }
+        }
+        self.inputs[crate::index(self.rng.below(self.inputs.len() as u64))]
+    }
+
+    fn random_address(&mut self, view: usize) -> u64 {
+        let (_, input) = self.random_input(view);
         match self.rng.below(20) {
             0 => self.rng.word(),
             1 => self.rng.word() >> self.rng.below(52),
@@ -412,7 +429,7 @@ impl Guest {
             Manner::Object,
             Manner::Atomic,
         ]);
-        let mut address = self.random_address();
+        let mut address = self.random_address(view);
         let length = match manner {
             Manner::Object => 4,
             Manner::Atomic => {
@@ -443,19 +460,23 @@ impl Guest {
         let data = (0..length)
             .map(|byte| (filler.rotate_left(u32::try_from(byte & 63).unwrap_or(0)) & 0xff) as u8)
             .collect();
-        self.machine.dma(Access {
+        let access = Access {
             view,
             address,
             data,
             write,
             manner,
-        })
+        };
+        if self.rng.chance(1, 10) {
+            return self.machine.probe(access);
+        }
+        self.machine.dma(access)
     }
 
     /// Uses a mapping, changes an entry on its way, and uses it again, before and after an invalidation.
     fn hot(&mut self) -> Check {
-        let (number, input) = self.inputs[crate::index(self.rng.below(self.inputs.len() as u64))];
         let view = crate::index(self.rng.below(6));
+        let (number, input) = self.random_input(view);
         if input >> 20 == 0xfee || !self.machine.translating {
             return Ok(());
         }
@@ -620,11 +641,11 @@ impl Guest {
         let number = crate::index(self.rng.below(3));
         let source = SOURCES[number];
         if scalable {
-            let words = self.pasid_words();
+            let words = self.pasid_words(number);
             let at = 0xd000 + number as u64 * 0x1000;
             self.machine.driver.ram.store(at, &words);
         } else {
-            let words = self.context_words();
+            let words = self.context_words(number);
             let table = if source >> 8 == 0 { 0x5000 } else { 0x6000 };
             let at = table + u64::from(source & 0xff) * 16;
             self.machine.driver.ram.store(at, &words);

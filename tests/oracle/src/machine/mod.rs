@@ -36,6 +36,8 @@ pub const LEGACY_ROOT: u64 = 0x3000;
 pub const SCALABLE_ROOT: u64 = 0x4000;
 /// Interrupt remapping table.
 pub const INTERRUPT_TABLE: u64 = 0x1_0000;
+/// Where page tables begin: all other structures are below.
+pub const POOL: u64 = 0x1_1000;
 /// Requesters with two views each.
 pub const SOURCES: [u16; 3] = [0x0008, 0x00f9, 0x0310];
 
