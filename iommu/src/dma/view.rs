@@ -238,7 +238,10 @@ where
     type PhysicalMemory = M::Target;
     type Bitmap = <<M::Target as GuestMemoryBackend>::R as GuestMemoryRegion>::B;
 
-    /// Whether `access` to the whole range would succeed. It reports no fault, as it makes no request.
+    /// Whether the tables permit `access` to the whole range. It reports no fault, as it makes no request.
+    ///
+    /// It sets no dirty bit either. So a write can still be blocked where a dirty bit is due that cannot be set, as the
+    /// guest forbids the unit to snoop (section 7.1.3: SFS.9, SSS.5) or to write to that first-stage table (SFS.8).
     ///
     /// Ranges of more than 64 MiB are not looked at while translation is on; they count as inaccessible.
     fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
