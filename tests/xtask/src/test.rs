@@ -90,6 +90,16 @@ fn is_progress(line: &str) -> bool {
     line.starts_with("Compiling") || line.starts_with("Checking") || line.starts_with("test ")
 }
 
+/// Whether a line of cargo's output says what failed.
+fn is_telling(line: &str) -> bool {
+    ["error", "warning:", "Diff in "]
+        .iter()
+        .any(|start| line.starts_with(start))
+        || [" FAILED", "panicked at", "minimal failing input"]
+            .iter()
+            .any(|part| line.contains(part))
+}
+
 fn run_step(name: &str, command: &mut Command) -> Result<Tally> {
     let log = paths::logs()?.join(format!("{}.log", name.replace(' ', "-")));
     let start = Instant::now();
@@ -110,7 +120,18 @@ fn run_step(name: &str, command: &mut Command) -> Result<Tally> {
         tally.failed
     );
     if !outcome.passed {
-        for line in last(&outcome.lines, 40) {
+        let telling: Vec<String> = outcome
+            .lines
+            .iter()
+            .filter(|line| is_telling(line))
+            .cloned()
+            .collect();
+        let shown = if telling.is_empty() {
+            &outcome.lines
+        } else {
+            &telling
+        };
+        for line in last(shown, 40) {
             println!("     {line}");
         }
         println!("     log: {}", log.display());

@@ -4,6 +4,7 @@ pub mod bench;
 mod disks;
 mod echo;
 pub mod init;
+mod invocation;
 mod log;
 mod run;
 pub mod tap;
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 use crate::protocol::AgentLine;
 use crate::scenario::Scenario;
 
-pub use run::{initramfs_name, interact, run};
+pub use run::{interact, run};
 
 /// A run of a scenario.
 pub struct Task {

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -11,50 +11,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::disks::Disks;
+use super::invocation::{Invocation, Surroundings, quoted};
 use super::log::{Log, read_lines};
 use super::tap::Tap;
 use super::{Report, Task, echo};
 use crate::judge::Judge;
 use crate::protocol::AgentLine;
-use crate::scenario::{Initramfs, Kernel, Scenario};
+use crate::scenario::Kernel;
 use crate::sys;
 
 /// Network of the tap; documentation addresses (RFC 5737), so that no real network is meant.
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const PREFIX: u8 = 24;
-/// Memory of a guest.
-const MEMORY: &str = "512M";
 /// How long a broken guest may go on printing why.
 const LAST_WORDS: Duration = Duration::from_secs(3);
-
-impl Task {
-    /// The kernel's file.
-    pub fn kernel(&self) -> PathBuf {
-        self.files.join(match self.scenario.kernel {
-            Kernel::Vmlinux => "vmlinux",
-            Kernel::BzImage => "bzImage",
-            Kernel::Cloud => "cloud-vmlinuz",
-            Kernel::Payload => "payload",
-        })
-    }
-
-    /// The initramfs, if there is one.
-    pub fn initramfs(&self) -> Option<PathBuf> {
-        initramfs_name(self.scenario.initramfs).map(|name| self.files.join(name))
-    }
-}
-
-/// File name of an initramfs.
-pub fn initramfs_name(kind: Initramfs) -> Option<&'static str> {
-    match kind {
-        Initramfs::Plain => Some("guest.cpio"),
-        Initramfs::Kexec => Some("kexec.cpio"),
-        Initramfs::Cloud => Some("cloud.cpio"),
-        Initramfs::Shell => Some("shell.cpio"),
-        Initramfs::None => None,
-    }
-}
 
 /// What a guest has besides its kernel, for the time of a run.
 struct Environment {
@@ -79,78 +50,21 @@ impl Environment {
         })
     }
 
-    fn arguments(&self) -> Vec<String> {
+    fn surroundings(&self) -> Surroundings {
         let mut arguments = Vec::new();
         for disk in &self.disks.paths {
             arguments.extend(["--disk".to_owned(), format!("path={}", disk.display())]);
         }
         arguments.extend(["--net".to_owned(), format!("tap={}", self.tap)]);
-        arguments
-    }
-
-    fn command_line(&self) -> String {
-        format!(
+        let command_line = format!(
             "lab.disk={} lab.net={GUEST}/{PREFIX},{HOST}:{}",
             self.disks.hash, self.port
-        )
+        );
+        Surroundings {
+            arguments,
+            command_line,
+        }
     }
-}
-
-/// The whole command line of nido.
-fn arguments(task: &Task, environment: Option<&Environment>, shell: bool) -> Vec<String> {
-    let Scenario {
-        cpus,
-        unit,
-        arguments,
-        command_line,
-        plan,
-        ..
-    } = task.scenario;
-    let mut list = vec!["--kernel".to_owned(), task.kernel().display().to_string()];
-    if let Some(initramfs) = task.initramfs() {
-        list.extend(["--initramfs".to_owned(), initramfs.display().to_string()]);
-    }
-    let mut kernel_parameters = format!("console=ttyS0 printk.devkmsg=on panic=-1 {command_line}");
-    if let Some(environment) = environment {
-        kernel_parameters = format!("{kernel_parameters} {}", environment.command_line());
-    }
-    kernel_parameters.push_str(&if shell {
-        " quiet lab.shell=1".to_owned()
-    } else {
-        format!(" lab.plan={plan}")
-    });
-    if task.scenario.kernel != Kernel::Payload {
-        list.extend(["--cmdline".to_owned(), kernel_parameters]);
-    }
-    list.extend([
-        "--memory".to_owned(),
-        MEMORY.to_owned(),
-        "--cpus".to_owned(),
-        cpus.to_string(),
-    ]);
-    if let Some(unit) = unit {
-        list.extend(["--device".to_owned(), unit.to_owned()]);
-    }
-    list.extend(environment.map(Environment::arguments).unwrap_or_default());
-    list.extend(arguments.iter().map(|argument| (*argument).to_owned()));
-    list.extend(task.extra.iter().cloned());
-    list
-}
-
-/// A command line as a person would type it.
-fn quoted(program: &Path, arguments: &[String]) -> String {
-    let mut text = program.display().to_string();
-    for argument in arguments {
-        let plain = argument
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "-_=/.,:".contains(c));
-        text.push_str(&if plain {
-            format!(" {argument}")
-        } else {
-            format!(" '{argument}'")
-        });
-    }
-    text
 }
 
 /// Runs the scenario; every reason against it is reported, then [`AgentLine::Done`].
@@ -164,7 +78,11 @@ pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
         None
     };
     let program = task.files.join("nido");
-    let arguments = arguments(task, environment.as_ref(), false);
+    let surroundings = environment
+        .as_ref()
+        .map(Environment::surroundings)
+        .unwrap_or_default();
+    let Invocation { arguments, plan } = Invocation::new(task, &surroundings, false);
     fs::write(
         task.output.join("command.txt"),
         quoted(&program, &arguments) + "\n",
@@ -187,7 +105,7 @@ pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
     let (sender, lines) = mpsc::channel();
     read_lines(child.stdout.take().context("no stdout")?, sender);
 
-    let mut judge = Judge::new(scenario.plan, scenario.faults)?;
+    let mut judge = Judge::new(&plan, scenario.faults)?;
     if !linux {
         judge = judge.without_ends();
     }
@@ -239,7 +157,7 @@ pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
     }
     if let Some(environment) = &environment
         && failures.is_empty()
-        && scenario.plan.contains("disk")
+        && plan.contains("disk")
         && let Some(reason) = environment.disks.verify()?
     {
         failures.push(reason);
@@ -258,7 +176,7 @@ pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
 pub fn interact(task: &Task, terminal: Option<File>) -> Result<i32> {
     let environment = Environment::create(task)?;
     let mut command = Command::new(task.files.join("nido"));
-    command.args(arguments(task, Some(&environment), true));
+    command.args(Invocation::new(task, &environment.surroundings(), true).arguments);
     if let Some(terminal) = terminal {
         command
             .stdin(terminal.try_clone()?)
