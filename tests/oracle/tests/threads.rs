@@ -341,3 +341,74 @@ fn no_thread_touches_a_page_after_the_wait_that_took_it_away() {
         println!("threads, {kind:?}: {moves} moves of pages, {through} accesses");
     }
 }
+
+#[test]
+fn no_interrupt_is_delivered_by_an_entry_after_the_wait_that_replaced_it() {
+    let config = UnitConfig {
+        host_address_width: 46,
+        aw_bits: 48,
+        scalable: true,
+        first_stage: false,
+        second_stage: true,
+        nested: false,
+        interrupt_remapping: true,
+        x2apic: true,
+        caching_mode: false,
+        snoop_control: false,
+    };
+    let memory: Memory = Arc::new(
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2_0000)]).expect("guest memory"),
+    );
+    let unit = Unit::new(memory.clone(), &config, Arc::new(Nowhere)).expect("a unit");
+    let mut driver = Driver::new(unit.clone(), memory.clone(), 0x1000, 0x2000);
+    driver.start_queue(true);
+    // The destination counts the versions of the entry; each half of the entry is stored at once.
+    let version = |number: u64| entries::Irte {
+        vector: 0x30,
+        destination: number,
+        ..entries::Irte::default()
+    };
+    driver.ram.store(0x1_0000 + 5 * 16, &version(1).words());
+    driver.set_interrupt_table(0x1_0000, 7, true);
+    driver.set_command(command::IRE, true);
+    let oldest = AtomicU64::new(1);
+    let (stop, stale, delivered) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let versions = std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let (unit, oldest, stop, stale, delivered) =
+                (&unit, &oldest, &stop, &stale, &delivered);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let sent = unit.remap_with(SourceId(8), 0xfee0_0010 | 5 << 5, 0, |message| {
+                        let number = message.address >> 40 << 8 | message.address >> 12 & 0xff;
+                        // No wait can complete while this runs.
+                        if number < oldest.load(Ordering::SeqCst) {
+                            stale.fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                    delivered.fetch_add(u64::from(sent.is_ok()), Ordering::Relaxed);
+                    std::thread::yield_now();
+                }
+            });
+        }
+        let until = Instant::now() + Duration::from_secs(1);
+        let mut number = 1;
+        while Instant::now() < until {
+            number += 1;
+            driver
+                .ram
+                .store(0x1_0000 + 5 * 16, &version(number).words()[..1]);
+            driver.invalidate(&[queue::interrupt_entries(5, 0)]);
+            driver.ram.take_journal();
+            oldest.store(number, Ordering::SeqCst);
+        }
+        stop.store(true, Ordering::Relaxed);
+        number
+    });
+    assert_eq!(stale.load(Ordering::Relaxed), 0, "old entries were used");
+    assert!(delivered.load(Ordering::Relaxed) > 0);
+    println!(
+        "interrupts: {versions} versions of an entry, {} delivered",
+        delivered.load(Ordering::Relaxed)
+    );
+}

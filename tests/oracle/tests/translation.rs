@@ -34,6 +34,9 @@ fn a_random_guest_gets_what_the_specification_permits() {
             *tally.entry(what.clone()).or_default() += count;
         }
         number += 1;
+        if number % 500 == 0 {
+            println!("translation: {done} steps so far");
+        }
     }
     println!("translation: {done} steps of {number} guests");
     for (what, count) in tally {

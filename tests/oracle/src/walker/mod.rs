@@ -2,6 +2,15 @@
 //!
 //! Every entry may be taken as it stands or, until its invalidation, as it stood. So a request has a set of permitted
 //! outcomes: one for each combination of versions. Only one is left once everything is invalidated.
+//!
+//! Where the specification leaves a choice, the oracle takes what the unit does, and says so at the place:
+//! * the top second-stage table cannot be fetched in legacy mode: code 03h or 07h;
+//! * a request is denied for U/S while A cannot be set: 81h, 90h or 77h;
+//! * reading a first-stage entry, when nested with SSADE, is a write of its second-stage page: D is set, lack of W is 77h,
+//!   75h or 76h;
+//! * in a PASID entry, AW is not checked where it is unused even if SSTS=0, and FSPTPTR not even beyond HAW;
+//! * a request to FEEx that is no interrupt is 29h; whether it is recorded while interrupt remapping is off is open;
+//! * an atomic access of a device is a write (store) or a read (load).
 
 mod first;
 mod second;
