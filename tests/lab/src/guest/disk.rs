@@ -21,13 +21,18 @@ const ALIGNMENT: usize = 4096;
 /// What the guest writes to the second disk for what it reads from the first, in place; `offset` is where `data` stands.
 pub(crate) fn transform(offset: u64, data: &mut [u8]) {
     let mut mask = offset.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    for chunk in data.chunks_mut(8) {
+    let mut next = || {
         mask = mask
             .wrapping_mul(0x5851_F42D_4C95_7F2D)
             .wrapping_add(0x1405_7B7E_F767_814F);
-        for (byte, mask) in chunk.iter_mut().zip(mask.to_le_bytes()) {
-            *byte ^= mask;
-        }
+        mask
+    };
+    let (words, rest) = data.as_chunks_mut::<8>();
+    for word in words {
+        *word = (u64::from_le_bytes(*word) ^ next()).to_le_bytes();
+    }
+    for (byte, mask) in rest.iter_mut().zip(next().to_le_bytes()) {
+        *byte ^= mask;
     }
 }
 

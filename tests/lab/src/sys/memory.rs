@@ -1,6 +1,4 @@
 //! Memory that a device reads or writes.
-//!
-//! All accesses are volatile, since the other side changes the memory behind the compiler's back.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -13,7 +11,7 @@ pub struct Buffer {
     length: usize,
 }
 
-// SAFETY: the memory belongs to the value, and is reached through volatile accesses only.
+// SAFETY: the memory belongs to the value alone.
 unsafe impl Send for Buffer {}
 
 impl Buffer {
@@ -46,29 +44,36 @@ impl Buffer {
         self.length == 0
     }
 
-    fn at(&self, offset: usize) -> *mut u8 {
+    /// The address of `length` bytes at `offset`, which must be inside.
+    fn at(&self, offset: usize, length: usize) -> *mut u8 {
+        let end = offset.checked_add(length);
         assert!(
-            offset < self.length,
-            "offset {offset:#x} is outside the mapping"
+            end.is_some_and(|end| end <= self.length),
+            "{length} bytes at {offset:#x} are not inside the buffer"
         );
-        // SAFETY: the offset is inside the mapping.
+        // SAFETY: the offset is inside the mapping, or one past its end.
         unsafe { self.base.as_ptr().add(offset) }
     }
 
     /// Copies `data` in.
     pub fn write(&mut self, offset: usize, data: &[u8]) {
-        for (index, byte) in data.iter().enumerate() {
-            // SAFETY: at() checked the range.
-            unsafe { self.at(offset + index).write_volatile(*byte) }
-        }
+        let target = self.at(offset, data.len());
+        // SAFETY: at() checked that all of the bytes are inside the mapping, and no reference to it exists.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()) };
+        // The device must find the bytes when it is told of them.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
     }
 
     /// Copies `length` bytes out.
     pub fn read(&self, offset: usize, length: usize) -> Vec<u8> {
-        // SAFETY: at() checked the range.
-        (0..length)
-            .map(|index| unsafe { self.at(offset + index).read_volatile() })
-            .collect()
+        // What the device wrote before it said so must be what is read.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        let source = self.at(offset, length);
+        let mut data = vec![0; length];
+        // SAFETY: at() checked that all of the bytes are inside the mapping; no reference to it exists, and the device
+        // that writes to it is not at work while the caller reads.
+        unsafe { std::ptr::copy_nonoverlapping(source, data.as_mut_ptr(), length) };
+        data
     }
 }
 
