@@ -9,7 +9,7 @@ use crate::vtd::Vtd;
 use crate::{apic, load, port, say, store};
 
 /// Rounds of each check on every vCPU.
-const ROUNDS: u32 = 50;
+const ROUNDS: u32 = 16;
 /// More vCPUs than this do not run at once but halt, and the boot vCPU has each of them interrupted in turn: waiting for
 /// each other in loops, they would take hours on a machine with two cores.
 const AT_ONCE: u32 = 8;
