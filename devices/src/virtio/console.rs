@@ -124,14 +124,7 @@ impl Console {
                 count
             };
             let given = piece.get(..count).unwrap_or_default();
-            session.transact(RX, |queue, memory| {
-                chain.write(memory, 0, given)?;
-                queue.complete(
-                    memory,
-                    chain.head(),
-                    u32::try_from(given.len()).unwrap_or(0),
-                )
-            })?;
+            session.give(RX, chain, given)?;
         }
         // One turn is over, but there is more.
         if let Err(error) = self.input.0.event.write(1) {

@@ -69,15 +69,7 @@ impl VirtioDevice for Rng {
                     &mut []
                 }
             };
-            let chain = &self.chain;
-            session.transact(index, |queue, memory| {
-                chain.write(memory, 0, given)?;
-                queue.complete(
-                    memory,
-                    chain.head(),
-                    u32::try_from(given.len()).unwrap_or(0),
-                )
-            })?;
+            session.give(index, &self.chain, given)?;
         }
         Ok(Progress::More)
     }

@@ -99,6 +99,18 @@ impl Session {
         self.transact(index, |queue, memory| queue.pop(memory, chain))
     }
 
+    /// Fills a chain of queue `index` with `bytes` and returns it.
+    pub fn give(&mut self, index: usize, chain: &Chain, bytes: &[u8]) -> Result<(), QueueError> {
+        self.transact(index, |queue, memory| {
+            chain.write(memory, 0, bytes)?;
+            queue.complete(
+                memory,
+                chain.head(),
+                u32::try_from(bytes.len()).unwrap_or(0),
+            )
+        })
+    }
+
     /// Returns a chain of queue `index`.
     pub fn complete(
         &mut self,
