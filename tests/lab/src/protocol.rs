@@ -24,6 +24,8 @@ pub enum GuestLine {
         /// What was seen.
         detail: String,
     },
+    /// The guest wants this word typed on its console.
+    Ask(String),
     /// All checks of the boot are over, and the guest leaves.
     End(u32),
 }
@@ -32,6 +34,7 @@ impl fmt::Display for GuestLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Begin(boot) => write!(f, "{MARKER}begin {boot}"),
+            Self::Ask(word) => write!(f, "{MARKER}ask {word}"),
             Self::End(boot) => write!(f, "{MARKER}end {boot}"),
             Self::Report {
                 boot,
@@ -55,6 +58,9 @@ impl GuestLine {
     pub fn parse(line: &str) -> Option<Self> {
         let text = line.split_once(MARKER)?.1.trim_end();
         let (kind, rest) = text.split_once(' ')?;
+        if kind == "ask" {
+            return Some(Self::Ask(rest.to_owned()));
+        }
         let (boot, rest) = match rest.split_once(' ').unwrap_or((rest, "")) {
             (number, rest) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
                 (number.parse().ok()?, rest)
@@ -175,6 +181,10 @@ mod tests {
         };
         assert_eq!(GuestLine::parse("@nido report payload ok a b"), Some(short));
         assert_eq!(GuestLine::parse("@nido report x disk ok"), None);
+        assert_eq!(
+            GuestLine::parse("@nido ask 12ab"),
+            Some(GuestLine::Ask("12ab".into()))
+        );
         assert_eq!(GuestLine::parse("DMAR: Enable scalable mode"), None);
     }
 

@@ -47,8 +47,6 @@ pub struct Scenario {
     pub arguments: &'static [&'static str],
     /// vCPUs.
     pub cpus: u32,
-    /// Level 1 has nested paging, which QEMU emulates reliably for one vCPU only.
-    pub nested_paging: bool,
     /// Parameters for the guest kernel.
     pub command_line: &'static str,
     /// What the guest does ([`crate::plan`]).
@@ -62,6 +60,15 @@ pub struct Scenario {
 const FIRST_STAGE: &str = "intel-iommu,x-flts=on";
 const SECOND_STAGE: &str = "intel-iommu,x-flts=off";
 
+const DEVICES: &[&str] = &["--device", "virtio-rng-pci", "--device", "edu"];
+const DEVICES_WITH_CONSOLE: &[&str] = &[
+    "--device",
+    "virtio-console",
+    "--device",
+    "virtio-rng-pci",
+    "--device",
+    "edu",
+];
 const SCALABLE: &str = "intel_iommu=on,sm_on";
 
 const DEFAULT: Scenario = Scenario {
@@ -70,9 +77,8 @@ const DEFAULT: Scenario = Scenario {
     kernel: Kernel::Vmlinux,
     initramfs: Initramfs::Plain,
     unit: Some(FIRST_STAGE),
-    arguments: &["--device", "virtio-rng-pci", "--device", "edu"],
+    arguments: DEVICES,
     cpus: 2,
-    nested_paging: false,
     command_line: SCALABLE,
     plan: ">poweroff",
     faults: false,
@@ -84,7 +90,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "first-stage",
         description: "x-flts=on: DMA through first-stage tables; disk, network, entropy, edu; x2APIC remapping",
-        plan: "scalable,smp=2,groups=DMA-FQ,translation=first-stage,invalidation=lazy,intremap=x2apic,disk,net,rng,edu,\
+        plan: "scalable,smp=2,groups=DMA-FQ,translation=first-stage,invalidation=lazy,intremap=x2apic,disk,net,rng,serial,edu,\
                interrupts=remapped,nofaults>poweroff",
         ..DEFAULT
     },
@@ -92,7 +98,8 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "second-stage",
         description: "x-flts=off: the same through second-stage tables",
         unit: Some(SECOND_STAGE),
-        plan: "scalable,smp=2,groups,translation=second-stage,intremap=x2apic,disk,net,rng,edu,interrupts=remapped,\
+        arguments: DEVICES_WITH_CONSOLE,
+        plan: "scalable,smp=2,groups,translation=second-stage,intremap=x2apic,disk,net,rng,console,edu,interrupts=remapped,\
                nofaults>poweroff",
         ..DEFAULT
     },
@@ -100,7 +107,8 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "legacy",
         description: "the guest says sm_off: the same in legacy mode",
         command_line: "intel_iommu=on,sm_off",
-        plan: "legacy,smp=2,groups,translation=legacy,intremap=x2apic,disk,net,rng,edu,interrupts=remapped,\
+        arguments: DEVICES_WITH_CONSOLE,
+        plan: "legacy,smp=2,groups,translation=legacy,intremap=x2apic,disk,net,rng,console,edu,interrupts=remapped,\
                nofaults>poweroff",
         ..DEFAULT
     },
@@ -126,6 +134,31 @@ pub const SCENARIOS: &[Scenario] = &[
         unit: None,
         command_line: "vfio.enable_unsafe_noiommu_mode=1",
         plan: "no-unit,smp=2,intremap=off,disk,net,rng,edu,interrupts=plain,nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "caching-mode",
+        description: "caching-mode=on with second stage: the guest announces every new mapping too",
+        unit: Some("intel-iommu,x-flts=off,caching-mode=on"),
+        plan: "scalable,smp=2,groups=DMA,translation=second-stage,log=IOMMU_batching_disallowed,intremap=x2apic,disk,\
+               net,rng,edu,interrupts=remapped,nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "five-level",
+        description: "aw-bits=57: first-stage tables of five levels",
+        unit: Some("intel-iommu,x-flts=on,aw-bits=57"),
+        plan: "scalable,smp=2,translation=first-stage,intremap=x2apic,disk,net,rng,edu,interrupts=remapped,\
+               nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "no-remapping",
+        description: "intremap=off: DMA is translated, interrupts are not remapped",
+        unit: Some("intel-iommu,x-flts=on,intremap=off"),
+        // Else the guest's VFIO gives out no device.
+        command_line: "intel_iommu=on,sm_on iommufd.allow_unsafe_interrupts=1",
+        plan: "scalable,smp=2,translation=first-stage,intremap=off,disk,net,rng,edu,interrupts=plain,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {

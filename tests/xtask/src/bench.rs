@@ -67,8 +67,7 @@ pub(crate) fn boot(wanted: Where, rounds: u32) -> Result<bool> {
                 show_guest: false,
             };
             let limit = Duration::from_secs(60 + 80 * u64::from(rounds));
-            // One vCPU: nested paging is reliable, and it is what a real host has.
-            level0::run(&stage, &directory, true, &request, limit, &mut report)?;
+            level0::run(&stage, &directory, &request, limit, &mut report)?;
         }
     }
     print(&samples);

@@ -1,8 +1,10 @@
 //! `cargo xtask lab`.
 
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use lab::scenario::{self, Initramfs, Kernel, SCENARIOS, Scenario};
 use lab::sys;
 
@@ -57,37 +59,72 @@ pub(crate) struct Tally {
     pub(crate) failed: usize,
 }
 
-/// Runs scenarios and prints a line for each.
-pub(crate) fn run_all(
-    wanted: Where,
-    scenarios: &[&Scenario],
-    verbose: bool,
-    repeat: u32,
-) -> Result<Tally> {
+/// How scenarios are run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    /// Where.
+    pub(crate) place: Where,
+    /// Shows the guests' consoles.
+    pub(crate) verbose: bool,
+    /// How often each.
+    pub(crate) repeat: u32,
+    /// How many at once; as many as there are processors if None.
+    pub(crate) jobs: Option<usize>,
+}
+
+/// Runs scenarios, several at once, and prints a line for each when it is over.
+pub(crate) fn run_all(manner: Manner, scenarios: &[&Scenario]) -> Result<Tally> {
     let stage = build::stage(extras(scenarios))?;
-    let place = place::choose(wanted, &stage)?;
-    let width = scenarios
-        .iter()
-        .map(|scenario| scenario.name.len())
-        .max()
-        .unwrap_or(0);
-    let mut tally = Tally::default();
-    for round in 0..repeat {
+    let place = place::choose(manner.place, &stage)?;
+    let mut runs = VecDeque::new();
+    for round in 0..manner.repeat {
         for scenario in scenarios {
-            let name = if repeat == 1 {
+            let name = if manner.repeat == 1 {
                 scenario.name.to_owned()
             } else {
                 format!("{}.{round}", scenario.name)
             };
-            let passed = run_one(place, scenario, &stage, &name, width, verbose)?;
-            if passed {
+            runs.push_back((name, *scenario));
+        }
+    }
+    let width = runs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let jobs = match place {
+        // The guests would share one tap and one set of disks.
+        Place::Host => 1,
+        Place::Level1 => manner.jobs.unwrap_or_else(processors).min(runs.len()),
+    };
+    let runs = Mutex::new(runs);
+    let next = || {
+        runs.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    };
+    let worker = || -> Result<Tally> {
+        let mut tally = Tally::default();
+        while let Some((name, scenario)) = next() {
+            if run_one(place, scenario, &stage, &name, width, manner.verbose)? {
                 tally.passed += 1;
             } else {
                 tally.failed += 1;
             }
         }
-    }
+        Ok(tally)
+    };
+    let mut tally = Tally::default();
+    std::thread::scope(|scope| -> Result<()> {
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(worker)).collect();
+        for worker in workers {
+            let part = worker.join().map_err(|_| anyhow!("a worker panicked"))??;
+            tally.passed += part.passed;
+            tally.failed += part.failed;
+        }
+        Ok(())
+    })?;
     Ok(tally)
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn run_one(
@@ -102,7 +139,7 @@ fn run_one(
     let start = Instant::now();
     let mut show = |line: &str| {
         if verbose {
-            println!("  | {line}");
+            println!("  {name:width$} | {line}");
         }
     };
     let verdict = place.run(scenario, stage, &output, &[], &mut show)?;
@@ -110,7 +147,7 @@ fn run_one(
         bail!("interrupted");
     }
     let passed = verdict.failures.is_empty();
-    println!(
+    let mut text = format!(
         "{} {name:width$}  {:>7}, guest {:>7}, {} checks",
         if passed { "ok  " } else { "FAIL" },
         seconds(start.elapsed()),
@@ -118,18 +155,19 @@ fn run_one(
         verdict.passed
     );
     for reason in &verdict.failures {
-        println!("     {reason}");
+        text.push_str(&format!("\n     {reason}"));
     }
     if !passed {
-        println!("     logs: {}", output.display());
+        text.push_str(&format!("\n     logs: {}", output.display()));
     }
+    println!("{text}");
     Ok(passed)
 }
 
 /// The command.
-pub(crate) fn run(wanted: Where, names: &[String], verbose: bool, repeat: u32) -> Result<bool> {
+pub(crate) fn run(names: &[String], manner: Manner) -> Result<bool> {
     let scenarios = select(names)?;
-    let tally = run_all(wanted, &scenarios, verbose, repeat)?;
+    let tally = run_all(manner, &scenarios)?;
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(tally.failed == 0)
 }

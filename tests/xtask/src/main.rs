@@ -13,10 +13,12 @@ mod place;
 mod process;
 mod test;
 
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lab_command::Manner;
 
 /// Build, boot and test nido. Everything that is missing is installed or built on first use.
 #[derive(Parser)]
@@ -58,6 +60,9 @@ enum Command {
         /// Run each scenario this often.
         #[arg(long, default_value_t = 1, value_name = "N")]
         repeat: u32,
+        /// Run so many at once in level 1; as many as there are processors if not given.
+        #[arg(long, short, value_name = "N")]
+        jobs: Option<NonZeroUsize>,
         /// Scenarios; all of them if none is named.
         #[arg(value_name = "SCENARIO")]
         scenarios: Vec<String>,
@@ -139,9 +144,18 @@ fn run(arguments: Arguments) -> Result<bool> {
             place,
             verbose,
             repeat,
+            jobs,
             scenarios,
             ..
-        } => lab_command::run(place.place, &scenarios, verbose, repeat),
+        } => {
+            let manner = Manner {
+                place: place.place,
+                verbose,
+                repeat,
+                jobs: jobs.map(NonZeroUsize::get),
+            };
+            lab_command::run(&scenarios, manner)
+        }
         Command::Test { place } => test::run(place.place),
         Command::Bench {
             what: Bench::Boot { place, rounds },

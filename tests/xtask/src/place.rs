@@ -180,14 +180,7 @@ impl Place {
                     arguments: extra.to_vec(),
                     show_guest: true,
                 };
-                level0::run(
-                    stage,
-                    output,
-                    scenario.nested_paging,
-                    &request,
-                    scenario.limit,
-                    &mut report,
-                )?;
+                level0::run(stage, output, &request, scenario.limit, &mut report)?;
             }
         }
         if !done && verdict.failures.is_empty() {

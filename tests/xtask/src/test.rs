@@ -8,7 +8,7 @@ use anyhow::Result;
 use lab::scenario::SCENARIOS;
 
 use crate::build::cargo_here;
-use crate::lab_command::{self, Tally};
+use crate::lab_command::{self, Manner, Tally};
 use crate::process::{Logged, Outcome, last, seconds};
 use crate::{Where, paths};
 
@@ -60,7 +60,13 @@ pub(crate) fn run(wanted: Where) -> Result<bool> {
     }
     println!("scenarios:");
     let scenarios: Vec<_> = SCENARIOS.iter().collect();
-    match lab_command::run_all(wanted, &scenarios, false, 1) {
+    let manner = Manner {
+        place: wanted,
+        verbose: false,
+        repeat: 1,
+        jobs: None,
+    };
+    match lab_command::run_all(manner, &scenarios) {
         Ok(part) => {
             tally.passed += part.passed;
             tally.failed += part.failed;

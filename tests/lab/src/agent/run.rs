@@ -1,6 +1,7 @@
 //! One run of nido in front of a guest.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -16,7 +17,7 @@ use super::log::{Log, read_lines};
 use super::tap::Tap;
 use super::{Report, Task, echo};
 use crate::judge::Judge;
-use crate::protocol::AgentLine;
+use crate::protocol::{AgentLine, GuestLine};
 use crate::scenario::Kernel;
 use crate::sys;
 
@@ -93,7 +94,7 @@ pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
     let mut command = Command::new(&program);
     command
         .args(&arguments)
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(messages)
         .process_group(0);
@@ -102,6 +103,7 @@ pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
     let mut child = command
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))?;
+    let mut keyboard = child.stdin.take().context("no stdin")?;
     let (sender, lines) = mpsc::channel();
     read_lines(child.stdout.take().context("no stdout")?, sender);
 
@@ -116,6 +118,10 @@ pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
             Ok(line) => {
                 log.write(&line);
                 judge.line(&line.text);
+                if let Some(GuestLine::Ask(word)) = GuestLine::parse(&line.text) {
+                    // A guest that gets no answer says so in its report.
+                    let _ = keyboard.write_all(format!("{word}\n").as_bytes());
+                }
                 if task.show_guest {
                     report(AgentLine::Guest(line.text));
                 }

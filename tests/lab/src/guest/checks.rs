@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Guest, disk, edu, interrupts, iommu, kernel_log, network, random};
+use super::{Guest, console, disk, edu, interrupts, iommu, kernel_log, network, random};
 use crate::plan::Check;
 
 type Run = fn(&Guest, &str) -> Result<String>;
@@ -19,6 +19,8 @@ const CHECKS: &[(&str, Run)] = &[
     ("disk", disk::check),
     ("net", network::check),
     ("rng", random::check),
+    ("console", console::virtio),
+    ("serial", console::serial),
     ("edu", edu::dma_and_msi),
     ("edu-fault", edu::fault),
     ("smp", interrupts::processors),

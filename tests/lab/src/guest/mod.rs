@@ -1,6 +1,7 @@
 //! guest-init: PID 1 of a Linux guest. Mounts, carries out its boot's step of the plan, reports, and leaves.
 
 mod checks;
+mod console;
 pub(crate) mod disk;
 mod edu;
 mod interrupts;

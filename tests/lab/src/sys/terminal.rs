@@ -1,6 +1,25 @@
-//! The terminal's settings, kept so that they can be put back.
+//! Settings of terminals.
 
+use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Stops `terminal` from repeating what is typed.
+pub fn without_echo(terminal: BorrowedFd<'_>) -> io::Result<()> {
+    let mut settings = MaybeUninit::<libc::termios>::uninit();
+    // SAFETY: settings has room for what tcgetattr writes.
+    if unsafe { libc::tcgetattr(terminal.as_raw_fd(), settings.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: tcgetattr succeeded and has written all of it.
+    let mut settings = unsafe { settings.assume_init() };
+    settings.c_lflag &= !libc::ECHO;
+    // SAFETY: settings came from tcgetattr.
+    if unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &raw const settings) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
 
 /// Settings of standard input, put back when the value goes.
 pub struct Saved(Option<libc::termios>);
