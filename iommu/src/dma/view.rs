@@ -69,6 +69,34 @@ where
 
     /// Begins a transaction of requests with `pasid`, or of requests without one.
     pub fn begin_pasid(&mut self, pasid: Option<Pasid>) -> DmaTransaction<'_, M> {
+        let generation = self.enter();
+        DmaTransaction {
+            view: self,
+            generation,
+            pasid,
+            kind: RequestKind::Untranslated,
+        }
+    }
+
+    /// Begins a transaction of translated requests: their addresses are what [`DmaTransaction::translate`] answered.
+    ///
+    /// The device's own permission to make such requests is checked for every access (DTE in scalable mode, the
+    /// translation type in legacy mode), and a fault reported; whether it was given an address is not, as on hardware.
+    /// While translation is off, and behind no unit, every access fails, and nothing is reported.
+    ///
+    /// Such requests have no PASID.
+    pub fn begin_translated(&mut self) -> DmaTransaction<'_, M> {
+        self.enter();
+        DmaTransaction {
+            view: self,
+            generation: NEVER,
+            pasid: None,
+            kind: RequestKind::Translated,
+        }
+    }
+
+    /// Declares a transaction, and returns its generation.
+    fn enter(&mut self) -> u64 {
         let mut generation = 0;
         if let (Path::Translated { state, .. }, Some(slot)) = (&self.port.path, &self.slot) {
             generation = state.enter(slot);
@@ -77,11 +105,7 @@ where
                 self.latched_in = generation;
             }
         }
-        DmaTransaction {
-            view: self,
-            generation,
-            pasid,
-        }
+        generation
     }
 
     /// How many times a table walk was needed since the view was made.
@@ -98,13 +122,19 @@ impl<M: Deref<Target: GuestMemoryBackend>> Drop for DmaView<M> {
     }
 }
 
+/// The generation of no entry: translated requests neither find what untranslated ones left in the cache, nor leave
+/// anything there. What they need is two entries, which say much about a whole range at once.
+const NEVER: u64 = u64::MAX;
+
 /// Access to guest memory as the device sees it, during which no invalidation completes.
 ///
 /// An address that does not translate, or is not memory, fails with [`GuestMemoryError::InvalidGuestAddress`].
 pub struct DmaTransaction<'v, M: Deref<Target: GuestMemoryBackend>> {
     view: &'v DmaView<M>,
+    /// [`NEVER`] for translated requests.
     generation: u64,
     pasid: Option<Pasid>,
+    kind: RequestKind,
 }
 
 impl<M: Deref<Target: GuestMemoryBackend>> Drop for DmaTransaction<'_, M> {
@@ -123,7 +153,30 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
 
     /// Whether addresses are guest-physical: behind no unit, or while the guest has translation switched off.
     pub(super) fn is_identity(&self) -> bool {
-        self.view.slot.is_none() || !self.view.latched.enabled
+        (self.view.slot.is_none() || !self.view.latched.enabled)
+            && self.kind == RequestKind::Untranslated
+    }
+
+    pub(super) fn port(&self) -> &DmaPort<M> {
+        &self.view.port
+    }
+
+    pub(super) fn pasid(&self) -> Option<Pasid> {
+        self.pasid
+    }
+
+    pub(super) fn latched(&self) -> &Latched {
+        &self.view.latched
+    }
+
+    /// Reports a blocked request, if there is anything to say: translation that is off, and conditions that a device may
+    /// meet when it asks for a translation, are no faults.
+    pub(super) fn blocked(&self, state: &DmaState<M>, request: &Request, fault: &Fault) {
+        let asks = matches!(request.kind, RequestKind::TranslationRequest { .. });
+        let recoverable = asks && fault.reason.is_recoverable();
+        if self.view.latched.enabled && !recoverable {
+            state.report(request, fault);
+        }
     }
 
     pub(super) fn memory(&self) -> &M::Target {
@@ -165,7 +218,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
             address,
             access,
             privileged: false,
-            kind: RequestKind::Untranslated,
+            kind: self.kind,
         };
         view.walks.set(view.walks.get().wrapping_add(1));
         let (memory, gates) = (state.guest_memory(), state.gates());
@@ -173,12 +226,14 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
         match translate::translate_with(memory, gates, &view.latched, &request, resolve) {
             Ok(translation) => {
                 let cached = Cached::new(&translation);
-                view.cache
-                    .insert(self.generation, self.pasid, address, &cached);
+                if self.generation != NEVER {
+                    view.cache
+                        .insert(self.generation, self.pasid, address, &cached);
+                }
                 Some(cached)
             }
             Err(fault) => {
-                state.report(&request, &fault);
+                self.blocked(state, &request, &fault);
                 None
             }
         }
@@ -187,6 +242,10 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
     /// What translates `request`, from memory or from the tables.
     fn resolve(&self, state: &DmaState<M>, request: &Request) -> Result<Resolved, Fault> {
         let view = self.view;
+        // What untranslated requests are bound to is no permission for translated ones, nor the other way round.
+        if self.generation == NEVER {
+            return translate::resolve(state.guest_memory(), state.gates(), &view.latched, request);
+        }
         if let Some(bound) = view.bound.get()
             && (bound.generation, bound.pasid) == (self.generation, self.pasid)
         {
@@ -209,6 +268,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
         };
         let request = Request {
             pasid: self.pasid,
+            kind: self.kind,
             ..Request::untranslated(*source, address, Access::Read)
         };
         let translation = translate::probe(
