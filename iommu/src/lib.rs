@@ -3,24 +3,23 @@
 //! * [`spec`] has the types of registers, table entries and descriptors;
 //! * [`mod@unit`] is the device: register file, invalidation queue, faults, interrupt remapping;
 //! * [`translate`] walks the tables: legacy and scalable mode; first-stage, second-stage, nested and pass-through;
-//! * [`dma`] is what an emulated device uses to reach guest memory through a unit.
+//! * [`dma`] is what an emulated device uses to reach guest memory through a unit;
+//! * [`inspect`] shows what a unit is and does to people who look for a mistake.
 //!
 //! The crate knows neither KVM nor a PCI bus, and has no unsafe code.
 
 pub mod config;
 pub mod dma;
+pub mod inspect;
 pub mod memory;
 pub mod spec;
 pub mod translate;
 pub mod unit;
 
 pub use config::{ConfigError, UnitConfig};
-pub use dma::{AtsRefusal, AtsTranslation, DmaPort, DmaTransaction, DmaView};
-pub use spec::device_tlb::{DeviceTlbInvalidation, DeviceTlbTarget};
+pub use dma::{DmaPort, DmaTransaction, DmaView};
 pub use spec::ids::{Pasid, SourceId};
-pub use spec::page_request::{PageRequest, PageResponse, ResponseCode};
 pub use spec::registers::{Caps, REGISTER_WINDOW_SIZE};
 pub use unit::{
-    DeviceTlb, EventSink, InterruptBlocked, InterruptEntryObserver, InterruptMessage,
-    PageRequestRefusal, Statistics, Unit,
+    EventSink, InterruptBlocked, InterruptEntryObserver, InterruptMessage, Statistics, Unit,
 };

@@ -1,0 +1,67 @@
+//! What a unit is and does, for people who look for a mistake: in a guest's driver, in a device, or in the unit.
+//!
+//! * [`Unit::describe`]: every register decoded, pending faults, counters;
+//! * [`Unit::bindings`]: what translates the requests of each source and PASID;
+//! * [`Unit::explain`]: the entries that the translation of one address reads, and how it ends.
+//!
+//! All of it may be called at any time from any thread, and changes nothing: no fault is recorded, no accessed or dirty bit set,
+//! nothing cached or counted. What it answers implements [`Display`](std::fmt::Display), and has fields for programs.
+
+mod bindings;
+mod entry;
+mod explain;
+mod field;
+mod recorder;
+mod registers;
+
+use std::ops::Deref;
+
+use vm_memory::GuestMemoryBackend;
+
+pub use bindings::{Bound, SHOWN_PASIDS, SourceBindings, bindings_of};
+pub use entry::{EntryKind, Leads, SecondStageInput, Step};
+pub use explain::{Explanation, explain};
+pub use field::{Field, FieldValue};
+pub use registers::{PendingFault, RegisterDescription, UnitDescription};
+
+use crate::spec::ids::{Pasid, SourceId};
+use crate::translate::{self, Binding};
+use crate::unit::Unit;
+
+impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
+    /// Every register decoded, pending faults and counters.
+    ///
+    /// It takes the command mutex for a moment at a time, so it waits for a command that is being carried out.
+    pub fn describe(&self) -> UnitDescription {
+        UnitDescription::of(self)
+    }
+
+    /// What translates untranslated requests of `source`, with `pasid` or without.
+    pub fn binding_of(&self, source: SourceId, pasid: Option<Pasid>) -> Binding {
+        let state = self.dma_state();
+        let latched = state.latched();
+        translate::binding(state.guest_memory(), state.gates(), &latched, source, pasid)
+    }
+
+    /// What translates the requests of each of `sources`, and of their PASIDs.
+    ///
+    /// For each source up to 2^20 PASID entries are looked at, if the guest has as many tables.
+    pub fn bindings(&self, sources: impl IntoIterator<Item = SourceId>) -> Vec<SourceBindings> {
+        let state = self.dma_state();
+        let latched = state.latched();
+        sources
+            .into_iter()
+            .map(|source| bindings_of(state.guest_memory(), state.gates(), &latched, source))
+            .collect()
+    }
+
+    /// What a translation of `address` reads for `source`, with `pasid` or without, and how it ends.
+    ///
+    /// Tables are read as they are now; a device may still use what it cached before the guest's last invalidation.
+    pub fn explain(&self, source: SourceId, pasid: Option<Pasid>, address: u64) -> Explanation {
+        let state = self.dma_state();
+        let latched = state.latched();
+        let (memory, gates) = (state.guest_memory(), state.gates());
+        explain(memory, gates, &latched, source, pasid, address)
+    }
+}
