@@ -49,6 +49,9 @@ mod tests {
             x2apic: true,
             caching_mode: false,
             snoop_control: true,
+            pasid_bits: 0,
+            device_tlb: false,
+            page_requests: false,
         };
         let unit = Unit::new(
             Arc::new(memory.expect("mappable")),

@@ -1,7 +1,8 @@
 //! What a unit is asked to be, and the capability words that follow from it (sections 11.4.2 and 11.4.3).
 //!
-//! Only what works is ever advertised: device-TLBs, PASID requests and page requests are not, so their bits stay 0 whatever
-//! the configuration says.
+//! Only what works is ever advertised, and of that only what is asked for. Memory types, execute requests, host permission
+//! tables, PASIDs in translated requests, posted interrupts, performance monitoring, enhanced and virtual commands and the
+//! throttle of device-TLB invalidations (DIT) do not work, so their bits stay 0 whatever the configuration says.
 
 use thiserror::Error;
 
@@ -32,6 +33,15 @@ pub struct UnitConfig {
     pub caching_mode: bool,
     /// Snoop control (SC).
     pub snoop_control: bool,
+    /// Width in bits of a PASID (PASID, PSS), 1 to 20; 0 for requests without PASID only.
+    ///
+    /// With PASIDs come RID_PASID (RPS) and supervisor requests (SRS), and with a first stage the extended accessed
+    /// flag (EAFS).
+    pub pasid_bits: u8,
+    /// Device-TLBs (DT, NWFS): devices may ask for translations, keep them, and use what they were told.
+    pub device_tlb: bool,
+    /// Page requests (PRS), and waiting for them (PDS).
+    pub page_requests: bool,
 }
 
 /// Why a configuration makes no unit.
@@ -46,6 +56,11 @@ pub enum ConfigError {
          use the width that the guest's CPUID leaf 0x80000008 reports"
     )]
     HostAddressWidth(u8),
+    /// A PASID that fits in no request.
+    #[error(
+        "pasid_bits is {0}: a PASID has at most 20 bits; choose 1 to 20, or 0 to do without PASIDs"
+    )]
+    PasidBits(u8),
     /// A feature without the one it needs.
     #[error("{field} is on, but it needs {needs}: switch {needs} on, or {field} off")]
     Needs {
@@ -98,9 +113,11 @@ impl UnitConfig {
             .with_fs5lp(self.first_stage && self.aw_bits == 57)
             .with_esirtps(self.interrupt_remapping)
             .with_esrtps(true);
+        let pasids = self.pasid_bits != 0;
         let ecap = ExtendedCapability::new()
             .with_c(true)
             .with_qi(true)
+            .with_dt(self.device_tlb)
             .with_ir(self.interrupt_remapping)
             .with_eim(self.x2apic)
             .with_pt(true)
@@ -108,11 +125,19 @@ impl UnitConfig {
             .with_iro(IOTLB_REGISTERS / 16)
             .with_mhmv(if self.interrupt_remapping { 15 } else { 0 })
             .with_nest(self.nested)
+            .with_prs(self.page_requests)
+            .with_srs(pasids)
+            .with_nwfs(self.device_tlb)
+            .with_eafs(pasids && self.first_stage)
+            .with_pss(self.pasid_bits.saturating_sub(1))
+            .with_pasid(pasids)
+            .with_pds(self.page_requests)
             .with_smts(self.scalable)
             .with_ssads(self.scalable && self.second_stage)
             .with_ssts(self.scalable && self.second_stage)
             .with_fsts(self.first_stage)
-            .with_smpwcs(self.scalable);
+            .with_smpwcs(self.scalable)
+            .with_rps(pasids);
         Ok(Caps { cap, ecap })
     }
 
@@ -123,6 +148,10 @@ impl UnitConfig {
         if !(32..=52).contains(&self.host_address_width) {
             return Err(ConfigError::HostAddressWidth(self.host_address_width));
         }
+        if self.pasid_bits > 20 {
+            return Err(ConfigError::PasidBits(self.pasid_bits));
+        }
+        let pasids = self.pasid_bits != 0;
         let needs = [
             ("first_stage", self.first_stage, "scalable", self.scalable),
             ("nested", self.nested, "scalable", self.scalable),
@@ -133,6 +162,19 @@ impl UnitConfig {
                 self.x2apic,
                 "interrupt_remapping",
                 self.interrupt_remapping,
+            ),
+            ("pasid_bits", pasids, "scalable", self.scalable),
+            (
+                "page_requests",
+                self.page_requests,
+                "scalable",
+                self.scalable,
+            ),
+            (
+                "page_requests",
+                self.page_requests,
+                "device_tlb",
+                self.device_tlb,
             ),
         ];
         for (field, asked, needs, present) in needs {

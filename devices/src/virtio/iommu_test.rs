@@ -37,6 +37,9 @@ fn machine() -> (Driver, Arc<Unit<Memory>>) {
         x2apic: false,
         caching_mode: false,
         snoop_control: false,
+        pasid_bits: 0,
+        device_tlb: false,
+        page_requests: false,
     };
     let made = Mutex::new(None);
     let driver = Driver::behind(Box::new(Rng::new()), IOVA, |memory| {

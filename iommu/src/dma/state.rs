@@ -17,6 +17,9 @@ use crate::translate::{Fault, Gates, Latched, Request};
 pub trait FaultSink: Send + Sync {
     /// `request` was blocked. Called for faults whose record is suppressed, too.
     fn dma_fault(&self, request: &Request, fault: &Fault);
+
+    /// A device asks for a translation (ATS), whatever comes of it.
+    fn translation_requested(&self) {}
 }
 
 /// The part of a unit that DMA depends on. The unit writes it, views read it.
@@ -135,6 +138,10 @@ impl<M> DmaState<M> {
             }
             generation = now;
         }
+    }
+
+    pub(super) fn count_translation_request(&self) {
+        self.faults.translation_requested();
     }
 
     pub(super) fn report(&self, request: &Request, fault: &Fault) {

@@ -3,6 +3,9 @@
 //! [`decode`] is a pure function of the words, of the unit's capabilities and of the mode: it tells apart the reasons for
 //! which a unit stops its queue. Fields that the chosen granularity does not use are ignored, as the section says.
 
+use super::device_tlb::{DeviceTlbInvalidation, DeviceTlbTarget};
+use super::ids::{Pasid, SourceId};
+use super::page_request::{PageResponse, ResponseCode};
 use super::registers::{Caps, QueueError, TableMode};
 
 /// Scope of a context cache invalidation, type 1 (section 6.5.2.1).
@@ -99,6 +102,8 @@ pub struct Wait {
     pub status: Option<(u64, u32)>,
     /// FN: later descriptors do not start before this one has completed.
     pub fence: bool,
+    /// PD: page requests that a device made before its device-TLB was invalidated come first.
+    pub page_drain: bool,
 }
 
 /// An invalidation descriptor.
@@ -108,6 +113,13 @@ pub enum Descriptor {
     Context(ContextScope),
     /// Type 2.
     Iotlb(IotlbScope),
+    /// Type 3 and, with PASID, type 8.
+    DeviceTlb {
+        /// SID: whose device-TLB.
+        source: SourceId,
+        /// What the device is to forget.
+        invalidation: DeviceTlbInvalidation,
+    },
     /// Type 4.
     Interrupt(InterruptScope),
     /// Type 5.
@@ -123,17 +135,33 @@ pub enum Descriptor {
     },
     /// Type 7.
     PasidCache(PasidCacheScope),
+    /// Type 9.
+    PageResponse {
+        /// RID: who is answered.
+        source: SourceId,
+        /// The answer.
+        response: PageResponse,
+    },
 }
+
+/// ADDR in the second word of a descriptor.
+const PAGE: u64 = !0xFFF;
 
 /// Reserved bits of the first two words of each type; the other two words are reserved in all of these.
 mod reserved {
     pub(super) const CONTEXT: [u64; 2] = [0xFFFC_0000_0000_F1C0, u64::MAX];
     pub(super) const IOTLB: [u64; 2] = [0xFFFF_FFFF_0000_F100, 0xF80];
+    pub(super) const DEVICE_TLB: [u64; 2] = [0x000F_0000_FFE0_01F0, 0xFFE];
     pub(super) const INTERRUPT: [u64; 2] = [0xFFFF_0000_07FF_F1E0, u64::MAX];
     pub(super) const WAIT: [u64; 2] = [0xFFFF_F100, 0x3];
     pub(super) const WAIT_PAGE_DRAIN: u64 = 0x80;
     pub(super) const PASID_IOTLB: [u64; 2] = [0xFFF0_0000_0000_F1C0, 0xF80];
     pub(super) const PASID_CACHE: [u64; 2] = [0xFFF0_0000_0000_F1C0, u64::MAX];
+    pub(super) const PASID_DEVICE_TLB: [u64; 2] = [0, 0x7FE];
+    /// PFSID, in both kinds of device-TLB invalidation.
+    pub(super) const THROTTLE: u64 = 0xFFF0_0000_0000_F000;
+    /// Bit 66 is ignored.
+    pub(super) const PAGE_RESPONSE: [u64; 2] = [0xFFF0_0000_0000_01E0, 0xFFFF_FFFF_FFFF_F003];
 }
 
 /// Whether a queue of this width works in this mode at all (section 6.5.2, "valid descriptors").
@@ -169,6 +197,18 @@ pub fn decode(words: [u64; 4], caps: &Caps, mode: TableMode) -> Result<Descripto
             check(words, reserved::IOTLB)?;
             iotlb(first, second, caps)
         }
+        0x3 if caps.ecap.dt() => {
+            check(words, with_throttle(reserved::DEVICE_TLB, caps))?;
+            let (_, upper) = halves(first);
+            Ok(Descriptor::DeviceTlb {
+                source: SourceId(low_half(upper)),
+                invalidation: DeviceTlbInvalidation::new(
+                    DeviceTlbTarget::WithoutPasid,
+                    second & PAGE,
+                    second & 1 != 0,
+                ),
+            })
+        }
         0x4 if caps.ecap.ir() => {
             check(words, reserved::INTERRUPT)?;
             interrupt(first, caps)
@@ -185,6 +225,7 @@ pub fn decode(words: [u64; 4], caps: &Caps, mode: TableMode) -> Result<Descripto
                 interrupt: first & 1 << 4 != 0,
                 status: (first & 1 << 5 != 0).then_some((second, data)),
                 fence: first & 1 << 6 != 0,
+                page_drain: first & 1 << 7 != 0,
             }))
         }
         0x6 if scalable => {
@@ -209,9 +250,45 @@ pub fn decode(words: [u64; 4], caps: &Caps, mode: TableMode) -> Result<Descripto
                 _ => return Err(QueueError::Reserved),
             }))
         }
-        // 3 and 8 come with ECAP.DT, 9 with PRS, A with HPTS: none is offered yet.
+        0x8 if scalable && caps.ecap.dt() => {
+            check(words, with_throttle(reserved::PASID_DEVICE_TLB, caps))?;
+            let target = if second & 1 != 0 {
+                DeviceTlbTarget::AllPasids
+            } else {
+                DeviceTlbTarget::Pasid(Pasid::from_field(first >> 32))
+            };
+            let sized = second & 1 << 11 != 0;
+            Ok(Descriptor::DeviceTlb {
+                source: SourceId(domain(first)),
+                invalidation: DeviceTlbInvalidation::new(target, second & PAGE, sized),
+            })
+        }
+        0x9 if scalable && caps.ecap.prs() => {
+            check(words, reserved::PAGE_RESPONSE)?;
+            let (lower, _) = halves(second);
+            let with_pasid = first & 1 << 4 != 0;
+            Ok(Descriptor::PageResponse {
+                source: SourceId(domain(first)),
+                response: PageResponse {
+                    pasid: with_pasid.then(|| Pasid::from_field(first >> 32)),
+                    group: low_half(lower >> 3) & 0x1FF,
+                    code: ResponseCode::from_bits(low_byte(first >> 12)),
+                },
+            })
+        }
+        // A comes with ECAP.HPTS, which is not offered.
         _ => Err(QueueError::Type),
     }
+}
+
+/// PFSID is reserved unless ECAP.DIT.
+fn with_throttle([first, second]: [u64; 2], caps: &Caps) -> [u64; 2] {
+    let throttle = if caps.ecap.dit() {
+        0
+    } else {
+        reserved::THROTTLE
+    };
+    [first | throttle, second]
 }
 
 fn check(words: [u64; 4], reserved: [u64; 2]) -> Result<(), QueueError> {

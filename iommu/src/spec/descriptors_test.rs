@@ -101,6 +101,7 @@ fn a_wait_may_ask_for_a_status_an_interrupt_both_or_neither() {
             interrupt,
             status,
             fence,
+            page_drain: false,
         }))
     };
     assert_eq!(narrow(0x05, 0), wait(false, None, false));

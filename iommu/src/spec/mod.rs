@@ -4,12 +4,14 @@
 
 pub mod context;
 pub mod descriptors;
+pub mod device_tlb;
 pub mod entry;
 pub mod fault_reason;
 pub mod first_stage;
 pub mod gates;
 pub mod ids;
 pub mod irte;
+pub mod page_request;
 pub mod pasid;
 pub mod registers;
 pub mod root;

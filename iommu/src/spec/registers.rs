@@ -71,6 +71,22 @@ pub mod offset {
     pub const IQERCD: u16 = 0xB0;
     /// Interrupt remapping table address.
     pub const IRTA: u16 = 0xB8;
+    /// Page request queue head.
+    pub const PQH: u16 = 0xC0;
+    /// Page request queue tail.
+    pub const PQT: u16 = 0xC8;
+    /// Page request queue address.
+    pub const PQA: u16 = 0xD0;
+    /// Page request status.
+    pub const PRS: u16 = 0xDC;
+    /// Page request event control.
+    pub const PECTL: u16 = 0xE0;
+    /// Page request event data.
+    pub const PEDATA: u16 = 0xE4;
+    /// Page request event address.
+    pub const PEADDR: u16 = 0xE8;
+    /// Page request event upper address.
+    pub const PEUADDR: u16 = 0xEC;
     /// Invalidate address, in the block at ECAP.IRO.
     pub const IVA: u16 = super::IOTLB_REGISTERS;
     /// IOTLB invalidate, in the block at ECAP.IRO.
@@ -303,6 +319,21 @@ pub enum QueueError {
     Mode = 7,
 }
 
+/// Invalidation queue error record, IQERCD (section 11.4.18).
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct QueueErrorRecord {
+    /// IQEI: a [`QueueError`], while FSTS.IQE is set.
+    #[bits(4)]
+    pub error: u8,
+    #[bits(28)]
+    __: u32,
+    /// ITESID: who did not complete an invalidation, while FSTS.ITE is set.
+    pub timeout_source: u16,
+    /// ICESID: who completed what was not asked for, while FSTS.ICE is set.
+    pub completion_source: u16,
+}
+
 /// Interrupt remapping table address, IRTA (section 11.4.21).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
@@ -329,6 +360,44 @@ impl InterruptTableAddress {
     pub fn entries(&self) -> u32 {
         2 << self.size()
     }
+}
+
+/// Page request queue address, PQA (section 11.4).
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct PageQueueAddress {
+    /// PQS: the queue has `2^PQS` pages.
+    #[bits(3)]
+    pub size: u8,
+    #[bits(9)]
+    __: u16,
+    /// PQA: page number of the queue.
+    #[bits(52)]
+    pub page: u64,
+}
+
+impl PageQueueAddress {
+    /// Guest-physical address of the queue.
+    pub fn base(&self) -> u64 {
+        self.page() << 12
+    }
+
+    /// Size of the queue in bytes.
+    pub fn bytes(&self) -> u32 {
+        0x1000 << self.size()
+    }
+}
+
+/// Page request status, PRS (section 11.4).
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub struct PageRequestStatus {
+    /// PPR: a request was put into the queue.
+    pub pending: bool,
+    /// PRO: a request was lost, because the queue was full.
+    pub overflow: bool,
+    #[bits(30)]
+    __: u32,
 }
 
 /// Fault record, FRCD (section 11.4.14).

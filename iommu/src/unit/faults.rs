@@ -81,6 +81,13 @@ impl FaultLog {
         self.change_status(status, status.with_queue_error(true))
     }
 
+    /// Sets FSTS.ITE, and with it the fault event.
+    #[must_use]
+    pub(crate) fn device_timed_out(&mut self) -> Option<InterruptMessage> {
+        let status = self.status();
+        self.change_status(status, status.with_timeout_error(true))
+    }
+
     /// What software reads.
     pub(crate) fn load(&self, at: u16) -> u32 {
         self.file.load(at)

@@ -52,6 +52,26 @@ pub(crate) fn fault_registers(caps: &Caps) -> Vec<Register> {
     registers
 }
 
+/// Registers that belong to the lock of the page-request queue.
+pub(crate) fn page_registers(caps: &Caps) -> Vec<Register> {
+    if !caps.ecap.prs() {
+        return Vec::new();
+    }
+    let mut registers = vec![
+        Register::quad(offset::PQH).writable(0x7_FFE0),
+        Register::quad(offset::PQT).writable(0x7_FFE0),
+        Register::quad(offset::PQA).writable(0xFFFF_FFFF_FFFF_F007),
+        Register::word(offset::PRS).clears(3),
+    ];
+    registers.extend(event_registers(offset::PECTL, caps));
+    registers
+}
+
+/// Whether the word at `at` is one of [`page_registers`], or would be if there were any.
+pub(crate) fn is_page_register(at: u16) -> bool {
+    (offset::PQH..=offset::PEUADDR).contains(&at)
+}
+
 /// Whether the word at `at` is one of [`fault_registers`].
 pub(crate) fn is_fault_register(at: u16) -> bool {
     let records = FAULT_RECORDS..FAULT_RECORDS + 16 * u16::from(FAULT_RECORD_COUNT);

@@ -2,18 +2,23 @@
 //!
 //! # Locks
 //! In this order, and each only if needed:
-//! 1. the command mutex: every register but the fault log's, and the execution of commands and of the invalidation queue;
-//! 2. the drains: DMA transactions (in [`DmaState`]) and interrupt requests in flight. A command waits for them; they never
-//!    wait for a command;
-//! 3. leaf locks: the fault log, the list of observers, the limit on log messages.
+//! 1. the command mutex: every register but those of the fault log and of the page-request queue, and the execution of
+//!    commands and of the invalidation queue;
+//! 2. the drains: DMA transactions (in [`DmaState`]), interrupt requests in flight and page requests in flight. A command
+//!    waits for them, for one kind at a time and while it holds none; they never wait for a command;
+//! 3. leaf locks: the fault log, the page-request queue, the lists of observers and of device-TLBs, the limit on log
+//!    messages.
 //!
-//! Events and observers are called under no leaf lock.
+//! Events, observers and device-TLBs are called under no leaf lock.
 
 mod command;
+mod device_tlb;
 mod events;
 mod faults;
 mod interrupt;
 mod layout;
+mod page_queue;
+mod page_requests;
 mod queue;
 mod registers;
 mod reporter;
@@ -25,8 +30,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use vm_memory::GuestMemoryBackend;
 
+pub use device_tlb::DeviceTlb;
 pub use events::{EventSink, InterruptMessage};
 pub use interrupt::{InterruptBlocked, InterruptEntryObserver};
+pub use page_requests::PageRequestRefusal;
 pub use statistics::Statistics;
 
 use crate::config::{ConfigError, UnitConfig};
@@ -35,8 +42,10 @@ use crate::spec::ids::SourceId;
 use crate::spec::registers::{Caps, FaultRecord, offset};
 use crate::translate::{Gates, Latched};
 use command::Command;
+use device_tlb::DeviceTlbs;
 use interrupt::{Refusal, Remapping, Resolved};
-use layout::is_fault_register;
+use layout::{is_fault_register, is_page_register};
+use page_queue::PageQueue;
 use reporter::FaultReporter;
 use statistics::Shared;
 
@@ -55,6 +64,11 @@ pub struct Unit<M> {
     /// Leaf lock; copied before anyone is called.
     observers: Mutex<Vec<Arc<dyn InterruptEntryObserver>>>,
     faults: Arc<FaultReporter>,
+    /// Leaf lock: the page-request queue and its registers.
+    page_queue: Mutex<PageQueue>,
+    /// Held by page requests in flight; to wait for them, a command takes the write side.
+    page_requests_in_flight: RwLock<()>,
+    device_tlbs: DeviceTlbs,
     shared: Arc<Shared>,
 }
 
@@ -106,6 +120,9 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             remapping: RwLock::default(),
             observers: Mutex::default(),
             faults,
+            page_queue: Mutex::new(PageQueue::new(&caps)),
+            page_requests_in_flight: RwLock::default(),
+            device_tlbs: DeviceTlbs::default(),
             shared,
         }))
     }
@@ -123,6 +140,10 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         if words.clone().any(is_fault_register) {
             // Its neighbours that such an access may touch are reserved.
             self.faults.load(words, put);
+        } else if words.clone().any(is_page_register) {
+            // An access of 8 bytes takes in none of their neighbours.
+            let queue = self.page_queue();
+            words.for_each(|at| put(queue.load(at)));
         } else if words.clone().eq([offset::GSTS]) {
             put(self.status.load(Ordering::Acquire));
         } else {
@@ -141,7 +162,10 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
                 .iter()
                 .rev()
                 .fold(0, |value, byte| value << 8 | u32::from(*byte));
-            if !is_fault_register(at) {
+            if is_page_register(at) {
+                let message = self.page_queue().store(at, value);
+                self.faults.deliver(message);
+            } else if !is_fault_register(at) {
                 self.write_command_word(&mut command, at, value);
             } else if self.faults.store(at, value) {
                 self.restart_queue(&mut command);
@@ -151,7 +175,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
 
     /// Back to the state after power-on. Nothing that was translated before is in use any more when this returns.
     ///
-    /// Counters stay, and so do observers.
+    /// Counters stay, and so do observers and device-TLBs; what the latter keep is for their devices to forget.
     pub fn reset(&self) {
         let mut command = self.lock();
         command.reset();
@@ -159,6 +183,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         self.latch_translation(Latched::default());
         self.change_remapping(|remapping| *remapping = Remapping::default());
         self.faults.reset();
+        self.page_queue().reset();
     }
 
     /// Remaps an interrupt request: a write of `data` to `address`, which is in 0xFEEx_xxxx, by `source`.
@@ -273,13 +298,19 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     /// Makes `latched` the state of translation; no request uses an older one or older tables when this returns.
     fn latch_translation(&self, latched: Latched) {
         self.dma.set_latched(latched);
-        self.dma.drain();
+        self.drain_translations();
     }
 
     /// No request uses a translation from before this call when it returns.
     fn invalidate_translations(&self) {
         self.dma.invalidate_all();
+        self.drain_translations();
+    }
+
+    /// Waits for the requests in flight that tables translate.
+    fn drain_translations(&self) {
         self.dma.drain();
+        self.drain_page_requests();
     }
 
     /// Changes how interrupts are remapped, once no request is in flight, and tells observers to resolve all of theirs.

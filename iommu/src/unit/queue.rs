@@ -15,7 +15,8 @@ use super::Unit;
 use super::command::Command;
 use crate::memory::TableMemory;
 use crate::spec::descriptors::{Descriptor, InterruptScope, Wait, check_mode, decode};
-use crate::spec::registers::{QueueAddress, QueueError, offset};
+use crate::spec::ids::SourceId;
+use crate::spec::registers::{QueueAddress, QueueError, QueueErrorRecord, offset};
 
 /// Invalidations that were taken from the queue and did not take effect yet.
 #[derive(Debug, Default)]
@@ -23,6 +24,17 @@ struct Pending {
     translations: bool,
     /// Indices of interrupt entries, as one range that covers all.
     interrupts: Option<Range<u32>>,
+    /// Whose device-TLB does not answer. Everything up to the next fence is started nevertheless, but no wait completes:
+    /// so it looks to software when the time-out is noticed.
+    timed_out: Option<SourceId>,
+}
+
+/// Whether the next descriptor may be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    Continue,
+    /// A fence waits for a device that does not answer.
+    Held,
 }
 
 impl Pending {
@@ -53,6 +65,9 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         let mut pending = Pending::default();
         let outcome = self.process(command, &mut pending);
         self.settle(&mut pending);
+        if let Some(source) = pending.timed_out {
+            self.time_out(command, source);
+        }
         if let Err(error) = outcome {
             self.stop_queue(command, error);
         }
@@ -80,9 +95,12 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         while head != tail {
             let words = self.fetch(address, head)?;
             let descriptor = decode(words, &self.caps, mode)?;
-            self.execute(command, descriptor, pending);
+            let flow = self.execute(command, descriptor, pending);
             head = (head + width) % bytes;
             command.file.set(offset::IQH, head);
+            if flow == Flow::Held {
+                break;
+            }
         }
         Ok(())
     }
@@ -106,7 +124,12 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         Ok([low, high, 0, 0])
     }
 
-    fn execute(&self, command: &mut Command, descriptor: Descriptor, pending: &mut Pending) {
+    fn execute(
+        &self,
+        command: &mut Command,
+        descriptor: Descriptor,
+        pending: &mut Pending,
+    ) -> Flow {
         let counters = &self.shared.counters;
         match descriptor {
             Descriptor::Context(_) => {
@@ -125,6 +148,20 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
                 counters.pasid_cache_invalidations.add();
                 pending.translations = true;
             }
+            Descriptor::DeviceTlb {
+                source,
+                invalidation,
+            } => {
+                // What the device asks for after it forgot is to come from the new tables; and the wait that follows is
+                // to see the end of what the device began before it forgot.
+                pending.translations = true;
+                self.settle(pending);
+                pending.translations = true;
+                if !self.invalidate_device_tlb(source, invalidation) {
+                    pending.timed_out.get_or_insert(source);
+                }
+            }
+            Descriptor::PageResponse { source, response } => self.respond(source, response),
             Descriptor::Interrupt(scope) => {
                 counters.interrupt_invalidations.add();
                 pending.add_interrupts(scope);
@@ -132,9 +169,21 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             Descriptor::Wait(wait) => {
                 counters.waits.add();
                 self.settle(pending);
+                if pending.timed_out.is_some() {
+                    // Aborted: software sees neither its status nor its interrupt.
+                    return if wait.fence {
+                        Flow::Held
+                    } else {
+                        Flow::Continue
+                    };
+                }
+                if wait.page_drain {
+                    self.drain_page_requests();
+                }
                 self.complete(command, wait);
             }
         }
+        Flow::Continue
     }
 
     /// Makes what was invalidated so far true: afterwards no translation and no interrupt entry from before is in use.
@@ -172,14 +221,30 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         self.run_queue(command);
     }
 
+    /// FSTS.ITE stops the queue, too. What was started up to here is not started again when software clears it
+    ///.
+    fn time_out(&self, command: &mut Command, source: SourceId) {
+        self.shared.counters.device_tlb_timeouts.add();
+        let record = error_record(command).with_timeout_source(source.0);
+        command.file.set_quad(offset::IQERCD, record.into_bits());
+        self.faults.device_timed_out();
+        self.shared
+            .warn(|| format!("there is no device-TLB to invalidate at {source}"));
+    }
+
     fn stop_queue(&self, command: &mut Command, error: QueueError) {
         self.shared.counters.queue_errors.add();
-        command.file.set_quad(offset::IQERCD, error as u64);
+        let record = error_record(command).with_error(error as u8);
+        command.file.set_quad(offset::IQERCD, record.into_bits());
         self.faults.queue_failed();
         let head = command.file.get(offset::IQH);
         self.shared
             .warn(|| format!("the invalidation queue stopped at {head:#x}: {error:?}"));
     }
+}
+
+fn error_record(command: &Command) -> QueueErrorRecord {
+    QueueErrorRecord::from_bits(command.file.get_quad(offset::IQERCD))
 }
 
 #[cfg(test)]

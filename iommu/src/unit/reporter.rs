@@ -70,6 +70,12 @@ impl FaultReporter {
         self.deliver(message);
     }
 
+    /// A device did not complete an invalidation.
+    pub(crate) fn device_timed_out(&self) {
+        let message = self.lock().device_timed_out();
+        self.deliver(message);
+    }
+
     /// Records a fault that no FPD bit suppresses.
     pub(crate) fn record(&self, record: FaultRecord) {
         let recorded = self.lock().record(record);
@@ -127,6 +133,10 @@ impl FaultReporter {
 }
 
 impl FaultSink for FaultReporter {
+    fn translation_requested(&self) {
+        self.shared.counters.translation_requests.add();
+    }
+
     fn dma_fault(&self, request: &Request, fault: &Fault) {
         if !fault.record {
             self.shared.counters.faults_suppressed.add();

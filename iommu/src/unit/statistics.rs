@@ -41,6 +41,10 @@ counters! {
     pasid_cache_invalidations,
     /// PASID-based IOTLB invalidations.
     pasid_iotlb_invalidations,
+    /// Invalidations of device-TLBs.
+    device_tlb_invalidations,
+    /// Device-TLB invalidations that timed out, because there is no such device.
+    device_tlb_timeouts,
     /// Interrupt entry cache invalidations.
     interrupt_invalidations,
     /// Invalidation waits.
@@ -57,6 +61,14 @@ counters! {
     faults_lost,
     /// Faults that a Fault Processing Disable bit suppressed.
     faults_suppressed,
+    /// Translations that devices asked for (ATS).
+    translation_requests,
+    /// Page requests that went into the queue.
+    page_requests,
+    /// Page requests that were dropped.
+    page_requests_refused,
+    /// Answers to page requests.
+    page_responses,
     /// Interrupts that were remapped.
     interrupts_remapped,
     /// Interrupts that passed unchanged.

@@ -68,6 +68,9 @@ pub(crate) fn full() -> UnitConfig {
         x2apic: true,
         caching_mode: false,
         snoop_control: true,
+        pasid_bits: 0,
+        device_tlb: false,
+        page_requests: false,
     }
 }
 

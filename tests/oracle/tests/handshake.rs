@@ -46,6 +46,9 @@ fn full() -> UnitConfig {
         x2apic: true,
         caching_mode: false,
         snoop_control: true,
+        pasid_bits: 0,
+        device_tlb: false,
+        page_requests: false,
     }
 }
 

@@ -302,6 +302,9 @@ fn no_thread_touches_a_page_after_the_wait_that_took_it_away() {
             x2apic: false,
             caching_mode: true,
             snoop_control: false,
+            pasid_bits: 0,
+            device_tlb: false,
+            page_requests: false,
         };
         let memory: Memory = Arc::new(
             GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x20_0000)]).expect("guest memory"),
@@ -355,6 +358,9 @@ fn no_interrupt_is_delivered_by_an_entry_after_the_wait_that_replaced_it() {
         x2apic: true,
         caching_mode: false,
         snoop_control: false,
+        pasid_bits: 0,
+        device_tlb: false,
+        page_requests: false,
     };
     let memory: Memory = Arc::new(
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2_0000)]).expect("guest memory"),

@@ -21,6 +21,9 @@ pub(super) fn unit_config(config: &IommuConfig, physical_bits: u8) -> UnitConfig
         // Emulated devices walk the tables themselves, so nothing has to be announced to them.
         caching_mode: config.caching_mode.unwrap_or(false),
         snoop_control: true,
+        pasid_bits: 0,
+        device_tlb: false,
+        page_requests: false,
     }
 }
 

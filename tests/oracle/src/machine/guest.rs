@@ -28,6 +28,9 @@ pub fn configuration(rng: &mut Rng) -> UnitConfig {
             x2apic: interrupt_remapping && rng.chance(1, 2),
             caching_mode: rng.chance(1, 2),
             snoop_control: rng.chance(1, 2),
+            pasid_bits: 0,
+            device_tlb: false,
+            page_requests: false,
         };
         if config.capabilities().is_ok() {
             return config;
