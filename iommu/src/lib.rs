@@ -17,9 +17,12 @@ pub mod translate;
 pub mod unit;
 
 pub use config::{ConfigError, UnitConfig};
-pub use dma::{DmaPort, DmaTransaction, DmaView};
+pub use dma::{AtsRefusal, AtsTranslation, DmaPort, DmaTransaction, DmaView};
+pub use spec::device_tlb::{DeviceTlbInvalidation, DeviceTlbTarget};
 pub use spec::ids::{Pasid, SourceId};
+pub use spec::page_request::{PageRequest, PageResponse, ResponseCode};
 pub use spec::registers::{Caps, REGISTER_WINDOW_SIZE};
 pub use unit::{
-    EventSink, InterruptBlocked, InterruptEntryObserver, InterruptMessage, Statistics, Unit,
+    DeviceTlb, EventSink, InterruptBlocked, InterruptEntryObserver, InterruptMessage,
+    PageRequestRefusal, Statistics, Unit,
 };
