@@ -7,7 +7,27 @@
 //! * a DMA command that the IOMMU or the closed bus-master gate blocks completes and interrupts as any other. The device's
 //!   buffer is then unchanged; towards memory, pages before the first blocked one may have been written, and no others;
 //! * function-level reset stops the work: once it has been requested no DMA happens any more.
+//!
+//! # The extension
+//! With [`EduFeatures`], the function has the PCIe capabilities ATS, PASID and PRI, and 32-bit registers in BAR 0 that say
+//! how the requests of a DMA command travel. Everything is written and read as 32 bits; other sizes read as ones.
+//!
+//! | offset | | |
+//! |---|---|---|
+//! | 0x100 | features, read-only | bit 0 ATS, bit 1 PASID, bit 2 PRI |
+//! | 0x104 | control | bits 19:0 PASID; bit 28: the command's address is sent in translated requests as it is; bit 29: ask for pages that a translation does not permit; bit 30: ask for translations, keep them, and send translated requests; bit 31: requests have the PASID |
+//! | 0x108 | outcome of the last DMA command, read-only | 0 done, 1 a request was blocked, 2 a translation does not permit the access, 3 a translation request was refused, 4 a page request was not taken, 5 a page request was answered as invalid or failed, 6 it was not answered within 10 s, 7 a capability that the command needs is not enabled |
+//! | 0x10c | translations kept, read-only | at most 64 |
+//! | 0x110 | invalidations received, read-only | wraps around |
+//! | 0x114 | page requests made, read-only | wraps around |
+//! | 0x118 | page requests answered, read-only | wraps around |
+//!
+//! A command keeps the manner in which it was started. Bits for features that the device does not have are ignored.
 
+mod atc;
+mod copier;
+mod extension;
+mod pri;
 mod registers;
 mod worker;
 
@@ -20,13 +40,20 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use iommu::{DeviceTlb, SourceId, Unit};
 use pci::{
     BarKind, BarWindow, Bdf, ConfigChange, ConfigSpace, Identity, IntxSink, MsiMessage, MsiSink,
     PciFunction,
 };
 
-use crate::Dma;
+pub use extension::EduFeatures;
+
 use crate::limit::LogLimit;
+use crate::{Dma, Memory};
+use atc::Atc;
+use copier::{Link, PageCounts};
+use extension::Manner;
+use pri::Capabilities;
 use registers::{Action, Registers};
 
 /// Bytes of BAR 0.
@@ -37,6 +64,8 @@ const BAR_SIZE: u64 = 1 << 20;
 pub struct EduOptions {
     /// The address bits that the device can drive: others are cleared from the addresses of its DMA.
     pub dma_mask: u64,
+    /// The extension.
+    pub features: EduFeatures,
 }
 
 impl Default for EduOptions {
@@ -44,6 +73,7 @@ impl Default for EduOptions {
     fn default() -> Self {
         Self {
             dma_mask: 0x0fff_ffff,
+            features: EduFeatures::default(),
         }
     }
 }
@@ -58,6 +88,8 @@ pub struct Edu {
 struct Shared {
     bdf: Bdf,
     dma_mask: u64,
+    link: Link,
+    capabilities: Capabilities,
     msi: Arc<dyn MsiSink>,
     intx: Arc<dyn IntxSink>,
     /// The INTx pin is driven while this is held, so that levels arrive in order; messages are sent after it is released.
@@ -85,7 +117,7 @@ struct Inner {
 }
 
 impl Edu {
-    /// A device at `bdf` that reaches memory through `dma`.
+    /// A device at `bdf` that reaches memory through `dma`. If `unit` is in front of it, it keeps a device-TLB there.
     ///
     /// # Errors
     /// When the device's thread cannot be started.
@@ -94,13 +126,14 @@ impl Edu {
         dma: Dma,
         msi: Arc<dyn MsiSink>,
         intx: Arc<dyn IntxSink>,
+        unit: Option<Arc<Unit<Memory>>>,
         options: EduOptions,
     ) -> io::Result<Arc<Self>> {
-        let config = config_space();
+        let (config, capabilities) = config_space(options.features);
         let dma = dma.gated(config.bus_master_flag());
         let inner = Inner {
             config,
-            registers: Registers::default(),
+            registers: Registers::new(options.features),
             factorial: None,
             dma: None,
             working: false,
@@ -109,9 +142,16 @@ impl Edu {
             ending: false,
             limit: LogLimit::default(),
         };
+        let atc = Arc::new(Atc::default());
+        let unit = unit.map(|unit| (unit, SourceId(bdf.as_u16())));
+        if let Some((unit, source)) = unit.as_ref().filter(|_| options.features.ats) {
+            unit.attach_device_tlb(*source, Arc::clone(&atc) as Arc<dyn DeviceTlb>);
+        }
         let shared = Arc::new(Shared {
             bdf,
             dma_mask: options.dma_mask,
+            link: Link { atc, unit },
+            capabilities,
             msi,
             intx,
             inner: Mutex::new(inner),
@@ -129,6 +169,10 @@ impl Drop for Edu {
     fn drop(&mut self) {
         self.shared.lock().ending = true;
         self.shared.changed.notify_all();
+        self.shared.link.atc.abort();
+        if let Some((unit, source)) = &self.shared.link.unit {
+            unit.detach_device_tlb(*source);
+        }
         if let Some(worker) = self.worker.take() {
             // A worker that panicked has already said so.
             let _ = worker.join();
@@ -136,7 +180,7 @@ impl Drop for Edu {
     }
 }
 
-fn config_space() -> ConfigSpace {
+fn config_space(features: EduFeatures) -> (ConfigSpace, Capabilities) {
     let mut builder = ConfigSpace::builder(Identity {
         vendor: 0x1234,
         device: 0x11e8,
@@ -149,7 +193,8 @@ fn config_space() -> ConfigSpace {
     builder.set_interrupt_pin(1);
     builder.add_msi(0);
     builder.add_pcie_endpoint();
-    builder.build()
+    let capabilities = Capabilities::add(&mut builder, features);
+    (builder.build(), capabilities)
 }
 
 impl Shared {
@@ -180,6 +225,35 @@ impl Shared {
             .then(|| inner.config.msi_notify(0))?
     }
 
+    /// Whether the guest has enabled what requests in this manner need.
+    fn permits(&self, inner: &Inner, manner: &Manner) -> bool {
+        let enabled = self.capabilities.enabled(&inner.config);
+        (enabled.ats || !(manner.translate || manner.translated))
+            && (enabled.pasid || manner.pasid.is_none())
+            && (enabled.pri || !manner.pages)
+    }
+
+    fn count_pages(&self, inner: &mut Inner, counts: PageCounts) {
+        let extension = &mut inner.registers.extension;
+        extension.page_requests = extension.page_requests.wrapping_add(counts.requests);
+        extension.page_responses = extension.page_responses.wrapping_add(counts.responses);
+        if counts.failed {
+            self.capabilities.set_response_failure(&mut inner.config);
+        }
+        self.update_capabilities(inner);
+    }
+
+    /// Makes the capabilities' status, and the device-TLB, follow what the guest enabled.
+    fn update_capabilities(&self, inner: &mut Inner) {
+        let atc = &self.link.atc;
+        if !self.capabilities.enabled(&inner.config).ats {
+            // PCIe 10.2.1: what a function keeps is gone when ATS is disabled.
+            atc.clear();
+        }
+        self.capabilities
+            .update(&mut inner.config, atc.is_waiting(), atc.take_unexpected());
+    }
+
     /// Stops the work and returns the registers to their reset values.
     fn reset(&self) {
         let mut inner = self.lock();
@@ -187,16 +261,19 @@ impl Shared {
         inner.resets += 1;
         inner.factorial = None;
         inner.dma = None;
+        self.link.atc.abort();
         while inner.working {
-            // A DMA command is at most 4 KiB, so this is short.
+            // A DMA command is at most 4 KiB, so this is short; and it no longer waits for pages.
             inner = self
                 .changed
                 .wait(inner)
                 .unwrap_or_else(PoisonError::into_inner);
         }
         inner.resets -= 1;
-        inner.registers = Registers::default();
+        let features = inner.registers.extension.features;
+        inner.registers = Registers::new(features);
         inner.config.reset();
+        self.link.atc.clear();
         self.drive(&mut inner);
     }
 }
@@ -211,7 +288,9 @@ impl Inner {
 
 impl PciFunction for Edu {
     fn read_config(&self, offset: u16, data: &mut [u8]) {
-        self.shared.lock().config.read(offset, data);
+        let mut inner = self.shared.lock();
+        self.shared.update_capabilities(&mut inner);
+        inner.config.read(offset, data);
     }
 
     fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange {
@@ -222,6 +301,7 @@ impl PciFunction for Edu {
             self.shared.reset();
             return change;
         }
+        self.shared.update_capabilities(&mut inner);
         let messages = inner.config.take_pending_msi();
         if change.intx || change.msi {
             self.shared.drive(&mut inner);
@@ -232,7 +312,16 @@ impl PciFunction for Edu {
     }
 
     fn read_bar(&self, _bar: usize, offset: u64, data: &mut [u8]) {
-        let value = self.shared.lock().registers.read(offset, data.len());
+        let value = {
+            let inner = self.shared.lock();
+            let (registers, size) = (&inner.registers, data.len());
+            if registers.extension.has(offset) {
+                let cached = self.shared.link.atc.cached();
+                registers.extension.read(offset, size, cached)
+            } else {
+                registers.read(offset, size)
+            }
+        };
         data.fill(0xff);
         data.iter_mut()
             .zip(value.to_le_bytes())

@@ -87,6 +87,7 @@ fn machine() -> Machine {
         dma(),
         Arc::clone(&messages) as _,
         ioapic.line(16),
+        None,
         EduOptions::default(),
     );
     root.add(bdf, edu.expect("a thread")).expect("free");

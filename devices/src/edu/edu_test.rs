@@ -58,6 +58,7 @@ fn machine(options: EduOptions) -> Machine {
         Dma::direct(Arc::clone(&memory)),
         Arc::<Events>::clone(&sink) as Arc<dyn MsiSink>,
         sink as Arc<dyn IntxSink>,
+        None,
         options,
     )
     .expect("thread starts");
@@ -222,7 +223,10 @@ fn a_copy_there_and_back_changes_exactly_the_destination() {
 
 #[test]
 fn addresses_are_cut_to_the_mask() {
-    let machine = machine(EduOptions { dma_mask: 0xffff });
+    let machine = machine(EduOptions {
+        dma_mask: 0xffff,
+        ..EduOptions::default()
+    });
     machine
         .memory
         .write_obj(0x1122_3344_u32, GuestAddress(0x4000))

@@ -1,5 +1,7 @@
 //! The registers in BAR 0, apart from what the device does about them.
 
+use super::extension::{EduFeatures, Extension, Manner};
+
 /// "Identification": major version 1, minor version 0, 0xed.
 const IDENTIFICATION: u32 = 0x0100_00ed;
 
@@ -50,6 +52,8 @@ pub(super) struct Copy {
     pub(super) offset: usize,
     /// Bytes.
     pub(super) length: usize,
+    /// How its requests travel.
+    pub(super) manner: Manner,
 }
 
 /// What a register write asks the device to do.
@@ -73,10 +77,18 @@ pub(super) struct Registers {
     destination: u64,
     count: u64,
     command: u64,
+    pub(super) extension: Extension,
 }
 
 impl Registers {
-    /// The value at `offset`; ones for what is not there or has another size.
+    pub(super) fn new(features: EduFeatures) -> Self {
+        Self {
+            extension: Extension::new(features),
+            ..Self::default()
+        }
+    }
+
+    /// The value at `offset`, which is not the extension's; ones for what is not there or has another size.
     pub(super) fn read(&self, offset: u64, size: usize) -> u64 {
         if !is_allowed(offset, size) {
             return u64::MAX;
@@ -97,6 +109,10 @@ impl Registers {
 
     /// Writes the register at `offset`, as wide as `data` is.
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) -> Action {
+        if self.extension.has(offset) {
+            self.extension.write(offset, data);
+            return Action::None;
+        }
         if !is_allowed(offset, data.len()) {
             return Action::None;
         }
@@ -163,6 +179,7 @@ impl Registers {
             address,
             offset,
             length,
+            manner: self.extension.manner(),
         })
     }
 

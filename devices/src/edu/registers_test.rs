@@ -1,3 +1,4 @@
+use super::extension::Manner;
 use super::registers::{Action, Copy, Direction, Registers, factorial};
 
 fn write4(registers: &mut Registers, offset: u64, value: u32) -> Action {
@@ -84,6 +85,7 @@ fn a_copy_names_the_buffer_by_its_address_on_the_device() {
         address: 0x1_2345_6000,
         offset: 0x10,
         length: 100,
+        manner: Manner::default(),
     };
     assert_eq!(write4(&mut registers, 0x98, 0x5), Action::Copy(expected));
     assert_eq!(registers.read(0x98, 8), 0x5);
@@ -102,6 +104,7 @@ fn a_copy_names_the_buffer_by_its_address_on_the_device() {
         address: 0x7000,
         offset: 0,
         length: 0x1000,
+        manner: Manner::default(),
     };
     assert_eq!(write4(&mut registers, 0x98, 0x3), Action::Copy(expected));
     assert_eq!(registers.finish_copy(), 0);

@@ -5,26 +5,18 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
-use iommu::DmaView;
-use vm_memory::{Bytes, GuestAddress};
-
 use super::Shared;
-use super::registers::{self, BUFFER_SIZE, Copy, Direction};
-use crate::{Dma, Memory};
+use super::copier::Copier;
+use super::extension::Outcome;
+use super::registers::{self, BUFFER_SIZE, Copy};
+use crate::Dma;
 
 pub(super) fn start(shared: Arc<Shared>, dma: Dma) -> io::Result<JoinHandle<()>> {
     Builder::new()
         .name(format!("edu-{}", shared.bdf))
         .spawn(move || {
-            let mask = shared.dma_mask;
-            run(
-                &shared,
-                Copier {
-                    view: dma.view(),
-                    mask,
-                    buffer: [0; BUFFER_SIZE],
-                },
-            );
+            let copier = Copier::new(dma.view(), shared.dma_mask, shared.link.clone());
+            run(&shared, copier);
         })
 }
 
@@ -34,6 +26,7 @@ enum Work {
 }
 
 fn run(shared: &Shared, mut copier: Copier) {
+    let mut buffer = [0; BUFFER_SIZE];
     let mut epoch = 0;
     let mut inner = shared.lock();
     loop {
@@ -42,7 +35,7 @@ fn run(shared: &Shared, mut copier: Copier) {
         }
         if inner.epoch != epoch {
             epoch = inner.epoch;
-            copier.buffer.fill(0);
+            buffer.fill(0);
         }
         let factorial = inner.factorial.take().map(Work::Factorial);
         let Some(work) = factorial.or_else(|| inner.dma.take().map(Work::Copy)) else {
@@ -53,11 +46,20 @@ fn run(shared: &Shared, mut copier: Copier) {
             continue;
         };
         inner.working = true;
+        let enabled = match &work {
+            Work::Copy(copy) => shared.permits(&inner, &copy.manner),
+            Work::Factorial(_) => true,
+        };
+        let aborts = shared.link.aborts();
         drop(inner);
+        let mut outcome = Outcome::NotEnabled;
         let result = match &work {
             Work::Factorial(value) => registers::factorial(*value),
             Work::Copy(copy) => {
-                copier.copy(copy);
+                let range: Range<usize> = copy.offset..copy.offset.saturating_add(copy.length);
+                if let Some(own) = buffer.get_mut(range).filter(|_| enabled) {
+                    outcome = copier.copy(copy, own, aborts);
+                }
                 0
             }
         };
@@ -67,49 +69,19 @@ fn run(shared: &Shared, mut copier: Copier) {
         if inner.epoch != epoch {
             continue;
         }
+        shared.count_pages(&mut inner, copier.take_counts());
         let bits = match work {
             Work::Factorial(_) => inner.registers.finish_factorial(result),
-            Work::Copy(_) => inner.registers.finish_copy(),
+            Work::Copy(_) => {
+                inner.registers.extension.outcome = outcome;
+                inner.registers.finish_copy()
+            }
         };
         if bits != 0 {
             let message = shared.raise(&mut inner, bits);
             drop(inner);
             shared.send(message);
             inner = shared.lock();
-        }
-    }
-}
-
-/// Copies between memory and the device's buffer.
-struct Copier {
-    view: DmaView<Memory>,
-    mask: u64,
-    buffer: [u8; BUFFER_SIZE],
-}
-
-impl Copier {
-    /// Does what `copy` says; see the module documentation of the device for what remains of a blocked one.
-    fn copy(&mut self, copy: &Copy) {
-        let range: Range<usize> = copy.offset..copy.offset.saturating_add(copy.length);
-        let Some(own) = self.buffer.get_mut(range) else {
-            return;
-        };
-        let address = GuestAddress(copy.address & self.mask);
-        let transaction = self.view.begin();
-        match copy.direction {
-            Direction::ToMemory => {
-                // The IOMMU has reported a blocked request, and the device has no error bit.
-                let _ = transaction.write_slice(own, address);
-            }
-            Direction::FromMemory => {
-                let mut copied = [0; BUFFER_SIZE];
-                let Some(copied) = copied.get_mut(..own.len()) else {
-                    return;
-                };
-                if transaction.read_slice(copied, address).is_ok() {
-                    own.copy_from_slice(copied);
-                }
-            }
         }
     }
 }

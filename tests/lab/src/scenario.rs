@@ -153,6 +153,18 @@ pub const SCENARIOS: &[Scenario] = &[
         ..DEFAULT
     },
     Scenario {
+        name: "sva",
+        description: "PASIDs, ATS and page requests: edu works on a process's own addresses",
+        unit: Some("intel-iommu,x-flts=on,device-iotlb=on,pasid-bits=20,svm=on"),
+        arguments: &[
+            "--device",
+            "edu,ats=on,pasid=on,pri=on,dma_mask=0xffffffffffffffff",
+        ],
+        plan: "scalable,smp=2,translation=first-stage,intremap=x2apic,disk,net,sva,interrupts=remapped,nofaults\
+               >poweroff",
+        ..DEFAULT
+    },
+    Scenario {
         name: "no-remapping",
         description: "intremap=off: DMA is translated, interrupts are not remapped",
         unit: Some("intel-iommu,x-flts=on,intremap=off"),

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Guest, console, disk, edu, interrupts, iommu, kernel_log, network, random};
+use super::{Guest, console, disk, edu, interrupts, iommu, kernel_log, network, random, sva};
 use crate::plan::Check;
 
 type Run = fn(&Guest, &str) -> Result<String>;
@@ -23,6 +23,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("serial", console::serial),
     ("edu", edu::dma_and_msi),
     ("edu-fault", edu::fault),
+    ("sva", sva::check),
     ("smp", interrupts::processors),
     ("interrupts", interrupts::check),
     ("nofaults", no_faults),

@@ -10,6 +10,7 @@ mod kernel_log;
 mod network;
 mod random;
 mod restart;
+mod sva;
 mod vfio;
 
 use std::fs::{self, File, OpenOptions};

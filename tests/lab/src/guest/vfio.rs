@@ -90,13 +90,13 @@ pub(super) fn find(vendor: u16, device: u16) -> Result<String> {
     bail!("no PCI function {vendor:04x}:{device:04x}");
 }
 
-fn single_entry(directory: &Path) -> Option<String> {
+pub(super) fn single_entry(directory: &Path) -> Option<String> {
     let entry = fs::read_dir(directory).ok()?.next()?.ok()?;
     Some(entry.file_name().to_string_lossy().into_owned())
 }
 
 /// Waits for devtmpfs to show `path`.
-fn open_node(path: &Path) -> Result<File> {
+pub(super) fn open_node(path: &Path) -> Result<File> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         match OpenOptions::new().read(true).write(true).open(path) {

@@ -17,8 +17,17 @@ unsafe impl Send for Buffer {}
 impl Buffer {
     /// `length` bytes, all of them present.
     pub fn new(length: usize) -> io::Result<Self> {
+        Self::map(length, libc::MAP_POPULATE | libc::MAP_LOCKED)
+    }
+
+    /// `length` bytes, none of them present until someone touches it.
+    pub fn absent(length: usize) -> io::Result<Self> {
+        Self::map(length, libc::MAP_NORESERVE)
+    }
+
+    fn map(length: usize, flags: i32) -> io::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE | libc::MAP_LOCKED;
+        let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         // SAFETY: a new mapping at an address that the kernel chooses touches no existing memory.
         let base = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
         if base == libc::MAP_FAILED {
@@ -55,6 +64,17 @@ impl Buffer {
         unsafe { self.base.as_ptr().add(offset) }
     }
 
+    /// Gives the pages back to the kernel: they read as zeros, and are absent until they are touched.
+    pub fn discard(&mut self) -> io::Result<()> {
+        // SAFETY: the mapping belongs to the value, and no reference to it exists.
+        let result =
+            unsafe { libc::madvise(self.base.as_ptr().cast(), self.length, libc::MADV_DONTNEED) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
     /// Copies `data` in.
     pub fn write(&mut self, offset: usize, data: &[u8]) {
         let target = self.at(offset, data.len());
@@ -80,6 +100,81 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         // SAFETY: the mapping belongs to the value, and nothing borrowed from it can be left.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
+    }
+}
+
+/// Registers of a device, mapped into this process.
+#[derive(Debug)]
+pub struct Window {
+    base: NonNull<u8>,
+    length: usize,
+}
+
+impl Window {
+    /// Maps `length` bytes of `file`, from its start.
+    pub fn map(file: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses touches no existing memory.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                protection,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base =
+            NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+        Ok(Self { base, length })
+    }
+
+    fn at<T>(&self, offset: usize) -> *mut T {
+        let size = size_of::<T>();
+        assert!(
+            offset.is_multiple_of(size)
+                && offset
+                    .checked_add(size)
+                    .is_some_and(|end| end <= self.length),
+            "{size} bytes at {offset:#x} are not inside the window"
+        );
+        // SAFETY: the offset is inside the mapping.
+        unsafe { self.base.as_ptr().add(offset).cast() }
+    }
+
+    /// Reads a 32-bit register.
+    pub fn read_u32(&self, offset: usize) -> u32 {
+        // SAFETY: at() checked that the register is inside the mapping and aligned.
+        unsafe { self.at::<u32>(offset).read_volatile() }
+    }
+
+    /// Writes a 32-bit register.
+    pub fn write_u32(&self, offset: usize, value: u32) {
+        // SAFETY: as in read_u32.
+        unsafe { self.at::<u32>(offset).write_volatile(value) };
+    }
+
+    /// Reads a 64-bit register.
+    pub fn read_u64(&self, offset: usize) -> u64 {
+        // SAFETY: as in read_u32.
+        unsafe { self.at::<u64>(offset).read_volatile() }
+    }
+
+    /// Writes a 64-bit register.
+    pub fn write_u64(&self, offset: usize, value: u64) {
+        // SAFETY: as in read_u32.
+        unsafe { self.at::<u64>(offset).write_volatile(value) };
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: the mapping belongs to the value.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
     }
 }

@@ -1,0 +1,208 @@
+//! What the device keeps of its dealings with the IOMMU: translations (its device-TLB), and the page request that it
+//! waits for. It is what the unit calls, so its locks are leaves: nothing is called under them.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use iommu::{AtsTranslation, DeviceTlb, DeviceTlbInvalidation, PageResponse, Pasid, ResponseCode};
+
+use super::extension::Cached;
+
+/// Translations that are kept; when there is one more, the oldest goes.
+const CAPACITY: usize = 64;
+/// Longest wait for the answer to a page request.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A translation as it was answered.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    pasid: Option<Pasid>,
+    /// Any address in the block.
+    input: u64,
+    answer: AtsTranslation,
+}
+
+impl Entry {
+    /// The translation of `address`, if it is in the block.
+    fn translate(&self, pasid: Option<Pasid>, address: u64) -> Option<u64> {
+        let inside = u64::MAX
+            .checked_shl(self.answer.page_shift.into())
+            .map_or(u64::MAX, |mask| !mask);
+        (self.pasid == pasid && (self.input ^ address) & !inside == 0)
+            .then_some(self.answer.address & !inside | address & inside)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    entries: Vec<Entry>,
+    oldest: usize,
+    invalidations: u32,
+}
+
+/// The page request in flight: the device has one at a time.
+#[derive(Debug, Default)]
+struct Pages {
+    waiting: Option<(Option<Pasid>, u16)>,
+    answer: Option<ResponseCode>,
+    /// A response came that answers nothing.
+    unexpected: bool,
+    /// Counts the commands that were to end at once.
+    aborts: u64,
+    next_group: u16,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Atc {
+    table: Mutex<Table>,
+    pages: Mutex<Pages>,
+    answered: Condvar,
+}
+
+/// A page request that was announced and is not answered yet.
+pub(super) struct Expected {
+    pub(super) group: u16,
+    aborts: u64,
+}
+
+impl Atc {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A translation that permits to read, or to write. It may be used within the transaction in which it was looked up.
+    pub(super) fn lookup(&self, pasid: Option<Pasid>, address: u64, write: bool) -> Option<u64> {
+        let table = self.table();
+        let mut fitting = table.entries.iter().filter(|entry| {
+            if write {
+                entry.answer.writable
+            } else {
+                entry.answer.readable
+            }
+        });
+        fitting.find_map(|entry| entry.translate(pasid, address))
+    }
+
+    /// Keeps an answer. To be called within the transaction in which it was given.
+    pub(super) fn insert(&self, pasid: Option<Pasid>, input: u64, answer: AtsTranslation) {
+        let mut table = self.table();
+        let entry = Entry {
+            pasid,
+            input,
+            answer,
+        };
+        if table.entries.len() < CAPACITY {
+            table.entries.push(entry);
+            return;
+        }
+        let oldest = table.oldest;
+        if let Some(place) = table.entries.get_mut(oldest) {
+            *place = entry;
+        }
+        table.oldest = (oldest + 1) % CAPACITY;
+    }
+
+    /// Forgets all translations.
+    pub(super) fn clear(&self) {
+        let mut table = self.table();
+        table.entries.clear();
+        table.oldest = 0;
+    }
+
+    pub(super) fn cached(&self) -> Cached {
+        let table = self.table();
+        Cached {
+            entries: u32::try_from(table.entries.len()).unwrap_or(u32::MAX),
+            invalidations: table.invalidations,
+        }
+    }
+
+    /// The number of aborts so far, for [`expect`](Self::expect).
+    pub(super) fn aborts(&self) -> u64 {
+        self.pages().aborts
+    }
+
+    /// Ends the wait of commands that began before.
+    pub(super) fn abort(&self) {
+        let mut pages = self.pages();
+        pages.aborts = pages.aborts.wrapping_add(1);
+        drop(pages);
+        self.answered.notify_all();
+    }
+
+    /// Whether a page request is in flight.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.pages().waiting.is_some()
+    }
+
+    /// Whether a response came that answers nothing, since this was asked last.
+    pub(super) fn take_unexpected(&self) -> bool {
+        std::mem::take(&mut self.pages().unexpected)
+    }
+
+    /// Chooses the group of a page request that is about to be made by a command that began after `aborts` aborts.
+    pub(super) fn expect(&self, pasid: Option<Pasid>, aborts: u64) -> Expected {
+        let mut pages = self.pages();
+        let group = pages.next_group;
+        pages.next_group = (group + 1) & 0x1ff;
+        pages.waiting = Some((pasid, group));
+        pages.answer = None;
+        Expected { group, aborts }
+    }
+
+    /// The page request was not taken, so that no answer will come.
+    pub(super) fn forget(&self) {
+        self.pages().waiting = None;
+    }
+
+    /// Waits for the answer; `None` if none came in time, or the command was aborted.
+    pub(super) fn wait(&self, expected: &Expected) -> Option<ResponseCode> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut pages = self.pages();
+        while pages.answer.is_none() && pages.aborts == expected.aborts {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            (pages, _) = self
+                .answered
+                .wait_timeout(pages, left)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        pages.waiting = None;
+        pages.answer.take()
+    }
+}
+
+impl DeviceTlb for Atc {
+    fn invalidate(&self, invalidation: DeviceTlbInvalidation) {
+        let mut table = self.table();
+        table.invalidations = table.invalidations.wrapping_add(1);
+        table.entries.retain(|entry| {
+            !(invalidation.concerns(entry.pasid)
+                && invalidation.overlaps(entry.input, entry.answer.page_shift))
+        });
+        table.oldest = 0;
+    }
+
+    fn page_response(&self, response: PageResponse) {
+        let mut pages = self.pages();
+        // Software need not repeat the PASID of a group.
+        let expected = pages.answer.is_none()
+            && pages.waiting.is_some_and(|(pasid, group)| {
+                group == response.group && (response.pasid.is_none() || response.pasid == pasid)
+            });
+        if expected {
+            pages.answer = Some(response.code);
+        } else {
+            pages.unexpected = true;
+        }
+        drop(pages);
+        self.answered.notify_all();
+    }
+}

@@ -1,0 +1,219 @@
+//! Shared virtual addressing: edu's extension (see nido's `edu`) works on this process's own addresses, by PASID, address
+//! translation requests and page requests, as the kernel's uio_pci_sva driver sets them up.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Guest, disk, vfio};
+use crate::sys::memory::{Buffer, Window};
+
+const DRIVER: &str = "uio_pci_sva";
+const BAR_SIZE: usize = 1 << 20;
+
+const DMA_SOURCE: usize = 0x80;
+const DMA_DESTINATION: usize = 0x88;
+const DMA_COUNT: usize = 0x90;
+const DMA_COMMAND: usize = 0x98;
+const FEATURES: usize = 0x100;
+const CONTROL: usize = 0x104;
+const OUTCOME: usize = 0x108;
+const CACHED: usize = 0x10c;
+const INVALIDATIONS: usize = 0x110;
+const PAGE_REQUESTS: usize = 0x114;
+const PAGE_RESPONSES: usize = 0x118;
+
+const START: u64 = 1;
+const FROM_DEVICE: u64 = 2;
+const INTERNAL: u64 = 0x4_0000;
+const PAGE: usize = 4096;
+/// ATS, PASID and PRI.
+const ALL: u32 = 7;
+const WITH_PASID: u32 = 1 << 31;
+const TRANSLATE: u32 = 1 << 30;
+const PAGES: u32 = 1 << 29;
+
+const DONE: u32 = 0;
+const DENIED: u32 = 2;
+const PAGE_INVALID: u32 = 5;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Edu {
+    registers: Window,
+    pasid: u32,
+    /// Keeps this process's address space bound.
+    _bound: File,
+}
+
+impl Edu {
+    fn open(address: &str) -> Result<Self> {
+        let directory = PathBuf::from("/sys/bus/pci/devices").join(address);
+        if directory.join("driver").exists() {
+            fs::write(directory.join("driver/unbind"), address).context("unbind")?;
+        }
+        fs::write(directory.join("driver_override"), DRIVER).context("driver_override")?;
+        fs::write("/sys/bus/pci/drivers_probe", address)
+            .with_context(|| format!("bind to {DRIVER}"))?;
+        let name = vfio::single_entry(&directory.join("uio"))
+            .with_context(|| format!("{DRIVER} made no uio device"))?;
+        // The driver binds the address space of whoever opens it.
+        let bound = vfio::open_node(&Path::new("/dev").join(name))?;
+        let pasid = fs::read_to_string(directory.join("pasid")).context("pasid")?;
+        let pasid = pasid.trim().parse().context("pasid")?;
+        let registers = Window::map(bound.as_fd(), BAR_SIZE).context("registers")?;
+        Ok(Self {
+            registers,
+            pasid,
+            _bound: bound,
+        })
+    }
+
+    fn count(&self, register: usize) -> u32 {
+        self.registers.read_u32(register)
+    }
+
+    /// One command with this process's PASID; its outcome.
+    fn copy(&self, manner: u32, memory: u64, to_memory: bool) -> Result<u32> {
+        let registers = &self.registers;
+        registers.write_u32(CONTROL, WITH_PASID | self.pasid | manner);
+        let (source, destination, command) = if to_memory {
+            (INTERNAL, memory, START | FROM_DEVICE)
+        } else {
+            (memory, INTERNAL, START)
+        };
+        registers.write_u64(DMA_SOURCE, source);
+        registers.write_u64(DMA_DESTINATION, destination);
+        registers.write_u64(DMA_COUNT, PAGE as u64);
+        registers.write_u64(DMA_COMMAND, command);
+        let deadline = Instant::now() + PATIENCE;
+        while registers.read_u64(DMA_COMMAND) & START != 0 {
+            ensure!(Instant::now() < deadline, "the command never ended");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(registers.read_u32(OUTCOME))
+    }
+
+    fn expect(
+        &self,
+        outcome: u32,
+        manner: u32,
+        memory: u64,
+        to_memory: bool,
+        what: &str,
+    ) -> Result<()> {
+        let found = self.copy(manner, memory, to_memory)?;
+        ensure!(
+            found == outcome,
+            "{what}: outcome {found} instead of {outcome}"
+        );
+        Ok(())
+    }
+}
+
+fn pattern(seed: u64) -> Vec<u8> {
+    let mut data = vec![0; PAGE];
+    disk::transform(seed, &mut data);
+    data
+}
+
+/// Plain requests with PASID, translated requests through a device-TLB, page requests for absent pages and for forbidden
+/// ones, and invalidations that reach the device-TLB.
+pub(super) fn check(_guest: &Guest, _argument: &str) -> Result<String> {
+    let edu = Edu::open(&vfio::find(0x1234, 0x11e8)?)?;
+    ensure!(
+        edu.count(FEATURES) == ALL,
+        "edu has features {:#x} only",
+        edu.count(FEATURES)
+    );
+
+    // Present pages, by untranslated requests with PASID.
+    let mut source = Buffer::new(PAGE)?;
+    let target = Buffer::new(PAGE)?;
+    source.write(0, &pattern(1));
+    edu.expect(DONE, 0, source.address(), false, "untranslated read")?;
+    edu.expect(DONE, 0, target.address(), true, "untranslated write")?;
+    ensure!(
+        target.read(0, PAGE) == pattern(1),
+        "untranslated: wrong bytes"
+    );
+
+    // The same through the device-TLB.
+    source.write(0, &pattern(2));
+    edu.expect(DONE, TRANSLATE, source.address(), false, "translated read")?;
+    edu.expect(DONE, TRANSLATE, target.address(), true, "translated write")?;
+    ensure!(
+        target.read(0, PAGE) == pattern(2),
+        "translated: wrong bytes"
+    );
+    ensure!(
+        edu.count(CACHED) >= 2,
+        "the device-TLB holds {} entries",
+        edu.count(CACHED)
+    );
+
+    // Absent pages are denied, and come by page request.
+    let mut absent = Buffer::absent(16 * PAGE)?;
+    edu.expect(DENIED, TRANSLATE, absent.address(), true, "absent page")?;
+    let before = (edu.count(PAGE_REQUESTS), edu.count(PAGE_RESPONSES));
+    for page in 0..16 {
+        let address = absent.address() + page * PAGE as u64;
+        edu.expect(
+            DONE,
+            TRANSLATE | PAGES,
+            address,
+            true,
+            "write to an absent page",
+        )?;
+    }
+    for page in 0..16 {
+        ensure!(
+            absent.read(page * PAGE, PAGE) == pattern(2),
+            "absent page {page}: wrong bytes"
+        );
+    }
+    let (requests, responses) = (
+        edu.count(PAGE_REQUESTS) - before.0,
+        edu.count(PAGE_RESPONSES) - before.1,
+    );
+    ensure!(
+        requests >= 16 && responses == requests,
+        "{requests} page requests, {responses} responses"
+    );
+
+    // What the kernel takes away leaves the device-TLB before the call returns.
+    let invalidations = edu.count(INVALIDATIONS);
+    absent.discard().context("madvise")?;
+    ensure!(
+        edu.count(INVALIDATIONS) > invalidations,
+        "no invalidation reached the device"
+    );
+    edu.expect(DENIED, TRANSLATE, absent.address(), true, "discarded page")?;
+    edu.expect(
+        DONE,
+        TRANSLATE | PAGES,
+        absent.address(),
+        false,
+        "read of a discarded page",
+    )?;
+    edu.expect(DONE, TRANSLATE, target.address(), true, "zeros")?;
+    ensure!(
+        target.read(0, PAGE) == vec![0; PAGE],
+        "a discarded page is not read as zeros"
+    );
+
+    // Nothing is there, so no page can come.
+    let gone = {
+        let gone = Buffer::new(PAGE)?;
+        gone.address()
+    };
+    edu.expect(PAGE_INVALID, TRANSLATE | PAGES, gone, true, "unmapped page")?;
+    Ok(format!(
+        "PASID {}, {requests} page requests, {} invalidations",
+        edu.pasid,
+        edu.count(INVALIDATIONS)
+    ))
+}
