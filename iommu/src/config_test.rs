@@ -1,7 +1,7 @@
 //! Capability words and refusals.
 
 use super::*;
-use crate::unit::testing::{full, plain};
+use crate::unit::testing::{full, plain, sharing};
 
 #[test]
 fn everything_on_advertises_every_feature_that_works() {
@@ -58,6 +58,42 @@ fn what_is_not_implemented_is_never_advertised() {
     assert_eq!(caps.cap.into_bits() & 0x2800_0000_0000_0070, 0);
     // DT, MTS, PRS, ERS, SRS, NWFS, EAFS, PSS, PASID, DIT, PDS, VCS, RPS and all above.
     assert_eq!(caps.ecap.into_bits() & 0xFFFE_17FE_E200_0004, 0);
+    let caps = sharing().capabilities().unwrap();
+    assert_eq!(caps.cap.into_bits() & 0x2800_0000_0000_0070, 0);
+    // MTS, ERS, DIT, VCS, TDXCS and all above: ADMS, RPRIVS, HPTS, PTRS, SSIRWS, SMS, ...
+    assert_eq!(caps.ecap.into_bits() & 0xFFFC_1200_4200_0000, 0);
+}
+
+#[test]
+fn sharing_address_spaces_adds_what_each_part_of_it_means() {
+    let ecap = |config: UnitConfig| config.capabilities().unwrap().ecap.into_bits();
+    let base = 0x0001_E800_04F0_0FDB;
+    // PASID, PSS 20 bits, SRS, EAFS, RPS.
+    let pasids = UnitConfig {
+        pasid_bits: 20,
+        ..full()
+    };
+    assert_eq!(ecap(pasids), base | 0x0002_019C_8000_0000);
+    let one_bit = UnitConfig {
+        pasid_bits: 1,
+        first_stage: false,
+        nested: false,
+        ..full()
+    };
+    assert_eq!(ecap(one_bit), 0x0003_6900_80F0_0FDB);
+    // DT, NWFS: also without scalable mode.
+    let device_tlb = UnitConfig {
+        device_tlb: true,
+        ..plain()
+    };
+    assert_eq!(ecap(device_tlb), 0x0000_0002_0000_0FC7);
+    // All of it, with PRS and PDS.
+    assert_eq!(ecap(sharing()), base | 0x0002_059E_A000_0004);
+    // CAP has nothing of it.
+    assert_eq!(
+        sharing().capabilities().unwrap().cap,
+        full().capabilities().unwrap().cap
+    );
 }
 
 #[test]
@@ -83,6 +119,14 @@ fn a_refusal_names_the_field_its_value_and_the_remedy() {
     assert!(
         short.contains("first_stage") && short.contains("48 or 57"),
         "{short}"
+    );
+    let long = message(UnitConfig {
+        pasid_bits: 21,
+        ..full()
+    });
+    assert!(
+        long.contains("pasid_bits is 21") && long.contains("at most 20"),
+        "{long}"
     );
     let none = message(UnitConfig {
         second_stage: false,
@@ -119,6 +163,21 @@ fn a_feature_is_refused_without_the_ones_it_needs() {
         ..full()
     };
     assert_eq!(needs(nested), ("nested", "second_stage"));
+    let pasids = UnitConfig {
+        pasid_bits: 20,
+        ..none.clone()
+    };
+    assert_eq!(needs(pasids), ("pasid_bits", "scalable"));
+    let page_requests = UnitConfig {
+        page_requests: true,
+        ..none.clone()
+    };
+    assert_eq!(needs(page_requests), ("page_requests", "scalable"));
+    let page_requests = UnitConfig {
+        device_tlb: false,
+        ..sharing()
+    };
+    assert_eq!(needs(page_requests), ("page_requests", "device_tlb"));
     let x2apic = UnitConfig {
         x2apic: true,
         ..none

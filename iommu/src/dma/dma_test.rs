@@ -31,7 +31,7 @@ impl FaultSink for Log {
 }
 
 impl Log {
-    fn take(&self) -> Vec<(u64, Access, u8, bool)> {
+    pub(super) fn take(&self) -> Vec<(u64, Access, u8, bool)> {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 }
@@ -41,7 +41,7 @@ pub(super) struct Bench {
     pub(super) paging: Paging,
     pub(super) state: Arc<DmaState<Memory>>,
     pub(super) port: DmaPort<Memory>,
-    log: Arc<Log>,
+    pub(super) log: Arc<Log>,
 }
 
 /// PASID 0 has an empty second stage of 4 levels.

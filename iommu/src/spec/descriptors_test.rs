@@ -12,6 +12,13 @@ fn caps() -> Caps {
     }
 }
 
+/// [`caps`], device-TLBs and page requests with their drain.
+fn sharing() -> Caps {
+    let mut caps = caps();
+    caps.ecap = ExtendedCapability::from_bits(0x0000_0C00_20F0_000E);
+    caps
+}
+
 fn narrow(low: u64, high: u64) -> Result<Descriptor, QueueError> {
     decode([low, high, 0, 0], &caps(), Legacy)
 }
@@ -168,6 +175,117 @@ fn a_pasid_iotlb_mask_may_cover_the_whole_address_space() {
         scope: PasidIotlbScope::Pages(block),
     };
     assert_eq!(wide(0x36, 0xFFFF_FFFF_FFFF_F03F), Ok(pages));
+}
+
+fn shared(low: u64, high: u64) -> Result<Descriptor, QueueError> {
+    decode([low, high, 0, 0], &sharing(), Scalable)
+}
+
+#[test]
+fn device_tlb_invalidations_come_with_and_without_pasid() {
+    let told = |source, target, address, shift| {
+        Ok(Descriptor::DeviceTlb {
+            source: SourceId(source),
+            invalidation: DeviceTlbInvalidation {
+                target,
+                address,
+                shift,
+            },
+        })
+    };
+    let none = DeviceTlbTarget::WithoutPasid;
+    assert_eq!(
+        shared(0x0000_BEEF_001F_0003, 0x1234_5000),
+        told(0xBEEF, none, 0x1234_5000, 12)
+    );
+    assert_eq!(
+        shared(0x0000_BEEF_0000_0003, 0x1234_3001),
+        told(0xBEEF, none, 0x1234_0000, 15)
+    );
+    assert_eq!(
+        decode([0x0000_BEEF_0000_0003, 0, 0, 0], &sharing(), Legacy),
+        told(0xBEEF, none, 0, 12)
+    );
+    let pasid = DeviceTlbTarget::Pasid(Pasid::from_field(0xABCDE));
+    assert_eq!(
+        shared(0x000A_BCDE_BEEF_01F8, 0x7FFF_FFFF_FFFF_F800),
+        told(0xBEEF, pasid, 0, 64)
+    );
+    assert_eq!(
+        shared(0x000A_BCDE_BEEF_0008, 0x1234_5001),
+        told(0xBEEF, DeviceTlbTarget::AllPasids, 0x1234_5000, 12)
+    );
+}
+
+#[test]
+fn a_throttled_invalidation_names_its_physical_function_only_if_that_is_offered() {
+    let mut throttled = sharing();
+    throttled.ecap.set_dit(true);
+    for low in [0xFFF0_BEEF_0000_F003, 0xFFF0_0001_BEEF_F008] {
+        assert_eq!(shared(low, 0), Err(QueueError::Reserved), "{low:#x}");
+        assert!(decode([low, 0, 0, 0], &throttled, Scalable).is_ok());
+    }
+}
+
+#[test]
+fn a_page_response_names_its_group() {
+    let answer = |pasid, group, code| {
+        Ok(Descriptor::PageResponse {
+            source: SourceId(0xBEEF),
+            response: PageResponse { pasid, group, code },
+        })
+    };
+    let pasid = Some(Pasid::from_field(0xABCDE));
+    assert_eq!(
+        shared(0x000A_BCDE_BEEF_0019, 0xFFC),
+        answer(pasid, 0x1FF, ResponseCode::Success)
+    );
+    assert_eq!(
+        shared(0x000A_BCDE_BEEF_F009, 0x8),
+        answer(None, 1, ResponseCode::ResponseFailure)
+    );
+    assert_eq!(
+        decode([0x19, 0, 0, 0], &sharing(), Legacy),
+        Err(QueueError::Type)
+    );
+}
+
+#[test]
+fn a_wait_may_drain_page_requests_only_if_that_is_offered() {
+    let drains = |outcome| match outcome {
+        Ok(Descriptor::Wait(wait)) => wait.page_drain,
+        other => panic!("{other:?}"),
+    };
+    assert!(drains(shared(0x85, 0)));
+    assert!(!drains(shared(0x05, 0)));
+    assert_eq!(wide(0x85, 0), Err(QueueError::Reserved));
+}
+
+#[test]
+fn every_reserved_bit_of_the_types_for_devices_is_checked() {
+    let types = [
+        ([0x03, 0], [0x0000_FFFF_001F_0E0F, 0xFFFF_FFFF_FFFF_F001]),
+        ([0x08, 0], [0x000F_FFFF_FFFF_0FFF, 0xFFFF_FFFF_FFFF_F801]),
+        ([0x09, 0], [0x000F_FFFF_FFFF_FE1F, 0xFFC]),
+    ];
+    for ([low, high], used) in types {
+        for bit in 0..64 {
+            let flag = 1_u64 << bit;
+            for (words, used) in [
+                ([low | flag, high, 0, 0], used[0]),
+                ([low, high | flag, 0, 0], used[1]),
+                ([low, high, flag, 0], 0),
+                ([low, high, 0, flag], 0),
+            ] {
+                let outcome = decode(words, &sharing(), Scalable);
+                if used & flag == 0 {
+                    assert_eq!(outcome, Err(QueueError::Reserved), "{words:x?}");
+                } else if bit > 11 || words[0] == low {
+                    assert!(outcome.is_ok(), "{words:x?}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

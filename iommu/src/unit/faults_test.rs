@@ -1,10 +1,14 @@
 //! Fault records, overflow, and the rules of the fault event.
 
-use crate::dma::FaultSink;
+use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::dma::{DmaPort, FaultSink};
 use crate::spec::fault_reason::FaultReason;
 use crate::spec::ids::{Pasid, SourceId};
 use crate::translate::{Access, Fault, Request, RequestKind};
-use crate::unit::testing::{Bench, full};
+use crate::unit::testing::{Bench, full, sharing};
 
 const EVENT: (u64, u32) = (0xFEE0_5000, 0x31);
 
@@ -64,6 +68,62 @@ fn fields_of_absent_features_and_bits_beyond_the_widest_tables_stay_zero() {
     bench.unit.faults.dma_fault(&request, &fault);
     assert_eq!(bench.read64(0x220), 0x0000_8000_0000_1000);
     assert_eq!(bench.read64(0x228), 0xC000_0031_0000_0001);
+}
+
+#[test]
+fn with_pasids_and_device_tlbs_a_record_tells_them_too() {
+    let bench = Bench::new(&sharing());
+    let request = Request {
+        source: SourceId(1),
+        pasid: Pasid::new(0xABCDE),
+        address: 0x5000,
+        access: Access::Read,
+        privileged: true,
+        kind: RequestKind::Translated,
+    };
+    let mut record = 0x228;
+    let mut told = |request: &Request| {
+        let fault = Fault::new(FaultReason::PasidInTranslatedRequest, false, request.kind);
+        bench.unit.faults.dma_fault(request, &fault);
+        let word = bench.read64(record);
+        record += 16;
+        word
+    };
+    assert_eq!(told(&request), 0xEABC_DE49_A000_0001);
+    let asks = Request {
+        kind: RequestKind::TranslationRequest { no_write: false },
+        privileged: false,
+        ..request
+    };
+    assert_eq!(told(&asks), 0xDABC_DE49_8000_0001);
+    let untranslated = Request {
+        kind: RequestKind::Untranslated,
+        access: Access::Write,
+        ..request
+    };
+    assert_eq!(told(&untranslated), 0x8ABC_DE49_A000_0001);
+    let without_pasid = Request {
+        pasid: None,
+        ..request
+    };
+    assert_eq!(told(&without_pasid), 0xE000_0049_0000_0001);
+}
+
+#[test]
+fn fpd_of_a_pasid_entry_silences_the_requests_with_that_pasid() {
+    let bench = Bench::new(&sharing());
+    bench.share(0x60_0000);
+    // PASID 6 is not present, and FPD is set; PASID 7 is not present either.
+    bench.poke(0x4180, &[2]);
+    let port = DmaPort::behind(Arc::clone(bench.unit.dma_state()), SourceId(0x0018));
+    let mut view = port.view();
+    for pasid in [6, 7] {
+        let transaction = view.begin_pasid(Pasid::new(pasid));
+        assert!(transaction.write_obj(1_u8, GuestAddress(0x1000)).is_err());
+    }
+    let stats = bench.unit.stats();
+    assert_eq!((stats.faults_suppressed, stats.faults_recorded), (1, 1));
+    assert_eq!(bench.read64(0x228), 0x8000_0759_8000_0018);
 }
 
 #[test]

@@ -74,6 +74,16 @@ pub(crate) fn full() -> UnitConfig {
     }
 }
 
+/// Everything on, and what devices need to share address spaces with software.
+pub(crate) fn sharing() -> UnitConfig {
+    UnitConfig {
+        pasid_bits: 20,
+        device_tlb: true,
+        page_requests: true,
+        ..full()
+    }
+}
+
 /// Legacy mode only, without interrupt remapping.
 pub(crate) fn plain() -> UnitConfig {
     UnitConfig {
@@ -205,6 +215,21 @@ impl Bench {
         self.poke(0x2300, &[0x3001, 0, 0, 0]);
         self.poke(0x3000, &[0x4001]);
         self.poke(0x4000, &[0x0109, 1, 0, 0, 0, 0, 0, 0]);
+        self.enable_translation(0x1400);
+    }
+
+    /// Scalable mode, device 00:03.0 with DTE, PASIDE and PRE: pass-through without PASID. PASID 5, domain 2, first stage:
+    /// the page at 0x1000 goes to `target`, by the leaf at 0x8008.
+    pub(crate) fn share(&self, target: u64) {
+        self.poke(0x1000, &[0x2001, 0]);
+        self.poke(0x2300, &[0x301D, 0, 0, 0]);
+        self.poke(0x3000, &[0x4001]);
+        self.poke(0x4000, &[0x0109, 1, 0, 0, 0, 0, 0, 0]);
+        self.poke(0x4140, &[0x0049, 0x0080_0002, 0x5000, 0, 0, 0, 0, 0]);
+        self.poke(0x5000, &[0x6027]);
+        self.poke(0x6000, &[0x7027]);
+        self.poke(0x7000, &[0x8027]);
+        self.poke(0x8008, &[target | 7]);
         self.enable_translation(0x1400);
     }
 
