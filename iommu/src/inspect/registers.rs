@@ -11,7 +11,8 @@ use crate::spec::ids::SourceId;
 use crate::spec::registers::{
     Capability, Caps, ContextCommand, EventControl, ExtendedCapability, FAULT_RECORD_COUNT,
     FAULT_RECORDS, FaultRecord, FaultStatus, GlobalCommand, InterruptTableAddress, IotlbInvalidate,
-    QueueAddress, RootTableAddress, TableMode, offset,
+    PageQueueAddress, PageRequestStatus, QueueAddress, QueueErrorRecord, RootTableAddress,
+    TableMode, offset,
 };
 use crate::translate::Latched;
 use crate::unit::{Statistics, Unit};
@@ -101,6 +102,14 @@ const REGISTERS: &[Layout] = &[
     word("IEUADDR", offset::IEUADDR, plain),
     quad("IQERCD", offset::IQERCD, queue_error),
     quad("IRTA", offset::IRTA, interrupt_table),
+    quad("PQH", offset::PQH, queue_position),
+    quad("PQT", offset::PQT, queue_position),
+    quad("PQA", offset::PQA, page_queue_address),
+    word("PRS", offset::PRS, page_request_status),
+    word("PECTL", offset::PECTL, event_control),
+    word("PEDATA", offset::PEDATA, plain),
+    word("PEADDR", offset::PEADDR, plain),
+    word("PEUADDR", offset::PEUADDR, plain),
     quad("IOTLB", offset::IOTLB, iotlb_command),
 ];
 
@@ -109,6 +118,8 @@ fn exists(layout: &Layout, caps: &Caps) -> bool {
     match layout.offset {
         offset::IRTA => caps.ecap.ir(),
         offset::FEUADDR | offset::IEUADDR => caps.ecap.eim(),
+        offset::PEUADDR => caps.ecap.prs() && caps.ecap.eim(),
+        offset::PQH..=offset::PEADDR => caps.ecap.prs(),
         _ => true,
     }
 }
@@ -182,7 +193,7 @@ fn event_control(value: u64) -> Vec<Field> {
     fields!(EventControl::from_bits(low(value)); "IP" pending, "IM" masked)
 }
 
-/// IQH and IQT: bytes from the start of the queue.
+/// Heads and tails: bytes from the start of the queue.
 fn queue_position(value: u64) -> Vec<Field> {
     vec![Field::hex("at", value)]
 }
@@ -197,15 +208,29 @@ fn queue_address(value: u64) -> Vec<Field> {
     ]
 }
 
+fn page_queue_address(value: u64) -> Vec<Field> {
+    let register = PageQueueAddress::from_bits(value);
+    vec![
+        Field::new("PQS", register.size()),
+        Field::hex("PQA", register.base()),
+        Field::hex("bytes", register.bytes()),
+    ]
+}
+
+fn page_request_status(value: u64) -> Vec<Field> {
+    fields!(PageRequestStatus::from_bits(low(value)); "PPR" pending, "PRO" overflow)
+}
+
 fn completion_status(value: u64) -> Vec<Field> {
     vec![Field::new("IWC", value & 1 != 0)]
 }
 
 fn queue_error(value: u64) -> Vec<Field> {
+    let register = QueueErrorRecord::from_bits(value);
     vec![
-        Field::new("IQEI", value & 0xf),
-        Field::hex("ITESID", value >> 32 & 0xffff),
-        Field::hex("ICESID", value >> 48),
+        Field::new("IQEI", register.error()),
+        Field::hex("ITESID", register.timeout_source()),
+        Field::hex("ICESID", register.completion_source()),
     ]
 }
 

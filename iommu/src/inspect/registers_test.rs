@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::unit::testing::{Bench, full, plain};
-use crate::{DmaPort, Pasid, SourceId};
+use crate::{DmaPort, Pasid, SourceId, UnitConfig};
 
 fn line<'a>(text: &'a str, name: &str) -> &'a str {
     text.lines()
@@ -102,4 +102,21 @@ fn a_unit_answers_for_bindings_and_addresses() {
     assert_eq!(refused.outcome.unwrap_err().reason.code(), 0x31);
     assert_eq!(bench.unit.stats(), before);
     assert!(bench.unit.describe().faults.is_empty());
+}
+
+#[test]
+fn the_page_request_queue_is_shown_where_there_is_one() {
+    assert_eq!(Bench::new(&full()).unit.describe().register("PQA"), None);
+    let config = UnitConfig {
+        pasid_bits: 20,
+        device_tlb: true,
+        page_requests: true,
+        ..full()
+    };
+    let bench = Bench::new(&config);
+    bench.write64(0xd0, 0x40_0001);
+    let text = bench.unit.describe().to_string();
+    assert!(line(&text, "PQA").ends_with("PQS=1 PQA=0x400000 bytes=0x2000"));
+    assert!(line(&text, "PRS").ends_with(" 00000000"));
+    assert!(line(&text, "PECTL").ends_with("80000000 IM"));
 }
