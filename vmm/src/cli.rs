@@ -12,7 +12,7 @@ use clap::Parser;
 use crate::config::{Config, FunctionConfig, FunctionKind};
 use devices::{Device, DeviceError, Parsed};
 use keys::ListError;
-use options::{DISK, MEMORY, NET};
+use options::{CONTROL, DISK, MEMORY, NET};
 
 const EXIT_CODES: &str = "\
 Keys in the terminal:
@@ -76,6 +76,10 @@ struct Arguments {
     /// Reserved for host IOMMU objects
     #[arg(long, value_name = "KEYS", hide = true)]
     object: Vec<String>,
+
+    /// Control socket: path=SOCKET (`help` explains; a client that writes `help` to it gets its commands)
+    #[arg(long, value_name = "KEYS")]
+    control: Option<String>,
 
     /// End with exit code 3 when the guest resets itself, instead of starting it again
     #[arg(long)]
@@ -179,6 +183,11 @@ where
             functions,
             iommu,
             reboot: !arguments.no_reboot,
+            control: arguments
+                .control
+                .as_deref()
+                .map(options::control)
+                .transpose()?,
         }),
     })
 }
@@ -192,6 +201,8 @@ fn key_help(arguments: &Arguments) -> Option<String> {
         &DISK
     } else if asks(&arguments.net) {
         &NET
+    } else if arguments.control.as_deref() == Some("help") {
+        &CONTROL
     } else {
         return None;
     };

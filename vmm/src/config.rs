@@ -21,6 +21,8 @@ pub(crate) struct Config {
     pub(crate) iommu: Option<IommuConfig>,
     /// Whether a guest reset starts the guest again (else it ends the process).
     pub(crate) reboot: bool,
+    /// Path of the control socket, if there is to be one.
+    pub(crate) control: Option<PathBuf>,
 }
 
 /// Guest RAM.

@@ -1,6 +1,6 @@
 //! The machine: everything that a configuration asks for, created and wired.
 
-mod description;
+pub(crate) mod description;
 mod functions;
 
 use std::fs::File;
@@ -123,6 +123,16 @@ impl Machine {
             used: false,
             memory,
         })
+    }
+
+    /// The PCI bus.
+    pub(crate) fn root(&self) -> &Arc<RootComplex> {
+        &self.root
+    }
+
+    /// The remapping unit.
+    pub(crate) fn unit(&self) -> Option<&Arc<Unit>> {
+        self.unit.as_ref()
     }
 
     /// Takes what is typed, to where the configuration has the console. Returns how much there was room for.

@@ -5,6 +5,7 @@ mod bus;
 mod cli;
 mod config;
 mod console;
+mod control;
 mod cpuid;
 mod doorbell;
 mod irq;

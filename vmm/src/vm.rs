@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use vmm_sys_util::signal::Killable;
 
 use crate::config::Config;
+use crate::control::{Control, Monitor, Socket};
 use crate::machine::Machine;
 use crate::vcpu::Vcpu;
 use crate::{console, signals, terminal};
@@ -51,12 +53,18 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
     signals::block_ending();
     signals::install_kick().context("installing a signal handler")?;
     let (sender, events) = channel();
+    let socket = config.control.as_deref().map(Socket::bind).transpose()?;
     let mut machine = Machine::new(config, &sender)?;
     watch_signals(sender.clone())?;
     machine.boot()?;
     terminal::make_raw().context("the terminal cannot be put into raw mode")?;
     console::start(sender.clone(), machine.input())
         .context("starting the thread for standard input")?;
+    // Dropped before the machine: no client sees it half gone.
+    let _control = socket
+        .map(|socket| Control::start(socket, monitor(config, &machine, &sender)))
+        .transpose()
+        .context("--control: starting its thread")?;
     loop {
         let running = start(&mut machine, &sender)?;
         let event = events.recv().context("all vCPUs are gone")?;
@@ -85,6 +93,18 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
         };
         machine.reset_devices();
         return Ok(outcome);
+    }
+}
+
+/// What clients of the control socket look at.
+fn monitor(config: &Config, machine: &Machine, events: &Sender<Event>) -> Monitor {
+    Monitor {
+        cpus: config.cpus,
+        memory: config.memory.size,
+        started: Instant::now(),
+        root: Arc::clone(machine.root()),
+        unit: machine.unit().cloned(),
+        events: events.clone(),
     }
 }
 

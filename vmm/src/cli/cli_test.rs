@@ -181,6 +181,28 @@ fn there_is_one_unit_and_one_console() {
 }
 
 #[test]
+fn the_control_socket_has_a_path_that_fits() {
+    let control = config("--kernel k --control path=/run/a,,b").control;
+    assert_eq!(control, Some("/run/a,b".into()));
+    assert_eq!(config("--kernel k").control, None);
+    assert_eq!(
+        error("--kernel k --control /run/a"),
+        "--control: `/run/a` has no value; write `/run/a=VALUE` (valid keys: path)"
+    );
+    assert_eq!(
+        error("--kernel k --control mode=qmp"),
+        "--control: unknown key `mode`; valid keys: path"
+    );
+    let longest = "x".repeat(107);
+    assert!(
+        config(&format!("--kernel k --control path={longest}"))
+            .control
+            .is_some()
+    );
+    assert!(error(&format!("--kernel k --control path={longest}x")).contains("at most 107 bytes"));
+}
+
+#[test]
 fn objects_are_refused_with_an_explanation() {
     assert!(error("--kernel k --object iommufd,id=a").contains("assigns no host devices"));
 }
@@ -196,6 +218,7 @@ fn help_needs_no_kernel() {
     assert!(printed("--device edu,help").contains("dma_mask=NUMBER"));
     assert!(printed("--disk help").contains("path=FILE"));
     assert!(printed("--memory help").contains("size=SIZE"));
+    assert!(printed("--control help").contains("path=SOCKET"));
 }
 
 #[test]

@@ -1,4 +1,6 @@
-//! The options that take `key=value` lists of their own: `--memory`, `--disk` and `--net`.
+//! The options that take `key=value` lists of their own: `--memory`, `--disk`, `--net` and `--control`.
+
+use std::path::PathBuf;
 
 use super::devices::{self, ADDR};
 use super::keys::{Key, ListError, Table, parse_option};
@@ -87,6 +89,19 @@ pub(super) const NET: Table = Table {
     ],
 };
 
+/// The keys of `--control`.
+pub(super) const CONTROL: Table = Table {
+    option: "--control",
+    implied: None,
+    keys: &[Key {
+        name: "path",
+        aliases: &[],
+        kind: Kind::Text("SOCKET"),
+        default: "required",
+        help: "Unix socket to make, removed at the end; write `,,` for a comma",
+    }],
+};
+
 /// The value of `--memory`.
 pub(super) fn memory(argument: &str) -> Result<MemoryConfig, ListError> {
     const PAGE: u64 = 4096;
@@ -157,4 +172,19 @@ pub(super) fn net(argument: &str) -> Result<FunctionConfig, ListError> {
         device: devices::slot(&values),
         kind: FunctionKind::Net(net),
     })
+}
+
+/// The value of `--control`.
+pub(super) fn control(argument: &str) -> Result<PathBuf, ListError> {
+    // What fits into sockaddr_un, whose last byte is 0.
+    const LONGEST: usize = 107;
+
+    let values = parse_option(&CONTROL, argument)?;
+    let path = values.required_text("path", "SOCKET")?;
+    if path.len() > LONGEST || path.contains('\0') {
+        return Err(values.conflict(format!(
+            "path=`{path}` is no socket path: at most {LONGEST} bytes, and none of them zero"
+        )));
+    }
+    Ok(path.into())
 }

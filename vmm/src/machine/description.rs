@@ -8,7 +8,7 @@ use crate::irq::IOAPIC_REQUESTER;
 use crate::layout;
 
 /// What the remapping unit is asked to be.
-pub(super) fn unit_config(config: &IommuConfig, physical_bits: u8) -> UnitConfig {
+pub(crate) fn unit_config(config: &IommuConfig, physical_bits: u8) -> UnitConfig {
     UnitConfig {
         host_address_width: physical_bits,
         aw_bits: config.aw_bits,

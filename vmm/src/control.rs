@@ -1,0 +1,93 @@
+//! The control socket: what `--control path=SOCKET` listens on, for whoever wants to look at a running machine or end it.
+//!
+//! # Protocol
+//! A client connects and writes requests, each a line of text; each is answered, in order, by lines of text and an empty line. An
+//! answer whose first line begins with `error: ` means that nothing was done. `help` lists the commands. With socat:
+//!
+//! ```text
+//! $ echo bindings | socat -t 10 - UNIX-CONNECT:/run/nido.sock
+//! $ socat READLINE UNIX-CONNECT:/run/nido.sock
+//! ```
+//!
+//! # Bounds
+//! One thread of its own serves all clients and never waits for one: up to 8 connections, requests of up to 1024 bytes. A connection
+//! is closed when a request is not complete, or an answer not read, within 10 seconds, and after 10 minutes without a request. The
+//! thread holds no lock of the machine while it talks to a client, so no client can hold up a vCPU or a device.
+//!
+//! The socket is its owner's alone (mode 0600): who can connect to it can end the machine, and see where the guest's tables are.
+
+mod commands;
+mod connection;
+mod parser;
+mod server;
+mod socket;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use pci::RootComplex;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::irq::Unit;
+use crate::vm::Event;
+use server::Server;
+
+pub(crate) use socket::Socket;
+
+/// What commands look at.
+pub(crate) struct Monitor {
+    /// Number of vCPUs.
+    pub(crate) cpus: u8,
+    /// Bytes of guest memory.
+    pub(crate) memory: u64,
+    /// When the machine was started.
+    pub(crate) started: Instant,
+    /// The PCI functions.
+    pub(crate) root: Arc<RootComplex>,
+    /// The remapping unit, if there is one.
+    pub(crate) unit: Option<Arc<Unit>>,
+    /// Where the wish to end the machine goes.
+    pub(crate) events: Sender<Event>,
+}
+
+/// The control socket at work. Dropping it ends its thread, closes all connections and removes the socket.
+pub(crate) struct Control {
+    stop: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Control {
+    /// Starts to serve clients of `socket`.
+    ///
+    /// # Errors
+    /// When the host has no descriptor or thread left.
+    pub(crate) fn start(socket: Socket, monitor: Monitor) -> io::Result<Self> {
+        let stop = EventFd::new(EFD_NONBLOCK)?;
+        let server = Server::new(socket, stop.try_clone()?, monitor)?;
+        let thread = thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || server.run())?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // It fails only if the counter is at its end, which stops the thread as well.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            // A panic has been reported by then.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "control/control_test.rs"]
+mod control_test;

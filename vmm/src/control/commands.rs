@@ -1,0 +1,163 @@
+//! The commands: what each of them answers.
+
+use std::sync::Arc;
+
+use iommu::SourceId;
+use pci::{Bdf, RootComplex};
+
+use super::Monitor;
+use super::parser::{Answer, Argument, Command, Value};
+use crate::irq::Unit;
+use crate::vm::Event;
+
+/// All commands, in the order in which help shows them.
+pub(super) const COMMANDS: &[Command] = &[
+    Command {
+        name: "help",
+        arguments: &[],
+        help: "this list",
+        run: help,
+    },
+    Command {
+        name: "status",
+        arguments: &[],
+        help: "vCPUs, memory, time since the start",
+        run: status,
+    },
+    Command {
+        name: "devices",
+        arguments: &[],
+        help: "PCI functions: address, kind, vendor:device, class",
+        run: devices,
+    },
+    Command {
+        name: "iommu",
+        arguments: &[],
+        help: "registers of the remapping unit, pending faults, counters",
+        run: iommu,
+    },
+    Command {
+        name: "bindings",
+        arguments: &[],
+        help: "what translates the requests of each PCI function, and of its PASIDs",
+        run: bindings,
+    },
+    Command {
+        name: "translate",
+        arguments: &[Argument::Requester, Argument::Address],
+        help: "the table entries that a translation reads, and how it ends",
+        run: translate,
+    },
+    Command {
+        name: "stats",
+        arguments: &[],
+        help: "counters of the remapping unit",
+        run: stats,
+    },
+    Command {
+        name: "quit",
+        arguments: &[],
+        help: "end the virtual machine, as Ctrl-A x does",
+        run: quit,
+    },
+];
+
+fn help(_: &Monitor, _: &[Value]) -> Result<Answer, String> {
+    let lines = COMMANDS
+        .iter()
+        .map(|command| format!("{:<34}{}\n", command.syntax(), command.help));
+    Ok(lines.collect::<String>().into())
+}
+
+fn status(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
+    let uptime = monitor.started.elapsed();
+    Ok(format!(
+        "vcpus: {}\nmemory: {} MiB\nuptime: {}.{:03} s\niommu: {}\n",
+        monitor.cpus,
+        monitor.memory >> 20,
+        uptime.as_secs(),
+        uptime.subsec_millis(),
+        match &monitor.unit {
+            None => "none",
+            Some(_) => "intel-iommu",
+        },
+    )
+    .into())
+}
+
+fn devices(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
+    let lines = monitor.root.addresses().into_iter().map(|bdf| {
+        let [vendor_low, vendor_high, device_low, device_high] = read(&monitor.root, bdf, 0x00);
+        let [revision, interface, subclass, class] = read(&monitor.root, bdf, 0x08);
+        let vendor = u16::from_le_bytes([vendor_low, vendor_high]);
+        let device = u16::from_le_bytes([device_low, device_high]);
+        format!(
+            "{bdf} {:<16} {vendor:04x}:{device:04x} class {class:02x}{subclass:02x}{interface:02x} rev {revision:02x}\n",
+            kind(vendor, device)
+        )
+    });
+    Ok(lines.collect::<String>().into())
+}
+
+/// A dword of the configuration space of `bdf`.
+fn read(root: &RootComplex, bdf: Bdf, register: u64) -> [u8; 4] {
+    let mut data = [0; 4];
+    // A function has 4 KiB of it.
+    root.read_ecam(u64::from(bdf.as_u16()) << 12 | register, &mut data);
+    data
+}
+
+/// What a function is, by the ids that it shows.
+fn kind(vendor: u16, device: u16) -> &'static str {
+    match (vendor, device) {
+        (0x8086, 0x0d57) => "host-bridge",
+        (0x1af4, 0x1041) => "virtio-net",
+        (0x1af4, 0x1042) => "virtio-blk",
+        (0x1af4, 0x1043) => "virtio-console",
+        (0x1af4, 0x1044) => "virtio-rng",
+        (0x1234, 0x11e8) => "edu",
+        _ => "other",
+    }
+}
+
+fn iommu(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
+    Ok(unit(monitor)?.describe().to_string().into())
+}
+
+fn bindings(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
+    let functions = monitor.root.addresses().into_iter();
+    // The host bridge, which comes first, makes no requests.
+    let sources = functions.skip(1).map(|bdf| SourceId(bdf.as_u16()));
+    let bindings = unit(monitor)?.bindings(sources);
+    let lines = bindings.iter().map(ToString::to_string);
+    Ok(lines.collect::<String>().into())
+}
+
+fn translate(monitor: &Monitor, values: &[Value]) -> Result<Answer, String> {
+    let [Value::Requester(source, pasid), Value::Address(address)] = values else {
+        return Err("translate: the arguments are missing".to_owned());
+    };
+    let explanation = unit(monitor)?.explain(*source, *pasid, *address);
+    Ok(explanation.to_string().into())
+}
+
+fn stats(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
+    let statistics = unit(monitor)?.stats();
+    let lines = statistics
+        .entries()
+        .map(|(name, value)| format!("{name}: {value}\n"));
+    Ok(lines.collect::<String>().into())
+}
+
+fn quit(_: &Monitor, _: &[Value]) -> Result<Answer, String> {
+    Ok(Answer {
+        text: "the virtual machine ends\n".to_owned(),
+        event: Some(Event::Quit),
+    })
+}
+
+fn unit(monitor: &Monitor) -> Result<&Arc<Unit>, String> {
+    monitor.unit.as_ref().ok_or_else(|| {
+        "this machine has no remapping unit; start nido with `--device intel-iommu`".to_owned()
+    })
+}

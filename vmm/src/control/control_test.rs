@@ -1,0 +1,291 @@
+//! Clients of the control socket, on real sockets: well-behaved ones and others.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::Duration;
+
+use iommu::unit::{EventSink, InterruptMessage};
+use pci::Apertures;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use super::*;
+use crate::cli::{self, Request};
+use crate::machine::description::unit_config;
+
+/// A directory that goes with its owner.
+pub(super) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(super) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let unique = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("nido-control-{}-{unique}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).expect("a new directory");
+        Self(path)
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Nobody;
+
+impl EventSink for Nobody {
+    fn deliver(&self, _message: InterruptMessage) {}
+}
+
+/// A machine with nothing but a host bridge.
+pub(super) fn bare() -> (Monitor, Receiver<Event>) {
+    let (events, receiver) = channel();
+    let apertures = Apertures {
+        ecam_base: 0xe000_0000,
+        buses: 1,
+        mmio32: 0xc000_0000..0xd000_0000,
+        mmio64: 0..0,
+    };
+    let monitor = Monitor {
+        cpus: 2,
+        memory: 1 << 30,
+        started: Instant::now(),
+        root: Arc::new(RootComplex::new(apertures)),
+        unit: None,
+        events,
+    };
+    (monitor, receiver)
+}
+
+/// The same with a remapping unit out of reset.
+pub(super) fn with_unit() -> (Monitor, Receiver<Event>) {
+    let (monitor, receiver) = bare();
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("mappable");
+    let line = ["nido", "--kernel", "k", "--device", "intel-iommu"];
+    let Ok(Request::Run { config, .. }) = cli::parse(line) else {
+        panic!("not a valid command line");
+    };
+    let config = unit_config(&config.iommu.expect("it was asked for"), 46);
+    let unit = Unit::new(Arc::new(memory), &config, Arc::new(Nobody)).expect("valid");
+    let unit = Some(unit);
+    (Monitor { unit, ..monitor }, receiver)
+}
+
+struct Bench {
+    path: PathBuf,
+    events: Receiver<Event>,
+    control: Control,
+    _scratch: Scratch,
+}
+
+fn serving() -> Bench {
+    let scratch = Scratch::new();
+    let path = scratch.path("socket");
+    let (monitor, events) = with_unit();
+    let socket = Socket::bind(&path).expect("a free name");
+    let control = Control::start(socket, monitor).expect("a thread");
+    Bench {
+        path,
+        events,
+        control,
+        _scratch: scratch,
+    }
+}
+
+impl Bench {
+    fn client(&self) -> Client {
+        let stream = UnixStream::connect(&self.path).expect("someone listens");
+        // Far beyond what any answer takes, so that a test fails and does not hang.
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .expect("not zero");
+        Client(stream)
+    }
+}
+
+struct Client(UnixStream);
+
+impl Client {
+    fn send(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).expect("taken");
+    }
+
+    /// One answer, without its empty line.
+    fn receive(&mut self) -> String {
+        let mut bytes = Vec::new();
+        let mut byte = [0];
+        while !bytes.ends_with(b"\n\n") {
+            self.0.read_exact(&mut byte).expect("an answer");
+            bytes.extend(byte);
+        }
+        bytes.pop();
+        String::from_utf8(bytes).expect("text")
+    }
+
+    fn ask(&mut self, request: &str) -> String {
+        self.send(&format!("{request}\n"));
+        self.receive()
+    }
+
+    /// Everything until the connection is closed.
+    fn rest(&mut self) -> String {
+        let mut text = String::new();
+        self.0.read_to_string(&mut text).expect("text and an end");
+        text
+    }
+}
+
+#[test]
+fn requests_are_answered_in_order() {
+    let bench = serving();
+    let mut client = bench.client();
+    let status = client.ask("status");
+    assert!(
+        status.starts_with("vcpus: 2\nmemory: 1024 MiB\nuptime: "),
+        "{status}"
+    );
+    assert_eq!(
+        client.ask("devices"),
+        "00:00.0 host-bridge      8086:0d57 class 060000 rev 00\n"
+    );
+    client.send("help\nstats\r\nnon");
+    client.send("sense\n");
+    assert!(client.receive().starts_with("help "));
+    assert!(client.receive().starts_with("context_invalidations: 0\n"));
+    assert!(
+        client
+            .receive()
+            .starts_with("error: unknown command `nonsense`")
+    );
+    assert!(client.ask("iommu").starts_with("VER "));
+    assert_eq!(
+        client.ask("translate 00:03.0 0x1234"),
+        "00:03.0 address 0x1234: pass-through\ngoes to 0x1234, block of 4 KiB, permits: read, write\n"
+    );
+}
+
+#[test]
+fn a_client_that_has_said_all_gets_its_answers_and_is_let_go() {
+    let bench = serving();
+    let mut client = bench.client();
+    // The last line lacks its newline.
+    client.send("bindings\nquack");
+    client
+        .0
+        .shutdown(std::net::Shutdown::Write)
+        .expect("connected");
+    assert_eq!(
+        client.rest(),
+        "\nerror: unknown command `quack`; `help` lists the commands\n\n"
+    );
+}
+
+#[test]
+fn quit_is_answered_and_then_ends_the_machine() {
+    let bench = serving();
+    let mut client = bench.client();
+    assert_eq!(bench.events.try_recv(), Err(TryRecvError::Empty));
+    assert_eq!(client.ask("quit"), "the virtual machine ends\n");
+    let event = bench.events.recv_timeout(Duration::from_secs(60));
+    assert_eq!(event, Ok(Event::Quit));
+}
+
+#[test]
+fn the_end_closes_connections_and_removes_the_socket() {
+    let bench = serving();
+    let mut client = bench.client();
+    client.ask("status");
+    let path = bench.path.clone();
+    drop(bench.control);
+    assert_eq!(client.rest(), "");
+    assert!(!path.exists());
+}
+
+#[test]
+fn an_endless_line_is_refused_at_its_limit() {
+    let bench = serving();
+    let mut client = bench.client();
+    let endless = [b'x'; 1 << 16];
+    // It may be closed in the middle of this.
+    let _ = client.0.write_all(&endless);
+    let mut answer = Vec::new();
+    let _ = client.0.read_to_end(&mut answer);
+    assert_eq!(
+        String::from_utf8_lossy(&answer),
+        "error: a request has at most 1024 bytes\n\n"
+    );
+    // The longest that is taken.
+    let mut client = bench.client();
+    let longest = " ".repeat(1018) + "status";
+    assert!(client.ask(&longest).starts_with("vcpus"));
+    assert!(
+        client
+            .ask(&format!(" {longest}"))
+            .starts_with("error: a request")
+    );
+}
+
+#[test]
+fn bytes_that_are_no_text_are_an_unknown_command() {
+    let bench = serving();
+    let mut client = bench.client();
+    client.0.write_all(b"\xff\x00\xfe\n").expect("taken");
+    assert!(client.receive().starts_with("error: unknown command"));
+    assert!(client.ask("status").starts_with("vcpus"));
+}
+
+#[test]
+fn a_client_that_does_not_read_holds_up_nobody() {
+    let bench = serving();
+    let mut deaf = bench.client();
+    deaf.0.set_nonblocking(true).expect("a socket");
+    // Until its answers fill its side, and its requests the other.
+    let flood = "help\niommu\n".repeat(1000);
+    let mut sent = 0;
+    for _ in 0..1000 {
+        match deaf.0.write(flood.as_bytes()) {
+            Ok(length) => sent += length,
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    assert!(sent > 0);
+    let mut client = bench.client();
+    for _ in 0..10 {
+        assert!(client.ask("status").starts_with("vcpus"));
+    }
+    // Nor does it hold up the end.
+    drop(bench.control);
+}
+
+#[test]
+fn one_client_too_many_is_told_so_and_may_come_back() {
+    let bench = serving();
+    let mut clients: Vec<Client> = (0..8).map(|_| bench.client()).collect();
+    for client in &mut clients {
+        assert!(client.ask("status").starts_with("vcpus"));
+    }
+    for _ in 0..100 {
+        let mut refused = bench.client();
+        assert!(
+            refused.rest().starts_with("error: 8 clients are connected"),
+            "no more than 8"
+        );
+    }
+    drop(clients.pop());
+    // The server notices in its own time.
+    let welcome = (0..1000).any(|_| {
+        let mut client = bench.client();
+        client.send("status\n");
+        client.receive().starts_with("vcpus")
+    });
+    assert!(welcome);
+    assert!(clients[0].ask("status").starts_with("vcpus"));
+}

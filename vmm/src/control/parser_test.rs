@@ -1,0 +1,131 @@
+//! Requests in words, and what is said about those that are not valid.
+
+use super::super::control_test::{bare, with_unit};
+use super::*;
+
+fn told(request: &str) -> String {
+    answer(&bare().0, request).text
+}
+
+#[test]
+fn an_answer_ends_with_its_only_empty_line() {
+    let (monitor, _events) = with_unit();
+    for command in COMMANDS {
+        let mut request = command.name.to_owned();
+        if command.name == "translate" {
+            request.push_str(" 00:01.0 0x1000");
+        }
+        let text = answer(&monitor, &request).text;
+        assert!(!text.starts_with("error"), "{text}");
+        // A list may have nothing in it: this machine has nothing but a host bridge.
+        let end = text.strip_suffix('\n').expect("an empty line");
+        assert!(end.is_empty() || end.ends_with('\n'), "{text}");
+        assert!(!end.contains("\n\n"), "{text}");
+    }
+}
+
+#[test]
+fn help_shows_every_command_with_its_arguments() {
+    let text = told("help");
+    assert_eq!(text.lines().count(), COMMANDS.len() + 1);
+    assert!(
+        text.contains("\ntranslate BDF[,pasid=N] ADDRESS "),
+        "{text}"
+    );
+}
+
+#[test]
+fn requesters_and_addresses_are_parsed() {
+    let requester = |word| Argument::Requester.parse(word);
+    let value = |source, pasid: Option<u32>| {
+        Some(Value::Requester(
+            SourceId(source),
+            pasid.map(|pasid| Pasid::new(pasid).expect("20 bits")),
+        ))
+    };
+    assert_eq!(requester("00:03.0"), value(0x18, None));
+    assert_eq!(requester("0000:ff:1f.7"), value(0xffff, None));
+    assert_eq!(
+        requester("0:3.0,pasid=0xfffff"),
+        value(0x18, Some(0xf_ffff))
+    );
+    assert_eq!(requester("00:03.0,pasid=10"), value(0x18, Some(10)));
+    for bad in [
+        "",
+        "00:03",
+        "03.0",
+        "00:20.0",
+        "00:03.8",
+        "100:03.0",
+        "00:03.0,",
+        "00:03.0,pasid",
+        "00:03.0,pasid=",
+        "00:03.0,pasid=0x100000",
+        "00:03.0,pasid=-1",
+        "00:03.0,pasid=1,pasid=2",
+        "00:+3.0",
+        "0001:00:03.0",
+        "é:é.é",
+        ":.",
+    ] {
+        assert_eq!(requester(bad), None, "{bad}");
+    }
+    let address = |word| Argument::Address.parse(word);
+    assert_eq!(
+        address("0xffffffffffffffff"),
+        Some(Value::Address(u64::MAX))
+    );
+    assert_eq!(address("4096"), Some(Value::Address(0x1000)));
+    for bad in [
+        "",
+        "0x",
+        "1000h",
+        "0x1_0000",
+        "+1",
+        "-1",
+        "0x10000000000000000",
+    ] {
+        assert_eq!(address(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn mistakes_are_named_with_a_remedy() {
+    for (request, expected) in [
+        (
+            "",
+            "error: the request is empty; `help` lists the commands\n\n",
+        ),
+        (
+            "  \t",
+            "error: the request is empty; `help` lists the commands\n\n",
+        ),
+        (
+            "reboot now",
+            "error: unknown command `reboot`; `help` lists the commands\n\n",
+        ),
+        (
+            "translate 00:01.0",
+            "error: translate takes 2 arguments, not 1; write `translate BDF[,pasid=N] ADDRESS`\n\n",
+        ),
+        (
+            "quit now",
+            "error: quit takes 0 arguments, not 1; write `quit`\n\n",
+        ),
+        (
+            "translate 00:01.0 here",
+            "error: translate: ADDRESS=`here` is not valid: expected a number of at most 64 bits, such as 0xfffff000\n\n",
+        ),
+        (
+            "bindings",
+            "error: this machine has no remapping unit; start nido with `--device intel-iommu`\n\n",
+        ),
+        // What a client sends does not reach a terminal as it is.
+        (
+            "\x1b[2J",
+            "error: unknown command `\\u{1b}[2J`; `help` lists the commands\n\n",
+        ),
+    ] {
+        assert_eq!(told(request), expected);
+    }
+}

@@ -1,0 +1,175 @@
+//! The thread of the control socket: it accepts clients and gives each its turn.
+
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::connection::{Connection, Wants};
+use super::parser::answer;
+use super::{Monitor, Socket};
+
+/// Greatest number of connections.
+pub(super) const CONNECTIONS: usize = 8;
+/// How long to wait when the host has no descriptor left for a new client.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What an event is about. Connections are all looked at, whichever it came from.
+mod token {
+    pub(super) const STOP: u64 = 0;
+    pub(super) const LISTENER: u64 = 1;
+    pub(super) const CONNECTION: u64 = 2;
+}
+
+pub(super) struct Server {
+    socket: Socket,
+    stop: EventFd,
+    monitor: Monitor,
+    epoll: Epoll,
+    connections: Vec<(Connection, Wants)>,
+}
+
+impl Server {
+    pub(super) fn new(socket: Socket, stop: EventFd, monitor: Monitor) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        for (fd, token) in [
+            (stop.as_raw_fd(), token::STOP),
+            (socket.listener().as_raw_fd(), token::LISTENER),
+        ] {
+            epoll.ctl(
+                ControlOperation::Add,
+                fd,
+                EpollEvent::new(EventSet::IN, token),
+            )?;
+        }
+        Ok(Self {
+            socket,
+            stop,
+            monitor,
+            epoll,
+            connections: Vec::new(),
+        })
+    }
+
+    /// Serves clients until it is told to stop.
+    pub(super) fn run(mut self) {
+        // Room for all that can happen at once.
+        let mut events = [EpollEvent::default(); CONNECTIONS + 2];
+        loop {
+            let count = match self.epoll.wait(self.timeout(), &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) => {
+                    log::warn!("the control socket is lost: {error}");
+                    return;
+                }
+            };
+            let mut tokens = events.iter().take(count).map(EpollEvent::data);
+            if self.stop.read().is_ok() {
+                return;
+            }
+            if tokens.any(|token| token == token::LISTENER) {
+                self.accept();
+            }
+            self.serve();
+        }
+    }
+
+    /// Milliseconds until something has to be done without an event.
+    fn timeout(&self) -> i32 {
+        if self
+            .connections
+            .iter()
+            .any(|(_, wants)| *wants == Wants::Turn)
+        {
+            return 0;
+        }
+        let deadlines = self
+            .connections
+            .iter()
+            .map(|(connection, _)| connection.deadline());
+        let Some(first) = deadlines.min() else {
+            return -1;
+        };
+        let left = first.saturating_duration_since(Instant::now());
+        // Rounded up: the deadline is to have passed.
+        i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+    }
+
+    fn accept(&mut self) {
+        match self.socket.listener().accept() {
+            Ok((stream, _)) if self.connections.len() >= CONNECTIONS => refuse(stream),
+            Ok((stream, _)) => {
+                if let Err(error) = self.add(stream) {
+                    log::debug!("control socket: a client is lost: {error}");
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                log::debug!("control socket: no client can be accepted: {error}");
+                thread::sleep(RETRY);
+            }
+        }
+    }
+
+    fn add(&mut self, stream: UnixStream) -> io::Result<()> {
+        let connection = Connection::new(stream, Instant::now())?;
+        self.epoll.ctl(
+            ControlOperation::Add,
+            connection.as_raw_fd(),
+            EpollEvent::new(EventSet::IN, token::CONNECTION),
+        )?;
+        self.connections.push((connection, Wants::Input));
+        Ok(())
+    }
+
+    /// Lets each connection get further.
+    fn serve(&mut self) {
+        let now = Instant::now();
+        let (monitor, epoll) = (&self.monitor, &self.epoll);
+        self.connections.retain_mut(|(connection, wants)| {
+            let before = *wants;
+            *wants = connection.step(
+                now,
+                |request| answer(monitor, request),
+                |event| {
+                    // Nobody waits for events any more only when the machine ends anyway.
+                    let _ = monitor.events.send(event);
+                },
+            );
+            if *wants == Wants::Close {
+                // Closing the descriptor takes it out of the set.
+                return false;
+            }
+            interest(before) == interest(*wants)
+                || epoll
+                    .ctl(
+                        ControlOperation::Modify,
+                        connection.as_raw_fd(),
+                        EpollEvent::new(interest(*wants), token::CONNECTION),
+                    )
+                    .is_ok()
+        });
+    }
+}
+
+fn interest(wants: Wants) -> EventSet {
+    match wants {
+        Wants::Output => EventSet::OUT,
+        Wants::Input | Wants::Turn | Wants::Close => EventSet::IN,
+    }
+}
+
+/// Tells a client why it is not served, if it can be told at once.
+fn refuse(mut stream: UnixStream) {
+    let text = format!(
+        "error: {CONNECTIONS} clients are connected, which is the limit; disconnect one\n\n"
+    );
+    let _ = stream
+        .set_nonblocking(true)
+        .and_then(|()| stream.write_all(text.as_bytes()));
+}
