@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use devices::edu::EduFeatures;
+
 /// A whole virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
@@ -60,6 +62,8 @@ pub(crate) enum FunctionKind {
     Edu {
         /// Addresses that its DMA engine can form.
         dma_mask: u64,
+        /// What it has beyond the public specification.
+        features: EduFeatures,
     },
 }
 
@@ -96,4 +100,10 @@ pub(crate) struct IommuConfig {
     pub(crate) intremap: bool,
     /// Whether the guest must announce new mappings too; `None` decides by what is assigned.
     pub(crate) caching_mode: Option<bool>,
+    /// Requests for translations, which devices then keep.
+    pub(crate) device_iotlb: bool,
+    /// Width of PASIDs; 0 for none.
+    pub(crate) pasid_bits: u8,
+    /// Page requests.
+    pub(crate) page_requests: bool,
 }

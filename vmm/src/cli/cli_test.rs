@@ -81,7 +81,10 @@ fn a_full_command_line_becomes_typed_values() {
             },
             FunctionConfig {
                 device: Some(5),
-                kind: FunctionKind::Edu { dma_mask: 0xff }
+                kind: FunctionKind::Edu {
+                    dma_mask: 0xff,
+                    features: Default::default(),
+                }
             },
             FunctionConfig {
                 device: None,

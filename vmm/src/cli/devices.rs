@@ -1,5 +1,7 @@
 //! The types of `--device`, in one table that parses and prints.
 
+use devices::edu::EduFeatures;
+
 use super::keys::{Key, ListError, Table, Values, split};
 use super::values::{Kind, Value};
 use crate::config::{FunctionConfig, FunctionKind, IommuConfig};
@@ -95,6 +97,27 @@ const TYPES: &[DeviceType] = &[
                     default: "on",
                     help: "scalable mode, which first-stage translation needs",
                 },
+                Key {
+                    name: "device-iotlb",
+                    aliases: &[],
+                    kind: Kind::OnOff,
+                    default: "off",
+                    help: "devices with ATS may ask for translations and keep them",
+                },
+                Key {
+                    name: "pasid-bits",
+                    aliases: &[],
+                    kind: Kind::Number,
+                    default: "0",
+                    help: "width of PASIDs, up to 20; 0: requests have none",
+                },
+                Key {
+                    name: "svm",
+                    aliases: &[],
+                    kind: Kind::OnOff,
+                    default: "off",
+                    help: "devices with PRI may ask for pages; needs the two keys above, and x-flts=on",
+                },
             ],
         },
         build: intel_iommu,
@@ -113,6 +136,27 @@ const TYPES: &[DeviceType] = &[
                     kind: Kind::Number,
                     default: "0x0fffffff",
                     help: "address bits that its DMA engine drives",
+                },
+                Key {
+                    name: "ats",
+                    aliases: &[],
+                    kind: Kind::OnOff,
+                    default: "off",
+                    help: "extension: asks for translations and keeps them",
+                },
+                Key {
+                    name: "pasid",
+                    aliases: &[],
+                    kind: Kind::OnOff,
+                    default: "off",
+                    help: "extension: makes requests with a PASID",
+                },
+                Key {
+                    name: "pri",
+                    aliases: &[],
+                    kind: Kind::OnOff,
+                    default: "off",
+                    help: "extension: asks for pages; needs ats=on",
                 },
                 ADDR,
             ],
@@ -160,7 +204,17 @@ pub(crate) fn slot(values: &Values) -> Option<u8> {
 
 fn edu(values: &Values) -> Result<Device, ListError> {
     let dma_mask = values.number("dma_mask").unwrap_or(0x0fff_ffff);
-    Ok(function(values, FunctionKind::Edu { dma_mask }))
+    let features = EduFeatures {
+        ats: values.on_off("ats").unwrap_or(false),
+        pasid: values.on_off("pasid").unwrap_or(false),
+        pri: values.on_off("pri").unwrap_or(false),
+    };
+    if features.pri && !features.ats {
+        return Err(
+            values.conflict("pri=on needs ats=on; add `ats=on` or drop `pri=on`".to_owned())
+        );
+    }
+    Ok(function(values, FunctionKind::Edu { dma_mask, features }))
 }
 
 fn intel_iommu(values: &Values) -> Result<Device, ListError> {
@@ -183,12 +237,46 @@ fn intel_iommu(values: &Values) -> Result<Device, ListError> {
                 .to_owned(),
         ));
     }
+    let first_stage = first_stage.unwrap_or(true) && scalable && aw_bits != 39;
+    let pasid_bits = values.number("pasid-bits").unwrap_or(0);
+    let pasid_bits = u8::try_from(pasid_bits)
+        .ok()
+        .filter(|bits| *bits <= 20)
+        .ok_or_else(|| {
+            values.conflict(format!(
+                "pasid-bits={pasid_bits} is too wide: a PASID has at most 20 bits; write `pasid-bits=20` or less"
+            ))
+        })?;
+    let device_iotlb = values.on_off("device-iotlb").unwrap_or(false);
+    let page_requests = values.on_off("svm").unwrap_or(false);
+    let needed = [
+        (
+            pasid_bits != 0,
+            scalable,
+            "pasid-bits",
+            "x-scalable-mode=on",
+        ),
+        (
+            page_requests,
+            first_stage,
+            "svm=on",
+            "x-flts=on with 48 or 57 address bits",
+        ),
+        (page_requests, device_iotlb, "svm=on", "device-iotlb=on"),
+        (page_requests, pasid_bits != 0, "svm=on", "pasid-bits=20"),
+    ];
+    if let Some((_, _, what, needs)) = needed.iter().find(|(asked, there, ..)| *asked && !there) {
+        return Err(values.conflict(format!("{what} needs {needs}; add that, or drop {what}")));
+    }
     Ok(Device::Iommu(IommuConfig {
         aw_bits,
         scalable,
-        first_stage: first_stage.unwrap_or(true) && scalable && aw_bits != 39,
+        first_stage,
         intremap: values.on_off("intremap").unwrap_or(true),
         caching_mode: values.on_off("caching-mode"),
+        device_iotlb,
+        pasid_bits,
+        page_requests,
     }))
 }
 

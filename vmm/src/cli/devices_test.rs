@@ -28,6 +28,9 @@ fn defaults_are_those_that_help_prints() {
         first_stage: true,
         intremap: true,
         caching_mode: None,
+        device_iotlb: false,
+        pasid_bits: 0,
+        page_requests: false,
     };
     assert_eq!(
         parse("intel-iommu").expect("valid"),
@@ -48,7 +51,7 @@ fn an_unknown_type_lists_the_valid_ones() {
 fn an_unknown_key_lists_the_valid_ones() {
     assert_eq!(
         error("intel-iommu,awbits=48"),
-        "--device intel-iommu: unknown key `awbits`; valid keys: x-flts, aw-bits, intremap, caching-mode, x-scalable-mode"
+        "--device intel-iommu: unknown key `awbits`; valid keys: x-flts, aw-bits, intremap, caching-mode, x-scalable-mode, device-iotlb, pasid-bits, svm"
     );
 }
 
@@ -129,4 +132,28 @@ fn help_of_a_type_names_every_key_with_its_default() {
         panic!("not help")
     };
     assert!(text.contains("virtio-rng-pci (also: virtio-rng, rng): entropy source"));
+}
+
+#[test]
+fn what_a_device_asks_of_the_unit_needs_what_that_is_built_on() {
+    assert_eq!(
+        error("intel-iommu,svm=on,pasid-bits=20"),
+        "--device intel-iommu: svm=on needs device-iotlb=on; add that, or drop svm=on"
+    );
+    assert_eq!(
+        error("intel-iommu,svm=on,device-iotlb=on"),
+        "--device intel-iommu: svm=on needs pasid-bits=20; add that, or drop svm=on"
+    );
+    assert_eq!(
+        error("intel-iommu,pasid-bits=8,x-scalable-mode=off"),
+        "--device intel-iommu: pasid-bits needs x-scalable-mode=on; add that, or drop pasid-bits"
+    );
+    assert_eq!(
+        error("intel-iommu,pasid-bits=21"),
+        "--device intel-iommu: pasid-bits=21 is too wide: a PASID has at most 20 bits; write `pasid-bits=20` or less"
+    );
+    assert_eq!(
+        error("edu,pri=on"),
+        "--device edu: pri=on needs ats=on; add `ats=on` or drop `pri=on`"
+    );
 }

@@ -21,9 +21,9 @@ pub(crate) fn unit_config(config: &IommuConfig, physical_bits: u8) -> UnitConfig
         // Emulated devices walk the tables themselves, so nothing has to be announced to them.
         caching_mode: config.caching_mode.unwrap_or(false),
         snoop_control: true,
-        pasid_bits: 0,
-        device_tlb: false,
-        page_requests: false,
+        pasid_bits: config.pasid_bits,
+        device_tlb: config.device_iotlb,
+        page_requests: config.page_requests,
     }
 }
 

@@ -78,16 +78,18 @@ impl Platform<'_> {
                 *console = Some(sender);
                 self.virtio(bdf, Console::new(input, standard_output()?))
             }
-            FunctionKind::Edu { dma_mask } => {
+            FunctionKind::Edu { dma_mask, features } => {
                 let pin = u8::try_from(acpi::intx_gsi(bdf.device(), INTA)).context("INTx pin")?;
                 let options = EduOptions {
                     dma_mask: *dma_mask,
+                    features: *features,
                 };
                 Ok(Edu::new(
                     bdf,
                     self.dma(bdf),
                     Arc::clone(&self.msi),
                     self.ioapic.line(pin),
+                    self.unit.cloned(),
                     options,
                 )
                 .context("--device edu")?)
