@@ -7,8 +7,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use super::{AtsRefusal, AtsTranslation};
 use crate::Pasid;
-use crate::dma::DmaPort;
 use crate::dma::dma_test::{Bench, bench};
+use crate::dma::{DmaPort, DmaView};
 use crate::translate::{Access, Latched};
 
 fn ask(bench: &Bench, address: u64) -> Result<AtsTranslation, AtsRefusal> {
@@ -144,6 +144,14 @@ fn without_translation_there_is_nobody_to_ask() {
     assert_eq!(outcome, Err(AtsRefusal::Gated));
     enable.store(true, Ordering::SeqCst);
     assert!(gated.view().begin().translate(0x1000, false).is_ok());
+    let mut view = gated.view();
+    let read = |view: &mut DmaView<_>| {
+        let transaction = view.begin_translated();
+        transaction.read_obj::<u8>(GuestAddress(0x20_0000)).is_ok()
+    };
+    assert!(read(&mut view));
+    enable.store(false, Ordering::SeqCst);
+    assert!(!read(&mut view));
     bench.state.set_latched(Latched::default());
     assert_eq!(ask(&bench, 0x1000), Err(AtsRefusal::UnsupportedRequest));
     assert!(bench.log.take().is_empty());

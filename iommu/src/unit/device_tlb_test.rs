@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::dma::{DmaPort, DmaView};
+use crate::dma::{AtsRefusal, DmaPort, DmaView};
 use crate::spec::device_tlb::{DeviceTlbInvalidation, DeviceTlbTarget};
 use crate::spec::ids::{Pasid, SourceId};
 use crate::spec::page_request::{PageResponse, ResponseCode};
@@ -244,6 +244,39 @@ fn a_detached_device_times_out_and_reset_detaches_none() {
     assert_eq!(Arc::strong_count(&recorder), 1);
     bench.submit_wide(&[TELL]);
     assert_eq!(state(&bench), (64, 0x0018_0000_0000, 0x40));
+}
+
+#[test]
+fn in_legacy_mode_the_translation_type_lets_a_device_keep_translations() {
+    let bench = Bench::new(&sharing());
+    bench.map_legacy(0x60_0000);
+    bench.enable_wide_queue();
+    let mut view = view(&bench);
+    let refused = view.begin().translate(0x10, false);
+    assert_eq!(refused, Err(AtsRefusal::UnsupportedRequest));
+    // Code 0D, a translation request.
+    assert_eq!(bench.read64(0x228), 0xD000_000D_0000_0018);
+    assert!(
+        view.begin_translated()
+            .write_obj(1_u8, GuestAddress(0x60_0000))
+            .is_err()
+    );
+    assert_eq!(bench.read64(0x238), 0xA000_000D_0000_0018);
+    bench.poke(0x2180, &[0x3005]);
+    bench.submit_wide(&[[0x11, 0, 0, 0], [0xD2, 0, 0, 0], WAIT]);
+    let answer = view.begin().translate(0x10, false).unwrap();
+    assert_eq!((answer.address, answer.page_shift), (0x60_0010, 12));
+    assert!(answer.readable && answer.writable);
+    let transaction = view.begin_translated();
+    transaction
+        .write_obj(7_u8, GuestAddress(answer.address))
+        .unwrap();
+    assert_eq!(bench.peek32(0x60_0010), 7);
+    // There are no PASIDs in legacy mode: code 31, with the PASID.
+    drop(transaction);
+    let refused = view.begin_pasid(Pasid::new(5)).translate(0x10, false);
+    assert_eq!(refused, Err(AtsRefusal::UnsupportedRequest));
+    assert_eq!(bench.read64(0x248), 0xD000_0531_8000_0018);
 }
 
 /// Reads through its view when it is told to forget.

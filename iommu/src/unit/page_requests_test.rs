@@ -303,6 +303,45 @@ fn waits_wait_for_requests_in_flight() {
 }
 
 #[test]
+fn whatever_is_written_to_the_registers_requests_stay_within_the_queue() {
+    let bench = bench();
+    let mut seed = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut next = || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    for _ in 0..2000 {
+        let size = next() % 8;
+        let bytes = 0x1000_u64 << size;
+        bench.write64(0xD0, RING | size);
+        for at in [0xC0, 0xC8, 0xDC, 0xE0] {
+            match next() % 3 {
+                0 => bench.write64(at & !7, next()),
+                1 => bench.write32(at, next().to_le_bytes()[0].into()),
+                _ => {}
+            }
+        }
+        // Beside the queue there is nothing of it.
+        bench.poke(RING - 8, &[0xAAAA]);
+        bench.poke(RING + bytes, &[0xBBBB]);
+        let before = bench.read64(0xC8) % bytes;
+        let outcome = bench.unit.request_page(SOURCE, &request(next() % 2 == 0));
+        let after = bench.read64(0xC8);
+        match outcome {
+            Ok(()) => assert_eq!(after, (before + 32) % bytes),
+            Err(_) => assert_eq!(after % bytes, before),
+        }
+        assert_eq!(bench.peek32(RING - 8), 0xAAAA);
+        assert_eq!(bench.peek32(RING + bytes), 0xBBBB);
+    }
+    let stats = bench.unit.stats();
+    assert_eq!(stats.page_requests + stats.page_requests_refused, 2000);
+    assert!(stats.page_requests > 100 && stats.page_requests_refused > 100);
+}
+
+#[test]
 fn many_devices_and_a_driver_at_once_lose_nothing() {
     let bench = bench();
     thread::scope(|scope| {
