@@ -1,7 +1,7 @@
 //! A software model of Intel VT-d, revision 5.10 of the architecture specification, for rust-vmm VMMs.
 //!
 //! * [`spec`] has the types of registers, table entries and descriptors;
-//! * [`mod@unit`] is the device: register file, invalidation queue, faults, interrupt remapping;
+//! * [`mod@unit`] is the device: register file, invalidation queue, faults, interrupt remapping, device-TLBs, page requests;
 //! * [`translate`] walks the tables: legacy and scalable mode; first-stage, second-stage, nested and pass-through;
 //! * [`dma`] is what an emulated device uses to reach guest memory through a unit;
 //! * [`inspect`] shows what a unit is and does to people who look for a mistake.

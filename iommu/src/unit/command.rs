@@ -16,7 +16,8 @@ use crate::translate::{Latched, RootPointer};
 
 const COMPLETION_EVENT: Event = Event::new(offset::IECTL);
 
-/// What the command mutex protects: every register but the fault log's, and what commands have latched.
+/// What the command mutex protects: every register but those of the fault log and of the page-request queue, and what
+/// commands have latched.
 #[derive(Debug)]
 pub(crate) struct Command {
     pub(crate) file: RegisterFile,

@@ -1,6 +1,6 @@
 //! Event messages: mask, pending bit, and the message that the registers spell (sections 5.1.6, 7.3 and 6.5.2.8).
 //!
-//! The same four registers serve faults and invalidation completion. The unit's own messages are never remapped.
+//! The same four registers serve faults, invalidation completion and page requests. The unit's own messages are never remapped.
 
 use super::registers::RegisterFile;
 use crate::spec::registers::EventControl;

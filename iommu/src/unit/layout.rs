@@ -8,7 +8,7 @@ use crate::spec::registers::{Caps, FAULT_RECORD_COUNT, FAULT_RECORDS, VERSION, o
 /// IM = 1: events are masked after reset.
 const EVENT_CONTROL_RESET: u64 = 0x8000_0000;
 
-/// Registers that belong to the command mutex: all but the fault log's.
+/// Registers that belong to the command mutex: all but those of the fault log and of the page-request queue.
 pub(crate) fn command_registers(caps: &Caps) -> Vec<Register> {
     let mut registers = vec![
         Register::word(offset::VER).reset(u64::from(VERSION)),

@@ -106,7 +106,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         }
     }
 
-    /// Whether the tables let the request pass, up to its PASID entry.
+    /// Whether the tables let the request pass, up to its PASID entry: whether the page is there is what it is about.
     fn check_page_request(
         &self,
         source: SourceId,
