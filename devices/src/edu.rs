@@ -34,6 +34,8 @@ mod worker;
 #[cfg(test)]
 mod edu_test;
 #[cfg(test)]
+mod extension_test;
+#[cfg(test)]
 mod registers_test;
 
 use std::io;

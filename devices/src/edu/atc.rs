@@ -12,6 +12,8 @@ use super::extension::Cached;
 const CAPACITY: usize = 64;
 /// Longest wait for the answer to a page request.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the device holds back after a page request that found the queue full.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A translation as it was answered.
 #[derive(Clone, Copy, Debug)]
@@ -158,6 +160,14 @@ impl Atc {
     /// The page request was not taken, so that no answer will come.
     pub(super) fn forget(&self) {
         self.pages().waiting = None;
+    }
+
+    /// Waits a moment, since software has to catch up, unless the command is aborted.
+    pub(super) fn pause(&self, expected: &Expected) {
+        let pages = self.pages();
+        if pages.aborts == expected.aborts {
+            drop(self.answered.wait_timeout(pages, PAUSE));
+        }
     }
 
     /// Waits for the answer; `None` if none came in time, or the command was aborted.

@@ -229,6 +229,7 @@ impl Copier {
             Ok(()) => atc.wait(&expected),
             Err(PageRequestRefusal::Answered(code)) => {
                 atc.forget();
+                atc.pause(&expected);
                 Some(code)
             }
             Err(PageRequestRefusal::Unsupported | PageRequestRefusal::Dropped) => {
