@@ -1,0 +1,140 @@
+//! Little guest memory, and a watch on who looks where.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
+
+/// Pages from address 0 on.
+pub(crate) const LOW_PAGES: u64 = 32;
+/// Pages right below the host address width.
+const LAST_PAGES: u64 = 2;
+/// Bytes right at the host address width, where no access may go.
+const CANARY_BYTES: usize = 0x2000;
+const PAGE: u64 = 0x1000;
+const CANARY: u8 = 0xA5;
+static ZEROS: [u8; 0x1000] = [0; 0x1000];
+
+/// The widths that a guest has; the first is the least that a unit takes.
+pub(crate) const WIDTHS: [u8; 4] = [32, 39, 46, 52];
+
+/// Guest memory that counts lookups.
+pub(crate) struct Guest {
+    memory: GuestMemoryMmap<()>,
+    width: u8,
+    lookups: AtomicU64,
+    trespasses: AtomicU64,
+}
+
+impl Guest {
+    fn new(width: u8) -> Self {
+        let end = 1_u64 << width;
+        let bytes = |pages: u64| usize::try_from(pages * PAGE).unwrap();
+        let ranges = [
+            (GuestAddress(0), bytes(LOW_PAGES)),
+            (GuestAddress(end - LAST_PAGES * PAGE), bytes(LAST_PAGES)),
+            (GuestAddress(end), CANARY_BYTES),
+        ];
+        let guest = Self {
+            memory: GuestMemoryMmap::from_ranges(&ranges).unwrap(),
+            width,
+            lookups: AtomicU64::new(0),
+            trespasses: AtomicU64::new(0),
+        };
+        guest
+            .memory
+            .write_slice(&[CANARY; CANARY_BYTES], GuestAddress(end))
+            .unwrap();
+        guest
+    }
+
+    /// Zeroed memory of one of [`WIDTHS`]. Mapping is slow, so a thread keeps what it had.
+    pub(crate) fn take(choice: u8) -> Arc<Self> {
+        thread_local! {
+            static KEPT: [Arc<Guest>; WIDTHS.len()] = WIDTHS.map(|width| Arc::new(Guest::new(width)));
+        }
+        let guest = KEPT.with(|kept| Arc::clone(&kept[usize::from(choice) % WIDTHS.len()]));
+        for region in guest.memory.iter() {
+            if region.start_addr().0 < guest.end() {
+                let pages = (region.start_addr().0..).step_by(ZEROS.len());
+                for page in pages.take(usize::try_from(region.len()).unwrap() / ZEROS.len()) {
+                    guest
+                        .memory
+                        .write_slice(&ZEROS, GuestAddress(page))
+                        .unwrap();
+                }
+            }
+        }
+        guest.lookups.store(0, Ordering::Relaxed);
+        guest.trespasses.store(0, Ordering::Relaxed);
+        guest
+    }
+
+    pub(crate) fn width(&self) -> u8 {
+        self.width
+    }
+
+    /// 2 to the host address width.
+    pub(crate) fn end(&self) -> u64 {
+        1 << self.width
+    }
+
+    /// How often memory was looked for since the guest was taken.
+    pub(crate) fn lookups(&self) -> u64 {
+        self.lookups.load(Ordering::Relaxed)
+    }
+
+    /// The guest writes a word of its own, anywhere in its memory.
+    pub(crate) fn poke(&self, address: u64, word: u64) {
+        let low = (address % (LOW_PAGES * PAGE)) & !7;
+        let last = self.end() - LAST_PAGES * PAGE;
+        let place = if address >= last && address < self.end() {
+            address & !7
+        } else {
+            low
+        };
+        self.memory.write_obj(word, GuestAddress(place)).unwrap();
+    }
+
+    /// A word, if there is memory.
+    pub(crate) fn peek(&self, address: u64) -> Option<u64> {
+        self.memory.read_obj(GuestAddress(address)).ok()
+    }
+
+    /// Asserts that nobody was where nobody may go.
+    #[track_caller]
+    pub(crate) fn check(&self) {
+        let trespasses = self.trespasses.load(Ordering::Relaxed);
+        assert_eq!(trespasses, 0, "lookups at or beyond the host address width");
+        let mut bytes = [0; CANARY_BYTES];
+        self.memory
+            .read_slice(&mut bytes, GuestAddress(self.end()))
+            .unwrap();
+        assert!(
+            bytes == [CANARY; CANARY_BYTES],
+            "a write beyond guest memory"
+        );
+    }
+}
+
+impl GuestMemoryBackend for Guest {
+    type R = GuestRegionMmap<()>;
+
+    fn num_regions(&self) -> usize {
+        self.memory.num_regions()
+    }
+
+    fn find_region(&self, addr: GuestAddress) -> Option<&Self::R> {
+        self.lookups.fetch_add(1, Ordering::Relaxed);
+        if addr.0 >= self.end() {
+            self.trespasses.fetch_add(1, Ordering::Relaxed);
+        }
+        self.memory.find_region(addr)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Self::R> {
+        self.memory.iter()
+    }
+}

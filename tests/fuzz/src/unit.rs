@@ -1,0 +1,261 @@
+//! Everything at once: registers in any width, DMA, interrupts and resets over memory that the guest has filled.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arbitrary::Arbitrary;
+use iommu::{DmaView, Pasid, SourceId};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+use crate::guest::Guest;
+use crate::machine::{Machine, Shape};
+use crate::word::{Source, Word, decode};
+
+/// Registers with effects; fault records are at 0x220.
+const PLACES: [u16; 36] = [
+    0x18, 0x20, 0x24, 0x28, 0x2C, 0x34, 0x38, 0x3C, 0x40, 0x44, 0x64, 0x68, 0x80, 0x88, 0x90, 0x94,
+    0x9C, 0xA0, 0xA4, 0xA8, 0xAC, 0xB0, 0xB8, 0xBC, 0xC0, 0xC8, 0xD0, 0xDC, 0xE0, 0xF0, 0xF4, 0xF8,
+    0xFC, 0x22C, 0x23C, 0x29C,
+];
+/// Longest access of a device in bytes.
+const LONGEST: u16 = 0x4000;
+/// Lookups that one page can take: 16 walks of 35 entries with as many updates, and 5 entries before them.
+const LOOKUPS_PER_PAGE: u64 = 16 * 2 * 35 + 5;
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    shape: Shape,
+    steps: Vec<Step>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Place {
+    Named(u8),
+    Anywhere(u16),
+}
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    /// The guest writes a word to its memory.
+    Poke {
+        at: Word,
+        word: Word,
+    },
+    /// The guest fills a page.
+    Fill {
+        page: u8,
+        word: Word,
+    },
+    /// The guest writes a register.
+    Write {
+        at: Place,
+        length: u8,
+        value: Word,
+    },
+    /// The guest writes GCMD; what is on stays on.
+    Command {
+        bits: u8,
+    },
+    /// The guest reads registers.
+    Read {
+        at: u16,
+        length: u8,
+    },
+    /// A device makes an access.
+    Dma {
+        source: Source,
+        pasid: Option<u32>,
+        at: Word,
+        length: u16,
+        kind: Kind,
+    },
+    /// A device sends an interrupt.
+    Interrupt {
+        source: Source,
+        at: Word,
+        data: u32,
+    },
+    Reset,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Kind {
+    Read,
+    Write,
+    Load,
+    Store,
+    Slices,
+    Check,
+}
+
+/// Runs the steps that `data` spells.
+///
+/// # Panics
+/// When an invariant breaks.
+pub fn run(data: &[u8]) {
+    let Some(input) = decode::<Input>(data) else {
+        return;
+    };
+    let machine = Machine::new(input.shape);
+    // Keeps what it has cached from step to step.
+    let mut usual = machine.view(Source::Usual.id());
+    for step in input.steps {
+        take(&machine, &mut usual, step);
+    }
+    machine.guest.check();
+}
+
+fn take(machine: &Machine, usual: &mut DmaView<Arc<Guest>>, step: Step) {
+    let guest = &*machine.guest;
+    match step {
+        Step::Poke { at, word } => guest.poke(at.value(guest), word.value(guest)),
+        Step::Fill { page, word } => {
+            let (base, word) = (u64::from(page) << 12, word.value(guest));
+            (base..base + 0x1000)
+                .step_by(8)
+                .for_each(|at| guest.poke(at, word));
+        }
+        Step::Write { at, length, value } => {
+            let at = match at {
+                Place::Named(index) => PLACES[usize::from(index) % PLACES.len()],
+                Place::Anywhere(at) => at,
+            };
+            let lengths = [4, 8, 4, 8, 4, 8, 1, 2, 3, 12, 16, 0];
+            let bytes = u128::from(value.value(guest)).to_le_bytes();
+            let length = lengths[usize::from(length) % lengths.len()];
+            machine.write(at.into(), &bytes[..length]);
+        }
+        Step::Command { bits } => {
+            // CFI SIRTP IRE QIE, SRTP TE.
+            let command = u32::from(bits & 0xF) << 23 | u32::from(bits >> 4 & 3) << 30;
+            machine.write32(0x18, command);
+        }
+        Step::Read { at, length } => read(machine, at.into(), length.into()),
+        Step::Dma {
+            source,
+            pasid,
+            at,
+            length,
+            kind,
+        } => {
+            let at = at.value(guest);
+            let pasid = pasid.and_then(|pasid| Pasid::new(pasid & 0xF_FFFF));
+            match source {
+                Source::Usual => dma(machine, usual, pasid, at, length, kind),
+                Source::Other(id) => dma(machine, &mut machine.view(id), pasid, at, length, kind),
+            }
+        }
+        Step::Interrupt { source, at, data } => {
+            interrupt(machine, source.id(), at.value(guest), data);
+        }
+        Step::Reset => machine.reset(),
+    }
+}
+
+fn read(machine: &Machine, at: u64, length: usize) {
+    let mut bytes = vec![0xAA; length];
+    let account = machine.step(|| machine.unit.read(at, &mut bytes));
+    assert!(account.lookups == 0 && account.events == 0, "{account:?}");
+    if !matches!(length, 4 | 8) || !at.is_multiple_of(length as u64) {
+        assert!(
+            bytes.iter().all(|byte| *byte == 0),
+            "{length} bytes at {at:#x}: {bytes:x?}"
+        );
+    } else {
+        for (at, word) in (at..).step_by(4).zip(bytes.chunks_exact(4)) {
+            assert_eq!(word, machine.read32(at).to_le_bytes(), "at {at:#x}");
+        }
+    }
+}
+
+fn dma(
+    machine: &Machine,
+    view: &mut DmaView<Arc<Guest>>,
+    pasid: Option<Pasid>,
+    at: u64,
+    length: u16,
+    kind: Kind,
+) {
+    let end = machine.guest.end();
+    let mut length = usize::from(length % LONGEST);
+    let mut at = at;
+    if machine.read32(0x1C) & 0x8000_0000 == 0 {
+        // Nothing translates, so it is the device that must not leave guest memory.
+        at %= end;
+        length = length.min(usize::try_from(end - at).unwrap_or(usize::MAX));
+        if matches!(kind, Kind::Load | Kind::Store) && end - at < 8 {
+            return;
+        }
+    }
+    let mut bytes = vec![0x5A; length];
+    let address = GuestAddress(at);
+    let failed = Cell::new(true);
+    let account = machine.step(|| {
+        let transaction = view.begin_pasid(pasid);
+        let outcome = match kind {
+            Kind::Read => transaction.read_slice(&mut bytes, address).is_ok(),
+            Kind::Write => transaction.write_slice(&bytes, address).is_ok(),
+            Kind::Load => {
+                length = 8;
+                transaction.load::<u64>(address, Ordering::Acquire).is_ok()
+            }
+            Kind::Store => {
+                length = 8;
+                transaction.store(at, address, Ordering::Release).is_ok()
+            }
+            Kind::Slices => {
+                let slices = transaction.get_slices(address, length, Permissions::ReadWrite);
+                let mut total = 0;
+                let mut whole = true;
+                for slice in slices.into_iter().flatten() {
+                    match slice {
+                        Ok(slice) => {
+                            assert!(!slice.is_empty(), "an empty slice");
+                            total += slice.len();
+                        }
+                        Err(_) => whole = false,
+                    }
+                }
+                assert!(
+                    total <= length && (total == length) == whole,
+                    "{total} of {length}"
+                );
+                whole
+            }
+            Kind::Check => transaction.check_range(address, length, Permissions::ReadWrite),
+        };
+        failed.set(!outcome);
+    });
+    let pages = (length as u64 >> 12) + 2;
+    assert!(
+        account.lookups <= pages * LOOKUPS_PER_PAGE,
+        "{account:?} for {pages} pages"
+    );
+    // An access ends with its first fault, and a check makes no request.
+    let most = u64::from(failed.get() && !matches!(kind, Kind::Check));
+    assert!(account.faults <= most, "{account:?}");
+    assert!(account.events <= account.faults, "{account:?}");
+    assert_eq!(
+        (account.executed, account.ranges, account.interrupts),
+        (0, 0, 0)
+    );
+}
+
+fn interrupt(machine: &Machine, source: u16, at: u64, data: u32) {
+    let source = SourceId(source);
+    let mut asked = None;
+    let account = machine.step(|| asked = Some(machine.unit.resolve_interrupt(source, at, data)));
+    assert!(account.lookups <= 1, "{account:?}");
+    assert_eq!(
+        (account.interrupts, account.faults, account.events),
+        (0, 0, 0)
+    );
+    let account = machine.step(|| {
+        assert_eq!(Some(machine.unit.remap(source, at, data)), asked);
+    });
+    assert!(account.lookups <= 1, "{account:?}");
+    assert_eq!(account.interrupts, 1);
+    assert_eq!(account.faults, account.blocked, "{account:?}");
+    assert!(account.events <= account.faults, "{account:?}");
+}
