@@ -312,7 +312,12 @@ fn a_device_that_is_told_to_forget_finds_new_tables() {
     bench
         .unit
         .attach_device_tlb(SOURCE, Arc::clone(&reader) as _);
-    bench.submit_wide(&[TELL]);
+    // Its view knows the page when it is told.
+    reader.invalidate(DeviceTlbInvalidation {
+        target: DeviceTlbTarget::AllPasids,
+        address: 0,
+        shift: 64,
+    });
     bench.poke(0x8008, &[0x61_0007]);
     bench.submit_wide(&[FORGET, TELL]);
     assert_eq!(reader.0.lock().unwrap().1, [6, 0x60, 7, 0x61]);
