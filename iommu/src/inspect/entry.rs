@@ -137,7 +137,7 @@ impl Step {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<24} {:#014x}:", self.entry, self.address)?;
+        write!(f, "{:<26} {:#014x}:", self.entry, self.address)?;
         if self.words.is_empty() {
             return write!(f, " no memory");
         }

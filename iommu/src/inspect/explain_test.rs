@@ -40,6 +40,7 @@ fn checked(world: &World, pasid: Option<u32>, address: u64) -> Explanation {
     };
     let read = world.translate(&request(Access::Read));
     let write = world.translate(&request(Access::Write));
+    check_chain(&explanation);
     assert_eq!(explanation.read, read.map(|_| ()));
     assert_eq!(explanation.write, write.map(|_| ()));
     for answer in [read, write].into_iter().flatten() {
@@ -54,6 +55,35 @@ fn checked(world: &World, pasid: Option<u32>, address: u64) -> Explanation {
         );
     }
     explanation
+}
+
+/// Each page-table entry is where the one before says.
+#[track_caller]
+fn check_chain(explanation: &Explanation) {
+    for pair in explanation.steps.windows(2) {
+        let (before, after) = (&pair[0], &pair[1]);
+        let place = after.address / 0x1000 * 0x1000;
+        match (before.entry, before.leads, after.entry) {
+            (EntryKind::FirstStage { level }, Some(Leads::Table(table)), next) => match next {
+                EntryKind::FirstStage { level: below } => {
+                    assert_eq!((table, level), (place, below + 1))
+                }
+                _ => assert!(matches!(explanation.binding, Binding::Nested(..))),
+            },
+            (EntryKind::SecondStage { level, of }, Some(Leads::Table(table)), next) => {
+                let below = EntryKind::SecondStage {
+                    level: level - 1,
+                    of,
+                };
+                assert_eq!((next, place), (below, table));
+            }
+            (EntryKind::SecondStage { .. }, Some(Leads::Page { address, shift }), next) => {
+                assert!(matches!(next, EntryKind::FirstStage { .. }), "{next}");
+                assert_eq!(after.address >> shift, address >> shift);
+            }
+            _ => {}
+        }
+    }
 }
 
 fn kinds(explanation: &Explanation) -> Vec<String> {
