@@ -20,7 +20,7 @@ Keys in the terminal:
   Ctrl-A Ctrl-A  send Ctrl-A to the guest
 
 Exit codes:
-  0  the guest turned itself off, or Ctrl-A x
+  0  the guest turned itself off; Ctrl-A x; `quit` on the control socket
   1  nido failed (the reason is on the standard error stream)
   2  the command line is not valid
   3  the guest asked for a reset, under --no-reboot
