@@ -24,5 +24,5 @@ pub use spec::page_request::{PageRequest, PageResponse, ResponseCode};
 pub use spec::registers::{Caps, REGISTER_WINDOW_SIZE};
 pub use unit::{
     DeviceTlb, EventSink, InterruptBlocked, InterruptEntryObserver, InterruptMessage,
-    PageRequestRefusal, Statistics, Unit,
+    PageRequestRefusal, StateError, Statistics, Unit, UnitState,
 };

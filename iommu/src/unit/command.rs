@@ -53,7 +53,8 @@ impl Command {
         COMPLETION_EVENT.raise(&mut self.file)
     }
 
-    fn latched(&self) -> Latched {
+    /// What translations depend on.
+    pub(crate) fn latched(&self) -> Latched {
         Latched {
             enabled: self.status().te(),
             root: self.root,

@@ -47,6 +47,11 @@ impl FaultLog {
         self.next = 0;
     }
 
+    /// What a snapshot keeps.
+    pub(crate) fn parts<R>(&mut self, change: impl FnOnce(&mut RegisterFile, &mut u8) -> R) -> R {
+        change(&mut self.file, &mut self.next)
+    }
+
     pub(crate) fn status(&self) -> FaultStatus {
         FaultStatus::from_bits(self.file.get(offset::FSTS))
     }

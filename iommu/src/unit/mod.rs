@@ -22,6 +22,7 @@ mod page_requests;
 mod queue;
 mod registers;
 mod reporter;
+mod state;
 mod statistics;
 
 use std::ops::{Deref, Range};
@@ -34,6 +35,7 @@ pub use device_tlb::DeviceTlb;
 pub use events::{EventSink, InterruptMessage};
 pub use interrupt::{InterruptBlocked, InterruptEntryObserver};
 pub use page_requests::PageRequestRefusal;
+pub use state::{RegisterWord, StateError, UnitState};
 pub use statistics::Statistics;
 
 use crate::config::{ConfigError, UnitConfig};

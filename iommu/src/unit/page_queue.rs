@@ -43,6 +43,16 @@ impl PageQueue {
         self.file.reset();
     }
 
+    /// The registers.
+    pub(crate) fn file(&self) -> &RegisterFile {
+        &self.file
+    }
+
+    /// The registers, to be restored.
+    pub(crate) fn file_mut(&mut self) -> &mut RegisterFile {
+        &mut self.file
+    }
+
     /// What software reads.
     pub(crate) fn load(&self, at: u16) -> u32 {
         self.file.load(at)

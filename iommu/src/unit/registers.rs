@@ -62,6 +62,8 @@ impl Register {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Masks {
+    /// There is a register.
+    exists: bool,
     reset: u32,
     writable: u32,
     clears: u32,
@@ -89,6 +91,7 @@ impl RegisterFile {
             let first = usize::from(register.offset / 4);
             for (part, slot) in masks.iter_mut().skip(first).take(words).enumerate() {
                 *slot = Masks {
+                    exists: true,
                     reset: half(register.reset, part),
                     writable: half(register.writable, part),
                     clears: half(register.clears, part),
@@ -105,6 +108,14 @@ impl RegisterFile {
         for (value, masks) in self.values.iter_mut().zip(&self.masks) {
             *value = masks.reset;
         }
+    }
+
+    /// Where the words of registers are, in ascending order.
+    pub(crate) fn offsets(&self) -> impl Iterator<Item = u16> + '_ {
+        (0..)
+            .step_by(4)
+            .zip(&self.masks)
+            .filter_map(|(offset, masks)| masks.exists.then_some(offset))
     }
 
     /// What software reads from the word at `offset`.

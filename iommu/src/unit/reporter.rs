@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::events::{EventSink, InterruptMessage};
 use super::faults::{FaultLog, Recorded};
+use super::registers::RegisterFile;
 use super::statistics::Shared;
 use crate::dma::FaultSink;
 use crate::spec::ids::SourceId;
@@ -93,6 +94,11 @@ impl FaultReporter {
         if let Some(message) = message {
             self.events.deliver(message);
         }
+    }
+
+    /// Gives out the registers of the log and the record that is next.
+    pub(super) fn with_log<R>(&self, change: impl FnOnce(&mut RegisterFile, &mut u8) -> R) -> R {
+        self.lock().parts(change)
     }
 
     fn lock(&self) -> MutexGuard<'_, FaultLog> {
