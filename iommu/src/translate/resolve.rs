@@ -95,6 +95,10 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
         let address = self
             .table
             .wrapping_add(u64::from(self.request.source.bus()) * root::SIZE);
+        // RTADDR takes any bits; all other pointers are checked for reserved ones.
+        if !self.gates.within_host(address) {
+            return Err(fetch);
+        }
         self.memory.read_words(address).map_err(|_| fetch)
     }
 
