@@ -2,11 +2,15 @@
 //!
 //! Everything is little-endian, and every 64-bit word is accessed in one piece.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use thiserror::Error;
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileMemory};
+use vm_memory::bitmap::{BS, Bitmap};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, VolatileMemory,
+    VolatileSlice,
+};
 
 /// There is no memory at an address, or the access is not aligned to its size.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -66,17 +70,7 @@ pub trait TableMemory {
 impl<M: GuestMemoryBackend + ?Sized> TableMemory for M {
     #[inline]
     fn read_words<const N: usize>(&self, address: u64) -> Result<[u64; N], MemoryError> {
-        let error = MemoryError { address };
-        let (region, offset) = self.to_region_addr(GuestAddress(address)).ok_or(error)?;
-        let slice = region.get_slice(offset, N * 8).map_err(|_| error)?;
-        let mut words = [0; N];
-        for (index, word) in words.iter_mut().enumerate() {
-            let atomic = slice
-                .get_atomic_ref::<AtomicU64>(index * 8)
-                .map_err(|_| error)?;
-            *word = u64::from_le(atomic.load(Ordering::Acquire));
-        }
-        Ok(words)
+        read_words(self.to_region_addr(GuestAddress(address)), address)
     }
 
     fn compare_exchange_u64(
@@ -85,26 +79,12 @@ impl<M: GuestMemoryBackend + ?Sized> TableMemory for M {
         old: u64,
         new: u64,
     ) -> Result<Result<u64, u64>, MemoryError> {
-        let error = MemoryError { address };
-        let (region, offset) = self.to_region_addr(GuestAddress(address)).ok_or(error)?;
-        let slice = region.get_slice(offset, 8).map_err(|_| error)?;
-        let atomic = slice.get_atomic_ref::<AtomicU64>(0).map_err(|_| error)?;
-        let outcome =
-            atomic.compare_exchange(old.to_le(), new.to_le(), Ordering::SeqCst, Ordering::SeqCst);
-        if outcome.is_ok() {
-            slice.bitmap().mark_dirty(0, 8);
-        }
-        Ok(outcome.map(u64::from_le).map_err(u64::from_le))
+        let place = self.to_region_addr(GuestAddress(address));
+        compare_exchange(place, address, old, new)
     }
 
     fn write_u32(&self, address: u64, value: u32) -> Result<(), MemoryError> {
-        let error = MemoryError { address };
-        let (region, offset) = self.to_region_addr(GuestAddress(address)).ok_or(error)?;
-        let slice = region.get_slice(offset, 4).map_err(|_| error)?;
-        let atomic = slice.get_atomic_ref::<AtomicU32>(0).map_err(|_| error)?;
-        atomic.store(value.to_le(), Ordering::SeqCst);
-        slice.bitmap().mark_dirty(0, 4);
-        Ok(())
+        write_u32(self.to_region_addr(GuestAddress(address)), address, value)
     }
 
     fn write_words<const N: usize>(
@@ -112,18 +92,169 @@ impl<M: GuestMemoryBackend + ?Sized> TableMemory for M {
         address: u64,
         words: &[u64; N],
     ) -> Result<(), MemoryError> {
-        let error = MemoryError { address };
-        let (region, offset) = self.to_region_addr(GuestAddress(address)).ok_or(error)?;
-        let slice = region.get_slice(offset, N * 8).map_err(|_| error)?;
-        for (index, word) in words.iter().enumerate() {
-            let atomic = slice
-                .get_atomic_ref::<AtomicU64>(index * 8)
-                .map_err(|_| error)?;
-            atomic.store(word.to_le(), Ordering::Release);
-        }
-        slice.bitmap().mark_dirty(0, N * 8);
-        Ok(())
+        write_words(self.to_region_addr(GuestAddress(address)), address, words)
     }
+}
+
+/// Guest memory that looks into the region of the last access first.
+///
+/// The accesses of one walk, and those of one transaction, mostly go to the same region, and to find it costs as much
+/// as the rest of an access.
+pub(crate) struct Nearby<'a, M: GuestMemoryBackend + ?Sized> {
+    memory: &'a M,
+    last: Cell<Option<Extent<'a, M::R>>>,
+}
+
+struct Extent<'a, R> {
+    start: u64,
+    length: u64,
+    region: &'a R,
+}
+
+impl<R> Clone for Extent<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R> Copy for Extent<'_, R> {}
+
+impl<'a, M: GuestMemoryBackend + ?Sized> Nearby<'a, M> {
+    pub(crate) const fn new(memory: &'a M) -> Self {
+        Self {
+            memory,
+            last: Cell::new(None),
+        }
+    }
+
+    /// The region that `address` is in, and where.
+    #[inline]
+    pub(crate) fn find(&self, address: u64) -> Option<(&'a M::R, MemoryRegionAddress)> {
+        if let Some(last) = self.last.get() {
+            let offset = address.wrapping_sub(last.start);
+            if offset < last.length {
+                return Some((last.region, MemoryRegionAddress(offset)));
+            }
+        }
+        self.find_other(address)
+    }
+
+    #[inline(never)]
+    fn find_other(&self, address: u64) -> Option<(&'a M::R, MemoryRegionAddress)> {
+        let (region, offset) = self.memory.to_region_addr(GuestAddress(address))?;
+        self.last.set(Some(Extent {
+            start: region.start_addr().0,
+            length: region.len(),
+            region,
+        }));
+        Some((region, offset))
+    }
+}
+
+impl<M: GuestMemoryBackend + ?Sized> TableMemory for Nearby<'_, M> {
+    #[inline]
+    fn read_words<const N: usize>(&self, address: u64) -> Result<[u64; N], MemoryError> {
+        read_words(self.find(address), address)
+    }
+
+    fn compare_exchange_u64(
+        &self,
+        address: u64,
+        old: u64,
+        new: u64,
+    ) -> Result<Result<u64, u64>, MemoryError> {
+        compare_exchange(self.find(address), address, old, new)
+    }
+
+    fn write_u32(&self, address: u64, value: u32) -> Result<(), MemoryError> {
+        write_u32(self.find(address), address, value)
+    }
+
+    fn write_words<const N: usize>(
+        &self,
+        address: u64,
+        words: &[u64; N],
+    ) -> Result<(), MemoryError> {
+        write_words(self.find(address), address, words)
+    }
+}
+
+/// Where an address is, if it is anywhere.
+type Place<'a, R> = Option<(&'a R, MemoryRegionAddress)>;
+
+#[inline]
+fn slice<'a, R: GuestMemoryRegion>(
+    place: Place<'a, R>,
+    address: u64,
+    bytes: usize,
+) -> Result<VolatileSlice<'a, BS<'a, R::B>>, MemoryError> {
+    let error = MemoryError { address };
+    let (region, offset) = place.ok_or(error)?;
+    region.get_slice(offset, bytes).map_err(|_| error)
+}
+
+#[inline]
+fn read_words<R: GuestMemoryRegion, const N: usize>(
+    place: Place<'_, R>,
+    address: u64,
+) -> Result<[u64; N], MemoryError> {
+    let slice = slice(place, address, N * 8)?;
+    let mut words = [0; N];
+    for (index, word) in words.iter_mut().enumerate() {
+        let atomic = slice
+            .get_atomic_ref::<AtomicU64>(index * 8)
+            .map_err(|_| MemoryError { address })?;
+        *word = u64::from_le(atomic.load(Ordering::Acquire));
+    }
+    Ok(words)
+}
+
+fn compare_exchange<R: GuestMemoryRegion>(
+    place: Place<'_, R>,
+    address: u64,
+    old: u64,
+    new: u64,
+) -> Result<Result<u64, u64>, MemoryError> {
+    let slice = slice(place, address, 8)?;
+    let atomic = slice
+        .get_atomic_ref::<AtomicU64>(0)
+        .map_err(|_| MemoryError { address })?;
+    let outcome =
+        atomic.compare_exchange(old.to_le(), new.to_le(), Ordering::SeqCst, Ordering::SeqCst);
+    if outcome.is_ok() {
+        slice.bitmap().mark_dirty(0, 8);
+    }
+    Ok(outcome.map(u64::from_le).map_err(u64::from_le))
+}
+
+fn write_u32<R: GuestMemoryRegion>(
+    place: Place<'_, R>,
+    address: u64,
+    value: u32,
+) -> Result<(), MemoryError> {
+    let slice = slice(place, address, 4)?;
+    let atomic = slice
+        .get_atomic_ref::<AtomicU32>(0)
+        .map_err(|_| MemoryError { address })?;
+    atomic.store(value.to_le(), Ordering::SeqCst);
+    slice.bitmap().mark_dirty(0, 4);
+    Ok(())
+}
+
+fn write_words<R: GuestMemoryRegion, const N: usize>(
+    place: Place<'_, R>,
+    address: u64,
+    words: &[u64; N],
+) -> Result<(), MemoryError> {
+    let slice = slice(place, address, N * 8)?;
+    for (index, word) in words.iter().enumerate() {
+        let atomic = slice
+            .get_atomic_ref::<AtomicU64>(index * 8)
+            .map_err(|_| MemoryError { address })?;
+        atomic.store(word.to_le(), Ordering::Release);
+    }
+    slice.bitmap().mark_dirty(0, N * 8);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use std::ops::Deref;
 use vm_memory::bitmap::MS;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, Permissions,
-    VolatileSlice,
+    GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, MemoryRegionAddress,
+    Permissions, VolatileSlice,
 };
 
 use super::view::DmaTransaction;
@@ -57,17 +57,34 @@ impl<'a, 'v, M: Deref<Target: GuestMemoryBackend>> DmaSlices<'a, 'v, M> {
     #[inline]
     fn advance(&mut self) -> Result<VolatileSlice<'a, MS<'a, M::Target>>, GuestMemoryError> {
         let start = self.address;
-        let error = || GuestMemoryError::InvalidGuestAddress(GuestAddress(start));
         if self.blocked {
-            return Err(error());
+            return Err(invalid(start));
         }
-        let (physical, mut length) = self.piece(start, self.left).ok_or_else(error)?;
-        let memory: &'a M::Target = self.transaction.memory();
-        let (region, offset) = memory
-            .to_region_addr(GuestAddress(physical))
-            .ok_or_else(error)?;
-        let most = region.len().saturating_sub(offset.0).min(self.left);
+        let (physical, length) = self.piece(start, self.left).ok_or_else(|| invalid(start))?;
+        let near = self.transaction.near();
+        let (region, offset) = near.find(physical).ok_or_else(|| invalid(start))?;
+        // All that is left has one translation: mostly it is in one region, too.
+        if length == self.left
+            && let Ok(bytes) = usize::try_from(length)
+            && let Ok(slice) = region.get_slice(offset, bytes)
+        {
+            self.left = 0;
+            return Ok(slice);
+        }
+        self.join(physical, length, region, offset)
+    }
 
+    /// Extends a piece of `length` bytes by those behind it, as far as they are neighbours in `region`.
+    #[inline(never)]
+    fn join(
+        &mut self,
+        physical: u64,
+        mut length: u64,
+        region: &'a <M::Target as GuestMemoryBackend>::R,
+        offset: MemoryRegionAddress,
+    ) -> Result<VolatileSlice<'a, MS<'a, M::Target>>, GuestMemoryError> {
+        let start = self.address;
+        let most = region.len().saturating_sub(offset.0).min(self.left);
         for _ in 1..JOIN_LIMIT {
             if length >= most {
                 break;
@@ -98,6 +115,11 @@ impl<'a, 'v, M: Deref<Target: GuestMemoryBackend>> DmaSlices<'a, 'v, M> {
         }
         Ok(slice)
     }
+}
+
+#[cold]
+fn invalid(address: u64) -> GuestMemoryError {
+    GuestMemoryError::InvalidGuestAddress(GuestAddress(address))
 }
 
 impl<'a, M: Deref<Target: GuestMemoryBackend>> Iterator for DmaSlices<'a, '_, M> {

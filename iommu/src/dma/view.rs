@@ -1,6 +1,6 @@
 //! The view of one worker thread, and the transactions on it.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -14,8 +14,9 @@ use super::cache::{Cache, Cached};
 use super::port::{DmaPort, Path};
 use super::slices::DmaSlices;
 use super::state::{DmaState, Slot};
+use crate::memory::Nearby;
 use crate::spec::ids::Pasid;
-use crate::translate::{self, Access, Fault, Latched, Request, RequestKind, Resolved};
+use crate::translate::{self, Access, Fault, Gates, Latched, Request, RequestKind, Resolved};
 
 /// A device's view of memory for one worker thread, with a translation cache that no one else uses.
 ///
@@ -28,18 +29,13 @@ pub struct DmaView<M: Deref<Target: GuestMemoryBackend>> {
     latched: Latched,
     latched_in: u64,
     cache: Cache,
-    /// What root, context, directory and PASID entry said last.
-    bound: Cell<Option<Bound>>,
+    /// What root, context, directory and PASID entry say about the requests of `bound_for`. A view has one source, and
+    /// mostly one PASID.
+    bound: OnceCell<Resolved>,
+    /// A generation and a PASID.
+    bound_for: (u64, Option<Pasid>),
     /// Number of table walks. For tests and statistics.
     walks: Cell<u64>,
-}
-
-/// The cache of context and PASID entries: a view has one source, and mostly one PASID.
-#[derive(Clone, Copy)]
-struct Bound {
-    generation: u64,
-    pasid: Option<Pasid>,
-    resolved: Resolved,
 }
 
 impl<M> DmaView<M>
@@ -57,7 +53,8 @@ where
             latched: Latched::default(),
             latched_in: 0,
             cache: Cache::default(),
-            bound: Cell::new(None),
+            bound: OnceCell::new(),
+            bound_for: (0, None),
             walks: Cell::new(0),
         }
     }
@@ -70,8 +67,13 @@ where
     /// Begins a transaction of requests with `pasid`, or of requests without one.
     pub fn begin_pasid(&mut self, pasid: Option<Pasid>) -> DmaTransaction<'_, M> {
         let generation = self.enter();
+        if self.bound_for != (generation, pasid) {
+            self.bound = OnceCell::new();
+            self.bound_for = (generation, pasid);
+        }
         DmaTransaction {
             view: self,
+            near: Nearby::new(self.port.memory()),
             generation,
             pasid,
             kind: RequestKind::Untranslated,
@@ -89,6 +91,7 @@ where
         self.enter();
         DmaTransaction {
             view: self,
+            near: Nearby::new(self.port.memory()),
             generation: NEVER,
             pasid: None,
             kind: RequestKind::Translated,
@@ -131,6 +134,7 @@ const NEVER: u64 = u64::MAX;
 /// An address that does not translate, or is not memory, fails with [`GuestMemoryError::InvalidGuestAddress`].
 pub struct DmaTransaction<'v, M: Deref<Target: GuestMemoryBackend>> {
     view: &'v DmaView<M>,
+    near: Nearby<'v, M::Target>,
     /// [`NEVER`] for translated requests.
     generation: u64,
     pasid: Option<Pasid>,
@@ -145,7 +149,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Drop for DmaTransaction<'_, M> {
     }
 }
 
-impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
+impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
     /// Whether the gate of the port lets requests out.
     pub(super) fn is_open(&self) -> bool {
         self.view.port.is_open()
@@ -183,6 +187,11 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
         self.view.port.memory()
     }
 
+    /// Memory for what the device accesses.
+    pub(super) fn near(&self) -> &Nearby<'v, M::Target> {
+        &self.near
+    }
+
     /// Translates one page for `access`, and reports the fault if that is blocked.
     #[inline]
     pub(super) fn lookup(&self, address: u64, access: Permissions) -> Option<Cached> {
@@ -191,6 +200,13 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
         {
             return Some(hit);
         }
+        self.miss(address, access)
+    }
+
+    /// What a hit does not need, out of its way.
+    #[cold]
+    #[inline(never)]
+    fn miss(&self, address: u64, access: Permissions) -> Option<Cached> {
         // Both permissions are two requests, so that a fault names the one that is missing.
         let mut cached = None;
         if access.has_write() {
@@ -204,9 +220,6 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
         cached
     }
 
-    /// What a hit does not need, out of its way.
-    #[cold]
-    #[inline(never)]
     fn walk(&self, address: u64, access: Access) -> Option<Cached> {
         let view = self.view;
         let Path::Translated { state, source } = &view.port.path else {
@@ -221,9 +234,16 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
             kind: self.kind,
         };
         view.walks.set(view.walks.get().wrapping_add(1));
-        let (memory, gates) = (state.guest_memory(), state.gates());
-        let resolve = || self.resolve(state, &request);
-        match translate::translate_with(memory, gates, &view.latched, &request, resolve) {
+        let (tables, gates) = (Nearby::new(state.guest_memory()), state.gates());
+        let outcome = if self.generation == NEVER {
+            // What untranslated requests are bound to is no permission for translated ones, nor the other way round.
+            translate::translate(&tables, gates, &view.latched, &request)
+        } else {
+            translate::translate_with(&tables, gates, &view.latched, &request, || {
+                self.resolve(&tables, gates, &request)
+            })
+        };
+        match outcome {
             Ok(translation) => {
                 let cached = Cached::new(&translation);
                 if self.generation != NEVER {
@@ -240,25 +260,19 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
     }
 
     /// What translates `request`, from memory or from the tables.
-    fn resolve(&self, state: &DmaState<M>, request: &Request) -> Result<Resolved, Fault> {
+    #[inline]
+    fn resolve(
+        &self,
+        tables: &Nearby<'_, M::Target>,
+        gates: &Gates,
+        request: &Request,
+    ) -> Result<&Resolved, Fault> {
         let view = self.view;
-        // What untranslated requests are bound to is no permission for translated ones, nor the other way round.
-        if self.generation == NEVER {
-            return translate::resolve(state.guest_memory(), state.gates(), &view.latched, request);
+        if let Some(resolved) = view.bound.get() {
+            return Ok(resolved);
         }
-        if let Some(bound) = view.bound.get()
-            && (bound.generation, bound.pasid) == (self.generation, self.pasid)
-        {
-            return Ok(bound.resolved);
-        }
-        let resolved =
-            translate::resolve(state.guest_memory(), state.gates(), &view.latched, request)?;
-        view.bound.set(Some(Bound {
-            generation: self.generation,
-            pasid: self.pasid,
-            resolved,
-        }));
-        Ok(resolved)
+        let resolved = translate::resolve(tables, gates, &view.latched, request)?;
+        Ok(view.bound.get_or_init(|| resolved))
     }
 
     /// What a page permits, without making a request: nothing is reported.
@@ -355,6 +369,6 @@ where
 }
 
 fn permits(cached: &Cached, access: Permissions) -> bool {
-    let write = access.has_write();
+    let write = matches!(access, Permissions::Write | Permissions::ReadWrite);
     (cached.readable || access == Permissions::Write) && (cached.writable || !write)
 }

@@ -21,6 +21,8 @@ pub use resolve::{Resolved, resolve};
 
 pub use crate::spec::gates::Gates;
 
+use std::borrow::Borrow;
+
 use crate::memory::TableMemory;
 use crate::spec::fault_reason::{FaultReason, Reply};
 use crate::spec::ids::{Pasid, SourceId};
@@ -48,12 +50,13 @@ pub fn translate<T: TableMemory + ?Sized>(
 ///
 /// # Errors
 /// As [`translate`].
-pub fn translate_with<T: TableMemory + ?Sized>(
+#[inline]
+pub fn translate_with<T: TableMemory + ?Sized, R: Borrow<Resolved>>(
     memory: &T,
     gates: &Gates,
     latched: &Latched,
     request: &Request,
-    resolve: impl FnOnce() -> Result<Resolved, Fault>,
+    resolve: impl FnOnce() -> Result<R, Fault>,
 ) -> Result<Translation, Fault> {
     run(
         memory,
@@ -98,13 +101,14 @@ pub fn binding<T: TableMemory + ?Sized>(
     resolve(memory, gates, latched, &request).map_or(Binding::Blocked, |resolved| resolved.binding)
 }
 
-fn run<T: TableMemory + ?Sized>(
+#[inline]
+fn run<T: TableMemory + ?Sized, R: Borrow<Resolved>>(
     memory: &T,
     gates: &Gates,
     latched: &Latched,
     request: &Request,
     demand: Demand,
-    resolve: impl FnOnce() -> Result<Resolved, Fault>,
+    resolve: impl FnOnce() -> Result<R, Fault>,
 ) -> Result<Translation, Fault> {
     if !latched.enabled {
         return disabled(request);
@@ -115,7 +119,9 @@ fn run<T: TableMemory + ?Sized>(
     {
         return outcome;
     }
+    // Borrowed where it is remembered: copies of it are felt.
     let resolved = resolve()?;
+    let resolved = resolved.borrow();
     if request.kind == RequestKind::PageRequest {
         return Ok(Translation {
             domain: resolved.domain,
@@ -125,7 +131,7 @@ fn run<T: TableMemory + ?Sized>(
     let walker = Walker {
         memory,
         gates,
-        resolved: &resolved,
+        resolved,
         address: request.address,
         demand,
     };

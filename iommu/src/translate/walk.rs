@@ -43,6 +43,7 @@ struct Found {
 }
 
 impl<T: TableMemory + ?Sized> Walker<'_, T> {
+    #[inline]
     pub(super) fn run(&self) -> Result<Translation, FaultReason> {
         let mut updates = Updates::default();
         for _ in 0..ATTEMPTS {
@@ -59,6 +60,7 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
             .unwrap_or(FaultReason::FirstStageUpdateFailed))
     }
 
+    #[inline]
     fn attempt(&self, updates: &mut Updates) -> Result<Translation, FaultReason> {
         let (found, translated_by) = match &self.resolved.binding {
             Binding::Blocked => return Err(FaultReason::ContextInvalid),
