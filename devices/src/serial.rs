@@ -22,6 +22,22 @@ pub const COM1_PIN: u8 = 4;
 /// Input that waits for room in the receiver's FIFO, in bytes.
 const QUEUE_LIMIT: usize = 4096;
 
+const DATA: u8 = 0;
+const IIR: u8 = 2;
+const LSR: u8 = 5;
+const LSR_DATA_READY: u8 = 1;
+/// Writes that bring the registers back: interrupts off, then the divisor behind DLAB, 8 data bits, OUT2, scratch.
+const POWER_ON: [(u8, u8); 8] = [
+    (3, 0x00),
+    (1, 0x00),
+    (3, 0x80),
+    (0, 0x0c),
+    (1, 0x00),
+    (3, 0x03),
+    (4, 0x08),
+    (7, 0x00),
+];
+
 /// An edge on a pin.
 struct Pin {
     ioapic: Arc<IoApic>,
@@ -70,6 +86,19 @@ impl SerialPort {
         state.waiting.extend(bytes.iter().take(taken));
         state.feed();
         taken
+    }
+
+    /// Registers as after power-on, without what the receiver held. Input that still waits for room stays.
+    pub fn reset(&self) {
+        let mut state = self.lock();
+        for (register, value) in POWER_ON {
+            let _ = state.uart.write(register, value);
+        }
+        while state.uart.read(LSR) & LSR_DATA_READY != 0 {
+            state.uart.read(DATA);
+        }
+        // That the transmitter is empty is no longer news.
+        state.uart.read(IIR);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -197,6 +226,30 @@ mod tests {
         // 64 bytes went on into the FIFO.
         assert_eq!(port.push_input(&[0; 100]), 64);
         assert_eq!(port.push_input(&[0; 100]), 0);
+    }
+
+    #[test]
+    fn a_reset_leaves_a_port_as_a_fresh_one_is() {
+        let (port, output, messages) = port();
+        for (register, value) in [
+            (1, 0x0f),
+            (3, 0x83),
+            (0, 0x01),
+            (3, 0x1b),
+            (4, 0x1b),
+            (7, 0x55),
+        ] {
+            port.pio_write(BASE, register, &[value]);
+        }
+        port.reset();
+        port.push_input(b"x");
+        let (fresh, ..) = self::port();
+        fresh.push_input(b"x");
+        let registers = [5, 1, 2, 3, 4, 6, 7, 0];
+        let all = |port| registers.map(|register| read(port, register));
+        assert_eq!(all(&port), all(&fresh));
+        assert!(messages.try_recv().is_err(), "interrupts are off");
+        assert!(output.0.lock().expect("not poisoned").is_empty());
     }
 
     #[test]

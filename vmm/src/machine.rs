@@ -177,6 +177,7 @@ impl Machine {
         if let Some(unit) = &self.unit {
             unit.reset();
         }
+        self.serial.reset();
         self.ioapic.reset();
     }
 }

@@ -154,8 +154,17 @@ fn step(vcpu: &mut VcpuFd, id: u8, bus: &Bus) -> Step {
             bus.pio_read(port, data);
             return Step::Continue;
         }
+        Ok(VcpuExit::IoOut(port, &[byte])) => {
+            bus.pio_write(port, &[byte]);
+            return Step::Continue;
+        }
         Ok(VcpuExit::IoOut(port, data)) => {
-            bus.pio_write(port, data);
+            // `rep outs` comes as one exit, and stands for as many accesses as it has elements.
+            let data = data.to_vec();
+            let width = state::port_width(vcpu.get_kvm_run());
+            for element in data.chunks(width) {
+                bus.pio_write(port, element);
+            }
             return Step::Continue;
         }
         Ok(VcpuExit::MmioRead(address, data)) => {

@@ -174,6 +174,13 @@ pub(super) fn interrupts(vcpu: &VcpuFd) -> String {
     )
 }
 
+/// Bytes of one element of a port access: 1, 2 or 4.
+pub(super) fn port_width(run: &kvm_run) -> usize {
+    // SAFETY: the caller has seen KVM_EXIT_IO, for which KVM fills this member; any bit pattern is valid in it.
+    let io = unsafe { run.__bindgen_anon_1.io };
+    usize::from(io.size).max(1)
+}
+
 /// The details of KVM_EXIT_INTERNAL_ERROR.
 pub(super) fn internal_error(run: &kvm_run) -> String {
     // SAFETY: the caller has seen KVM_EXIT_INTERNAL_ERROR, for which KVM fills this member; any bit pattern is valid in it.
