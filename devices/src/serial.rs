@@ -241,6 +241,7 @@ mod tests {
         ] {
             port.pio_write(BASE, register, &[value]);
         }
+        while messages.try_recv().is_ok() {}
         port.reset();
         port.push_input(b"x");
         let (fresh, ..) = self::port();
