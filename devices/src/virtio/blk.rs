@@ -182,17 +182,14 @@ impl VirtioDevice for Block {
     }
 
     fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError> {
-        for _ in 0..session.queue_size(index) {
-            if session.stopping() {
-                return Ok(Progress::Idle);
-            }
+        session.turn(index, |session| {
             if !session.pop(index, &mut self.chain)? {
-                return Ok(Progress::Idle);
+                return Ok(false);
             }
             self.request
                 .serve(index, &self.chain, &self.target, session)?;
-        }
-        Ok(Progress::More)
+            Ok(true)
+        })
     }
 }
 

@@ -281,12 +281,7 @@ impl VirtioDevice for Net {
             self.receive(session)?;
             return Ok(Progress::Idle);
         }
-        for _ in 0..session.queue_size(TX) {
-            if session.stopping() || !self.transmit(session)? {
-                return Ok(Progress::Idle);
-            }
-        }
-        Ok(Progress::More)
+        session.turn(TX, |session| self.transmit(session))
     }
 
     fn source_ready(&mut self, _source: usize, session: &mut Session) -> Result<(), QueueError> {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use iommu::{DmaTransaction, DmaView};
 
+use super::Progress;
 use super::chain::Chain;
 use super::queue::{QueueError, VirtQueue};
 use crate::Memory;
@@ -92,6 +93,21 @@ impl Session {
             self.transport.queue_interrupt(index);
         }
         result
+    }
+
+    /// One turn on queue `index`: takes `step` until that says that there is nothing left, once for each entry of the queue
+    /// at most.
+    pub fn turn(
+        &mut self,
+        index: usize,
+        mut step: impl FnMut(&mut Self) -> Result<bool, QueueError>,
+    ) -> Result<Progress, QueueError> {
+        for _ in 0..self.queue_size(index) {
+            if self.stopping() || !step(self)? {
+                return Ok(Progress::Idle);
+            }
+        }
+        Ok(Progress::More)
     }
 
     /// Takes the next chain of queue `index`; `false` if there is none.
