@@ -6,7 +6,11 @@
 //! * [`dma`] is what an emulated device uses to reach guest memory through a unit;
 //! * [`inspect`] shows what a unit is and does to people who look for a mistake.
 //!
+//! Which faults a unit gives, and how each is tested, is told by [`spec::fault_reason`].
+//!
 //! The crate knows neither KVM nor a PCI bus, and has no unsafe code.
+
+#![forbid(unsafe_code)]
 
 pub mod config;
 pub mod dma;
@@ -15,6 +19,9 @@ pub mod memory;
 pub mod spec;
 pub mod translate;
 pub mod unit;
+
+#[cfg(test)]
+mod every_fault;
 
 pub use config::{ConfigError, UnitConfig};
 pub use dma::{AtsRefusal, AtsTranslation, DmaPort, DmaTransaction, DmaView};

@@ -1,4 +1,6 @@
 //! Fault reasons (sec. 7.1): the codes that go into a fault record, and what each means for the requester.
+//!
+#![doc = include_str!("../../FAULTS.md")]
 
 /// What the requester is told when a request with an address type other than untranslated fails (sec. 7.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
