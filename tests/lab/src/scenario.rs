@@ -236,13 +236,13 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "payload",
-        description: "bare metal: four vCPUs interrupt each other through remapping and invalidate at once",
+        description: "bare metal: legacy and scalable DMA, INTx and MSI through remapping, invalidations from four vCPUs at once",
         kernel: Kernel::Payload,
         initramfs: Initramfs::None,
         arguments: &["--device", "edu"],
         cpus: 4,
-        plan: "payload-start,payload-cpus,payload-edu,payload-unit,payload-interrupts,payload-invalidations,payload-moves,payload\
-               >poweroff",
+        plan: "payload-start,payload-cpus,payload-edu,payload-legacy,payload-unit,payload-ioapic,payload-interrupts,\
+               payload-invalidations,payload-moves,payload>poweroff",
         ..DEFAULT
     },
 ];

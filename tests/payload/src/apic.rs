@@ -49,6 +49,9 @@ pub fn interrupted(vector: u64) {
     if vector == u64::from(EDU_VECTOR) {
         COUNTS[id() as usize & 0xff].fetch_add(1, Ordering::SeqCst);
     }
+    if vector == u64::from(crate::ioapic::VECTOR) {
+        crate::ioapic::interrupted();
+    }
     wrmsr(X2APIC_EOI, 0);
 }
 

@@ -6,7 +6,7 @@ use crate::acpi::Machine;
 use crate::edu::Edu;
 use crate::smp::{Barrier, Lock, total, wait_for};
 use crate::vtd::Vtd;
-use crate::{apic, load, port, say, store};
+use crate::{apic, ioapic, legacy, load, port, say, store};
 
 /// Rounds of each check on every vCPU.
 const ROUNDS: u32 = 16;
@@ -53,8 +53,15 @@ pub fn run_boot(machine: &Machine) {
     let edu = Edu::new(machine.ecam, requester, registers);
     let id = edu.identification();
     verdict("payload-edu", id == 0x0100_00ed, format_args!("identification {id:#010x}"));
+    let copied = legacy::check(unit, edu, requester, [page(0), page(1), page(2)]);
+    verdict(
+        "payload-legacy",
+        copied.handshakes && copied.copies == legacy::COPIES,
+        format_args!("{} of {} pages copied through second-stage tables", copied.copies, legacy::COPIES),
+    );
     verdict("payload-unit", unit.start(requester), format_args!("queue, remapping and translation enabled"));
     unit.map(0x3000, page(2));
+    pin(machine, unit, edu);
     if total() > AT_ONCE {
         return interrupt_each(unit, edu, requester);
     }
@@ -98,8 +105,33 @@ fn interrupt_each(unit: Vtd, edu: Edu, requester: u16) {
     verdict("payload", faults == 0 && unit.idle(), format_args!("fault status {faults:#x}"));
 }
 
-fn verdict(check: &str, passed: bool, detail: core::fmt::Arguments<'_>) {
+/// `edu`'s INTx pin through the I/O APIC: to the last vCPU, to the first, and back.
+///
+/// A failure does not end the run: there are software KVMs (PVM) that tell of the end of a level-triggered interrupt while its
+/// handler still runs, and the other checks are worth running on them.
+fn pin(machine: &Machine, unit: Vtd, edu: Edu) {
+    let last = total() - 1;
+    let pin = ioapic::check(machine, unit, edu, &[last, 0, last]);
+    report(
+        "payload-ioapic",
+        pin.ended && pin.taken == pin.expected && pin.right == pin.expected,
+        format_args!(
+            "pin {}: {} of {} interrupts, {} with remote IRR on the vCPU of the remapping entry",
+            machine.edu_pin(),
+            pin.taken,
+            pin.expected,
+            pin.right
+        ),
+    );
+}
+
+fn report(check: &str, passed: bool, detail: core::fmt::Arguments<'_>) {
     say!("@nido report {} {} {}", check, if passed { "ok" } else { "fail" }, detail);
+}
+
+/// A report after which nothing else makes sense if it is bad.
+fn verdict(check: &str, passed: bool, detail: core::fmt::Arguments<'_>) {
+    report(check, passed, detail);
     if !passed {
         port::power_off();
     }
@@ -138,7 +170,7 @@ fn interrupt_another(unit: Vtd, edu: Edu, requester: u16, me: u32, round: u32) {
 /// Through the remapping entry of vCPU `me`, which is rewritten for `target`.
 fn interrupt(unit: Vtd, edu: Edu, requester: u16, me: u32, target: u32) {
     let index = me as u16;
-    unit.set_irte(index, requester, target, apic::EDU_VECTOR);
+    unit.set_irte(index, requester, target, apic::EDU_VECTOR, false);
     let invalidated = unit.submit(me, &[Vtd::interrupt_invalidation(index)]);
     edu.set_msi(Vtd::msi_address(index), 0);
     let before = apic::count(target);

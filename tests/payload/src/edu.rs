@@ -20,13 +20,23 @@ impl Edu {
         Self { config, registers }
     }
 
+    /// What the device is made of again by [`Edu::from_parts`]: configuration space and registers.
+    pub fn parts(self) -> (u64, u64) {
+        (self.config, self.registers)
+    }
+
+    /// The device of [`Edu::parts`]; changes nothing.
+    pub fn from_parts(config: u64, registers: u64) -> Self {
+        Self { config, registers }
+    }
+
     /// The identification register.
     pub fn identification(self) -> u32 {
         load(self.registers)
     }
 
-    /// Finds the MSI capability and lets it send `data` to `address`.
-    pub fn set_msi(self, address: u32, data: u16) {
+    /// The MSI capability.
+    fn msi(self) -> u64 {
         let mut at = u64::from(load::<u8>(self.config + 0x34));
         for _ in 0..48 {
             if load::<u8>(self.config + at) == 5 {
@@ -34,7 +44,19 @@ impl Edu {
             }
             at = u64::from(load::<u8>(self.config + at + 1));
         }
-        let msi = self.config + at;
+        self.config + at
+    }
+
+    /// Lets the device interrupt by its INTx pin, not by MSI.
+    pub fn use_intx(self) {
+        store::<u16>(self.msi() + 2, 0);
+        store::<u16>(self.config + 4, 0x0006);
+    }
+
+    /// Lets the device send `data` to `address`, and keeps its INTx pin quiet.
+    pub fn set_msi(self, address: u32, data: u16) {
+        let msi = self.msi();
+        store::<u16>(self.config + 4, 0x0406);
         store::<u32>(msi + 4, address);
         store::<u32>(msi + 8, 0);
         store::<u16>(msi + 12, data);

@@ -1,5 +1,5 @@
-//! A guest without an operating system: it starts every vCPU, has `edu` interrupt each of them through
-//! interrupt remapping, lets all of them use the invalidation queue at once, and moves pages under a device's
+//! A guest without an operating system: it starts every vCPU, has `edu` copy pages in legacy mode and then in scalable
+//! mode, has `edu` interrupt each vCPU through interrupt remapping, by pin and by message, lets all of them use the invalidation queue at once, and moves pages under a device's
 //! DMA while the others invalidate. Each check prints one line for the lab and the guest powers off.
 //!
 //! Everything here is written from the specifications alone and shares nothing with nido's crates: a mistake
@@ -11,6 +11,8 @@ mod acpi;
 mod apic;
 mod checks;
 mod edu;
+mod ioapic;
+mod legacy;
 mod port;
 mod smp;
 mod vtd;

@@ -1,4 +1,4 @@
-//! Driver of the remapping unit: scalable mode, first stage for `edu`, queued invalidation in 256 bits,
+//! Driver of the remapping unit: registers, and scalable mode: first stage for `edu`, queued invalidation in 256 bits,
 //! interrupt remapping with x2APIC destinations. Section numbers are of the VT-d specification, revision 5.10.
 
 use core::sync::atomic::{AtomicU32, Ordering, fence};
@@ -15,23 +15,38 @@ const IQT: u64 = 0x88;
 const IQA: u64 = 0x90;
 const IRTA: u64 = 0xb8;
 
+/// Bits of GCMD, and of GSTS at the same places (sec. 11.4.4).
+const TRANSLATION: u32 = 31;
+const SET_ROOT: u32 = 30;
+const QUEUE_ENABLE: u32 = 26;
+const REMAPPING: u32 = 25;
+const SET_REMAP_TABLE: u32 = 24;
+/// The bits of GSTS that a command has to repeat: the others act when they are written.
+const PERSISTENT: u32 = 0x9680_0000;
+
 const ENTRIES: u64 = 256;
 /// The domain of `edu`.
 const DOMAIN: u64 = 5;
 
+/// A page of memory for tables.
 #[repr(C, align(4096))]
-struct Page([u64; 512]);
+pub struct Page([u64; 512]);
+
+impl Page {
+    /// Zeros.
+    pub const ZERO: Self = Self([0; 512]);
+}
 
 #[repr(C, align(8192))]
 struct Queue([u64; 1024]);
 
-static mut ROOT: Page = Page([0; 512]);
-static mut CONTEXT: Page = Page([0; 512]);
-static mut DIRECTORY: Page = Page([0; 512]);
-static mut PASIDS: Page = Page([0; 512]);
-static mut LEVELS: [Page; 4] = [const { Page([0; 512]) }; 4];
+static mut ROOT: Page = Page::ZERO;
+static mut CONTEXT: Page = Page::ZERO;
+static mut DIRECTORY: Page = Page::ZERO;
+static mut PASIDS: Page = Page::ZERO;
+static mut LEVELS: [Page; 4] = [const { Page::ZERO }; 4];
 static mut QUEUE: Queue = Queue([0; 1024]);
-static mut REMAP: Page = Page([0; 512]);
+static mut REMAP: Page = Page::ZERO;
 static QUEUE_LOCK: Lock = Lock::new();
 static STATUS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
 
@@ -42,9 +57,48 @@ pub struct Vtd(pub u64);
 impl Vtd {
     fn command(self, bit: u32) -> bool {
         // Only the bits that persist are written back (sec. 11.4.4).
-        let status = load::<u32>(self.0 + GSTS) & 0x9680_0000 & !0x4100_0000;
+        let status = load::<u32>(self.0 + GSTS) & PERSISTENT;
         store(self.0 + GCMD, status | 1 << bit);
         wait_for(1_000_000, || load::<u32>(self.0 + GSTS) & 1 << bit != 0)
+    }
+
+    fn disable(self, bit: u32) -> bool {
+        let status = load::<u32>(self.0 + GSTS) & PERSISTENT;
+        store(self.0 + GCMD, status & !(1 << bit));
+        wait_for(1_000_000, || load::<u32>(self.0 + GSTS) & 1 << bit == 0)
+    }
+
+    /// Starts the invalidation queue at `queue`, whose low bits say its form (sec. 11.4.9.4).
+    pub fn start_queue(self, queue: u64) -> bool {
+        store(self.0 + IQT, 0u64);
+        store(self.0 + IQA, queue);
+        self.command(QUEUE_ENABLE)
+    }
+
+    /// Sets the root table, whose low bits say its mode (sec. 11.4.5).
+    pub fn set_root(self, root: u64) -> bool {
+        store(self.0 + RTADDR, root);
+        self.command(SET_ROOT)
+    }
+
+    /// Enables translation.
+    pub fn enable_translation(self) -> bool {
+        self.command(TRANSLATION)
+    }
+
+    /// Disables translation and the queue, which must be idle.
+    pub fn stop(self) -> bool {
+        self.disable(TRANSLATION) && self.disable(QUEUE_ENABLE)
+    }
+
+    /// The queue's tail in bytes.
+    pub fn tail(self) -> u64 {
+        load(self.0 + IQT)
+    }
+
+    /// Moves the queue's tail.
+    pub fn set_tail(self, tail: u64) {
+        store(self.0 + IQT, tail);
     }
 
     /// Sets everything up with `requester` in first-stage translation; false where a handshake failed.
@@ -61,16 +115,13 @@ impl Vtd {
             let table = (&raw const LEVELS) as u64 + 4096 * level;
             store(table, (table + 4096) | 0x27);
         }
-        store(self.0 + IQT, 0u64);
-        store(self.0 + IQA, (&raw const QUEUE) as u64 | 1 << 11 | 1);
-        let queue = self.command(26);
+        let queue = self.start_queue((&raw const QUEUE) as u64 | 1 << 11 | 1);
         // 256 entries of interrupt remapping, 32-bit destinations.
         store(self.0 + IRTA, (&raw const REMAP) as u64 | 1 << 11 | 7);
-        let pointers = self.command(24);
-        store(self.0 + RTADDR, (&raw const ROOT) as u64 | 1 << 10);
-        let root = self.command(30);
+        let pointers = self.command(SET_REMAP_TABLE);
+        let root = self.set_root((&raw const ROOT) as u64 | 1 << 10);
         self.submit(0, &[[1 | 1 << 4, 0], [7 | 3 << 4, 0], [2 | 1 << 4, 0], [4, 0]]);
-        queue && pointers && root && self.command(25) && self.command(31)
+        queue && pointers && root && self.command(REMAPPING) && self.enable_translation()
     }
 
     /// Maps the page `iova` (below 2 MiB) of `edu` to `physical`; no invalidation.
@@ -79,11 +130,11 @@ impl Vtd {
         store(leaf, if physical == 0 { 0 } else { physical | 0x67 });
     }
 
-    /// Points remapping entry `index` at `destination`, for `requester` only; no invalidation.
-    pub fn set_irte(self, index: u16, requester: u16, destination: u32, vector: u8) {
+    /// Points remapping entry `index` at `destination`, for `requester` only, as an edge or a level; no invalidation.
+    pub fn set_irte(self, index: u16, requester: u16, destination: u32, vector: u8, level: bool) {
         let entry = (&raw const REMAP) as u64 + 16 * u64::from(index & 0xff);
         store(entry + 8, u64::from(requester) | 1 << 18);
-        store(entry, u64::from(destination) << 32 | u64::from(vector) << 16 | 1);
+        store(entry, u64::from(destination) << 32 | u64::from(vector) << 16 | u64::from(level) << 4 | 1);
     }
 
     /// The MSI address of remapping entry `index`.
