@@ -44,7 +44,7 @@ impl<'a, 'v, M: Deref<Target: GuestMemoryBackend>> DmaSlices<'a, 'v, M> {
 
     /// The next piece: where it is in guest-physical memory, and how many bytes from there belong to the range and
     /// have the same translation.
-    #[inline]
+    #[inline(always)]
     fn piece(&self, address: u64, left: u64) -> Option<(u64, u64)> {
         if self.transaction.is_identity() {
             return Some((address, left));
@@ -54,7 +54,7 @@ impl<'a, 'v, M: Deref<Target: GuestMemoryBackend>> DmaSlices<'a, 'v, M> {
         Some((found.address, left.min(block - (address & (block - 1)))))
     }
 
-    #[inline]
+    #[inline(always)]
     fn advance(&mut self) -> Result<VolatileSlice<'a, MS<'a, M::Target>>, GuestMemoryError> {
         let start = self.address;
         if self.blocked {
@@ -72,6 +72,12 @@ impl<'a, 'v, M: Deref<Target: GuestMemoryBackend>> DmaSlices<'a, 'v, M> {
             return Ok(slice);
         }
         self.join(physical, length, region, offset)
+    }
+
+    /// The next slice of an access that takes several, unless it is an error, which is the end.
+    #[inline(never)]
+    fn further(&mut self) -> Option<VolatileSlice<'a, MS<'a, M::Target>>> {
+        self.next()?.ok()
     }
 
     /// Extends a piece of `length` bytes by those behind it, as far as they are neighbours in `region`.
@@ -143,4 +149,35 @@ impl<M: Deref<Target: GuestMemoryBackend>> FusedIterator for DmaSlices<'_, '_, M
 impl<'a, M: Deref<Target: GuestMemoryBackend>> GuestMemorySliceIterator<'a, MS<'a, M::Target>>
     for DmaSlices<'a, '_, M>
 {
+    /// Every access through [`vm_memory::Bytes`] comes along here. What serves all iterators moves this one and its items
+    /// about, which takes longer than a translation that is cached; here, one piece is all there is in the common case.
+    #[inline]
+    fn stop_on_error(
+        mut self,
+    ) -> Result<impl Iterator<Item = VolatileSlice<'a, MS<'a, M::Target>>>, GuestMemoryError> {
+        let first = if self.left == 0 {
+            None
+        } else {
+            Some(self.advance()?)
+        };
+        Ok(Accessible { first, rest: self })
+    }
+}
+
+/// The slices up to the first error, the first of them found already.
+struct Accessible<'a, 'v, M: Deref<Target: GuestMemoryBackend>> {
+    first: Option<VolatileSlice<'a, MS<'a, M::Target>>>,
+    rest: DmaSlices<'a, 'v, M>,
+}
+
+impl<'a, M: Deref<Target: GuestMemoryBackend>> Iterator for Accessible<'a, '_, M> {
+    type Item = VolatileSlice<'a, MS<'a, M::Target>>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.first.take() {
+            None if self.rest.left != 0 => self.rest.further(),
+            first => first,
+        }
+    }
 }
