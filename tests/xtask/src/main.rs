@@ -2,9 +2,11 @@
 
 mod apt;
 mod bench;
+mod bench_iommu;
 mod boot;
 mod build;
 mod cloud;
+mod fuzz;
 mod kernel;
 mod lab_command;
 mod level0;
@@ -15,6 +17,7 @@ mod test;
 
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -67,10 +70,21 @@ enum Command {
         #[arg(value_name = "SCENARIO")]
         scenarios: Vec<String>,
     },
-    /// Run every test: format, lints, unit and property tests, all scenarios.
+    /// Run every test: format, lints, unit and property tests, fuzzing for half a minute, all scenarios.
     Test {
         #[command(flatten)]
         place: PlaceOptions,
+    },
+    /// Let libFuzzer look for inputs that break the remapping unit.
+    ///
+    /// What it finds, and the inputs that it starts from, are kept in the cache.
+    Fuzz {
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60, value_name = "N")]
+        seconds: u64,
+        /// unit, queue or irte; all of them if none is named.
+        #[arg(value_name = "TARGET")]
+        target: Option<String>,
     },
     /// Measure.
     Bench {
@@ -96,6 +110,12 @@ enum Bench {
         /// Boots of each.
         #[arg(long, default_value_t = 7, value_name = "N")]
         rounds: u32,
+    },
+    /// What the remapping unit costs: DMA with and without it, table walks, invalidation.
+    Iommu {
+        /// Only cases whose names contain this.
+        #[arg(value_name = "CASE")]
+        filter: Option<String>,
     },
 }
 
@@ -160,6 +180,12 @@ fn run(arguments: Arguments) -> Result<bool> {
         Command::Bench {
             what: Bench::Boot { place, rounds },
         } => bench::boot(place.place, rounds),
+        Command::Bench {
+            what: Bench::Iommu { filter },
+        } => bench_iommu::run(filter.as_deref()),
+        Command::Fuzz { seconds, target } => {
+            fuzz::run(target.as_deref(), Duration::from_secs(seconds))
+        }
         Command::Kernel { update } => {
             let kernel = kernel::provide(update)?;
             println!("{}", kernel.directory.display());

@@ -10,7 +10,7 @@ use lab::scenario::SCENARIOS;
 use crate::build::cargo_here;
 use crate::lab_command::{self, Manner, Tally};
 use crate::process::{Logged, Outcome, last, seconds};
-use crate::{Where, paths};
+use crate::{Where, fuzz, paths};
 
 struct Step {
     name: &'static str,
@@ -39,6 +39,9 @@ const STEPS: &[Step] = &[
     },
 ];
 
+/// For each fuzz target.
+const FUZZ_TIME: Duration = Duration::from_secs(10);
+
 /// The command.
 pub(crate) fn run(wanted: Where) -> Result<bool> {
     let start = Instant::now();
@@ -58,6 +61,9 @@ pub(crate) fn run(wanted: Where) -> Result<bool> {
         tally.passed += part.passed;
         tally.failed += part.failed;
     }
+    let part = run_fuzzers()?;
+    tally.passed += part.passed;
+    tally.failed += part.failed;
     println!("scenarios:");
     let scenarios: Vec<_> = SCENARIOS.iter().collect();
     let manner = Manner {
@@ -80,6 +86,29 @@ pub(crate) fn run(wanted: Where) -> Result<bool> {
     println!("all steps took {}", seconds(start.elapsed()));
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(tally.failed == 0)
+}
+
+/// A short run of each fuzz target; what takes longer is for `cargo xtask fuzz`.
+fn run_fuzzers() -> Result<Tally> {
+    println!("fuzz");
+    let mut tally = Tally::default();
+    let fuzzers = match fuzz::build(None) {
+        Ok(fuzzers) => fuzzers,
+        Err(error) if lab::sys::interrupted() => return Err(error),
+        Err(error) => {
+            println!("FAIL fuzz: {error:#}");
+            tally.failed += 1;
+            return Ok(tally);
+        }
+    };
+    for fuzzer in fuzzers {
+        if fuzzer.report(FUZZ_TIME)?.passed {
+            tally.passed += 1;
+        } else {
+            tally.failed += 1;
+        }
+    }
+    Ok(tally)
 }
 
 fn has_cargo_deny() -> bool {
