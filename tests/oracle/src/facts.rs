@@ -37,6 +37,14 @@ pub struct Facts {
     pub interrupts: bool,
     /// EIM.
     pub extended_interrupts: bool,
+    /// DT, with NWFS.
+    pub device_tlb: bool,
+    /// PRS, with PDS.
+    pub page_requests: bool,
+    /// PSS + 1, or 0 without PASID. RPS and SRS come with it.
+    pub pasid_bits: u32,
+    /// EAFS.
+    pub extended_accessed: bool,
 }
 
 impl Facts {
@@ -46,15 +54,21 @@ impl Facts {
     /// When the unit announces something that this oracle does not know.
     pub fn decode(cap: u64, ecap: u64, haw: u8) -> Self {
         let bit = |word: u64, position: u32| word >> position & 1 != 0;
-        // DT, MTS, PRS, ERS, SRS, EAFS, PASID, VCS, RPS, PMS, ADMS, RPRIVS, HPTS, PTRS, SSIRWS, SMS, EIMER, IRREQ.
-        for absent in [
-            2, 25, 29, 30, 31, 34, 40, 44, 49, 51, 52, 53, 55, 56, 57, 58, 61, 62,
-        ] {
+        // MTS, ERS, DIT, VCS, PMS, ADMS, RPRIVS, HPTS, PTRS, SSIRWS, SMS, EIMER, IRREQ.
+        for absent in [25, 30, 41, 44, 51, 52, 53, 55, 56, 57, 58, 61, 62] {
             assert!(!bit(ecap, absent), "ECAP bit {absent} is news: {ecap:#x}");
         }
         for absent in [4, 5, 6, 59, 61] {
             assert!(!bit(cap, absent), "CAP bit {absent} is news: {cap:#x}");
         }
+        let (device_tlb, page_requests, pasids) = (bit(ecap, 2), bit(ecap, 29), bit(ecap, 40));
+        // Section 11.4.3: what needs what, and what this unit announces together.
+        assert_eq!(bit(ecap, 33), device_tlb, "NWFS: {ecap:#x}");
+        assert!(!page_requests || device_tlb && bit(ecap, 43) && bit(ecap, 42));
+        assert!(!pasids || bit(ecap, 43), "PASID needs SMTS: {ecap:#x}");
+        assert!(bit(ecap, 49) == pasids && bit(ecap, 31) == pasids);
+        assert!(!bit(ecap, 34) || bit(ecap, 47) && bit(ecap, 48));
+        assert!(pasids || ecap >> 35 & 0x1f == 0, "PSS: {ecap:#x}");
         // ZLR, PSI, 16-bit domain ids, ESRTPS.
         assert!(bit(cap, 22) && bit(cap, 39) && cap & 7 == 6 && bit(cap, 63));
         Self {
@@ -75,6 +89,14 @@ impl Facts {
             walk_snoop: bit(ecap, 48),
             interrupts: bit(ecap, 3),
             extended_interrupts: bit(ecap, 4),
+            device_tlb,
+            page_requests,
+            pasid_bits: if pasids {
+                u32::try_from(ecap >> 35 & 0x1f).expect("5 bits") + 1
+            } else {
+                0
+            },
+            extended_accessed: bit(ecap, 34),
         }
     }
 

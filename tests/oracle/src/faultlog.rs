@@ -2,6 +2,27 @@
 
 use crate::driver::{Driver, FaultRecord};
 
+/// Bits of a record's high word (section 11.4.7.6).
+pub mod record {
+    /// T1 alone: read. Neither T1 nor T2: write.
+    pub const READ: u64 = 1 << 62;
+    /// T2 alone: page request.
+    pub const PAGE: u64 = 1 << 28;
+    /// PRIV.
+    pub const PRIVILEGED: u64 = 1 << 29;
+    /// EXE.
+    pub const EXECUTE: u64 = 1 << 30;
+    /// AT 01: translation request.
+    pub const TRANSLATION: u64 = 1 << 60;
+    /// AT 10: translated request.
+    pub const TRANSLATED: u64 = 2 << 60;
+
+    /// PP and PV.
+    pub fn pasid(pasid: Option<u64>) -> u64 {
+        pasid.map_or(0, |pasid| 1 << 31 | pasid << 40)
+    }
+}
+
 /// A fault that is to be recorded.
 #[derive(Clone, Debug)]
 pub struct Expected {
@@ -11,25 +32,31 @@ pub struct Expected {
     pub source: u64,
     /// Bits 63:12 of the record's low word; `None` for any.
     pub information: Option<u64>,
-    /// Read, write; `None` for interrupts.
-    pub read: Option<bool>,
+    /// Bits of the record's high word besides F, FR and SID.
+    pub high: u64,
+    /// Bits of the high word that mean nothing here.
+    pub open: u64,
     /// Whether the record may also be missing.
     pub optional: bool,
 }
 
 impl Expected {
+    /// T1, T2, AT and what is about PASIDs: all that interrupt requests do not have.
+    pub const NO_DMA: u64 = record::READ
+        | record::PAGE
+        | record::PRIVILEGED
+        | record::EXECUTE
+        | record::TRANSLATION
+        | record::TRANSLATED
+        | 1 << 31
+        | 0xf_ffff << 40;
+
     fn matches(&self, record: FaultRecord) -> bool {
         let code = record.reason();
         let known = self.codes.iter().any(|known| u64::from(*known) == code);
-        let mut high = 1 << 63 | code << 32 | self.source;
-        let mut seen = record.high;
-        match self.read {
-            Some(read) => high |= u64::from(read) << 62,
-            // T1 and T2 mean nothing.
-            None => seen &= !(1 << 62 | 1 << 28),
-        }
+        let high = 1 << 63 | code << 32 | self.source | self.high;
         known
-            && high == seen
+            && (high ^ record.high) & !self.open == 0
             && self
                 .information
                 .is_none_or(|information| information == record.low)

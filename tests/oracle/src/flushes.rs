@@ -57,12 +57,14 @@ pub enum Flush {
         /// IH.
         hint: bool,
     },
-    /// Type 6, PASID 0 of a domain.
-    PasidIotlb(u64),
-    /// Type 6, pages of PASID 0.
+    /// Type 6: DID, PASID.
+    PasidIotlb(u64, u64),
+    /// Type 6, pages.
     PasidIotlbPages {
         /// DID.
         did: u64,
+        /// PASID.
+        pasid: u64,
         /// First address.
         first: u64,
         /// Last address.
@@ -70,8 +72,8 @@ pub enum Flush {
         /// IH.
         hint: bool,
     },
-    /// Type 7, one domain, or PASID 0 of it.
-    PasidCache(u64),
+    /// Type 7, one domain, or one PASID of it.
+    PasidCache(u64, Option<u64>),
     /// Type 7, global.
     PasidCacheGlobal,
 }
@@ -83,6 +85,8 @@ pub struct Tag {
     pub source: u16,
     /// The domain that the walk found, if it came that far.
     pub did: Option<u64>,
+    /// The PASID of the request, or RID_PASID.
+    pub pasid: u64,
     /// Input address.
     pub input: u64,
     /// Whether PASID-table entries were used.
@@ -136,7 +140,9 @@ impl Flushes {
         if pasid || stale.kind == Kind::Pasid {
             time = self.first_after(time, |flush| match flush {
                 Flush::PasidCacheGlobal => true,
-                Flush::PasidCache(did) => *did == tag.did.unwrap_or(0),
+                Flush::PasidCache(did, pasid) => {
+                    *did == tag.did.unwrap_or(0) && pasid.is_none_or(|pasid| pasid == tag.pasid)
+                }
                 _ => false,
             })? + 1;
         }
@@ -145,17 +151,17 @@ impl Flushes {
             return Some(time);
         }
         let did = tag.did?;
-        self.first_after(time, |flush| {
-            Self::covers(stale.kind, did, tag.input, flush)
-        })
+        self.first_after(time, |flush| Self::covers(stale.kind, did, tag, flush))
     }
 
-    fn covers(kind: Kind, did: u64, input: u64, flush: &Flush) -> bool {
+    fn covers(kind: Kind, did: u64, tag: Tag, flush: &Flush) -> bool {
         let page = |first: u64, last: u64, at: u64| (first..=last).contains(&at);
         match *flush {
             Flush::IotlbGlobal => true,
             Flush::IotlbDomain(domain) => domain == did,
-            Flush::PasidIotlb(domain) => domain == did && !matches!(kind, Kind::Second { .. }),
+            Flush::PasidIotlb(domain, pasid) => {
+                domain == did && pasid == tag.pasid && !matches!(kind, Kind::Second { .. })
+            }
             Flush::IotlbPages {
                 did: domain,
                 first,
@@ -171,12 +177,14 @@ impl Flushes {
             }
             Flush::PasidIotlbPages {
                 did: domain,
+                pasid,
                 first,
                 last,
                 hint,
             } => {
                 domain == did
-                    && matches!(kind, Kind::First { leaf } if page(first, last, input) && (leaf || !hint))
+                    && pasid == tag.pasid
+                    && matches!(kind, Kind::First { leaf } if page(first, last, tag.input) && (leaf || !hint))
             }
             _ => false,
         }

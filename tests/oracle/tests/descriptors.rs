@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use iommu::{EventSink, InterruptMessage, Unit, UnitConfig};
+use iommu::{
+    DeviceTlb, DeviceTlbInvalidation, EventSink, InterruptMessage, PageResponse, SourceId, Unit,
+    UnitConfig,
+};
 use oracle::driver::{Driver, queue};
 use oracle::machine::guest::configuration;
 use oracle::ram::Memory;
@@ -15,12 +18,35 @@ impl EventSink for Nowhere {
     fn deliver(&self, _: InterruptMessage) {}
 }
 
+/// Answers every invalidation.
+struct Obedient;
+
+impl DeviceTlb for Obedient {
+    fn invalidate(&self, _: DeviceTlbInvalidation) {}
+
+    fn page_response(&self, _: PageResponse) {}
+}
+
+/// The only source with a device-TLB.
+const PRESENT: u64 = 0x0108;
+
+/// The source that a good descriptor of type 3 or 8 addresses.
+fn addressed(words: [u64; 4]) -> Option<u64> {
+    match words[0] & 0xe0f {
+        3 => Some(words[0] >> 32 & 0xffff),
+        8 => Some(words[0] >> 16 & 0xffff),
+        _ => None,
+    }
+}
+
 /// What the mode makes of a descriptor.
 #[derive(Clone, Copy, Debug)]
 struct Mode {
     scalable: bool,
     wide: bool,
     interrupts: bool,
+    device_tlb: bool,
+    page_requests: bool,
 }
 
 /// IQEI values that are permitted; empty if the descriptor is good.
@@ -29,8 +55,11 @@ fn verdict(words: [u64; 4], mode: Mode) -> &'static [u64] {
     let kind = low & 0xf | (low >> 9 & 7) << 4;
     let known = match kind {
         1 | 2 | 5 => true,
+        3 => mode.device_tlb,
         4 => mode.interrupts,
         6 | 7 => mode.scalable,
+        8 => mode.scalable && mode.device_tlb,
+        9 => mode.scalable && mode.page_requests,
         _ => false,
     };
     if !known {
@@ -41,8 +70,15 @@ fn verdict(words: [u64; 4], mode: Mode) -> &'static [u64] {
     let (reserved_low, reserved_high) = match kind {
         1 => (0xfffc_0000_0000_f1c0, u64::MAX),
         2 => (0xffff_ffff_0000_f100, 0xf80),
+        // No PFSID without DIT.
+        3 => (0xffff_0000_ffe0_f1f0, 0xffe),
         4 => (0xffff_0000_07ff_f1e0, u64::MAX),
+        // PD comes with page requests.
+        5 if mode.page_requests => (0xffff_f100, 0x3),
         5 => (0xffff_f180, 0x3),
+        8 => (0xfff0_0000_0000_f000, 0x7fe),
+        // Bit 66 is ignored.
+        9 => (0xfff0_0000_0000_01e0, 0xffff_ffff_ffff_f003),
         6 => (0xfff0_0000_0000_f1c0, 0xf80),
         _ => (0xfff0_0000_0000_f1c0, u64::MAX),
     };
@@ -71,7 +107,13 @@ fn verdict(words: [u64; 4], mode: Mode) -> &'static [u64] {
 
 fn random(rng: &mut Rng) -> [u64; 4] {
     let (did, at) = (rng.below(0x1_0000), rng.word());
-    let mut words = match rng.below(11) {
+    let source = rng.pick(&[PRESENT, PRESENT, PRESENT, 0x0110]);
+    let pasid = rng.chance(3, 4).then_some(did);
+    let shift = rng.pick(&[12, 13, 21, 63, 64]);
+    let mut words = match rng.below(14) {
+        10 => queue::device_tlb(source, at, shift),
+        11 => queue::pasid_device_tlb(source, pasid, at, shift),
+        12 => queue::page_response(source, pasid, rng.below(512), rng.below(16)),
         0 => queue::context_global(),
         1 => queue::context_device(did, rng.below(0x1_0000), rng.below(4)),
         2 => queue::iotlb_global(),
@@ -112,6 +154,11 @@ fn a_descriptor_stops_the_queue_exactly_when_the_specification_says_so() {
         let config = configuration(&mut rng);
         let (mut driver, _memory) = machine(&config);
         driver.check_reset().expect("reset values");
+        let present = SourceId(u16::try_from(PRESENT).expect("16 bits"));
+        driver
+            .registers
+            .0
+            .attach_device_tlb(present, Arc::new(Obedient));
         let scalable = config.scalable && rng.chance(2, 3);
         let wide = scalable || config.scalable && rng.chance(1, 2);
         driver.set_root(0x3000, u64::from(scalable));
@@ -120,6 +167,8 @@ fn a_descriptor_stops_the_queue_exactly_when_the_specification_says_so() {
             scalable,
             wide,
             interrupts: config.interrupt_remapping,
+            device_tlb: config.device_tlb,
+            page_requests: config.page_requests,
         };
         for _ in 0..200 {
             let mut words = random(&mut rng);
@@ -136,7 +185,21 @@ fn a_descriptor_stops_the_queue_exactly_when_the_specification_says_so() {
             let at = driver.registers.read64(0x80);
             let context =
                 format!("seed {seed}: {words:x?} in {mode:?}: IQE {stopped}, IQEI {code}");
-            if stopped {
+            let lost =
+                expected.is_empty() && addressed(words).is_some_and(|source| source != PRESENT);
+            let timeout = driver.fault_status() & 0x40 != 0;
+            assert_eq!(timeout, lost, "{context}: ITE");
+            if timeout {
+                let source = driver.registers.read64(0xb0) >> 32 & 0xffff;
+                assert_eq!(Some(source), addressed(words), "{context}: ITESID");
+                assert!(at == head || at == driver.queue.tail(), "{context}: IQH");
+                let size = if wide { 4 } else { 2 };
+                let repaired = queue::context_global();
+                driver.ram.store(0x1000 + head, &repaired[..size]);
+                driver.registers.write32(0x34, 0x40);
+                assert_eq!(driver.fault_status() & 0x40, 0, "{context}: ITE clears");
+                good += 1;
+            } else if stopped {
                 assert!(
                     expected.contains(&code),
                     "{context}; permitted {expected:x?}"

@@ -71,6 +71,13 @@ fn every_configuration_starts_with_the_specified_values_and_returns_to_them() {
             assert!(view.begin().read_obj::<u32>(GuestAddress(0x5000)).is_err());
         }
         driver.registers.write32(0x38, 0);
+        if config.page_requests {
+            for (offset, value) in [(0xc0, 0x20), (0xc8, 0x40), (0xd0, 0x5000)] {
+                driver.registers.write64(offset, value);
+            }
+            driver.registers.write32(0xe0, 0);
+            driver.registers.write32(0xe4, 0x77);
+        }
         unit.reset();
         driver.check_reset().expect("values after reset");
         // Without translation, a device sees memory itself.

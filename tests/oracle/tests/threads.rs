@@ -113,6 +113,7 @@ impl Setting {
                     0
                 },
                 fspm: 0,
+                ..PasidEntry::default()
             };
             ram.store(0x8000, &[entries::directory(0x9000)]);
             ram.store(0x9000, &entry.words());

@@ -10,7 +10,7 @@ pub fn scalable_root(lower: u64, upper: u64) -> [u64; 2] {
     [lower | u64::from(lower != 0), upper | u64::from(upper != 0)]
 }
 
-/// Legacy context entry (9.3): TT 0 is second-stage, 2 is pass-through.
+/// Legacy context entry (9.3): TT 0 is second-stage, 1 the same for all requests, 2 is pass-through.
 pub fn context(tt: u64, table: u64, aw: u64, did: u64) -> [u64; 2] {
     [1 | tt << 2 | table, aw | did << 8]
 }
@@ -19,6 +19,13 @@ pub fn context(tt: u64, table: u64, aw: u64, did: u64) -> [u64; 2] {
 pub fn scalable_context(directory: u64, pdts: u64) -> [u64; 4] {
     [1 | pdts << 9 | directory, 0, 0, 0]
 }
+
+/// DTE of a scalable context entry.
+pub const DEVICE_TLB: u64 = 1 << 2;
+/// PASIDE of a scalable context entry.
+pub const PASIDS: u64 = 1 << 3;
+/// PRE of a scalable context entry.
+pub const PAGE_REQUESTS: u64 = 1 << 4;
 
 /// PASID directory entry (9.5).
 pub fn directory(table: u64) -> u64 {
@@ -44,6 +51,10 @@ pub struct PasidEntry {
     pub first: u64,
     /// FSPM: 0 for 4 levels, 1 for 5.
     pub fspm: u64,
+    /// PGSNP.
+    pub snoop_page: bool,
+    /// EAFE.
+    pub extended_accessed: bool,
 }
 
 impl PasidEntry {
@@ -51,8 +62,8 @@ impl PasidEntry {
     pub fn words(self) -> [u64; 8] {
         let mut words = [0; 8];
         words[0] = 1 | self.aw << 2 | self.pgtt << 6 | u64::from(self.second_ad) << 9 | self.second;
-        words[1] = self.did | u64::from(self.snoop_walk) << 23;
-        words[2] = self.fspm << 2 | self.first;
+        words[1] = self.did | u64::from(self.snoop_walk) << 23 | u64::from(self.snoop_page) << 24;
+        words[2] = self.fspm << 2 | u64::from(self.extended_accessed) << 7 | self.first;
         words
     }
 }

@@ -74,8 +74,9 @@ impl Driver {
 
     /// Says what differs from the reset values of section 11.4.
     pub fn check_reset(&self) -> Result<(), String> {
-        const ZERO: [u64; 13] = [
-            0x1c, 0x20, 0x24, 0x34, 0x3c, 0x40, 0x44, 0x80, 0x88, 0x90, 0x9c, 0xb0, 0xb8,
+        const ZERO: [u64; 20] = [
+            0x1c, 0x20, 0x24, 0x34, 0x3c, 0x40, 0x44, 0x80, 0x88, 0x90, 0x9c, 0xb0, 0xb8, 0xc0,
+            0xc8, 0xd0, 0xdc, 0xe4, 0xe8, 0xec,
         ];
         for offset in ZERO {
             let value = self.registers.read32(offset);
@@ -84,7 +85,8 @@ impl Driver {
             }
         }
         let qi = self.registers.read64(0x10) & 2 != 0;
-        for (offset, present) in [(0x38, true), (0xa0, qi)] {
+        let page_requests = self.registers.read64(0x10) >> 29 & 1 != 0;
+        for (offset, present) in [(0x38, true), (0xa0, qi), (0xe0, page_requests)] {
             let value = self.registers.read32(offset);
             let expected = if present { 0x8000_0000 } else { 0 };
             if value != expected {

@@ -138,3 +138,48 @@ pub fn pasid_cache_pasid(did: u64, pasid: u64) -> [u64; 4] {
 pub fn pasid_cache_global() -> [u64; 4] {
     [0x7 | 3 << 4, 0, 0, 0]
 }
+
+/// ADDR and S of types 3 and 8, for 2^`shift` bytes around `address`; 64 is everything.
+pub fn device_range(address: u64, shift: u32) -> u64 {
+    match shift {
+        12 => address & !0xfff,
+        64 => !0xfff & !(1 << 63),
+        // All ones from bit 12 on up to the lowest 0, which is bit shift - 1.
+        _ => address >> shift << shift | ((1 << (shift - 1)) - 1) & !0xfff,
+    }
+}
+
+/// Type 3: translations of requests without PASID.
+pub fn device_tlb(source: u64, address: u64, shift: u32) -> [u64; 4] {
+    let size = u64::from(shift > 12);
+    [
+        0x3 | 4 << 16 | source << 32,
+        device_range(address, shift) | size,
+        0,
+        0,
+    ]
+}
+
+/// Type 8: translations of requests with `pasid`, or with any (GI).
+pub fn pasid_device_tlb(source: u64, pasid: Option<u64>, address: u64, shift: u32) -> [u64; 4] {
+    let size = u64::from(shift > 12) << 11;
+    [
+        0x8 | 4 << 4 | source << 16 | pasid.unwrap_or(0x12345) << 32,
+        device_range(address, shift) | size | u64::from(pasid.is_none()),
+        0,
+        0,
+    ]
+}
+
+/// Type 9: the response `code` to group `group` of `source`.
+pub fn page_response(source: u64, pasid: Option<u64>, group: u64, code: u64) -> [u64; 4] {
+    [
+        0x9 | u64::from(pasid.is_some()) << 4
+            | code << 12
+            | source << 16
+            | pasid.unwrap_or(0) << 32,
+        group << 3,
+        0,
+        0,
+    ]
+}

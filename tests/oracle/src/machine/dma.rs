@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering as MemoryOrdering;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use super::{Check, Machine, POOL};
-use crate::faultlog::Expected;
-use crate::walker::{self, Fault, Path, Request};
+use crate::faultlog::{Expected, record};
+use crate::walker::{self, Fault, Form, Found, Path, Request};
 
 /// How a device makes an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,10 @@ pub enum Manner {
 pub struct Access {
     /// Which view.
     pub view: usize,
+    /// PASID of the request.
+    pub pasid: Option<u64>,
+    /// Whether the address is a translation already.
+    pub translated: bool,
     /// Input address.
     pub address: u64,
     /// Bytes; their number is the length of a read.
@@ -39,7 +43,7 @@ pub struct Access {
 
 /// A permitted course of the whole access.
 #[derive(Debug)]
-struct Course {
+pub(super) struct Course {
     /// Physical address, offset in the data, length.
     pieces: Vec<(u64, usize, usize)>,
     fault: Option<(u64, Fault)>,
@@ -48,19 +52,73 @@ struct Course {
     stale: bool,
 }
 
+impl Course {
+    /// Of a request that moves no data.
+    pub(super) fn bare(path: &Path) -> Self {
+        Self {
+            pieces: Vec::new(),
+            fault: None,
+            required: path.required.clone(),
+            optional: path.optional.clone(),
+            stale: path.stale,
+        }
+    }
+}
+
+/// The bits of a record's high word that tell what a request was, and those that tell nothing.
+pub(super) fn described(request: &Request) -> (u64, u64) {
+    let high = record::pasid(request.pasid);
+    match request.form {
+        Form::Untranslated | Form::Translated => {
+            let translated = if request.form == Form::Translated {
+                record::TRANSLATED
+            } else {
+                0
+            };
+            let read = if request.write { 0 } else { record::READ };
+            (high | translated | read, 0)
+        }
+        Form::Translation { .. } => (high | record::TRANSLATION | record::READ, 0),
+        Form::Page => (
+            high | record::PAGE,
+            record::TRANSLATION | record::TRANSLATED | record::EXECUTE,
+        ),
+    }
+}
+
 /// More combinations of versions than this are not tried; everything is invalidated first.
 const LIMIT: usize = 4096;
 
 impl Machine {
-    fn paths(&mut self, access: &Access, address: u64) -> Vec<Path> {
-        let request = Request {
+    fn request(&self, access: &Access, address: u64) -> Request {
+        Request {
             source: self.views[access.view].0,
             address,
             write: access.write,
-        };
+            pasid: access.pasid,
+            form: if access.translated {
+                Form::Translated
+            } else {
+                Form::Untranslated
+            },
+        }
+    }
+
+    /// What the request may give.
+    pub(super) fn paths(&mut self, request: Request) -> Vec<Path> {
         if !self.translating {
+            // Sheet D1: only untranslated requests pass, and what does not is not recorded.
+            let result = if request.form == Form::Untranslated {
+                Ok(Found::identity(request.address))
+            } else {
+                Err(Fault {
+                    codes: vec![0],
+                    silent: true,
+                })
+            };
             return vec![Path {
-                result: Ok(address),
+                result,
+                domain: None,
                 required: Vec::new(),
                 optional: Vec::new(),
                 stale: false,
@@ -91,10 +149,12 @@ impl Machine {
             let address = access.address + done as u64;
             let room = crate::index(4096 - (address & 0xfff));
             let length = room.min(access.data.len() - done);
-            let paths = self.paths(access, address);
+            let paths = self.paths(self.request(access, address));
             let simple = match &paths[..] {
                 [path] => match path.result {
-                    Ok(target) => {
+                    Ok(Found {
+                        address: target, ..
+                    }) => {
                         // No memory, or a table: a page at most.
                         self.image.bytes(target, length).is_some() && target & !0xfff >= 0x6_0000
                     }
@@ -116,7 +176,7 @@ impl Machine {
                             pieces: path
                                 .result
                                 .ok()
-                                .map(|at| (at, 0, length))
+                                .map(|found| (found.address, 0, length))
                                 .into_iter()
                                 .collect(),
                             fault: fault.map(|fault| (address, fault)),
@@ -139,7 +199,7 @@ impl Machine {
             course.optional.extend(path.optional);
             course.stale |= path.stale;
             match path.result {
-                Ok(target) => course.pieces.push((target, done, length)),
+                Ok(found) => course.pieces.push((found.address, done, length)),
                 Err(fault) => {
                     course.fault = Some((address, fault));
                     break;
@@ -165,7 +225,11 @@ impl Machine {
         let length = buffer.len();
         let at = GuestAddress(access.address);
         let view = &mut self.views[access.view].1;
-        let transaction = view.begin();
+        let transaction = if access.translated {
+            view.begin_translated()
+        } else {
+            view.begin_pasid(super::pasid(access.pasid))
+        };
         let fixed = <[u8; 4]>::try_from(&buffer[..]).ok();
         let succeeded: Result<usize, ()> = match (access.manner, access.write, fixed) {
             (Manner::Partial, true, _) => transaction.write(&buffer, at).map_err(drop),
@@ -207,14 +271,7 @@ impl Machine {
         let mut chosen = None;
         for course in &courses {
             let fault = course.fault.as_ref().and_then(|(address, fault)| {
-                (!fault.silent).then(|| Expected {
-                    codes: fault.codes.clone(),
-                    source: u64::from(source),
-                    information: (fault.codes != [0x29]).then(|| self.reported(*address)),
-                    read: (fault.codes != [0x29]).then_some(!access.write),
-                    // Sheet D1: whether it is recorded while interrupt remapping is off is open.
-                    optional: fault.codes == [0x29] && !self.remapping.enabled,
-                })
+                self.recorded(&self.request(&access, *address), fault)
             });
             let verdict = if self.log.explains(&observed, fault.as_ref()) {
                 self.judge(course, &access, &buffer, succeeded, &differences)
@@ -231,10 +288,12 @@ impl Machine {
         }
         let Some(course) = chosen else {
             return Err(format!(
-                "DMA of {source:#x} {} {:#x}+{length:#x} ({:?}): {succeeded:?}, {observed:x?}, memory {differences:x?};\n permitted {courses:x?};\n {reasons:?}\n root {:x?}",
+                "DMA of {source:#x} {} {:#x}+{length:#x} ({:?}), PASID {:x?}, translated {}: {succeeded:?}, {observed:x?}, memory {differences:x?};\n permitted {courses:x?};\n {reasons:?}\n root {:x?}",
                 if access.write { "write" } else { "read" },
                 access.address,
                 access.manner,
+                access.pasid,
+                access.translated,
                 self.root
             ));
         };
@@ -259,6 +318,11 @@ impl Machine {
                 format!("dma code {code:02x}{stale}")
             }
         };
+        let what = match (access.translated, access.pasid) {
+            (true, _) => format!("translated {what}"),
+            (false, Some(_)) => format!("PASID {what}"),
+            (false, None) => what,
+        };
         if !course.required.is_empty() {
             self.count("dma that sets A or D");
         }
@@ -267,6 +331,28 @@ impl Machine {
         self.log.accept(&observed, &self.driver, sent)?;
         self.adopt(&differences, &courses);
         Ok(())
+    }
+
+    /// Accesses of no bytes.
+    ///
+    /// # Errors
+    /// When one fails, or leaves a trace.
+    pub fn nothing(&mut self, view: usize, pasid: Option<u64>, address: u64) -> Check {
+        self.sync();
+        let at = GuestAddress(address);
+        let transaction = self.views[view].1.begin_pasid(super::pasid(pasid));
+        let results = [
+            transaction.read_slice(&mut [], at).is_ok(),
+            transaction.write_slice(&[], at).is_ok(),
+            transaction.read(&mut [], at).is_ok_and(|done| done == 0),
+            transaction.write(&[], at).is_ok_and(|done| done == 0),
+        ];
+        drop(transaction);
+        if results != [true; 4] {
+            return Err(format!("accesses of no bytes at {address:#x}: {results:?}"));
+        }
+        self.count("no bytes");
+        self.check_quiet()
     }
 
     /// Asks whether an access would succeed. That is no request, so nothing is recorded. A may be set, as for what
@@ -287,7 +373,7 @@ impl Machine {
         let length = access.data.len();
         let answer = self.views[access.view]
             .1
-            .begin()
+            .begin_pasid(super::pasid(access.pasid))
             .check_range(at, length, permissions);
         let possible = |course: &Course| {
             course.fault.is_none()
@@ -342,6 +428,24 @@ impl Machine {
         self.check_quiet()
     }
 
+    /// The record of a blocked request, if there is to be one.
+    pub(super) fn recorded(&self, request: &Request, fault: &Fault) -> Option<Expected> {
+        if fault.silent {
+            return None;
+        }
+        let (high, open) = described(request);
+        let interrupt = fault.codes == [0x29];
+        Some(Expected {
+            codes: fault.codes.clone(),
+            source: u64::from(request.source),
+            information: (!interrupt).then(|| self.reported(request.address)),
+            high,
+            open: if interrupt { Expected::NO_DMA } else { open },
+            // Sheet D1: whether it is recorded while interrupt remapping is off is open.
+            optional: interrupt && !self.remapping.enabled,
+        })
+    }
+
     /// What the record of a DMA fault shows: the page, up to the widest address (section 11.4.7.5).
     fn reported(&self, address: u64) -> u64 {
         let widest = [39, 48, 57]
@@ -356,7 +460,7 @@ impl Machine {
 
     /// What the image takes over: bits that hardware set are no edit, data that a device wrote is one. In a context or
     /// PASID table, where no such bit belongs, it changes what the entry says; so there it is an edit.
-    fn adopt(&mut self, differences: &[(u64, u64, u64)], courses: &[Course]) {
+    pub(super) fn adopt(&mut self, differences: &[(u64, u64, u64)], courses: &[Course]) {
         let updates: BTreeMap<u64, u64> = courses
             .iter()
             .flat_map(|course| course.required.iter().chain(&course.optional))
@@ -441,6 +545,11 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// Memory differs from the image by what the course of a request without data permits.
+    pub(super) fn judge_bare(&self, course: &Course, differences: &[(u64, u64, u64)]) -> Check {
+        self.judge_memory(course, &[], differences)
     }
 
     /// Memory differs from the image by `written`, by the required bits, and by nothing but optional bits.

@@ -1,5 +1,9 @@
 //! A random guest: address spaces, edits, corruptions, invalidations and requests.
 
+mod devices;
+
+use std::collections::BTreeMap;
+
 use iommu::UnitConfig;
 
 use super::dma::{Access, Manner};
@@ -17,10 +21,12 @@ const END: u64 = 0x8_0000;
 pub fn configuration(rng: &mut Rng) -> UnitConfig {
     loop {
         let interrupt_remapping = rng.chance(4, 5);
+        let scalable = rng.chance(3, 4);
+        let device_tlb = rng.chance(1, 2);
         let config = UnitConfig {
             host_address_width: u8::try_from(rng.pick(&[32_u64, 36, 39, 46, 48, 52])).unwrap_or(46),
             aw_bits: u8::try_from(rng.pick(&[39_u64, 48, 57])).unwrap_or(48),
-            scalable: rng.chance(3, 4),
+            scalable,
             first_stage: rng.chance(2, 3),
             second_stage: rng.chance(4, 5),
             nested: rng.chance(1, 2),
@@ -28,9 +34,13 @@ pub fn configuration(rng: &mut Rng) -> UnitConfig {
             x2apic: interrupt_remapping && rng.chance(1, 2),
             caching_mode: rng.chance(1, 2),
             snoop_control: rng.chance(1, 2),
-            pasid_bits: 0,
-            device_tlb: false,
-            page_requests: false,
+            pasid_bits: if scalable {
+                u8::try_from(rng.pick(&[0_u64, 0, 1, 3, 7, 16, 20, 20])).unwrap_or(0)
+            } else {
+                0
+            },
+            device_tlb,
+            page_requests: scalable && device_tlb && rng.chance(2, 3),
         };
         if config.capabilities().is_ok() {
             return config;
@@ -52,8 +62,19 @@ pub struct Guest {
     slots: Vec<Slot>,
     structures: Vec<(u64, usize)>,
     interrupt_index: u64,
-    /// The space of each source, in legacy and scalable mode. Corruption may make it another one.
-    assigned: [[usize; 3]; 2],
+    /// The space of a mode, a source and a PASID. Corruption may make it another one.
+    assigned: BTreeMap<(u64, usize, u64), usize>,
+    /// RID_PASID of each source.
+    rid_pasids: [u64; 3],
+}
+
+/// PASIDs that have an entry.
+const PASIDS: [u64; 4] = [0, 1, 5, 67];
+
+/// Where the PASID-table entry of a source is.
+fn pasid_at(source: usize, pasid: u64) -> u64 {
+    let table = if pasid < 64 { 0xd000 } else { 0x1_1000 };
+    table + source as u64 * 0x1000 + (pasid & 0x3f) * 64
 }
 
 /// Space numbers.
@@ -79,7 +100,8 @@ impl Guest {
             slots: Vec::new(),
             structures: Vec::new(),
             interrupt_index: 0,
-            assigned: [[0; 3]; 2],
+            assigned: BTreeMap::new(),
+            rid_pasids: [0; 3],
         };
         guest.build();
         guest.machine.sync();
@@ -241,14 +263,36 @@ impl Guest {
             return entries::context(2, 0x1234_5000 & facts.pointer(), largest, did);
         }
         let number = crate::index(self.rng.below(2));
-        self.assigned[0][source] = number;
+        self.assigned.insert((0, source, 0), number);
         let (top, aw) = (self.spaces[number].top, self.widths[number]);
-        entries::context(0, top, aw, number as u64 + 1)
+        let tt = u64::from(facts.device_tlb && self.rng.chance(2, 3));
+        entries::context(tt, top, aw, number as u64 + 1)
     }
 
-    fn pasid_words(&mut self, source: usize) -> [u64; 8] {
+    fn scalable_context_words(&mut self, source: usize, directory: u64) -> [u64; 4] {
+        let facts = self.machine.facts;
+        // The page of a directory has room for 512 entries.
+        let mut words = entries::scalable_context(directory, self.rng.below(3));
+        if facts.device_tlb && self.rng.chance(5, 6) {
+            words[0] |= entries::DEVICE_TLB;
+            if facts.page_requests && self.rng.chance(5, 6) {
+                words[0] |= entries::PAGE_REQUESTS;
+            }
+        }
+        if facts.pasid_bits != 0 {
+            if self.rng.chance(5, 6) {
+                words[0] |= entries::PASIDS;
+            }
+            words[1] = self.rng.pick(&[0, 0, 0, 1, 67]);
+        }
+        self.rid_pasids[source] = words[1];
+        words
+    }
+
+    fn pasid_words(&mut self, source: usize, pasid: u64) -> [u64; 8] {
         let facts = self.machine.facts;
         let snoop_walk = facts.walk_snoop && self.rng.chance(5, 6);
+        let snoop_page = facts.snoop_control && self.rng.chance(1, 3);
         let mut kinds = vec![4];
         if facts.first {
             kinds.extend([1, 1]);
@@ -268,17 +312,20 @@ impl Guest {
                 return PasidEntry {
                     pgtt,
                     snoop_walk,
+                    snoop_page,
                     did: 7,
                     ..PasidEntry::default()
                 }
                 .words();
             }
         };
-        self.assigned[1][source] = number;
+        self.assigned.insert((1, source, pasid), number);
         let space = &self.spaces[number];
         let mut entry = PasidEntry {
             pgtt,
             snoop_walk,
+            snoop_page,
+            extended_accessed: pgtt != 2 && facts.extended_accessed && self.rng.chance(1, 3),
             did: number as u64 + 1,
             ..PasidEntry::default()
         };
@@ -321,12 +368,19 @@ impl Guest {
                 _ => 0x9000,
             };
             let (directory, table) = (0xa000 + number * 0x1000, 0xd000 + number * 0x1000);
+            let context = self.scalable_context_words(which, directory);
+            stores.push((scalable + (devfn & 0x7f) * 32, context.to_vec()));
             stores.push((
-                scalable + (devfn & 0x7f) * 32,
-                entries::scalable_context(directory, 0).to_vec(),
+                directory,
+                vec![
+                    entries::directory(table),
+                    entries::directory(pasid_at(which, 64)),
+                ],
             ));
-            stores.push((directory, vec![entries::directory(table)]));
-            stores.push((table, self.pasid_words(which).to_vec()));
+            for pasid in PASIDS {
+                let words = self.pasid_words(which, pasid);
+                stores.push((pasid_at(which, pasid), words.to_vec()));
+            }
         }
         for (at, words) in stores {
             self.structures.push((at, words.len()));
@@ -341,6 +395,9 @@ impl Guest {
     pub fn step(&mut self) -> Check {
         if self.rng.chance(1, 3) {
             self.machine.drain_log()?;
+        }
+        if self.rng.chance(1, 3) {
+            return self.device_step();
         }
         match self.rng.below(100) {
             0..40 => self.dma(),
@@ -394,10 +451,29 @@ impl Guest {
         }
     }
 
+    /// A PASID for a request, or none.
+    fn random_pasid(&mut self) -> Option<u64> {
+        if self.machine.facts.pasid_bits == 0 {
+            return None;
+        }
+        let often = if self.machine.root.mode == 1 { 2 } else { 16 };
+        let other = self.rng.below(0x10_0000);
+        let choices = [
+            0, 1, 5, 67, 1, 5, 67, 1, 5, 67, 1, 5, 67, 2, 200, 0x2005, 0xf_ffff, other,
+        ];
+        self.rng.chance(1, often).then(|| self.rng.pick(&choices))
+    }
+
     /// An input of interest, mostly of the space that the view's source has.
-    fn random_input(&mut self, view: usize) -> (usize, u64) {
-        let mode = crate::index(self.machine.root.mode & 1);
-        let number = self.assigned[mode][view % 3];
+    fn random_input(&mut self, view: usize, pasid: Option<u64>) -> (usize, u64) {
+        let mode = self.machine.root.mode & 1;
+        let pasid = match (mode, pasid) {
+            (0, _) => 0,
+            (_, Some(pasid)) => pasid,
+            (_, None) => self.rid_pasids[view % 3],
+        };
+        let number = self.assigned.get(&(mode, view % 3, pasid)).copied();
+        let number = number.unwrap_or(0);
         for _ in 0..8 {
             let input = self.inputs[crate::index(self.rng.below(self.inputs.len() as u64))];
             if input.0 == number {
@@ -407,8 +483,8 @@ impl Guest {
         self.inputs[crate::index(self.rng.below(self.inputs.len() as u64))]
     }
 
-    fn random_address(&mut self, view: usize) -> u64 {
-        let (_, input) = self.random_input(view);
+    fn random_address(&mut self, view: usize, pasid: Option<u64>) -> u64 {
+        let (_, input) = self.random_input(view, pasid);
         match self.rng.below(20) {
             0 => self.rng.word(),
             1 => self.rng.word() >> self.rng.below(52),
@@ -432,7 +508,8 @@ impl Guest {
             Manner::Object,
             Manner::Atomic,
         ]);
-        let mut address = self.random_address(view);
+        let pasid = self.random_pasid();
+        let mut address = self.random_address(view, pasid);
         let length = match manner {
             Manner::Object => 4,
             Manner::Atomic => {
@@ -449,7 +526,7 @@ impl Guest {
                 return Ok(());
             }
             address &= !0xfff;
-            if write && length <= 8 {
+            if write && length <= 8 && pasid.is_none() {
                 return Ok(());
             }
         }
@@ -465,6 +542,8 @@ impl Guest {
             .collect();
         let access = Access {
             view,
+            pasid,
+            translated: false,
             address,
             data,
             write,
@@ -479,13 +558,14 @@ impl Guest {
     /// Uses a mapping, changes an entry on its way, and uses it again, before and after an invalidation.
     fn hot(&mut self) -> Check {
         let view = crate::index(self.rng.below(6));
-        let (number, input) = self.random_input(view);
+        let pasid = self.random_pasid();
+        let (number, input) = self.random_input(view, pasid);
         if input >> 20 == 0xfee || !self.machine.translating {
             return Ok(());
         }
         self.machine.drain_log()?;
         let at = input + self.rng.below(0xfc0);
-        self.touch(view, at)?;
+        self.touch(view, pasid, at)?;
         if self.rng.chance(3, 4) {
             let ram = &mut self.machine.driver.ram;
             let slots = self.spaces[number].slots(input, 1, &mut self.pages, ram);
@@ -506,21 +586,27 @@ impl Guest {
             } else {
                 (view + 3) % 6
             };
-            self.touch(view, at)?;
+            self.touch(view, pasid, at)?;
         }
         match self.rng.below(4) {
             0 => self.machine.invalidate_world(false),
             1 => self.random_invalidation()?,
             _ => {}
         }
-        self.touch(view, at)
+        self.touch(view, pasid, at)
     }
 
-    fn touch(&mut self, view: usize, address: u64) -> Check {
+    fn touch(&mut self, view: usize, pasid: Option<u64>, address: u64) -> Check {
+        if self.machine.facts.device_tlb && self.rng.chance(1, 4) {
+            let no_write = self.rng.chance(1, 2);
+            return self.machine.ask(view, pasid, address, no_write);
+        }
         let write = self.rng.chance(1, 2);
         let filler = self.rng.word();
         self.machine.dma(Access {
             view,
+            pasid,
+            translated: false,
             address,
             data: filler.to_le_bytes().to_vec(),
             write,
@@ -595,17 +681,22 @@ impl Guest {
         let scalable = self.machine.root.mode == 1;
         let hint = self.rng.chance(1, 4);
         let narrow = self.rng.chance(1, 2);
+        let pasid = self.rng.pick(&PASIDS);
         let command = match (self.spaces[number].stage, scalable) {
             (Stage::First, true) if narrow => (
                 Flush::PasidIotlbPages {
                     did,
+                    pasid,
                     first,
                     last,
                     hint,
                 },
-                queue::pasid_iotlb_pages(did, 0, input, order, hint),
+                queue::pasid_iotlb_pages(did, pasid, input, order, hint),
             ),
-            (Stage::First, true) => (Flush::PasidIotlb(did), queue::pasid_iotlb(did, 0)),
+            (Stage::First, true) => (
+                Flush::PasidIotlb(did, pasid),
+                queue::pasid_iotlb(did, pasid),
+            ),
             _ if narrow => (
                 Flush::IotlbPages {
                     did,
@@ -622,8 +713,11 @@ impl Guest {
         // Its first use comes at once, by every source.
         for view in 0..6 {
             let write = self.rng.chance(1, 2);
+            let known = self.machine.facts.pasid_bits != 0 && self.rng.chance(1, 2);
             let access = Access {
                 view,
+                pasid: known.then_some(pasid),
+                translated: false,
                 address: input + self.rng.below(0xfc0),
                 data: vec![0x5a; 32],
                 write,
@@ -643,10 +737,13 @@ impl Guest {
         let scalable = self.machine.root.mode == 1;
         let number = crate::index(self.rng.below(3));
         let source = SOURCES[number];
+        let pasid = self.rng.pick(&PASIDS);
         if scalable {
-            let words = self.pasid_words(number);
-            let at = 0xd000 + number as u64 * 0x1000;
-            self.machine.driver.ram.store(at, &words);
+            let words = self.pasid_words(number, pasid);
+            self.machine
+                .driver
+                .ram
+                .store(pasid_at(number, pasid), &words);
         } else {
             let words = self.context_words(number);
             let table = if source >> 8 == 0 { 0x5000 } else { 0x6000 };
@@ -660,12 +757,14 @@ impl Guest {
         )];
         for did in [0, 1, 2, 3, 4, 7] {
             if scalable {
-                let words = if self.rng.chance(1, 2) {
-                    queue::pasid_cache_domain(did)
+                commands.push(if self.rng.chance(1, 2) {
+                    (Flush::PasidCache(did, None), queue::pasid_cache_domain(did))
                 } else {
-                    queue::pasid_cache_pasid(did, 0)
-                };
-                commands.push((Flush::PasidCache(did), words));
+                    (
+                        Flush::PasidCache(did, Some(pasid)),
+                        queue::pasid_cache_pasid(did, pasid),
+                    )
+                });
             }
         }
         for did in [0, 1, 2, 3, 4, 7] {
@@ -687,7 +786,8 @@ impl Guest {
         let did = self.rng.pick(&[0, 1, 2, 3, 4, 7]);
         let source = self.rng.pick(&SOURCES);
         let mask = self.rng.below(4);
-        let kinds = if self.machine.root.mode == 1 { 8 } else { 5 };
+        let pasid = self.rng.pick(&PASIDS);
+        let kinds = if self.machine.root.mode == 1 { 9 } else { 5 };
         let command = match self.rng.below(kinds) {
             0 => (Flush::ContextGlobal, queue::context_global()),
             1 => (
@@ -696,8 +796,15 @@ impl Guest {
             ),
             2 => (Flush::IotlbGlobal, queue::iotlb_global()),
             3 | 4 => (Flush::IotlbDomain(did), queue::iotlb_domain(did)),
-            5 => (Flush::PasidIotlb(did), queue::pasid_iotlb(did, 0)),
-            6 => (Flush::PasidCache(did), queue::pasid_cache_domain(did)),
+            5 => (
+                Flush::PasidIotlb(did, pasid),
+                queue::pasid_iotlb(did, pasid),
+            ),
+            6 => (Flush::PasidCache(did, None), queue::pasid_cache_domain(did)),
+            7 => (
+                Flush::PasidCache(did, Some(pasid)),
+                queue::pasid_cache_pasid(did, pasid),
+            ),
             _ => (Flush::PasidCacheGlobal, queue::pasid_cache_global()),
         };
         self.machine.invalidate(&[command]);

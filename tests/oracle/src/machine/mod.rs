@@ -1,13 +1,15 @@
 //! A unit, its driver and the oracle, with everything that has to agree between them.
 
+mod ats;
 mod dma;
 pub mod guest;
+mod pages;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use iommu::{DmaPort, DmaView, EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
+use iommu::{DmaPort, DmaView, EventSink, InterruptMessage, Pasid, SourceId, Unit, UnitConfig};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::driver::{Driver, command, queue};
@@ -36,16 +38,20 @@ pub const LEGACY_ROOT: u64 = 0x3000;
 pub const SCALABLE_ROOT: u64 = 0x4000;
 /// Interrupt remapping table.
 pub const INTERRUPT_TABLE: u64 = 0x1_0000;
+/// The page-request queue.
+pub const PAGE_QUEUE: u64 = 0x1_4000;
 /// Where page tables begin: all other structures are below.
-pub const POOL: u64 = 0x1_1000;
+pub const POOL: u64 = 0x1_5000;
 /// Requesters with two views each.
 pub const SOURCES: [u16; 3] = [0x0008, 0x00f9, 0x0310];
 
 const EVENT_DATA: u32 = 0x41;
+const PAGE_EVENT_DATA: u32 = 0x42;
 
 #[derive(Debug, Default)]
 struct Sink {
     sent: AtomicU64,
+    page_requests: AtomicU64,
     strange: Mutex<Vec<InterruptMessage>>,
 }
 
@@ -53,6 +59,8 @@ impl EventSink for Sink {
     fn deliver(&self, message: InterruptMessage) {
         if message.data == EVENT_DATA && message.address == 0xfee0_1000 {
             self.sent.fetch_add(1, Ordering::Relaxed);
+        } else if message.data == PAGE_EVENT_DATA && message.address == 0xfee0_2000 {
+            self.page_requests.fetch_add(1, Ordering::Relaxed);
         } else if let Ok(mut strange) = self.strange.lock() {
             strange.push(message);
         }
@@ -61,6 +69,15 @@ impl EventSink for Sink {
 
 /// How often something happened.
 pub type Tally = BTreeMap<String, u64>;
+
+fn pasid(value: Option<u64>) -> Option<Pasid> {
+    value.map(|value| {
+        u32::try_from(value)
+            .ok()
+            .and_then(Pasid::new)
+            .expect("20 bits")
+    })
+}
 
 /// The machine.
 pub struct Machine {
@@ -84,6 +101,8 @@ pub struct Machine {
     /// What SIRTP and its companions latched.
     pub remapping: Remapping,
     log: FaultLog,
+    tlbs: Vec<Arc<ats::Tlb>>,
+    pages: pages::Pages,
     sink: Arc<Sink>,
     snapshot: Vec<u8>,
 }
@@ -122,6 +141,16 @@ impl Machine {
                 (*source, port.view())
             })
             .collect();
+        let tlbs = if facts.device_tlb {
+            ats::attach(&unit)
+        } else {
+            Vec::new()
+        };
+        if facts.page_requests {
+            driver.registers.write32(0xe4, PAGE_EVENT_DATA);
+            driver.registers.write32(0xe8, 0xfee0_2000);
+            driver.registers.write64(0xd0, PAGE_QUEUE);
+        }
         let log = FaultLog::new(driver.record_count());
         Ok(Self {
             facts,
@@ -137,6 +166,8 @@ impl Machine {
             translating: false,
             remapping: Remapping::default(),
             log,
+            tlbs,
+            pages: pages::Pages::default(),
             sink,
             snapshot: Vec::new(),
         })
@@ -418,7 +449,8 @@ impl Machine {
                     codes: vec![expected.code],
                     source: u64::from(source),
                     information: expected.index.map(|index| index << 48),
-                    read: None,
+                    high: 0,
+                    open: Expected::NO_DMA,
                     optional: false,
                 };
                 expected.code == *code

@@ -1,18 +1,19 @@
-//! First-stage and nested walks (sections 3.6, 3.8 and 9.7). Requests without PASID are user requests.
+//! First-stage and nested walks (sections 3.6, 3.8 and 9.7). All requests are user requests.
 
 use super::second::{Mapped, SecondStage};
-use super::{Step, Taken, Walk};
+use super::{Found, Step, Taken, Walk};
 use crate::flushes::Kind;
 
 impl Walk<'_> {
-    /// Translates the request; with `nested`, through that second stage of so many input bits.
+    /// Translates the request; `accessed` is what is set in each entry; with `nested`, through that second stage of so many input bits.
     pub(super) fn first_stage(
         &mut self,
         table: u64,
         levels: u32,
+        accessed: u64,
         snooped: bool,
         nested: Option<(&SecondStage, u32)>,
-    ) -> Step<u64> {
+    ) -> Step<Found> {
         let input = self.request.address;
         let sign = if levels == 5 { 56 } else { 47 };
         let upper = input >> sign;
@@ -54,7 +55,7 @@ impl Walk<'_> {
             if leaf && !user {
                 self.cached = true;
                 // A may be set for requests that are denied (section 3.6.3), and may be what cannot be done.
-                let unset = word & 0x20 == 0;
+                let unset = word & accessed != accessed;
                 let unwritable = backing.as_ref().is_some_and(|(mapped, _)| !mapped.write);
                 let codes: &[u8] = match (unset, unwritable, snooped) {
                     (true, true, true) => &[0x81, 0x77],
@@ -63,40 +64,49 @@ impl Walk<'_> {
                     _ => &[0x81],
                 };
                 if unset && taken_now(&entry) {
-                    self.extra.push((entry.at, 0x20));
+                    self.extra.push((entry.at, accessed));
                 }
                 return Err(self.fault(codes));
             }
-            if word & 0x20 == 0 {
+            if word & accessed != accessed {
                 self.may_update(snooped, backing.as_ref())?;
-                self.update(&entry, 0x20)?;
+                self.update(&entry, accessed)?;
             }
             if leaf {
                 let offset = input & ((1 << shift) - 1);
                 let page = target & (u64::MAX << shift);
                 let output = page | offset;
-                let denied = self.request.write && !writable;
-                let output = match nested {
-                    Some((stage, _)) => {
-                        let mapped = self.second_stage(output, stage)?;
-                        if denied {
-                            self.cached = true;
-                            return Err(self.fault(&[0x85]));
-                        }
-                        self.finish_second(&mapped, stage)?;
-                        mapped.address
-                    }
-                    None => output,
+                let denied = self.asks().is_none() && self.request.write && !writable;
+                let mut found = Found {
+                    write: writable,
+                    shift,
+                    ..Found::identity(output)
                 };
+                if let Some((stage, _)) = nested {
+                    let mapped = self.second_stage(output, stage)?;
+                    if denied {
+                        self.cached = true;
+                        return Err(self.fault(&[0x85]));
+                    }
+                    self.finish_second(&mapped, stage, writable)?;
+                    found = Found {
+                        address: mapped.address,
+                        read: mapped.read,
+                        write: writable && mapped.write,
+                        shift: shift.min(mapped.shift),
+                        snooped: mapped.snooped,
+                        ..found
+                    };
+                }
                 if denied {
                     self.cached = true;
                     return Err(self.fault(&[0x85]));
                 }
-                if self.request.write && word & 0x40 == 0 {
+                if self.dirties(found.write) && word & 0x40 == 0 {
                     self.may_update(snooped, backing.as_ref())?;
                     self.update(&entry, 0x40)?;
                 }
-                return Ok(output);
+                return Ok(found);
             }
             table = target;
         }

@@ -29,15 +29,85 @@ pub struct Root {
     pub mode: u64,
 }
 
-/// A DMA request without PASID.
+/// AT of a request, or that it is a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// AT=00.
+    Untranslated,
+    /// AT=01.
+    Translation {
+        /// NW.
+        no_write: bool,
+    },
+    /// AT=10.
+    Translated,
+    /// A page-request message.
+    Page,
+}
+
+/// A request. It asks for user access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// Requester.
     pub source: u16,
     /// Input address.
     pub address: u64,
-    /// Write, or read.
+    /// Write, or read. Of no meaning for translation and page requests.
     pub write: bool,
+    /// PASID, if it has one.
+    pub pasid: Option<u64>,
+    /// Its form.
+    pub form: Form,
+}
+
+/// What a request gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The physical address.
+    pub address: u64,
+    /// R of an answer.
+    pub read: bool,
+    /// W of an answer.
+    pub write: bool,
+    /// U of an answer.
+    pub untranslated_only: bool,
+    /// N of an answer.
+    pub snooped: bool,
+    /// Log2 of the greatest block that an answer may be for.
+    pub shift: u32,
+}
+
+impl Found {
+    /// An answer without permissions.
+    const NOTHING: Self = Self {
+        address: 0,
+        read: false,
+        write: false,
+        untranslated_only: false,
+        snooped: false,
+        shift: 64,
+    };
+
+    /// Of a request that is not translated.
+    pub fn identity(address: u64) -> Self {
+        Self {
+            address,
+            read: true,
+            write: true,
+            ..Self::NOTHING
+        }
+    }
+}
+
+/// What a PASID-table entry says about caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Domain {
+    /// DID.
+    pub did: u64,
+    /// PASID of the request, or RID_PASID.
+    pub pasid: u64,
+    /// PGTT.
+    pub pgtt: u64,
 }
 
 /// Why a request is blocked.
@@ -53,7 +123,9 @@ pub struct Fault {
 #[derive(Clone, Debug)]
 pub struct Path {
     /// The physical address, or the fault.
-    pub result: Result<u64, Fault>,
+    pub result: Result<Found, Fault>,
+    /// The PASID-table entry, if the walk came that far.
+    pub domain: Option<Domain>,
     /// Bits that are set afterwards: (address of the word, bits).
     pub required: Vec<(u64, u64)>,
     /// Bits that may be set afterwards.
@@ -115,6 +187,9 @@ struct Walk<'a> {
     /// FPD of an entry that was reached.
     fpd: bool,
     did: Option<u64>,
+    /// PASID of the request, or RID_PASID.
+    pasid: u64,
+    pgtt: u64,
     stale: Vec<Stale>,
     updates: Vec<(u64, u64)>,
     /// Updates that are permitted only.
@@ -124,6 +199,22 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
+    /// NW, if this is a translation request.
+    fn asks(&self) -> Option<bool> {
+        match self.request.form {
+            Form::Translation { no_write } => Some(no_write),
+            _ => None,
+        }
+    }
+
+    /// Whether the D bit of a page with this permission is set (section 3.6.3, sheet D5).
+    fn dirties(&self, writable: bool) -> bool {
+        match self.asks() {
+            Some(no_write) => writable && !no_write,
+            None => self.request.write,
+        }
+    }
+
     /// Takes an entry of `count` words, or is blocked for `code` if there is no memory.
     fn take(&mut self, at: u64, count: usize, code: u8) -> Step<Taken> {
         let Some(mut versions) = self.image.versions(at, count) else {
@@ -157,9 +248,9 @@ impl Walk<'_> {
     }
 
     fn fault(&self, codes: &[u8]) -> Stop {
-        const UNQUALIFIED: [u8; 15] = [
-            0x01, 0x08, 0x09, 0x0a, 0x29, 0x30, 0x31, 0x32, 0x33, 0x38, 0x39, 0x3a, 0x40, 0x50,
-            0x58,
+        const UNQUALIFIED: [u8; 16] = [
+            0x34, 0x01, 0x08, 0x09, 0x0a, 0x29, 0x30, 0x31, 0x32, 0x33, 0x38, 0x39, 0x3a, 0x40,
+            0x50, 0x58,
         ];
         Stop::Fault(Fault {
             codes: codes.to_vec(),
@@ -178,6 +269,16 @@ impl Walk<'_> {
         self.updates.push((taken.at, bits));
         Ok(())
     }
+}
+
+/// Whether a translation request is answered without permissions, and nothing is recorded (sheet E1, columns "ok0" and,
+/// as there is no permission at all then, "okE").
+fn recoverable(fault: &Fault) -> bool {
+    const ANSWERED: [u8; 21] = [
+        0x04, 0x05, 0x06, 0x51, 0x59, 0x5c, 0x5d, 0x70, 0x71, 0x72, 0x73, 0x74, 0x75, 0x76, 0x77,
+        0x79, 0x80, 0x81, 0x83, 0x84, 0x90,
+    ];
+    ANSWERED.contains(&fault.codes[0])
 }
 
 /// All permitted outcomes of `request`; `None` if there are more than `limit` combinations.
@@ -200,6 +301,8 @@ pub fn permitted(
             tape: &mut tape,
             fpd: false,
             did: None,
+            pasid: request.pasid.unwrap_or(0),
+            pgtt: 0,
             stale: Vec::new(),
             updates: Vec::new(),
             extra: Vec::new(),
@@ -209,12 +312,14 @@ pub fn permitted(
         let tag = Tag {
             source: request.source,
             did: walk.did,
+            pasid: walk.pasid,
             input: request.address,
             scalable: root.mode == 1,
             cached: walk.cached,
         };
         let permitted = walk.stale.iter().all(|stale| flushes.permits(*stale, tag));
         let stale = !walk.stale.is_empty();
+        let asks = walk.asks();
         let (required, optional) = match outcome {
             Ok(_) => (walk.updates, walk.extra),
             Err(_) => {
@@ -222,14 +327,26 @@ pub fn permitted(
                 (Vec::new(), walk.updates)
             }
         };
+        let domain = walk.did.map(|did| Domain {
+            did,
+            pasid: walk.pasid,
+            pgtt: walk.pgtt,
+        });
         let result = match outcome {
-            Ok(address) => Some(Ok(address)),
+            Ok(mut found) => {
+                found.write &= asks != Some(true);
+                Some(Ok(found))
+            }
+            Err(Stop::Fault(fault)) if asks.is_some() && recoverable(&fault) => {
+                Some(Ok(Found::NOTHING))
+            }
             Err(Stop::Fault(fault)) => Some(Err(fault)),
             Err(Stop::Impossible) => None,
         };
         if let (true, Some(result)) = (permitted, result) {
             paths.push(Path {
                 result,
+                domain,
                 required,
                 optional,
                 stale,

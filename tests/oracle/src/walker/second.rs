@@ -18,6 +18,8 @@ pub(super) struct Mapped {
     pub(super) address: u64,
     pub(super) read: bool,
     pub(super) write: bool,
+    pub(super) shift: u32,
+    pub(super) snooped: bool,
     leaf: Taken,
 }
 
@@ -48,7 +50,9 @@ impl Walk<'_> {
             write &= word & 2 != 0;
             let absent = word & 3 == 0;
             if stage.legacy {
-                let (lacking, code) = if self.request.write {
+                let (lacking, code) = if self.asks().is_some() {
+                    (!read && !write, 0x06)
+                } else if self.request.write {
                     (!write, 0x05)
                 } else {
                     (!read, 0x06)
@@ -88,6 +92,8 @@ impl Walk<'_> {
                     address: page | offset,
                     read,
                     write,
+                    shift,
+                    snooped: word >> 11 & 1 != 0,
                     leaf: entry,
                 });
             }
@@ -96,8 +102,19 @@ impl Walk<'_> {
         unreachable!("level 1 is a leaf")
     }
 
-    /// Permissions and the D bit, for the request's own access.
-    pub(super) fn finish_second(&mut self, mapped: &Mapped, stage: &SecondStage) -> Step<()> {
+    /// Permissions and the D bit, for the request's own access. `writable`: nothing else forbids writes.
+    pub(super) fn finish_second(
+        &mut self,
+        mapped: &Mapped,
+        stage: &SecondStage,
+        writable: bool,
+    ) -> Step<()> {
+        if self.asks().is_some() {
+            if self.dirties(writable && mapped.write) {
+                self.dirty(mapped, stage)?;
+            }
+            return Ok(());
+        }
         if self.request.write && !mapped.write {
             self.cached = true;
             return Err(self.fault(&[0x85]));
