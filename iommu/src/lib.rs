@@ -6,7 +6,8 @@
 //! * [`dma`] is what an emulated device uses to reach guest memory through a unit;
 //! * [`inspect`] shows what a unit is and does to people who look for a mistake.
 //!
-//! Which faults a unit gives, and how each is tested, is told by [`spec::fault_reason`].
+//! Which faults a unit gives, and how each is tested, is told by [`spec::fault_reason`]. `README.md` shows how a VMM uses all this,
+//! and `examples/vmm` is one.
 //!
 //! The crate knows neither KVM nor a PCI bus, and has no unsafe code.
 
@@ -33,3 +34,8 @@ pub use unit::{
     DeviceTlb, EventSink, InterruptBlocked, InterruptEntryObserver, InterruptMessage,
     PageRequestRefusal, StateError, Statistics, Unit, UnitState,
 };
+
+/// So that the examples of the README are tested.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
