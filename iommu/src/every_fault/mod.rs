@@ -9,8 +9,8 @@ mod scalable;
 mod walk;
 mod world;
 
-use crate::AtsRefusal;
 use crate::spec::fault_reason::FaultReason;
+use crate::{AtsRefusal, PageRequestRefusal, ResponseCode};
 use case::{Ask, Case, Told};
 use world::World;
 
@@ -56,6 +56,12 @@ const NOT_PROVOKED: &[(FaultReason, &str)] = &[
 const UNQUALIFIED: &[u8] = &[
     0x01, 0x08, 0x09, 0x0A, 0x20, 0x21, 0x23, 0x25, 0x29, 0x2A, 0x2B, 0x30, 0x31, 0x32, 0x33, 0x34,
     0x38, 0x39, 0x3A, 0x40, 0x50, 0x58,
+];
+
+/// Codes of scalable mode that page requests meet, too (section 7.4).
+const ASKED_FOR_PAGES: &[u8] = &[
+    0x38, 0x39, 0x3A, 0x40, 0x41, 0x42, 0x43, 0x45, 0x46, 0x47, 0x48, 0x50, 0x51, 0x52, 0x58, 0x59,
+    0x5A, 0x5B,
 ];
 
 fn is_qualified(reason: FaultReason) -> bool {
@@ -184,6 +190,34 @@ fn a_translation_request_is_told_what_the_specification_says() {
             let high = high & !0x7000_0000_1000_0000 | 0x5000_0000_0000_0000;
             assert_recorded(&world, case, [low, high]);
         }
+    }
+}
+
+#[test]
+fn a_page_request_fails_for_what_is_wrong_up_to_the_pasid_entry_and_for_nothing_beyond() {
+    let walks = walk::CASES.iter().map(|case| (case, false));
+    let structures = scalable::CASES
+        .iter()
+        .map(|case| (case, ASKED_FOR_PAGES.contains(&case.reason.code())));
+    for (case, blocked) in structures.filter(|(_, blocked)| *blocked).chain(walks) {
+        let (Ask::Read(pasid, address) | Ask::Write(pasid, address) | Ask::Page(pasid, address)) =
+            case.ask
+        else {
+            continue;
+        };
+        let why = name(case);
+        let world = World::of(case, None);
+        let outcome = world.request_page(pasid, address);
+        if !blocked {
+            assert_eq!((outcome, world.fault_status()), (Ok(()), 0), "{why}");
+            continue;
+        }
+        let answer = PageRequestRefusal::Answered(ResponseCode::InvalidRequest);
+        assert_eq!(outcome, Err(answer), "{why}");
+        // T1 0 and T2 1, and otherwise the same.
+        let [low, high] = case.record;
+        let high = high & !0x4000_0000_0000_0000 | 0x1000_0000;
+        assert_recorded(&world, case, [low, high]);
     }
 }
 

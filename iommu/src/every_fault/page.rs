@@ -21,6 +21,9 @@ cases of that test.
 * **Translation request**: what a device is told that asks for a translation (ATS) in the same place. *UR* and *CA* are
   Unsupported Request and Completer Abort, and are recorded. The other answers are successes, and are not recorded unless the
   table says so. The test makes these requests, too.
+* A **page request** of scalable mode meets the reasons 38h to 43h, 45h to 48h, and 50h to 5Bh in the same places: it is recorded,
+  and answered with Invalid Request if it is the last of its group. What is wrong beyond the PASID entry does not concern it. The
+  test makes these requests, too.
 
 | code | reason | provoked by | FPD in | translation request |
 |---|---|---|---|---|

@@ -20,8 +20,8 @@ use crate::spec::fault_reason::FaultReason;
 use crate::translate::{Request, translate};
 use crate::unit::testing::sharing;
 use crate::{
-    AtsRefusal, AtsTranslation, EventSink, InterruptMessage, PageRequest, Pasid, SourceId, Unit,
-    UnitConfig,
+    AtsRefusal, AtsTranslation, EventSink, InterruptMessage, PageRequest, PageRequestRefusal,
+    Pasid, SourceId, Unit, UnitConfig,
 };
 
 pub(super) const SOURCE: SourceId = SourceId(0x0018);
@@ -53,6 +53,8 @@ impl World {
             let word: u64 = world.memory.read_obj(GuestAddress(at)).unwrap();
             world.poke(at, &[word | 2]);
         }
+        // An empty page-request queue of one page.
+        world.write64(0xD0, 0x30_0000);
         // Root table, SRTP, interrupt table, SIRTP, then TE and IRE.
         world.write64(0x20, case.root);
         world.write32(0x18, 0x4000_0000);
@@ -126,16 +128,7 @@ impl World {
                 let transaction = view.begin_translated();
                 transaction.read_obj::<u32>(GuestAddress(address)).is_ok()
             }
-            Ask::Page(pasid, address) => {
-                let request = PageRequest {
-                    pasid: number(pasid),
-                    address,
-                    read: true,
-                    last: true,
-                    ..PageRequest::default()
-                };
-                self.unit.request_page(SOURCE, &request).is_ok()
-            }
+            Ask::Page(pasid, address) => self.request_page(pasid, address).is_ok(),
             Ask::Interrupt(address, data) => self.unit.remap(SOURCE, address, data).is_ok(),
             Ask::Walk(request) => self.walk(&request).is_ok(),
         }
@@ -147,6 +140,22 @@ impl World {
         translate(&*self.memory, state.gates(), &state.latched(), request)
             .map(|_| ())
             .map_err(|fault| (fault.reason, fault.record))
+    }
+
+    /// Makes a page request that is the last of its group.
+    pub(super) fn request_page(
+        &self,
+        pasid: Option<u32>,
+        address: u64,
+    ) -> Result<(), PageRequestRefusal> {
+        let request = PageRequest {
+            pasid: number(pasid),
+            address,
+            read: true,
+            last: true,
+            ..PageRequest::default()
+        };
+        self.unit.request_page(SOURCE, &request)
     }
 
     /// Makes a translation request.
