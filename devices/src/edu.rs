@@ -54,7 +54,6 @@ use crate::limit::LogLimit;
 use crate::{Dma, Memory};
 use atc::Atc;
 use copier::{Link, PageCounts};
-use extension::Manner;
 use pri::Capabilities;
 use registers::{Action, Registers};
 
@@ -227,14 +226,6 @@ impl Shared {
             .then(|| inner.config.msi_notify(0))?
     }
 
-    /// Whether the guest has enabled what requests in this manner need.
-    fn permits(&self, inner: &Inner, manner: &Manner) -> bool {
-        let enabled = self.capabilities.enabled(&inner.config);
-        (enabled.ats || !(manner.translate || manner.translated))
-            && (enabled.pasid || manner.pasid.is_none())
-            && (enabled.pri || !manner.pages)
-    }
-
     fn count_pages(&self, inner: &mut Inner, counts: PageCounts) {
         let extension = &mut inner.registers.extension;
         extension.page_requests = extension.page_requests.wrapping_add(counts.requests);
@@ -248,10 +239,7 @@ impl Shared {
     /// Makes the capabilities' status, and the device-TLB, follow what the guest enabled.
     fn update_capabilities(&self, inner: &mut Inner) {
         let atc = &self.link.atc;
-        if !self.capabilities.enabled(&inner.config).ats {
-            // PCIe 10.2.1: what a function keeps is gone when ATS is disabled.
-            atc.clear();
-        }
+        atc.set_enabled(self.capabilities.enabled(&inner.config));
         self.capabilities
             .update(&mut inner.config, atc.is_waiting(), atc.take_unexpected());
     }
@@ -275,7 +263,8 @@ impl Shared {
         let features = inner.registers.extension.features;
         inner.registers = Registers::new(features);
         inner.config.reset();
-        self.link.atc.clear();
+        self.link.atc.take_unexpected();
+        self.update_capabilities(&mut inner);
         self.drive(&mut inner);
     }
 }

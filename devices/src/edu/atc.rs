@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use iommu::{AtsTranslation, DeviceTlb, DeviceTlbInvalidation, PageResponse, Pasid, ResponseCode};
 
-use super::extension::Cached;
+use super::extension::{Cached, EduFeatures, Manner};
 
 /// Translations that are kept; when there is one more, the oldest goes.
 const CAPACITY: usize = 64;
@@ -37,6 +37,8 @@ impl Entry {
 
 #[derive(Debug, Default)]
 struct Table {
+    /// What the guest enabled. While ATS is not, nothing is kept and nothing is used.
+    enabled: EduFeatures,
     entries: Vec<Entry>,
     oldest: usize,
     invalidations: u32,
@@ -80,6 +82,9 @@ impl Atc {
     /// A translation that permits to read, or to write. It may be used within the transaction in which it was looked up.
     pub(super) fn lookup(&self, pasid: Option<Pasid>, address: u64, write: bool) -> Option<u64> {
         let table = self.table();
+        if !table.enabled.ats {
+            return None;
+        }
         let mut fitting = table.entries.iter().filter(|entry| {
             if write {
                 entry.answer.writable
@@ -93,6 +98,9 @@ impl Atc {
     /// Keeps an answer. To be called within the transaction in which it was given.
     pub(super) fn insert(&self, pasid: Option<Pasid>, input: u64, answer: AtsTranslation) {
         let mut table = self.table();
+        if !table.enabled.ats {
+            return;
+        }
         let entry = Entry {
             pasid,
             input,
@@ -109,11 +117,22 @@ impl Atc {
         table.oldest = (oldest + 1) % CAPACITY;
     }
 
-    /// Forgets all translations.
-    pub(super) fn clear(&self) {
+    /// Follows what the guest enabled. PCIe 10.2.1: what a function keeps is gone when ATS is disabled.
+    pub(super) fn set_enabled(&self, enabled: EduFeatures) {
         let mut table = self.table();
-        table.entries.clear();
-        table.oldest = 0;
+        table.enabled = enabled;
+        if !enabled.ats {
+            table.entries.clear();
+            table.oldest = 0;
+        }
+    }
+
+    /// Whether the guest has enabled what requests in this manner need.
+    pub(super) fn permits(&self, manner: &Manner) -> bool {
+        let enabled = self.table().enabled;
+        (enabled.ats || !(manner.translate || manner.translated))
+            && (enabled.pasid || manner.pasid.is_none())
+            && (enabled.pri || !manner.pages)
     }
 
     pub(super) fn cached(&self) -> Cached {
@@ -202,11 +221,9 @@ impl DeviceTlb for Atc {
 
     fn page_response(&self, response: PageResponse) {
         let mut pages = self.pages();
-        // Software need not repeat the PASID of a group.
-        let expected = pages.answer.is_none()
-            && pages.waiting.is_some_and(|(pasid, group)| {
-                group == response.group && (response.pasid.is_none() || response.pasid == pasid)
-            });
+        // The device's capability says that a response needs the PASID of its group.
+        let expected =
+            pages.answer.is_none() && pages.waiting == Some((response.pasid, response.group));
         if expected {
             pages.answer = Some(response.code);
         } else {

@@ -138,6 +138,9 @@ impl Copier {
 
     fn carry(&mut self, mut piece: Piece<'_>, manner: Manner, aborts: u64) -> Outcome {
         let pasid = manner.pasid.and_then(Pasid::new);
+        if !self.link.atc.permits(&manner) {
+            return Outcome::NotEnabled;
+        }
         if manner.translated {
             let transaction = self.view.begin_translated();
             return piece.access(&transaction, piece.address);
@@ -147,6 +150,10 @@ impl Copier {
             return piece.access(&transaction, piece.address);
         }
         for _ in 0..ROUNDS {
+            // The guest may have changed its mind while a page was waited for.
+            if !self.link.atc.permits(&manner) {
+                return Outcome::NotEnabled;
+            }
             if let Some(outcome) = self.use_kept(&mut piece, pasid) {
                 return outcome;
             }

@@ -143,6 +143,7 @@ impl Machine {
     fn switch_on(&self) {
         self.unit.write(0x20, &(ROOT | 1 << 10).to_le_bytes());
         self.unit.write(0x18, &0x4000_0000_u32.to_le_bytes());
+        self.unit.write(0x88, &0_u64.to_le_bytes());
         self.unit.write(0x90, &(QUEUE | 1 << 11).to_le_bytes());
         self.unit.write(0xd0, &PAGE_QUEUE.to_le_bytes());
         self.unit.write(0x18, &0x0400_0000_u32.to_le_bytes());
@@ -365,4 +366,42 @@ fn disabling_ats_forgets_what_was_kept() {
     assert_eq!(machine.read(0x10c), 1);
     machine.edu.write_config(ATS + 6, &0_u16.to_le_bytes());
     assert_eq!(machine.read(0x10c), 0);
+}
+
+#[test]
+fn a_capability_that_goes_away_ends_a_command_that_waits() {
+    let machine = machine();
+    machine.put(ENTRY, 0);
+    machine.start(TRANSLATE | PAGES);
+    machine.wait_until("a request comes", || machine.register(0xc8) == 32);
+    machine.edu.write_config(ATS + 6, &0_u16.to_le_bytes());
+    machine.put(ENTRY, FIRST | 7);
+    machine.fill(FIRST);
+    machine.respond(0, 0);
+    assert_eq!(machine.finish(), 7);
+    assert!(!machine.written(FIRST));
+    assert_eq!(machine.read(0x10c), 0, "nothing is kept while ATS is off");
+}
+
+#[test]
+fn a_reset_leaves_nothing_of_page_requests_behind() {
+    let machine = machine();
+    machine.respond(7, 0);
+    machine.put(ENTRY, 0);
+    machine.start(TRANSLATE | PAGES);
+    machine.wait_until("a request comes", || machine.register(0xc8) == 32);
+    machine.respond(0, 0xf);
+    machine
+        .edu
+        .write_config(PCIE + 8, &0xa810_u16.to_le_bytes());
+    machine.switch_on();
+    machine.put(ENTRY, FIRST | 7);
+    machine.start(TRANSLATE);
+    assert_eq!(machine.finish(), 0);
+    assert_eq!(
+        machine.config(PRI + 6) & 3,
+        0,
+        "no failure, no unexpected group"
+    );
+    assert_eq!((machine.read(0x114), machine.read(0x118)), (0, 0));
 }

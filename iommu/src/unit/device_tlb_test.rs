@@ -420,3 +420,26 @@ fn once_a_wait_has_completed_no_device_uses_what_it_was_to_forget() {
     });
     assert_ne!(writes.load(Ordering::SeqCst), 0);
 }
+
+#[test]
+fn waits_before_a_device_that_does_not_answer_complete_and_those_behind_it_do_not() {
+    let (bench, _recorder) = bench();
+    let before = [0x0000_0007_0000_0025, STATUS + 8, 0, 0];
+    bench.submit_wide(&[before, before, NOBODY, WAIT]);
+    assert_eq!(bench.peek32(STATUS + 8), 7);
+    assert_eq!(bench.peek32(STATUS), 0);
+    assert_eq!(state(&bench).2, 0x40);
+}
+
+#[test]
+fn waits_complete_in_order_however_many_there_are() {
+    let (bench, recorder) = bench();
+    let waits: Vec<[u64; 4]> = (1..=200_u64)
+        .flat_map(|status| [TELL, [status << 32 | 0x25, STATUS, 0, 0]])
+        .take(250)
+        .collect();
+    bench.submit_wide(&waits);
+    assert_eq!(bench.peek32(STATUS), 125);
+    assert_eq!(recorder.invalidations.lock().unwrap().len(), 125);
+    assert_eq!(bench.unit.stats().waits, 125);
+}

@@ -70,20 +70,20 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         if !self.caps.ecap.prs() {
             return Err(PageRequestRefusal::Unsupported);
         }
-        let queued = {
-            // Whoever invalidates waits for this: a request is in the queue under the tables that let it pass.
-            let _in_flight = self
-                .page_requests_in_flight
-                .read()
-                .unwrap_or_else(PoisonError::into_inner);
-            self.check_page_request(source, request)?;
-            let descriptor = PageRequestDescriptor::describe(source, request);
-            let width = self.dma.gates().host_address_width;
-            // For the page of a request, software needs to announce no change of its tables.
-            let admitted = || self.dma.invalidate_all();
-            self.page_queue()
-                .push(self.memory(), width, descriptor, admitted)
-        };
+        // Whoever invalidates waits for this: a request is in the queue under the tables that let it pass, and its event is
+        // sent.
+        let _in_flight = self
+            .page_requests_in_flight
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.check_page_request(source, request)?;
+        let descriptor = PageRequestDescriptor::describe(source, request);
+        let width = self.dma.gates().host_address_width;
+        // For the page of a request, software needs to announce no change of its tables.
+        let admitted = || self.dma.invalidate_all();
+        let queued = self
+            .page_queue()
+            .push(self.memory(), width, descriptor, admitted);
         match queued {
             Queued::Written(message) => {
                 self.faults.deliver(message);

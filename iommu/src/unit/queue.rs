@@ -24,10 +24,19 @@ struct Pending {
     translations: bool,
     /// Indices of interrupt entries, as one range that covers all.
     interrupts: Option<Range<u32>>,
+    /// Requests that were in flight when this run of the queue began are over: tables that software changed before are not
+    /// in use any more. That much a device-TLB relies on, and once is enough.
+    drained: bool,
+    /// Waits that complete, in this order, once all of the above is true.
+    waits: Vec<Wait>,
     /// Whose device-TLB does not answer. Everything up to the next fence is started nevertheless, but no wait completes:
     /// so it looks to software when the time-out is noticed.
     timed_out: Option<SourceId>,
 }
+
+/// How many waits are completed together. Each time, the transactions in flight are waited for, which takes as long as they
+/// do: a queue full of waits would otherwise hold its vCPU up for seconds while a device copies.
+const WAITS_AT_ONCE: usize = 64;
 
 /// Whether the next descriptor may be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +73,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         }
         let mut pending = Pending::default();
         let outcome = self.process(command, &mut pending);
+        self.finish_waits(command, &mut pending);
         self.settle(&mut pending);
         if let Some(source) = pending.timed_out {
             self.time_out(command, source);
@@ -154,10 +164,13 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             } => {
                 // What the device asks for after it forgot is to come from the new tables; and the wait that follows is
                 // to see the end of what the device began before it forgot.
-                pending.translations = true;
-                self.settle(pending);
+                if !std::mem::replace(&mut pending.drained, true) {
+                    pending.translations = true;
+                    self.settle(pending);
+                }
                 pending.translations = true;
                 if !self.invalidate_device_tlb(source, invalidation) {
+                    self.finish_waits(command, pending);
                     pending.timed_out.get_or_insert(source);
                 }
             }
@@ -168,7 +181,6 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             }
             Descriptor::Wait(wait) => {
                 counters.waits.add();
-                self.settle(pending);
                 if pending.timed_out.is_some() {
                     // Aborted: software sees neither its status nor its interrupt.
                     return if wait.fence {
@@ -177,13 +189,28 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
                         Flow::Continue
                     };
                 }
-                if wait.page_drain {
-                    self.drain_page_requests();
+                let now = wait.fence || wait.page_drain;
+                pending.waits.push(wait);
+                if now || pending.waits.len() == WAITS_AT_ONCE {
+                    self.finish_waits(command, pending);
                 }
-                self.complete(command, wait);
             }
         }
         Flow::Continue
+    }
+
+    /// Completes the waits so far.
+    fn finish_waits(&self, command: &mut Command, pending: &mut Pending) {
+        if pending.waits.is_empty() {
+            return;
+        }
+        self.settle(pending);
+        for wait in std::mem::take(&mut pending.waits) {
+            if wait.page_drain {
+                self.drain_page_requests();
+            }
+            self.complete(command, wait);
+        }
     }
 
     /// Makes what was invalidated so far true: afterwards no translation and no interrupt entry from before is in use.
@@ -221,8 +248,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         self.run_queue(command);
     }
 
-    /// FSTS.ITE stops the queue, too. What was started up to here is not started again when software clears it
-    ///.
+    /// FSTS.ITE stops the queue, too. What was started up to here is not started again when software clears it.
     fn time_out(&self, command: &mut Command, source: SourceId) {
         self.shared.counters.device_tlb_timeouts.add();
         let record = error_record(command).with_timeout_source(source.0);

@@ -104,8 +104,9 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
 
     /// Continues the work of the unit whose state this is. Guest memory must have been restored before.
     ///
-    /// Nothing that was translated before is in use any more when this returns. Observers of interrupt entries are
-    /// told that all have changed. No event is sent: those that were pending still are.
+    /// Nothing that was translated before is in use any more when this returns, but for what device-TLBs keep: that is for
+    /// their devices to forget. Observers of interrupt entries are told that all have changed. No event is sent: those
+    /// that were pending still are.
     ///
     /// # Errors
     /// The state does not fit; the unit is unchanged.
