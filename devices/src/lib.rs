@@ -5,7 +5,7 @@
 
 pub mod edu;
 pub mod ioapic;
-mod limit;
+pub mod limit;
 pub mod output;
 pub mod power;
 pub mod serial;

@@ -9,7 +9,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// Lets a few messages through per window and counts the others.
 #[derive(Debug, Default)]
-pub(crate) struct LogLimit {
+pub struct LogLimit {
     window: Option<Instant>,
     passed: u32,
     held_back: u64,
@@ -17,7 +17,7 @@ pub(crate) struct LogLimit {
 
 impl LogLimit {
     /// Whether a message may be written now. `Some(n)`: yes, and `n` were held back since the last one that was.
-    pub(crate) fn pass(&mut self) -> Option<u64> {
+    pub fn pass(&mut self) -> Option<u64> {
         let now = Instant::now();
         if self
             .window

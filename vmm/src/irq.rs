@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::ioapic::{self, IoApic, Route, RouteListener};
+use devices::limit::LogLimit;
 use iommu::SourceId;
 use iommu::unit::{EventSink, InterruptEntryObserver, InterruptMessage};
 use kvm_bindings::{
@@ -26,9 +27,32 @@ const INTERRUPT_RANGE: u64 = 0xfee;
 const DATA_LEVEL: u32 = 1 << 15;
 
 /// Delivers messages that are in the form that local APICs take.
-pub(crate) struct LocalApics(pub(crate) Arc<VmFd>);
+pub(crate) struct LocalApics {
+    vm: Arc<VmFd>,
+    /// Leaf lock: what is refused is the guest's doing, and it may do so as often as it likes.
+    refused: Mutex<LogLimit>,
+}
 
 impl LocalApics {
+    /// The local APICs of `vm`.
+    pub(crate) fn new(vm: Arc<VmFd>) -> Self {
+        Self {
+            vm,
+            refused: Mutex::default(),
+        }
+    }
+
+    fn complain(&self, what: &str, error: kvm_ioctls::Error) {
+        let pass = self
+            .refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pass();
+        if let Some(held_back) = pass {
+            log::warn!("KVM refused {what}: {error} ({held_back} messages held back)");
+        }
+    }
+
     fn deliver(&self, InterruptMessage { address, data }: InterruptMessage) {
         let (low, high) = halves(address);
         // Bits 39:32 are neither address nor destination: what has them set is a write to memory that does not exist.
@@ -43,8 +67,11 @@ impl LocalApics {
             ..Default::default()
         };
         // KVM returns 0 when the guest blocks the interrupt, which is the guest's business.
-        if let Err(error) = self.0.signal_msi(message) {
-            log::warn!("KVM refused the interrupt message {address:#x}, {data:#x}: {error}");
+        if let Err(error) = self.vm.signal_msi(message) {
+            self.complain(
+                &format!("the interrupt message {address:#x}, {data:#x}"),
+                error,
+            );
         }
     }
 }
@@ -166,12 +193,13 @@ impl LevelRoutes {
             .collect();
         let result = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))
-            .and_then(|table| self.remapper.local_apics.0.set_gsi_routing(&table));
+            .and_then(|table| self.remapper.local_apics.vm.set_gsi_routing(&table));
         match result {
             Ok(()) => pins.told = messages,
-            Err(error) => {
-                log::warn!("KVM refused the routes of level-triggered interrupts: {error}")
-            }
+            Err(error) => self
+                .remapper
+                .local_apics
+                .complain("the routes of level-triggered interrupts", error),
         }
     }
 }

@@ -63,7 +63,7 @@ impl Machine {
         let memory = memory::allocate(&config.memory)?;
         let vm = kvm::create_vm(&kvm, &memory)?;
 
-        let local_apics = Arc::new(LocalApics(Arc::clone(&vm)));
+        let local_apics = Arc::new(LocalApics::new(Arc::clone(&vm)));
         let unit = match &config.iommu {
             Some(unit) => Some(
                 Unit::new(
