@@ -52,7 +52,8 @@ impl Console {
     }
 
     fn line(&mut self, text: &str) {
-        // One record of the log holds about 1000 bytes. The level shows even under `quiet`.
+        // One record of the log holds about 1000 bytes. The level shows even under `quiet`. Without its newline a record
+        // stays open, and unprinted, until the next one begins.
         let text: String = text
             .chars()
             .map(|c| if c.is_control() { ' ' } else { c })
@@ -61,7 +62,7 @@ impl Console {
         let written = self
             .0
             .as_mut()
-            .is_some_and(|kmsg| kmsg.write_all(format!("<2>{text}").as_bytes()).is_ok());
+            .is_some_and(|kmsg| kmsg.write_all(format!("<2>{text}\n").as_bytes()).is_ok());
         if !written {
             println!("{text}");
         }
