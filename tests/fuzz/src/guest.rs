@@ -100,6 +100,19 @@ impl Guest {
         self.memory.read_obj(GuestAddress(address)).ok()
     }
 
+    /// All of it, in order.
+    pub(crate) fn contents(&self) -> Vec<u8> {
+        let mut all = Vec::new();
+        for region in self.memory.iter() {
+            let mut bytes = vec![0; usize::try_from(region.len()).unwrap()];
+            self.memory
+                .read_slice(&mut bytes, region.start_addr())
+                .unwrap();
+            all.append(&mut bytes);
+        }
+        all
+    }
+
     /// Asserts that nobody wrote where nobody may even look.
     #[track_caller]
     pub(crate) fn check(&self) {

@@ -8,9 +8,15 @@
 //! * Nothing at or beyond the host address width is looked up, be it for tables, for queues or for a device.
 //! * The work of an operation is bounded by what it was asked for: lookups of memory are counted.
 //! * Counters go up by what was done; events and calls of observers are as few.
+//! * A page request that was taken is in the memory of the queue, where there is any; PQT moves by as many as were taken.
+//! * A device-TLB hears of every invalidation and response that the queue executes, or the queue stops with a time-out.
+//! * Who looks changes nothing: neither memory nor registers nor counters.
+//! * A unit that continues the work of another reads and translates as that one.
 
+mod device;
 mod guest;
 mod machine;
+mod tables;
 mod word;
 
 pub mod irte;

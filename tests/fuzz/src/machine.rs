@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arbitrary::Arbitrary;
 use iommu::{
-    DmaPort, DmaView, EventSink, InterruptEntryObserver, InterruptMessage, SourceId, Statistics,
-    Unit, UnitConfig,
+    DmaPort, DmaView, EventSink, InterruptEntryObserver, InterruptMessage, Pasid, SourceId,
+    Statistics, Unit, UnitConfig,
 };
 
+use crate::device::{Deeds, Devices};
 use crate::guest::Guest;
 
 /// The features of a unit, as bits.
@@ -32,6 +33,7 @@ impl Shape {
         let first_stage = scalable && aw_bits != 39 && on(1);
         let second_stage = !first_stage || on(2);
         let interrupt_remapping = on(4);
+        let device_tlb = on(11);
         UnitConfig {
             host_address_width,
             aw_bits,
@@ -43,12 +45,24 @@ impl Shape {
             x2apic: interrupt_remapping && on(5),
             caching_mode: on(6),
             snoop_control: on(7),
-            pasid_bits: 0,
-            device_tlb: false,
-            page_requests: false,
+            pasid_bits: if scalable && on(10) {
+                [20, 1, 8, 16][usize::from(self.features >> 13 & 3)]
+            } else {
+                0
+            },
+            device_tlb,
+            page_requests: scalable && device_tlb && on(12),
         }
     }
 }
+
+/// A unit of a guest.
+type Behind = Unit<Arc<Guest>>;
+
+/// Lookups of a page request: root, context, directory and PASID entry, and the slot of the queue; with retries.
+const LOOKUPS_PER_REQUEST: u64 = 16;
+/// Lookups that one page can take: 16 walks of 35 entries with as many updates, and 5 entries before them.
+pub(crate) const LOOKUPS_PER_PAGE: u64 = 16 * 2 * 35 + 5;
 
 /// Counts events, and ranges of interrupt entries that became invalid.
 #[derive(Default)]
@@ -60,6 +74,15 @@ struct Listener {
 impl EventSink for Listener {
     fn deliver(&self, _: InterruptMessage) {
         self.events.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Listener {
+    fn make_unit(self: &Arc<Self>, guest: &Arc<Guest>, config: &UnitConfig) -> Arc<Behind> {
+        let unit = Unit::new(Arc::clone(guest), config, Arc::clone(self) as _)
+            .expect("a shape makes a unit");
+        unit.observe_interrupt_entries(Arc::clone(self) as _);
+        unit
     }
 }
 
@@ -90,6 +113,15 @@ pub(crate) struct Account {
     /// Interrupts, blocked or not.
     pub(crate) interrupts: u64,
     pub(crate) blocked: u64,
+    /// Invalidations of device-TLBs, there or not.
+    pub(crate) device_invalidations: u64,
+    pub(crate) timeouts: u64,
+    pub(crate) responses: u64,
+    pub(crate) page_requests: u64,
+    pub(crate) page_requests_refused: u64,
+    pub(crate) translations: u64,
+    /// The same, as devices count it.
+    pub(crate) deeds: Deeds,
 }
 
 impl Account {
@@ -100,6 +132,8 @@ impl Account {
                 + stats.pasid_cache_invalidations
                 + stats.pasid_iotlb_invalidations
                 + stats.interrupt_invalidations
+                + stats.device_tlb_invalidations
+                + stats.page_responses
                 + stats.waits,
             waits: stats.waits,
             lost_statuses: stats.lost_statuses,
@@ -109,6 +143,12 @@ impl Account {
                 + stats.interrupts_passed
                 + stats.interrupts_blocked,
             blocked: stats.interrupts_blocked,
+            device_invalidations: stats.device_tlb_invalidations,
+            timeouts: stats.device_tlb_timeouts,
+            responses: stats.page_responses,
+            page_requests: stats.page_requests,
+            page_requests_refused: stats.page_requests_refused,
+            translations: stats.translation_requests,
             ..Self::default()
         }
     }
@@ -125,13 +165,27 @@ impl Account {
             faults: self.faults - before.faults,
             interrupts: self.interrupts - before.interrupts,
             blocked: self.blocked - before.blocked,
+            device_invalidations: self.device_invalidations - before.device_invalidations,
+            timeouts: self.timeouts - before.timeouts,
+            responses: self.responses - before.responses,
+            page_requests: self.page_requests - before.page_requests,
+            page_requests_refused: self.page_requests_refused - before.page_requests_refused,
+            translations: self.translations - before.translations,
+            deeds: self.deeds.since(before.deeds),
         }
+    }
+
+    /// Page requests that were made.
+    pub(crate) fn asked(&self) -> u64 {
+        self.deeds.accepted + self.deeds.refused
     }
 }
 
 pub(crate) struct Machine {
     pub(crate) guest: Arc<Guest>,
     pub(crate) unit: Arc<Unit<Arc<Guest>>>,
+    pub(crate) devices: Arc<Devices>,
+    config: UnitConfig,
     listener: Arc<Listener>,
     /// The registers out of reset.
     fresh: Vec<u64>,
@@ -141,16 +195,15 @@ impl Machine {
     pub(crate) fn new(shape: Shape) -> Self {
         let guest = Guest::take(shape.width);
         let listener = Arc::new(Listener::default());
-        let unit = Unit::new(
-            Arc::clone(&guest),
-            &shape.config(guest.width()),
-            Arc::clone(&listener) as _,
-        )
-        .expect("a shape makes a unit");
-        unit.observe_interrupt_entries(Arc::clone(&listener) as _);
+        let config = shape.config(guest.width());
+        let unit = listener.make_unit(&guest, &config);
+        let devices = Devices::new(Arc::clone(&guest));
+        devices.move_to(&unit);
         let mut machine = Self {
             guest,
             unit,
+            devices,
+            config,
             listener,
             fresh: Vec::new(),
         };
@@ -199,17 +252,33 @@ impl Machine {
         let words = bytes.len() as u64 / 4;
         // A fetch for each descriptor and a status for each wait; a fetch that fails stops the queue.
         let most = account.executed + account.waits + words;
-        assert!(account.lookups <= most, "{account:?} by {words} words");
+        let devices =
+            account.asked() * LOOKUPS_PER_REQUEST + account.deeds.translations * LOOKUPS_PER_PAGE;
+        assert!(
+            account.lookups <= most + devices,
+            "{account:?} by {words} words"
+        );
         // 128 pages of the narrow descriptors.
         assert!(account.executed <= words * 0x8000, "{account:?}");
-        assert!(account.events <= account.waits + 2 * words, "{account:?}");
+        let (asked, translations) = (account.asked(), account.deeds.translations);
+        // A page request has an event of its own, besides that of a fault.
+        let most = account.waits + 2 * words + 2 * asked + translations;
+        assert!(account.events <= most, "{account:?}");
         // Remapping can change in three ways at once.
         assert!(
             account.ranges <= account.executed + 3 * words,
             "{account:?}"
         );
         assert!(account.queue_errors <= words, "{account:?}");
-        assert_eq!((account.faults, account.interrupts), (0, 0));
+        assert!(account.faults <= asked + translations, "{account:?}");
+        assert_eq!(account.interrupts, 0);
+        assert!(account.timeouts <= words, "{account:?}");
+        if account.timeouts != 0 {
+            assert_ne!(self.read32(0x34) & 0x40, 0, "ITE");
+        } else {
+            let (all, heard) = (account.device_invalidations, account.deeds.invalidations);
+            assert_eq!(all, heard, "without a time-out");
+        }
         account
     }
 
@@ -222,9 +291,20 @@ impl Machine {
 
     /// Runs one operation, and checks what holds whatever it was.
     pub(crate) fn step(&self, run: impl FnOnce()) -> Account {
+        self.devices.begin_step();
         let before = self.account();
         run();
         let account = self.account().since(before);
+        self.devices.end_step(account.deeds.accepted);
+        let deeds = account.deeds;
+        assert_eq!(account.page_requests, deeds.accepted, "{account:?}");
+        assert_eq!(account.page_requests_refused, deeds.refused, "{account:?}");
+        assert_eq!(account.translations, deeds.translations, "{account:?}");
+        assert!(
+            deeds.invalidations <= account.device_invalidations,
+            "{account:?}"
+        );
+        assert!(deeds.responses <= account.responses, "{account:?}");
         assert_eq!(self.read64(0x80) & !0x7_FFF0, 0, "IQH");
         assert_eq!(self.read32(0x1C) & !0xC780_0000, 0, "GSTS");
         // FRI names one of eight records.
@@ -239,7 +319,52 @@ impl Machine {
             lookups: self.guest.lookups(),
             events: self.listener.events.load(Ordering::Relaxed),
             ranges: self.listener.ranges.load(Ordering::Relaxed),
+            deeds: self.devices.deeds(),
             ..Account::of(&self.unit.stats())
         }
+    }
+
+    /// Has a unit continue the work of this one: a new one, or this one after a reset.
+    pub(crate) fn restore(&mut self, anew: bool, source: SourceId, address: u64) {
+        let state = self.unit.save();
+        let memory = self.guest.contents();
+        let registers = self.registers();
+        let looks = |unit: &Behind| {
+            [None, Pasid::new(1)].map(|pasid| unit.explain(source, pasid, address).to_string())
+        };
+        let before = looks(&self.unit);
+        let (lookups, events) = (
+            self.guest.lookups(),
+            self.listener.events.load(Ordering::Relaxed),
+        );
+        if anew {
+            self.unit = self.listener.make_unit(&self.guest, &self.config);
+            self.devices.move_to(&self.unit);
+        } else {
+            self.unit.reset();
+        }
+        self.unit.restore(&state).expect("the state of such a unit");
+        assert_eq!(self.guest.lookups(), lookups, "a restore looks nothing up");
+        assert_eq!(self.listener.events.load(Ordering::Relaxed), events);
+        assert_eq!(self.unit.save(), state);
+        assert_eq!(self.registers(), registers);
+        assert_eq!(looks(&self.unit), before);
+        assert!(self.guest.contents() == memory, "a restore writes");
+    }
+
+    /// Looks at everything, which changes nothing.
+    pub(crate) fn inspect(&self, source: SourceId, pasid: Option<Pasid>, address: u64) {
+        let (state, stats) = (self.unit.save(), self.unit.stats());
+        let memory = self.guest.contents();
+        assert!(!self.unit.describe().to_string().is_empty());
+        let account = self.step(|| {
+            let text = self.unit.explain(source, pasid, address).to_string();
+            assert!(!text.is_empty());
+            self.unit.binding_of(source, pasid);
+        });
+        assert!(account.lookups <= 2 * LOOKUPS_PER_PAGE, "{account:?}");
+        assert_eq!((account.events, account.ranges), (0, 0));
+        assert!(self.guest.contents() == memory, "who looks writes");
+        assert_eq!((self.unit.save(), self.unit.stats()), (state, stats));
     }
 }

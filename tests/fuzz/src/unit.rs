@@ -5,23 +5,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arbitrary::Arbitrary;
-use iommu::{DmaView, Pasid, SourceId};
+use iommu::{DmaView, PageRequest, Pasid, SourceId};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use crate::guest::Guest;
-use crate::machine::{Machine, Shape};
+use crate::machine::{LOOKUPS_PER_PAGE, Machine, Shape};
+use crate::tables::Tables;
 use crate::word::{Source, Word, decode};
 
 /// Registers with effects; fault records are at 0x220.
-const PLACES: [u16; 36] = [
+const PLACES: [u16; 40] = [
     0x18, 0x20, 0x24, 0x28, 0x2C, 0x34, 0x38, 0x3C, 0x40, 0x44, 0x64, 0x68, 0x80, 0x88, 0x90, 0x94,
-    0x9C, 0xA0, 0xA4, 0xA8, 0xAC, 0xB0, 0xB8, 0xBC, 0xC0, 0xC8, 0xD0, 0xDC, 0xE0, 0xF0, 0xF4, 0xF8,
-    0xFC, 0x22C, 0x23C, 0x29C,
+    0x9C, 0xA0, 0xA4, 0xA8, 0xAC, 0xB0, 0xB8, 0xBC, 0xC0, 0xC8, 0xD0, 0xDC, 0xE0, 0xE4, 0xE8, 0xEC,
+    0xD4, 0xF0, 0xF4, 0xF8, 0xFC, 0x22C, 0x23C, 0x29C,
 ];
 /// Longest access of a device in bytes.
 const LONGEST: u16 = 0x4000;
-/// Lookups that one page can take: 16 walks of 35 entries with as many updates, and 5 entries before them.
-const LOOKUPS_PER_PAGE: u64 = 16 * 2 * 35 + 5;
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -77,6 +76,50 @@ enum Step {
         data: u32,
     },
     Reset,
+    /// Tables that work.
+    Tables(Tables),
+    /// A device comes that keeps translations.
+    Attach {
+        source: Source,
+        habits: u8,
+    },
+    Detach {
+        source: Source,
+    },
+    /// A device asks for a translation, and uses it if it gets one.
+    Translate {
+        source: Source,
+        pasid: Option<u32>,
+        at: Word,
+        no_write: bool,
+        kind: Kind,
+    },
+    /// A device uses a translation that it may never have got.
+    Translated {
+        source: Source,
+        at: Word,
+        length: u16,
+        kind: Kind,
+    },
+    PageRequest {
+        source: Source,
+        pasid: Option<u32>,
+        at: Word,
+        /// R, W, EXR, PMR, LPIG from bit 0.
+        flags: u8,
+        group: u16,
+    },
+    /// A unit continues the work of this one.
+    Restore {
+        anew: bool,
+        at: Word,
+    },
+    /// Somebody looks for a mistake.
+    Inspect {
+        source: Source,
+        pasid: Option<u32>,
+        at: Word,
+    },
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -97,17 +140,18 @@ pub fn run(data: &[u8]) {
     let Some(input) = decode::<Input>(data) else {
         return;
     };
-    let machine = Machine::new(input.shape);
+    let mut machine = Machine::new(input.shape);
     // Keeps what it has cached from step to step.
     let mut usual = machine.view(Source::Usual.id());
     for step in input.steps {
-        take(&machine, &mut usual, step);
+        take(&mut machine, &mut usual, step);
     }
     machine.guest.check();
 }
 
-fn take(machine: &Machine, usual: &mut DmaView<Arc<Guest>>, step: Step) {
-    let guest = &*machine.guest;
+fn take(machine: &mut Machine, usual: &mut DmaView<Arc<Guest>>, step: Step) {
+    let guest = &*Arc::clone(&machine.guest);
+    let named = |pasid: Option<u32>| pasid.and_then(|pasid| Pasid::new(pasid & 0xF_FFFF));
     match step {
         Step::Poke { at, word } => guest.poke(at.value(guest), word.value(guest)),
         Step::Fill { page, word } => {
@@ -140,16 +184,72 @@ fn take(machine: &Machine, usual: &mut DmaView<Arc<Guest>>, step: Step) {
             kind,
         } => {
             let at = at.value(guest);
-            let pasid = pasid.and_then(|pasid| Pasid::new(pasid & 0xF_FFFF));
+            let how = How::Untranslated(named(pasid));
             match source {
-                Source::Usual => dma(machine, usual, pasid, at, length, kind),
-                Source::Other(id) => dma(machine, &mut machine.view(id), pasid, at, length, kind),
+                Source::Usual => dma(machine, usual, how, at, length, kind),
+                Source::Other(id) => dma(machine, &mut machine.view(id), how, at, length, kind),
             }
         }
         Step::Interrupt { source, at, data } => {
             interrupt(machine, source.id(), at.value(guest), data);
         }
         Step::Reset => machine.reset(),
+        Step::Tables(tables) => tables.lay(machine),
+        Step::Attach { source, habits } => machine.devices.attach(source.id(), habits),
+        Step::Detach { source } => machine.devices.detach(source.id()),
+        Step::Translate {
+            source,
+            pasid,
+            at,
+            no_write,
+            kind,
+        } => {
+            let mut view = machine.view(source.id());
+            let at = at.value(guest);
+            if let Some(translated) = translate(machine, &mut view, named(pasid), at, no_write) {
+                dma(machine, &mut view, How::Translated, translated, 8, kind);
+            }
+        }
+        Step::Translated {
+            source,
+            at,
+            length,
+            kind,
+        } => {
+            let at = at.value(guest);
+            let mut other = machine.view(source.id());
+            let view = match source {
+                Source::Usual => usual,
+                Source::Other(_) => &mut other,
+            };
+            dma(machine, view, How::Translated, at, length, kind);
+        }
+        Step::PageRequest {
+            source,
+            pasid,
+            at,
+            flags,
+            group,
+        } => {
+            let request = PageRequest {
+                pasid: named(pasid),
+                address: at.value(guest),
+                read: flags & 1 != 0,
+                write: flags & 2 != 0,
+                execute: flags & 4 != 0,
+                privileged: flags & 8 != 0,
+                group,
+                last: flags & 0x10 != 0,
+            };
+            request_page(machine, source.id(), &request);
+        }
+        Step::Restore { anew, at } => {
+            machine.restore(anew, SourceId(Source::Usual.id()), at.value(guest));
+            *usual = machine.view(Source::Usual.id());
+        }
+        Step::Inspect { source, pasid, at } => {
+            machine.inspect(SourceId(source.id()), named(pasid), at.value(guest));
+        }
     }
 }
 
@@ -169,10 +269,52 @@ fn read(machine: &Machine, at: u64, length: usize) {
     }
 }
 
-fn dma(
+fn translate(
     machine: &Machine,
     view: &mut DmaView<Arc<Guest>>,
     pasid: Option<Pasid>,
+    at: u64,
+    no_write: bool,
+) -> Option<u64> {
+    let mut answer = None;
+    let account = machine.step(|| {
+        answer = machine
+            .devices
+            .translate(&view.begin_pasid(pasid), at, no_write);
+    });
+    assert!(account.lookups <= LOOKUPS_PER_PAGE, "{account:?}");
+    assert!(
+        account.events <= account.faults && account.faults <= 1,
+        "{account:?}"
+    );
+    let on = machine.read32(0x1C) & 0x8000_0000 != 0;
+    let offered = machine.read32(0x10) & 4 != 0;
+    assert!(answer.is_none() || on && offered, "{answer:x?}");
+    assert!(answer.is_none() || account.faults == 0, "{account:?}");
+    answer
+}
+
+fn request_page(machine: &Machine, source: u16, request: &PageRequest) {
+    let account = machine.step(|| machine.devices.request_page(source, request));
+    assert!(account.lookups <= 16, "{account:?}");
+    assert_eq!(account.asked(), 1);
+    assert!(account.events <= 1, "{account:?}");
+    let others = (account.executed, account.ranges, account.interrupts);
+    assert_eq!(others, (0, 0, 0));
+    machine.devices.check_overflow();
+}
+
+/// Which requests an access consists of.
+#[derive(Clone, Copy, Debug)]
+enum How {
+    Untranslated(Option<Pasid>),
+    Translated,
+}
+
+fn dma(
+    machine: &Machine,
+    view: &mut DmaView<Arc<Guest>>,
+    how: How,
     at: u64,
     length: u16,
     kind: Kind,
@@ -180,7 +322,9 @@ fn dma(
     let end = machine.guest.end();
     let mut length = usize::from(length % LONGEST);
     let mut at = at;
-    if machine.read32(0x1C) & 0x8000_0000 == 0 {
+    let translating = machine.read32(0x1C) & 0x8000_0000 != 0;
+    let identity = !translating && matches!(how, How::Untranslated(_));
+    if identity {
         // Nothing translates, so it is the device that must not leave guest memory.
         at %= end;
         length = length.min(usize::try_from(end - at).unwrap_or(usize::MAX));
@@ -192,7 +336,10 @@ fn dma(
     let address = GuestAddress(at);
     let failed = Cell::new(true);
     let account = machine.step(|| {
-        let transaction = view.begin_pasid(pasid);
+        let transaction = match how {
+            How::Untranslated(pasid) => view.begin_pasid(pasid),
+            How::Translated => view.begin_translated(),
+        };
         let outcome = match kind {
             Kind::Read => transaction.read_slice(&mut bytes, address).is_ok(),
             Kind::Write => transaction.write_slice(&bytes, address).is_ok(),
@@ -227,6 +374,13 @@ fn dma(
         };
         failed.set(!outcome);
     });
+    if !translating && !identity && length != 0 {
+        assert!(
+            failed.get(),
+            "a translated request while nothing translates"
+        );
+        assert_eq!((account.faults, account.lookups), (0, 0));
+    }
     let pages = (length as u64 >> 12) + 2;
     assert!(
         account.lookups <= pages * LOOKUPS_PER_PAGE,
