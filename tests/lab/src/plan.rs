@@ -1,8 +1,9 @@
 //! What a guest does, as `lab.plan=` on its command line.
 //!
 //! A plan is a list of steps separated by `;`, one for each boot. A step is a list of checks separated by `,`, each
-//! `name` or `name=argument`, then `>` and how the boot ends: `poweroff`, `restart`, or `kexec:PARAMETER`, which starts
-//! the same kernel again with one more parameter.
+//! `name` or `name=argument`, then `>` and how the boot ends: `poweroff`, `restart`,
+//! `kexec:PARAMETER`, which starts the same kernel again with one more parameter, or `stay`: the guest goes on until it is
+//! ended from outside.
 
 use anyhow::{Result, bail};
 
@@ -36,6 +37,8 @@ pub enum End {
     Restart,
     /// Start the kernel again without the firmware, with this parameter added.
     Kexec(String),
+    /// Stay, with everything that the checks have left.
+    Stay,
 }
 
 /// What one boot does.
@@ -59,10 +62,11 @@ fn parse_step(step: &str) -> Result<Step> {
     let end = match end {
         "poweroff" => End::PowerOff,
         "restart" => End::Restart,
+        "stay" => End::Stay,
         other => match other.strip_prefix("kexec:") {
             Some(parameter) => End::Kexec(parameter.to_owned()),
             None => bail!(
-                "step '{step}' ends with '{other}', which is none of poweroff, restart, kexec:PARAMETER"
+                "step '{step}' ends with '{other}', which is none of poweroff, restart, stay, kexec:PARAMETER"
             ),
         },
     };
@@ -107,5 +111,6 @@ mod tests {
     fn a_step_without_a_known_end_is_refused() {
         assert!(parse("scalable").is_err());
         assert!(parse("scalable>sleep").is_err());
+        assert_eq!(parse("scalable>stay").unwrap()[0].end, End::Stay);
     }
 }

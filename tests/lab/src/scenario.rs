@@ -53,8 +53,22 @@ pub struct Scenario {
     pub plan: &'static str,
     /// The plan causes DMA faults.
     pub faults: bool,
+    /// What the agent asks nido's control socket when the guest has carried out its plan; the last request ends the guest,
+    /// whose plan says `stay`. No control socket if there is nothing to ask.
+    pub control: &'static [Exchange],
     /// Limit for the guest, from nido's start to its end, on a machine that does nothing else.
     pub limit: Duration,
+}
+
+/// A request to nido's control socket, and what is to be found in the answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Exchange {
+    /// The request.
+    pub request: &'static str,
+    /// For each of these, a line that contains all words.
+    pub line_with: &'static [&'static [&'static str]],
+    /// Lines `name: value` whose values are above zero.
+    pub positive: &'static [&'static str],
 }
 
 const FIRST_STAGE: &str = "intel-iommu,x-flts=on";
@@ -82,8 +96,47 @@ const DEFAULT: Scenario = Scenario {
     command_line: SCALABLE,
     plan: ">poweroff",
     faults: false,
+    control: &[],
     limit: Duration::from_secs(120),
 };
+
+/// What scenario `control` asks. Slot 6 is edu's, and 0x1230000 is where its driver in guest-init maps a page.
+const CONTROL: &[Exchange] = &[
+    Exchange {
+        request: "iommu",
+        line_with: &[&["GSTS", "TES", "QIES", "IRES"], &["RTADDR", "TTM"]],
+        positive: &[],
+    },
+    Exchange {
+        request: "bindings",
+        line_with: &[&["00:01.0", "first-stage"], &["00:06.0", "first-stage"]],
+        positive: &[],
+    },
+    Exchange {
+        request: "translate 00:06.0 0x1230000",
+        line_with: &[
+            &["PASID entry"],
+            &["first stage 1", "page of 4 KiB"],
+            &["goes to 0x", "permits: read, write"],
+        ],
+        positive: &[],
+    },
+    Exchange {
+        request: "translate 00:06.0 0x7654321000",
+        line_with: &[&["first stage", "not present"], &["blocked", "0x71"]],
+        positive: &[],
+    },
+    Exchange {
+        request: "stats",
+        line_with: &[&["queue_errors: 0"], &["faults_recorded: 0"]],
+        positive: &["pasid_iotlb_invalidations", "waits", "interrupts_remapped"],
+    },
+    Exchange {
+        request: "quit",
+        line_with: &[&["ends"]],
+        positive: &[],
+    },
+];
 
 /// All scenarios, in the order in which they run.
 pub const SCENARIOS: &[Scenario] = &[
@@ -191,6 +244,27 @@ pub const SCENARIOS: &[Scenario] = &[
         ..DEFAULT
     },
     Scenario {
+        name: "intx",
+        description: "edu's level-triggered pin through the IOAPIC and its remapping entry, to each vCPU in turn",
+        plan: "scalable,smp=2,intremap=x2apic,edu-intx=remapped,edu,disk,net,interrupts=remapped,nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "dma-map-benchmark",
+        description: "Linux measures its own DMA mappings, first stage and strict, by one thread and by two",
+        command_line: "intel_iommu=on,sm_on iommu.strict=1",
+        plan: "scalable,smp=2,translation=first-stage,invalidation=strict,dma-map-benchmark=1/2,disk,net,nofaults\
+               >poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "control",
+        description: "the control socket tells what a running guest has set up, and ends it",
+        plan: "scalable,smp=2,translation=first-stage,disk,net,nofaults,edu-stays-mapped>stay",
+        control: CONTROL,
+        ..DEFAULT
+    },
+    Scenario {
         name: "fault-first-stage",
         description: "DMA to an unmapped address: reported with source, address and reason, no byte changed",
         plan: "scalable,edu-fault=0x71,disk,net>poweroff",
@@ -272,6 +346,16 @@ pub const PROBE: Scenario = Scenario {
 mod tests {
     use super::*;
     use crate::plan;
+
+    #[test]
+    fn a_guest_that_stays_is_ended_by_the_control_socket() {
+        for scenario in SCENARIOS {
+            let steps = plan::parse(scenario.plan).unwrap();
+            let stays = steps.iter().any(|step| step.end == plan::End::Stay);
+            let last = scenario.control.last().map(|exchange| exchange.request);
+            assert_eq!(stays, last == Some("quit"), "{}", scenario.name);
+        }
+    }
 
     #[test]
     fn every_plan_parses_and_every_name_is_unique() {

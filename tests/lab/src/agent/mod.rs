@@ -1,6 +1,7 @@
 //! Runs a scenario on this machine: files, tap, echo server, nido, time limit, judgement.
 
 pub mod bench;
+mod control;
 mod disks;
 mod echo;
 pub mod init;

@@ -15,7 +15,7 @@ use super::disks::Disks;
 use super::invocation::{Invocation, Surroundings, quoted};
 use super::log::{Log, read_lines};
 use super::tap::Tap;
-use super::{Report, Task, echo};
+use super::{Report, Task, control, echo};
 use crate::judge::Judge;
 use crate::protocol::{AgentLine, GuestLine};
 use crate::scenario::Kernel;
@@ -83,7 +83,14 @@ pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
         .as_ref()
         .map(Environment::surroundings)
         .unwrap_or_default();
-    let Invocation { arguments, plan } = Invocation::new(task, &surroundings, false);
+    let Invocation {
+        mut arguments,
+        plan,
+    } = Invocation::new(task, &surroundings, false);
+    let socket = task.scratch.join("control.sock");
+    if !scenario.control.is_empty() {
+        arguments.extend(["--control".to_owned(), format!("path={}", socket.display())]);
+    }
     fs::write(
         task.output.join("command.txt"),
         quoted(&program, &arguments) + "\n",
@@ -112,6 +119,7 @@ pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
         judge = judge.without_ends();
     }
     let mut failures = Vec::new();
+    let mut answers = 0;
     let mut over = None;
     loop {
         match lines.recv_timeout(Duration::from_millis(100)) {
@@ -121,6 +129,18 @@ pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
                 if let Some(GuestLine::Ask(word)) = GuestLine::parse(&line.text) {
                     // A guest that gets no answer says so in its report.
                     let _ = keyboard.write_all(format!("{word}\n").as_bytes());
+                }
+                if !scenario.control.is_empty()
+                    && let Some(GuestLine::End(_)) = GuestLine::parse(&line.text)
+                {
+                    let transcript = task.output.join("control.txt");
+                    match control::converse(&socket, scenario.control, &transcript) {
+                        Ok(right) => answers += right,
+                        Err(error) => {
+                            failures.push(format!("control: {error:#}"));
+                            break;
+                        }
+                    }
                 }
                 if task.show_guest {
                     report(AgentLine::Guest(line.text));
@@ -152,7 +172,7 @@ pub fn run(task: &Task, report: &mut Report<'_>) -> Result<()> {
         judge.line(&line.text);
     }
     let milliseconds = u64::try_from(started.elapsed().as_millis())?;
-    let passed = judge.passed();
+    let passed = judge.passed() + answers;
     let killed = over.is_some() || !failures.is_empty();
     failures.extend(judge.finish());
     if !killed && ended != Ended::Code(0) {

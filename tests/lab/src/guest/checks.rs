@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Guest, console, disk, edu, interrupts, iommu, kernel_log, network, random, sva};
+use super::{
+    Guest, console, disk, edu, interrupts, iommu, kernel_log, map_benchmark, network, random, sva,
+};
 use crate::plan::Check;
 
 type Run = fn(&Guest, &str) -> Result<String>;
@@ -22,7 +24,10 @@ const CHECKS: &[(&str, Run)] = &[
     ("console", console::virtio),
     ("serial", console::serial),
     ("edu", edu::dma_and_msi),
+    ("edu-intx", edu::intx),
+    ("edu-stays-mapped", edu::stay_mapped),
     ("edu-fault", edu::fault),
+    ("dma-map-benchmark", map_benchmark::check),
     ("sva", sva::check),
     ("smp", interrupts::processors),
     ("interrupts", interrupts::check),

@@ -1,4 +1,4 @@
-//! The edu device (docs/specs/edu.rst of QEMU): DMA both ways, MSI, and DMA to where nothing is mapped.
+//! The edu device (docs/specs/edu.rst of QEMU): DMA both ways, MSI, INTx, and DMA to where nothing is mapped.
 
 use std::fs::File;
 use std::io::Read;
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::interrupts::Interrupt;
 use super::vfio::{self, Bar, Function};
 use super::{Guest, kernel_log};
 use crate::sys::memory::{self, Buffer};
@@ -40,21 +41,37 @@ const INTERNAL_SIZE: usize = 4088;
 const IOVA: u64 = 0x0123_0000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How the device interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wire {
+    Message,
+    Pin,
+}
+
 struct Edu {
     function: Function,
     registers: Bar,
     interrupt: OwnedFd,
+    wire: Wire,
 }
 
 impl Edu {
     fn open() -> Result<Self> {
+        Self::open_with(Wire::Message)
+    }
+
+    fn open_with(wire: Wire) -> Result<Self> {
         let function = Function::open(&vfio::find(VENDOR, DEVICE)?)?;
         let registers = function.bar(0)?;
-        let interrupt = function.msi()?;
+        let interrupt = match wire {
+            Wire::Message => function.msi()?,
+            Wire::Pin => function.intx()?,
+        };
         let edu = Self {
             function,
             registers,
             interrupt,
+            wire,
         };
         let id = edu.registers.read_u32(IDENTIFICATION)?;
         ensure!(id & 0xFFFF == 0x00ED, "identification is {id:#x}");
@@ -68,7 +85,7 @@ impl Edu {
         self.registers.write_u64(DMA_COMMAND, START | command)
     }
 
-    /// One transfer, completed by MSI.
+    /// One transfer, completed by an interrupt.
     fn transfer(&self, source: u64, destination: u64, count: usize, command: u64) -> Result<()> {
         self.start(source, destination, count, command | INTERRUPT_WHEN_DONE)?;
         self.wait_interrupt(DMA_DONE)
@@ -79,12 +96,15 @@ impl Edu {
         let milliseconds = i32::try_from(PATIENCE.as_millis())?;
         ensure!(
             memory::wait_readable(self.interrupt.as_fd(), milliseconds)?,
-            "no MSI"
+            "no interrupt"
         );
         let mut count = [0; 8];
         File::from(self.interrupt.try_clone()?).read_exact(&mut count)?;
         let status = self.registers.read_u32(INTERRUPT_STATUS)?;
         self.registers.write_u32(INTERRUPT_ACKNOWLEDGE, status)?;
+        if self.wire == Wire::Pin {
+            self.function.unmask_intx()?;
+        }
         ensure!(
             status & expected != 0,
             "interrupt status is {status:#x}, not {expected:#x}"
@@ -184,6 +204,65 @@ pub(super) fn dma_and_msi(_guest: &Guest, _argument: &str) -> Result<String> {
         "{} by {kind}, {rounds} rounds of {INTERNAL_SIZE} bytes both ways, MSI after each",
         edu.function.address
     ))
+}
+
+/// The same device by its INTx pin: each processor in turn takes the level-triggered interrupt, which the IOAPIC sends
+/// again only after it was told of the end of the one before. The argument `remapped` or `plain` says whose interrupt it is.
+pub(super) fn intx(_guest: &Guest, argument: &str) -> Result<String> {
+    let edu = Edu::open_with(Wire::Pin)?;
+    let (mut buffer, address) = reachable(&edu.function, 4096)?;
+    let rounds = 8;
+    let mut kind = String::new();
+    let processors = Interrupt::find("vfio-intx(")?.counts.len();
+    for processor in 0..processors {
+        Interrupt::find("vfio-intx(")?.route_to(processor)?;
+        // A move may take effect at the end of the next interrupt only.
+        edu.registers.write_u32(INTERRUPT_RAISE, 0x10)?;
+        edu.wait_interrupt(0x10).context("after the move")?;
+        let before = Interrupt::find("vfio-intx(")?;
+        for round in 0..rounds {
+            edu.registers.write_u32(INTERRUPT_RAISE, 0x40)?;
+            edu.wait_interrupt(0x40)
+                .with_context(|| format!("processor {processor}, interrupt {round}"))?;
+        }
+        fill(&mut buffer, 40 + processor as u64);
+        edu.transfer(address, INTERNAL, INTERNAL_SIZE, 0)?;
+        edu.transfer(INTERNAL, address, INTERNAL_SIZE, FROM_DEVICE)?;
+        let after = Interrupt::find("vfio-intx(")?;
+        let remapped = after.kind.starts_with("IR-IO-APIC ");
+        ensure!(
+            after.kind.contains("-fasteoi ") && remapped == (argument == "remapped"),
+            "the interrupt is '{}'",
+            after.kind
+        );
+        for (taker, (after, before)) in after.counts.iter().zip(&before.counts).enumerate() {
+            let expected = if taker == processor { rounds + 2 } else { 0 };
+            ensure!(
+                after - before == expected,
+                "with the interrupt led to processor {processor}, {taker} took {} of {}",
+                after - before,
+                rounds + 2
+            );
+        }
+        kind = after.kind;
+    }
+    Ok(format!(
+        "{kind}: {} interrupts on each of {processors} processors",
+        rounds + 2
+    ))
+}
+
+/// One transfer both ways, after which the device and its mapping at [`IOVA`] stay as they are until the guest ends.
+pub(super) fn stay_mapped(_guest: &Guest, _argument: &str) -> Result<String> {
+    let edu = Edu::open()?;
+    let (mut buffer, address) = reachable(&edu.function, 4096)?;
+    fill(&mut buffer, 3);
+    edu.transfer(address, INTERNAL, INTERNAL_SIZE, 0)?;
+    edu.transfer(INTERNAL, address, INTERNAL_SIZE, FROM_DEVICE)?;
+    let detail = format!("{} at {address:#x}", edu.function.address);
+    // What they own is given back when this process ends, which is when the guest does.
+    std::mem::forget((edu, buffer));
+    Ok(detail)
 }
 
 /// DMA to an address without a mapping is reported with the right source, address and reason, and changes no byte: the

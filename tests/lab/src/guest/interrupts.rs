@@ -55,6 +55,48 @@ pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     Ok(format!("{} vectors, {total} interrupts", rows.len()))
 }
 
+/// The interrupt of one driver, as /proc/interrupts shows it.
+pub(super) struct Interrupt {
+    pub(super) number: u32,
+    /// How often each processor took it.
+    pub(super) counts: Vec<u64>,
+    /// Controller, pin and trigger.
+    pub(super) kind: String,
+}
+
+impl Interrupt {
+    /// That of the first line that contains `name`.
+    pub(super) fn find(name: &str) -> Result<Self> {
+        Self::parse(&fs::read_to_string("/proc/interrupts")?, name)
+    }
+
+    fn parse(table: &str, name: &str) -> Result<Self> {
+        let line = table
+            .lines()
+            .find(|line| line.contains(name))
+            .with_context(|| format!("no '{name}' in /proc/interrupts"))?;
+        let (number, rest) = line.split_once(':').context("no number")?;
+        let processors = table.lines().next().unwrap_or_default();
+        let processors = processors.split_whitespace().count();
+        let words: Vec<&str> = rest.split_whitespace().collect();
+        let (counts, kind) = words.split_at_checked(processors).context("short line")?;
+        Ok(Self {
+            number: number.trim().parse().context("number of an interrupt")?,
+            counts: counts
+                .iter()
+                .map(|count| count.parse())
+                .collect::<Result<_, _>>()?,
+            kind: kind.join(" "),
+        })
+    }
+
+    /// Has `processor` take it from now on.
+    pub(super) fn route_to(&self, processor: usize) -> Result<()> {
+        let path = format!("/proc/irq/{}/smp_affinity_list", self.number);
+        fs::write(&path, processor.to_string()).context(path)
+    }
+}
+
 struct Row<'a> {
     line: &'a str,
     count: u64,
@@ -80,6 +122,17 @@ fn virtio_rows(table: &str) -> Vec<Row<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interrupt_is_its_number_its_counts_and_its_kind() {
+        let table = "           CPU0       CPU1\n \
+            18:          3         39  IR-IO-APIC   18-fasteoi   vfio-intx(0000:00:06.0)\n";
+        let interrupt = Interrupt::parse(table, "vfio-intx(").unwrap();
+        assert_eq!(interrupt.number, 18);
+        assert_eq!(interrupt.counts, [3, 39]);
+        assert!(interrupt.kind.starts_with("IR-IO-APIC 18-fasteoi"));
+        assert!(Interrupt::parse(table, "edu").is_err());
+    }
 
     #[test]
     fn a_row_sums_its_processors() {

@@ -7,6 +7,7 @@ mod edu;
 mod interrupts;
 mod iommu;
 mod kernel_log;
+mod map_benchmark;
 mod network;
 mod random;
 mod restart;
@@ -152,6 +153,9 @@ fn run(guest: &mut Guest, console: &mut Console) -> Result<()> {
         End::PowerOff => Ok(()),
         End::Restart => Err(sys::reboot(sys::Leave::Restart)).context("restart"),
         End::Kexec(parameter) => restart::kexec(guest, parameter),
+        End::Stay => loop {
+            std::thread::park();
+        },
     }
 }
 

@@ -13,6 +13,8 @@ use crate::sys::memory::{self, Buffer};
 
 /// VFIO_PCI_CONFIG_REGION_INDEX.
 const CONFIG_REGION: u32 = 7;
+/// VFIO_PCI_INTX_IRQ_INDEX.
+const INTX_INDEX: u32 = 0;
 /// VFIO_PCI_MSI_IRQ_INDEX.
 const MSI_INDEX: u32 = 1;
 /// VFIO_NOIOMMU_IOMMU.
@@ -28,6 +30,8 @@ pub(super) struct Function {
     device: OwnedFd,
     /// With a remapping unit: /dev/iommu and the IOAS that the function is attached to.
     space: Option<(File, u32)>,
+    /// Without one: the group and its container, which must stay open as long as the device.
+    _group: Option<(File, File)>,
 }
 
 /// Registers of a BAR, accessed by the kernel for us.
@@ -90,6 +94,19 @@ pub(super) fn find(vendor: u16, device: u16) -> Result<String> {
     bail!("no PCI function {vendor:04x}:{device:04x}");
 }
 
+/// Has `driver` drive the function at `address`.
+pub(super) fn bind(address: &str, driver: &str) -> Result<()> {
+    let directory = PathBuf::from("/sys/bus/pci/devices").join(address);
+    let current = fs::read_link(directory.join("driver")).ok();
+    match current.as_deref().and_then(Path::file_name) {
+        Some(name) if name == driver => return Ok(()),
+        Some(_) => fs::write(directory.join("driver/unbind"), address).context("unbind")?,
+        None => {}
+    }
+    fs::write(directory.join("driver_override"), driver).context("driver_override")?;
+    fs::write("/sys/bus/pci/drivers_probe", address).with_context(|| format!("bind to {driver}"))
+}
+
 pub(super) fn single_entry(directory: &Path) -> Option<String> {
     let entry = fs::read_dir(directory).ok()?.next()?.ok()?;
     Some(entry.file_name().to_string_lossy().into_owned())
@@ -113,15 +130,7 @@ impl Function {
     /// Binds the function to vfio-pci, opens it, and makes it a bus master.
     pub(super) fn open(address: &str) -> Result<Self> {
         let directory = PathBuf::from("/sys/bus/pci/devices").join(address);
-        let driver = fs::read_link(directory.join("driver")).ok();
-        if driver
-            .as_deref()
-            .and_then(Path::file_name)
-            .is_none_or(|name| name != "vfio-pci")
-        {
-            fs::write(directory.join("driver_override"), "vfio-pci").context("driver_override")?;
-            fs::write("/sys/bus/pci/drivers_probe", address).context("bind to vfio-pci")?;
-        }
+        bind(address, "vfio-pci")?;
         let group = fs::read_link(directory.join("iommu_group")).context("no iommu_group")?;
         let group = group
             .file_name()
@@ -172,6 +181,7 @@ impl Function {
             address: address.to_owned(),
             device,
             space: Some((iommu, space.out_ioas_id)),
+            _group: None,
         })
     }
 
@@ -189,12 +199,11 @@ impl Function {
         let device =
             ioctl(&group, &ioctl::VFIO_DEVICE_FD, &mut name).context("VFIO_GROUP_GET_DEVICE_FD")?;
         let device = memory::adopt(device)?;
-        // The group and the container must stay open as long as the device.
-        std::mem::forget((group, container));
         Ok(Self {
             address: address.to_owned(),
             device,
             space: None,
+            _group: Some((group, container)),
         })
     }
 
@@ -225,11 +234,33 @@ impl Function {
 
     /// Lets the function's first MSI signal the eventfd that is returned.
     pub(super) fn msi(&self) -> Result<OwnedFd> {
+        self.signal(MSI_INDEX)
+    }
+
+    /// Lets the function's INTx signal the eventfd that is returned. The kernel masks it each time.
+    pub(super) fn intx(&self) -> Result<OwnedFd> {
+        self.signal(INTX_INDEX)
+    }
+
+    /// Lets INTx signal again, at once if the function still asserts it.
+    pub(super) fn unmask_intx(&self) -> Result<()> {
+        let mut action = ioctl::IrqAction {
+            argsz: 20,
+            flags: 1 | 16,
+            index: INTX_INDEX,
+            start: 0,
+            count: 1,
+        };
+        ioctl(&self.device, &ioctl::VFIO_IRQ_ACTION, &mut action).context("unmask INTx")?;
+        Ok(())
+    }
+
+    fn signal(&self, index: u32) -> Result<OwnedFd> {
         let event = memory::eventfd()?;
         let mut set = ioctl::IrqSet {
             argsz: 24,
             flags: 4 | 32,
-            index: MSI_INDEX,
+            index,
             start: 0,
             count: 1,
             eventfd: event.as_raw_fd(),

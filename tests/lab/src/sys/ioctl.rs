@@ -218,6 +218,22 @@ pub struct IrqSet {
     pub eventfd: i32,
 }
 
+/// `struct vfio_irq_set` without data.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct IrqAction {
+    /// Size of the structure.
+    pub argsz: u32,
+    /// DATA_NONE 1 | ACTION_UNMASK 16.
+    pub flags: u32,
+    /// INTx 0, MSI 1, MSI-X 2.
+    pub index: u32,
+    /// First vector.
+    pub start: u32,
+    /// Number of vectors.
+    pub count: u32,
+}
+
 /// VFIO_DEVICE_BIND_IOMMUFD.
 pub const VFIO_BIND_IOMMUFD: Request<BindIommufd> = Request::new(0x3B76);
 /// VFIO_DEVICE_ATTACH_IOMMUFD_PT.
@@ -226,6 +242,8 @@ pub const VFIO_ATTACH_IOMMUFD: Request<AttachIommufd> = Request::new(0x3B77);
 pub const VFIO_REGION_INFO: Request<RegionInfo> = Request::new(0x3B6C);
 /// VFIO_DEVICE_SET_IRQS.
 pub const VFIO_SET_IRQS: Request<IrqSet> = Request::new(0x3B6E);
+/// The same request, for an action without data.
+pub const VFIO_IRQ_ACTION: Request<IrqAction> = Request::new(0x3B6E);
 /// VFIO_GROUP_SET_CONTAINER: pointer to the container's descriptor.
 pub const VFIO_SET_CONTAINER: Request<i32> = Request::new(0x3B68);
 /// VFIO_SET_IOMMU: the type of the container.
@@ -235,3 +253,59 @@ pub const VFIO_SET_IOMMU: ValueRequest = ValueRequest(0x3B66);
 pub type DeviceName = [u8; 16];
 /// VFIO_GROUP_GET_DEVICE_FD: returns a descriptor. The name must end in a NUL byte.
 pub const VFIO_DEVICE_FD: Request<DeviceName> = Request::new(0x3B6A);
+
+// linux/map_benchmark.h
+
+/// `struct map_benchmark`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MapBenchmark {
+    /// Average time of a mapping, in 100 ns.
+    pub average_map: u64,
+    /// Its standard deviation.
+    pub map_deviation: u64,
+    /// Average time of an unmapping, in 100 ns.
+    pub average_unmap: u64,
+    /// Its standard deviation.
+    pub unmap_deviation: u64,
+    /// Threads that map at the same time.
+    pub threads: u32,
+    /// Duration.
+    pub seconds: u32,
+    /// NUMA node, or -1.
+    pub node: i32,
+    /// Address bits of the device.
+    pub dma_bits: u32,
+    /// Both directions 0, to the device 1, from the device 2.
+    pub dma_dir: u32,
+    /// Pause between mapping and unmapping, in ns.
+    pub dma_trans_ns: u32,
+    /// Pages of a mapping.
+    pub granule: u32,
+    /// 0 and unused bytes.
+    pub rest: [u8; 76],
+}
+
+impl Default for MapBenchmark {
+    fn default() -> Self {
+        Self {
+            average_map: 0,
+            map_deviation: 0,
+            average_unmap: 0,
+            unmap_deviation: 0,
+            threads: 0,
+            seconds: 0,
+            node: 0,
+            dma_bits: 0,
+            dma_dir: 0,
+            dma_trans_ns: 0,
+            granule: 0,
+            rest: [0; 76],
+        }
+    }
+}
+
+/// DMA_MAP_BENCHMARK.
+pub const MAP_BENCHMARK: Request<MapBenchmark> = Request::new(0xC088_6401);
+// The number holds the structure's size.
+const _: () = assert!(size_of::<MapBenchmark>() == 0x88);

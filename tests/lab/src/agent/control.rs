@@ -1,0 +1,107 @@
+//! Asks nido's control socket what a scenario wants to know, while the guest runs.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::scenario::Exchange;
+
+/// Time for each answer, on a machine that has more to do.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Sends the requests and checks the answers; returns how many were right. What was said is in `transcript`, however it
+/// ends.
+pub(super) fn converse(socket: &Path, exchanges: &[Exchange], transcript: &Path) -> Result<usize> {
+    let mut said = String::new();
+    let result = talk(socket, exchanges, &mut said);
+    fs::write(transcript, said).with_context(|| transcript.display().to_string())?;
+    result
+}
+
+fn talk(socket: &Path, exchanges: &[Exchange], said: &mut String) -> Result<usize> {
+    let mut stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut answers = BufReader::new(stream.try_clone()?);
+    for exchange in exchanges {
+        let request = exchange.request;
+        said.push_str(&format!("> {request}\n"));
+        let answer = stream
+            .write_all(format!("{request}\n").as_bytes())
+            .and_then(|()| receive(&mut answers))
+            .with_context(|| format!("`{request}` has no answer"))?;
+        said.push_str(&answer);
+        judge(exchange, &answer).with_context(|| format!("`{request}`"))?;
+    }
+    Ok(exchanges.len())
+}
+
+/// The lines up to the empty one, which ends an answer.
+fn receive(stream: &mut impl BufRead) -> std::io::Result<String> {
+    let mut answer = String::new();
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        if line == "\n" {
+            return Ok(answer);
+        }
+        answer.push_str(&line);
+    }
+}
+
+fn judge(exchange: &Exchange, answer: &str) -> Result<()> {
+    if let Some(problem) = answer.strip_prefix("error: ") {
+        bail!("{}", problem.trim());
+    }
+    for words in exchange.line_with {
+        ensure!(
+            answer
+                .lines()
+                .any(|line| words.iter().all(|word| line.contains(word))),
+            "no line with '{}'",
+            words.join("' and '")
+        );
+    }
+    for name in exchange.positive {
+        let value = answer
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+            .with_context(|| format!("no counter {name}"))?;
+        let value: u64 = value.trim().parse().context(*name)?;
+        ensure!(value > 0, "{name} is 0");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXCHANGE: Exchange = Exchange {
+        request: "stats",
+        line_with: &[&["00:02.0", "first"]],
+        positive: &["reads"],
+    };
+
+    #[test]
+    fn an_answer_needs_all_words_in_one_line_and_counters_above_zero() {
+        judge(&EXCHANGE, "00:02.0 first-stage\nreads: 4\n").unwrap();
+        assert!(judge(&EXCHANGE, "00:02.0 second\n00:03.0 first\nreads: 4\n").is_err());
+        assert!(judge(&EXCHANGE, "00:02.0 first-stage\nreads: 0\n").is_err());
+        assert!(judge(&EXCHANGE, "00:02.0 first-stage\nother_reads: 4\n").is_err());
+        assert!(judge(&EXCHANGE, "error: 00:02.0 first\nreads: 4\n").is_err());
+    }
+
+    #[test]
+    fn an_answer_ends_with_an_empty_line() {
+        let mut stream = "a\nb\n\nc\n".as_bytes();
+        assert_eq!(receive(&mut stream).unwrap(), "a\nb\n");
+        assert!(receive(&mut stream).is_err());
+    }
+}
