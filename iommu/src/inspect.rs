@@ -8,6 +8,7 @@
 //! nothing cached or counted. What it answers implements [`Display`](std::fmt::Display), and has fields for programs.
 
 mod bindings;
+mod decode;
 mod entry;
 mod explain;
 mod field;
