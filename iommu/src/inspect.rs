@@ -19,7 +19,7 @@ use std::ops::Deref;
 
 use vm_memory::GuestMemoryBackend;
 
-pub use bindings::{Bound, SHOWN_PASIDS, SourceBindings, bindings_of};
+pub use bindings::{Bound, SEARCHED_TABLES, SHOWN_PASIDS, SourceBindings, bindings_of};
 pub use entry::{EntryKind, Leads, SecondStageInput, Step};
 pub use explain::{Explanation, explain};
 pub use field::{Field, FieldValue};
@@ -46,7 +46,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
 
     /// What translates the requests of each of `sources`, and of their PASIDs.
     ///
-    /// For each source up to 2^20 PASID entries are looked at, if the guest has as many tables.
+    /// For each source up to 2^14 PASID directory entries and [`SEARCHED_TABLES`] PASID tables are looked at, whatever the guest has.
     pub fn bindings(&self, sources: impl IntoIterator<Item = SourceId>) -> Vec<SourceBindings> {
         let state = self.dma_state();
         let latched = state.latched();

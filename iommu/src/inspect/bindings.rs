@@ -15,6 +15,10 @@ use crate::translate::{self, Access, Binding, Fault, FirstStage, Latched, Reques
 /// How many PASIDs of a source are shown.
 pub const SHOWN_PASIDS: usize = 64;
 
+/// How many PASID tables of a source are searched. A guest can have 2^14 at no cost to itself, as all entries of a directory
+/// may point to the same one; a search of all of them would hold its caller up.
+pub const SEARCHED_TABLES: usize = 128;
+
 /// PASIDs that one directory entry covers (section 9.5).
 const PASIDS_PER_TABLE: u32 = 64;
 
@@ -30,6 +34,8 @@ pub struct SourceBindings {
     pub pasids: Vec<(Pasid, Result<Bound, Fault>)>,
     /// How many more PASID entries are present.
     pub more: u32,
+    /// Whether there may be more than that: there are PASID tables beyond the first [`SEARCHED_TABLES`].
+    pub unsearched: bool,
 }
 
 /// What translates, and under which domain id its translations are cached.
@@ -43,7 +49,7 @@ pub struct Bound {
 
 /// Finds out what translates untranslated requests of `source`. It reads tables and nothing else.
 ///
-/// All PASID entries that the context entry gives room for are looked at: up to 2^20.
+/// Up to 2^14 entries of the PASID directory are looked at, and those of [`SEARCHED_TABLES`] PASID tables, 64 each.
 pub fn bindings_of<T: TableMemory + ?Sized>(
     memory: &T,
     gates: &Gates,
@@ -71,6 +77,7 @@ pub fn bindings_of<T: TableMemory + ?Sized>(
         without_pasid: bound(None),
         pasids: Vec::new(),
         more: 0,
+        unsearched: false,
     };
     let scalable =
         latched.enabled && latched.root.mode == TableMode::Scalable && gates.caps.ecap.smts();
@@ -81,13 +88,19 @@ pub fn bindings_of<T: TableMemory + ?Sized>(
         return bindings;
     };
     let rid_pasid = context.rid_pasid(gates);
-    for pasid in present(memory, gates, &context).filter(|pasid| *pasid != rid_pasid) {
+    let mut tables = tables(memory, gates, &context);
+    let present = tables
+        .by_ref()
+        .take(SEARCHED_TABLES)
+        .flat_map(|(first, table)| present(memory, gates, first, table));
+    for pasid in present.filter(|pasid| *pasid != rid_pasid) {
         if bindings.pasids.len() < SHOWN_PASIDS {
             bindings.pasids.push((pasid, bound(Some(pasid))));
         } else {
             bindings.more += 1;
         }
     }
+    bindings.unsearched = tables.next().is_some();
     bindings
 }
 
@@ -112,32 +125,34 @@ fn context<T: TableMemory + ?Sized>(
     Some(context)
 }
 
-/// The PASIDs with an entry that is present, in ascending order.
-fn present<'a, T: TableMemory + ?Sized>(
+/// The PASID tables that can be used, in ascending order: the first PASID of each, and its address.
+fn tables<'a, T: TableMemory + ?Sized>(
     memory: &'a T,
     gates: &'a Gates,
     context: &ScalableContextEntry,
-) -> impl Iterator<Item = Pasid> + 'a {
+) -> impl Iterator<Item = (u32, u64)> + 'a {
     let directory = context.directory();
-    let tables = 0..context.pasid_count() / PASIDS_PER_TABLE;
-    let usable = move |index: &u32| {
-        let at = directory + u64::from(*index) * DirectoryEntry::SIZE;
+    (0..context.pasid_count() / PASIDS_PER_TABLE).filter_map(move |index| {
+        let at = directory + u64::from(index) * DirectoryEntry::SIZE;
         let entry = DirectoryEntry(memory.read_u64(at).ok()?);
         entry.validate(gates).ok()?;
-        Some((*index, entry.table()))
-    };
-    tables
-        .filter_map(move |index| usable(&index))
-        .flat_map(move |(index, table)| {
-            (0..PASIDS_PER_TABLE).filter_map(move |offset| {
-                let entry = memory
-                    .read_words(table + u64::from(offset) * PasidEntry::SIZE)
-                    .ok()
-                    .map(PasidEntry)?;
-                let present = entry.validate(gates) != Err(EntryError::NotPresent);
-                present.then(|| Pasid::new(index * PASIDS_PER_TABLE + offset))?
-            })
-        })
+        Some((index * PASIDS_PER_TABLE, entry.table()))
+    })
+}
+
+/// The PASIDs from `first` on whose entry in `table` is present, in ascending order.
+fn present<'a, T: TableMemory + ?Sized>(
+    memory: &'a T,
+    gates: &'a Gates,
+    first: u32,
+    table: u64,
+) -> impl Iterator<Item = Pasid> + 'a {
+    (0..PASIDS_PER_TABLE).filter_map(move |offset| {
+        let at = table + u64::from(offset) * PasidEntry::SIZE;
+        let entry = PasidEntry(memory.read_words(at).ok()?);
+        let present = entry.validate(gates) != Err(EntryError::NotPresent);
+        present.then(|| Pasid::new(first + offset))?
+    })
 }
 
 impl fmt::Display for SourceBindings {
@@ -152,10 +167,15 @@ impl fmt::Display for SourceBindings {
             write!(f, "{} PASID {pasid} ", self.source)?;
             line(f, bound)?;
         }
-        if self.more != 0 {
-            writeln!(f, "{} {} more PASIDs", self.source, self.more)?;
+        match self.more {
+            more if self.unsearched => writeln!(
+                f,
+                "{} at least {more} more PASIDs; only {SEARCHED_TABLES} tables were searched",
+                self.source
+            ),
+            0 => Ok(()),
+            more => writeln!(f, "{} {more} more PASIDs", self.source),
         }
-        Ok(())
     }
 }
 

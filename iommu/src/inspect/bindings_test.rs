@@ -53,10 +53,8 @@ fn every_present_pasid_is_listed_but_the_one_of_requests_without_pasid() {
     assert_eq!(listed.more, 0);
 }
 
-#[test]
-fn a_guest_with_all_pasids_present_gets_a_bounded_list_and_a_count() {
-    let world = World::scalable();
-    // PDTS 7: 2^20 PASIDs, and all directory entries share a table.
+/// Gives the source room for 2^20 PASIDs (PDTS 7), and lets the first `tables` entries of its directory share a table.
+fn share_table(world: &World, tables: u64) {
     world.or(world.scalable_context(), 0xe00);
     let directory = 0x200_0000;
     world.set(
@@ -64,15 +62,55 @@ fn a_guest_with_all_pasids_present_gets_a_bounded_list_and_a_count() {
         world.get(world.scalable_context()) & 0xfff | directory,
     );
     for index in 0..0x4000 {
-        world.set(directory + index * 8, world.pasids | 1);
+        let entry = if index < tables { world.pasids | 1 } else { 0 };
+        world.set(directory + index * 8, entry);
     }
+}
+
+#[test]
+fn as_many_pasids_as_are_searched_are_counted_exactly() {
+    let world = World::scalable();
+    share_table(&world, 128);
     for pasid in 0..64 {
         world.set_pasid(pasid, &[0x101, 0x9]);
     }
     let listed = listed(&world);
     assert_eq!(listed.pasids.len(), 64);
-    assert_eq!(listed.more, 0x10_0000 - 64 - 1);
-    assert_eq!(listed.to_string().lines().count(), 66);
+    assert_eq!(listed.more, 128 * 64 - 64 - 1);
+    assert!(!listed.unsearched);
+    let text = listed.to_string();
+    assert_eq!(text.lines().count(), 66);
+    assert!(text.ends_with("00:03.0 8127 more PASIDs\n"), "{text}");
+}
+
+#[test]
+fn a_guest_with_all_pasids_present_gets_a_bounded_list_after_a_bounded_search() {
+    let world = World::scalable();
+    share_table(&world, 0x4000);
+    for pasid in 0..64 {
+        world.set_pasid(pasid, &[0x101, 0x9]);
+    }
+    let listed = listed(&world);
+    assert_eq!(listed.pasids.len(), 64);
+    assert_eq!(listed.more, 128 * 64 - 64 - 1);
+    assert!(listed.unsearched);
+    let text = listed.to_string();
+    assert_eq!(text.lines().count(), 66);
+    assert!(
+        text.ends_with("00:03.0 at least 8127 more PASIDs; only 128 tables were searched\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn tables_that_are_not_searched_are_mentioned_even_when_all_others_are_empty() {
+    let world = World::scalable();
+    share_table(&world, 129);
+    let text = listed(&world).to_string();
+    assert!(
+        text.ends_with("00:03.0 at least 0 more PASIDs; only 128 tables were searched\n"),
+        "{text}"
+    );
 }
 
 #[test]
