@@ -286,7 +286,7 @@ impl Device {
             return;
         }
         let request = PageRequest {
-            pasid: self.has(habit::HAS_PASID).then_some(Pasid::ZERO),
+            pasid: self.has(habit::HAS_PASID).then(|| Pasid::new(1)).flatten(),
             address,
             write: true,
             group,
@@ -307,7 +307,7 @@ impl DeviceTlb for Device {
         self.ask(habit::ASKS_WHEN_INVALIDATED, address, 0);
         if self.has(habit::TRANSLATES) && self.all.acts.fetch_add(1, Ordering::Relaxed) < PATIENCE {
             let port = DmaPort::translated(self.all.unit(), SourceId(self.source));
-            let pasid = self.has(habit::HAS_PASID).then_some(Pasid::ZERO);
+            let pasid = self.has(habit::HAS_PASID).then(|| Pasid::new(1)).flatten();
             let mut view = port.view();
             self.all
                 .translate(&view.begin_pasid(pasid), address, shift == 12);

@@ -53,8 +53,11 @@ impl Tables {
             top | 1,
             0,
         ];
-        for (at, word) in (table..).step_by(8).zip(words) {
-            guest.poke(at, word);
+        // Requests without PASID have that of PASID 0, and others PASID 1.
+        for entry in [table, table + 64] {
+            for (at, word) in (entry..).step_by(8).zip(words) {
+                guest.poke(at, word);
+            }
         }
         for level in 0..depth {
             let next = top + ((level + 1) << 12);
@@ -74,3 +77,7 @@ impl Tables {
         machine.command(0x8000_0000);
     }
 }
+
+#[cfg(test)]
+#[path = "tables_test.rs"]
+mod tables_test;

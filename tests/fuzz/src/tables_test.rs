@@ -1,0 +1,56 @@
+use iommu::{PageRequest, Pasid, SourceId};
+
+use super::Tables;
+use crate::machine::{Machine, Shape};
+use crate::word::Source;
+
+/// With all features, and tables of each translation type.
+fn machines() -> impl Iterator<Item = Machine> {
+    (0..4).map(|kind| {
+        let machine = Machine::new(Shape {
+            width: 0,
+            features: 0,
+        });
+        let tables = Tables {
+            source: Source::Usual,
+            flags: 0xF | kind << 4,
+            leaf: 7,
+            queue: 8,
+        };
+        tables.lay(&machine);
+        machine
+    })
+}
+
+#[test]
+fn a_device_gets_translations() {
+    for machine in machines() {
+        for pasid in [None, Pasid::new(1)] {
+            let mut view = machine.view(Source::Usual.id());
+            let transaction = view.begin_pasid(pasid);
+            let answer = transaction
+                .translate(0x5678, false)
+                .unwrap_or_else(|refusal| {
+                    panic!(
+                        "{refusal}: {}",
+                        machine.unit.explain(SourceId(0x18), pasid, 0x5678)
+                    )
+                });
+            let answered = (answer.address, answer.readable || answer.untranslated_only);
+            assert_eq!(answered, (0x5678, true), "{pasid:?}");
+        }
+    }
+}
+
+#[test]
+fn a_page_request_is_taken() {
+    for machine in machines() {
+        let request = PageRequest {
+            address: 0x5678,
+            ..PageRequest::default()
+        };
+        let account = machine.step(|| machine.devices.request_page(0x18, &request));
+        assert_eq!(account.deeds.accepted, 1, "{account:?}");
+        assert_ne!(machine.guest.peek(0x8000), Some(0));
+    }
+}
