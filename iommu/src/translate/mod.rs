@@ -134,6 +134,7 @@ fn run<T: TableMemory + ?Sized, R: Borrow<Resolved>>(
         resolved,
         address: request.address,
         demand,
+        to_be_kept: matches!(request.kind, RequestKind::TranslationRequest { .. }),
     };
     let outcome = walker.run();
     let RequestKind::TranslationRequest { no_write } = request.kind else {

@@ -362,6 +362,13 @@ fn the_interrupt_range_is_special_without_pasid_only() {
         code(world.translate(&with_pasid(1, 0xfee0_0000, Access::Write))),
         0x87
     );
+    let asking = Request {
+        kind: ASK,
+        ..with_pasid(1, 0xfee0_1000, Access::Read)
+    };
+    let answer = world.translate(&asking).unwrap();
+    assert_eq!((answer.address, answer.page_shift), (0xfee0_1000, 12));
+    assert!(answer.readable && answer.writable && !answer.untranslated_only);
 
     let answer = world.translate(&of_kind(ASK, 0xfee0_0000)).unwrap();
     assert!(!answer.readable && answer.writable && answer.untranslated_only);

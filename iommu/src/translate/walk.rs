@@ -29,6 +29,8 @@ pub(super) struct Walker<'a, T: ?Sized> {
     pub(super) resolved: &'a Resolved,
     pub(super) address: u64,
     pub(super) demand: Demand,
+    /// Whether a device asks for a translation to keep it.
+    pub(super) to_be_kept: bool,
 }
 
 /// What the walk of all stages found.
@@ -78,7 +80,9 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
                 TranslationType::Nested,
             ),
         };
-        if is_interrupt_range(found.address) {
+        // Section 7.1.3, SGN.8: pass-through tells a device as much, and blocks what it does with that.
+        let told = self.to_be_kept && translated_by == TranslationType::PassThrough;
+        if is_interrupt_range(found.address) && !told {
             return Err(if self.resolved.legacy {
                 FaultReason::InterruptRange
             } else {
