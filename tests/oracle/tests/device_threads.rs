@@ -369,7 +369,7 @@ fn no_device_uses_a_page_after_the_wait_that_took_it_away() {
     let seed = oracle::seed("device_threads");
     for kind in [Kind::Legacy, Kind::Second, Kind::First] {
         let moves = with_devices(kind, seed, |setting, memory, _, _| {
-            let (until, most) = limits(Duration::from_millis(1500));
+            let (until, most) = limits(Duration::from_millis(800));
             let mut rng = Rng::new(seed ^ 0xff);
             let mut free: Vec<u64> = (0..PHYSICAL).map(|page| DATA + page * 0x1000).collect();
             for page in &free {
@@ -427,7 +427,7 @@ fn nothing_arrives_once_translation_is_off_or_has_another_root_or_the_unit_is_re
     let seed = oracle::seed("device_threads");
     for kind in [Kind::Legacy, Kind::Second, Kind::First] {
         let rounds = with_devices(kind, seed, |setting, memory, unit, tlbs| {
-            let (until, most) = limits(Duration::from_millis(1000));
+            let (until, most) = limits(Duration::from_millis(500));
             let mut rng = Rng::new(seed ^ 0xfe);
             let page = |number: u64| DATA + number * 0x1000;
             for number in 0..INPUTS {

@@ -134,7 +134,9 @@ impl Round {
                 expected |= 0x40;
                 assert_eq!(record >> 32 & 0xffff, ABSENT, "ITESID");
             }
-            if let Some(Entry::Bad(code)) = stopped {
+            let mut code = 0;
+            if let Some(Entry::Bad(expected_code)) = stopped {
+                code = expected_code;
                 // Whether it is looked at before the time-out is noticed is open.
                 if !lost || status & 0x10 != 0 {
                     self.tally[1] += 1;
@@ -169,6 +171,21 @@ impl Round {
                 let at = self.driver.queue.page + *slot;
                 self.driver.ram.store(at, &queue::iotlb_global()[..words]);
                 *entry = Entry::Good;
+            }
+            // Each bit stops the queue by itself.
+            let first = rng.pick(&[0x10, 0x40, 0x50]);
+            if expected & !first != 0 {
+                self.driver.registers.write32(0x34, first);
+                let left = expected & !first;
+                assert_eq!(self.driver.fault_status() & 0x70, left, "FSTS");
+                let record = self.driver.registers.read64(0xb0);
+                let known = match left {
+                    0x40 => record >> 32 & 0xffff == ABSENT,
+                    _ => record & 0xf == code,
+                };
+                assert!(known, "IQERCD is {record:#x} with FSTS {left:#x}");
+                assert_eq!(self.driver.registers.read64(0x80), head, "IQH");
+                expected = left;
             }
             self.driver.registers.write32(0x34, expected);
             next = here;

@@ -287,7 +287,7 @@ fn no_thread_touches_a_page_after_the_wait_that_took_it_away() {
     let seed = oracle::seed("threads");
     let most = oracle::steps(u64::MAX);
     let period = if most == u64::MAX {
-        Duration::from_millis(2000)
+        Duration::from_millis(1200)
     } else {
         Duration::from_secs(3600)
     };

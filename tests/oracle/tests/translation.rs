@@ -13,7 +13,7 @@ fn a_random_guest_gets_what_the_specification_permits() {
     // Without ORACLE_STEPS, a loaded machine runs fewer.
     let limit = std::env::var("ORACLE_STEPS")
         .is_err()
-        .then(|| Instant::now() + Duration::from_secs(12));
+        .then(|| Instant::now() + Duration::from_secs(8));
     let mut tally = Tally::new();
     let mut done = 0;
     let mut number = 0;

@@ -185,7 +185,9 @@ impl Machine {
                     let nothing = !found.read && !found.write || found.untranslated_only;
                     let same = answer.address == found.address
                         && (12..=found.shift.min(63)).contains(&u32::from(answer.page_shift))
-                        && answer.snooped == found.snooped;
+                        && answer.snooped == found.snooped
+                        && !(answer.page_shift > 20
+                            && reaches_interrupts(address, found.address, answer.page_shift));
                     if (answer.readable, answer.writable, answer.untranslated_only)
                         != (found.read, found.write, found.untranslated_only)
                         || !(nothing || same)
@@ -271,6 +273,13 @@ impl Machine {
         let count = |tlb: &Arc<Tlb>| tlb.kept.lock().expect("kept").len();
         self.tlbs.iter().map(count).sum()
     }
+}
+
+/// Whether a block holds addresses that are answered in another way: 0xFEEx_xxxx.
+fn reaches_interrupts(input: u64, output: u64, shift: u8) -> bool {
+    [input, output]
+        .iter()
+        .any(|address| address >> shift == 0xfee0_0000 >> shift)
 }
 
 /// The answer that belongs to a code (sheet E1, column TR).

@@ -280,7 +280,7 @@ impl Guest {
             }
         }
         if facts.pasid_bits != 0 {
-            if self.rng.chance(5, 6) {
+            if self.rng.chance(19, 20) {
                 words[0] |= entries::PASIDS;
             }
             words[1] = self.rng.pick(&[0, 0, 0, 1, 67]);
@@ -451,17 +451,24 @@ impl Guest {
         }
     }
 
-    /// A PASID for a request, or none.
-    fn random_pasid(&mut self) -> Option<u64> {
-        if self.machine.facts.pasid_bits == 0 {
+    /// A PASID for a request of a view, or none. Mostly one that may be used.
+    fn random_pasid(&mut self, view: usize) -> Option<u64> {
+        let bits = self.machine.facts.pasid_bits;
+        let often = if self.machine.root.mode == 1 { 2 } else { 16 };
+        if bits == 0 || !self.rng.chance(1, often) {
             return None;
         }
-        let often = if self.machine.root.mode == 1 { 2 } else { 16 };
+        let taken = self.rid_pasids[view % 3];
+        let usable: Vec<u64> = PASIDS
+            .into_iter()
+            .filter(|pasid| pasid >> bits == 0 && *pasid != taken)
+            .collect();
+        if !usable.is_empty() && self.rng.chance(9, 10) {
+            return Some(self.rng.pick(&usable));
+        }
         let other = self.rng.below(0x10_0000);
-        let choices = [
-            0, 1, 5, 67, 1, 5, 67, 1, 5, 67, 1, 5, 67, 2, 200, 0x2005, 0xf_ffff, other,
-        ];
-        self.rng.chance(1, often).then(|| self.rng.pick(&choices))
+        let choices = [0, 1, 67, 2, 200, 0x2005, 0xf_ffff, other];
+        Some(self.rng.pick(&choices))
     }
 
     /// An input of interest, mostly of the space that the view's source has.
@@ -508,7 +515,7 @@ impl Guest {
             Manner::Object,
             Manner::Atomic,
         ]);
-        let pasid = self.random_pasid();
+        let pasid = self.random_pasid(view);
         let mut address = self.random_address(view, pasid);
         let length = match manner {
             Manner::Object => 4,
@@ -558,7 +565,7 @@ impl Guest {
     /// Uses a mapping, changes an entry on its way, and uses it again, before and after an invalidation.
     fn hot(&mut self) -> Check {
         let view = crate::index(self.rng.below(6));
-        let pasid = self.random_pasid();
+        let pasid = self.random_pasid(view);
         let (number, input) = self.random_input(view, pasid);
         if input >> 20 == 0xfee || !self.machine.translating {
             return Ok(());

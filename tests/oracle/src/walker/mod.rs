@@ -9,6 +9,9 @@
 //! * reading a first-stage entry, when nested with SSADE, is a write of its second-stage page: D is set, lack of W is 77h,
 //!   75h or 76h;
 //! * in a PASID entry, AW is not checked where it is unused even if SSTS=0, and FSPTPTR not even beyond HAW;
+//! * the order of 44h to 48h is open, and any that applies will do; a page request whose PASID exceeds PSS is 89h (no source
+//!   lists it for page requests); one with a PASID in legacy mode is 31h or 32h;
+//! * a page request while translation is off is not taken, and not recorded;
 //! * a request to FEEx that is no interrupt is 29h; whether it is recorded while interrupt remapping is off is open;
 //! * an atomic access of a device is a write (store) or a read (load).
 

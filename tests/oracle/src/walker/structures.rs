@@ -333,7 +333,8 @@ impl Walk<'_> {
         self.cached = true;
         // PGSNP.
         found.snooped |= word(1) >> 24 & 1 != 0;
-        if found.address >> 20 == 0xfee {
+        // Sheet E1: of translation requests, this concerns those that are not passed through.
+        if found.address >> 20 == 0xfee && !(pgtt == 4 && self.asks().is_some()) {
             return Err(self.fault(&[0x87]));
         }
         Ok(found)

@@ -16,6 +16,7 @@ impl Guest {
             6 if facts.device_tlb => self.tell(),
             7 if facts.page_requests => self.page_software(),
             7..9 if facts.page_requests || self.rng.chance(1, 8) => self.page_request(),
+            9 if facts.page_requests && self.rng.chance(2, 3) => self.page_fault(),
             9 => self.nothing(),
             _ => self.dma(),
         }
@@ -23,7 +24,7 @@ impl Guest {
 
     fn ask(&mut self) -> Check {
         let view = crate::index(self.rng.below(6));
-        let pasid = self.random_pasid();
+        let pasid = self.random_pasid(view);
         let address = self.random_address(view, pasid);
         let no_write = self.rng.chance(1, 3);
         self.machine.ask(view, pasid, address, no_write)
@@ -87,7 +88,7 @@ impl Guest {
 
     fn page_request(&mut self) -> Check {
         let view = crate::index(self.rng.below(6));
-        let pasid = self.random_pasid();
+        let pasid = self.random_pasid(view);
         let address = self.random_address(view, pasid);
         let page = PageRequest {
             pasid: super::super::pasid(pasid),
@@ -102,6 +103,45 @@ impl Guest {
         let source = SOURCES[view % 3];
         for _ in 0..1 + self.rng.below(3) {
             self.machine.request_page(source, &page)?;
+        }
+        Ok(())
+    }
+
+    /// Uses a mapping, changes it, and asks for the page: afterwards only the new mapping may be used.
+    fn page_fault(&mut self) -> Check {
+        let view = crate::index(self.rng.below(6));
+        let pasid = self.random_pasid(view);
+        let (number, input) = self.random_input(view, pasid);
+        self.machine.sync();
+        if !self.machine.translating || !self.machine.queue_runs() || input >> 20 == 0xfee {
+            return Ok(());
+        }
+        self.machine.invalidate_world(false);
+        self.machine.drain_log()?;
+        self.machine.consume_pages(None)?;
+        self.machine.clear_page_status(3)?;
+        let at = input + self.rng.below(0xfc0);
+        for _ in 0..2 {
+            self.touch(view, pasid, at)?;
+        }
+        let ram = &mut self.machine.driver.ram;
+        let slots = self.spaces[number].slots(input, 1, &mut self.pages, ram);
+        if let Some(slot) = slots.and_then(|slots| slots.last().copied()) {
+            self.corrupt_slot(slot);
+        }
+        let page = PageRequest {
+            pasid: super::super::pasid(pasid),
+            address: at,
+            read: true,
+            write: false,
+            execute: false,
+            privileged: false,
+            group: 0,
+            last: true,
+        };
+        self.machine.request_page(SOURCES[view % 3], &page)?;
+        for _ in 0..2 {
+            self.touch(view, pasid, at)?;
         }
         Ok(())
     }
@@ -129,7 +169,7 @@ impl Guest {
     /// An access of no bytes is no request: it succeeds wherever it is, and nothing comes of it.
     fn nothing(&mut self) -> Check {
         let view = crate::index(self.rng.below(6));
-        let pasid = self.random_pasid();
+        let pasid = self.random_pasid(view);
         let address = self.random_address(view, pasid);
         self.machine.nothing(view, pasid, address)
     }
