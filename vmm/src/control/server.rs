@@ -1,6 +1,7 @@
 //! The thread of the control socket: it accepts clients and gives each its turn.
 
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -75,7 +76,9 @@ impl Server {
             if tokens.any(|token| token == token::LISTENER) {
                 self.accept();
             }
-            self.serve();
+            if self.serve().is_break() {
+                return;
+            }
         }
     }
 
@@ -127,14 +130,20 @@ impl Server {
         Ok(())
     }
 
-    /// Lets each connection get further.
-    fn serve(&mut self) {
-        let now = Instant::now();
-        let (monitor, epoll) = (&self.monitor, &self.epoll);
+    /// Lets each connection get further, until the thread is to stop.
+    ///
+    /// An answer takes some time, so both the clock and the wish to stop are looked at before each.
+    fn serve(&mut self) -> ControlFlow<()> {
+        let (monitor, epoll, stop) = (&self.monitor, &self.epoll, &self.stop);
+        let mut flow = ControlFlow::Continue(());
         self.connections.retain_mut(|(connection, wants)| {
+            if flow.is_break() || stop.read().is_ok() {
+                flow = ControlFlow::Break(());
+                return true;
+            }
             let before = *wants;
             *wants = connection.step(
-                now,
+                Instant::now(),
                 |request| answer(monitor, request),
                 |event| {
                     // Nobody waits for events any more only when the machine ends anyway.
@@ -154,6 +163,7 @@ impl Server {
                     )
                     .is_ok()
         });
+        flow
     }
 }
 
@@ -173,3 +183,7 @@ fn refuse(mut stream: UnixStream) {
         .set_nonblocking(true)
         .and_then(|()| stream.write_all(text.as_bytes()));
 }
+
+#[cfg(test)]
+#[path = "server_test.rs"]
+mod server_test;
