@@ -1,10 +1,27 @@
 //! The socket as a file: made without taking anyone's place, and removed at the end.
 
-use std::fs;
+mod staging;
+
+use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use staging::Staging;
+
+/// Bytes of the longest path that a socket can have: those of `sun_path`, but for the one that ends it.
+const LONGEST: usize = 107;
+/// Bytes of the longest path of its directory, which has to leave room for the staging directory as well.
+const LONGEST_DIRECTORY: usize = LONGEST - Staging::LENGTH;
+/// How long to wait for whoever may listen on a socket, and for whoever has locked its directory.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait before the next attempt to lock the directory.
+const RETRY: Duration = Duration::from_millis(1);
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +36,12 @@ pub(crate) enum SocketError {
         "--control path={}: another process listens there; end it, or choose another path", .0.display()
     )]
     InUse(PathBuf),
+    /// No socket can have that path.
+    #[error(
+        "--control path={}: too long; choose a path of at most {LONGEST} bytes, in a directory whose path has at most \
+         {LONGEST_DIRECTORY}", .0.display()
+    )]
+    TooLong(PathBuf),
     /// The host refuses.
     #[error(
         "--control path={}: {cause}; choose a path in a directory that exists and that you may write to", path.display()
@@ -42,40 +65,35 @@ pub(crate) struct Socket {
 impl Socket {
     /// Makes a socket at `path`. One that a process has left behind is replaced.
     ///
+    /// It gets its mode before its name, so nobody but the owner can connect to it at any time, whatever the umask is. It waits
+    /// for others for three seconds at most.
+    ///
     /// # Errors
-    /// When anything else is there, or the host refuses.
+    /// When anything else is there, the path is too long, or the host refuses.
     pub(crate) fn bind(path: &Path) -> Result<Self, SocketError> {
+        if length(path) > LONGEST || path.parent().map_or(0, length) > LONGEST_DIRECTORY {
+            return Err(SocketError::TooLong(path.to_owned()));
+        }
         let refused = |cause| SocketError::Refused {
             path: path.to_owned(),
             cause,
         };
-        match fs::symlink_metadata(path) {
-            Ok(file) if file.file_type().is_socket() => match UnixStream::connect(path) {
-                Ok(_) => return Err(SocketError::InUse(path.to_owned())),
-                // Nobody listens: its owner was killed.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    fs::remove_file(path).map_err(refused)?;
-                }
-                Err(error) => return Err(refused(error)),
-            },
-            Ok(_) => return Err(SocketError::NotASocket(path.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(refused(error)),
+        let found = Found::at(path)?;
+        let staging = Staging::beside(path).map_err(refused)?;
+        let ready = staging.socket();
+        let listener = UnixListener::bind(&ready).map_err(refused)?;
+        fs::set_permissions(&ready, fs::Permissions::from_mode(0o600)).map_err(refused)?;
+        listener.set_nonblocking(true).map_err(refused)?;
+        let identity = identity(&ready).map_err(refused)?;
+        let _lock = lock(path);
+        if found == Found::Dead {
+            remove_dead(path, &staging)?;
         }
-        let listener = UnixListener::bind(path).map_err(refused)?;
-        let prepare = || {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-            listener.set_nonblocking(true)?;
-            identity(path)
-        };
-        let identity = match prepare() {
-            Ok(identity) => identity,
-            Err(error) => {
-                // It is ours, and of no use.
-                let _ = fs::remove_file(path);
-                return Err(refused(error));
-            }
-        };
+        // A link replaces nothing.
+        fs::hard_link(&ready, path).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => SocketError::InUse(path.to_owned()),
+            _ => refused(error),
+        })?;
         Ok(Self {
             listener,
             path: path.to_owned(),
@@ -100,6 +118,108 @@ impl Drop for Socket {
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+fn length(path: &Path) -> usize {
+    path.as_os_str().as_bytes().len()
+}
+
+/// What a path leads to, if that does not stand in the way of a new socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    /// A socket on which nobody listens: its owner was killed.
+    Dead,
+}
+
+impl Found {
+    fn at(path: &Path) -> Result<Self, SocketError> {
+        let refused = |cause| SocketError::Refused {
+            path: path.to_owned(),
+            cause,
+        };
+        match fs::symlink_metadata(path) {
+            Ok(file) if !file.file_type().is_socket() => {
+                Err(SocketError::NotASocket(path.to_owned()))
+            }
+            Ok(_) => match is_live(path) {
+                Ok(true) => Err(SocketError::InUse(path.to_owned())),
+                Ok(false) => Ok(Self::Dead),
+                // It has just gone.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Nothing),
+                Err(error) => Err(refused(error)),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Nothing),
+            Err(error) => Err(refused(error)),
+        }
+    }
+}
+
+/// Whether someone listens on the socket at `path`.
+fn is_live(path: &Path) -> io::Result<bool> {
+    let (sender, receiver) = channel();
+    let path = path.to_owned();
+    // Connecting blocks for as long as a listener has its queue full and does not accept.
+    thread::Builder::new()
+        .name("control-probe".to_owned())
+        .spawn(move || {
+            // Nobody waits for it any more if it took too long.
+            let _ = sender.send(UnixStream::connect(path));
+        })?;
+    match receiver.recv_timeout(PATIENCE) {
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(false),
+        Ok(connected) => connected.map(|_| true),
+        // There is a queue, so there is a listener.
+        Err(_) => Ok(true),
+    }
+}
+
+/// Keeps other nidos from taking or giving a name in the directory of `path`, until it is dropped.
+///
+/// Whoever can read the directory can hold its lock, and some file systems have none. Then it is done without: what the lock adds is
+/// that nobody takes the name of a socket in the moment in which [`remove_dead`] looks at it.
+fn lock(path: &Path) -> Option<File> {
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let directory = File::open(directory).ok()?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match directory.try_lock() {
+            Ok(()) => return Some(directory),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(RETRY),
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Frees `path` of a socket that was found to be dead.
+///
+/// Another nido may have found the same, and have put its own socket there since. So what is at `path` now is taken out of
+/// everyone's reach first, looked at there, and put back if it is not dead.
+fn remove_dead(path: &Path, staging: &Staging) -> Result<(), SocketError> {
+    let refused = |cause: io::Error| SocketError::Refused {
+        path: path.to_owned(),
+        cause,
+    };
+    let aside = staging.aside();
+    match fs::rename(path, &aside) {
+        Ok(()) => {}
+        // Someone else has removed it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(refused(error)),
+    }
+    let found = Found::at(&aside);
+    if found.is_err() {
+        // If this fails, it stays where it is: it is not ours to remove.
+        fs::hard_link(&aside, path).map_err(refused)?;
+    }
+    fs::remove_file(&aside).map_err(refused)?;
+    match found {
+        Ok(_) => Ok(()),
+        Err(_) => Err(SocketError::InUse(path.to_owned())),
+    }
 }
 
 #[cfg(test)]
