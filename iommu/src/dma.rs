@@ -21,7 +21,7 @@ mod view;
 pub use ats::{AtsRefusal, AtsTranslation};
 pub use port::DmaPort;
 pub use slices::DmaSlices;
-pub use state::{DmaState, FaultSink};
+pub use state::{DmaCounts, DmaState, FaultSink};
 pub use view::{DmaTransaction, DmaView};
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions,
 };
 
-use super::{DmaPort, DmaState, DmaTransaction, FaultSink};
+use super::{DmaCounts, DmaPort, DmaState, DmaTransaction, FaultSink};
 use crate::translate::tables::{Paging, RAM, SOURCE, World};
 use crate::translate::{Access, Fault, Latched, Request};
 use crate::{Pasid, SourceId};
@@ -340,6 +340,21 @@ fn a_page_is_walked_once_until_it_is_invalidated() {
     assert_eq!(view.walks(), 2);
     assert_eq!(bench.world.get(0x20_0000), 1);
     assert_eq!(bench.world.get(0x20_1000), 2);
+}
+
+#[test]
+fn hits_and_walks_are_counted_across_views_that_come_and_go() {
+    let bench = bench();
+    bench.world.map(&bench.paging, 0x5000, 1, 0x20_0003);
+    for _ in 0..2 {
+        let mut view = bench.port.view();
+        for _ in 0..3 {
+            view.begin().read_obj::<u32>(GuestAddress(0x5000)).unwrap();
+        }
+    }
+    let mut view = bench.port.view();
+    view.begin().read_obj::<u32>(GuestAddress(0x5000)).unwrap();
+    assert_eq!(bench.state.counts(), DmaCounts { hits: 4, walks: 3 });
 }
 
 #[test]

@@ -38,7 +38,30 @@ pub struct DmaState<M> {
     /// Leaf lock; nothing is called while it is held.
     latched: RwLock<Latched>,
     /// Leaf lock; nothing is called while it is held.
-    slots: Mutex<Vec<Arc<Slot>>>,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    list: Vec<Arc<Slot>>,
+    /// What views that are gone have counted.
+    past: DmaCounts,
+}
+
+/// How accesses through a unit found their translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DmaCounts {
+    /// In the cache of their view.
+    pub hits: u64,
+    /// By a walk of the tables, or not at all.
+    pub walks: u64,
+}
+
+impl DmaCounts {
+    fn add(&mut self, slot: &Slot) {
+        self.hits += slot.hits.load(Ordering::Relaxed);
+        self.walks += slot.walks.load(Ordering::Relaxed);
+    }
 }
 
 /// What one view tells the drain. Alone on its cache lines, as only its view writes it.
@@ -46,12 +69,19 @@ pub struct DmaState<M> {
 pub(super) struct Slot {
     /// The generation under which a transaction is running, or 0.
     running: AtomicU64,
+    /// What the view has counted, as of its last transaction.
+    hits: AtomicU64,
+    walks: AtomicU64,
 }
 
 impl Slot {
     pub(super) const IDLE: u64 = 0;
 
-    pub(super) fn leave(&self) {
+    /// The transaction is over, and the view has counted this much.
+    pub(super) fn leave(&self, counts: DmaCounts) {
+        // Only its view writes a slot, so these need to be no additions.
+        self.hits.store(counts.hits, Ordering::Relaxed);
+        self.walks.store(counts.walks, Ordering::Relaxed);
         self.running.store(Self::IDLE, Ordering::Release);
     }
 }
@@ -91,6 +121,14 @@ impl<M> DmaState<M> {
         self.invalidate_all();
     }
 
+    /// What all views have counted since the unit was made, those of transactions that are running excepted.
+    pub fn counts(&self) -> DmaCounts {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = slots.past;
+        slots.list.iter().for_each(|slot| counts.add(slot));
+        counts
+    }
+
     /// Makes every transaction that begins from now on walk the tables anew.
     pub fn invalidate_all(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
@@ -106,6 +144,7 @@ impl<M> DmaState<M> {
             .slots
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+            .list
             .clone();
         for slot in slots {
             let mut rounds = 0_u32;
@@ -151,10 +190,13 @@ impl<M> DmaState<M> {
     pub(super) fn register(&self) -> Arc<Slot> {
         let slot = Arc::new(Slot {
             running: AtomicU64::new(Slot::IDLE),
+            hits: AtomicU64::default(),
+            walks: AtomicU64::default(),
         });
         self.slots
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+            .list
             .push(Arc::clone(&slot));
         slot
     }
@@ -165,14 +207,14 @@ impl<M> DmaState<M> {
         self.slots
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+            .list
             .len()
     }
 
     pub(super) fn unregister(&self, slot: &Arc<Slot>) {
-        self.slots
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|other| !Arc::ptr_eq(other, slot));
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.list.retain(|other| !Arc::ptr_eq(other, slot));
+        slots.past.add(slot);
     }
 }
 

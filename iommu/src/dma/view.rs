@@ -13,7 +13,7 @@ use vm_memory::{
 use super::cache::{Cache, Cached};
 use super::port::{DmaPort, Path};
 use super::slices::DmaSlices;
-use super::state::{DmaState, Slot};
+use super::state::{DmaCounts, DmaState, Slot};
 use crate::memory::Nearby;
 use crate::spec::ids::Pasid;
 use crate::translate::{self, Access, Fault, Gates, Latched, Request, RequestKind, Resolved};
@@ -34,7 +34,8 @@ pub struct DmaView<M: Deref<Target: GuestMemoryBackend>> {
     bound: OnceCell<Resolved>,
     /// A generation and a PASID.
     bound_for: (u64, Option<Pasid>),
-    /// Number of table walks. For tests and statistics.
+    /// For tests and statistics.
+    hits: Cell<u64>,
     walks: Cell<u64>,
 }
 
@@ -55,6 +56,7 @@ where
             cache: Cache::default(),
             bound: OnceCell::new(),
             bound_for: (0, None),
+            hits: Cell::new(0),
             walks: Cell::new(0),
         }
     }
@@ -144,7 +146,10 @@ pub struct DmaTransaction<'v, M: Deref<Target: GuestMemoryBackend>> {
 impl<M: Deref<Target: GuestMemoryBackend>> Drop for DmaTransaction<'_, M> {
     fn drop(&mut self) {
         if let Some(slot) = &self.view.slot {
-            slot.leave();
+            slot.leave(DmaCounts {
+                hits: self.view.hits.get(),
+                walks: self.view.walks.get(),
+            });
         }
     }
 }
@@ -198,6 +203,8 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         if let Some(hit) = self.view.cache.lookup(self.generation, self.pasid, address)
             && permits(&hit, access)
         {
+            let hits = &self.view.hits;
+            hits.set(hits.get().wrapping_add(1));
             return Some(hit);
         }
         self.miss(address, access)

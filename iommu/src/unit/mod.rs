@@ -87,7 +87,12 @@ impl<M> Unit<M> {
 
     /// What the unit has done so far.
     pub fn stats(&self) -> Statistics {
-        self.shared.counters.snapshot()
+        let counts = self.dma.counts();
+        Statistics {
+            translation_hits: counts.hits,
+            table_walks: counts.walks,
+            ..self.shared.counters.snapshot()
+        }
     }
 
     /// Adds an observer of changes to interrupt remapping, for as long as the unit lives.

@@ -69,6 +69,10 @@ counters! {
     page_requests_refused,
     /// Answers to page requests.
     page_responses,
+    /// Accesses that found their translation in the cache of their device thread.
+    translation_hits,
+    /// Accesses for which the tables were walked.
+    table_walks,
     /// Interrupts that were remapped.
     interrupts_remapped,
     /// Interrupts that passed unchanged.
