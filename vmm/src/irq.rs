@@ -165,10 +165,12 @@ impl LevelRoutes {
     fn update(&self, pins: &mut Pins) {
         let mut messages = Vec::new();
         for (pin, route) in (0..).zip(&pins.routes) {
+            // Masked pins as well: an interrupt of theirs may be in service, and KVM tells of the end of those only that it
+            // has routes for. Linux masks a pin before it ends the interrupt whenever it moves it to another CPU.
             let Some(Route {
                 message,
                 level: true,
-                masked: false,
+                ..
             }) = route
             else {
                 continue;
@@ -227,9 +229,8 @@ impl RouteListener for LevelRoutes {
         let Some(slot) = pins.routes.get_mut(usize::from(pin)) else {
             return;
         };
-        let relevant = |route: &Route| route.level && !route.masked;
         let before = slot.replace(route);
-        if before.is_some_and(|before| relevant(&before)) || relevant(&route) {
+        if before.is_some_and(|before| before.level) || route.level {
             self.update(&mut pins);
         }
     }

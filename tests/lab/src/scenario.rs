@@ -186,7 +186,7 @@ pub const SCENARIOS: &[Scenario] = &[
         description: "no intel-iommu at all: everything works untranslated",
         unit: None,
         command_line: "vfio.enable_unsafe_noiommu_mode=1",
-        plan: "no-unit,smp=2,intremap=off,disk,net,rng,edu,interrupts=plain,nofaults>poweroff",
+        plan: "no-unit,smp=2,intremap=off,disk,net,rng,edu,edu-intx=plain,interrupts=plain,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {
