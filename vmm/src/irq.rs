@@ -11,7 +11,7 @@ use kvm_bindings::{
     kvm_irq_routing_msi, kvm_irq_routing_msi__bindgen_ty_1, kvm_msi,
 };
 use kvm_ioctls::VmFd;
-use pci::{Bdf, MsiSink};
+use pci::{Bdf, MsiMessage, MsiSink};
 
 use crate::memory::Memory;
 
@@ -237,8 +237,19 @@ impl RouteListener for LevelRoutes {
 }
 
 impl InterruptEntryObserver for LevelRoutes {
-    fn interrupt_entries_invalidated(&self, _first: u16, _count: u32) {
+    fn interrupt_entries_invalidated(&self, first: u16, count: u32) {
         let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
-        self.update(&mut pins);
+        let first = u32::from(first);
+        // Of a change of all entries, pins in compatibility format have to hear, too: it may be remapping that went on or off.
+        let all = first == 0 && count == 0x1_0000;
+        let concerned = |route: &Route| {
+            let MsiMessage { address, data } = route.message;
+            let index = InterruptMessage { address, data }.entry_index();
+            route.level
+                && index.is_some_and(|index| (first..first.saturating_add(count)).contains(&index))
+        };
+        if all || pins.routes.iter().flatten().any(concerned) {
+            self.update(&mut pins);
+        }
     }
 }

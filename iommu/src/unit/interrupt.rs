@@ -149,6 +149,20 @@ impl Remapping {
     }
 }
 
+impl InterruptMessage {
+    /// The index of the remapping entry that this request names (section 5.1.3), for whoever keeps what
+    /// [`Unit::resolve_interrupt`](super::Unit::resolve_interrupt) answered and has to know when that is void. It may be
+    /// beyond every table. `None` in compatibility format, or if this is no interrupt request.
+    pub fn entry_index(self) -> Option<u32> {
+        let address = u32::try_from(self.address).ok()?;
+        let address = RequestAddress::from_bits(address);
+        if self.address >> 20 != 0xFEE || !address.remappable() {
+            return None;
+        }
+        index(address, self.data).ok()
+    }
+}
+
 /// The index that a remappable request names (section 5.1.3). It may exceed every table.
 fn index(address: RequestAddress, data: u32) -> Result<u32, Refusal> {
     let handle = u32::from(address.handle());

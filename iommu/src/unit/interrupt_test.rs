@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use crate::InterruptMessage;
 use crate::spec::ids::SourceId;
 use crate::unit::InterruptEntryObserver;
 use crate::unit::testing::{Bench, END, TABLE, full, plain};
@@ -290,16 +291,35 @@ fn observers_hear_of_every_change_to_entries_and_to_remapping() {
         [0x0000_0002_0000_0025, 0x30_0000, 0, 0],
     ]);
     assert_eq!(heard(), [(0x24, 4)]);
-    // Two before one wait are heard as one range; without a wait they are heard, too.
+    // Without a wait they are heard, too: neighbours as one, others apart.
     bench.submit_wide(&[
         [0x0000_0025_0000_0014, 0, 0, 0],
         [0x0000_0020_0000_0014, 0, 0, 0],
+        [0x0000_0026_0000_0014, 0, 0, 0],
     ]);
-    assert_eq!(heard(), [(0x20, 6)]);
+    assert_eq!(heard(), [(0x25, 2), (0x20, 1)]);
+    // Too many to be told apart: the first one covers the rest.
+    let many: Vec<[u64; 4]> = (0..20).map(|entry| [entry << 33 | 0x14, 0, 0, 0]).collect();
+    bench.submit_wide(&many);
+    let ranges = heard();
+    assert_eq!(ranges.len(), 16);
+    assert_eq!(ranges.first(), Some(&(0, 39)));
     bench.submit_wide(&[[0x4, 0, 0, 0]]);
     assert_eq!(heard(), [(0, 0x1_0000)]);
     bench.write32(0x18, 0x0400_0000);
     assert_eq!(heard(), [(0, 0x1_0000)]);
     bench.unit.reset();
     assert_eq!(heard(), [(0, 0x1_0000)]);
+}
+
+#[test]
+fn a_request_names_its_entry_unless_it_is_in_compatibility_format() {
+    let index = |address, data| InterruptMessage { address, data }.entry_index();
+    assert_eq!(index(0xFEE0_0010 | 0x25 << 5, 7), Some(0x25));
+    assert_eq!(index(0xFEE0_0018 | 0x25 << 5, 7), Some(0x2C));
+    assert_eq!(index(0xFEE0_0014, 0), Some(0x8000));
+    assert_eq!(index(0xFEE0_0018, 0x1_0000), None);
+    assert_eq!(index(0xFEE0_1000, 0x31), None);
+    assert_eq!(index(0xFED0_0010, 0), None);
+    assert_eq!(index(0x1_FEE0_0010, 0), None);
 }

@@ -5,7 +5,8 @@
 //! tail after at most as many descriptors as the queue has.
 //!
 //! Invalidations take effect together, at the latest before the next wait completes: the translation caches of the device
-//! threads are told once, transactions in flight are waited for once, and observers of interrupt entries hear one range.
+//! threads are told once, transactions in flight are waited for once, and observers of interrupt entries hear what changed and
+//! nothing else, up to 16 ranges.
 
 use std::ops::{Deref, Range};
 
@@ -22,8 +23,8 @@ use crate::spec::registers::{QueueAddress, QueueError, QueueErrorRecord, offset}
 #[derive(Debug, Default)]
 struct Pending {
     translations: bool,
-    /// Indices of interrupt entries, as one range that covers all.
-    interrupts: Option<Range<u32>>,
+    /// Indices of interrupt entries, a range for each descriptor unless they touch or are too many.
+    interrupts: Vec<Range<u32>>,
     /// Requests that were in flight when this run of the queue began are over: tables that software changed before are not
     /// in use any more. That much a device-TLB relies on, and once is enough.
     drained: bool,
@@ -37,6 +38,9 @@ struct Pending {
 /// How many waits are completed together. Each time, the transactions in flight are waited for, which takes as long as they
 /// do: a queue full of waits would otherwise hold its vCPU up for seconds while a device copies.
 const WAITS_AT_ONCE: usize = 64;
+
+/// How many ranges of interrupt entries observers hear apart; further ones widen the first.
+const RANGES_AT_ONCE: usize = 16;
 
 /// Whether the next descriptor may be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,10 +58,16 @@ impl Pending {
                 u32::from(first)..u32::from(first).saturating_add(count)
             }
         };
-        self.interrupts = Some(match self.interrupts.take() {
-            Some(range) => range.start.min(added.start)..range.end.max(added.end),
-            None => added,
-        });
+        let touches = |range: &Range<u32>| range.start <= added.end && added.start <= range.end;
+        let crowded = self.interrupts.len() == RANGES_AT_ONCE;
+        match self
+            .interrupts
+            .iter_mut()
+            .find(|range| touches(range) || crowded)
+        {
+            Some(range) => *range = range.start.min(added.start)..range.end.max(added.end),
+            None => self.interrupts.push(added),
+        }
     }
 }
 
@@ -218,8 +228,11 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         if std::mem::take(&mut pending.translations) {
             self.invalidate_translations();
         }
-        if let Some(range) = pending.interrupts.take() {
+        let interrupts = std::mem::take(&mut pending.interrupts);
+        if !interrupts.is_empty() {
             self.drain_interrupts();
+        }
+        for range in interrupts {
             self.notify_observers(range);
         }
     }
