@@ -7,6 +7,7 @@ mod clock;
 mod dma;
 mod queue;
 mod tables;
+mod virtio;
 
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ fn main() {
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
     dma::run(&mut criterion);
+    virtio::run(&mut criterion);
     queue::run(&mut criterion);
     criterion.final_summary();
 }

@@ -16,6 +16,7 @@ const BASES: &[(&str, &str)] = &[
     ("sweep", "raw"),
     ("threads", "1"),
     ("copy4k", "raw"),
+    ("virtio4k", "raw"),
     ("queue", "page"),
 ];
 /// Descriptors in a round of the group "queue".
