@@ -1,6 +1,7 @@
 //! What the device keeps of its dealings with the IOMMU: translations (its device-TLB), and the page request that it
 //! waits for. It is what the unit calls, so its locks are leaves: nothing is called under them.
 
+use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,12 +36,21 @@ impl Entry {
     }
 }
 
+/// Whether a translation permits to write, or else to read.
+pub(super) fn grants(answer: &AtsTranslation, write: bool) -> bool {
+    if write {
+        answer.writable
+    } else {
+        answer.readable
+    }
+}
+
 #[derive(Debug, Default)]
 struct Table {
     /// What the guest enabled. While ATS is not, nothing is kept and nothing is used.
     enabled: EduFeatures,
-    entries: Vec<Entry>,
-    oldest: usize,
+    /// The oldest first.
+    entries: VecDeque<Entry>,
     invalidations: u32,
 }
 
@@ -85,13 +95,10 @@ impl Atc {
         if !table.enabled.ats {
             return None;
         }
-        let mut fitting = table.entries.iter().filter(|entry| {
-            if write {
-                entry.answer.writable
-            } else {
-                entry.answer.readable
-            }
-        });
+        let mut fitting = table
+            .entries
+            .iter()
+            .filter(|entry| grants(&entry.answer, write));
         fitting.find_map(|entry| entry.translate(pasid, address))
     }
 
@@ -101,20 +108,14 @@ impl Atc {
         if !table.enabled.ats {
             return;
         }
-        let entry = Entry {
+        if table.entries.len() == CAPACITY {
+            table.entries.pop_front();
+        }
+        table.entries.push_back(Entry {
             pasid,
             input,
             answer,
-        };
-        if table.entries.len() < CAPACITY {
-            table.entries.push(entry);
-            return;
-        }
-        let oldest = table.oldest;
-        if let Some(place) = table.entries.get_mut(oldest) {
-            *place = entry;
-        }
-        table.oldest = (oldest + 1) % CAPACITY;
+        });
     }
 
     /// Follows what the guest enabled. PCIe 10.2.1: what a function keeps is gone when ATS is disabled.
@@ -123,7 +124,6 @@ impl Atc {
         table.enabled = enabled;
         if !enabled.ats {
             table.entries.clear();
-            table.oldest = 0;
         }
     }
 
@@ -216,7 +216,6 @@ impl DeviceTlb for Atc {
             !(invalidation.concerns(entry.pasid)
                 && invalidation.overlaps(entry.input, entry.answer.page_shift))
         });
-        table.oldest = 0;
     }
 
     fn page_response(&self, response: PageResponse) {

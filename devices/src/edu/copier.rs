@@ -8,7 +8,7 @@ use iommu::{
 };
 use vm_memory::{Bytes, GuestAddress};
 
-use super::atc::Atc;
+use super::atc::{Atc, grants};
 use super::extension::{Manner, Outcome};
 use super::registers::{BUFFER_SIZE, Copy, Direction};
 use crate::Memory;
@@ -51,27 +51,23 @@ pub(super) struct Copier {
 /// One piece of a command: bytes that lie in one page.
 struct Piece<'a> {
     address: u64,
+    direction: Direction,
     /// The device's side.
-    own: Own<'a>,
-}
-
-enum Own<'a> {
-    ToMemory(&'a [u8]),
-    FromMemory(&'a mut [u8]),
+    own: &'a mut [u8],
 }
 
 impl Piece<'_> {
     fn is_write(&self) -> bool {
-        matches!(self.own, Own::ToMemory(_))
+        self.direction == Direction::ToMemory
     }
 
     /// Carries it out at `address`.
     fn access(&mut self, transaction: &DmaTransaction<'_, Memory>, address: u64) -> Outcome {
         let address = GuestAddress(address);
         // The IOMMU has reported a blocked request.
-        let done = match &mut self.own {
-            Own::ToMemory(bytes) => transaction.write_slice(bytes, address),
-            Own::FromMemory(bytes) => transaction.read_slice(bytes, address),
+        let done = match self.direction {
+            Direction::ToMemory => transaction.write_slice(self.own, address),
+            Direction::FromMemory => transaction.read_slice(self.own, address),
         };
         done.map_or(Outcome::Blocked, |()| Outcome::Done)
     }
@@ -96,63 +92,44 @@ impl Copier {
     /// a blocked one. The command began after `aborts` aborts.
     pub(super) fn copy(&mut self, copy: &Copy, own: &mut [u8], aborts: u64) -> Outcome {
         let address = copy.address & self.mask;
-        match copy.direction {
-            Direction::ToMemory => {
-                let pieces = pieces(address, own.len());
-                for (address, start, length) in pieces {
-                    let Some(bytes) = own.get(start..start + length) else {
-                        return Outcome::Blocked;
-                    };
-                    let piece = Piece {
-                        address,
-                        own: Own::ToMemory(bytes),
-                    };
-                    let outcome = self.carry(piece, copy.manner, aborts);
-                    if outcome != Outcome::Done {
-                        return outcome;
-                    }
-                }
-            }
-            Direction::FromMemory => {
-                let mut copied = [0; BUFFER_SIZE];
-                for (address, start, length) in pieces(address, own.len()) {
-                    let Some(bytes) = copied.get_mut(start..start + length) else {
-                        return Outcome::Blocked;
-                    };
-                    let piece = Piece {
-                        address,
-                        own: Own::FromMemory(bytes),
-                    };
-                    let outcome = self.carry(piece, copy.manner, aborts);
-                    if outcome != Outcome::Done {
-                        return outcome;
-                    }
-                }
-                if let Some(copied) = copied.get(..own.len()) {
-                    own.copy_from_slice(copied);
-                }
+        // What comes from memory reaches the device's buffer only if all of it came.
+        let mut staged = [0; BUFFER_SIZE];
+        let Some(staged) = staged.get_mut(..own.len()) else {
+            return Outcome::Blocked;
+        };
+        staged.copy_from_slice(own);
+        for (address, start, length) in pieces(address, staged.len()) {
+            let Some(own) = staged.get_mut(start..start + length) else {
+                return Outcome::Blocked;
+            };
+            let piece = Piece {
+                address,
+                direction: copy.direction,
+                own,
+            };
+            let outcome = self.carry(piece, copy.manner, aborts);
+            if outcome != Outcome::Done {
+                return outcome;
             }
         }
+        own.copy_from_slice(staged);
         Outcome::Done
     }
 
     fn carry(&mut self, mut piece: Piece<'_>, manner: Manner, aborts: u64) -> Outcome {
         let pasid = manner.pasid.and_then(Pasid::new);
-        if !self.link.atc.permits(&manner) {
-            return Outcome::NotEnabled;
-        }
-        if manner.translated {
-            let transaction = self.view.begin_translated();
-            return piece.access(&transaction, piece.address);
-        }
-        if !manner.translate {
-            let transaction = self.view.begin_pasid(pasid);
-            return piece.access(&transaction, piece.address);
-        }
         for _ in 0..ROUNDS {
             // The guest may have changed its mind while a page was waited for.
             if !self.link.atc.permits(&manner) {
                 return Outcome::NotEnabled;
+            }
+            if manner.translated {
+                let transaction = self.view.begin_translated();
+                return piece.access(&transaction, piece.address);
+            }
+            if !manner.translate {
+                let transaction = self.view.begin_pasid(pasid);
+                return piece.access(&transaction, piece.address);
             }
             if let Some(outcome) = self.use_kept(&mut piece, pasid) {
                 return outcome;
@@ -191,13 +168,7 @@ impl Copier {
             Ok(answer) if answer.untranslated_only => {
                 Answer::Over(piece.access(&transaction, piece.address))
             }
-            Ok(answer)
-                if if write {
-                    answer.writable
-                } else {
-                    answer.readable
-                } =>
-            {
+            Ok(answer) if grants(&answer, write) => {
                 self.link.atc.insert(pasid, piece.address, answer);
                 Answer::Kept
             }

@@ -50,9 +50,9 @@ impl VirtioDevice for Rng {
 
     fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError> {
         let mut bytes = [0; MOST];
-        for _ in 0..session.queue_size(index) {
+        session.turn(index, |session| {
             if !session.pop(index, &mut self.chain)? {
-                return Ok(Progress::Idle);
+                return Ok(false);
             }
             let wanted = usize::try_from(self.chain.writable())
                 .unwrap_or(MOST)
@@ -70,7 +70,7 @@ impl VirtioDevice for Rng {
                 }
             };
             session.give(index, &self.chain, given)?;
-        }
-        Ok(Progress::More)
+            Ok(true)
+        })
     }
 }
