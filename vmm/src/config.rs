@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use devices::edu::EduFeatures;
+use devices::edu::EduOptions;
 
 /// A whole virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,12 +59,7 @@ pub(crate) enum FunctionKind {
     /// virtio console on the standard streams.
     Console,
     /// The educational device.
-    Edu {
-        /// Addresses that its DMA engine can form.
-        dma_mask: u64,
-        /// What it has beyond the public specification.
-        features: EduFeatures,
-    },
+    Edu(EduOptions),
 }
 
 /// A virtio disk.

@@ -1,5 +1,7 @@
 //! What command lines mean, and every way in which one is refused.
 
+use ::devices::edu::EduOptions;
+
 use super::*;
 use crate::config::{DiskConfig, MemoryConfig, NetConfig};
 
@@ -81,10 +83,10 @@ fn a_full_command_line_becomes_typed_values() {
             },
             FunctionConfig {
                 device: Some(5),
-                kind: FunctionKind::Edu {
+                kind: FunctionKind::Edu(EduOptions {
                     dma_mask: 0xff,
                     features: Default::default(),
-                }
+                })
             },
             FunctionConfig {
                 device: None,

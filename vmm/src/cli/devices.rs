@@ -1,6 +1,6 @@
 //! The types of `--device`, in one table that parses and prints.
 
-use devices::edu::EduFeatures;
+use devices::edu::{EduFeatures, EduOptions};
 
 use super::keys::{Key, ListError, Table, Values, split};
 use super::values::{Kind, Value};
@@ -203,7 +203,9 @@ pub(crate) fn slot(values: &Values) -> Option<u8> {
 }
 
 fn edu(values: &Values) -> Result<Device, ListError> {
-    let dma_mask = values.number("dma_mask").unwrap_or(0x0fff_ffff);
+    let dma_mask = values
+        .number("dma_mask")
+        .unwrap_or(EduOptions::default().dma_mask);
     let features = EduFeatures {
         ats: values.on_off("ats").unwrap_or(false),
         pasid: values.on_off("pasid").unwrap_or(false),
@@ -214,7 +216,8 @@ fn edu(values: &Values) -> Result<Device, ListError> {
             values.conflict("pri=on needs ats=on; add `ats=on` or drop `pri=on`".to_owned())
         );
     }
-    Ok(function(values, FunctionKind::Edu { dma_mask, features }))
+    let options = EduOptions { dma_mask, features };
+    Ok(function(values, FunctionKind::Edu(options)))
 }
 
 fn intel_iommu(values: &Values) -> Result<Device, ListError> {

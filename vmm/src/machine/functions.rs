@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use devices::edu::{Edu, EduOptions};
+use devices::edu::Edu;
 use devices::ioapic::IoApic;
 use devices::virtio::VirtioDevice;
 use devices::virtio::blk::{Block, BlockOptions};
@@ -78,19 +78,15 @@ impl Platform<'_> {
                 *console = Some(sender);
                 self.virtio(bdf, Console::new(input, standard_output()?))
             }
-            FunctionKind::Edu { dma_mask, features } => {
+            FunctionKind::Edu(options) => {
                 let pin = u8::try_from(acpi::intx_gsi(bdf.device(), INTA)).context("INTx pin")?;
-                let options = EduOptions {
-                    dma_mask: *dma_mask,
-                    features: *features,
-                };
                 Ok(Edu::new(
                     bdf,
                     self.dma(bdf),
                     Arc::clone(&self.msi),
                     self.ioapic.line(pin),
                     self.unit.cloned(),
-                    options,
+                    *options,
                 )
                 .context("--device edu")?)
             }
