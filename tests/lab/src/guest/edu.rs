@@ -23,18 +23,18 @@ const STATUS: u64 = 0x20;
 const INTERRUPT_STATUS: u64 = 0x24;
 const INTERRUPT_RAISE: u64 = 0x60;
 const INTERRUPT_ACKNOWLEDGE: u64 = 0x64;
-const DMA_SOURCE: u64 = 0x80;
-const DMA_DESTINATION: u64 = 0x88;
-const DMA_COUNT: u64 = 0x90;
-const DMA_COMMAND: u64 = 0x98;
+pub(super) const DMA_SOURCE: u64 = 0x80;
+pub(super) const DMA_DESTINATION: u64 = 0x88;
+pub(super) const DMA_COUNT: u64 = 0x90;
+pub(super) const DMA_COMMAND: u64 = 0x98;
 
 const COMPUTING: u32 = 1;
-const START: u64 = 1;
-const FROM_DEVICE: u64 = 2;
+pub(super) const START: u64 = 1;
+pub(super) const FROM_DEVICE: u64 = 2;
 const INTERRUPT_WHEN_DONE: u64 = 4;
 const DMA_DONE: u32 = 0x100;
 /// The device's own memory, as DMA addresses it.
-const INTERNAL: u64 = 0x4_0000;
+pub(super) const INTERNAL: u64 = 0x4_0000;
 /// Bytes of a transfer. The device has 4096, but QEMU before 8.0 refuses a transfer that reaches its last byte.
 const INTERNAL_SIZE: usize = 4088;
 /// An I/O virtual address below 2^28, which is all that the device can reach, and where nothing else is mapped.
@@ -46,6 +46,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 enum Wire {
     Message,
     Pin,
+}
+
+/// The function's address.
+pub(super) fn find() -> Result<String> {
+    vfio::find(VENDOR, DEVICE)
 }
 
 struct Edu {
@@ -61,7 +66,7 @@ impl Edu {
     }
 
     fn open_with(wire: Wire) -> Result<Self> {
-        let function = Function::open(&vfio::find(VENDOR, DEVICE)?)?;
+        let function = Function::open(&find()?)?;
         let registers = function.bar(0)?;
         let interrupt = match wire {
             Wire::Message => function.msi()?,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Guest, vfio};
+use super::{Guest, edu, vfio};
 use crate::sys::ioctl::{self, MapBenchmark, ioctl};
 
 const DRIVER: &str = "dma_map_benchmark";
@@ -15,7 +15,7 @@ const SECONDS: u32 = 3;
 
 /// Reports the latencies for each number of threads in the argument (`1/2`). They only need to be there.
 pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
-    let address = vfio::find(0x1234, 0x11E8)?;
+    let address = edu::find()?;
     vfio::bind(&address, DRIVER)?;
     let file = vfio::open_node(Path::new(FILE))?;
     let mut results = Vec::new();

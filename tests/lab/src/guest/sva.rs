@@ -8,27 +8,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::edu::{
+    self, DMA_COMMAND, DMA_COUNT, DMA_DESTINATION, DMA_SOURCE, FROM_DEVICE, INTERNAL, START,
+};
 use super::{Guest, disk, vfio};
 use crate::sys::memory::{Buffer, Window};
 
 const DRIVER: &str = "uio_pci_sva";
 const BAR_SIZE: usize = 1 << 20;
 
-const DMA_SOURCE: usize = 0x80;
-const DMA_DESTINATION: usize = 0x88;
-const DMA_COUNT: usize = 0x90;
-const DMA_COMMAND: usize = 0x98;
-const FEATURES: usize = 0x100;
-const CONTROL: usize = 0x104;
-const OUTCOME: usize = 0x108;
-const CACHED: usize = 0x10c;
-const INVALIDATIONS: usize = 0x110;
-const PAGE_REQUESTS: usize = 0x114;
-const PAGE_RESPONSES: usize = 0x118;
+const FEATURES: u64 = 0x100;
+const CONTROL: u64 = 0x104;
+const OUTCOME: u64 = 0x108;
+const CACHED: u64 = 0x10c;
+const INVALIDATIONS: u64 = 0x110;
+const PAGE_REQUESTS: u64 = 0x114;
+const PAGE_RESPONSES: u64 = 0x118;
 
-const START: u64 = 1;
-const FROM_DEVICE: u64 = 2;
-const INTERNAL: u64 = 0x4_0000;
 const PAGE: usize = 4096;
 /// ATS, PASID and PRI.
 const ALL: u32 = 7;
@@ -52,12 +48,7 @@ struct Edu {
 impl Edu {
     fn open(address: &str) -> Result<Self> {
         let directory = PathBuf::from("/sys/bus/pci/devices").join(address);
-        if directory.join("driver").exists() {
-            fs::write(directory.join("driver/unbind"), address).context("unbind")?;
-        }
-        fs::write(directory.join("driver_override"), DRIVER).context("driver_override")?;
-        fs::write("/sys/bus/pci/drivers_probe", address)
-            .with_context(|| format!("bind to {DRIVER}"))?;
+        vfio::bind(address, DRIVER)?;
         let name = vfio::single_entry(&directory.join("uio"))
             .with_context(|| format!("{DRIVER} made no uio device"))?;
         // The driver binds the address space of whoever opens it.
@@ -72,7 +63,7 @@ impl Edu {
         })
     }
 
-    fn count(&self, register: usize) -> u32 {
+    fn count(&self, register: u64) -> u32 {
         self.registers.read_u32(register)
     }
 
@@ -123,7 +114,7 @@ fn pattern(seed: u64) -> Vec<u8> {
 /// Plain requests with PASID, translated requests through a device-TLB, page requests for absent pages and for forbidden
 /// ones, and invalidations that reach the device-TLB.
 pub(super) fn check(_guest: &Guest, _argument: &str) -> Result<String> {
-    let edu = Edu::open(&vfio::find(0x1234, 0x11e8)?)?;
+    let edu = Edu::open(&edu::find()?)?;
     ensure!(
         edu.count(FEATURES) == ALL,
         "edu has features {:#x} only",

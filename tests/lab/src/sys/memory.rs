@@ -26,15 +26,7 @@ impl Buffer {
     }
 
     fn map(length: usize, flags: i32) -> io::Result<Self> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: a new mapping at an address that the kernel chooses touches no existing memory.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base =
-            NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+        let base = map(length, flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)?;
         Ok(Self { base, length })
     }
 
@@ -104,6 +96,17 @@ impl Drop for Buffer {
     }
 }
 
+/// Maps `length` bytes, of `file` from its start or of nothing, to be read and written.
+fn map(length: usize, flags: i32, file: i32) -> io::Result<NonNull<u8>> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address that the kernel chooses touches no existing memory.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, file, 0) };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))
+}
+
 /// Registers of a device, mapped into this process.
 #[derive(Debug)]
 pub struct Window {
@@ -114,28 +117,13 @@ pub struct Window {
 impl Window {
     /// Maps `length` bytes of `file`, from its start.
     pub fn map(file: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping at an address that the kernel chooses touches no existing memory.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                protection,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base =
-            NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+        let base = map(length, libc::MAP_SHARED, file.as_raw_fd())?;
         Ok(Self { base, length })
     }
 
-    fn at<T>(&self, offset: usize) -> *mut T {
+    fn at<T>(&self, offset: u64) -> *mut T {
         let size = size_of::<T>();
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         assert!(
             offset.is_multiple_of(size)
                 && offset
@@ -148,25 +136,25 @@ impl Window {
     }
 
     /// Reads a 32-bit register.
-    pub fn read_u32(&self, offset: usize) -> u32 {
+    pub fn read_u32(&self, offset: u64) -> u32 {
         // SAFETY: at() checked that the register is inside the mapping and aligned.
         unsafe { self.at::<u32>(offset).read_volatile() }
     }
 
     /// Writes a 32-bit register.
-    pub fn write_u32(&self, offset: usize, value: u32) {
+    pub fn write_u32(&self, offset: u64, value: u32) {
         // SAFETY: as in read_u32.
         unsafe { self.at::<u32>(offset).write_volatile(value) };
     }
 
     /// Reads a 64-bit register.
-    pub fn read_u64(&self, offset: usize) -> u64 {
+    pub fn read_u64(&self, offset: u64) -> u64 {
         // SAFETY: as in read_u32.
         unsafe { self.at::<u64>(offset).read_volatile() }
     }
 
     /// Writes a 64-bit register.
-    pub fn write_u64(&self, offset: usize, value: u64) {
+    pub fn write_u64(&self, offset: u64, value: u64) {
         // SAFETY: as in read_u32.
         unsafe { self.at::<u64>(offset).write_volatile(value) };
     }
