@@ -1,6 +1,7 @@
 //! `cargo xtask lab`.
 
 use std::collections::VecDeque;
+use std::ops::AddAssign;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -59,6 +60,24 @@ pub(crate) struct Tally {
     pub(crate) failed: usize,
 }
 
+impl Tally {
+    /// Adds one.
+    pub(crate) fn count(&mut self, passed: bool) {
+        if passed {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+        }
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
 /// How scenarios are run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Manner {
@@ -102,11 +121,14 @@ pub(crate) fn run_all(manner: Manner, scenarios: &[&Scenario]) -> Result<Tally> 
     let worker = || -> Result<Tally> {
         let mut tally = Tally::default();
         while let Some((name, scenario)) = next() {
-            if run_one(place, scenario, &stage, &name, width, manner.verbose)? {
-                tally.passed += 1;
-            } else {
-                tally.failed += 1;
-            }
+            tally.count(run_one(
+                place,
+                scenario,
+                &stage,
+                &name,
+                width,
+                manner.verbose,
+            )?);
         }
         Ok(tally)
     };
@@ -114,9 +136,7 @@ pub(crate) fn run_all(manner: Manner, scenarios: &[&Scenario]) -> Result<Tally> 
     std::thread::scope(|scope| -> Result<()> {
         let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(worker)).collect();
         for worker in workers {
-            let part = worker.join().map_err(|_| anyhow!("a worker panicked"))??;
-            tally.passed += part.passed;
-            tally.failed += part.failed;
+            tally += worker.join().map_err(|_| anyhow!("a worker panicked"))??;
         }
         Ok(())
     })?;

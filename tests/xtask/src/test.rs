@@ -49,21 +49,15 @@ pub(crate) fn run(wanted: Where) -> Result<bool> {
     fs::create_dir_all(&logs)?;
     let mut tally = Tally::default();
     for step in STEPS {
-        let part = run_step(step.name, cargo_here()?.args(step.arguments))?;
-        tally.passed += part.passed;
-        tally.failed += part.failed;
+        tally += run_step(step.name, cargo_here()?.args(step.arguments))?;
     }
     if has_cargo_deny() {
-        let part = run_step(
+        tally += run_step(
             "cargo deny",
             cargo_here()?.args(["deny", "--offline", "check"]),
         )?;
-        tally.passed += part.passed;
-        tally.failed += part.failed;
     }
-    let part = run_fuzzers()?;
-    tally.passed += part.passed;
-    tally.failed += part.failed;
+    tally += run_fuzzers()?;
     println!("scenarios:");
     let scenarios: Vec<_> = SCENARIOS.iter().collect();
     let manner = Manner {
@@ -73,10 +67,7 @@ pub(crate) fn run(wanted: Where) -> Result<bool> {
         jobs: None,
     };
     match lab_command::run_all(manner, &scenarios) {
-        Ok(part) => {
-            tally.passed += part.passed;
-            tally.failed += part.failed;
-        }
+        Ok(part) => tally += part,
         Err(error) if lab::sys::interrupted() => return Err(error),
         Err(error) => {
             println!("FAIL scenarios: {error:#}");
@@ -102,11 +93,7 @@ fn run_fuzzers() -> Result<Tally> {
         }
     };
     for fuzzer in fuzzers {
-        if fuzzer.report(FUZZ_TIME)?.passed {
-            tally.passed += 1;
-        } else {
-            tally.failed += 1;
-        }
+        tally.count(fuzzer.report(FUZZ_TIME)?.passed);
     }
     Ok(tally)
 }
