@@ -39,19 +39,13 @@ mod tests {
     fn window() -> VtdMmio {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]);
         let config = UnitConfig {
-            host_address_width: 46,
-            aw_bits: 48,
             scalable: true,
             first_stage: true,
-            second_stage: true,
             nested: true,
             interrupt_remapping: true,
             x2apic: true,
-            caching_mode: false,
             snoop_control: true,
-            pasid_bits: 0,
-            device_tlb: false,
-            page_requests: false,
+            ..UnitConfig::default()
         };
         let unit = Unit::new(
             Arc::new(memory.expect("mappable")),

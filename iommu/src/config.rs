@@ -44,6 +44,27 @@ pub struct UnitConfig {
     pub page_requests: bool,
 }
 
+impl Default for UnitConfig {
+    /// The least that translates: legacy mode with second-stage tables, 48 bits of input and 46 of guest-physical address.
+    fn default() -> Self {
+        Self {
+            host_address_width: 46,
+            aw_bits: 48,
+            scalable: false,
+            first_stage: false,
+            second_stage: true,
+            nested: false,
+            interrupt_remapping: false,
+            x2apic: false,
+            caching_mode: false,
+            snoop_control: false,
+            pasid_bits: 0,
+            device_tlb: false,
+            page_requests: false,
+        }
+    }
+}
+
 /// Why a configuration makes no unit.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {

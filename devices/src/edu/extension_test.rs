@@ -70,18 +70,14 @@ fn machine() -> Machine {
         Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("mappable"));
     let config = UnitConfig {
         host_address_width: 40,
-        aw_bits: 48,
         scalable: true,
         first_stage: true,
-        second_stage: true,
         nested: true,
-        interrupt_remapping: false,
-        x2apic: false,
-        caching_mode: false,
         snoop_control: true,
         pasid_bits: 20,
         device_tlb: true,
         page_requests: true,
+        ..UnitConfig::default()
     };
     let unit = Unit::new(Arc::clone(&memory), &config, Arc::new(Nobody)).expect("valid");
     let source = SourceId(0x18);

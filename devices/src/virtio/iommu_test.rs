@@ -28,18 +28,7 @@ impl EventSink for Events {
 fn machine() -> (Driver, Arc<Unit<Memory>>) {
     let config = UnitConfig {
         host_address_width: 40,
-        aw_bits: 48,
-        scalable: false,
-        first_stage: false,
-        second_stage: true,
-        nested: false,
-        interrupt_remapping: false,
-        x2apic: false,
-        caching_mode: false,
-        snoop_control: false,
-        pasid_bits: 0,
-        device_tlb: false,
-        page_requests: false,
+        ..UnitConfig::default()
     };
     let made = Mutex::new(None);
     let driver = Driver::behind(Box::new(Rng::new()), IOVA, |memory| {

@@ -40,19 +40,13 @@ impl World {
         let ranges = [(GuestAddress(0), LOW), (GuestAddress(HIGH), 16 << 20)];
         let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
         let config = UnitConfig {
-            host_address_width: 46,
-            aw_bits: 48,
             scalable: true,
             first_stage: true,
-            second_stage: true,
             nested: true,
             interrupt_remapping: true,
             x2apic: true,
-            caching_mode: false,
             snoop_control: true,
-            pasid_bits: 0,
-            device_tlb: false,
-            page_requests: false,
+            ..UnitConfig::default()
         };
         let unit = Unit::new(Arc::clone(&memory), &config, Arc::new(Nowhere)).unwrap();
         let world = Self {

@@ -29,19 +29,16 @@ pub(crate) fn memory() -> Result<Memory, Box<dyn Error>> {
 fn config() -> UnitConfig {
     UnitConfig {
         // What the guest's CPUID leaf 0x80000008 says.
-        host_address_width: 46,
-        aw_bits: 48,
         scalable: true,
         first_stage: true,
-        second_stage: true,
         nested: true,
         interrupt_remapping: true,
         x2apic: true,
-        caching_mode: false,
         snoop_control: true,
         pasid_bits: 20,
         device_tlb: true,
         page_requests: true,
+        ..UnitConfig::default()
     }
 }
 

@@ -58,19 +58,13 @@ pub(crate) struct Bench {
 /// Everything on, 48 bits.
 pub(crate) fn full() -> UnitConfig {
     UnitConfig {
-        host_address_width: 46,
-        aw_bits: 48,
         scalable: true,
         first_stage: true,
-        second_stage: true,
         nested: true,
         interrupt_remapping: true,
         x2apic: true,
-        caching_mode: false,
         snoop_control: true,
-        pasid_bits: 0,
-        device_tlb: false,
-        page_requests: false,
+        ..UnitConfig::default()
     }
 }
 
