@@ -5,6 +5,7 @@
 //! * [`interrupt`] says the same of interrupt requests;
 //! * [`machine`] makes both meet: it drives a unit, and compares every address, fault record and byte of memory.
 
+pub mod bystanders;
 pub mod driver;
 pub mod facts;
 pub mod faultlog;

@@ -2,30 +2,13 @@
 
 use std::sync::Arc;
 
-use iommu::{
-    DeviceTlb, DeviceTlbInvalidation, EventSink, InterruptMessage, PageResponse, SourceId, Unit,
-    UnitConfig,
-};
+use iommu::{SourceId, Unit, UnitConfig};
+use oracle::bystanders::{Nowhere, Obedient};
 use oracle::driver::{Driver, queue};
 use oracle::machine::guest::configuration;
 use oracle::ram::Memory;
 use oracle::rng::Rng;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-
-struct Nowhere;
-
-impl EventSink for Nowhere {
-    fn deliver(&self, _: InterruptMessage) {}
-}
-
-/// Answers every invalidation.
-struct Obedient;
-
-impl DeviceTlb for Obedient {
-    fn invalidate(&self, _: DeviceTlbInvalidation) {}
-
-    fn page_response(&self, _: PageResponse) {}
-}
 
 /// The only source with a device-TLB.
 const PRESENT: u64 = 0x0108;

@@ -7,27 +7,19 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use iommu::{
-    DeviceTlb, DeviceTlbInvalidation, DeviceTlbTarget, DmaPort, EventSink, InterruptMessage,
-    PageResponse, Pasid, SourceId, Unit, UnitConfig,
+    DeviceTlb, DeviceTlbInvalidation, DeviceTlbTarget, DmaPort, PageResponse, Pasid, SourceId,
+    Unit, UnitConfig,
+};
+use oracle::bystanders::{
+    DATA, FREE, INPUTS, Nowhere, PHYSICAL, SOURCES, fill, input, is_filled, mark, memory,
 };
 use oracle::driver::entries::{self, PasidEntry};
 use oracle::driver::tables::{Pages, Slot, Space, Stage};
 use oracle::driver::{Driver, command, queue};
 use oracle::ram::Memory;
 use oracle::rng::Rng;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
-struct Nowhere;
-
-impl EventSink for Nowhere {
-    fn deliver(&self, _: InterruptMessage) {}
-}
-
-const INPUTS: u64 = 8;
-const FREE: u8 = 0xee;
-const DATA: u64 = 0x10_0000;
-const PHYSICAL: u64 = 24;
-const SOURCES: [u16; 2] = [0x0008, 0x0010];
 const PASID: u64 = 3;
 const EMPTY_ROOT: u64 = 0xb000;
 
@@ -37,29 +29,6 @@ enum Kind {
     Legacy,
     Second,
     First,
-}
-
-fn input(number: u64) -> u64 {
-    // Neighbours, in two tables.
-    0x3fff_c000 + number * 0x1000
-}
-
-fn mark(number: u64) -> u8 {
-    u8::try_from(number + 1).expect("few inputs")
-}
-
-fn fill(memory: &Memory, page: u64, byte: u8) {
-    memory
-        .write_slice(&[byte; 4096], GuestAddress(page))
-        .expect("guest memory");
-}
-
-fn is_filled(memory: &Memory, page: u64, byte: u8) -> bool {
-    let mut bytes = [0; 4096];
-    memory
-        .read_slice(&mut bytes, GuestAddress(page))
-        .expect("guest memory");
-    bytes == [byte; 4096]
 }
 
 /// PASID and input page.
@@ -287,23 +256,16 @@ fn with_devices<R>(
     driver: impl FnOnce(&mut Setting, &Memory, &Arc<Unit<Memory>>, &[Arc<Tlb>]) -> R,
 ) -> R {
     let config = UnitConfig {
-        host_address_width: 46,
-        aw_bits: 48,
         scalable: true,
         first_stage: true,
-        second_stage: true,
         nested: true,
-        interrupt_remapping: false,
-        x2apic: false,
         caching_mode: true,
-        snoop_control: false,
         pasid_bits: 20,
         device_tlb: true,
         page_requests: true,
+        ..UnitConfig::default()
     };
-    let memory: Memory = Arc::new(
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x20_0000)]).expect("guest memory"),
-    );
+    let memory = memory();
     let unit = Unit::new(memory.clone(), &config, Arc::new(Nowhere)).expect("a unit");
     let tlbs: Vec<Arc<Tlb>> = SOURCES
         .iter()

@@ -36,19 +36,13 @@ fn machine(config: &UnitConfig) -> (Driver, Memory, Arc<Events>, Arc<Unit<Memory
 
 fn full() -> UnitConfig {
     UnitConfig {
-        host_address_width: 46,
-        aw_bits: 48,
         scalable: true,
         first_stage: true,
-        second_stage: true,
         nested: true,
         interrupt_remapping: true,
         x2apic: true,
-        caching_mode: false,
         snoop_control: true,
-        pasid_bits: 0,
-        device_tlb: false,
-        page_requests: false,
+        ..UnitConfig::default()
     }
 }
 

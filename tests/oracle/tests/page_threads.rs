@@ -151,19 +151,13 @@ fn serve(driver: &mut Driver) {
 fn every_page_request_that_was_taken_is_answered_once() {
     let seed = oracle::seed("page_threads");
     let config = UnitConfig {
-        host_address_width: 46,
-        aw_bits: 48,
         scalable: true,
         first_stage: true,
-        second_stage: true,
         nested: true,
-        interrupt_remapping: false,
-        x2apic: false,
-        caching_mode: false,
-        snoop_control: false,
         pasid_bits: 20,
         device_tlb: true,
         page_requests: true,
+        ..UnitConfig::default()
     };
     let memory: Memory = Arc::new(
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2_0000)]).expect("guest memory"),

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use iommu::{DmaPort, EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
+use iommu::{DmaPort, SourceId, Unit, UnitConfig};
+use oracle::bystanders::{
+    DATA, FREE, INPUTS, Nowhere, PHYSICAL, SOURCES, fill, input, is_filled, mark, memory,
+};
 use oracle::driver::entries::{self, PasidEntry};
 use oracle::driver::tables::{Pages, Slot, Space, Stage};
 use oracle::driver::{Driver, command, queue};
@@ -16,19 +19,8 @@ use oracle::ram::Memory;
 use oracle::rng::Rng;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-struct Nowhere;
-
-impl EventSink for Nowhere {
-    fn deliver(&self, _: InterruptMessage) {}
-}
-
-const INPUTS: u64 = 8;
-const FREE: u8 = 0xee;
-const DATA: u64 = 0x10_0000;
-const PHYSICAL: u64 = 24;
 /// Where a nested guest sees its memory.
 const NESTED_SHIFT: u64 = 1 << 32;
-const SOURCES: [u16; 2] = [0x0008, 0x0010];
 
 /// How requests are translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,15 +29,6 @@ enum Kind {
     Second,
     First,
     Nested,
-}
-
-fn input(number: u64) -> u64 {
-    // Neighbours, in two tables.
-    0x3fff_c000 + number * 0x1000
-}
-
-fn mark(number: u64) -> u8 {
-    u8::try_from(number + 1).expect("few inputs")
 }
 
 struct Setting {
@@ -190,20 +173,6 @@ fn device(port: &DmaPort<Memory>, seed: u64, stop: &AtomicBool, broken: &AtomicU
     through
 }
 
-fn fill(memory: &Memory, page: u64, byte: u8) {
-    memory
-        .write_slice(&[byte; 4096], GuestAddress(page))
-        .expect("guest memory");
-}
-
-fn is_filled(memory: &Memory, page: u64, byte: u8) -> bool {
-    let mut bytes = [0; 4096];
-    memory
-        .read_slice(&mut bytes, GuestAddress(page))
-        .expect("guest memory");
-    bytes == [byte; 4096]
-}
-
 /// Moves pages between inputs and the driver. Returns how often.
 fn reclaim(
     setting: &mut Setting,
@@ -293,23 +262,13 @@ fn no_thread_touches_a_page_after_the_wait_that_took_it_away() {
     };
     for kind in [Kind::Legacy, Kind::Second, Kind::First, Kind::Nested] {
         let config = UnitConfig {
-            host_address_width: 46,
-            aw_bits: 48,
             scalable: true,
             first_stage: true,
-            second_stage: true,
             nested: true,
-            interrupt_remapping: false,
-            x2apic: false,
             caching_mode: true,
-            snoop_control: false,
-            pasid_bits: 0,
-            device_tlb: false,
-            page_requests: false,
+            ..UnitConfig::default()
         };
-        let memory: Memory = Arc::new(
-            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x20_0000)]).expect("guest memory"),
-        );
+        let memory = memory();
         let unit = Unit::new(memory.clone(), &config, Arc::new(Nowhere)).expect("a unit");
         let mut setting = Setting::new(kind, &unit, &memory);
         let stop = AtomicBool::new(false);
@@ -349,19 +308,10 @@ fn no_thread_touches_a_page_after_the_wait_that_took_it_away() {
 #[test]
 fn no_interrupt_is_delivered_by_an_entry_after_the_wait_that_replaced_it() {
     let config = UnitConfig {
-        host_address_width: 46,
-        aw_bits: 48,
         scalable: true,
-        first_stage: false,
-        second_stage: true,
-        nested: false,
         interrupt_remapping: true,
         x2apic: true,
-        caching_mode: false,
-        snoop_control: false,
-        pasid_bits: 0,
-        device_tlb: false,
-        page_requests: false,
+        ..UnitConfig::default()
     };
     let memory: Memory = Arc::new(
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2_0000)]).expect("guest memory"),
