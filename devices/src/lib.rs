@@ -11,6 +11,7 @@ pub mod power;
 pub mod serial;
 #[cfg(test)]
 mod stress_test;
+pub mod vfio;
 pub mod virtio;
 pub mod vtd;
 

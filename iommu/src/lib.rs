@@ -4,17 +4,19 @@
 //! * [`mod@unit`] is the device: register file, invalidation queue, faults, interrupt remapping, device-TLBs, page requests;
 //! * [`translate`] walks the tables: legacy and scalable mode; first-stage, second-stage, nested and pass-through;
 //! * [`dma`] is what an emulated device uses to reach guest memory through a unit;
+//! * [`mod@host`] has the host's IOMMU translate for assigned devices;
 //! * [`inspect`] shows what a unit is and does to people who look for a mistake.
 //!
 //! Which faults a unit gives, and how each is tested, is told by [`spec::fault_reason`]. `README.md` shows how a VMM uses all this,
 //! and `examples/vmm` is one.
 //!
-//! The crate knows neither KVM nor a PCI bus, and has no unsafe code.
+//! The crate knows neither KVM nor a PCI bus.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)] // Only the file with iommufd's ioctls has some.
 
 pub mod config;
 pub mod dma;
+pub mod host;
 pub mod inspect;
 pub mod memory;
 pub mod spec;
@@ -31,8 +33,8 @@ pub use spec::ids::{Pasid, SourceId};
 pub use spec::page_request::{PageRequest, PageResponse, ResponseCode};
 pub use spec::registers::{Caps, REGISTER_WINDOW_SIZE};
 pub use unit::{
-    DeviceTlb, EventSink, InterruptBlocked, InterruptEntryObserver, InterruptMessage,
-    PageRequestRefusal, StateError, Statistics, Unit, UnitState,
+    DeviceTlb, EventSink, InterruptBlocked, InterruptEntryObserver, InterruptMessage, Invalidation,
+    PageRequestRefusal, StateError, Statistics, TranslationObserver, Unit, UnitState,
 };
 
 /// So that the examples of the README are tested.

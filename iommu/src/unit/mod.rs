@@ -24,6 +24,7 @@ mod registers;
 mod reporter;
 mod state;
 mod statistics;
+mod translation_observer;
 
 use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -37,6 +38,7 @@ pub use interrupt::{InterruptBlocked, InterruptEntryObserver};
 pub use page_requests::PageRequestRefusal;
 pub use state::{RegisterWord, StateError, UnitState};
 pub use statistics::Statistics;
+pub use translation_observer::{Invalidation, TranslationObserver};
 
 use crate::config::{ConfigError, UnitConfig};
 use crate::dma::DmaState;

@@ -1,0 +1,5 @@
+//! Host devices, assigned through VFIO.
+
+mod platform;
+
+pub use platform::{EndOfInterrupt, GuestMappings, InterruptRoute, InterruptRoutes};
