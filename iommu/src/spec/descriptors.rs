@@ -36,8 +36,8 @@ pub struct PageBlock {
 }
 
 impl PageBlock {
-    /// From the second word of a descriptor of type 2 or 6. Low bits of the address that the mask covers are dropped.
-    fn from_word(word: u64) -> Self {
+    /// From the second word of a descriptor of type 2 or 6, or from IVA. Low bits of the address that the mask covers are dropped.
+    pub(crate) fn from_word(word: u64) -> Self {
         let mask = low_byte(word) & 0x3F;
         let kept = u64::MAX.checked_shl(12 + u32::from(mask)).unwrap_or(0);
         Self {

@@ -8,6 +8,9 @@ use super::Unit;
 use super::events::{Event, InterruptMessage};
 use super::layout::command_registers;
 use super::registers::RegisterFile;
+use super::translation_observer::Invalidation;
+use super::translation_observers::TranslationObservers;
+use crate::spec::descriptors::{ContextScope, IotlbScope, PageBlock};
 use crate::spec::registers::{
     Caps, ContextCommand, GlobalCommand, InterruptTableAddress, InvalidateAddress, IotlbInvalidate,
     RootTableAddress, TableMode, offset,
@@ -16,13 +19,13 @@ use crate::translate::{Latched, RootPointer};
 
 const COMPLETION_EVENT: Event = Event::new(offset::IECTL);
 
-/// What the command mutex protects: every register but those of the fault log and of the page-request queue, and what
-/// commands have latched.
-#[derive(Debug)]
+/// What the command mutex protects: every register but those of the fault log and of the page-request queue, what
+/// commands have latched, and who is told of commands while they are carried out.
 pub(crate) struct Command {
     pub(crate) file: RegisterFile,
     /// RTADDR, as SRTP latched it.
     pub(crate) root: RootPointer,
+    pub(super) observers: TranslationObservers,
 }
 
 impl Command {
@@ -30,6 +33,7 @@ impl Command {
         Self {
             file: RegisterFile::new(&command_registers(caps)),
             root: RootPointer::default(),
+            observers: TranslationObservers::default(),
         }
     }
 
@@ -117,7 +121,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             mode: address.mode(),
         };
         // With CAP.ESRTPS this also invalidates.
-        self.latch_translation(command.latched());
+        self.latch_translation(command, command.latched());
         let status = command.status().with_srtp(true);
         self.set_status(command, status);
     }
@@ -125,10 +129,11 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     fn switch_translation(&self, command: &mut Command, on: bool) {
         let status = command.status().with_te(on);
         // Requests in flight finish under the old state before the status shows the new one.
-        self.latch_translation(Latched {
+        let latched = Latched {
             enabled: on,
             ..command.latched()
-        });
+        };
+        self.latch_translation(command, latched);
         self.set_status(command, status);
     }
 
@@ -167,11 +172,16 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         if !asked.invalidate() {
             return;
         }
-        let carried_out = asked.requested() != 0 && register_invalidation_works(command);
-        if carried_out {
-            self.shared.counters.register_invalidations.add();
-            self.invalidate_translations();
-        }
+        let scope = match asked.requested() {
+            1 => Some(ContextScope::Global),
+            2 => Some(ContextScope::Domain(asked.domain())),
+            3 => Some(ContextScope::Device {
+                source: asked.source(),
+                function_mask: asked.function_mask(),
+            }),
+            _ => None,
+        };
+        let carried_out = self.register_invalidation(command, scope.map(Invalidation::Context));
         let actual = if carried_out { asked.requested() } else { 0 };
         let done = asked.with_invalidate(false).with_actual(actual);
         command.file.set_quad(offset::CCMD, done.into_bits());
@@ -184,19 +194,32 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             return;
         }
         let address = InvalidateAddress::from_bits(command.file.get_quad(offset::IVA));
-        let scope_exists = match asked.requested() {
-            0 => false,
-            3 => self.caps.cap.psi() && address.address_mask() <= self.caps.cap.mamv(),
-            _ => true,
+        let scope = match asked.requested() {
+            1 => Some(IotlbScope::Global),
+            2 => Some(IotlbScope::Domain(asked.domain())),
+            3 if self.caps.cap.psi() && address.address_mask() <= self.caps.cap.mamv() => {
+                // The register has these fields where the second word of a descriptor has them.
+                let block = PageBlock::from_word(address.into_bits());
+                Some(IotlbScope::Pages(asked.domain(), block))
+            }
+            _ => None,
         };
-        let carried_out = scope_exists && register_invalidation_works(command);
-        if carried_out {
-            self.shared.counters.register_invalidations.add();
-            self.invalidate_translations();
-        }
+        let carried_out = self.register_invalidation(command, scope.map(Invalidation::Iotlb));
         let actual = if carried_out { asked.requested() } else { 0 };
         let done = asked.with_invalidate(false).with_actual(actual);
         command.file.set_quad(offset::IOTLB, done.into_bits());
+    }
+
+    /// Invalidates what a register names. Returns whether that was carried out.
+    fn register_invalidation(&self, command: &Command, asked: Option<Invalidation>) -> bool {
+        let Some(invalidation) = asked.filter(|_| register_invalidation_works(command)) else {
+            return false;
+        };
+        self.shared.counters.register_invalidations.add();
+        command.observers.run_begins();
+        self.invalidate_translations();
+        command.observers.invalidated(&[invalidation]);
+        true
     }
 }
 

@@ -3,13 +3,15 @@
 //! # Locks
 //! In this order, and each only if needed:
 //! 1. the command mutex: every register but those of the fault log and of the page-request queue, and the execution of
-//!    commands and of the invalidation queue;
+//!    commands and of the invalidation queue. Observers of translations are called under it, and take their own locks and as
+//!    long as the host's IOMMU needs;
 //! 2. the drains: DMA transactions (in [`DmaState`]), interrupt requests in flight and page requests in flight. A command
 //!    waits for them, for one kind at a time and while it holds none; they never wait for a command;
 //! 3. leaf locks: the fault log, the page-request queue, the lists of observers and of device-TLBs, the limit on log
 //!    messages.
 //!
-//! Events, observers and device-TLBs are called under no leaf lock.
+//! Events, observers and device-TLBs are called under no leaf lock; observers of translations under no drain either, as they walk
+//! tables themselves.
 
 mod command;
 mod device_tlb;
@@ -25,6 +27,7 @@ mod reporter;
 mod state;
 mod statistics;
 mod translation_observer;
+mod translation_observers;
 
 use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -37,6 +40,7 @@ pub use events::{EventSink, InterruptMessage};
 pub use interrupt::{InterruptBlocked, InterruptEntryObserver};
 pub use page_requests::PageRequestRefusal;
 pub use state::{RegisterWord, StateError, UnitState};
+pub(crate) use statistics::Limiter;
 pub use statistics::Statistics;
 pub use translation_observer::{Invalidation, TranslationObserver};
 
@@ -103,6 +107,16 @@ impl<M> Unit<M> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(observer);
+    }
+
+    /// Adds an observer of changes to translation, for as long as the unit lives: it hears of every command that begins after
+    /// this returns. It must not be called by an observer of translations.
+    pub fn observe_translations(&self, observer: Arc<dyn TranslationObserver>) {
+        self.lock().observers.add(observer);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Command> {
+        self.command.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -188,11 +202,11 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     pub fn reset(&self) {
         let mut command = self.lock();
         command.reset();
-        self.publish_status(0);
-        self.latch_translation(Latched::default());
+        self.latch_translation(&command, Latched::default());
         self.change_remapping(|remapping| *remapping = Remapping::default());
         self.faults.reset();
         self.page_queue().reset();
+        self.publish_status(0);
     }
 
     /// Remaps an interrupt request: a write of `data` to `address`, which is in 0xFEEx_xxxx, by `source`.
@@ -292,10 +306,6 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Command> {
-        self.command.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn memory(&self) -> &M::Target {
         self.dma.guest_memory()
     }
@@ -305,9 +315,10 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     }
 
     /// Makes `latched` the state of translation; no request uses an older one or older tables when this returns.
-    fn latch_translation(&self, latched: Latched) {
+    fn latch_translation(&self, command: &Command, latched: Latched) {
         self.dma.set_latched(latched);
         self.drain_translations();
+        command.observers.translation_changed();
     }
 
     /// No request uses a translation from before this call when it returns.

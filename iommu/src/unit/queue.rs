@@ -5,8 +5,8 @@
 //! tail after at most as many descriptors as the queue has.
 //!
 //! Invalidations take effect together, at the latest before the next wait completes: the translation caches of the device
-//! threads are told once, transactions in flight are waited for once, and observers of interrupt entries hear what changed and
-//! nothing else, up to 16 ranges.
+//! threads are told once, transactions in flight are waited for once, observers of translations hear of all invalidations in
+//! one call, and observers of interrupt entries hear what changed and nothing else, up to 16 ranges.
 
 use std::ops::{Deref, Range};
 
@@ -14,15 +14,19 @@ use vm_memory::GuestMemoryBackend;
 
 use super::Unit;
 use super::command::Command;
+use super::translation_observer::Invalidation;
+use super::translation_observers::InvalidationList;
 use crate::memory::TableMemory;
 use crate::spec::descriptors::{Descriptor, InterruptScope, Wait, check_mode, decode};
 use crate::spec::ids::SourceId;
 use crate::spec::registers::{QueueAddress, QueueError, QueueErrorRecord, offset};
 
 /// Invalidations that were taken from the queue and did not take effect yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pending {
     translations: bool,
+    /// What observers of translations are to hear of.
+    invalidations: InvalidationList,
     /// Indices of interrupt entries, a range for each descriptor unless they touch or are too many.
     interrupts: Vec<Range<u32>>,
     /// Requests that were in flight when this run of the queue began are over: tables that software changed before are not
@@ -51,6 +55,22 @@ enum Flow {
 }
 
 impl Pending {
+    fn new(invalidations: InvalidationList) -> Self {
+        Self {
+            translations: false,
+            invalidations,
+            interrupts: Vec::new(),
+            drained: false,
+            waits: Vec::new(),
+            timed_out: None,
+        }
+    }
+
+    fn add(&mut self, invalidation: Invalidation) {
+        self.translations = true;
+        self.invalidations.add(invalidation);
+    }
+
     fn add_interrupts(&mut self, scope: InterruptScope) {
         let added = match scope {
             InterruptScope::Global => 0..0x1_0000,
@@ -81,10 +101,11 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         if status.queue_error() || status.timeout_error() {
             return;
         }
-        let mut pending = Pending::default();
+        command.observers.run_begins();
+        let mut pending = Pending::new(command.observers.list());
         let outcome = self.process(command, &mut pending);
         self.finish_waits(command, &mut pending);
-        self.settle(&mut pending);
+        self.settle(command, &mut pending);
         if let Some(source) = pending.timed_out {
             self.time_out(command, source);
         }
@@ -152,21 +173,29 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     ) -> Flow {
         let counters = &self.shared.counters;
         match descriptor {
-            Descriptor::Context(_) => {
+            Descriptor::Context(scope) => {
                 counters.context_invalidations.add();
-                pending.translations = true;
+                pending.add(Invalidation::Context(scope));
             }
-            Descriptor::Iotlb(_) => {
+            Descriptor::Iotlb(scope) => {
                 counters.iotlb_invalidations.add();
-                pending.translations = true;
+                pending.add(Invalidation::Iotlb(scope));
             }
-            Descriptor::PasidIotlb { .. } => {
+            Descriptor::PasidIotlb {
+                domain,
+                pasid,
+                scope,
+            } => {
                 counters.pasid_iotlb_invalidations.add();
-                pending.translations = true;
+                pending.add(Invalidation::PasidIotlb {
+                    domain,
+                    pasid,
+                    scope,
+                });
             }
-            Descriptor::PasidCache(_) => {
+            Descriptor::PasidCache(scope) => {
                 counters.pasid_cache_invalidations.add();
-                pending.translations = true;
+                pending.add(Invalidation::PasidCache(scope));
             }
             Descriptor::DeviceTlb {
                 source,
@@ -176,7 +205,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
                 // to see the end of what the device began before it forgot.
                 if !std::mem::replace(&mut pending.drained, true) {
                     pending.translations = true;
-                    self.settle(pending);
+                    self.settle(command, pending);
                 }
                 pending.translations = true;
                 if !self.invalidate_device_tlb(source, invalidation) {
@@ -214,7 +243,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         if pending.waits.is_empty() {
             return;
         }
-        self.settle(pending);
+        self.settle(command, pending);
         for wait in std::mem::take(&mut pending.waits) {
             if wait.page_drain {
                 self.drain_page_requests();
@@ -224,10 +253,11 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     }
 
     /// Makes what was invalidated so far true: afterwards no translation and no interrupt entry from before is in use.
-    fn settle(&self, pending: &mut Pending) {
+    fn settle(&self, command: &Command, pending: &mut Pending) {
         if std::mem::take(&mut pending.translations) {
             self.invalidate_translations();
         }
+        pending.invalidations.tell(&command.observers);
         let interrupts = std::mem::take(&mut pending.interrupts);
         if !interrupts.is_empty() {
             self.drain_interrupts();

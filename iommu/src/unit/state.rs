@@ -105,7 +105,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     /// Continues the work of the unit whose state this is. Guest memory must have been restored before.
     ///
     /// Nothing that was translated before is in use any more when this returns, but for what device-TLBs keep: that is for
-    /// their devices to forget. Observers of interrupt entries are told that all have changed. No event is sent: those
+    /// their devices to forget. Observers are told that all has changed. No event is sent: those
     /// that were pending still are.
     ///
     /// # Errors
@@ -123,12 +123,12 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             .restore(&state.registers, state.next_fault_record);
         self.page_queue().file_mut().restore(&state.registers);
         let status = command.status();
-        self.publish_status(status.into_bits());
-        self.latch_translation(command.latched());
+        self.latch_translation(&command, command.latched());
         self.latch_remapping(
             status,
             InterruptTableAddress::from_bits(state.interrupt_table),
         );
+        self.publish_status(status.into_bits());
         Ok(())
     }
 

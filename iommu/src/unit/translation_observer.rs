@@ -41,3 +41,7 @@ pub trait TranslationObserver: Send + Sync {
     /// after it.
     fn invalidated(&self, invalidations: &[Invalidation]);
 }
+
+#[cfg(test)]
+#[path = "translation_observer_test.rs"]
+mod translation_observer_test;
