@@ -134,7 +134,7 @@ fn log(limiter: &Mutex<Limiter>, level: log::Level, message: impl FnOnce() -> St
 
 /// Lets one message pass per second, and counts the ones it held back.
 #[derive(Debug, Default)]
-struct Limiter {
+pub(crate) struct Limiter {
     last: Option<Instant>,
     held_back: u64,
 }
@@ -143,7 +143,7 @@ impl Limiter {
     const INTERVAL: Duration = Duration::from_secs(1);
 
     /// How many messages were held back since the last one, if one may pass at `now`.
-    fn pass(&mut self, now: Instant) -> Option<u64> {
+    pub(crate) fn pass(&mut self, now: Instant) -> Option<u64> {
         if self
             .last
             .is_some_and(|last| now.duration_since(last) < Self::INTERVAL)
