@@ -7,14 +7,17 @@
 mod entry;
 #[cfg(test)]
 mod ioapic_test;
+mod line;
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use pci::{Bdf, IntxSink, MsiMessage, MsiSink};
+use pci::{Bdf, MsiMessage, MsiSink};
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
+use crate::vfio::EndOfInterrupt;
 use entry::Entry;
+pub use line::IntxLine;
 
 /// How many pins there are.
 pub const PINS: u8 = 24;
@@ -107,12 +110,13 @@ impl Pin {
         expected == Some(vector)
     }
 
-    fn end(&mut self) -> Option<MsiMessage> {
-        if !self.entry.level() || !self.entry.remote_irr() {
-            return None;
+    /// Ends the interrupt that the pin sent. Whether there was one.
+    fn end(&mut self) -> bool {
+        let sent = self.entry.level() && self.entry.remote_irr();
+        if sent {
+            self.entry.set_remote_irr(false);
         }
-        self.entry.set_remote_irr(false);
-        self.evaluate(false)
+        sent
     }
 }
 
@@ -129,6 +133,8 @@ pub struct IoApic {
     listener: OnceLock<Arc<dyn RouteListener>>,
     /// Keeps the listener's calls in the order of the changes; taken before `state`, held during the call.
     order: Mutex<()>,
+    /// Who hears of the ends of each pin's interrupts. A leaf, too: it is not held during the calls.
+    ends: Mutex<Vec<(u8, Weak<dyn EndOfInterrupt>)>>,
     /// Leaf lock: nothing is called while it is held.
     state: Mutex<State>,
 }
@@ -148,6 +154,7 @@ impl IoApic {
             requester,
             listener,
             order: Mutex::new(()),
+            ends: Mutex::default(),
             state: Mutex::new(state),
         })
     }
@@ -178,11 +185,26 @@ impl IoApic {
     /// A source of its own on `pin`: the pin is asserted while any of its lines is.
     #[must_use]
     pub fn line(self: &Arc<Self>, pin: u8) -> Arc<IntxLine> {
-        Arc::new(IntxLine {
-            ioapic: Arc::clone(self),
-            pin,
-            asserted: Mutex::new(false),
-        })
+        IntxLine::new(Arc::clone(self), pin)
+    }
+
+    /// The same for a source that has to know when processors have ended the pin's interrupt: `owner` hears of it until it is
+    /// dropped. It is called before the pin's level is looked at again, with no lock of the I/O APIC held that it could need:
+    /// it may set the level of lines, but not access the registers. Of a pin that several lines share, all owners hear.
+    #[must_use]
+    pub fn line_with_end(
+        self: &Arc<Self>,
+        pin: u8,
+        owner: Weak<dyn EndOfInterrupt>,
+    ) -> Arc<IntxLine> {
+        self.tell_end(pin, owner);
+        self.line(pin)
+    }
+
+    fn tell_end(&self, pin: u8, owner: Weak<dyn EndOfInterrupt>) {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.retain(|(_, owner)| owner.strong_count() > 0);
+        ends.push((pin, owner));
     }
 
     /// A processor ended its interrupt `vector`: level-triggered pins that sent it may send again. The vector is the one that
@@ -249,18 +271,31 @@ impl IoApic {
     }
 
     fn end(&self, matches: impl Fn(&Pin) -> bool) {
-        let mut messages = [None; PINS as usize];
         let mut state = self.lock();
-        for (pin, message) in state.pins.iter_mut().zip(&mut messages) {
-            if matches(pin) {
-                *message = pin.end();
+        let mut ended = Vec::new();
+        for (index, pin) in (0..).zip(&mut state.pins) {
+            if matches(pin) && pin.end() {
+                ended.push(index);
             }
         }
         drop(state);
-        messages
-            .into_iter()
-            .flatten()
-            .for_each(|message| self.send(message));
+        for pin in ended {
+            // Those who lower the pin now spare the processor an interrupt for nothing.
+            self.interrupt_ended(pin);
+            self.change_level(pin, |_| {});
+        }
+    }
+
+    /// Tells the owners of the lines of `pin`.
+    fn interrupt_ended(&self, pin: u8) {
+        let owners: Vec<_> = {
+            let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+            let of_pin = ends.iter().filter(|(of, _)| *of == pin);
+            of_pin.filter_map(|(_, owner)| owner.upgrade()).collect()
+        };
+        for owner in owners {
+            owner.interrupt_ended();
+        }
     }
 
     fn read_register(&self) -> u32 {
@@ -289,8 +324,10 @@ impl IoApic {
             return;
         };
         let before = pin.entry.route();
+        let waiting = pin.entry.remote_irr();
         pin.entry.set_half(half, value);
         let route = pin.entry.route();
+        let given_up = waiting && !pin.entry.remote_irr();
         if route != before {
             pin.eoi_vector = None;
         }
@@ -302,6 +339,10 @@ impl IoApic {
             listener.route_changed(index, route);
         }
         drop(order);
+        if given_up {
+            // Made an edge, the pin waits for no end any more, and no processor will report one.
+            self.interrupt_ended(index);
+        }
         self.change_level(index, |_| {});
     }
 }
@@ -341,30 +382,5 @@ impl DeviceMmio for IoApic {
             (EOI, _) => self.end(|pin| pin.entry.vector() == low),
             _ => {}
         }
-    }
-}
-
-/// One of several sources on a pin.
-pub struct IntxLine {
-    ioapic: Arc<IoApic>,
-    pin: u8,
-    /// Taken before the I/O APIC's lock, so that the pin counts each line once.
-    asserted: Mutex<bool>,
-}
-
-impl IntxSink for IntxLine {
-    fn set_level(&self, asserted: bool) {
-        let mut current = self.asserted.lock().unwrap_or_else(PoisonError::into_inner);
-        if *current == asserted {
-            return;
-        }
-        *current = asserted;
-        self.ioapic.change_level(self.pin, |pin| {
-            pin.lines = if asserted {
-                pin.lines.saturating_add(1)
-            } else {
-                pin.lines.saturating_sub(1)
-            };
-        });
     }
 }

@@ -1,10 +1,12 @@
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use pci::{Bdf, IntxSink, MsiSink};
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
 
-use super::{IoApic, Route, RouteListener};
+use super::{IntxLine, IoApic, Route, RouteListener};
+use crate::vfio::EndOfInterrupt;
 
 const BASE: MmioAddress = MmioAddress(0xfec0_0000);
 
@@ -249,4 +251,99 @@ fn odd_accesses_are_harmless() {
         }
     }
     assert_eq!(read(&ioapic, 0x10), 0x0001_0000);
+}
+
+/// A device behind a line: it hears of ends, and lowers its line then if `lowers`.
+#[derive(Default)]
+struct Device {
+    line: OnceLock<Arc<IntxLine>>,
+    lowers: bool,
+    ends: AtomicU32,
+}
+
+impl EndOfInterrupt for Device {
+    fn interrupt_ended(&self) {
+        self.ends.fetch_add(1, Ordering::Relaxed);
+        if let Some(line) = self.line.get().filter(|_| self.lowers) {
+            line.set_level(false);
+        }
+    }
+}
+
+fn device(ioapic: &Arc<IoApic>, pin: u8, lowers: bool) -> Arc<Device> {
+    let device = Arc::new(Device {
+        lowers,
+        ..Device::default()
+    });
+    let owner: Weak<dyn EndOfInterrupt> = Arc::downgrade(&device) as _;
+    let _ = device.line.set(ioapic.line_with_end(pin, owner));
+    device
+}
+
+impl Device {
+    fn raise(&self) {
+        self.line.get().expect("a line").set_level(true);
+    }
+
+    fn ends(&self) -> u32 {
+        self.ends.swap(0, Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn the_owner_of_a_line_hears_of_both_kinds_of_end_and_may_lower_it() {
+    let (ioapic, sent) = ioapic();
+    program(&ioapic, 16, 0x8041);
+    let device = device(&ioapic, 16, true);
+    device.raise();
+    assert_eq!(sent.take().len(), 1);
+    ioapic.eoi(0x41);
+    assert_eq!(device.ends(), 1);
+    assert_eq!(sent.take(), [], "lowered before the pin was looked at");
+    device.raise();
+    ioapic.mmio_write(BASE, 0x40, &0x41_u32.to_le_bytes());
+    assert_eq!((device.ends(), sent.take().len()), (1, 1));
+    ioapic.eoi(0x41);
+    assert_eq!(device.ends(), 0, "no interrupt was in service");
+}
+
+#[test]
+fn all_owners_on_a_pin_hear_of_its_end_and_nobody_on_another_pin() {
+    let (ioapic, sent) = ioapic();
+    program(&ioapic, 16, 0x8041);
+    program(&ioapic, 17, 0x8041);
+    let (one, two) = (device(&ioapic, 16, true), device(&ioapic, 16, false));
+    let other = device(&ioapic, 17, true);
+    one.raise();
+    two.raise();
+    assert_eq!(sent.take().len(), 1);
+    ioapic.eoi(0x41);
+    assert_eq!((one.ends(), two.ends(), other.ends()), (1, 1, 0));
+    assert_eq!(sent.take().len(), 1, "the second line is still up");
+}
+
+#[test]
+fn a_pin_that_becomes_an_edge_ends_its_interrupt() {
+    let (ioapic, _) = ioapic();
+    program(&ioapic, 16, 0x8041);
+    let device = device(&ioapic, 16, false);
+    device.raise();
+    write(&ioapic, 0x30, 0x0001_8041);
+    assert_eq!(device.ends(), 0, "masking it ends nothing");
+    write(&ioapic, 0x30, 0x0001_0041);
+    assert_eq!(device.ends(), 1);
+}
+
+#[test]
+fn a_line_that_goes_away_lets_go_of_the_pin_and_its_owner_hears_nothing_more() {
+    let (ioapic, sent) = ioapic();
+    program(&ioapic, 16, 0x8041);
+    let (gone, other) = (device(&ioapic, 16, false), ioapic.line(16));
+    gone.raise();
+    assert_eq!(sent.take().len(), 1);
+    drop(gone);
+    ioapic.eoi(0x41);
+    assert_eq!(sent.take(), [], "nobody asserts the pin");
+    other.set_level(true);
+    assert_eq!(sent.take().len(), 1);
 }
