@@ -7,33 +7,78 @@ use thiserror::Error;
 use crate::bar::BarKind;
 use crate::bdf::Bdf;
 
-/// A BAR found no room.
+/// Something found no room.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error(
-    "no room for BAR {bar} of {function} ({size:#x} bytes) in the {aperture} aperture; enlarge it or attach fewer devices"
-)]
-pub struct AssignError {
-    /// The function.
-    pub function: Bdf,
-    /// Index of the BAR.
-    pub bar: usize,
-    /// Its size in bytes.
-    pub size: u64,
-    /// Which aperture is full.
-    pub aperture: &'static str,
+pub enum AssignError {
+    /// A BAR.
+    #[error(
+        "no room for BAR {bar} of {function} ({size:#x} bytes) in the {aperture} aperture; enlarge it or attach fewer devices"
+    )]
+    Bar {
+        /// The function.
+        function: Bdf,
+        /// Index of the BAR.
+        bar: usize,
+        /// Its size in bytes.
+        size: u64,
+        /// Which aperture is full.
+        aperture: &'static str,
+    },
+    /// A window of a root port.
+    #[error(
+        "no room for a window of root port {port} ({size:#x} bytes) in the {aperture} aperture; enlarge it or attach fewer devices"
+    )]
+    Window {
+        /// The port.
+        port: Bdf,
+        /// Its size in bytes.
+        size: u64,
+        /// Which aperture is full.
+        aperture: &'static str,
+    },
 }
 
-/// A BAR that wants an address.
+/// What wants an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Item {
+    /// A BAR of a function.
+    Bar(Bdf, usize),
+    /// The window of a root port.
+    Window(Bdf),
+    /// The prefetchable window of a root port.
+    PrefetchableWindow(Bdf),
+}
+
+/// A wish for an address.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {
-    pub(crate) function: Bdf,
-    pub(crate) bar: usize,
+    pub(crate) item: Item,
     pub(crate) kind: BarKind,
+    /// Bytes; a power of two.
     pub(crate) size: u64,
 }
 
+impl Request {
+    fn failed(self, aperture: &'static str) -> AssignError {
+        let size = self.size;
+        match self.item {
+            Item::Bar(function, bar) => AssignError::Bar {
+                function,
+                bar,
+                size,
+                aperture,
+            },
+            Item::Window(port) | Item::PrefetchableWindow(port) => AssignError::Window {
+                port,
+                size,
+                aperture,
+            },
+        }
+    }
+}
+
 /// BARs never share a page: each can then be mapped into a user process by itself.
-const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
 /// Addresses for all `requests`, naturally aligned and page aligned. 64-bit BARs fall back to the 32-bit aperture.
 pub(crate) fn assign(
@@ -42,13 +87,7 @@ pub(crate) fn assign(
     mmio64: &Range<u64>,
 ) -> Result<Vec<(Request, u64)>, AssignError> {
     let (mut low, mut high) = (mmio32.clone(), mmio64.clone());
-    requests.sort_by_key(|request| {
-        (
-            std::cmp::Reverse(request.size),
-            request.function,
-            request.bar,
-        )
-    });
+    requests.sort_by_key(|request| (std::cmp::Reverse(request.size), request.item));
     let mut assigned = Vec::with_capacity(requests.len());
     for request in requests {
         let size = request.size.max(PAGE);
@@ -59,18 +98,7 @@ pub(crate) fn assign(
                 "64-bit",
             ),
         };
-        let Request {
-            function,
-            bar,
-            size,
-            ..
-        } = request;
-        let address = address.ok_or(AssignError {
-            function,
-            bar,
-            size,
-            aperture,
-        })?;
+        let address = address.ok_or_else(|| request.failed(aperture))?;
         assigned.push((request, address));
     }
     Ok(assigned)

@@ -46,6 +46,15 @@ pub struct ConfigBuilder {
 }
 
 impl ConfigBuilder {
+    /// A type 0 header.
+    pub(crate) fn endpoint(identity: Identity) -> Self {
+        let mut builder = Self::new(identity);
+        builder.put(SUBSYSTEM_VENDOR, &identity.subsystem_vendor.to_le_bytes());
+        builder.put(SUBSYSTEM_DEVICE, &identity.subsystem_device.to_le_bytes());
+        builder
+    }
+
+    /// What the headers of both types have in common.
     pub(crate) fn new(identity: Identity) -> Self {
         let mut builder = Self {
             bytes: Box::new([0; CONFIG_SPACE_SIZE]),
@@ -63,8 +72,6 @@ impl ConfigBuilder {
         builder.put(DEVICE_ID, &identity.device.to_le_bytes());
         builder.put(REVISION, &[identity.revision]);
         builder.put(CLASS, &[interface, sub_class, class]);
-        builder.put(SUBSYSTEM_VENDOR, &identity.subsystem_vendor.to_le_bytes());
-        builder.put(SUBSYSTEM_DEVICE, &identity.subsystem_device.to_le_bytes());
         builder.set_writable(COMMAND, &Command::WRITABLE.to_le_bytes());
         builder.set_write_one_to_clear(STATUS, &STATUS_ERRORS.to_le_bytes());
         builder.set_writable(CACHE_LINE_SIZE, &[0xff]);
@@ -193,7 +200,8 @@ impl ConfigBuilder {
         }
     }
 
-    fn put(&mut self, offset: u16, value: &[u8]) {
+    /// Sets initial values.
+    pub(crate) fn put(&mut self, offset: u16, value: &[u8]) {
         let start = usize::from(offset);
         self.bytes[start..start + value.len()].copy_from_slice(value);
     }

@@ -51,7 +51,7 @@ impl ConfigSpace {
     /// Starts a configuration space of a type 0 (endpoint) header.
     #[must_use]
     pub fn builder(identity: Identity) -> ConfigBuilder {
-        ConfigBuilder::new(identity)
+        ConfigBuilder::endpoint(identity)
     }
 
     /// Reads `data.len()` bytes at `offset`.

@@ -88,24 +88,33 @@ impl Map {
     }
 }
 
-/// The map of `functions` in order, and for each of them the windows that accesses reach whole.
-pub(crate) fn decode<'a>(
-    functions: impl Iterator<Item = (&'a Bdf, &'a Arc<dyn PciFunction>)>,
-    apertures: &[Range<u64>],
-) -> (Map, Vec<(Bdf, Vec<BarWindow>)>) {
+/// A function, and where on the bus it is.
+#[derive(Clone)]
+pub(crate) struct Member {
+    pub(crate) address: Bdf,
+    pub(crate) function: Arc<dyn PciFunction>,
+    /// Where accesses can reach it at all.
+    pub(crate) ranges: Vec<Range<u64>>,
+}
+
+/// The map of `members` in order, and for each of them the windows that accesses reach whole.
+pub(crate) fn decode(members: &[Member]) -> (Map, Vec<Vec<BarWindow>>) {
     let mut map = Map::default();
     let mut reached = Vec::new();
-    for (bdf, function) in functions {
+    for Member {
+        function, ranges, ..
+    } in members
+    {
         let mut windows = function.windows();
-        windows.retain(|window| inside(window, apertures) && map.add(*window, function));
-        reached.push((*bdf, windows));
+        windows.retain(|window| inside(window, ranges) && map.add(*window, function));
+        reached.push(windows);
     }
     (map, reached)
 }
 
-fn inside(window: &BarWindow, apertures: &[Range<u64>]) -> bool {
+fn inside(window: &BarWindow, ranges: &[Range<u64>]) -> bool {
     window.last().is_some_and(|last| {
-        apertures
+        ranges
             .iter()
             .any(|range| range.contains(&window.base) && range.contains(&last))
     })

@@ -11,6 +11,11 @@ pub const PRI_EXTENDED_ID: u16 = 0x13;
 /// Process Address Space ID (section 7.8.9).
 pub const PASID_EXTENDED_ID: u16 = 0x1b;
 
+/// The body of the ACS capability of a port that keeps what is behind it apart: source validation (bit 0), peer-to-peer
+/// request and completion redirect (bits 2 and 3), upstream forwarding (bit 4). Nothing is redirected in fact: requests of a
+/// function never reach another one.
+pub(crate) const ACS_ISOLATION: [u8; 4] = [0x1d, 0, 0, 0];
+
 impl ConfigBuilder {
     /// Adds ATS with page-aligned requests and an invalidation queue depth of 32. Returns its offset; the control
     /// register (enable in bit 15, smallest translation unit in bits 4:0) is at offset 6.

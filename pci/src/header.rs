@@ -13,6 +13,7 @@ pub(crate) const STATUS: u16 = 0x06;
 pub(crate) const REVISION: u16 = 0x08;
 pub(crate) const CLASS: u16 = 0x09;
 pub(crate) const CACHE_LINE_SIZE: u16 = 0x0c;
+pub(crate) const HEADER_TYPE: u16 = 0x0e;
 pub(crate) const BAR0: u16 = 0x10;
 pub(crate) const BAR_END: u16 = 0x28;
 pub(crate) const SUBSYSTEM_VENDOR: u16 = 0x2c;

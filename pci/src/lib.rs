@@ -9,11 +9,13 @@
 mod assign;
 mod bar;
 mod bdf;
+mod bridge;
 mod builder;
 mod config;
 #[cfg(test)]
 mod config_test;
 mod decode;
+mod endpoint;
 mod extended;
 mod function;
 mod header;
@@ -25,9 +27,12 @@ mod msix;
 #[cfg(test)]
 mod msix_test;
 mod pcie;
+mod port;
+mod port_windows;
 mod root;
 #[cfg(test)]
 mod root_test;
+mod slot;
 
 pub use assign::AssignError;
 pub use bar::{BarKind, BarWindow};
@@ -39,4 +44,6 @@ pub use function::{IntxSink, MsiSink, PciFunction};
 pub use header::{CONFIG_SPACE_SIZE, Command, ECAM_FUNCTION_SHIFT};
 pub use msi::MsiMessage;
 pub use msix::{MSIX_ENTRY_SIZE, MsixEntry, MsixTable};
+pub use port::{PlugError, RemovalOutcome, RootPort, SlotState, UnplugError};
 pub use root::{AddError, Apertures, RootComplex};
+pub use slot::Indicator;

@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use thiserror::Error;
 
-use crate::assign::{self, AssignError, Request};
+use crate::assign::{self, AssignError, Item};
 use crate::bar::BarWindow;
 use crate::bdf::Bdf;
-use crate::decode::{self, Map, Target};
-use crate::function::PciFunction;
+use crate::decode::{self, Map, Member, Target};
+use crate::function::{MsiSink, PciFunction};
 use crate::header::{CONFIG_SPACE_SIZE, ECAM_FUNCTION_SHIFT};
 use crate::host_bridge::HostBridge;
+use crate::port::{PlugError, RootPort, UnplugError};
+use crate::port_windows::{self, Windows};
 
 /// Where the root complex lies in the guest-physical address space.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,18 +41,27 @@ pub enum AddError {
         "PCI address {0} lies beyond the last bus ({1} buses exist); choose a lower bus or more buses"
     )]
     NoSuchBus(Bdf, u16),
+    /// Functions are added to bus 0; others are plugged into root ports.
+    #[error("PCI address {0} is behind a root port; plug the function into that")]
+    NotOnRootBus(Bdf),
 }
 
 type Functions = BTreeMap<Bdf, Arc<dyn PciFunction>>;
 
+/// What functions were told last, by their addresses.
+type Told = BTreeMap<Bdf, (Arc<dyn PciFunction>, Vec<BarWindow>)>;
+
 /// The bus and everything on it. All methods may be called from any thread.
 pub struct RootComplex {
     apertures: Apertures,
+    /// On bus 0, root ports among them.
     functions: RwLock<Functions>,
+    /// In the order of the buses behind them, which begin with bus 1.
+    ports: RwLock<Vec<Arc<RootPort>>>,
     map: RwLock<Map>,
     /// Serialises decoding: the windows each function was told last. Taken before a function's own locks and before
-    /// `functions` and `map`; never while one of those is held.
-    told: Mutex<BTreeMap<Bdf, Vec<BarWindow>>>,
+    /// `functions`, `ports` and `map`; never while one of those is held.
+    told: Mutex<Told>,
 }
 
 impl RootComplex {
@@ -61,6 +72,7 @@ impl RootComplex {
         Self {
             apertures,
             functions: RwLock::new(BTreeMap::from([(Bdf::from_requester_id(0), bridge)])),
+            ports: RwLock::default(),
             map: RwLock::default(),
             told: Mutex::default(),
         }
@@ -78,13 +90,16 @@ impl RootComplex {
         u64::from(self.apertures.buses) << 20
     }
 
-    /// Puts `function` at `bdf`.
+    /// Puts `function` at `bdf`, on bus 0.
     ///
     /// # Errors
-    /// When the address is taken or its bus does not exist.
+    /// When the address is taken, or is not on bus 0.
     pub fn add(&self, bdf: Bdf, function: Arc<dyn PciFunction>) -> Result<(), AddError> {
         if u16::from(bdf.bus()) >= self.apertures.buses {
             return Err(AddError::NoSuchBus(bdf, self.apertures.buses));
+        }
+        if bdf.bus() != 0 {
+            return Err(AddError::NotOnRootBus(bdf));
         }
         let mut functions = self
             .functions
@@ -97,35 +112,101 @@ impl RootComplex {
         Ok(())
     }
 
-    /// The addresses of all functions, the host bridge included, in order.
-    #[must_use]
-    pub fn addresses(&self) -> Vec<Bdf> {
-        self.functions().keys().copied().collect()
-    }
-
-    /// Gives every BAR an address, as firmware does. Enables nothing.
+    /// Puts a root port with an empty slot at `bdf`. The bus behind it is the next one that is free, from bus 1 on. Messages
+    /// about hot-plug go to `msi`.
     ///
     /// # Errors
-    /// When an aperture is too small; no BAR has been changed then.
+    /// When the address is taken or not on bus 0, or the ECAM region has no bus left.
+    pub fn add_port(&self, bdf: Bdf, msi: Arc<dyn MsiSink>) -> Result<Arc<RootPort>, AddError> {
+        let mut ports = self.ports.write().unwrap_or_else(PoisonError::into_inner);
+        let bus = u8::try_from(ports.len() + 1)
+            .ok()
+            .filter(|bus| u16::from(*bus) < self.apertures.buses)
+            .ok_or(AddError::NoSuchBus(bdf, self.apertures.buses))?;
+        let port = Arc::new(RootPort::new(bdf, bus, msi));
+        self.add(bdf, Arc::<RootPort>::clone(&port))?;
+        ports.push(Arc::clone(&port));
+        Ok(port)
+    }
+
+    /// The root ports, in the order in which they were added.
+    #[must_use]
+    pub fn ports(&self) -> Vec<Arc<RootPort>> {
+        self.ports
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Puts `function`, which was created for [`RootPort::function_address`] and is in its reset state, into the slot of
+    /// `port`. The guest is told if it has started; it powers the slot on, and assigns the BARs. Before that, the function is
+    /// simply there at power-on.
+    ///
+    /// # Errors
+    /// When the slot is occupied.
+    pub fn plug(&self, port: &RootPort, function: Arc<dyn PciFunction>) -> Result<(), PlugError> {
+        port.insert(function)?;
+        self.decode();
+        Ok(())
+    }
+
+    /// Takes the function out of the slot of `port`. It is in its reset state, nothing reaches it any more, and it knows that
+    /// it has no windows.
+    ///
+    /// # Errors
+    /// When the slot is empty, or the guest has not powered it off.
+    pub fn unplug(&self, port: &RootPort) -> Result<Arc<dyn PciFunction>, UnplugError> {
+        let function = port.take()?;
+        self.decode();
+        Ok(function)
+    }
+
+    /// The addresses of all functions, the host bridge included, in order; behind root ports as firmware numbers buses.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<Bdf> {
+        self.members()
+            .into_iter()
+            .map(|member| member.address)
+            .collect()
+    }
+
+    /// Gives every BAR an address, and every root port a bus and windows, as firmware does. Enables nothing. Windows have room
+    /// for functions that are plugged in later.
+    ///
+    /// # Errors
+    /// When an aperture is too small; nothing has been changed then.
     pub fn assign_bars(&self) -> Result<(), AssignError> {
+        let Apertures { mmio32, mmio64, .. } = &self.apertures;
         let functions = self.functions();
-        let requests = functions
-            .iter()
-            .flat_map(|(bdf, function)| {
-                let sizes = function.bar_sizes().into_iter();
-                sizes.map(|(bar, kind, size)| Request {
-                    function: *bdf,
-                    bar,
-                    kind,
-                    size,
-                })
-            })
-            .collect();
-        for (request, address) in
-            assign::assign(requests, &self.apertures.mmio32, &self.apertures.mmio64)?
-        {
-            if let Some(function) = functions.get(&request.function) {
-                function.assign_bar(request.bar, address);
+        let ports = self.ports();
+        let mut requests = Vec::new();
+        for (bdf, function) in &functions {
+            requests.extend(port_windows::bars(*bdf, &**function));
+        }
+        let spare = port_windows::Spare::new(mmio32, mmio64, ports.len());
+        for port in &ports {
+            requests.extend(port_windows::requests(port, &spare));
+        }
+        let assigned = assign::assign(requests, mmio32, mmio64)?;
+        let mut behind = Vec::new();
+        for port in &ports {
+            let windows = Windows::find(port.address(), &assigned);
+            let bars = windows.assign(port)?;
+            behind.push((port, windows, bars));
+        }
+        for (request, address) in assigned {
+            if let Item::Bar(bdf, bar) = request.item
+                && let Some(function) = functions.get(&bdf)
+            {
+                function.assign_bar(bar, address);
+            }
+        }
+        for (port, windows, bars) in behind {
+            port.configure(&windows.memory, &windows.prefetchable);
+            if let Some(function) = port.function() {
+                for (bar, address) in bars {
+                    function.assign_bar(bar, address);
+                }
             }
         }
         self.decode();
@@ -178,12 +259,12 @@ impl RootComplex {
     /// Platform reset: every function back to power-on. The caller plays firmware again with
     /// [`assign_bars`](Self::assign_bars).
     pub fn reset(&self) {
-        let functions = self.functions();
-        for function in functions.values() {
-            function.quiesce();
+        let members = self.members();
+        for member in &members {
+            member.function.quiesce();
         }
-        for function in functions.values() {
-            function.reset();
+        for member in &members {
+            member.function.reset();
         }
         self.decode();
     }
@@ -202,13 +283,57 @@ impl RootComplex {
         if usize::from(register).checked_add(length)? > CONFIG_SPACE_SIZE {
             return None;
         }
+        let bdf = Bdf::from_requester_id(id);
+        if bdf.bus() != 0 {
+            let ports = self.ports.read().unwrap_or_else(PoisonError::into_inner);
+            let routed = ports
+                .iter()
+                .find_map(|port| port.route(bdf.bus(), bdf.devfn()));
+            return Some((routed?? as Arc<dyn PciFunction>, register));
+        }
         let functions = self
             .functions
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         functions
-            .get(&Bdf::from_requester_id(id))
+            .get(&bdf)
             .map(|function| (Arc::clone(function), register))
+    }
+
+    /// All functions, and where accesses reach them: those of bus 0 in the apertures, those behind a port in its windows too.
+    fn members(&self) -> Vec<Member> {
+        let apertures = [self.apertures.mmio32.clone(), self.apertures.mmio64.clone()];
+        let mut members: Vec<_> = self
+            .functions()
+            .into_iter()
+            .map(|(address, function)| Member {
+                address,
+                function,
+                ranges: apertures.to_vec(),
+            })
+            .collect();
+        for port in self.ports() {
+            let Some(endpoint) = port.endpoint() else {
+                continue;
+            };
+            let forwarded = port.forwarded();
+            let ranges = forwarded
+                .iter()
+                .flatten()
+                .flat_map(|window| {
+                    apertures.iter().map(|aperture| {
+                        window.start.max(aperture.start)..window.end.min(aperture.end)
+                    })
+                })
+                .filter(|range| !range.is_empty())
+                .collect();
+            members.push(Member {
+                address: endpoint.address,
+                function: endpoint,
+                ranges,
+            });
+        }
+        members
     }
 
     fn target(&self, address: u64, length: usize) -> Option<Target> {
@@ -221,14 +346,24 @@ impl RootComplex {
     /// Builds the address map anew and tells the functions whose reachable windows changed.
     fn decode(&self) {
         let mut told: MutexGuard<'_, _> = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let functions = self.functions();
-        let apertures = [self.apertures.mmio32.clone(), self.apertures.mmio64.clone()];
-        let (map, reached) = decode::decode(functions.iter(), &apertures);
+        let members = self.members();
+        let (map, reached) = decode::decode(&members);
         *self.map.write().unwrap_or_else(PoisonError::into_inner) = map;
+        told.retain(|address, (function, windows)| {
+            let stays = members.iter().any(|member| {
+                member.address == *address && Arc::ptr_eq(&member.function, function)
+            });
+            if !stays && !windows.is_empty() {
+                function.windows_changed(&[]);
+            }
+            stays
+        });
         // First take windows away everywhere, then add: two functions may have swapped a range.
         for adding in [false, true] {
-            for (bdf, windows) in &reached {
-                let before = told.entry(*bdf).or_default();
+            for (member, windows) in members.iter().zip(&reached) {
+                let (function, before) = told
+                    .entry(member.address)
+                    .or_insert_with(|| (Arc::clone(&member.function), Vec::new()));
                 let next: Vec<_> = if adding {
                     windows.clone()
                 } else {
@@ -239,9 +374,7 @@ impl RootComplex {
                         .collect()
                 };
                 if *before != next {
-                    if let Some(function) = functions.get(bdf) {
-                        function.windows_changed(&next);
-                    }
+                    function.windows_changed(&next);
                     *before = next;
                 }
             }

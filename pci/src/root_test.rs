@@ -222,7 +222,7 @@ fn a_full_aperture_is_an_error_that_names_the_bar() {
     let root = root();
     add(&root, 1, &[(0, BarKind::Memory32, 0x10_0000)]);
     let small = add(&root, 2, &[(3, BarKind::Memory32, 0x1000)]);
-    let error = AssignError {
+    let error = AssignError::Bar {
         function: slot(2),
         bar: 3,
         size: 0x1000,
