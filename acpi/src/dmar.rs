@@ -1,4 +1,5 @@
-//! DMA Remapping Reporting table (VT-d section 8.1): one unit for the whole segment, and the I/O APIC in its scope.
+//! DMA Remapping Reporting table (VT-d section 8.1): one unit for the whole segment, and the I/O APIC in its scope; and that
+//! functions behind root ports may use ATS, where that is so.
 //!
 //! No reserved memory regions: a device in one could not be assigned further by the guest.
 
@@ -59,6 +60,20 @@ struct Scope {
     function: u8,
 }
 
+/// Root Port ATS Capability Reporting (section 8.5).
+#[repr(C)]
+#[derive(Clone, Copy, IntoBytes, FromBytes, Immutable)]
+struct PortAts {
+    kind: U16,
+    length: U16,
+    flags: u8,
+    reserved: u8,
+    segment: U16,
+}
+
+/// Port ATS flag: all root ports of the segment.
+const ALL_PORTS: u8 = 1 << 0;
+
 pub(crate) fn bytes(unit: &Dmar, ioapic_id: u8) -> Vec<u8> {
     let flags = match (unit.interrupt_remapping, unit.x2apic) {
         (false, _) => 0,
@@ -91,5 +106,14 @@ pub(crate) fn bytes(unit: &Dmar, ioapic_id: u8) -> Vec<u8> {
         base: unit.base.into(),
         scope,
     });
+    if unit.ats_behind_ports {
+        table.append(PortAts {
+            kind: U16::new(2),
+            length: U16::new(8),
+            flags: ALL_PORTS,
+            reserved: 0,
+            segment: U16::ZERO,
+        });
+    }
     table.as_slice().to_vec()
 }

@@ -19,7 +19,9 @@ use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 
-pub use platform::{Apertures, Dmar, Ecam, IoApic, Platform, Power, Uart, intx_gsi};
+pub use platform::{
+    Apertures, Dmar, Ecam, IoApic, Platform, Power, Uart, intx_gsi, intx_gsi_behind,
+};
 
 /// Written into every table.
 const OEM_ID: [u8; 6] = *b"NIDO  ";

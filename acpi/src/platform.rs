@@ -68,6 +68,8 @@ pub struct Dmar {
     pub x2apic: bool,
     /// Bus, device and function in whose name the I/O APIC sends its interrupts.
     pub ioapic_scope: (u8, u8, u8),
+    /// Functions behind root ports may ask the unit for translations (ATS). Those on the root bus always may.
+    pub ats_behind_ports: bool,
 }
 
 /// I/O ports of the registers of ACPI 6.5 section 4.8.3.
@@ -99,4 +101,11 @@ pub struct Uart {
 #[must_use]
 pub const fn intx_gsi(slot: u8, pin: u8) -> u32 {
     16 + (slot as u32 + pin as u32) % 4
+}
+
+/// The global system interrupt of a pin of device `slot` behind the root port in `port_slot`: the port passes pins on rotated
+/// by the device number, as bridges do (PCI Express Base Specification, section 2.2.8.1), and operating systems look up the port.
+#[must_use]
+pub const fn intx_gsi_behind(port_slot: u8, slot: u8, pin: u8) -> u32 {
+    intx_gsi(port_slot, (pin % 4 + slot % 4) % 4)
 }

@@ -1,6 +1,8 @@
 //! Layouts by raw offset, and checksums by an independent sum.
 
-use crate::{Apertures, Dmar, Ecam, IoApic, Platform, Power, Tables, Uart, build, intx_gsi};
+use crate::{
+    Apertures, Dmar, Ecam, IoApic, Platform, Power, Tables, Uart, build, intx_gsi, intx_gsi_behind,
+};
 
 const BASE: u64 = 0xe_0000;
 
@@ -28,6 +30,7 @@ fn platform(cpu_apic_ids: &[u32]) -> Platform<'_> {
             interrupt_remapping: true,
             x2apic: true,
             ioapic_scope: (0xff, 0, 0),
+            ats_behind_ports: false,
         }),
         power: Power {
             sleep_control: 0x600,
@@ -179,6 +182,19 @@ fn the_remapping_unit_covers_the_segment_and_the_ioapic() {
 }
 
 #[test]
+fn ats_behind_root_ports_is_reported_for_all_ports_or_not_at_all() {
+    let mut platform = platform(&[0]);
+    platform.dmar = platform.dmar.map(|unit| Dmar {
+        ats_behind_ports: true,
+        ..unit
+    });
+    let tables = build(&platform);
+    let dmar = find(&tables, b"DMAR").expect("present");
+    assert_eq!(dmar[72..], [2, 0, 8, 0, 1, 0, 0, 0]);
+    assert_eq!(sum(dmar), 0);
+}
+
+#[test]
 fn x2apic_is_opted_out_of_when_remapping_cannot_address_it() {
     for (interrupt_remapping, x2apic, flags) in [
         (true, false, 3),
@@ -209,6 +225,16 @@ fn interrupt_pins_rotate_over_four_interrupts() {
     assert_eq!([0, 1, 2, 3].map(|pin| intx_gsi(0, pin)), [16, 17, 18, 19]);
     assert_eq!([0, 1, 2, 3].map(|pin| intx_gsi(3, pin)), [19, 16, 17, 18]);
     assert_eq!(intx_gsi(31, 3), 18);
+}
+
+#[test]
+fn pins_behind_a_port_are_rotated_by_the_device_and_then_by_the_port() {
+    assert_eq!(
+        [0, 1, 2, 3].map(|pin| intx_gsi_behind(3, 0, pin)),
+        [19, 16, 17, 18]
+    );
+    assert_eq!(intx_gsi_behind(3, 2, 1), 18);
+    assert_eq!(intx_gsi_behind(4, 31, 3), 18);
 }
 
 #[test]

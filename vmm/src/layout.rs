@@ -27,10 +27,10 @@ pub(crate) const RAM_HOLE: Range<u64> = 0xc000_0000..4 * GIB;
 
 /// 32-bit PCI memory aperture.
 pub(crate) const PCI_MMIO32: Range<u64> = 0xc000_0000..0xe000_0000;
-/// PCI configuration space (ECAM) of bus 0.
+/// PCI configuration space (ECAM), from bus 0 on.
 pub(crate) const PCI_ECAM: u64 = 0xe000_0000;
-/// Buses that the ECAM window reaches.
-pub(crate) const PCI_BUSES: u8 = 1;
+/// Buses that the ECAM window reaches: bus 0, and one behind each of its root ports, of which there are 31 at most.
+pub(crate) const PCI_BUSES: u8 = 32;
 /// The IOAPIC's register window.
 pub(crate) const IOAPIC: Range<u64> = 0xfec0_0000..0xfec0_1000;
 /// The remapping unit's register window.

@@ -100,7 +100,7 @@ mod tests {
     fn windows_of_the_platform_are_reserved() {
         let reserved = ranges(Kind::Reserved, 0x2000_0000);
         for window in [
-            (0xe000_0000, 0xe010_0000),
+            (0xe000_0000, 0xe200_0000),
             (0xfec0_0000, 0xfec0_1000),
             (0xfed9_0000, 0xfed9_1000),
         ] {

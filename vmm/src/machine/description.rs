@@ -54,6 +54,7 @@ pub(super) fn tables(config: &Config, physical_bits: u8) -> acpi::Tables {
             interrupt_remapping: unit.intremap,
             x2apic: unit.intremap,
             ioapic_scope: (ioapic_bus, ioapic_devfn >> 3, ioapic_devfn & 7),
+            ats_behind_ports: unit.device_iotlb,
         }),
         power: acpi::Power {
             sleep_control: power::SLEEP_CONTROL_PORT,
