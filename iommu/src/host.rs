@@ -7,6 +7,7 @@
 //! [`HostIommu`] is what this takes from the host, one object for each iommufd; [`Attachment`] is how one device is put behind
 //! a page table, which is VFIO's part.
 
+pub mod capabilities;
 pub mod iommufd;
 
 use std::io;

@@ -1,0 +1,312 @@
+//! What the host's IOMMU can do for a device, and what a unit may therefore promise the guest.
+
+use std::fmt;
+use std::io;
+use std::ops::RangeInclusive;
+
+use thiserror::Error;
+
+use super::{HostDeviceId, HostIommu, IntelInfo, PageTableOptions};
+use crate::config::UnitConfig;
+
+/// Interrupts are not translated, so these addresses are missing from what can be mapped.
+const INTERRUPTS: RangeInclusive<u64> = 0xFEE0_0000..=0xFEEF_FFFF;
+
+/// The page size of the guest's tables.
+const PAGE: u64 = 0x1000;
+
+/// What the host's IOMMU can do for one device, found out by asking and by trying: registers show capabilities, but not what the
+/// kernel makes of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostCapabilities {
+    /// Registers of an Intel unit; `None` for any other IOMMU.
+    pub intel: Option<IntelInfo>,
+    /// What a page table without further options translates.
+    pub plain: TableReach,
+    /// The same of one that tells which pages were written, if there is such a one.
+    pub dirty_tracking: Option<TableReach>,
+    /// The same of one on which first-stage tables can be put, if there is such a one.
+    pub nesting_parent: Option<TableReach>,
+    /// log2 of the number of PASIDs that the device can use; 0 for none.
+    pub pasid_bits: u8,
+}
+
+/// What a kind of page table translates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableReach {
+    /// All addresses of so many bits, but for those of interrupts.
+    pub address_bits: u8,
+    /// The smallest mapping.
+    pub page_size: u64,
+}
+
+/// Why a device cannot be behind a unit, or cannot reach guest memory.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Incompatible {
+    /// The guest could map what the host cannot.
+    #[error(
+        "the host's IOMMU translates {host} bits of address for this device, and intel-iommu was asked for aw-bits={asked}; {remedy}"
+    )]
+    AddressWidth {
+        /// Bits that the host translates.
+        host: u8,
+        /// Bits that the unit would.
+        asked: u8,
+        /// What to do.
+        remedy: AddressWidthRemedy,
+    },
+    /// Guest memory lies beyond what the host translates.
+    #[error(
+        "guest memory ends at {end:#x}, and the host's IOMMU translates {host} bits of address for this device; \
+         write a smaller --memory"
+    )]
+    Memory {
+        /// The end of guest memory.
+        end: u64,
+        /// Bits that the host translates.
+        host: u8,
+    },
+    /// The guest could map less at once than the host.
+    #[error(
+        "the host's IOMMU maps {0} bytes at least, and the guest's tables have pages of 4096; this device cannot be assigned on \
+         this host"
+    )]
+    PageSize(u64),
+    /// Software announces no change of such tables, so they cannot be mirrored.
+    #[error(
+        "first-stage translation was asked for (x-flts=on), and a guest does not announce what it maps in first-stage tables, so \
+         they cannot be copied for an assigned device; write x-flts=off"
+    )]
+    FirstStage,
+    /// Software would not announce new mappings.
+    #[error(
+        "caching mode was turned off (caching-mode=off), and without it a guest does not announce new mappings, so an assigned \
+         device would never get them; write caching-mode=auto"
+    )]
+    CachingMode,
+}
+
+/// What to do about an address width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressWidthRemedy {
+    /// A width that the host has.
+    Narrower(u8),
+    /// There is none.
+    NoUnit,
+}
+
+impl fmt::Display for AddressWidthRemedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Narrower(bits) => write!(f, "write aw-bits={bits}"),
+            Self::NoUnit => f.write_str("drop intel-iommu, as no unit is as narrow"),
+        }
+    }
+}
+
+impl HostCapabilities {
+    /// Asks and tries what `host` can do for `device`, which is bound to it. Leaves nothing behind.
+    ///
+    /// # Errors
+    /// The host's, when there is no page table for the device at all, or questions are not answered.
+    pub fn probe(host: &dyn HostIommu, device: HostDeviceId) -> io::Result<Self> {
+        let info = host.hardware_info(device)?;
+        let attempt = |options| {
+            match reach(host, device, options) {
+                Ok(reach) => Ok(Some(reach)),
+                // There are several ways to say that.
+                Err(Refused::Table(_)) => Ok(None),
+                Err(Refused::Other(error)) => Err(error),
+            }
+        };
+        let plain = reach(host, device, PageTableOptions::default());
+        Ok(Self {
+            intel: info.intel,
+            plain: plain.map_err(io::Error::from)?,
+            dirty_tracking: attempt(PageTableOptions {
+                dirty_tracking: true,
+                ..PageTableOptions::default()
+            })?,
+            nesting_parent: attempt(PageTableOptions {
+                nesting_parent: true,
+                ..PageTableOptions::default()
+            })?,
+            pasid_bits: info.pasid_bits,
+        })
+    }
+
+    /// What the page tables of shadows translate: with dirty tracking they are second-stage ones, which go further than the plain
+    /// ones of a host that uses the first stage for these.
+    pub fn shadows(&self) -> TableReach {
+        self.dirty_tracking.unwrap_or(self.plain)
+    }
+
+    /// What the page table over all guest memory translates.
+    pub fn memory(&self) -> TableReach {
+        self.nesting_parent.unwrap_or_else(|| self.shadows())
+    }
+
+    /// Whether first-stage tables of a guest can be put on top of guest memory.
+    pub fn can_nest(&self) -> bool {
+        self.nesting_parent.is_some()
+    }
+
+    /// Whether the host can make a device's accesses snoop caches. Known of Intel units only.
+    pub fn snoop_control(&self) -> bool {
+        self.intel.is_some_and(|intel| intel.caps.ecap.sc())
+    }
+
+    /// Whether a device with these capabilities can be behind a unit with this configuration.
+    ///
+    /// # Errors
+    /// The first thing that prevents it.
+    pub fn check(&self, config: &UnitConfig) -> Result<(), Incompatible> {
+        if config.first_stage {
+            return Err(Incompatible::FirstStage);
+        }
+        if !config.caching_mode {
+            return Err(Incompatible::CachingMode);
+        }
+        let TableReach {
+            address_bits: host,
+            page_size,
+        } = self.shadows();
+        if page_size > PAGE {
+            return Err(Incompatible::PageSize(page_size));
+        }
+        if host < config.aw_bits {
+            return Err(Incompatible::AddressWidth {
+                host,
+                asked: config.aw_bits,
+                remedy: widest(host)
+                    .map_or(AddressWidthRemedy::NoUnit, AddressWidthRemedy::Narrower),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether the device can reach all of guest memory, which ends before `end`.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn check_memory(&self, end: u64) -> Result<(), Incompatible> {
+        let TableReach {
+            address_bits: host,
+            page_size,
+        } = self.memory();
+        if page_size > PAGE {
+            return Err(Incompatible::PageSize(page_size));
+        }
+        match end
+            .checked_sub(1)
+            .map(|last| last.checked_shr(u32::from(host)).unwrap_or(0))
+        {
+            Some(1..) => Err(Incompatible::Memory { end, host }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The widest address width of a unit that the device can be behind.
+    pub fn widest_address(&self) -> Option<u8> {
+        widest(self.shadows().address_bits)
+    }
+
+    /// Takes from `config` what the host cannot do and the guest can do without: promises beyond the host's would be empty.
+    #[must_use]
+    pub fn limit(&self, config: UnitConfig) -> UnitConfig {
+        UnitConfig {
+            snoop_control: config.snoop_control && self.snoop_control(),
+            ..config
+        }
+    }
+}
+
+/// For people: one line.
+impl fmt::Display for HostCapabilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.intel {
+            Some(_) => "Intel VT-d",
+            None => "not VT-d",
+        };
+        write!(f, "{kind}, {}-bit addresses", self.shadows().address_bits)?;
+        let optional = [
+            ("dirty tracking", self.dirty_tracking.is_some()),
+            ("nesting", self.can_nest()),
+            ("snoop control", self.snoop_control()),
+        ];
+        for (name, present) in optional {
+            write!(f, ", {}{name}", if present { "" } else { "no " })?;
+        }
+        match self.pasid_bits {
+            0 => f.write_str(", no PASIDs"),
+            bits => write!(f, ", {bits}-bit PASIDs"),
+        }
+    }
+}
+
+/// The widest address that a unit can have and that has at most `host` bits.
+fn widest(host: u8) -> Option<u8> {
+    [57, 48, 39].into_iter().find(|bits| *bits <= host)
+}
+
+/// Why it is not known what a kind of page table translates: there is none, or something else went wrong.
+enum Refused {
+    Table(io::Error),
+    Other(io::Error),
+}
+
+impl From<Refused> for io::Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Table(error) | Refused::Other(error) => error,
+        }
+    }
+}
+
+/// What a page table for `device` with `options` translates, found out with one over an empty address space.
+fn reach(
+    host: &dyn HostIommu,
+    device: HostDeviceId,
+    options: PageTableOptions,
+) -> Result<TableReach, Refused> {
+    let space = host.allocate_space().map_err(Refused::Other)?;
+    let outcome = host
+        .allocate_page_table(device, space, options)
+        .map_err(Refused::Table)
+        .and_then(|table| {
+            let ranges = host.address_ranges(space).map_err(Refused::Other);
+            host.destroy(table).map_err(Refused::Other)?;
+            ranges
+        });
+    let destroyed = host.destroy(space).map_err(Refused::Other);
+    let (ranges, page_size) = outcome?;
+    destroyed?;
+    Ok(TableReach {
+        address_bits: address_bits(&ranges),
+        page_size,
+    })
+}
+
+/// The greatest number of bits of which all addresses are in `ranges`, but for those of interrupts.
+fn address_bits(ranges: &[RangeInclusive<u64>]) -> u8 {
+    let mut sorted: Vec<_> = ranges.iter().chain([&INTERRUPTS]).cloned().collect();
+    sorted.sort_unstable_by_key(|range| *range.start());
+    // The first address that is in none.
+    let mut end = Some(0);
+    for range in sorted {
+        match end {
+            Some(address) if *range.start() <= address => {
+                end = range.end().checked_add(1).map(|next| next.max(address));
+            }
+            _ => break,
+        }
+    }
+    match end {
+        Some(end) => u8::try_from(end.checked_ilog2().unwrap_or(0)).unwrap_or(0),
+        None => 64,
+    }
+}
+
+#[cfg(test)]
+#[path = "capabilities_test.rs"]
+mod capabilities_test;
