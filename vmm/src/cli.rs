@@ -3,6 +3,7 @@
 mod devices;
 mod keys;
 mod options;
+mod places;
 mod values;
 
 use std::path::PathBuf;
@@ -236,6 +237,7 @@ fn cmdline(argument: String) -> Result<String, UsageError> {
 
 /// Refuses what cannot be together on the bus.
 fn check_functions(functions: &[FunctionConfig]) -> Result<(), UsageError> {
+    places::check(functions)?;
     let mut taken = Vec::new();
     for device in functions.iter().filter_map(|function| function.device) {
         if taken.contains(&device) {
@@ -245,10 +247,11 @@ fn check_functions(functions: &[FunctionConfig]) -> Result<(), UsageError> {
         }
         taken.push(device);
     }
-    if functions.len() > MOST_FUNCTIONS {
+    let on_bus_0 = functions.iter().filter(|function| function.bus.is_none());
+    let on_bus_0 = on_bus_0.count();
+    if on_bus_0 > MOST_FUNCTIONS {
         return Err(UsageError::Message(format!(
-            "--disk, --net and --device ask for {} PCI devices; the bus has room for {MOST_FUNCTIONS}, so remove some",
-            functions.len()
+            "--disk, --net and --device ask for {on_bus_0} PCI devices; the bus has room for {MOST_FUNCTIONS}, so remove some"
         )));
     }
     if functions

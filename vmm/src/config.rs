@@ -41,6 +41,10 @@ pub(crate) struct MemoryConfig {
 /// A PCI function and where it sits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FunctionConfig {
+    /// Its name. No two functions have the same.
+    pub(crate) id: Option<String>,
+    /// Name of the root port that it is behind; `None` for bus 0.
+    pub(crate) bus: Option<String>,
     /// Requested device number on PCI bus 0, 1 to 31; `None` takes the next free one.
     pub(crate) device: Option<u8>,
     /// What it is.
@@ -60,6 +64,8 @@ pub(crate) enum FunctionKind {
     Console,
     /// The educational device.
     Edu(EduOptions),
+    /// A PCI Express root port with a hot-plug slot. It has a name, and is on bus 0.
+    RootPort,
 }
 
 /// A virtio disk.

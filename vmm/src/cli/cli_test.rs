@@ -67,6 +67,8 @@ fn a_full_command_line_becomes_typed_values() {
         config.functions,
         [
             FunctionConfig {
+                id: Some("root".to_owned()),
+                bus: None,
                 device: None,
                 kind: FunctionKind::Disk(DiskConfig {
                     path: "/a,b".into(),
@@ -75,6 +77,8 @@ fn a_full_command_line_becomes_typed_values() {
                 }),
             },
             FunctionConfig {
+                id: None,
+                bus: None,
                 device: None,
                 kind: FunctionKind::Net(NetConfig {
                     tap: "tap0".to_owned(),
@@ -82,6 +86,8 @@ fn a_full_command_line_becomes_typed_values() {
                 }),
             },
             FunctionConfig {
+                id: None,
+                bus: None,
                 device: Some(5),
                 kind: FunctionKind::Edu(EduOptions {
                     dma_mask: 0xff,
@@ -89,10 +95,14 @@ fn a_full_command_line_becomes_typed_values() {
                 })
             },
             FunctionConfig {
+                id: None,
+                bus: None,
                 device: None,
                 kind: FunctionKind::Rng
             },
             FunctionConfig {
+                id: None,
+                bus: None,
                 device: None,
                 kind: FunctionKind::Console
             },

@@ -53,6 +53,24 @@ pub(crate) const ADDR: Key = Key {
     help: "place on PCI bus 0, hexadecimal",
 };
 
+/// `bus`, which every PCI function has that can be behind a root port.
+pub(crate) const BUS: Key = Key {
+    name: "bus",
+    aliases: &[],
+    kind: Kind::Text("PORT"),
+    default: "none",
+    help: "id of the pcie-root-port that it is behind",
+};
+
+/// `id`, which every PCI function has.
+pub(crate) const ID: Key = Key {
+    name: "id",
+    aliases: &[],
+    kind: Kind::Text("NAME"),
+    default: "none",
+    help: "name for other options and for the control socket",
+};
+
 const TYPES: &[DeviceType] = &[
     DeviceType {
         name: "intel-iommu",
@@ -158,10 +176,33 @@ const TYPES: &[DeviceType] = &[
                     default: "off",
                     help: "extension: asks for pages; needs ats=on",
                 },
+                ID,
+                BUS,
                 ADDR,
             ],
         },
         build: edu,
+    },
+    DeviceType {
+        name: "pcie-root-port",
+        aliases: &["root-port"],
+        help: "PCI Express root port with a hot-plug slot for one device",
+        table: Table {
+            option: "--device pcie-root-port",
+            implied: None,
+            keys: &[
+                Key {
+                    default: "required",
+                    help: "name, which devices behind it give as `bus`",
+                    ..ID
+                },
+                ADDR,
+            ],
+        },
+        build: |values| {
+            values.required_text(ID.name, "NAME")?;
+            function(values, FunctionKind::RootPort)
+        },
     },
     DeviceType {
         name: "virtio-rng-pci",
@@ -170,9 +211,9 @@ const TYPES: &[DeviceType] = &[
         table: Table {
             option: "--device virtio-rng-pci",
             implied: None,
-            keys: &[ADDR],
+            keys: &[ID, BUS, ADDR],
         },
-        build: |values| Ok(function(values, FunctionKind::Rng)),
+        build: |values| function(values, FunctionKind::Rng),
     },
     DeviceType {
         name: "virtio-console",
@@ -181,25 +222,34 @@ const TYPES: &[DeviceType] = &[
         table: Table {
             option: "--device virtio-console",
             implied: None,
-            keys: &[ADDR],
+            keys: &[ID, BUS, ADDR],
         },
-        build: |values| Ok(function(values, FunctionKind::Console)),
+        build: |values| function(values, FunctionKind::Console),
     },
 ];
 
-fn function(values: &Values, kind: FunctionKind) -> Device {
-    Device::Function(FunctionConfig {
-        device: slot(values),
-        kind,
-    })
+fn function(values: &Values, kind: FunctionKind) -> Result<Device, ListError> {
+    Ok(Device::Function(placed(values, kind)?))
 }
 
-/// The value of `addr`.
-pub(crate) fn slot(values: &Values) -> Option<u8> {
-    match values.get(ADDR.name) {
+/// A function of that kind with its name and at its place: the values of `id`, `bus` and `addr`.
+pub(crate) fn placed(values: &Values, kind: FunctionKind) -> Result<FunctionConfig, ListError> {
+    let device = match values.get(ADDR.name) {
         Some(Value::Slot(slot)) => Some(*slot),
         _ => None,
+    };
+    let bus = values.text(BUS.name);
+    if let (Some(bus), Some(_)) = (bus, device) {
+        return Err(values.conflict(format!(
+            "bus={bus} and addr do not go together: a port has one place; drop `addr`"
+        )));
     }
+    Ok(FunctionConfig {
+        id: values.text(ID.name).map(str::to_owned),
+        bus: bus.map(str::to_owned),
+        device,
+        kind,
+    })
 }
 
 fn edu(values: &Values) -> Result<Device, ListError> {
@@ -217,7 +267,7 @@ fn edu(values: &Values) -> Result<Device, ListError> {
         );
     }
     let options = EduOptions { dma_mask, features };
-    Ok(function(values, FunctionKind::Edu(options)))
+    function(values, FunctionKind::Edu(options))
 }
 
 fn intel_iommu(values: &Values) -> Result<Device, ListError> {

@@ -42,7 +42,7 @@ fn defaults_are_those_that_help_prints() {
 fn an_unknown_type_lists_the_valid_ones() {
     assert_eq!(
         error("intel-vtd"),
-        "--device: unknown type `intel-vtd`; valid types: intel-iommu, edu, virtio-rng-pci, virtio-console \
+        "--device: unknown type `intel-vtd`; valid types: intel-iommu, edu, pcie-root-port, virtio-rng-pci, virtio-console \
          (`--device help` describes them)"
     );
 }
@@ -83,7 +83,7 @@ fn a_bad_value_says_what_is_expected() {
 fn a_key_without_value_says_how_to_write_it() {
     assert_eq!(
         error("edu,dma_mask"),
-        "--device edu: `dma_mask` has no value; write `dma_mask=VALUE` (valid keys: dma_mask, ats, pasid, pri, addr)"
+        "--device edu: `dma_mask` has no value; write `dma_mask=VALUE` (valid keys: dma_mask, ats, pasid, pri, id, bus, addr)"
     );
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::devices::{self, ADDR};
+use super::devices::{self, ADDR, BUS, ID};
 use super::keys::{Key, ListError, Table, parse_option};
 use super::values::{Kind, Value};
 use crate::config::{DiskConfig, FunctionConfig, FunctionKind, MemoryConfig, NetConfig};
@@ -60,8 +60,9 @@ pub(super) const DISK: Table = Table {
             aliases: &["serial"],
             kind: Kind::Text("ID"),
             default: "none",
-            help: "serial number, 20 bytes at most",
+            help: "name, and the serial number that the guest sees; 20 bytes at most",
         },
+        BUS,
         ADDR,
     ],
 };
@@ -85,6 +86,8 @@ pub(super) const NET: Table = Table {
             default: "made up",
             help: "hardware address",
         },
+        ID,
+        BUS,
         ADDR,
     ],
 };
@@ -145,10 +148,7 @@ pub(super) fn disk(argument: &str) -> Result<FunctionConfig, ListError> {
         readonly: values.on_off("readonly").unwrap_or(false),
         id: id.map(str::to_owned),
     };
-    Ok(FunctionConfig {
-        device: devices::slot(&values),
-        kind: FunctionKind::Disk(disk),
-    })
+    devices::placed(&values, FunctionKind::Disk(disk))
 }
 
 /// The value of one `--net`.
@@ -168,10 +168,7 @@ pub(super) fn net(argument: &str) -> Result<FunctionConfig, ListError> {
         tap: tap.to_owned(),
         mac,
     };
-    Ok(FunctionConfig {
-        device: devices::slot(&values),
-        kind: FunctionKind::Net(net),
-    })
+    devices::placed(&values, FunctionKind::Net(net))
 }
 
 /// The value of `--control`.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use devices::edu::Edu;
 use devices::ioapic::IoApic;
+use devices::vfio::{GuestMappings, InterruptRoutes};
 use devices::virtio::VirtioDevice;
 use devices::virtio::blk::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSender};
@@ -13,11 +14,12 @@ use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
 use devices::{Dma, Doorbells};
 use iommu::SourceId;
-use pci::{Bdf, MsiSink, PciFunction, RootComplex};
+use pci::{Bdf, MsiSink, PciFunction, RootComplex, RootPort};
 
 use super::standard_output;
 use crate::config::{FunctionConfig, FunctionKind};
 use crate::irq::Unit;
+use crate::kvm::KvmVfio;
 use crate::memory::Memory;
 
 /// INTA#, the only pin that functions here use.
@@ -31,18 +33,45 @@ pub(super) struct Platform<'a> {
     pub(super) ioapic: &'a Arc<IoApic>,
     pub(super) msi: Arc<dyn MsiSink>,
     pub(super) doorbells: Arc<dyn Doorbells>,
+    #[allow(dead_code)] // Nothing is assigned yet.
+    pub(super) assignment: Assignment,
+}
+
+/// What assigned devices are given besides.
+#[allow(dead_code)] // As above.
+pub(super) struct Assignment {
+    pub(super) interrupts: Arc<dyn InterruptRoutes>,
+    pub(super) mappings: Arc<dyn GuestMappings>,
+    pub(super) vfio: Arc<KvmVfio>,
 }
 
 impl Platform<'_> {
-    /// Creates all functions. Returns where to type, if one of them is a console.
+    /// Creates all functions, root ports first. Returns where to type, if one of them is a console.
     pub(super) fn add_functions(
         &self,
         functions: &[FunctionConfig],
     ) -> anyhow::Result<Option<ConsoleSender>> {
         let mut console = None;
-        for (config, bdf) in functions.iter().zip(places(functions)) {
-            let function = self.function(bdf, &config.kind, &mut console)?;
-            self.root.add(bdf, function)?;
+        for (config, bdf) in places(functions) {
+            if config.kind == FunctionKind::RootPort {
+                self.root.add_port(bdf, Arc::clone(&self.msi))?;
+            }
+        }
+        for (config, bdf) in places(functions) {
+            if config.kind != FunctionKind::RootPort {
+                let function = self.function(bdf, &config.kind, &mut console)?;
+                self.root.add(bdf, function)?;
+            }
+        }
+        let ports = named_ports(functions, self.root);
+        for config in functions {
+            let Some(bus) = &config.bus else { continue };
+            let (_, port) = ports
+                .iter()
+                .find(|(name, _)| name == bus)
+                .with_context(|| format!("bus={bus}: there is no such root port"))?;
+            let function = self.function(port.function_address(), &config.kind, &mut console)?;
+            self.root.plug(port, function)?;
         }
         Ok(console)
     }
@@ -78,17 +107,17 @@ impl Platform<'_> {
                 *console = Some(sender);
                 self.virtio(bdf, Console::new(input, standard_output()?))
             }
-            FunctionKind::Edu(options) => {
-                let pin = u8::try_from(acpi::intx_gsi(bdf.device(), INTA)).context("INTx pin")?;
-                Ok(Edu::new(
-                    bdf,
-                    self.dma(bdf),
-                    Arc::clone(&self.msi),
-                    self.ioapic.line(pin),
-                    self.unit.cloned(),
-                    *options,
-                )
-                .context("--device edu")?)
+            FunctionKind::Edu(options) => Ok(Edu::new(
+                bdf,
+                self.dma(bdf),
+                Arc::clone(&self.msi),
+                self.ioapic.line(self.interrupt_pin(bdf)?),
+                self.unit.cloned(),
+                *options,
+            )
+            .context("--device edu")?),
+            FunctionKind::RootPort => {
+                anyhow::bail!("--device pcie-root-port: a port cannot be behind another")
             }
         }
     }
@@ -105,6 +134,17 @@ impl Platform<'_> {
         )
     }
 
+    /// The pin of the IOAPIC that INTA# of the function at `bdf` is wired to.
+    fn interrupt_pin(&self, bdf: Bdf) -> anyhow::Result<u8> {
+        let ports = self.root.ports();
+        let port = ports.iter().find(|port| port.function_address() == bdf);
+        let gsi = match port {
+            Some(port) => acpi::intx_gsi_behind(port.address().device(), bdf.device(), INTA),
+            None => acpi::intx_gsi(bdf.device(), INTA),
+        };
+        u8::try_from(gsi).context("INTx pin")
+    }
+
     /// How the function at `bdf` reaches memory.
     fn dma(&self, bdf: Bdf) -> Dma {
         match self.unit {
@@ -114,16 +154,31 @@ impl Platform<'_> {
     }
 }
 
-/// Where each function goes: to the device number that it asks for, or to the next one that nobody asks for.
-fn places(functions: &[FunctionConfig]) -> impl Iterator<Item = Bdf> {
-    let taken: Vec<u8> = functions
+/// The root ports among `functions`, by their names. `root` was made from them.
+pub(super) fn named_ports(
+    functions: &[FunctionConfig],
+    root: &RootComplex,
+) -> Vec<(String, Arc<RootPort>)> {
+    let ports = functions
         .iter()
+        .filter(|function| function.kind == FunctionKind::RootPort);
+    // A port without a name cannot be configured.
+    let names = ports.map(|port| port.id.clone().unwrap_or_default());
+    names.zip(root.ports()).collect()
+}
+
+/// Where each function of bus 0 goes: to the device number that it asks for, or to the next one that nobody asks for.
+fn places(functions: &[FunctionConfig]) -> impl Iterator<Item = (&FunctionConfig, Bdf)> {
+    let on_bus_0 = functions.iter().filter(|function| function.bus.is_none());
+    let taken: Vec<u8> = on_bus_0
+        .clone()
         .filter_map(|function| function.device)
         .collect();
     let mut free = (1..32).filter(move |device| !taken.contains(device));
-    functions
-        .iter()
-        .map_while(move |function| Bdf::new(0, function.device.or_else(|| free.next())?, 0))
+    on_bus_0.map_while(move |function| {
+        let device = function.device.or_else(|| free.next())?;
+        Some((function, Bdf::new(0, device, 0)?))
+    })
 }
 
 #[cfg(test)]
@@ -133,17 +188,24 @@ mod tests {
     #[test]
     fn functions_without_a_wish_fill_the_gaps_in_order() {
         let wish = |device| FunctionConfig {
+            id: None,
+            bus: None,
             device,
             kind: FunctionKind::Rng,
         };
+        let behind = FunctionConfig {
+            bus: Some("port".to_owned()),
+            ..wish(None)
+        };
         let functions = [
+            behind,
             wish(None),
             wish(Some(2)),
             wish(None),
             wish(Some(1)),
             wish(None),
         ];
-        let devices: Vec<u8> = places(&functions).map(Bdf::device).collect();
+        let devices: Vec<u8> = places(&functions).map(|(_, bdf)| bdf.device()).collect();
         assert_eq!(devices, [3, 2, 4, 1, 5]);
     }
 }
