@@ -2,7 +2,11 @@
 
 #![allow(unsafe_code)] // Handing guest memory to KVM cannot be checked by the compiler.
 
+mod slots;
+mod vfio;
+
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -10,9 +14,12 @@ use kvm_bindings::{
     KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::layout;
 use crate::memory::{self, Memory};
+pub(crate) use slots::KvmSlots;
+pub(crate) use vfio::KvmVfio;
 
 /// Why there is no virtual machine.
 #[derive(Debug, thiserror::Error)]
@@ -169,4 +176,19 @@ fn add_memory(vm: &VmFd, memory: &Memory) -> Result<(), KvmError> {
 /// An `io::Error` with the same number.
 pub(crate) fn io_error(error: kvm_ioctls::Error) -> io::Error {
     io::Error::from_raw_os_error(error.errno())
+}
+
+/// Has reads of `event`, by whoever has it, fail instead of wait when there is nothing to read.
+pub(crate) fn never_wait(event: &EventFd) -> io::Result<()> {
+    let fd = event.as_raw_fd();
+    // SAFETY: the descriptor is open, and the command takes no pointer.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    if unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }

@@ -24,7 +24,9 @@ use crate::boot::Images;
 use crate::bus::{Aperture, Bus, Ecam};
 use crate::config::Config;
 use crate::cpuid::Template;
-use crate::irq::{IOAPIC_REQUESTER, LevelRoutes, LocalApics, Remapper, Unit};
+use crate::irq::{
+    IOAPIC_REQUESTER, LevelRoutes, LocalApics, MessageRoutes, Remapper, RoutingTable, Unit,
+};
 use crate::layout;
 use crate::memory::{self, Memory};
 use crate::vcpu::{Shared, Vcpu};
@@ -78,7 +80,12 @@ impl Machine {
         let remapper = Remapper::new(local_apics, unit.clone());
         let msi = Arc::clone(&remapper) as Arc<dyn MsiSink>;
         let ioapic = IoApic::new(Arc::clone(&msi), Bdf::from_requester_id(IOAPIC_REQUESTER));
-        LevelRoutes::install(remapper, Arc::clone(&ioapic));
+        let routing = RoutingTable::new(Arc::clone(&vm));
+        LevelRoutes::install(
+            Arc::clone(&remapper),
+            Arc::clone(&routing),
+            Arc::clone(&ioapic),
+        );
         let serial = Arc::new(SerialPort::new(
             Arc::clone(&ioapic),
             layout::COM1_IRQ,
@@ -99,6 +106,11 @@ impl Machine {
             ioapic: &ioapic,
             msi,
             doorbells: Arc::new(doorbell::KvmDoorbells(Arc::clone(&vm))),
+            assignment: functions::Assignment {
+                interrupts: Arc::new(MessageRoutes::new(remapper, routing)),
+                mappings: Arc::new(kvm::KvmSlots::new(Arc::clone(&vm), &memory)),
+                vfio: Arc::new(kvm::KvmVfio::new(Arc::clone(&vm))),
+            },
         };
         let console = platform.add_functions(&config.functions)?;
 

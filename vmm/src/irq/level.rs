@@ -1,0 +1,107 @@
+//! Keeps KVM informed about the level-triggered pins of the IOAPIC, so that it reports the end of their interrupts.
+//!
+//! KVM looks at the routes of the first 24 GSIs for that, and at nothing else: no interrupt is sent through these routes.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use devices::ioapic::{self, IoApic, Route, RouteListener};
+use iommu::SourceId;
+use iommu::unit::{InterruptEntryObserver, InterruptMessage};
+use pci::MsiMessage;
+
+use super::{IOAPIC_REQUESTER, Remapper, RoutingTable};
+
+/// Trigger mode in message data: level.
+const DATA_LEVEL: u32 = 1 << 15;
+
+/// The routes of the first 24 GSIs.
+pub(crate) struct LevelRoutes {
+    remapper: Arc<Remapper>,
+    table: Arc<RoutingTable>,
+    ioapic: Arc<IoApic>,
+    /// Taken before the routing table's lock and the IOAPIC's and the unit's leaf locks. Held while KVM is told, so that it
+    /// learns of changes in order.
+    pins: Mutex<Pins>,
+}
+
+type Pins = [Option<Route>; ioapic::PINS as usize];
+
+impl LevelRoutes {
+    /// Follows the entries of `ioapic`, and the unit's.
+    pub(crate) fn install(remapper: Arc<Remapper>, table: Arc<RoutingTable>, ioapic: Arc<IoApic>) {
+        let routes = Arc::new(Self {
+            remapper,
+            table,
+            ioapic,
+            pins: Mutex::new([None; ioapic::PINS as usize]),
+        });
+        routes
+            .ioapic
+            .set_listener(Arc::clone(&routes) as Arc<dyn RouteListener>);
+        if let Some(unit) = &routes.remapper.unit {
+            unit.observe_interrupt_entries(Arc::clone(&routes) as Arc<dyn InterruptEntryObserver>);
+        }
+    }
+
+    /// Resolves all pins, and tells KVM and the IOAPIC what is new.
+    fn update(&self, pins: &Pins) {
+        let mut messages = Vec::new();
+        for (pin, route) in (0..).zip(pins) {
+            // Masked pins as well: an interrupt of theirs may be in service, and KVM tells of the end of those only that it
+            // has routes for. Linux masks a pin before it ends the interrupt whenever it moves it to another CPU.
+            let Some(Route {
+                message,
+                level: true,
+                ..
+            }) = route
+            else {
+                messages.push((u32::from(pin), None));
+                continue;
+            };
+            let message =
+                self.remapper
+                    .resolve(SourceId(IOAPIC_REQUESTER), message.address, message.data);
+            let vector = message.map(|message| message.data.to_le_bytes()[0]);
+            self.ioapic.set_eoi_vector(pin, vector);
+            let message = message.filter(|message| message.data & DATA_LEVEL != 0);
+            messages.push((u32::from(pin), message));
+        }
+        if let Err(error) = self.table.change(messages) {
+            self.remapper.local_apics.complain(
+                "KVM refused the routes of level-triggered interrupts",
+                error,
+            );
+        }
+    }
+}
+
+impl RouteListener for LevelRoutes {
+    fn route_changed(&self, pin: u8, route: Route) {
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(slot) = pins.get_mut(usize::from(pin)) else {
+            return;
+        };
+        let before = slot.replace(route);
+        if before.is_some_and(|before| before.level) || route.level {
+            self.update(&pins);
+        }
+    }
+}
+
+impl InterruptEntryObserver for LevelRoutes {
+    fn interrupt_entries_invalidated(&self, first: u16, count: u32) {
+        let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = u32::from(first);
+        // Of a change of all entries, pins in compatibility format have to hear, too: it may be remapping that went on or off.
+        let all = first == 0 && count == 0x1_0000;
+        let concerned = |route: &Route| {
+            let MsiMessage { address, data } = route.message;
+            let index = InterruptMessage { address, data }.entry_index();
+            route.level
+                && index.is_some_and(|index| (first..first.saturating_add(count)).contains(&index))
+        };
+        if all || pins.iter().flatten().any(concerned) {
+            self.update(&pins);
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Routes over a stand-in for KVM that notes what it is asked for, and a unit whose table is in memory.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use iommu::UnitConfig;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+use super::super::chip::Chip;
+use super::super::{LocalApics, Unit};
+use super::*;
+use crate::memory::Memory;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Call {
+    Send(u64, u32),
+    Routes(Vec<(u32, u64, u32)>),
+    Attach(u32),
+    Detach(u32),
+}
+use Call::{Attach, Detach, Routes, Send};
+
+#[derive(Default)]
+struct Fake {
+    calls: Mutex<Vec<Call>>,
+    refuses_routes: AtomicBool,
+    refuses_events: AtomicBool,
+}
+
+impl Fake {
+    fn take(&self) -> Vec<Call> {
+        std::mem::take(&mut *self.calls.lock().expect("not poisoned"))
+    }
+
+    fn note(&self, call: Call, refused: bool) -> io::Result<()> {
+        if refused {
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
+        self.calls.lock().expect("not poisoned").push(call);
+        Ok(())
+    }
+}
+
+impl Chip for Fake {
+    fn send(&self, message: InterruptMessage) -> io::Result<()> {
+        self.note(Send(message.address, message.data), false)
+    }
+
+    fn set_routes(&self, routes: &[(u32, InterruptMessage)]) -> io::Result<()> {
+        let routes = routes.iter();
+        let routes = routes.map(|(gsi, message)| (*gsi, message.address, message.data));
+        let refused = self.refuses_routes.load(Ordering::Relaxed);
+        self.note(Routes(routes.collect()), refused)
+    }
+
+    fn attach(&self, gsi: u32, _event: &EventFd) -> io::Result<()> {
+        self.note(Attach(gsi), self.refuses_events.load(Ordering::Relaxed))
+    }
+
+    fn detach(&self, gsi: u32, _event: &EventFd) -> io::Result<()> {
+        self.note(Detach(gsi), false)
+    }
+}
+
+/// Where the interrupt remapping table of 256 entries is, and the invalidation queue.
+const TABLE: u64 = 0x20_0000;
+const QUEUE: u64 = 0x10_0000;
+const END: usize = 0x100_0000;
+
+struct Bench {
+    memory: Memory,
+    unit: Option<Arc<Unit>>,
+    fake: Arc<Fake>,
+    routes: MessageRoutes,
+}
+
+fn bench(remapping: bool, most: u32) -> Bench {
+    let ranges = [(GuestAddress(0), END)];
+    let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("mappable"));
+    let fake = Arc::new(Fake::default());
+    let chip: Arc<dyn Chip> = Arc::clone(&fake) as _;
+    let local_apics = Arc::new(LocalApics::with_chip(Arc::clone(&chip)));
+    let unit = remapping.then(|| {
+        let config = UnitConfig {
+            interrupt_remapping: true,
+            x2apic: true,
+            ..UnitConfig::default()
+        };
+        Unit::new(Arc::clone(&memory), &config, Arc::clone(&local_apics) as _).expect("valid")
+    });
+    let remapper = Remapper::new(local_apics, unit.clone());
+    let routes = MessageRoutes::new(remapper, RoutingTable::with_chip(chip, most));
+    let bench = Bench {
+        memory,
+        unit,
+        fake,
+        routes,
+    };
+    if remapping {
+        // Queue of 256 entries of 16 bytes; table with extended destinations; remapping on.
+        bench.register(0x90, QUEUE);
+        bench.command(0x0400_0000);
+        bench.register(0xB8, TABLE | 0x807);
+        bench.command(0x0500_0000);
+        bench.command(0x0600_0000);
+    }
+    bench
+}
+
+impl Bench {
+    fn unit(&self) -> &Arc<Unit> {
+        self.unit.as_ref().expect("it was asked for")
+    }
+
+    fn register(&self, at: u64, value: u64) {
+        self.unit().write(at, &value.to_le_bytes());
+    }
+
+    /// Writes GCMD.
+    fn command(&self, value: u32) {
+        self.unit().write(0x18, &value.to_le_bytes());
+    }
+
+    /// Writes an entry for this vector of APIC 7, or one that is not present.
+    fn set_entry(&self, index: u64, vector: Option<u64>) {
+        let entry = vector.map_or(0, |vector| 0x0000_0007_0000_0001 | vector << 16);
+        let address = GuestAddress(TABLE + 16 * index);
+        self.memory.write_obj(entry, address).expect("memory");
+    }
+
+    /// Invalidates `1 << log2` entries from `index` on, or all of them.
+    fn invalidate(&self, entries: Option<(u64, u64)>) {
+        let descriptor = entries.map_or(4, |(index, log2)| 4 | 1 << 4 | log2 << 27 | index << 32);
+        let mut tail = [0; 4];
+        self.unit().read(0x88, &mut tail);
+        let tail = u64::from(u32::from_le_bytes(tail));
+        let place = GuestAddress(QUEUE + tail);
+        self.memory
+            .write_obj([descriptor, 0], place)
+            .expect("memory");
+        let tail = u32::try_from((tail + 16) % 0x1000).expect("small");
+        self.unit().write(0x88, &tail.to_le_bytes());
+    }
+
+    fn faults(&self) -> u32 {
+        let mut status = [0; 4];
+        self.unit().read(0x34, &mut status);
+        u32::from_le_bytes(status)
+    }
+
+    fn add(&self) -> (Arc<dyn InterruptRoute>, EventFd) {
+        let event = EventFd::new(EFD_NONBLOCK).expect("a descriptor");
+        let source = Bdf::from_requester_id(0x18);
+        let route = self
+            .routes
+            .add(source, event.try_clone().expect("a descriptor"));
+        (route.expect("a GSI"), event)
+    }
+}
+
+/// The remappable request for entry `index`.
+fn request(index: u64) -> Option<MsiMessage> {
+    Some(MsiMessage {
+        address: 0xFEE0_0010 | index << 5,
+        data: 0,
+    })
+}
+
+fn compatible(vector: u32) -> Option<MsiMessage> {
+    Some(MsiMessage {
+        address: 0xFEE0_1000,
+        data: vector,
+    })
+}
+
+fn eventually(mut holds: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(60) {
+        if holds() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    false
+}
+
+#[test]
+fn a_message_has_its_route_before_its_event_and_keeps_it_while_it_is_masked() {
+    let bench = bench(false, 4096);
+    let (route, _event) = bench.add();
+    assert_eq!(bench.fake.take(), []);
+    route.set_message(compatible(0x41)).expect("taken");
+    let routes = Routes(vec![(24, 0xFEE0_1000, 0x41)]);
+    assert_eq!(bench.fake.take(), [routes, Attach(24)]);
+    route.set_message(None).expect("taken");
+    assert_eq!(bench.fake.take(), [Detach(24)]);
+    route.set_message(compatible(0x41)).expect("taken");
+    assert_eq!(bench.fake.take(), [Attach(24)], "KVM has the route");
+    route.set_message(compatible(0x42)).expect("taken");
+    let routes = Routes(vec![(24, 0xFEE0_1000, 0x42)]);
+    assert_eq!(bench.fake.take(), [routes], "attached as it is");
+    drop(route);
+    assert_eq!(bench.fake.take(), [Detach(24)]);
+}
+
+#[test]
+fn an_event_from_before_counts_once() {
+    let bench = bench(false, 4096);
+    let (route, event) = bench.add();
+    event.write(1).expect("room");
+    route.set_message(compatible(0x41)).expect("taken");
+    assert!(event.read().is_err(), "KVM has sent it by now");
+}
+
+#[test]
+fn numbers_are_used_again_and_their_end_is_an_error() {
+    let bench = bench(false, 26);
+    let (first, second) = (bench.add(), bench.add());
+    let event = EventFd::new(EFD_NONBLOCK).expect("a descriptor");
+    let refused = bench.routes.add(Bdf::from_requester_id(0x18), event);
+    let message = refused.err().expect("too many").to_string();
+    assert!(message.starts_with("all 2 interrupt routes"), "{message}");
+    first.0.set_message(compatible(0x41)).expect("taken");
+    second.0.set_message(compatible(0x42)).expect("taken");
+    bench.fake.take();
+    drop(first);
+    let (third, _event) = bench.add();
+    third.set_message(compatible(0x41)).expect("taken");
+    let both = vec![(24, 0xFEE0_1000, 0x41), (25, 0xFEE0_1000, 0x42)];
+    assert_eq!(bench.fake.take(), [Detach(24), Routes(both), Attach(24)]);
+}
+
+#[test]
+fn a_route_is_resolved_again_just_when_its_own_entry_is_invalidated() {
+    let bench = bench(true, 4096);
+    for index in 0..8 {
+        bench.set_entry(index, Some(0x40 + index));
+    }
+    let routes: Vec<_> = (0..8).map(|_| bench.add()).collect();
+    for (index, (route, _)) in (0..).zip(&routes) {
+        route.set_message(request(index)).expect("taken");
+    }
+    bench.fake.take();
+    bench.set_entry(2, Some(0x62));
+    bench.set_entry(5, Some(0x65));
+    bench.invalidate(Some((4, 0)));
+    assert_eq!(bench.fake.take(), [], "neither of them was named");
+    bench.invalidate(Some((2, 1)));
+    let expected = |five: u32| {
+        let vectors = [0x40, 0x41, 0x62, 0x43, 0x44, five, 0x46, 0x47];
+        let routes = (24..).zip(vectors);
+        Routes(
+            routes
+                .map(|(gsi, vector)| (gsi, 0xFEE0_7000, vector))
+                .collect(),
+        )
+    };
+    assert_eq!(bench.fake.take(), [expected(0x45)]);
+    bench.invalidate(None);
+    assert_eq!(bench.fake.take(), [expected(0x65)], "once for all of them");
+    bench.invalidate(None);
+    assert_eq!(bench.fake.take(), []);
+}
+
+#[test]
+fn an_interrupt_on_a_blocked_route_is_a_fault_and_one_that_is_allowed_again_is_sent() {
+    let bench = bench(true, 4096);
+    bench.set_entry(3, Some(0x43));
+    let (route, event) = bench.add();
+    route.set_message(request(3)).expect("taken");
+    let routes = Routes(vec![(24, 0xFEE0_7000, 0x43)]);
+    assert_eq!(bench.fake.take(), [routes, Attach(24)]);
+    bench.set_entry(3, None);
+    bench.invalidate(Some((3, 0)));
+    assert_eq!(bench.fake.take(), [Detach(24)]);
+    assert_eq!(bench.faults(), 0, "nothing has happened yet");
+    event.write(1).expect("room");
+    assert!(eventually(|| bench.faults() & 2 != 0), "PPF");
+    assert!(eventually(|| event.read().is_err()), "read by the thread");
+    assert_eq!(bench.fake.take(), []);
+    // The guest announces no entry that becomes present; such an interrupt is sent all the same.
+    bench.set_entry(3, Some(0x44));
+    event.write(1).expect("room");
+    let mut calls = Vec::new();
+    assert!(eventually(|| {
+        calls.extend(bench.fake.take());
+        !calls.is_empty()
+    }));
+    assert_eq!(calls, [Send(0xFEE0_7000, 0x44)]);
+    bench.invalidate(None);
+    let routes = Routes(vec![(24, 0xFEE0_7000, 0x44)]);
+    assert_eq!(bench.fake.take(), [routes, Attach(24)]);
+    drop(route);
+    assert!(
+        bench.routes.0.lock().watcher.is_none(),
+        "its thread is gone"
+    );
+}
+
+#[test]
+fn remapping_that_is_turned_off_and_on_concerns_every_route() {
+    let bench = bench(true, 4096);
+    bench.set_entry(3, Some(0x43));
+    let (one, two) = (bench.add(), bench.add());
+    one.0.set_message(request(3)).expect("taken");
+    two.0.set_message(compatible(0x51)).expect("taken");
+    let remapped = Routes(vec![(24, 0xFEE0_7000, 0x43)]);
+    assert_eq!(
+        bench.fake.take(),
+        [remapped.clone(), Attach(24)],
+        "compatibility format is blocked"
+    );
+    bench.unit().reset();
+    let raw = Routes(vec![(24, 0xFEE0_0070, 0), (25, 0xFEE0_1000, 0x51)]);
+    assert_eq!(bench.fake.take(), [raw, Attach(25)]);
+    bench.register(0xB8, TABLE | 0x807);
+    bench.command(0x0100_0000);
+    bench.command(0x0200_0000);
+    let calls = bench.fake.take();
+    assert_eq!(calls.first(), Some(&Detach(25)));
+    let both = Routes(vec![(24, 0xFEE0_7000, 0x43), (25, 0xFEE0_1000, 0x51)]);
+    assert_eq!(calls.get(1..), Some(&[both][..]), "the second is not used");
+}
+
+#[test]
+fn what_kvm_refuses_is_sent_by_the_thread() {
+    let bench = bench(false, 4096);
+    let (route, event) = bench.add();
+    for refused in [&bench.fake.refuses_routes, &bench.fake.refuses_events] {
+        refused.store(true, Ordering::Relaxed);
+        route
+            .set_message(compatible(0x41))
+            .expect("served otherwise");
+        event.write(1).expect("room");
+        let sent = || bench.fake.take().contains(&Send(0xFEE0_1000, 0x41));
+        assert!(eventually(sent));
+        route.set_message(None).expect("taken");
+        refused.store(false, Ordering::Relaxed);
+    }
+    route.set_message(compatible(0x41)).expect("taken");
+    assert_eq!(bench.fake.take(), [Attach(24)]);
+}
+
+#[test]
+fn a_message_that_is_no_interrupt_never_reaches_a_local_apic() {
+    let bench = bench(false, 4096);
+    let (route, event) = bench.add();
+    for address in [0x1000, 0xFED0_0000, 0x1_FEE0_0000] {
+        let message = Some(MsiMessage {
+            address,
+            data: 0x41,
+        });
+        route.set_message(message).expect("taken");
+        event.write(1).expect("room");
+        assert!(eventually(|| event.read().is_err()), "read by the thread");
+    }
+    assert_eq!(bench.fake.take(), []);
+}
