@@ -20,6 +20,8 @@ mod extended;
 mod function;
 mod header;
 mod host_bridge;
+#[cfg(test)]
+mod hotplug_test;
 mod msi;
 #[cfg(test)]
 mod msi_test;
@@ -28,7 +30,11 @@ mod msix;
 mod msix_test;
 mod pcie;
 mod port;
+#[cfg(test)]
+mod port_test;
 mod port_windows;
+#[cfg(test)]
+mod probe;
 mod root;
 #[cfg(test)]
 mod root_test;

@@ -3,107 +3,11 @@ use std::sync::{Arc, Mutex};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use crate::probe::Probe;
 use crate::{
-    AddError, Apertures, AssignError, BarKind, BarWindow, Bdf, ConfigChange, ConfigSpace, Identity,
-    PciFunction, RootComplex,
+    AddError, Apertures, AssignError, BarKind, BarWindow, Bdf, ConfigChange, PciFunction,
+    RootComplex,
 };
-
-/// A function that remembers what reached it, and answers BAR reads with its name.
-struct Probe {
-    name: u8,
-    config: Mutex<ConfigSpace>,
-    writes: Mutex<Vec<(usize, u64, Vec<u8>)>>,
-    told: Mutex<Vec<Vec<BarWindow>>>,
-}
-
-impl Probe {
-    fn new(name: u8, bars: &[(usize, BarKind, u64)]) -> Arc<Self> {
-        let mut builder = ConfigSpace::builder(Identity {
-            vendor: 0x1234,
-            device: name.into(),
-            ..Identity::default()
-        });
-        for (index, kind, size) in bars {
-            builder.add_bar(*index, *kind, *size);
-        }
-        builder.add_pcie_endpoint();
-        let config = Mutex::new(builder.build());
-        Arc::new(Self {
-            name,
-            config,
-            writes: Mutex::default(),
-            told: Mutex::default(),
-        })
-    }
-
-    fn address(&self, bar: usize) -> Option<u64> {
-        self.config.lock().expect("not poisoned").bar_address(bar)
-    }
-
-    fn told(&self) -> Vec<Vec<BarWindow>> {
-        std::mem::take(&mut self.told.lock().expect("not poisoned"))
-    }
-}
-
-impl PciFunction for Probe {
-    fn read_config(&self, offset: u16, data: &mut [u8]) {
-        self.config.lock().expect("not poisoned").read(offset, data);
-    }
-
-    fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange {
-        let mut config = self.config.lock().expect("not poisoned");
-        let change = config.write(offset, data);
-        if change.function_reset {
-            config.reset();
-        }
-        change
-    }
-
-    fn read_bar(&self, _bar: usize, _offset: u64, data: &mut [u8]) {
-        data.fill(self.name);
-    }
-
-    fn write_bar(&self, bar: usize, offset: u64, data: &[u8]) {
-        self.writes
-            .lock()
-            .expect("not poisoned")
-            .push((bar, offset, data.to_vec()));
-    }
-
-    fn windows(&self) -> Vec<BarWindow> {
-        self.config
-            .lock()
-            .expect("not poisoned")
-            .decoded_bars()
-            .collect()
-    }
-
-    fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
-        self.config
-            .lock()
-            .expect("not poisoned")
-            .bar_sizes()
-            .collect()
-    }
-
-    fn assign_bar(&self, bar: usize, address: u64) {
-        self.config
-            .lock()
-            .expect("not poisoned")
-            .set_bar_address(bar, address);
-    }
-
-    fn windows_changed(&self, windows: &[BarWindow]) {
-        self.told
-            .lock()
-            .expect("not poisoned")
-            .push(windows.to_vec());
-    }
-
-    fn reset(&self) {
-        self.config.lock().expect("not poisoned").reset();
-    }
-}
 
 const WIDE: BarKind = BarKind::Memory64 {
     prefetchable: false,
