@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 use iommu::host::{Attachment, HostDeviceId, ObjectId};
 use thiserror::Error;
 use vfio_bindings::bindings::vfio::{
-    VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
+    VFIO_IRQ_INFO_NORESIZE, VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ,
+    VFIO_REGION_INFO_FLAG_WRITE,
 };
 use vm_memory::{FileOffset, MmapRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::address::HostAddress;
-use super::host::{Armed, HostDevice, IrqKind, Region};
+use super::host::{Armed, HostDevice, IrqKind, Irqs, Region};
 use super::region_info;
 use super::sys;
 use super::sysfs::{OpenError, Sysfs};
@@ -268,8 +269,10 @@ impl HostDevice for VfioCdev {
             .map_err(io::Error::other)
     }
 
-    fn irq_count(&self, kind: IrqKind) -> io::Result<u32> {
-        sys::irq_info(&self.file, kind.index()).map(|(_, count)| count)
+    fn irqs(&self, kind: IrqKind) -> io::Result<Irqs> {
+        let (flags, count) = sys::irq_info(&self.file, kind.index())?;
+        let dynamic = flags & VFIO_IRQ_INFO_NORESIZE == 0;
+        Ok(Irqs { count, dynamic })
     }
 
     fn arm(&self, kind: IrqKind, start: u32, events: &[Option<&EventFd>]) -> io::Result<Armed> {

@@ -52,6 +52,15 @@ pub(super) struct Region {
     pub(super) mappable: Vec<Range<u64>>,
 }
 
+/// Interrupts of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Irqs {
+    /// How many there are.
+    pub(super) count: u32,
+    /// They can be armed one after the other; otherwise no more than the first call named.
+    pub(super) dynamic: bool,
+}
+
 /// What came of arming interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Armed {
@@ -78,8 +87,8 @@ pub(super) trait HostDevice: Send + Sync {
     /// Maps `part`, page-aligned, of `region` into this process.
     fn map(&self, region: u32, part: Range<u64>) -> io::Result<Arc<MmapRegion>>;
 
-    /// How many interrupts of that kind the device has.
-    fn irq_count(&self, kind: IrqKind) -> io::Result<u32>;
+    /// The interrupts of that kind that the device has.
+    fn irqs(&self, kind: IrqKind) -> io::Result<Irqs>;
 
     /// Signals `events` for the interrupts from `start` on; `None` stops one.
     fn arm(&self, kind: IrqKind, start: u32, events: &[Option<&EventFd>]) -> io::Result<Armed>;

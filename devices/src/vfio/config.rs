@@ -1,0 +1,331 @@
+//! The configuration space that the guest sees of an assigned device: bytes of our own, with masks that say what the guest may
+//! change, what is read from the host's device, and what goes to it.
+
+use pci::{BarKind, BarWindow, CONFIG_SPACE_SIZE};
+
+use super::bars::Bar;
+
+pub(super) const COMMAND: u16 = 0x04;
+pub(super) const STATUS: u16 = 0x06;
+pub(super) const BAR0: u16 = 0x10;
+const BAR_END: u16 = 0x28;
+pub(super) const INTERRUPT_PIN: u16 = 0x3d;
+
+/// Command register (PCI Express 7.5.1.1.3).
+pub(super) const COMMAND_MEMORY: u16 = 1 << 1;
+pub(super) const COMMAND_BUS_MASTER: u16 = 1 << 2;
+pub(super) const COMMAND_PARITY: u16 = 1 << 6;
+pub(super) const COMMAND_SERR: u16 = 1 << 8;
+pub(super) const COMMAND_INTX_DISABLE: u16 = 1 << 10;
+
+/// Power management: control and status, and its state field (PCI Express 7.5.2.2).
+pub(super) const PM_CONTROL: u16 = 4;
+pub(super) const PM_STATE: u16 = 3;
+
+/// PCI Express capability: device control, and the bit that initiates a function-level reset (7.5.3.4).
+pub(super) const DEVICE_CONTROL: u16 = 8;
+pub(super) const INITIATE_RESET: u16 = 1 << 15;
+
+/// MSI: message control, its enable, and the fields (7.7.1.2).
+pub(super) const MSI_ENABLE: u16 = 1;
+/// MSI-X: message control, enable and function mask (7.7.2.2).
+pub(super) const MSIX_ENABLE: u16 = 1 << 15;
+pub(super) const MSIX_FUNCTION_MASK: u16 = 1 << 14;
+
+/// The image of a configuration space.
+pub(super) type Image = [u8; CONFIG_SPACE_SIZE];
+
+/// An MSI capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MsiLayout {
+    pub(super) offset: u16,
+    /// The message address has 64 bits.
+    pub(super) wide: bool,
+    /// There are mask and pending bits.
+    pub(super) maskable: bool,
+}
+
+impl MsiLayout {
+    /// Where the message data lies.
+    pub(super) const fn data(self) -> u16 {
+        self.offset + if self.wide { 0x0c } else { 0x08 }
+    }
+
+    /// Where the mask bits lie; the pending bits follow.
+    pub(super) const fn mask(self) -> u16 {
+        self.offset + if self.wide { 0x10 } else { 0x0c }
+    }
+
+    /// Bytes of the capability.
+    pub(super) const fn size(self) -> u16 {
+        match (self.wide, self.maskable) {
+            (false, false) => 0x0a,
+            (true, false) => 0x0e,
+            (false, true) => 0x14,
+            (true, true) => 0x18,
+        }
+    }
+}
+
+/// An MSI-X capability: where its table and pending bits lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MsixLayout {
+    pub(super) offset: u16,
+    pub(super) vectors: u16,
+    pub(super) table_bar: usize,
+    pub(super) table: u64,
+    pub(super) pba_bar: usize,
+    pub(super) pba: u64,
+}
+
+/// Where the capabilities are whose registers do something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub(super) power: Option<u16>,
+    pub(super) pcie: Option<u16>,
+    pub(super) msi: Option<MsiLayout>,
+    pub(super) msix: Option<MsixLayout>,
+}
+
+/// What a write did, besides changing bytes.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Effects {
+    /// The command register changed.
+    pub(super) command: bool,
+    /// The BARs, Memory Space or the power state changed: other windows are decoded.
+    pub(super) decode: bool,
+    /// The power state is this one now.
+    pub(super) power: Option<u16>,
+    /// Device control of PCI Express was written.
+    pub(super) device_control: bool,
+    /// A function-level reset is wanted.
+    pub(super) reset: bool,
+    /// MSI's capability was written.
+    pub(super) msi: bool,
+    /// MSI-X's message control was written.
+    pub(super) msix: bool,
+    /// Writes that go to the host's device.
+    pub(super) forward: Vec<(u16, Vec<u8>)>,
+}
+
+/// The configuration space as the guest sees it.
+pub(super) struct VirtualConfig {
+    pub(super) bytes: Box<Image>,
+    /// What [`reset`](Self::reset) goes back to.
+    pub(super) initial: Box<Image>,
+    /// Bits that the guest may change.
+    pub(super) writable: Box<Image>,
+    /// Bits that are read from the host's device.
+    pub(super) live: Box<Image>,
+    /// Bytes whose writes go to the host's device: any bit that is set makes it so.
+    pub(super) forward: Box<Image>,
+    pub(super) bars: Vec<Bar>,
+    pub(super) layout: Layout,
+}
+
+impl VirtualConfig {
+    /// The byte range of an access, or nothing when it leaves configuration space.
+    fn span(offset: u16, length: usize) -> Option<std::ops::Range<usize>> {
+        let start = usize::from(offset);
+        let end = start.checked_add(length)?;
+        (end <= CONFIG_SPACE_SIZE).then_some(start..end)
+    }
+
+    /// Reads; `host` reads the host's configuration space, and leaves ones where it fails.
+    pub(super) fn read(&self, offset: u16, data: &mut [u8], host: impl Fn(u16, &mut [u8])) {
+        data.fill(0xff);
+        let Some(span) = Self::span(offset, data.len()) else {
+            return;
+        };
+        let live = self.live.get(span.clone()).unwrap_or_default();
+        let own = self.bytes.get(span).unwrap_or_default();
+        if live.iter().any(|mask| *mask != 0) {
+            host(offset, data);
+        }
+        for ((byte, live), own) in data.iter_mut().zip(live).zip(own) {
+            *byte = *byte & live | own & !live;
+        }
+    }
+
+    /// Writes what the guest may change, and tells what is to be done about it.
+    pub(super) fn write(&mut self, offset: u16, data: &[u8]) -> Effects {
+        let mut effects = Effects::default();
+        let Some(span) = Self::span(offset, data.len()) else {
+            return effects;
+        };
+        let (command, power) = (self.command(), self.power_state());
+        let start = span.start;
+        for (at, &value) in span.zip(data) {
+            let (Some(byte), Some(writable), Some(forward)) = (
+                self.bytes.get_mut(at),
+                self.writable.get(at),
+                self.forward.get(at),
+            ) else {
+                break;
+            };
+            let old = *byte;
+            *byte = old & !writable | value & writable;
+            effects.decode |=
+                *byte != old && (usize::from(BAR0)..usize::from(BAR_END)).contains(&at);
+            if *forward != 0 {
+                push(&mut effects.forward, at, value);
+            }
+        }
+        let touches = |at: u16, length: u16| {
+            let at = usize::from(at);
+            start < at + usize::from(length) && at < start + data.len()
+        };
+        let now = self.command();
+        effects.command = now != command;
+        effects.decode |= (now ^ command) & COMMAND_MEMORY != 0;
+        if self.power_state() != power {
+            effects.power = self.settle_power(power);
+            effects.decode |= effects.power.is_some();
+        }
+        if let Some(pcie) = self.layout.pcie {
+            let control = pcie + DEVICE_CONTROL;
+            effects.device_control = touches(control, 2);
+            let high = usize::from(control + 1).checked_sub(start);
+            let high = high.and_then(|at| data.get(at)).copied().unwrap_or(0);
+            effects.reset = u16::from(high) << 8 & INITIATE_RESET != 0;
+        }
+        effects.msi = self
+            .layout
+            .msi
+            .is_some_and(|msi| touches(msi.offset + 2, msi.size() - 2));
+        effects.msix = self
+            .layout
+            .msix
+            .is_some_and(|msix| touches(msix.offset + 2, 2));
+        effects
+    }
+
+    /// After a write to the power state: a state that the device does not have changes nothing. Tells the new one.
+    fn settle_power(&mut self, before: u16) -> Option<u16> {
+        let power = self.layout.power?;
+        let capabilities = self.u16(power + 2);
+        let now = self.power_state();
+        let known = match now {
+            1 => capabilities & 1 << 9 != 0,
+            2 => capabilities & 1 << 10 != 0,
+            _ => true,
+        };
+        if known {
+            return Some(now);
+        }
+        let register = self.u16(power + PM_CONTROL) & !PM_STATE | before;
+        self.set_u16(power + PM_CONTROL, register);
+        None
+    }
+
+    /// The power state: 0 to 3.
+    pub(super) fn power_state(&self) -> u16 {
+        self.layout
+            .power
+            .map_or(0, |power| self.u16(power + PM_CONTROL) & PM_STATE)
+    }
+
+    pub(super) fn command(&self) -> u16 {
+        self.u16(COMMAND)
+    }
+
+    /// Back to what it was at first.
+    pub(super) fn reset(&mut self) {
+        self.bytes.copy_from_slice(&self.initial[..]);
+    }
+
+    /// Shows an interrupt pin (1 is INTA), from now on and after each reset.
+    pub(super) fn set_interrupt_pin(&mut self, pin: u8) {
+        for image in [&mut self.bytes, &mut self.initial] {
+            if let Some(byte) = image.get_mut(usize::from(INTERRUPT_PIN)) {
+                *byte = pin;
+            }
+        }
+    }
+
+    /// The windows that the BARs decode: none without Memory Space, and none in a power state other than D0.
+    pub(super) fn windows(&self) -> Vec<BarWindow> {
+        if self.command() & COMMAND_MEMORY == 0 || self.power_state() != 0 {
+            return Vec::new();
+        }
+        let windows = self.bars.iter().filter_map(|bar| {
+            let base = self.bar_address(bar);
+            let window = BarWindow {
+                bar: bar.index,
+                base,
+                size: bar.size,
+            };
+            (base != 0 && window.last().is_some()).then_some(window)
+        });
+        windows.collect()
+    }
+
+    fn bar_address(&self, bar: &Bar) -> u64 {
+        let register = bar.register();
+        let mut address = u64::from(self.u32(register));
+        if let BarKind::Memory64 { .. } = bar.kind {
+            address |= u64::from(self.u32(register + 4)) << 32;
+        }
+        address & !(bar.size - 1)
+    }
+
+    /// Sets the address of BAR `index`, as firmware does.
+    pub(super) fn assign_bar(&mut self, index: usize, address: u64) {
+        let Some(bar) = self.bars.iter().find(|bar| bar.index == index) else {
+            return;
+        };
+        let (register, kind) = (bar.register(), bar.kind);
+        let bytes = address.to_le_bytes();
+        let length = match kind {
+            BarKind::Memory32 => 4,
+            BarKind::Memory64 { .. } => 8,
+        };
+        let _ = self.write(register, bytes.get(..length).unwrap_or_default());
+    }
+
+    pub(super) fn u16(&self, offset: u16) -> u16 {
+        u16::from_le_bytes(chunk(&self.bytes[..], offset))
+    }
+
+    pub(super) fn u32(&self, offset: u16) -> u32 {
+        u32::from_le_bytes(chunk(&self.bytes[..], offset))
+    }
+
+    pub(super) fn set_u16(&mut self, offset: u16, value: u16) {
+        put(&mut self.bytes[..], offset, &value.to_le_bytes());
+    }
+
+    pub(super) fn set_u32(&mut self, offset: u16, value: u32) {
+        put(&mut self.bytes[..], offset, &value.to_le_bytes());
+    }
+}
+
+/// Bytes of an image; zeroes beyond its end.
+pub(super) fn chunk<const N: usize>(image: &[u8], offset: u16) -> [u8; N] {
+    let at = usize::from(offset);
+    image
+        .get(at..)
+        .and_then(<[u8]>::first_chunk)
+        .copied()
+        .unwrap_or([0; N])
+}
+
+/// Replaces bytes of an image; what lies beyond its end is dropped.
+pub(super) fn put(image: &mut [u8], offset: u16, data: &[u8]) {
+    image
+        .iter_mut()
+        .skip(usize::from(offset))
+        .zip(data)
+        .for_each(|(byte, value)| *byte = *value);
+}
+
+/// Adds a byte to the last run if it continues that, else begins a new one.
+fn push(runs: &mut Vec<(u16, Vec<u8>)>, at: usize, value: u8) {
+    if let Some((offset, run)) = runs.last_mut()
+        && usize::from(*offset) + run.len() == at
+    {
+        run.push(value);
+    } else if let Ok(offset) = u16::try_from(at) {
+        runs.push((offset, vec![value]));
+    }
+}
