@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::port_test::Machine;
 use crate::probe::Probe;
-use crate::{BarKind, Indicator, RemovalOutcome, UnplugError};
+use crate::{BarKind, Indicator, PciFunction, RemovalOutcome, UnplugError};
 
 // Registers of the first port.
 const COMMAND: u64 = 0x04;
@@ -141,6 +141,32 @@ fn a_function_is_plugged_in_powered_on_and_used() {
     assert!(slot.occupied && slot.powered && slot.link_up);
     assert_eq!(slot.power_indicator, Indicator::On);
     assert_eq!(slot.attention_indicator, Indicator::Off);
+}
+
+#[test]
+fn a_function_that_is_pulled_is_stopped_and_the_guest_finds_it_gone() {
+    let machine = Machine::new();
+    let function = probe();
+    machine.plug(0, &function);
+    machine.root.assign_bars().expect("room");
+    let driver = Driver::start(&machine);
+    machine.write(1, 0, COMMAND, &[6, 0]);
+    assert_eq!(driver.interrupt(), 0);
+    machine.messages.take();
+    assert!(machine.root.pull(&machine.ports[0]).is_ok());
+    assert_eq!(machine.messages.take(), [MESSAGE]);
+    assert_eq!(machine.read(1, 0, 0), 0xffff_ffff);
+    assert_eq!(machine.load(0xc000_0000), None);
+    assert!(function.windows().is_empty(), "it was reset");
+    assert_eq!(Arc::strong_count(&function), 1);
+    assert_eq!(driver.interrupt(), PRESENCE | LINK);
+    assert_eq!(driver.status() & PRESENT, 0);
+    driver.disable();
+    let empty = UnplugError::Empty(machine.ports[0].address());
+    assert_eq!(machine.root.pull(&machine.ports[0]).err(), Some(empty));
+    machine.plug(0, &function);
+    driver.enable();
+    assert_eq!(machine.load(0xc000_5000), Some(9));
 }
 
 #[test]

@@ -262,11 +262,12 @@ impl RootPort {
         Ok(())
     }
 
-    /// Takes the function out of the slot, which is powered off.
-    pub(crate) fn take(&self) -> Result<Arc<dyn PciFunction>, UnplugError> {
+    /// Takes the function out of the slot, which is powered off unless this is by force.
+    pub(crate) fn take(&self, force: bool) -> Result<Arc<dyn PciFunction>, UnplugError> {
         let _order = self.in_order();
         let mut state = self.lock();
-        if state.endpoint.is_some() && state.started && state.registers.powered() {
+        let in_use = state.started && state.registers.powered();
+        if state.endpoint.is_some() && in_use && !force {
             return Err(UnplugError::Powered(self.address));
         }
         let endpoint = state
@@ -282,8 +283,12 @@ impl RootPort {
         };
         drop(state);
         self.changed.notify_all();
-        self.send(message);
         endpoint.set_link_up(false);
+        if in_use {
+            endpoint.quiesce();
+            endpoint.reset();
+        }
+        self.send(message);
         Ok(Arc::clone(&endpoint.function))
     }
 

@@ -156,7 +156,20 @@ impl RootComplex {
     /// # Errors
     /// When the slot is empty, or the guest has not powered it off.
     pub fn unplug(&self, port: &RootPort) -> Result<Arc<dyn PciFunction>, UnplugError> {
-        let function = port.take()?;
+        self.take(port, false)
+    }
+
+    /// Takes the function out of the slot of `port` while the guest may be using it, as if somebody had pulled it: what it does
+    /// is stopped, and the guest finds it gone. Otherwise like [`unplug`](Self::unplug).
+    ///
+    /// # Errors
+    /// When the slot is empty.
+    pub fn pull(&self, port: &RootPort) -> Result<Arc<dyn PciFunction>, UnplugError> {
+        self.take(port, true)
+    }
+
+    fn take(&self, port: &RootPort, force: bool) -> Result<Arc<dyn PciFunction>, UnplugError> {
+        let function = port.take(force)?;
         self.decode();
         Ok(function)
     }
