@@ -10,13 +10,15 @@ use vm_memory::{
     GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, Permissions,
 };
 
-use super::cache::{Cache, Cached};
+use super::cache::Cache;
 use super::port::{DmaPort, Path};
 use super::slices::DmaSlices;
 use super::state::{DmaCounts, DmaState, Slot};
 use crate::memory::Nearby;
 use crate::spec::ids::Pasid;
-use crate::translate::{self, Access, Fault, Gates, Latched, Request, RequestKind, Resolved};
+use crate::translate::{
+    self, Access, Fault, Gates, Latched, Permitted, Request, RequestKind, Resolved, Structures, Tag,
+};
 
 /// A device's view of memory for one worker thread, with a translation cache that no one else uses.
 ///
@@ -29,6 +31,7 @@ pub struct DmaView<M: Deref<Target: GuestMemoryBackend>> {
     latched: Latched,
     latched_in: u64,
     cache: Cache,
+    structures: Structures,
     /// What root, context, directory and PASID entry say about the requests of `bound_for`. A view has one source, and
     /// mostly one PASID.
     bound: OnceCell<Resolved>,
@@ -54,6 +57,7 @@ where
             latched: Latched::default(),
             latched_in: 0,
             cache: Cache::default(),
+            structures: Structures::default(),
             bound: OnceCell::new(),
             bound_for: (0, None),
             hits: Cell::new(0),
@@ -76,7 +80,8 @@ where
         DmaTransaction {
             view: self,
             near: Nearby::new(self.port.memory()),
-            generation,
+            tables: Nearby::new(self.port.memory()),
+            tag: Tag::new(generation, pasid),
             pasid,
             kind: RequestKind::Untranslated,
         }
@@ -94,7 +99,8 @@ where
         DmaTransaction {
             view: self,
             near: Nearby::new(self.port.memory()),
-            generation: NEVER,
+            tables: Nearby::new(self.port.memory()),
+            tag: Tag::new(NEVER, None),
             pasid: None,
             kind: RequestKind::Translated,
         }
@@ -136,9 +142,11 @@ const NEVER: u64 = u64::MAX;
 /// An address that does not translate, or is not memory, fails with [`GuestMemoryError::InvalidGuestAddress`].
 pub struct DmaTransaction<'v, M: Deref<Target: GuestMemoryBackend>> {
     view: &'v DmaView<M>,
+    /// For what the device accesses, and for tables, which are mostly elsewhere.
     near: Nearby<'v, M::Target>,
-    /// [`NEVER`] for translated requests.
-    generation: u64,
+    tables: Nearby<'v, M::Target>,
+    /// Of generation [`NEVER`] for translated requests.
+    tag: Tag,
     pasid: Option<Pasid>,
     kind: RequestKind,
 }
@@ -199,8 +207,8 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
 
     /// Translates one page for `access`, and reports the fault if that is blocked.
     #[inline]
-    pub(super) fn lookup(&self, address: u64, access: Permissions) -> Option<Cached> {
-        if let Some(hit) = self.view.cache.lookup(self.generation, self.pasid, address)
+    pub(super) fn lookup(&self, address: u64, access: Permissions) -> Option<Permitted> {
+        if let Some(hit) = self.view.cache.lookup(self.tag, address)
             && permits(&hit, access)
         {
             let hits = &self.view.hits;
@@ -213,7 +221,7 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
     /// What a hit does not need, out of its way.
     #[cold]
     #[inline(never)]
-    fn miss(&self, address: u64, access: Permissions) -> Option<Cached> {
+    fn miss(&self, address: u64, access: Permissions) -> Option<Permitted> {
         // Both permissions are two requests, so that a fault names the one that is missing.
         let mut cached = None;
         if access.has_write() {
@@ -227,11 +235,23 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         cached
     }
 
-    fn walk(&self, address: u64, access: Access) -> Option<Cached> {
+    fn walk(&self, address: u64, access: Access) -> Option<Permitted> {
         let view = self.view;
         let Path::Translated { state, source } = &view.port.path else {
             return None;
         };
+        view.walks.set(view.walks.get().wrapping_add(1));
+        let (tables, gates) = (&self.tables, state.gates());
+        let remembers = self.tag.generation != NEVER;
+        if remembers
+            && let Some(resolved) = view.bound.get()
+            && let Some(found) = view
+                .structures
+                .translate(tables, gates, resolved, self.tag, address, access)
+        {
+            view.cache.insert(self.tag, address, &found);
+            return Some(found);
+        }
         let request = Request {
             source: *source,
             pasid: self.pasid,
@@ -240,50 +260,39 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
             privileged: false,
             kind: self.kind,
         };
-        view.walks.set(view.walks.get().wrapping_add(1));
-        let (tables, gates) = (Nearby::new(state.guest_memory()), state.gates());
-        let outcome = if self.generation == NEVER {
-            // What untranslated requests are bound to is no permission for translated ones, nor the other way round.
-            translate::translate(&tables, gates, &view.latched, &request)
+        let outcome = if remembers {
+            let resolve = || self.resolve(gates, &request);
+            translate::translate_with(tables, gates, &view.latched, &request, resolve).map(
+                |(translation, trail)| {
+                    view.structures.keep(self.tag, address, &trail);
+                    let found = Permitted::new(&translation);
+                    view.cache.insert(self.tag, address, &found);
+                    found
+                },
+            )
         } else {
-            translate::translate_with(&tables, gates, &view.latched, &request, || {
-                self.resolve(&tables, gates, &request)
-            })
+            // What untranslated requests are bound to is no permission for translated ones, nor the other way round.
+            translate::translate(tables, gates, &view.latched, &request)
+                .map(|translation| Permitted::new(&translation))
         };
-        match outcome {
-            Ok(translation) => {
-                let cached = Cached::new(&translation);
-                if self.generation != NEVER {
-                    view.cache
-                        .insert(self.generation, self.pasid, address, &cached);
-                }
-                Some(cached)
-            }
-            Err(fault) => {
-                self.blocked(state, &request, &fault);
-                None
-            }
-        }
+        outcome
+            .inspect_err(|fault| self.blocked(state, &request, fault))
+            .ok()
     }
 
     /// What translates `request`, from memory or from the tables.
     #[inline]
-    fn resolve(
-        &self,
-        tables: &Nearby<'_, M::Target>,
-        gates: &Gates,
-        request: &Request,
-    ) -> Result<&Resolved, Fault> {
+    fn resolve(&self, gates: &Gates, request: &Request) -> Result<&Resolved, Fault> {
         let view = self.view;
         if let Some(resolved) = view.bound.get() {
             return Ok(resolved);
         }
-        let resolved = translate::resolve(tables, gates, &view.latched, request)?;
+        let resolved = translate::resolve(&self.tables, gates, &view.latched, request)?;
         Ok(view.bound.get_or_init(|| resolved))
     }
 
     /// What a page permits, without making a request: nothing is reported.
-    fn probe(&self, address: u64) -> Option<Cached> {
+    fn probe(&self, address: u64) -> Option<Permitted> {
         let Path::Translated { state, source } = &self.view.port.path else {
             return None;
         };
@@ -299,7 +308,7 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
             &request,
         )
         .ok()?;
-        Some(Cached {
+        Some(Permitted {
             address: translation.address,
             page_shift: translation.page_shift,
             readable: translation.readable,
@@ -375,7 +384,7 @@ where
     }
 }
 
-fn permits(cached: &Cached, access: Permissions) -> bool {
+fn permits(found: &Permitted, access: Permissions) -> bool {
     let write = matches!(access, Permissions::Write | Permissions::ReadWrite);
-    (cached.readable || access == Permissions::Write) && (cached.writable || !write)
+    (found.readable || access == Permissions::Write) && (found.writable || !write)
 }

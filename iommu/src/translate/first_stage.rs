@@ -2,6 +2,7 @@
 
 use super::binding::{FirstStage, SecondStage};
 use super::second_stage;
+use super::structures::Upper;
 use super::update::Updates;
 use crate::memory::TableMemory;
 use crate::spec::entry::EntryError;
@@ -23,12 +24,45 @@ pub(super) struct Leaf {
     pub(super) write: bool,
     /// D is set.
     pub(super) dirty: bool,
+    /// R/W in every entry above.
+    write_above: bool,
     entry_address: u64,
     entry: u64,
     /// A, and EA if it is maintained, when not set yet.
     missing: u64,
     /// The second stage lets the entry be written.
     updatable: bool,
+}
+
+impl Leaf {
+    /// What the walk leaves behind; `writes` is whether such requests may write, all bits being set for that.
+    pub(super) fn upper(&self, writes: bool) -> Upper {
+        let above = (true, self.write_above);
+        let all = (true, writes);
+        Upper::new(
+            self.entry_address,
+            self.page_shift,
+            self.address,
+            above,
+            all,
+        )
+    }
+}
+
+impl FirstStage {
+    /// The bits that every entry has once it was used.
+    pub(super) const fn accessed_bits(&self) -> u64 {
+        if self.extended_accessed {
+            ACCESSED | EXTENDED_ACCESSED
+        } else {
+            ACCESSED
+        }
+    }
+
+    /// Whether requests may write where R/W is as given: those of a supervisor ignore it unless WPE.
+    pub(super) const fn writes(&self, writable: bool, privileged: bool) -> bool {
+        writable || privileged && !self.write_protect
+    }
 }
 
 /// A walk of `stage` on top of `below`.
@@ -43,11 +77,7 @@ impl<T: TableMemory + ?Sized> Walk<'_, T> {
     /// Walks the tables for `input`, which is canonical.
     pub(super) fn run(&self, input: u64, updates: &mut Updates) -> Result<Leaf, FaultReason> {
         let stage = self.stage;
-        let needed = if stage.extended_accessed {
-            ACCESSED | EXTENDED_ACCESSED
-        } else {
-            ACCESSED
-        };
+        let needed = stage.accessed_bits();
         let (mut user, mut write) = (true, true);
         let mut table = stage.table;
         let mut level = stage.levels;
@@ -82,6 +112,7 @@ impl<T: TableMemory + ?Sized> Walk<'_, T> {
                 self.check_update(updatable)?;
             }
             user &= entry.user();
+            let write_above = write;
             write &= entry.writable();
             if leaf {
                 return Ok(Leaf {
@@ -90,6 +121,7 @@ impl<T: TableMemory + ?Sized> Walk<'_, T> {
                     user,
                     write,
                     dirty: word & DIRTY != 0,
+                    write_above,
                     entry_address,
                     entry: word,
                     missing,

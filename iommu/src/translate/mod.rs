@@ -10,6 +10,7 @@ mod first_stage;
 mod request;
 mod resolve;
 mod second_stage;
+mod structures;
 mod update;
 mod walk;
 
@@ -18,6 +19,7 @@ pub use request::{
     Access, Fault, Latched, Request, RequestKind, RootPointer, Translation, TranslationType,
 };
 pub use resolve::{Resolved, resolve};
+pub(crate) use structures::{Permitted, Structures, Tag, Trail};
 
 pub use crate::spec::gates::Gates;
 
@@ -41,23 +43,23 @@ pub fn translate<T: TableMemory + ?Sized>(
     latched: &Latched,
     request: &Request,
 ) -> Result<Translation, Fault> {
-    translate_with(memory, gates, latched, request, || {
-        resolve(memory, gates, latched, request)
-    })
+    let resolve = || resolve(memory, gates, latched, request);
+    translate_with(memory, gates, latched, request, resolve).map(|(translation, _)| translation)
 }
 
-/// As [`translate`], with what `resolve` remembers about the source and PASID of the request.
+/// As [`translate`], with what `resolve` remembers about the source and PASID of the request. There is also what the walk
+/// leaves behind for others.
 ///
 /// # Errors
 /// As [`translate`].
 #[inline]
-pub fn translate_with<T: TableMemory + ?Sized, R: Borrow<Resolved>>(
+pub(crate) fn translate_with<T: TableMemory + ?Sized, R: Borrow<Resolved>>(
     memory: &T,
     gates: &Gates,
     latched: &Latched,
     request: &Request,
     resolve: impl FnOnce() -> Result<R, Fault>,
-) -> Result<Translation, Fault> {
+) -> Result<(Translation, Trail), Fault> {
     run(
         memory,
         gates,
@@ -78,9 +80,8 @@ pub fn probe<T: TableMemory + ?Sized>(
     latched: &Latched,
     request: &Request,
 ) -> Result<Translation, Fault> {
-    run(memory, gates, latched, request, Demand::PROBE, || {
-        resolve(memory, gates, latched, request)
-    })
+    let resolve = || resolve(memory, gates, latched, request);
+    run(memory, gates, latched, request, Demand::PROBE, resolve).map(|(translation, _)| translation)
 }
 
 /// What translates the untranslated requests of `source`, with `pasid` or without.
@@ -109,24 +110,25 @@ fn run<T: TableMemory + ?Sized, R: Borrow<Resolved>>(
     request: &Request,
     demand: Demand,
     resolve: impl FnOnce() -> Result<R, Fault>,
-) -> Result<Translation, Fault> {
+) -> Result<(Translation, Trail), Fault> {
     if !latched.enabled {
-        return disabled(request);
+        return Ok((disabled(request)?, Trail::default()));
     }
     if request.pasid.is_none()
         && walk::is_interrupt_range(request.address)
         && let Some(outcome) = to_interrupt_range(request)
     {
-        return outcome;
+        return Ok((outcome?, Trail::default()));
     }
     // Borrowed where it is remembered: copies of it are felt.
     let resolved = resolve()?;
     let resolved = resolved.borrow();
     if request.kind == RequestKind::PageRequest {
-        return Ok(Translation {
+        let translation = Translation {
             domain: resolved.domain,
             ..unchanged(request.address, false, false)
-        });
+        };
+        return Ok((translation, Trail::default()));
     }
     let walker = Walker {
         memory,
@@ -141,18 +143,22 @@ fn run<T: TableMemory + ?Sized, R: Borrow<Resolved>>(
         return outcome.map_err(|reason| Fault::new(reason, resolved.fault_disable, request.kind));
     };
     match outcome {
-        Ok(translation) => {
+        Ok((translation, trail)) => {
             let withheld = no_write && gates.caps.ecap.nwfs();
-            Ok(Translation {
+            let translation = Translation {
                 writable: translation.writable && !withheld,
                 ..translation
-            })
+            };
+            Ok((translation, trail))
         }
         // Legacy mode: a page that grants nothing is an answer to a translation request, not a fault.
-        Err(FaultReason::ReadDenied | FaultReason::WriteDenied) => Ok(Translation {
-            domain: resolved.domain,
-            ..unchanged(request.address, false, false)
-        }),
+        Err(FaultReason::ReadDenied | FaultReason::WriteDenied) => {
+            let translation = Translation {
+                domain: resolved.domain,
+                ..unchanged(request.address, false, false)
+            };
+            Ok((translation, Trail::default()))
+        }
         Err(reason) => Err(Fault::new(reason, resolved.fault_disable, request.kind)),
     }
 }

@@ -1,6 +1,7 @@
 //! The walk of second-stage tables (sec. 3.7).
 
 use super::binding::SecondStage;
+use super::structures::Upper;
 use super::update::Updates;
 use crate::memory::TableMemory;
 use crate::spec::fault_reason::FaultReason;
@@ -42,8 +43,24 @@ pub(super) struct Leaf {
     pub(super) snoop: bool,
     /// Nothing has to be done before a write.
     pub(super) dirty: bool,
+    /// Granted by the entries above: reading and writing.
+    above: (bool, bool),
     entry_address: u64,
     entry: u64,
+}
+
+impl Leaf {
+    /// What the walk leaves behind.
+    pub(super) fn upper(&self) -> Upper {
+        let all = (self.read, self.write && self.dirty);
+        Upper::new(
+            self.entry_address,
+            self.page_shift,
+            self.address,
+            self.above,
+            all,
+        )
+    }
 }
 
 /// Walks the tables for `input`, which is within their width.
@@ -72,6 +89,7 @@ pub(super) fn walk<T: TableMemory + ?Sized>(
             }
         })?;
         let entry = SecondStageEntry(word);
+        let above = (read, write);
         read &= entry.read();
         write &= entry.write();
         if let Some(reason) = denied(read, write) {
@@ -91,6 +109,7 @@ pub(super) fn walk<T: TableMemory + ?Sized>(
                 write,
                 snoop: entry.snoop(),
                 dirty: !stage.accessed_dirty || word & DIRTY != 0,
+                above,
                 entry_address,
                 entry: word,
             });

@@ -4,6 +4,7 @@ use super::binding::{Binding, FirstStage, SecondStage};
 use super::demand::Demand;
 use super::request::{Translation, TranslationType};
 use super::resolve::Resolved;
+use super::structures::Trail;
 use super::update::{Applied, Updates};
 use super::{first_stage, second_stage};
 use crate::memory::TableMemory;
@@ -42,17 +43,18 @@ struct Found {
     dirty: bool,
     /// SNP of a second-stage leaf.
     snoop: bool,
+    trail: Trail,
 }
 
 impl<T: TableMemory + ?Sized> Walker<'_, T> {
     #[inline]
-    pub(super) fn run(&self) -> Result<Translation, FaultReason> {
+    pub(super) fn run(&self) -> Result<(Translation, Trail), FaultReason> {
         let mut updates = Updates::default();
         for _ in 0..ATTEMPTS {
             updates.clear();
-            let translation = self.attempt(&mut updates)?;
+            let outcome = self.attempt(&mut updates)?;
             match updates.apply(self.memory) {
-                Applied::Done => return Ok(translation),
+                Applied::Done => return Ok(outcome),
                 Applied::Changed => {}
                 Applied::Failed(reason) => return Err(reason),
             }
@@ -63,7 +65,7 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
     }
 
     #[inline]
-    fn attempt(&self, updates: &mut Updates) -> Result<Translation, FaultReason> {
+    fn attempt(&self, updates: &mut Updates) -> Result<(Translation, Trail), FaultReason> {
         let (found, translated_by) = match &self.resolved.binding {
             Binding::Blocked => return Err(FaultReason::ContextInvalid),
             Binding::PassThrough => (self.pass_through()?, TranslationType::PassThrough),
@@ -89,7 +91,7 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
                 FaultReason::ScalableInterruptRange
             });
         }
-        Ok(Translation {
+        let translation = Translation {
             address: found.address,
             page_shift: block_shift(found.page_shift, &[self.address, found.address]),
             readable: found.readable,
@@ -99,7 +101,8 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
             untranslated_only: false,
             translated_by: Some(translated_by),
             domain: self.resolved.domain,
-        })
+        };
+        Ok((translation, found.trail))
     }
 
     fn pass_through(&self) -> Result<Found, FaultReason> {
@@ -117,6 +120,7 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
             writable: true,
             dirty: true,
             snoop: false,
+            trail: Trail::default(),
         })
     }
 
@@ -163,6 +167,10 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
             writable: leaf.write,
             dirty: leaf.dirty,
             snoop: leaf.snoop,
+            trail: Trail {
+                input: Some(leaf.upper()),
+                below: None,
+            },
         })
     }
 
@@ -174,7 +182,7 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
             below: None,
         };
         let mut leaf = self.walk_first(&walk, updates)?;
-        let writable = self.first_stage_writes(stage, &leaf);
+        let writable = stage.writes(leaf.write, self.resolved.privileged);
         self.demand.check(self.gates, true, writable)?;
         walk.mark(&mut leaf, self.demand.dirties(writable), updates)?;
         Ok(Found {
@@ -184,6 +192,10 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
             writable,
             dirty: leaf.dirty,
             snoop: false,
+            trail: Trail {
+                input: Some(leaf.upper(writable && leaf.dirty)),
+                below: None,
+            },
         })
     }
 
@@ -209,7 +221,8 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
             updates,
             second_stage::nothing_granted,
         )?;
-        let writable = self.first_stage_writes(first, &leaf) && page.write;
+        let first_writable = first.writes(leaf.write, self.resolved.privileged);
+        let writable = first_writable && page.write;
         self.demand.check(self.gates, page.read, writable)?;
         let dirties = self.demand.dirties(writable);
         if dirties {
@@ -223,6 +236,10 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
             writable,
             dirty: leaf.dirty && page.dirty,
             snoop: page.snoop,
+            trail: Trail {
+                input: Some(leaf.upper(first_writable && leaf.dirty)),
+                below: Some((leaf.address, page.upper())),
+            },
         })
     }
 
@@ -239,11 +256,6 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
             return Err(FaultReason::UserDenied);
         }
         Ok(leaf)
-    }
-
-    /// Whether the first stage permits writing: supervisor requests ignore R/W unless WPE.
-    fn first_stage_writes(&self, stage: &FirstStage, leaf: &first_stage::Leaf) -> bool {
-        leaf.write || self.resolved.privileged && !stage.write_protect
     }
 }
 
