@@ -7,8 +7,13 @@
 //! [`HostIommu`] is what this takes from the host, one object for each iommufd; [`Attachment`] is how one device is put behind
 //! a page table, which is VFIO's part.
 
+pub mod assigned;
 pub mod capabilities;
 pub mod iommufd;
+
+mod ram;
+mod shadow;
+mod space;
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -36,6 +41,12 @@ impl Rights {
     pub const ALL: Self = Self {
         read: true,
         write: true,
+    };
+
+    /// Nothing.
+    pub const NONE: Self = Self {
+        read: false,
+        write: false,
     };
 }
 

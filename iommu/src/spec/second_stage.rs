@@ -33,6 +33,11 @@ impl SecondStageEntry {
         self.0 & WRITE != 0
     }
 
+    /// R or W: without either, nothing else in the entry means anything.
+    pub const fn grants(self) -> bool {
+        self.0 & (READ | WRITE) != 0
+    }
+
     /// SNP, of a leaf.
     pub const fn snoop(self) -> bool {
         self.0 & SNOOP != 0
@@ -58,7 +63,7 @@ impl SecondStageEntry {
     /// # Errors
     /// Not present, which is to grant neither reading nor writing; or reserved bits.
     pub fn validate(self, level: u8, gates: &Gates) -> Result<(), EntryError> {
-        if self.0 & (READ | WRITE) == 0 {
+        if !self.grants() {
             return Err(EntryError::NotPresent);
         }
         let large = gates.caps.cap.sslps();

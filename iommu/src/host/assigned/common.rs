@@ -1,0 +1,88 @@
+//! What all spaces of a machine share: its memory, its limits, its counters.
+
+use std::time::Instant;
+
+use super::dirty::{DirtyPages, collect};
+use super::report::AssignedStatistics;
+use crate::host::ram::Ram;
+use crate::host::shadow::Scratch;
+use crate::host::shadow::run::Run;
+use crate::host::space::{Remains, Space};
+use crate::unit::Limiter;
+
+/// How much a guest can have of the host for its assigned devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Areas that all shadows have together: runs of pages that were mapped together. Each takes some 200 bytes of the host's
+    /// memory. A guest that maps more has the devices blocked for whose tables there is no more room.
+    pub areas: usize,
+    /// Tables that are read, and calls of the host, for one exit of the guest. Beyond it, devices whose tables were not read to
+    /// the end are blocked.
+    pub steps_per_exit: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            areas: 1 << 18,
+            steps_per_exit: 1 << 18,
+        }
+    }
+}
+
+pub(crate) struct Common {
+    pub(crate) ram: Ram,
+    pub(crate) limits: Limits,
+    /// Areas of all shadows.
+    pub(crate) areas: usize,
+    pub(crate) statistics: AssignedStatistics,
+    /// Pages that were written, while that is tracked.
+    pub(crate) dirty: Option<DirtyPages>,
+    /// What the host did not take back yet.
+    pub(crate) remains: Vec<Remains>,
+    pub(crate) scratch: Scratch,
+    /// About devices. Apart from the other, so that these are seen.
+    devices: Limiter,
+    details: Limiter,
+}
+
+impl Common {
+    pub(crate) fn new(ram: Ram, limits: Limits) -> Self {
+        Self {
+            ram,
+            limits,
+            areas: 0,
+            statistics: AssignedStatistics::default(),
+            dirty: None,
+            remains: Vec::new(),
+            scratch: Scratch::default(),
+            devices: Limiter::default(),
+            details: Limiter::default(),
+        }
+    }
+
+    /// Logs what happened to a device. A guest can cause it, so it is at most one message per second.
+    pub(crate) fn report(&mut self, message: impl FnOnce() -> String) {
+        warn(&mut self.devices, message);
+    }
+
+    /// As [`report`](Self::report), about what goes on within a shadow.
+    pub(crate) fn details(&mut self, message: impl FnOnce() -> String) {
+        warn(&mut self.details, message);
+    }
+
+    /// `area` of `space` is about to be unmapped: what was written through it would be forgotten.
+    pub(crate) fn collect_dirty(&mut self, space: &Space, area: &Run) {
+        if let Some(dirty) = &mut self.dirty {
+            collect(space, area, dirty);
+        }
+    }
+}
+
+fn warn(limiter: &mut Limiter, message: impl FnOnce() -> String) {
+    match limiter.pass(Instant::now()) {
+        Some(0) => log::warn!("{}", message()),
+        Some(more) => log::warn!("{} ({more} more messages were held back)", message()),
+        None => {}
+    }
+}

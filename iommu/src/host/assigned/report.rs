@@ -1,0 +1,104 @@
+//! What there is to say about assigned devices.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::target::Blocked;
+use crate::spec::ids::SourceId;
+use crate::translate::SecondStage;
+
+macro_rules! statistics {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What was done for assigned devices since the machine was made. Counters never go back.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct AssignedStatistics {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl AssignedStatistics {
+            /// Every counter with its name, in the order of the fields.
+            pub fn entries(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+    };
+}
+
+statistics! {
+    /// Calls of the host that mapped a run of pages into a shadow.
+    maps,
+    /// Calls of the host that unmapped areas of a shadow.
+    unmaps,
+    /// Areas of which the guest changed a part, so that the rest was mapped again.
+    splits,
+    /// Runs of pages that the host did not map.
+    map_failures,
+    /// Bytes that were found to be writable but not readable, which the host's page tables cannot express; counted each time.
+    write_only_bytes,
+    /// Shadows that were made.
+    shadows_made,
+    /// Devices that were put behind a page table.
+    attaches,
+    /// Devices that were blocked because the guest's tables say so.
+    blocks,
+    /// Devices that were blocked for a limit, or because the host refused.
+    failures,
+}
+
+/// Where a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceBinding {
+    /// It reaches nothing.
+    Blocked(Blocked),
+    /// It reaches all guest memory.
+    GuestPhysical,
+    /// It reaches what a shadow maps.
+    Shadow {
+        /// The guest's tables.
+        stage: SecondStage,
+        /// DID.
+        domain: u16,
+        /// Areas of the shadow.
+        areas: usize,
+        /// Bytes that it maps.
+        bytes: u64,
+    },
+}
+
+/// A device, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceReport {
+    /// Who the requests come from.
+    pub source: SourceId,
+    /// What the user calls it.
+    pub name: Arc<str>,
+    /// Where it is.
+    pub binding: DeviceBinding,
+}
+
+impl fmt::Display for DeviceReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.source, self.name, self.binding)
+    }
+}
+
+impl fmt::Display for DeviceBinding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Blocked(why) => write!(f, "blocked: {why}"),
+            Self::GuestPhysical => write!(f, "guest-physical memory"),
+            Self::Shadow {
+                stage,
+                domain,
+                areas,
+                bytes,
+            } => {
+                let kib = bytes / 1024;
+                write!(
+                    f,
+                    "shadow of {stage}, domain {domain}: {kib} KiB in {areas} areas"
+                )
+            }
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! How much a guest can have done at a time.
+
+/// Tables to be read and calls of the host that are left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Budget(u64);
+
+/// Nothing is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Exhausted;
+
+impl Budget {
+    pub(crate) const fn new(steps: u64) -> Self {
+        Self(steps)
+    }
+
+    /// Takes one step from it.
+    pub(crate) fn step(&mut self) -> Result<(), Exhausted> {
+        self.0 = self.0.checked_sub(1).ok_or(Exhausted)?;
+        Ok(())
+    }
+}

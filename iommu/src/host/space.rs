@@ -1,0 +1,249 @@
+//! An I/O address space of the host, with the page tables that translate by it.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ram::INTERRUPTS;
+use super::{
+    Attachment, HardwareInfo, HostDeviceId, HostIommu, ObjectId, PageTableOptions, Rights,
+    SharedMapping,
+};
+
+/// What mappings are aligned to.
+pub(crate) const PAGE: u64 = 0x1000;
+
+/// `EINVAL`: what a page table answers that is not for this device.
+pub(crate) const INVALID: i32 = 22;
+/// `EBUSY`: what VFIO answers while it resets the device.
+const BUSY: i32 = 16;
+
+/// An I/O address space and its page tables.
+pub(crate) struct Space {
+    pub(crate) host: Arc<dyn HostIommu>,
+    pub(crate) id: ObjectId,
+    pub(crate) tables: Vec<PageTable>,
+    /// What can be mapped, in ascending order, in whole pages.
+    aperture: Vec<Range<u64>>,
+}
+
+/// A page table over a [`Space`].
+pub(crate) struct PageTable {
+    pub(crate) id: ObjectId,
+    pub(crate) options: PageTableOptions,
+    /// The device that it was made for.
+    pub(crate) made_for: Arc<str>,
+    /// What is writable is not readable just for that.
+    exact_rights: bool,
+}
+
+/// Who a page table is made for.
+pub(crate) struct Client<'a> {
+    pub(crate) name: &'a Arc<str>,
+    pub(crate) device: HostDeviceId,
+    pub(crate) info: &'a HardwareInfo,
+}
+
+impl Space {
+    /// An empty one without page tables.
+    pub(crate) fn allocate(host: &Arc<dyn HostIommu>) -> io::Result<Self> {
+        let id = host.allocate_space()?;
+        Ok(Self {
+            host: Arc::clone(host),
+            id,
+            tables: Vec::new(),
+            aperture: Vec::new(),
+        })
+    }
+
+    /// Makes one more page table, of the first of `kinds` that the host can make. Returns whether rights are less exact than
+    /// before because of it.
+    pub(crate) fn add_table(
+        &mut self,
+        client: &Client<'_>,
+        kinds: &[PageTableOptions],
+    ) -> io::Result<bool> {
+        let mut outcome = Err(io::Error::from_raw_os_error(INVALID));
+        for &options in kinds {
+            outcome = self
+                .host
+                .allocate_page_table(client.device, self.id, options)
+                .map(|id| (id, options));
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        let (id, options) = outcome?;
+        let exact_rights = has_exact_rights(client.info, options);
+        let less_exact = self.has_exact_rights() && !exact_rights;
+        self.tables.push(PageTable {
+            id,
+            options,
+            made_for: Arc::clone(client.name),
+            exact_rights,
+        });
+        self.update_aperture()?;
+        Ok(less_exact)
+    }
+
+    /// Asks the host what can be mapped: page tables and devices make it less.
+    pub(crate) fn update_aperture(&mut self) -> io::Result<()> {
+        let (ranges, _) = self.host.address_ranges(self.id)?;
+        self.aperture.clear();
+        for range in ranges {
+            let start = range.start().next_multiple_of(PAGE);
+            let end = range.end().saturating_add(1) / PAGE * PAGE;
+            for part in [
+                start..end.min(INTERRUPTS.start),
+                start.max(INTERRUPTS.end)..end,
+            ] {
+                if !part.is_empty() {
+                    self.aperture.push(part);
+                }
+            }
+        }
+        self.aperture.sort_unstable_by_key(|range| range.start);
+        Ok(())
+    }
+
+    /// The parts of `range` that can be mapped, in ascending order.
+    pub(crate) fn mappable(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let first = self
+            .aperture
+            .partition_point(|part| part.end <= range.start);
+        let end = range.end;
+        self.aperture
+            .iter()
+            .skip(first)
+            .take_while(move |part| part.start < end)
+            .map(move |part| part.start.max(range.start)..part.end.min(range.end))
+    }
+
+    /// Whether pages that can only be written are not made readable by any of the page tables.
+    pub(crate) fn has_exact_rights(&self) -> bool {
+        self.tables.iter().all(|table| table.exact_rights)
+    }
+
+    /// Maps what `source` has at `output`.
+    pub(crate) fn share(
+        &self,
+        source: ObjectId,
+        output: u64,
+        input: u64,
+        length: u64,
+        rights: Rights,
+    ) -> io::Result<()> {
+        self.host.share(&SharedMapping {
+            source,
+            source_address: output,
+            target: self.id,
+            target_address: input,
+            length,
+            rights,
+        })
+    }
+
+    /// Puts a device behind the first page table that takes it. After an error the device is blocked, or stuck.
+    pub(crate) fn attach(&self, attachment: &dyn Attachment) -> Result<(), AttachError> {
+        let mut outcome = Err(AttachError::Incompatible);
+        for table in &self.tables {
+            outcome = attach(attachment, table.id);
+            if !matches!(outcome, Err(AttachError::Incompatible)) {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// Gives it back to the host. What is still in use goes to `remains`, after everything was unmapped.
+    pub(crate) fn destroy(self, remains: &mut Vec<Remains>) {
+        let objects = self.tables.iter().map(|table| table.id).chain([self.id]);
+        let left: Vec<_> = objects
+            .filter(|object| self.host.destroy(*object).is_err())
+            .collect();
+        if left.is_empty() {
+            return;
+        }
+        if left.contains(&self.id)
+            && let Err(error) = self.host.unmap(self.id, 0, u64::MAX)
+        {
+            log::error!(
+                "the host neither destroys nor empties I/O address space {}: {error}",
+                self.id.0
+            );
+        }
+        remains.extend(left.into_iter().map(|object| Remains {
+            host: Arc::clone(&self.host),
+            object,
+        }));
+    }
+}
+
+/// Whether a page table keeps pages unreadable that can only be written. First-stage tables cannot: a kernel with scalable mode
+/// uses them where nothing is asked for that only second-stage tables have. Of other IOMMUs it is not known.
+fn has_exact_rights(info: &HardwareInfo, options: PageTableOptions) -> bool {
+    let Some(intel) = &info.intel else {
+        return false;
+    };
+    options.nesting_parent || options.dirty_tracking || !intel.caps.ecap.fsts()
+}
+
+/// An object that the host did not destroy yet.
+pub(crate) struct Remains {
+    host: Arc<dyn HostIommu>,
+    object: ObjectId,
+}
+
+impl Remains {
+    /// Tries again.
+    pub(crate) fn destroy(&self) -> io::Result<()> {
+        self.host.destroy(self.object)
+    }
+}
+
+/// Why a device is not behind a page table.
+#[derive(Debug)]
+pub(crate) enum AttachError {
+    /// The page table is not for this device. It is blocked.
+    Incompatible,
+    /// Anything else. It is blocked.
+    Failed(io::Error),
+    /// The device could not even be blocked.
+    Stuck(io::Error),
+}
+
+/// Puts a device behind `table`.
+///
+/// A replacement that fails leaves the device blocked by the hardware, while iommufd takes it to be where it was, so that
+/// attaching it there does nothing. Detaching it makes both agree.
+fn attach(attachment: &dyn Attachment, table: ObjectId) -> Result<(), AttachError> {
+    let Err(error) = attachment.attach(table) else {
+        return Ok(());
+    };
+    detach(attachment).map_err(AttachError::Stuck)?;
+    if error.raw_os_error() == Some(INVALID) {
+        return Err(AttachError::Incompatible);
+    }
+    attachment.attach(table).or_else(|error| {
+        detach(attachment).map_err(AttachError::Stuck)?;
+        Err(AttachError::Failed(error))
+    })
+}
+
+/// Blocks a device, for which it waits while VFIO resets it.
+pub(crate) fn detach(attachment: &dyn Attachment) -> io::Result<()> {
+    const ATTEMPTS: u32 = 20;
+    let mut outcome = attachment.detach();
+    for _ in 1..ATTEMPTS {
+        match &outcome {
+            Ok(()) => break,
+            Err(error) if error.raw_os_error() == Some(BUSY) => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(_) => {}
+        }
+        outcome = attachment.detach();
+    }
+    outcome
+}
