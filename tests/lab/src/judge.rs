@@ -99,7 +99,7 @@ impl Judge {
                     *end = true;
                 }
             }
-            Some(GuestLine::Begin(_) | GuestLine::Ask(_)) => {}
+            Some(GuestLine::Begin(_) | GuestLine::Ask(_) | GuestLine::Request(_)) => {}
             None if is_fatal_line(line) => {
                 self.fatal = true;
                 self.fail(format!("console: {}", line.trim()));

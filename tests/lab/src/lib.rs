@@ -11,6 +11,8 @@ pub mod cpio;
 pub mod guest;
 pub mod hash;
 pub mod judge;
+pub(crate) mod kernel_log;
+pub(crate) mod pci;
 pub mod plan;
 pub mod protocol;
 pub mod scenario;

@@ -55,6 +55,13 @@ pub fn parse(plan: &str) -> Result<Vec<Step>> {
     plan.split(';').map(parse_step).collect()
 }
 
+/// Whether a plan, which parses, has a check of this name.
+pub fn names(plan: &str, name: &str) -> bool {
+    let steps = parse(plan).unwrap_or_default();
+    let mut checks = steps.iter().flat_map(|step| &step.checks);
+    checks.any(|check| check.name == name)
+}
+
 fn parse_step(step: &str) -> Result<Step> {
     let Some((checks, end)) = step.split_once('>') else {
         bail!("step '{step}' has no '>'")

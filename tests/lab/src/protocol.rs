@@ -26,6 +26,9 @@ pub enum GuestLine {
     },
     /// The guest wants this word typed on its console.
     Ask(String),
+    /// The guest wants this said to nido's control socket, and `ok` or the error typed on its serial port. What the agent
+    /// does itself is said in the same way: `count` and what follows ([`crate::agent`]).
+    Request(String),
     /// All checks of the boot are over, and the guest leaves.
     End(u32),
 }
@@ -35,6 +38,7 @@ impl fmt::Display for GuestLine {
         match self {
             Self::Begin(boot) => write!(f, "{MARKER}begin {boot}"),
             Self::Ask(word) => write!(f, "{MARKER}ask {word}"),
+            Self::Request(text) => write!(f, "{MARKER}request {text}"),
             Self::End(boot) => write!(f, "{MARKER}end {boot}"),
             Self::Report {
                 boot,
@@ -60,6 +64,9 @@ impl GuestLine {
         let (kind, rest) = text.split_once(' ')?;
         if kind == "ask" {
             return Some(Self::Ask(rest.to_owned()));
+        }
+        if kind == "request" {
+            return Some(Self::Request(rest.to_owned()));
         }
         let (boot, rest) = match rest.split_once(' ').unwrap_or((rest, "")) {
             (number, rest) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
@@ -184,6 +191,10 @@ mod tests {
         assert_eq!(
             GuestLine::parse("@nido ask 12ab"),
             Some(GuestLine::Ask("12ab".into()))
+        );
+        assert_eq!(
+            GuestLine::parse("[ 2.0] @nido request device-del disk"),
+            Some(GuestLine::Request("device-del disk".into()))
         );
         assert_eq!(GuestLine::parse("DMAR: Enable scalable mode"), None);
     }

@@ -1,6 +1,10 @@
 //! The scenarios: what the lab runs, as data.
 
+mod assigned;
+
 use std::time::Duration;
+
+pub use assigned::ASSIGNED;
 
 /// Which kernel the guest boots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +28,10 @@ pub enum Initramfs {
     Kexec,
     /// The cloud kernel's modules.
     Cloud,
+    /// What makes file systems.
+    Tools,
+    /// That, and a kernel and an initramfs for kexec.
+    KexecTools,
     /// busybox, for a person.
     Shell,
     /// There is no initramfs.
@@ -43,8 +51,10 @@ pub struct Scenario {
     pub initramfs: Initramfs,
     /// nido's `--device intel-iommu...`, if there is a unit.
     pub unit: Option<&'static str>,
-    /// Further arguments of nido.
+    /// Further arguments of nido. `{edu1}` stands for the address of level 1's second edu, and so on for each [`Model`].
     pub arguments: &'static [&'static str],
+    /// What level 1 has for its guests.
+    pub host: Host,
     /// vCPUs.
     pub cpus: u32,
     /// Parameters for the guest kernel.
@@ -56,6 +66,10 @@ pub struct Scenario {
     /// What the agent asks nido's control socket when the guest has carried out its plan; the last request ends the guest,
     /// whose plan says `stay`. No control socket if there is nothing to ask.
     pub control: &'static [Exchange],
+    /// A plan that ends with `stay`, for a guest before this one: nido is killed in the middle of it.
+    pub killed: Option<&'static str>,
+    /// Command lines that nido must refuse; then there is no guest.
+    pub refusals: &'static [Refusal],
     /// Limit for the guest, from nido's start to its end, on a machine that does nothing else.
     pub limit: Duration,
 }
@@ -69,6 +83,69 @@ pub struct Exchange {
     pub line_with: &'static [&'static [&'static str]],
     /// Lines `name: value` whose values are above zero.
     pub positive: &'static [&'static str],
+}
+
+/// A device that level 0 emulates and level 1 assigns to its guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Model {
+    /// A disk of [`Model::DISK_SIZE`] bytes.
+    Nvme,
+    /// An Ethernet interface, on one link with an interface that level 1 keeps.
+    E1000e,
+    /// QEMU's educational device.
+    Edu,
+}
+
+impl Model {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Nvme, Self::E1000e, Self::Edu];
+    /// Bytes of a disk.
+    pub const DISK_SIZE: u64 = 512 << 20;
+
+    /// Name in arguments.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nvme => "nvme",
+            Self::E1000e => "e1000e",
+            Self::Edu => "edu",
+        }
+    }
+
+    /// Vendor and device id.
+    pub fn ids(self) -> (u16, u16) {
+        match self {
+            Self::Nvme => (0x1B36, 0x0010),
+            Self::E1000e => (0x8086, 0x10D3),
+            Self::Edu => (0x1234, 0x11E8),
+        }
+    }
+}
+
+/// What level 0 gives level 1, and what level 1 may say of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    /// Devices, each behind a root port of its own.
+    pub devices: &'static [Model],
+    /// Properties of level 1's remapping unit.
+    pub unit: &'static str,
+    /// The devices whose DMA level 1's unit must have blocked, as in `edu0`; it must not have blocked another's.
+    pub faults: &'static [&'static str],
+}
+
+/// Properties of level 1's unit, where a scenario asks for no others. QEMU has 39 bits unless told otherwise.
+pub const HOST_UNIT: &str = "intremap=on,aw-bits=48,x-scalable-mode=on";
+
+/// A command line that nido refuses, with nothing changed.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal {
+    /// What it is about, in a word.
+    pub name: &'static str,
+    /// Who drives the device `edu0` meanwhile: a driver's name, or nobody.
+    pub driver: Option<&'static str>,
+    /// nido's arguments besides the kernel.
+    pub arguments: &'static [&'static str],
+    /// What the message must say.
+    pub says: &'static [&'static str],
 }
 
 const FIRST_STAGE: &str = "intel-iommu,x-flts=on";
@@ -92,11 +169,18 @@ const DEFAULT: Scenario = Scenario {
     initramfs: Initramfs::Plain,
     unit: Some(FIRST_STAGE),
     arguments: DEVICES,
+    host: Host {
+        devices: &[],
+        unit: HOST_UNIT,
+        faults: &[],
+    },
     cpus: 2,
     command_line: SCALABLE,
     plan: ">poweroff",
     faults: false,
     control: &[],
+    killed: None,
+    refusals: &[],
     limit: Duration::from_secs(120),
 };
 
@@ -139,7 +223,12 @@ const CONTROL: &[Exchange] = &[
 ];
 
 /// All scenarios, in the order in which they run.
-pub const SCENARIOS: &[Scenario] = &[
+pub fn all() -> impl Iterator<Item = &'static Scenario> {
+    SCENARIOS.iter().chain(ASSIGNED)
+}
+
+/// The scenarios whose guests have devices of nido's own.
+const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "first-stage",
         description: "x-flts=on: DMA through first-stage tables; disk, network, entropy, edu; x2APIC remapping",
@@ -323,7 +412,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// The scenario of this name.
 pub fn find(name: &str) -> Option<&'static Scenario> {
-    SCENARIOS.iter().find(|scenario| scenario.name == name)
+    all().find(|scenario| scenario.name == name)
 }
 
 /// What `cargo xtask boot` runs: an interactive shell, or the guest's self-check.
@@ -349,7 +438,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_stays_is_ended_by_the_control_socket() {
-        for scenario in SCENARIOS {
+        for scenario in all() {
             let steps = plan::parse(scenario.plan).unwrap();
             let stays = steps.iter().any(|step| step.end == plan::End::Stay);
             let last = scenario.control.last().map(|exchange| exchange.request);
@@ -359,7 +448,7 @@ mod tests {
 
     #[test]
     fn every_plan_parses_and_every_name_is_unique() {
-        for (index, scenario) in SCENARIOS.iter().enumerate() {
+        for (index, scenario) in all().enumerate() {
             plan::parse(scenario.plan).unwrap();
             assert!(
                 !scenario.plan.contains(' '),
@@ -367,8 +456,7 @@ mod tests {
                 scenario.name
             );
             assert!(
-                SCENARIOS
-                    .iter()
+                all()
                     .skip(index + 1)
                     .all(|other| other.name != scenario.name)
             );

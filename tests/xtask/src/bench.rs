@@ -2,19 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lab::agent::bench::Bench;
 use lab::agent::init::Request;
 use lab::protocol::AgentLine;
+use lab::scenario::BOOT;
 
 use crate::build::{self, Extras, Stage};
 use crate::place::{self, Place};
-use crate::process::output;
-use crate::{Where, level0, paths};
+use crate::{Where, bundle, level0, paths};
 
 /// What the others are compared with.
 const BASE: &str = "qemu-microvm";
@@ -67,7 +66,7 @@ pub(crate) fn boot(wanted: Where, rounds: u32) -> Result<bool> {
                 show_guest: false,
             };
             let limit = Duration::from_secs(60 + 80 * u64::from(rounds));
-            level0::run(&stage, &directory, &request, limit, &mut report)?;
+            level0::run(&stage, &directory, &request, &BOOT.host, limit, &mut report)?;
         }
     }
     print(&samples);
@@ -134,19 +133,15 @@ fn print(samples: &BTreeMap<String, Samples>) {
 }
 
 /// Copies the distribution's QEMU with its libraries and firmware into the stage.
-fn bundle_qemu(stage: &Stage) -> Result<()> {
+pub(crate) fn bundle_qemu(stage: &Stage) -> Result<()> {
     let directory = stage.directory.join("qemu");
     let _ = fs::remove_dir_all(&directory);
     for part in ["lib", "firmware"] {
         fs::create_dir_all(directory.join(part))?;
     }
     copy(Path::new(PROGRAM), &directory.join("qemu-system-x86_64"))?;
-    for library in libraries(&output(Command::new("ldd").arg(PROGRAM))?) {
-        let name = library
-            .file_name()
-            .context("library without a name")?
-            .to_string_lossy()
-            .into_owned();
+    for library in bundle::libraries(Path::new(PROGRAM))? {
+        let name = bundle::name(&library)?;
         let name = if name.starts_with("ld-linux") {
             "ld.so".to_owned()
         } else {
@@ -171,32 +166,9 @@ fn copy(source: &Path, target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The files that ldd names.
-fn libraries(ldd: &str) -> Vec<PathBuf> {
-    ldd.lines()
-        .filter_map(|line| {
-            let path = line.split_once("=>").map_or(line, |(_, path)| path);
-            let path = path.split_whitespace().next()?;
-            path.starts_with('/').then(|| PathBuf::from(path))
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ldd_names_libraries_and_the_loader() {
-        let text = "\tlinux-vdso.so.1 (0x0)\n\tlibz.so.1 => /lib/libz.so.1 (0x1)\n\t/lib64/ld-linux-x86-64.so.2 (0x2)\n";
-        assert_eq!(
-            libraries(text),
-            [
-                PathBuf::from("/lib/libz.so.1"),
-                PathBuf::from("/lib64/ld-linux-x86-64.so.2")
-            ]
-        );
-    }
 
     #[test]
     fn the_median_of_an_even_number_is_the_lower_of_the_middle() {

@@ -1,16 +1,19 @@
 //! Builds the programs and stages the files that a run needs.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use std::{fs, io};
 
 use anyhow::{Context, Result};
 use lab::cpio::Archive;
 
 use crate::kernel::Kernel;
 use crate::process::Logged;
-use crate::{apt, cloud, kernel, paths};
+use crate::{apt, bundle, cloud, kernel, paths};
+
+/// The program that makes file systems.
+const MKFS: &str = "/sbin/mkfs.ext4";
 
 /// What a stage must hold besides nido, the lab's kernel and the plain initramfs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,6 +26,8 @@ pub(crate) struct Extras {
     pub(crate) shell: bool,
     /// The bare-metal payload.
     pub(crate) payload: bool,
+    /// Initramfs with mkfs.ext4.
+    pub(crate) tools: bool,
 }
 
 /// Directory with everything that nido and level 1 are given.
@@ -127,9 +132,7 @@ impl Stage {
             let (image, initrd) = (self.read("bzImage")?, self.read("guest.cpio")?);
             self.archive("kexec.cpio", |archive| {
                 archive.file("init", 0o755, &init)?;
-                archive.directory("kexec")?;
-                archive.file("kexec/kernel", 0o644, &image)?;
-                archive.file("kexec/initrd", 0o644, &initrd)
+                add_kexec(archive, &image, &initrd)
             })?;
         }
         if extras.cloud {
@@ -149,6 +152,9 @@ impl Stage {
                 })
             })?;
         }
+        if extras.tools {
+            self.tools(&init)?;
+        }
         if extras.shell {
             let busybox = busybox()?;
             self.archive("shell.cpio", |archive| {
@@ -161,9 +167,40 @@ impl Stage {
         Ok(())
     }
 
+    /// The initramfs with mkfs.ext4, and the one that has a kernel and that initramfs for kexec too.
+    fn tools(&self, init: &[u8]) -> Result<()> {
+        apt::install(&["e2fsprogs"], "make file systems in guests")?;
+        let program = Path::new(MKFS);
+        let mut files = vec![("sbin/mkfs.ext4".to_owned(), read(program)?)];
+        for library in bundle::libraries(program)? {
+            // The loader has its place in every program; the others are found through LD_LIBRARY_PATH.
+            let name = bundle::name(&library)?;
+            let directory = if name.starts_with("ld-linux") {
+                "lib64"
+            } else {
+                "lib"
+            };
+            files.push((format!("{directory}/{name}"), read(&library)?));
+        }
+        let fill = |archive: &mut Archive<Vec<u8>>| {
+            archive.file("init", 0o755, init)?;
+            for directory in ["sbin", "lib", "lib64"] {
+                archive.directory(directory)?;
+            }
+            files
+                .iter()
+                .try_for_each(|(name, content)| archive.file(name, 0o755, content))
+        };
+        self.archive("tools.cpio", fill)?;
+        let (image, initrd) = (self.read("bzImage")?, self.read("tools.cpio")?);
+        self.archive("kexec-tools.cpio", |archive| {
+            fill(archive)?;
+            add_kexec(archive, &image, &initrd)
+        })
+    }
+
     fn read(&self, name: &str) -> Result<Vec<u8>> {
-        let path = self.directory.join(name);
-        fs::read(&path).with_context(|| path.display().to_string())
+        read(&self.directory.join(name))
     }
 
     fn copy(&self, source: &Path, name: &str) -> Result<()> {
@@ -189,12 +226,23 @@ impl Stage {
     fn archive(
         &self,
         name: &str,
-        fill: impl FnOnce(&mut Archive<Vec<u8>>) -> std::io::Result<()>,
+        fill: impl FnOnce(&mut Archive<Vec<u8>>) -> io::Result<()>,
     ) -> Result<()> {
         let mut archive = Archive::new(Vec::new())?;
         fill(&mut archive)?;
         fs::write(self.directory.join(name), archive.finish()?).with_context(|| name.to_owned())
     }
+}
+
+/// What a guest needs to start another kernel.
+fn add_kexec(archive: &mut Archive<Vec<u8>>, image: &[u8], initrd: &[u8]) -> io::Result<()> {
+    archive.directory("kexec")?;
+    archive.file("kexec/kernel", 0o644, image)?;
+    archive.file("kexec/initrd", 0o644, initrd)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| path.display().to_string())
 }
 
 /// A static busybox, from Debian's package.
@@ -213,5 +261,5 @@ fn busybox() -> Result<Vec<u8>> {
         .iter()
         .find(|path| path.exists())
         .context("busybox-static holds no busybox")?;
-    fs::read(path).with_context(|| path.display().to_string())
+    read(path)
 }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use lab::scenario::{self, Initramfs, Kernel, SCENARIOS, Scenario};
+use lab::scenario::{self, Initramfs, Kernel, Scenario};
 use lab::sys;
 
 use crate::build::{self, Extras};
@@ -16,12 +16,11 @@ use crate::{Where, paths};
 
 /// Prints the table.
 pub(crate) fn list() {
-    let width = SCENARIOS
-        .iter()
+    let width = scenario::all()
         .map(|scenario| scenario.name.len())
         .max()
         .unwrap_or(0);
-    for scenario in SCENARIOS {
+    for scenario in scenario::all() {
         println!("{:width$}  {}", scenario.name, scenario.description);
     }
 }
@@ -29,7 +28,7 @@ pub(crate) fn list() {
 /// The named scenarios, or all.
 fn select(names: &[String]) -> Result<Vec<&'static Scenario>> {
     if names.is_empty() {
-        return Ok(SCENARIOS.iter().collect());
+        return Ok(scenario::all().collect());
     }
     names
         .iter()
@@ -44,6 +43,9 @@ fn select(names: &[String]) -> Result<Vec<&'static Scenario>> {
 fn extras(scenarios: &[&Scenario]) -> Extras {
     let has = |test: &dyn Fn(&Scenario) -> bool| scenarios.iter().any(|scenario| test(scenario));
     Extras {
+        tools: has(&|scenario| {
+            matches!(scenario.initramfs, Initramfs::Tools | Initramfs::KexecTools)
+        }),
         kexec: has(&|scenario| scenario.initramfs == Initramfs::Kexec),
         cloud: has(&|scenario| scenario.kernel == Kernel::Cloud),
         payload: has(&|scenario| scenario.kernel == Kernel::Payload),
@@ -122,7 +124,7 @@ pub(crate) fn run_all(manner: Manner, scenarios: &[&Scenario]) -> Result<Tally> 
         let mut tally = Tally::default();
         while let Some((name, scenario)) = next() {
             tally.count(run_one(
-                place,
+                place.of(scenario)?,
                 scenario,
                 &stage,
                 &name,

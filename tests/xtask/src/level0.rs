@@ -1,7 +1,7 @@
 //! Level 0: QEMU's software emulation of a machine with SVM and VT-d, in which level 1 runs nido.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use lab::agent::init::{FILES, OUTPUT, REQUEST, Request};
 use lab::protocol::AgentLine;
+use lab::scenario::{Host, Model};
 use lab::sys;
 
 use crate::apt;
@@ -40,11 +41,90 @@ pub(crate) fn install() -> Result<()> {
     )
 }
 
-fn qemu(stage: &Stage, output: &Path, console: &str) -> Command {
+/// The devices that level 1 gives its guests, each behind a root port: that gives it a group of its own, and a reset.
+struct Devices {
+    arguments: Vec<String>,
+    disks: Vec<PathBuf>,
+}
+
+impl Devices {
+    /// Disks are files in `output`, which hold no bytes until they are written, for as long as the value lives.
+    fn create(host: &Host, output: &Path) -> Result<Self> {
+        let mut devices = Self {
+            arguments: Vec::new(),
+            disks: Vec::new(),
+        };
+        for (index, model) in host.devices.iter().enumerate() {
+            let port = format!("port{index}");
+            devices.device(&format!(
+                "pcie-root-port,id={port},chassis={0},slot={0}",
+                index + 1
+            ));
+            match model {
+                Model::Nvme => devices.disk(index, &port, output)?,
+                Model::E1000e => devices.link(index, &port),
+                Model::Edu => devices.device(&format!("edu,bus={port}")),
+            }
+        }
+        Ok(devices)
+    }
+
+    fn device(&mut self, text: &str) {
+        self.arguments
+            .extend(["-device".to_owned(), text.to_owned()]);
+    }
+
+    fn disk(&mut self, index: usize, port: &str, output: &Path) -> Result<()> {
+        let path = output.join(format!("disk{index}.raw"));
+        let file = fs::File::create(&path).with_context(|| path.display().to_string())?;
+        self.disks.push(path.clone());
+        file.set_len(Model::DISK_SIZE)?;
+        self.arguments.extend([
+            "-drive".to_owned(),
+            format!(
+                "if=none,id=disk{index},format=raw,cache=unsafe,file={}",
+                escaped(&path)
+            ),
+        ]);
+        self.device(&format!(
+            "nvme,serial=lab{index},drive=disk{index},bus={port}"
+        ));
+        Ok(())
+    }
+
+    /// The interface behind the port, and one that level 1 keeps, on a hub.
+    fn link(&mut self, index: usize, port: &str) {
+        for (end, place) in [
+            ("e1000e", format!(",bus={port}")),
+            ("virtio-net-pci", String::new()),
+        ] {
+            self.arguments.extend([
+                "-netdev".to_owned(),
+                format!("hubport,id={end}{index},hubid={index}"),
+            ]);
+            self.device(&format!("{end},netdev={end}{index},romfile={place}"));
+        }
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        for disk in &self.disks {
+            let _ = fs::remove_file(disk);
+        }
+    }
+}
+
+/// A path as part of an option of QEMU.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+fn qemu(stage: &Stage, output: &Path, host: &Host, devices: &Devices) -> Command {
     let share = |tag: &str, path: &Path, options: &str| {
         format!(
             "local,path={},mount_tag={tag},security_model=none{options}",
-            path.display().to_string().replace(',', ",,")
+            escaped(path)
         )
     };
     let extra = std::env::var(EXTRA_PARAMETERS).unwrap_or_default();
@@ -65,10 +145,8 @@ fn qemu(stage: &Stage, output: &Path, console: &str) -> Command {
             "tcg,thread=multi",
         ])
         .args(["-cpu", "qemu64,+svm,+npt", "-smp", PROCESSORS, "-m", MEMORY])
-        .args([
-            "-device",
-            "intel-iommu,intremap=on,aw-bits=48,x-scalable-mode=on",
-        ])
+        .args(["-device", &format!("intel-iommu,{}", host.unit)])
+        .args(&devices.arguments)
         .arg("-kernel")
         .arg(stage.directory.join("bzImage"))
         .arg("-initrd")
@@ -83,7 +161,8 @@ fn qemu(stage: &Stage, output: &Path, console: &str) -> Command {
         .args(["-virtfs", &share(OUTPUT.0, output, "")])
         .args([
             "-chardev",
-            console,
+            // Every key reaches the guest: QEMU's own escapes and signals are off.
+            "stdio,id=agent,signal=off",
             "-device",
             "virtio-serial-pci",
             "-device",
@@ -103,12 +182,14 @@ pub(crate) fn run(
     stage: &Stage,
     output: &Path,
     request: &Request,
+    host: &Host,
     limit: Duration,
     report: &mut dyn FnMut(AgentLine),
 ) -> Result<()> {
     write_request(output, request)?;
     let messages = fs::File::create(output.join("qemu.log"))?;
-    let mut command = qemu(stage, output, "stdio,id=agent,signal=off");
+    let devices = Devices::create(host, output)?;
+    let mut command = qemu(stage, output, host, &devices);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -170,10 +251,10 @@ pub(crate) fn run(
 }
 
 /// Gives this terminal to nido in level 1 until it ends.
-pub(crate) fn interact(stage: &Stage, output: &Path, request: &Request) -> Result<()> {
+pub(crate) fn interact(stage: &Stage, output: &Path, request: &Request, host: &Host) -> Result<()> {
     write_request(output, request)?;
-    // Every key reaches the guest: QEMU's own escapes and signals are off.
-    let mut command = qemu(stage, output, "stdio,id=agent,signal=off");
+    let devices = Devices::create(host, output)?;
+    let mut command = qemu(stage, output, host, &devices);
     command.stderr(fs::File::create(output.join("qemu.log"))?);
     sys::die_with_parent(&mut command);
     let terminal = sys::terminal::Saved::of_stdin();

@@ -5,6 +5,7 @@ mod bench;
 mod bench_iommu;
 mod boot;
 mod build;
+mod bundle;
 mod cloud;
 mod fuzz;
 mod kernel;

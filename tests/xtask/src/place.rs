@@ -140,6 +140,15 @@ pub(crate) struct Verdict {
 }
 
 impl Place {
+    /// Where a scenario runs: one that needs level 0's devices always in level 1.
+    pub(crate) fn of(self, scenario: &Scenario) -> Result<Self> {
+        if scenario.host.devices.is_empty() || self == Self::Level1 {
+            return Ok(self);
+        }
+        level0::install()?;
+        Ok(Self::Level1)
+    }
+
     /// Runs a scenario here; logs go to `output`, which is emptied.
     pub(crate) fn run(
         self,
@@ -180,7 +189,14 @@ impl Place {
                     arguments: extra.to_vec(),
                     show_guest: true,
                 };
-                level0::run(stage, output, &request, scenario.limit, &mut report)?;
+                level0::run(
+                    stage,
+                    output,
+                    &request,
+                    &scenario.host,
+                    scenario.limit,
+                    &mut report,
+                )?;
             }
         }
         if !done && verdict.failures.is_empty() {
@@ -207,7 +223,7 @@ impl Place {
                     arguments: extra.to_vec(),
                     show_guest: false,
                 };
-                level0::interact(stage, output, &request)
+                level0::interact(stage, output, &request, &scenario::BOOT.host)
             }
         }
     }

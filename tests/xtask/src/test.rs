@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use lab::scenario::SCENARIOS;
+use lab::scenario;
 
 use crate::build::cargo_here;
 use crate::lab_command::{self, Manner, Tally};
@@ -59,7 +59,7 @@ pub(crate) fn run(wanted: Where) -> Result<bool> {
     }
     tally += run_fuzzers()?;
     println!("scenarios:");
-    let scenarios: Vec<_> = SCENARIOS.iter().collect();
+    let scenarios: Vec<_> = scenario::all().collect();
     let manner = Manner {
         place: wanted,
         verbose: false,

@@ -40,6 +40,15 @@ fn talk(socket: &Path, exchanges: &[Exchange], said: &mut String) -> Result<usiz
     Ok(exchanges.len())
 }
 
+/// One request; the answer may be an error.
+pub(super) fn request(socket: &Path, text: &str) -> Result<String> {
+    let mut stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("{text}\n").as_bytes())?;
+    Ok(receive(&mut BufReader::new(stream))?)
+}
+
 /// The lines up to the empty one, which ends an answer.
 fn receive(stream: &mut impl BufRead) -> std::io::Result<String> {
     let mut answer = String::new();

@@ -105,6 +105,7 @@ fn prepare() -> Result<()> {
         ("proc", "/proc", "proc", ""),
         ("sys", "/sys", "sysfs", ""),
         ("dev", "/dev", "devtmpfs", ""),
+        ("debugfs", "/sys/kernel/debug", "debugfs", ""),
         ("tmp", "/tmp", "tmpfs", "size=90%"),
         (
             FILES.0,

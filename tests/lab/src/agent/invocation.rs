@@ -41,6 +41,8 @@ fn initramfs_name(kind: Initramfs) -> Option<&'static str> {
         Initramfs::Plain => Some("guest.cpio"),
         Initramfs::Kexec => Some("kexec.cpio"),
         Initramfs::Cloud => Some("cloud.cpio"),
+        Initramfs::Tools => Some("tools.cpio"),
+        Initramfs::KexecTools => Some("kexec-tools.cpio"),
         Initramfs::Shell => Some("shell.cpio"),
         Initramfs::None => None,
     }
@@ -113,8 +115,18 @@ impl Task {
 impl Invocation {
     /// For a guest that carries out its plan, or for one with a shell.
     pub(super) fn new(task: &Task, surroundings: &Surroundings, shell: bool) -> Self {
-        let scenario = &task.scenario;
         let plan = task.plan();
+        Self::with_plan(task, surroundings, shell, plan)
+    }
+
+    /// The same with another plan.
+    pub(super) fn with_plan(
+        task: &Task,
+        surroundings: &Surroundings,
+        shell: bool,
+        plan: String,
+    ) -> Self {
+        let scenario = &task.scenario;
         let mut command_line = format!(
             "console=ttyS0 printk.devkmsg=on panic=-1 {} {}",
             scenario.command_line, surroundings.command_line

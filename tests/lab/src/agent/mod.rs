@@ -4,10 +4,13 @@ pub mod bench;
 mod control;
 mod disks;
 mod echo;
+mod host;
 pub mod init;
 mod invocation;
 mod log;
+mod refusal;
 mod run;
+mod session;
 pub mod tap;
 
 use std::path::PathBuf;

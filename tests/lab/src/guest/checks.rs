@@ -3,8 +3,10 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Guest, console, disk, edu, interrupts, iommu, kernel_log, map_benchmark, network, random, sva,
+    Guest, assigned_edu, console, disk, edu, hot_plug, interrupts, iommu, map_benchmark, network,
+    nvme, random, sva,
 };
+use crate::kernel_log;
 use crate::plan::Check;
 
 type Run = fn(&Guest, &str) -> Result<String>;
@@ -28,6 +30,15 @@ const CHECKS: &[(&str, Run)] = &[
     ("edu-stays-mapped", edu::stay_mapped),
     ("edu-fault", edu::fault),
     ("dma-map-benchmark", map_benchmark::check),
+    ("nvme", nvme::file_system),
+    ("nvme-load", nvme::load),
+    ("nvme-speed", nvme::speed),
+    ("link", network::assigned),
+    ("edu-domains", assigned_edu::domains),
+    ("edu-isolation", assigned_edu::isolation),
+    ("edu-unmap", assigned_edu::unmap),
+    ("hot-plug", hot_plug::check),
+    ("map-cost", map_benchmark::cost),
     ("sva", sva::check),
     ("smp", interrupts::processors),
     ("interrupts", interrupts::check),

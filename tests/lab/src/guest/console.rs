@@ -46,7 +46,7 @@ fn exchange(path: &str) -> Result<String> {
     console
         .write_all(question.as_bytes())
         .with_context(|| format!("write to {path}"))?;
-    let answer = read_line(&mut console).with_context(|| format!("read from {path}"))?;
+    let answer = read_line(&mut console, PATIENCE).with_context(|| format!("read from {path}"))?;
     ensure!(
         answer == word,
         "{path}: '{answer}' came in instead of '{word}'"
@@ -58,8 +58,9 @@ fn exchange(path: &str) -> Result<String> {
     ))
 }
 
-fn read_line(console: &mut File) -> Result<String> {
-    let deadline = Instant::now() + PATIENCE;
+/// A line that is typed within `patience`.
+pub(super) fn read_line(console: &mut File, patience: Duration) -> Result<String> {
+    let deadline = Instant::now() + patience;
     let mut line = Vec::new();
     while !line.ends_with(b"\n") {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -67,7 +68,7 @@ fn read_line(console: &mut File) -> Result<String> {
         ensure!(
             ready,
             "no answer within {} s, only '{}'",
-            PATIENCE.as_secs(),
+            patience.as_secs(),
             String::from_utf8_lossy(&line)
         );
         let mut byte = [0];

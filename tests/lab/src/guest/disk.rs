@@ -42,25 +42,26 @@ pub(crate) fn discarded_from(size: u64) -> u64 {
 }
 
 /// A chunk in memory that direct I/O accepts.
-struct Chunk {
+pub(super) struct Chunk {
     memory: Vec<u8>,
     start: usize,
 }
 
 impl Chunk {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let memory = vec![0; CHUNK + ALIGNMENT];
         let start = memory.as_ptr().align_offset(ALIGNMENT);
         Self { memory, start }
     }
 
-    fn slice(&mut self, length: usize) -> &mut [u8] {
+    pub(super) fn slice(&mut self, length: usize) -> &mut [u8] {
         let end = self.start + length.min(CHUNK);
         &mut self.memory[self.start..end]
     }
 }
 
-fn open(path: &str, write: bool) -> Result<(File, u64)> {
+/// A disk for direct I/O, and its size.
+pub(super) fn open(path: &str, write: bool) -> Result<(File, u64)> {
     let mut options = OpenOptions::new();
     options.read(true).write(write).custom_flags(libc::O_DIRECT);
     let file = options.open(path).with_context(|| path.to_owned())?;
@@ -69,7 +70,7 @@ fn open(path: &str, write: bool) -> Result<(File, u64)> {
     Ok((file, sectors.trim().parse::<u64>()? * 512))
 }
 
-fn each_chunk(size: u64, mut run: impl FnMut(u64, usize) -> Result<()>) -> Result<()> {
+pub(super) fn each_chunk(size: u64, mut run: impl FnMut(u64, usize) -> Result<()>) -> Result<()> {
     let mut offset = 0;
     while offset < size {
         let length = usize::try_from((size - offset).min(CHUNK as u64))?;

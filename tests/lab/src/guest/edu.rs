@@ -3,14 +3,16 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::Guest;
 use super::interrupts::Interrupt;
-use super::vfio::{self, Bar, Function};
-use super::{Guest, kernel_log};
+use super::vfio::{self, Access, Bar, Function, Space};
 use crate::sys::memory::{self, Buffer};
+use crate::{kernel_log, pci};
 
 const VENDOR: u16 = 0x1234;
 const DEVICE: u16 = 0x11E8;
@@ -36,9 +38,9 @@ const DMA_DONE: u32 = 0x100;
 /// The device's own memory, as DMA addresses it.
 pub(super) const INTERNAL: u64 = 0x4_0000;
 /// Bytes of a transfer. The device has 4096, but QEMU before 8.0 refuses a transfer that reaches its last byte.
-const INTERNAL_SIZE: usize = 4088;
+pub(super) const INTERNAL_SIZE: usize = 4088;
 /// An I/O virtual address below 2^28, which is all that the device can reach, and where nothing else is mapped.
-const IOVA: u64 = 0x0123_0000;
+pub(super) const IOVA: u64 = 0x0123_0000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How the device interrupts.
@@ -48,13 +50,18 @@ enum Wire {
     Pin,
 }
 
-/// The function's address.
-pub(super) fn find() -> Result<String> {
-    vfio::find(VENDOR, DEVICE)
+/// All of them.
+pub(super) fn find_all() -> Result<Vec<String>> {
+    pci::find_all(VENDOR, DEVICE)
 }
 
-struct Edu {
-    function: Function,
+/// The function's address.
+pub(super) fn find() -> Result<String> {
+    pci::find(VENDOR, DEVICE)
+}
+
+pub(super) struct Edu {
+    pub(super) function: Function,
     registers: Bar,
     interrupt: OwnedFd,
     wire: Wire,
@@ -66,7 +73,15 @@ impl Edu {
     }
 
     fn open_with(wire: Wire) -> Result<Self> {
-        let function = Function::open(&find()?)?;
+        Self::of(Function::open(&find()?)?, wire)
+    }
+
+    /// The device at `address`, with the addresses of `space`.
+    pub(super) fn open_in(address: &str, space: Rc<Space>) -> Result<Self> {
+        Self::of(Function::open_in(address, Some(space))?, Wire::Message)
+    }
+
+    fn of(function: Function, wire: Wire) -> Result<Self> {
         let registers = function.bar(0)?;
         let interrupt = match wire {
             Wire::Message => function.msi()?,
@@ -83,7 +98,13 @@ impl Edu {
         Ok(edu)
     }
 
-    fn start(&self, source: u64, destination: u64, count: usize, command: u64) -> Result<()> {
+    pub(super) fn start(
+        &self,
+        source: u64,
+        destination: u64,
+        count: usize,
+        command: u64,
+    ) -> Result<()> {
         self.registers.write_u64(DMA_SOURCE, source)?;
         self.registers.write_u64(DMA_DESTINATION, destination)?;
         self.registers.write_u64(DMA_COUNT, count as u64)?;
@@ -91,7 +112,13 @@ impl Edu {
     }
 
     /// One transfer, completed by an interrupt.
-    fn transfer(&self, source: u64, destination: u64, count: usize, command: u64) -> Result<()> {
+    pub(super) fn transfer(
+        &self,
+        source: u64,
+        destination: u64,
+        count: usize,
+        command: u64,
+    ) -> Result<()> {
         self.start(source, destination, count, command | INTERRUPT_WHEN_DONE)?;
         self.wait_interrupt(DMA_DONE)
             .with_context(|| format!("DMA {source:#x} -> {destination:#x}"))
@@ -117,7 +144,7 @@ impl Edu {
         Ok(())
     }
 
-    fn wait_idle(&self) -> Result<()> {
+    pub(super) fn wait_idle(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while self.registers.read_u64(DMA_COMMAND)? & START != 0 {
             ensure!(Instant::now() < deadline, "the transfer never ended");
@@ -127,7 +154,7 @@ impl Edu {
     }
 }
 
-fn fill(buffer: &mut Buffer, seed: u64) {
+pub(super) fn fill(buffer: &mut Buffer, seed: u64) {
     let mut data = vec![0; buffer.len()];
     super::disk::transform(seed, &mut data);
     buffer.write(0, &data);
@@ -137,7 +164,7 @@ fn fill(buffer: &mut Buffer, seed: u64) {
 fn reachable(function: &Function, length: usize) -> Result<(Buffer, u64)> {
     if function.translated() {
         let buffer = Buffer::new(length)?;
-        function.map(&buffer, IOVA)?;
+        function.space()?.map(&buffer, IOVA, Access::ReadWrite)?;
         return Ok((buffer, IOVA));
     }
     // Without a unit the address is physical; the parts of a buffer need not be adjacent, so it is one page.
@@ -198,7 +225,7 @@ pub(super) fn dma_and_msi(_guest: &Guest, _argument: &str) -> Result<String> {
         "DMA wrote beside its range"
     );
     if edu.function.translated() {
-        edu.function.unmap(IOVA, 4096)?;
+        edu.function.space()?.unmap(IOVA, 4096)?;
     }
     let kind = if edu.function.translated() {
         "iommufd"

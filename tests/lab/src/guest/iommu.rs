@@ -5,7 +5,8 @@ use std::fs;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Guest, kernel_log};
+use super::Guest;
+use crate::kernel_log;
 
 fn find(pattern: &str) -> Result<Option<String>> {
     Ok(kernel_log::read()?

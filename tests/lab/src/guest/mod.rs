@@ -1,14 +1,17 @@
 //! guest-init: PID 1 of a Linux guest. Mounts, carries out its boot's step of the plan, reports, and leaves.
 
+mod agent;
+mod assigned_edu;
 mod checks;
 mod console;
 pub(crate) mod disk;
 mod edu;
+mod hot_plug;
 mod interrupts;
 mod iommu;
-mod kernel_log;
 mod map_benchmark;
 mod network;
+mod nvme;
 mod random;
 mod restart;
 mod sva;

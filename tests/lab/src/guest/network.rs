@@ -1,6 +1,7 @@
 //! The network device: data echoed by a server on the other side of the tap.
 //!
-//! `lab.net=ADDRESS/PREFIX,SERVER:PORT` on the command line names the guest's address and the server.
+//! `lab.net=ADDRESS/PREFIX,SERVER:PORT` on the command line names the guest's address and the server; `lab.link=` does for
+//! an interface that is assigned.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,6 +16,8 @@ use crate::agent::tap;
 
 /// Bytes exchanged over TCP.
 const STREAM: usize = 4 << 20;
+/// Longest time until an interface has found its link.
+const LINK: Duration = Duration::from_secs(15);
 /// Longest wait for one piece of data.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -47,17 +50,26 @@ pub(super) fn first_address(command_line: &str) -> Option<Address> {
     parse(text).ok().map(|(address, _)| address)
 }
 
-/// Gives the first network interface its address and sets it up; returns the interface's name.
+/// Gives the first virtio interface its address and sets it up; returns the interface's name.
 pub(super) fn configure(address: &Address) -> Result<String> {
+    configure_of(address, "virtio_net")
+}
+
+/// The same for the first interface of `driver`.
+fn configure_of(address: &Address, driver: &str) -> Result<String> {
     let deadline = Instant::now() + Duration::from_secs(5);
     let name = loop {
         let found = fs::read_dir("/sys/class/net")?
-            .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
-            .find(|name| name != "lo");
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| {
+                let link = fs::read_link(path.join("device/driver"));
+                link.is_ok_and(|link| link.ends_with(driver))
+            })
+            .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
         match found {
             Some(name) => break name,
             None if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
-            None => bail!("no network interface"),
+            None => bail!("no network interface of {driver}"),
         }
     };
     tap::set_up(&name, address.address, address.prefix)?;
@@ -73,12 +85,21 @@ fn pattern(length: usize) -> Vec<u8> {
 
 /// Datagrams of every size class and a long stream come back as they were sent.
 pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
-    let (address, server) = parse(
-        guest
-            .parameter("lab.net")
-            .context("lab.net= is missing on the command line")?,
-    )?;
-    let name = configure(&address)?;
+    exchange(guest, "lab.net", "virtio_net", Duration::ZERO)
+}
+
+/// The same through the assigned interface, with level 1 itself on the other end of the link.
+pub(super) fn assigned(guest: &Guest, _argument: &str) -> Result<String> {
+    exchange(guest, "lab.link", "e1000e", LINK)
+}
+
+/// `patience` is how long the link may take until it carries anything.
+fn exchange(guest: &Guest, parameter: &str, driver: &str, patience: Duration) -> Result<String> {
+    let text = guest.parameter(parameter);
+    let (address, server) =
+        parse(text.with_context(|| format!("{parameter}= is missing on the command line"))?)?;
+    let name = configure_of(&address, driver)?;
+    wait_for_carrier(&name, patience)?;
     let datagrams = datagrams(server).context("UDP")?;
     let started = Instant::now();
     stream(server).context("TCP")?;
@@ -87,6 +108,19 @@ pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
         "{name}: {datagrams} datagrams, {} KiB of stream both ways in {seconds:.1} s",
         STREAM / 1024
     ))
+}
+
+fn wait_for_carrier(name: &str, patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    while !patience.is_zero() {
+        let carrier = fs::read_to_string(format!("/sys/class/net/{name}/carrier"));
+        if carrier.is_ok_and(|carrier| carrier.trim() == "1") {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "{name} has no link");
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 fn datagrams(server: SocketAddrV4) -> Result<usize> {

@@ -12,6 +12,7 @@ use super::edu::{
     self, DMA_COMMAND, DMA_COUNT, DMA_DESTINATION, DMA_SOURCE, FROM_DEVICE, INTERNAL, START,
 };
 use super::{Guest, disk, vfio};
+use crate::pci;
 use crate::sys::memory::{Buffer, Window};
 
 const DRIVER: &str = "uio_pci_sva";
@@ -48,7 +49,7 @@ struct Edu {
 impl Edu {
     fn open(address: &str) -> Result<Self> {
         let directory = PathBuf::from("/sys/bus/pci/devices").join(address);
-        vfio::bind(address, DRIVER)?;
+        pci::bind(address, DRIVER)?;
         let name = vfio::single_entry(&directory.join("uio"))
             .with_context(|| format!("{DRIVER} made no uio device"))?;
         // The driver binds the address space of whoever opens it.

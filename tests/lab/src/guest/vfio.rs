@@ -4,10 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
+use crate::pci;
 use crate::sys::ioctl::{self, ioctl, ioctl_value};
 use crate::sys::memory::{self, Buffer};
 
@@ -28,10 +30,80 @@ pub(super) struct Function {
     /// `0000:00:03.0`.
     pub(super) address: String,
     device: OwnedFd,
-    /// With a remapping unit: /dev/iommu and the IOAS that the function is attached to.
-    space: Option<(File, u32)>,
+    /// With a remapping unit: the addresses that the function is attached to.
+    space: Option<Rc<Space>>,
     /// Without one: the group and its container, which must stay open as long as the device.
     _group: Option<(File, File)>,
+}
+
+/// Addresses for DMA: an IOAS, which several functions can be attached to.
+pub(super) struct Space {
+    iommu: Rc<File>,
+    id: u32,
+}
+
+/// What a function may do with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Read.
+    Read,
+    /// Read and write.
+    ReadWrite,
+}
+
+impl Space {
+    /// A new one, which maps nothing.
+    pub(super) fn new() -> Result<Self> {
+        Self::of(Rc::new(open_node(Path::new("/dev/iommu"))?))
+    }
+
+    /// Another one of the same iommufd.
+    pub(super) fn sibling(&self) -> Result<Self> {
+        Self::of(Rc::clone(&self.iommu))
+    }
+
+    fn of(iommu: Rc<File>) -> Result<Self> {
+        let mut space = ioctl::IoasAlloc {
+            size: 12,
+            ..Default::default()
+        };
+        ioctl(&*iommu, &ioctl::IOAS_ALLOC, &mut space).context("IOMMU_IOAS_ALLOC")?;
+        Ok(Self {
+            iommu,
+            id: space.out_ioas_id,
+        })
+    }
+
+    /// Maps `buffer` at `iova`. It must stay alive until [`Self::unmap`] or the end of `self`.
+    pub(super) fn map(&self, buffer: &Buffer, iova: u64, access: Access) -> Result<()> {
+        let rights = match access {
+            Access::Read => 4,
+            Access::ReadWrite => 2 | 4,
+        };
+        let mut map = ioctl::IoasMap {
+            size: 40,
+            flags: 1 | rights,
+            ioas_id: self.id,
+            reserved: 0,
+            user_va: buffer.address(),
+            length: buffer.len() as u64,
+            iova,
+        };
+        ioctl(&*self.iommu, &ioctl::IOAS_MAP, &mut map).context("IOMMU_IOAS_MAP")?;
+        Ok(())
+    }
+
+    /// Removes what [`Self::map`] mapped.
+    pub(super) fn unmap(&self, iova: u64, length: u64) -> Result<()> {
+        let mut unmap = ioctl::IoasUnmap {
+            size: 24,
+            ioas_id: self.id,
+            iova,
+            length,
+        };
+        ioctl(&*self.iommu, &ioctl::IOAS_UNMAP, &mut unmap).context("IOMMU_IOAS_UNMAP")?;
+        Ok(())
+    }
 }
 
 /// Registers of a BAR, accessed by the kernel for us.
@@ -76,37 +148,6 @@ impl Bar {
     }
 }
 
-/// The function with these ids.
-pub(super) fn find(vendor: u16, device: u16) -> Result<String> {
-    for entry in fs::read_dir("/sys/bus/pci/devices")? {
-        let path = entry?.path();
-        let id = |name: &str| -> Option<u16> {
-            let text = fs::read_to_string(path.join(name)).ok()?;
-            u16::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
-        };
-        if id("vendor") == Some(vendor) && id("device") == Some(device) {
-            return path
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned())
-                .context("unnamed device");
-        }
-    }
-    bail!("no PCI function {vendor:04x}:{device:04x}");
-}
-
-/// Has `driver` drive the function at `address`.
-pub(super) fn bind(address: &str, driver: &str) -> Result<()> {
-    let directory = PathBuf::from("/sys/bus/pci/devices").join(address);
-    let current = fs::read_link(directory.join("driver")).ok();
-    match current.as_deref().and_then(Path::file_name) {
-        Some(name) if name == driver => return Ok(()),
-        Some(_) => fs::write(directory.join("driver/unbind"), address).context("unbind")?,
-        None => {}
-    }
-    fs::write(directory.join("driver_override"), driver).context("driver_override")?;
-    fs::write("/sys/bus/pci/drivers_probe", address).with_context(|| format!("bind to {driver}"))
-}
-
 pub(super) fn single_entry(directory: &Path) -> Option<String> {
     let entry = fs::read_dir(directory).ok()?.next()?.ok()?;
     Some(entry.file_name().to_string_lossy().into_owned())
@@ -127,10 +168,16 @@ pub(super) fn open_node(path: &Path) -> Result<File> {
 }
 
 impl Function {
-    /// Binds the function to vfio-pci, opens it, and makes it a bus master.
+    /// Binds the function to vfio-pci, opens it, with addresses of its own where there is a unit, and makes it a bus
+    /// master.
     pub(super) fn open(address: &str) -> Result<Self> {
-        let directory = PathBuf::from("/sys/bus/pci/devices").join(address);
-        bind(address, "vfio-pci")?;
+        Self::open_in(address, None)
+    }
+
+    /// The same, with the addresses of `space` if one is given, which takes a unit.
+    pub(super) fn open_in(address: &str, space: Option<Rc<Space>>) -> Result<Self> {
+        let directory = pci::directory(address);
+        pci::bind(address, "vfio-pci")?;
         let group = fs::read_link(directory.join("iommu_group")).context("no iommu_group")?;
         let group = group
             .file_name()
@@ -141,7 +188,8 @@ impl Function {
         let function = if no_iommu.exists() {
             Self::open_without_unit(address, &no_iommu)?
         } else {
-            Self::open_cdev(address, &directory)?
+            let space = space.map_or_else(|| Space::new().map(Rc::new), Ok)?;
+            Self::open_cdev(address, &directory, space)?
         };
         let mut command = [0; 2];
         let config = function.region(CONFIG_REGION)?;
@@ -154,35 +202,37 @@ impl Function {
         Ok(function)
     }
 
-    fn open_cdev(address: &str, directory: &Path) -> Result<Self> {
+    fn open_cdev(address: &str, directory: &Path, space: Rc<Space>) -> Result<Self> {
         let name =
             single_entry(&directory.join("vfio-dev")).context("vfio-pci made no vfio-dev")?;
         let device = OwnedFd::from(open_node(&Path::new("/dev/vfio/devices").join(name))?);
-        let iommu = open_node(Path::new("/dev/iommu"))?;
         let mut bind = ioctl::BindIommufd {
             argsz: 24,
-            iommufd: iommu.as_raw_fd(),
+            iommufd: space.iommu.as_raw_fd(),
             ..Default::default()
         };
         ioctl(&device, &ioctl::VFIO_BIND_IOMMUFD, &mut bind).context("VFIO_DEVICE_BIND_IOMMUFD")?;
-        let mut space = ioctl::IoasAlloc {
-            size: 12,
-            ..Default::default()
-        };
-        ioctl(&iommu, &ioctl::IOAS_ALLOC, &mut space).context("IOMMU_IOAS_ALLOC")?;
-        let mut attach = ioctl::AttachIommufd {
-            argsz: 16,
-            pt_id: space.out_ioas_id,
-            ..Default::default()
-        };
-        ioctl(&device, &ioctl::VFIO_ATTACH_IOMMUFD, &mut attach)
-            .context("VFIO_DEVICE_ATTACH_IOMMUFD_PT")?;
-        Ok(Self {
+        let mut function = Self {
             address: address.to_owned(),
             device,
-            space: Some((iommu, space.out_ioas_id)),
+            space: None,
             _group: None,
-        })
+        };
+        function.attach(space)?;
+        Ok(function)
+    }
+
+    /// Gives the function the addresses of `space`, of the same iommufd, in place of those that it has.
+    pub(super) fn attach(&mut self, space: Rc<Space>) -> Result<()> {
+        let mut attach = ioctl::AttachIommufd {
+            argsz: 16,
+            pt_id: space.id,
+            ..Default::default()
+        };
+        ioctl(&self.device, &ioctl::VFIO_ATTACH_IOMMUFD, &mut attach)
+            .context("VFIO_DEVICE_ATTACH_IOMMUFD_PT")?;
+        self.space = Some(space);
+        Ok(())
     }
 
     fn open_without_unit(address: &str, group: &Path) -> Result<Self> {
@@ -269,33 +319,9 @@ impl Function {
         Ok(event)
     }
 
-    /// Maps `buffer` at `iova` for reading and writing. It must stay alive until [`Self::unmap`] or the end of `self`.
-    pub(super) fn map(&self, buffer: &Buffer, iova: u64) -> Result<()> {
-        let (iommu, ioas_id) = self.space.as_ref().context("no remapping unit")?;
-        let mut map = ioctl::IoasMap {
-            size: 40,
-            flags: 1 | 2 | 4,
-            ioas_id: *ioas_id,
-            reserved: 0,
-            user_va: buffer.address(),
-            length: buffer.len() as u64,
-            iova,
-        };
-        ioctl(iommu, &ioctl::IOAS_MAP, &mut map).context("IOMMU_IOAS_MAP")?;
-        Ok(())
-    }
-
-    /// Removes what [`Self::map`] mapped.
-    pub(super) fn unmap(&self, iova: u64, length: u64) -> Result<()> {
-        let (iommu, ioas_id) = self.space.as_ref().context("no remapping unit")?;
-        let mut unmap = ioctl::IoasUnmap {
-            size: 24,
-            ioas_id: *ioas_id,
-            iova,
-            length,
-        };
-        ioctl(iommu, &ioctl::IOAS_UNMAP, &mut unmap).context("IOMMU_IOAS_UNMAP")?;
-        Ok(())
+    /// Its addresses.
+    pub(super) fn space(&self) -> Result<&Rc<Space>> {
+        self.space.as_ref().context("no remapping unit")
     }
 }
 

@@ -44,6 +44,14 @@ pub fn mount(source: &str, target: &str, fstype: &str, data: &str) -> io::Result
     Ok(())
 }
 
+/// Unmounts `target`, as umount(2).
+pub fn unmount(target: &str) -> io::Result<()> {
+    let target = c_string(target)?;
+    // SAFETY: the string is NUL-terminated and lives until the call returns.
+    checked(unsafe { libc::umount(target.as_ptr()) })?;
+    Ok(())
+}
+
 /// How a machine is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leave {

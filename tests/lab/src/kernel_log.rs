@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use anyhow::{Context, Result};
 
 /// All messages, oldest first, without our own lines.
-pub(super) fn read() -> Result<Vec<String>> {
+pub(crate) fn read() -> Result<Vec<String>> {
     let mut kmsg = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
@@ -38,6 +38,6 @@ pub(super) fn read() -> Result<Vec<String>> {
 }
 
 /// Whether a message tells of a fault that the unit reported, or of an error of its queue.
-pub(super) fn is_fault(line: &str) -> bool {
+pub(crate) fn is_fault(line: &str) -> bool {
     crate::judge::is_fault_line(line)
 }

@@ -1,0 +1,269 @@
+//! One run of nido in front of a guest, from its start to its end.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::log::{Log, read_lines};
+use super::{Report, control};
+use crate::judge::Judge;
+use crate::protocol::{AgentLine, GuestLine};
+use crate::scenario::Exchange;
+use crate::sys;
+
+/// How long a broken guest may go on printing why.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+/// How long a guest that is to be killed goes on after its checks.
+const AMID: Duration = Duration::from_millis(1500);
+
+/// How a run is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The guest leaves.
+    ByItself,
+    /// nido is killed soon after the guest has carried out its plan.
+    Killed,
+}
+
+/// A run.
+pub(super) struct Session<'a> {
+    /// nido.
+    pub(super) program: &'a Path,
+    /// Its arguments.
+    pub(super) arguments: &'a [String],
+    /// Directory for logs.
+    pub(super) output: &'a Path,
+    /// Name of the logs: `NAME.log` is the guest's console, and nido's messages are in `nido-NAME.log`.
+    pub(super) name: &'a str,
+    /// nido's control socket, if it has one.
+    pub(super) socket: Option<&'a Path>,
+    /// What it is asked after the guest's checks.
+    pub(super) control: &'a [Exchange],
+    /// Puts addresses into the guest's requests.
+    pub(super) substitute: &'a dyn Fn(&str) -> String,
+    /// Longest run.
+    pub(super) limit: Duration,
+    /// The end.
+    pub(super) ending: Ending,
+    /// Repeat the guest's console.
+    pub(super) show_guest: bool,
+}
+
+/// What a run has brought.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// Reasons against it.
+    pub(super) failures: Vec<String>,
+    /// Checks that passed.
+    pub(super) passed: usize,
+    /// How long it took.
+    pub(super) time: Duration,
+}
+
+impl Session<'_> {
+    fn messages(&self) -> std::path::PathBuf {
+        self.output.join(match self.name {
+            "guest" => "nido.log".to_owned(),
+            name => format!("nido-{name}.log"),
+        })
+    }
+
+    fn start(&self) -> Result<Child> {
+        let messages = File::create(self.messages())?;
+        let mut command = Command::new(self.program);
+        command
+            .args(self.arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(messages)
+            .process_group(0);
+        sys::die_with_parent(&mut command);
+        command
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.program.display()))
+    }
+
+    /// Runs it, until `judge` has heard everything.
+    pub(super) fn run(&self, mut judge: Judge, report: &mut Report<'_>) -> Result<Outcome> {
+        let mut log = Log::create(&self.output.join(format!("{}.log", self.name)))?;
+        let started = Instant::now();
+        let mut child = self.start()?;
+        let mut keyboard = child.stdin.take().context("no stdin")?;
+        let (sender, lines) = mpsc::channel();
+        read_lines(child.stdout.take().context("no stdout")?, sender);
+        let mut failures = Vec::new();
+        let mut answers = 0;
+        let mut over = None;
+        let mut amid = None;
+        loop {
+            match lines.recv_timeout(Duration::from_millis(100)) {
+                Ok(line) => {
+                    log.write(&line);
+                    judge.line(&line.text);
+                    let said = GuestLine::parse(&line.text);
+                    match &said {
+                        Some(GuestLine::Request(text)) => self.request(text, &mut keyboard),
+                        // A guest that gets no answer says so in its report.
+                        Some(GuestLine::Ask(word)) => type_line(&mut keyboard, word),
+                        Some(GuestLine::End(_)) if self.ending == Ending::Killed => {
+                            amid = Some(Instant::now());
+                        }
+                        Some(GuestLine::End(_)) if !self.control.is_empty() => {
+                            let transcript = self.output.join("control.txt");
+                            let socket = self.socket.context("no control socket")?;
+                            match control::converse(socket, self.control, &transcript) {
+                                Ok(right) => answers += right,
+                                Err(error) => {
+                                    failures.push(format!("control: {error:#}"));
+                                    break;
+                                }
+                            }
+                        }
+                        _ => {}
+                    }
+                    if self.show_guest {
+                        report(AgentLine::Guest(line.text));
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if amid.is_some_and(|since| since.elapsed() > AMID) {
+                break;
+            }
+            if judge.is_over() && over.is_none() {
+                over = Some(Instant::now());
+            }
+            if over.is_some_and(|since| since.elapsed() > LAST_WORDS) {
+                break;
+            }
+            if started.elapsed() > self.limit {
+                failures.push(format!("no end within {} s", self.limit.as_secs()));
+                let state = describe(child.id());
+                fs::write(self.output.join("hang.txt"), state)?;
+                break;
+            }
+            if sys::interrupted() {
+                failures.push("interrupted".to_owned());
+                break;
+            }
+        }
+        if amid.is_some() {
+            sys::kill(child.id(), libc::SIGKILL);
+        }
+        let ended = end(&mut child)?;
+        for line in lines.try_iter() {
+            log.write(&line);
+            judge.line(&line.text);
+        }
+        let time = started.elapsed();
+        let passed = judge.passed() + answers;
+        let killed = over.is_some() || !failures.is_empty();
+        failures.extend(judge.finish());
+        let expected = match self.ending {
+            Ending::ByItself => Ended::Code(0),
+            Ending::Killed => Ended::Signal(libc::SIGKILL),
+        };
+        if !killed && ended != expected {
+            failures.push(format!(
+                "nido ended with {ended}: {}",
+                last_line(&self.messages())
+            ));
+        }
+        Ok(Outcome {
+            failures,
+            passed,
+            time,
+        })
+    }
+
+    /// Does what the guest asks for, and types the answer.
+    fn request(&self, text: &str, keyboard: &mut ChildStdin) {
+        let answer = match self.socket {
+            Some(socket) => control::request(socket, &(self.substitute)(text)),
+            None => Err(anyhow::anyhow!("no control socket")),
+        };
+        let answer = match answer {
+            Ok(answer) if answer.starts_with("error") => answer,
+            Ok(_) => "ok".to_owned(),
+            Err(error) => format!("error: {error:#}"),
+        };
+        let answer: String = answer.replace('\n', " ").chars().take(200).collect();
+        type_line(keyboard, answer.trim());
+    }
+}
+
+fn type_line(keyboard: &mut ChildStdin, text: &str) {
+    // A guest that reads nothing says so in its report.
+    let _ = keyboard.write_all(format!("{text}\n").as_bytes());
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    Code(i32),
+    Signal(i32),
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// Waits a moment for the child, then kills its group.
+fn end(child: &mut Child) -> Result<Ended> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() > deadline {
+            sys::kill_group(child.id(), libc::SIGKILL);
+            break child.wait()?;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    Ok(match (status.code(), status.signal()) {
+        (Some(code), _) => Ended::Code(code),
+        (None, signal) => Ended::Signal(signal.unwrap_or(0)),
+    })
+}
+
+/// What the threads of a process that does not end are doing.
+fn describe(process: u32) -> String {
+    let mut text = String::new();
+    let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else {
+        return text;
+    };
+    for task in tasks.flatten() {
+        for file in ["comm", "stat", "wchan", "syscall"] {
+            let content = fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            text.push_str(&format!(
+                "{} {file}: {}\n",
+                task.file_name().to_string_lossy(),
+                content.trim()
+            ));
+        }
+    }
+    text
+}
+
+/// The last line of a file that is not empty.
+pub(super) fn last_line(path: &Path) -> String {
+    let text = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    text.lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("no message")
+        .to_owned()
+}

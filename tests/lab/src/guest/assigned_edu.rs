@@ -1,0 +1,154 @@
+//! Assigned edu devices, driven by this program through the guest's own VFIO and iommufd: domains, and what a device must
+//! not reach. The guest is not told of what level 1's unit blocks; the agent finds that in level 1's log.
+
+use std::rc::Rc;
+
+use anyhow::{Context, Result, ensure};
+
+use super::Guest;
+use super::edu::{self, Edu, FROM_DEVICE, INTERNAL, INTERNAL_SIZE, IOVA, fill};
+use super::vfio::{self, Access, Space};
+use crate::sys::memory::Buffer;
+
+const PAGE: u64 = 4096;
+
+/// A page with a pattern, mapped at `iova`.
+fn page(space: &Space, iova: u64, seed: u64, access: Access) -> Result<Buffer> {
+    let mut buffer = Buffer::new(4096)?;
+    fill(&mut buffer, seed);
+    space.map(&buffer, iova, access)?;
+    Ok(buffer)
+}
+
+fn ensure_equal(found: &[u8], expected: &[u8], what: &str) -> Result<()> {
+    let differs = found.iter().zip(expected).position(|(a, b)| a != b);
+    match differs {
+        None => Ok(()),
+        Some(place) => anyhow::bail!("{what}: byte {place:#x} is another"),
+    }
+}
+
+/// Takes the page at `from` into the device and writes it to `to`.
+fn carry(edu: &Edu, from: u64, to: u64) -> Result<()> {
+    edu.transfer(from, INTERNAL, INTERNAL_SIZE, 0)?;
+    edu.transfer(INTERNAL, to, INTERNAL_SIZE, FROM_DEVICE)
+}
+
+/// Two devices in one domain, then each in one of its own with other pages at the same addresses, then together again.
+pub(super) fn domains(_guest: &Guest, _argument: &str) -> Result<String> {
+    let addresses = edu::find_all()?;
+    let [first, second] = addresses.as_slice() else {
+        anyhow::bail!("there are {} edu devices, not two", addresses.len());
+    };
+    let shared = Rc::new(Space::new()?);
+    let one = Edu::open_in(first, Rc::clone(&shared)).context("first")?;
+    let mut two = Edu::open_in(second, Rc::clone(&shared)).context("second")?;
+    let pages = [
+        page(&shared, IOVA, 21, Access::ReadWrite)?,
+        page(&shared, IOVA + PAGE, 22, Access::ReadWrite)?,
+        page(&shared, IOVA + 2 * PAGE, 23, Access::ReadWrite)?,
+    ];
+    let [source, middle, target] = &pages;
+    carry(&one, IOVA, IOVA + PAGE).context("first device, one domain")?;
+    carry(&two, IOVA + PAGE, IOVA + 2 * PAGE).context("second device, one domain")?;
+    let wanted = source.read(0, INTERNAL_SIZE);
+    ensure_equal(&middle.read(0, INTERNAL_SIZE), &wanted, "first device")?;
+    ensure_equal(&target.read(0, INTERNAL_SIZE), &wanted, "second device")?;
+
+    let own = Rc::new(shared.sibling()?);
+    let from = page(&own, IOVA, 24, Access::ReadWrite)?;
+    let to = page(&own, IOVA + PAGE, 25, Access::ReadWrite)?;
+    let untouched = target.read(0, INTERNAL_SIZE);
+    two.function.attach(Rc::clone(&own)).context("own domain")?;
+    carry(&two, IOVA, IOVA + PAGE).context("second device, own domain")?;
+    ensure_equal(
+        &to.read(0, INTERNAL_SIZE),
+        &from.read(0, INTERNAL_SIZE),
+        "own domain",
+    )?;
+    carry(&one, IOVA, IOVA + PAGE).context("first device, its domain")?;
+    ensure_equal(&middle.read(0, INTERNAL_SIZE), &wanted, "its domain")?;
+    ensure_equal(
+        &target.read(0, INTERNAL_SIZE),
+        &untouched,
+        "the other's page",
+    )?;
+
+    two.function.attach(Rc::clone(&shared)).context("back")?;
+    carry(&two, IOVA, IOVA + 2 * PAGE).context("second device, back")?;
+    ensure_equal(&target.read(0, INTERNAL_SIZE), &wanted, "back")?;
+    Ok(format!("{first} and {second} together, apart, together"))
+}
+
+/// DMA of each device to where its tables map nothing, and to where they do not let it write, changes no byte and brings
+/// none: the addresses are those of memory that the test watches.
+pub(super) fn isolation(_guest: &Guest, _argument: &str) -> Result<String> {
+    let addresses = edu::find_all()?;
+    for address in &addresses {
+        isolate(address).with_context(|| address.clone())?;
+    }
+    Ok(addresses.join(" "))
+}
+
+fn isolate(address: &str) -> Result<()> {
+    let space = Rc::new(Space::new()?);
+    let edu = Edu::open_in(address, Rc::clone(&space))?;
+    let mut mapped = page(&space, IOVA, 31, Access::ReadWrite)?;
+    let readable = page(&space, IOVA + PAGE, 32, Access::Read)?;
+    let mut watched = Buffer::new(32 << 20)?;
+    fill(&mut watched, 33);
+    let all = watched.read(0, watched.len());
+    let read_only = readable.read(0, 4096);
+
+    // In the guest's own physical addresses, where the device would reach if nothing were translated.
+    let target = (0..watched.len() / 4096)
+        .filter_map(|page| vfio::physical(watched.address() + page as u64 * PAGE).ok())
+        .find(|physical| physical + PAGE <= 1 << 28 && physical & !0xFFFF != IOVA)
+        .context("no watched page below 2^28")?;
+    edu.transfer(IOVA, INTERNAL, INTERNAL_SIZE, 0)?;
+    for iova in [target, target + 8, IOVA - PAGE, IOVA + PAGE] {
+        edu.start(INTERNAL, iova, 64, FROM_DEVICE)?;
+        edu.wait_idle()?;
+    }
+    edu.start(target, INTERNAL, 4088, 0)?;
+    edu.wait_idle()?;
+    edu.transfer(INTERNAL, IOVA, INTERNAL_SIZE, FROM_DEVICE)?;
+    let brought = mapped.read(0, INTERNAL_SIZE);
+    ensure!(
+        !all.chunks(4096).any(|page| page[..64] == brought[..64]),
+        "the device has read the watched memory"
+    );
+    ensure_equal(&watched.read(0, all.len()), &all, "watched memory")?;
+    ensure_equal(&readable.read(0, 4096), &read_only, "read-only page")?;
+    // The device works again afterwards.
+    fill(&mut mapped, 34);
+    let sent = mapped.read(0, INTERNAL_SIZE);
+    edu.transfer(IOVA, INTERNAL, INTERNAL_SIZE, 0)?;
+    fill(&mut mapped, 35);
+    edu.transfer(INTERNAL, IOVA, INTERNAL_SIZE, FROM_DEVICE)?;
+    ensure_equal(&mapped.read(0, INTERNAL_SIZE), &sent, "after the faults")
+}
+
+/// Again and again: map a page, DMA to it, unmap it while the next DMA is on its way; from the unmap on it keeps its bytes.
+pub(super) fn unmap(_guest: &Guest, argument: &str) -> Result<String> {
+    let rounds: u64 = argument.parse().context("edu-unmap=ROUNDS")?;
+    let address = edu::find()?;
+    let space = Rc::new(Space::new()?);
+    let edu = Edu::open_in(&address, Rc::clone(&space))?;
+    let source = page(&space, IOVA, 41, Access::ReadWrite)?;
+    edu.transfer(IOVA, INTERNAL, INTERNAL_SIZE, 0)?;
+    let sent = source.read(0, INTERNAL_SIZE);
+    for round in 0..rounds {
+        let mut target = page(&space, IOVA + PAGE, 100 + round, Access::ReadWrite)?;
+        edu.transfer(INTERNAL, IOVA + PAGE, INTERNAL_SIZE, FROM_DEVICE)?;
+        ensure_equal(&target.read(0, INTERNAL_SIZE), &sent, "while it is mapped")?;
+        edu.start(INTERNAL, IOVA + PAGE, INTERNAL_SIZE, FROM_DEVICE)?;
+        space.unmap(IOVA + PAGE, PAGE)?;
+        fill(&mut target, 200 + round);
+        let kept = target.read(0, 4096);
+        edu.wait_idle()?;
+        ensure_equal(&target.read(0, 4096), &kept, "after the unmap")
+            .with_context(|| format!("round {round}"))?;
+    }
+    Ok(format!("{address}: {rounds} rounds"))
+}

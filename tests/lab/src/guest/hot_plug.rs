@@ -1,0 +1,107 @@
+//! Devices that come and go while the guest runs and uses them.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::Guest;
+use super::agent::Agent;
+use super::disk::{CHUNK, Chunk};
+use super::nvme;
+
+/// A device that comes and goes.
+struct Guise {
+    /// Its id, and what the agent is asked for.
+    id: &'static str,
+    add: &'static str,
+    /// The disk that it is.
+    disk: &'static str,
+}
+
+const DISKS: &[Guise] = &[
+    Guise {
+        id: "plugged-nvme",
+        add: "device-add vfio-pci,id=plugged-nvme,host={nvme0},iommufd=iommufd0,bus=rp0",
+        disk: "/dev/nvme0n1",
+    },
+    Guise {
+        id: "plugged-virtio",
+        add: "device-add virtio-blk-pci,id=plugged-virtio,path={spare},bus=rp1",
+        disk: "/dev/vdd",
+    },
+];
+/// Longest time until a device has come or gone.
+const PATIENCE: Duration = Duration::from_secs(20);
+const SIZE: u64 = 1 << 20;
+
+/// As often as the argument says, each disk is added, used, and removed while it is read.
+pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
+    let rounds: u32 = argument.parse().context("hot-plug=ROUNDS")?;
+    let mut agent = Agent::open()?;
+    let started = Instant::now();
+    for round in 0..rounds {
+        for disk in DISKS {
+            disk.come_and_go(&mut agent)
+                .with_context(|| format!("round {round}, {}", disk.id))?;
+        }
+    }
+    Ok(format!(
+        "{rounds} rounds of {} disks in {:.1} s",
+        DISKS.len(),
+        started.elapsed().as_secs_f64()
+    ))
+}
+
+impl Guise {
+    fn come_and_go(&self, agent: &mut Agent) -> Result<()> {
+        ensure!(!fs::exists(self.disk)?, "{} is there already", self.disk);
+        agent.request(self.add)?;
+        nvme::wait_for(self.disk)?;
+        nvme::exercise(self.disk, SIZE)?;
+        let over = Arc::new(AtomicBool::new(false));
+        let reader = read_on(self.disk, &over)?;
+        thread::sleep(Duration::from_millis(100));
+        let removed = agent.request(&format!("device-del {}", self.id));
+        let gone = removed.and_then(|()| self.wait_until_gone());
+        over.store(true, Ordering::Relaxed);
+        let reads = reader.join().ok().context("the reader failed")?;
+        gone?;
+        ensure!(reads > 0, "nothing was read before the removal");
+        Ok(())
+    }
+
+    fn wait_until_gone(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while fs::exists(self.disk)? {
+            ensure!(Instant::now() < deadline, "{} does not go", self.disk);
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+/// Reads the disk until it is gone; the thread returns how many reads were answered.
+fn read_on(path: &str, over: &Arc<AtomicBool>) -> Result<thread::JoinHandle<u32>> {
+    let disk = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .with_context(|| path.to_owned())?;
+    let over = Arc::clone(over);
+    Ok(thread::spawn(move || {
+        let mut chunk = Chunk::new();
+        let mut reads = 0;
+        while !over.load(Ordering::Relaxed) {
+            if disk.read_exact_at(chunk.slice(CHUNK), 0).is_err() {
+                break;
+            }
+            reads += 1;
+        }
+        reads
+    }))
+}
