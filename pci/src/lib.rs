@@ -20,6 +20,7 @@ mod extended;
 mod function;
 mod header;
 mod host_bridge;
+mod hotplug;
 #[cfg(test)]
 mod hotplug_test;
 mod msi;
@@ -48,8 +49,9 @@ pub use config::{ConfigChange, ConfigSpace};
 pub use extended::{ACS_EXTENDED_ID, ATS_EXTENDED_ID, PASID_EXTENDED_ID, PRI_EXTENDED_ID};
 pub use function::{IntxSink, MsiSink, PciFunction};
 pub use header::{CONFIG_SPACE_SIZE, Command, ECAM_FUNCTION_SHIFT};
+pub use hotplug::{PlugError, RemovalOutcome, SlotState, UnplugError};
 pub use msi::MsiMessage;
 pub use msix::{MSIX_ENTRY_SIZE, MsixEntry, MsixTable};
-pub use port::{PlugError, RemovalOutcome, RootPort, SlotState, UnplugError};
+pub use port::RootPort;
 pub use root::{AddError, Apertures, RootComplex};
 pub use slot::Indicator;

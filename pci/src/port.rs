@@ -24,75 +24,23 @@
 //! ```
 //!
 //! Configuration accesses are routed by the bus numbers that the guest has written into the port. The requester id of the
-//! function stays the one that firmware gives it, so a guest that renumbers buses has to leave the ports' alone.
+//! function stays the one that firmware gives it, so a guest that renumbers buses has to leave the ports' alone. Requests of the
+//! function pass whatever the port's Bus Master Enable says; its own decides.
+//!
+//! There is no power management capability: Linux leaves hot-plug ports in D0 anyway.
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-use thiserror::Error;
 
 use crate::bar::{BarKind, BarWindow};
 use crate::bdf::Bdf;
 use crate::config::ConfigChange;
 use crate::endpoint::Endpoint;
 use crate::function::{MsiSink, PciFunction};
+use crate::hotplug::{PlugError, Removal, RemovalOutcome, SlotState, UnplugError};
 use crate::msi::MsiMessage;
 use crate::slot::{Indicator, Registers};
-
-/// What a slot looks like from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlotState {
-    /// There is a function in it.
-    pub occupied: bool,
-    /// The guest has power on.
-    pub powered: bool,
-    /// The function can be reached.
-    pub link_up: bool,
-    /// Blinks while the guest is about to change the power.
-    pub power_indicator: Indicator,
-    /// Lit when the guest found a problem.
-    pub attention_indicator: Indicator,
-    /// The guest was asked to give the function up, and has not yet done or declined it.
-    pub removal_requested: bool,
-}
-
-/// How a request for removal ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RemovalOutcome {
-    /// The slot is powered off: [`RootComplex::unplug`](crate::RootComplex::unplug) succeeds.
-    PoweredOff,
-    /// The guest cancelled it or was reset, or nothing was requested.
-    Declined,
-    /// Nothing happened in time. The request is withdrawn if the guest has not reacted to it; else it may still be followed.
-    TimedOut,
-}
-
-/// A function cannot be put into a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum PlugError {
-    /// One function is all there is room for.
-    #[error("root port {0} has a device already; remove that first, or choose another port")]
-    Occupied(Bdf),
-}
-
-/// A function cannot be taken out of a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum UnplugError {
-    /// There is none.
-    #[error("there is no device behind root port {0}")]
-    Empty(Bdf),
-    /// The guest may still use it.
-    #[error(
-        "the guest has not powered off the slot of root port {0}; ask for the removal, and wait for it"
-    )]
-    Powered(Bdf),
-    /// Pressing the button once more would cancel the removal.
-    #[error(
-        "the removal of the device behind root port {0} has been requested already; wait for it"
-    )]
-    Requested(Bdf),
-}
 
 /// A root port.
 pub struct RootPort {
@@ -115,16 +63,6 @@ struct State {
     /// Firmware has run: what changes now is hot-plug.
     started: bool,
     removal: Removal,
-}
-
-/// A request for removal.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Removal {
-    None,
-    /// The button was pressed.
-    Requested,
-    /// The guest makes the power indicator blink: it counts the seconds in which another press cancels.
-    Noticed,
 }
 
 impl RootPort {

@@ -14,7 +14,8 @@ use crate::decode::{self, Map, Member, Target};
 use crate::function::{MsiSink, PciFunction};
 use crate::header::{CONFIG_SPACE_SIZE, ECAM_FUNCTION_SHIFT};
 use crate::host_bridge::HostBridge;
-use crate::port::{PlugError, RootPort, UnplugError};
+use crate::hotplug::{PlugError, UnplugError};
+use crate::port::RootPort;
 use crate::port_windows::{self, Windows};
 
 /// Where the root complex lies in the guest-physical address space.
