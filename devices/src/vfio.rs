@@ -14,6 +14,8 @@ mod capabilities;
 mod cdev;
 mod config;
 mod direct;
+#[cfg(test)]
+mod fake;
 mod function;
 mod host;
 mod intx;

@@ -138,3 +138,7 @@ pub(super) fn direct_parts(
     }
     parts
 }
+
+#[cfg(test)]
+#[path = "bars_test.rs"]
+mod tests;

@@ -443,3 +443,7 @@ fn extended_list(host: &Image) -> Vec<(u16, u32)> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "capabilities_test.rs"]
+mod tests;

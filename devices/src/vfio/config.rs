@@ -329,3 +329,7 @@ fn push(runs: &mut Vec<(u16, Vec<u8>)>, at: usize, value: u8) {
         runs.push((offset, vec![value]));
     }
 }
+
+#[cfg(test)]
+#[path = "config_test.rs"]
+mod tests;

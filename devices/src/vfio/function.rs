@@ -660,3 +660,7 @@ struct NoSink;
 impl MsiSink for NoSink {
     fn signal(&self, _requester: Bdf, _address: u64, _data: u32) {}
 }
+
+#[cfg(test)]
+#[path = "function_test.rs"]
+mod tests;

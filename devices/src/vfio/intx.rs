@@ -136,3 +136,7 @@ impl EndOfInterrupt for Intx {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "intx_test.rs"]
+mod tests;

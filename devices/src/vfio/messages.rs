@@ -63,6 +63,9 @@ impl Messages {
         let nothing = vec![None; wanted];
         if let Armed::Only(fewer) = host.arm(kind, 0, &nothing).map_err(MessageError::Arm)? {
             let fewer = fewer.min(available);
+            if fewer == 0 {
+                return Err(MessageError::Limit(0));
+            }
             let fewer_entries = usize::try_from(fewer).unwrap_or(0);
             let nothing = nothing.get(..fewer_entries).unwrap_or_default();
             match host.arm(kind, 0, nothing).map_err(MessageError::Arm)? {
@@ -203,3 +206,7 @@ impl Drop for Messages {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "messages_test.rs"]
+mod tests;
