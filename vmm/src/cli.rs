@@ -1,5 +1,6 @@
 //! The command line: strings in, typed values out, nothing opened.
 
+mod assign;
 mod devices;
 mod keys;
 mod options;
@@ -74,8 +75,8 @@ struct Arguments {
     #[arg(long, value_name = "TYPE")]
     device: Vec<String>,
 
-    /// Reserved for host IOMMU objects
-    #[arg(long, value_name = "KEYS", hide = true)]
+    /// iommufd of the host, for assigned devices: iommufd,id=ID[,path=FILE] (repeatable; `help` explains)
+    #[arg(long, value_name = "KEYS")]
     object: Vec<String>,
 
     /// Control socket: path=SOCKET (`help` explains; a client that writes `help` to it gets its commands)
@@ -138,13 +139,11 @@ where
     if let Some(text) = key_help(&arguments) {
         return Ok(Request::Print(text));
     }
-    if let Some(object) = arguments.object.first() {
-        return Err(UsageError::Message(format!(
-            "--object {object}: this version of nido assigns no host devices, so it has no objects; \
-             remove the option"
-        )));
-    }
 
+    let mut iommufds = Vec::new();
+    for argument in &arguments.object {
+        iommufds.push(assign::object(argument)?);
+    }
     let mut functions = Vec::new();
     for argument in &arguments.disk {
         functions.push(options::disk(argument)?);
@@ -167,6 +166,7 @@ where
         }
     }
     check_functions(&functions)?;
+    assign::check(&iommufds, &functions, iommu.as_ref())?;
 
     let kernel = arguments.kernel.ok_or_else(|| {
         UsageError::Message(
@@ -182,6 +182,7 @@ where
             memory: options::memory(&arguments.memory)?,
             cpus: cpus(&arguments.cpus)?,
             functions,
+            iommufds,
             iommu,
             reboot: !arguments.no_reboot,
             control: arguments
@@ -204,6 +205,12 @@ fn key_help(arguments: &Arguments) -> Option<String> {
         &NET
     } else if arguments.control.as_deref() == Some("help") {
         &CONTROL
+    } else if arguments
+        .object
+        .iter()
+        .any(|text| assign::asks_for_help(text))
+    {
+        &assign::IOMMUFD
     } else {
         return None;
     };

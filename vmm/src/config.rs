@@ -1,8 +1,10 @@
 //! What a virtual machine is to be, as typed values. Nothing here opens or allocates anything.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use devices::edu::EduOptions;
+use devices::vfio::HostAddress;
 
 /// A whole virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub(crate) struct Config {
     pub(crate) cpus: u8,
     /// PCI functions in the order of their appearance on the command line.
     pub(crate) functions: Vec<FunctionConfig>,
+    /// The host's iommufds that devices can be bound to.
+    pub(crate) iommufds: Vec<IommufdConfig>,
     /// The remapping unit, if there is one.
     pub(crate) iommu: Option<IommuConfig>,
     /// Whether a guest reset starts the guest again (else it ends the process).
@@ -66,6 +70,8 @@ pub(crate) enum FunctionKind {
     Edu(EduOptions),
     /// A PCI Express root port with a hot-plug slot. It has a name, and is on bus 0.
     RootPort,
+    /// A device of the host.
+    Vfio(VfioConfig),
 }
 
 /// A virtio disk.
@@ -95,8 +101,8 @@ pub(crate) struct IommuConfig {
     pub(crate) aw_bits: u8,
     /// Scalable mode.
     pub(crate) scalable: bool,
-    /// First-stage translation, besides second-stage.
-    pub(crate) first_stage: bool,
+    /// First-stage translation, besides second-stage; `None` decides by what is assigned. On only where the rest allows it.
+    pub(crate) first_stage: Option<bool>,
     /// Interrupt remapping.
     pub(crate) intremap: bool,
     /// Whether the guest must announce new mappings too; `None` decides by what is assigned.
@@ -107,4 +113,73 @@ pub(crate) struct IommuConfig {
     pub(crate) pasid_bits: u8,
     /// Page requests.
     pub(crate) page_requests: bool,
+}
+
+impl Config {
+    /// Whether devices of the host are assigned, or may be later.
+    pub(crate) fn assigns(&self) -> bool {
+        !self.iommufds.is_empty()
+    }
+}
+
+impl IommuConfig {
+    /// Whether first-stage translation is shown. `assigns` tells whether devices may be assigned, for which it does not work.
+    pub(crate) fn shows_first_stage(&self, assigns: bool) -> bool {
+        self.first_stage.unwrap_or(!assigns)
+    }
+
+    /// Whether new mappings are to be announced, which is of use for assigned devices only.
+    pub(crate) fn has_caching_mode(&self, assigns: bool) -> bool {
+        self.caching_mode.unwrap_or(assigns)
+    }
+}
+
+/// An iommufd of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IommufdConfig {
+    /// Its name. No two iommufds have the same.
+    pub(crate) id: String,
+    /// Where it comes from.
+    pub(crate) source: FileSource,
+}
+
+/// Where an open file comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FileSource {
+    /// It is opened.
+    Path(PathBuf),
+    /// It was open when nido started.
+    Descriptor(i32),
+}
+
+/// A device of the host that is assigned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VfioConfig {
+    /// Which one.
+    pub(crate) device: HostDevice,
+    /// Name of the iommufd that it is bound to.
+    pub(crate) iommufd: String,
+    /// Refuse it if the host cannot reset it.
+    pub(crate) needs_reset: bool,
+}
+
+/// Names a device of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HostDevice {
+    /// By its address.
+    Address(HostAddress),
+    /// By its VFIO node, which was open when nido started.
+    Descriptor(i32),
+}
+
+/// As the option that asks for it.
+impl fmt::Display for VfioConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("--device vfio-pci,")?;
+        match self.device {
+            HostDevice::Address(address) => write!(f, "host={address}")?,
+            HostDevice::Descriptor(fd) => write!(f, "fd={fd}")?,
+        }
+        write!(f, ",iommufd={}", self.iommufd)
+    }
 }

@@ -31,6 +31,7 @@ use std::time::Instant;
 use pci::RootComplex;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::assign::Assigner;
 use crate::irq::Unit;
 use crate::vm::Event;
 use server::Server;
@@ -49,6 +50,8 @@ pub(crate) struct Monitor {
     pub(crate) root: Arc<RootComplex>,
     /// The remapping unit, if there is one.
     pub(crate) unit: Option<Arc<Unit>>,
+    /// What assigns devices of the host, if there are iommufds.
+    pub(crate) assigner: Option<Arc<Assigner>>,
     /// Where the wish to end the machine goes.
     pub(crate) events: Sender<Event>,
 }

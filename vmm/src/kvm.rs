@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::layout;
 use crate::memory::{self, Memory};
 pub(crate) use slots::KvmSlots;
-pub(crate) use vfio::KvmVfio;
+pub(crate) use vfio::{AssignedFile, KvmVfio};
 
 /// Why there is no virtual machine.
 #[derive(Debug, thiserror::Error)]

@@ -20,6 +20,7 @@ use kvm_ioctls::VmFd;
 use pci::{Apertures, Bdf, MsiSink, RootComplex};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::assign::{self, Assigner};
 use crate::boot::Images;
 use crate::bus::{Aperture, Bus, Ecam};
 use crate::config::Config;
@@ -44,6 +45,7 @@ pub(crate) struct Machine {
     pub(crate) shared: Arc<Shared>,
     root: Arc<RootComplex>,
     unit: Option<Arc<Unit>>,
+    assigner: Option<Arc<Assigner>>,
     ioapic: Arc<IoApic>,
     serial: Arc<SerialPort>,
     console: Option<ConsoleSender>,
@@ -65,17 +67,30 @@ impl Machine {
         let memory = memory::allocate(&config.memory)?;
         let vm = kvm::create_vm(&kvm, &memory)?;
 
+        // Devices of the host come first: the unit promises nothing that the host's IOMMU does not keep.
+        let host = assign::Host::open(
+            &config.iommufds,
+            Arc::new(kvm::KvmVfio::new(Arc::clone(&vm))),
+        )?;
+        let host_devices = host.bind_all(&config.functions)?;
+        let unit_config = config.iommu.map(|unit| {
+            let asked = description::unit_config(&unit, config.assigns(), physical_bits);
+            assign::limit(asked, &host_devices)
+        });
+
         let local_apics = Arc::new(LocalApics::new(Arc::clone(&vm)));
-        let unit = match &config.iommu {
+        let unit = match &unit_config {
             Some(unit) => Some(
-                Unit::new(
-                    Arc::clone(&memory),
-                    &description::unit_config(unit, physical_bits),
-                    Arc::clone(&local_apics) as _,
-                )
-                .context("--device intel-iommu")?,
+                Unit::new(Arc::clone(&memory), unit, Arc::clone(&local_apics) as _)
+                    .context("--device intel-iommu")?,
             ),
             None => None,
+        };
+        let assigner = if config.assigns() {
+            let unit = unit.as_ref().zip(unit_config);
+            Some(Assigner::new(host, host_devices, &memory, unit)?)
+        } else {
+            None
         };
         let remapper = Remapper::new(local_apics, unit.clone());
         let msi = Arc::clone(&remapper) as Arc<dyn MsiSink>;
@@ -109,7 +124,7 @@ impl Machine {
             assignment: functions::Assignment {
                 interrupts: Arc::new(MessageRoutes::new(remapper, routing)),
                 mappings: Arc::new(kvm::KvmSlots::new(Arc::clone(&vm), &memory)),
-                vfio: Arc::new(kvm::KvmVfio::new(Arc::clone(&vm))),
+                assigner: assigner.clone(),
             },
         };
         let console = platform.add_functions(&config.functions)?;
@@ -129,6 +144,7 @@ impl Machine {
             shared,
             root,
             unit,
+            assigner,
             ioapic,
             serial,
             console,
@@ -145,6 +161,11 @@ impl Machine {
     /// The remapping unit.
     pub(crate) fn unit(&self) -> Option<&Arc<Unit>> {
         self.unit.as_ref()
+    }
+
+    /// What assigns devices of the host, if there are iommufds.
+    pub(crate) fn assigner(&self) -> Option<&Arc<Assigner>> {
+        self.assigner.as_ref()
     }
 
     /// Takes what is typed, to where the configuration has the console. Returns how much there was room for.

@@ -1,5 +1,6 @@
 //! `nido`: launches virtual machines on KVM, with a complete Intel VT-d.
 
+mod assign;
 mod boot;
 mod bus;
 mod cli;

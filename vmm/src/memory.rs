@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
+use iommu::host::assigned::RamPiece;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
 };
@@ -189,6 +190,23 @@ pub(crate) fn regions(memory: &GuestMemoryMmap<()>) -> impl Iterator<Item = (u64
     })
 }
 
+/// All regions, for whoever gives guest memory to devices of the host.
+pub(crate) fn pieces(memory: &GuestMemoryMmap<()>) -> Vec<RamPiece> {
+    use vm_memory::{Address, GuestMemoryRegion};
+    let piece = |region: &GuestRegionMmap<()>| {
+        let file = region.file_offset()?;
+        Some(RamPiece {
+            guest_address: region.start_addr().raw_value(),
+            file: Arc::clone(file.arc()),
+            offset: file.start(),
+            host_address: region.as_ptr().expose_provenance() as u64,
+            length: region.len(),
+        })
+    };
+    // All of them have a file.
+    memory.iter().filter_map(piece).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +248,37 @@ mod tests {
                 .expect("read"),
             1
         );
+    }
+
+    #[test]
+    fn pieces_tell_where_each_byte_is_in_the_file() {
+        use std::os::unix::fs::FileExt;
+        let config = MemoryConfig {
+            size: 0xc020_0000,
+            hugepages: false,
+            prefault: false,
+        };
+        let memory = allocate(&config).expect("memory");
+        let pieces = pieces(&memory);
+        assert_eq!(
+            pieces.iter().map(|piece| piece.length).sum::<u64>(),
+            config.size
+        );
+        for piece in &pieces {
+            let last = piece.length - 8;
+            memory
+                .write_obj(
+                    piece.guest_address,
+                    GuestAddress(piece.guest_address + last),
+                )
+                .expect("memory");
+            let mut word = [0; 8];
+            piece
+                .file
+                .read_exact_at(&mut word, piece.offset + last)
+                .expect("file");
+            assert_eq!(u64::from_ne_bytes(word), piece.guest_address);
+        }
     }
 
     #[test]

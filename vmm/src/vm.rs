@@ -104,6 +104,7 @@ fn monitor(config: &Config, machine: &Machine, events: &Sender<Event>) -> Monito
         started: Instant::now(),
         root: Arc::clone(machine.root()),
         unit: machine.unit().cloned(),
+        assigner: machine.assigner().cloned(),
         events: events.clone(),
     }
 }

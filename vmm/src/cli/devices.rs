@@ -2,6 +2,7 @@
 
 use devices::edu::{EduFeatures, EduOptions};
 
+use super::assign;
 use super::keys::{Key, ListError, Table, Values, split};
 use super::values::{Kind, Value};
 use crate::config::{FunctionConfig, FunctionKind, IommuConfig};
@@ -83,9 +84,9 @@ const TYPES: &[DeviceType] = &[
                 Key {
                     name: "x-flts",
                     aliases: &["flts", "fsts"],
-                    kind: Kind::OnOff,
-                    default: "on",
-                    help: "first-stage translation besides second-stage, where the other keys allow it",
+                    kind: Kind::OnOffAuto,
+                    default: "auto",
+                    help: "first-stage translation besides second-stage; auto: not with an iommufd",
                 },
                 Key {
                     name: "aw-bits",
@@ -106,7 +107,7 @@ const TYPES: &[DeviceType] = &[
                     aliases: &[],
                     kind: Kind::OnOffAuto,
                     default: "auto",
-                    help: "guest announces new mappings too; auto: when a device needs it",
+                    help: "guest announces new mappings too; auto: with an iommufd",
                 },
                 Key {
                     name: "x-scalable-mode",
@@ -226,6 +227,13 @@ const TYPES: &[DeviceType] = &[
         },
         build: |values| function(values, FunctionKind::Console),
     },
+    DeviceType {
+        name: "vfio-pci",
+        aliases: &["vfio"],
+        help: "PCI function of the host, assigned to the guest",
+        table: assign::VFIO_PCI,
+        build: |values| function(values, assign::vfio_pci(values)?),
+    },
 ];
 
 fn function(values: &Values, kind: FunctionKind) -> Result<Device, ListError> {
@@ -290,7 +298,7 @@ fn intel_iommu(values: &Values) -> Result<Device, ListError> {
                 .to_owned(),
         ));
     }
-    let first_stage = first_stage.unwrap_or(true) && scalable && aw_bits != 39;
+    let can_have_first_stage = first_stage.unwrap_or(true) && scalable && aw_bits != 39;
     let pasid_bits = values.number("pasid-bits").unwrap_or(0);
     let pasid_bits = u8::try_from(pasid_bits)
         .ok()
@@ -311,7 +319,7 @@ fn intel_iommu(values: &Values) -> Result<Device, ListError> {
         ),
         (
             page_requests,
-            first_stage,
+            can_have_first_stage,
             "svm=on",
             "x-flts=on with 48 or 57 address bits",
         ),
@@ -324,7 +332,7 @@ fn intel_iommu(values: &Values) -> Result<Device, ListError> {
     Ok(Device::Iommu(IommuConfig {
         aw_bits,
         scalable,
-        first_stage,
+        first_stage: first_stage.or((!can_have_first_stage).then_some(false)),
         intremap: values.on_off("intremap").unwrap_or(true),
         caching_mode: values.on_off("caching-mode"),
         device_iotlb,

@@ -14,7 +14,7 @@ fn every_alias_of_first_stage_means_the_same() {
     assert!(matches!(
         off,
         Parsed::Device(Device::Iommu(IommuConfig {
-            first_stage: false,
+            first_stage: Some(false),
             ..
         }))
     ));
@@ -25,7 +25,7 @@ fn defaults_are_those_that_help_prints() {
     let expected = IommuConfig {
         aw_bits: 48,
         scalable: true,
-        first_stage: true,
+        first_stage: None,
         intremap: true,
         caching_mode: None,
         device_iotlb: false,
@@ -42,7 +42,7 @@ fn defaults_are_those_that_help_prints() {
 fn an_unknown_type_lists_the_valid_ones() {
     assert_eq!(
         error("intel-vtd"),
-        "--device: unknown type `intel-vtd`; valid types: intel-iommu, edu, pcie-root-port, virtio-rng-pci, virtio-console \
+        "--device: unknown type `intel-vtd`; valid types: intel-iommu, edu, pcie-root-port, virtio-rng-pci, virtio-console, vfio-pci \
          (`--device help` describes them)"
     );
 }
@@ -94,7 +94,7 @@ fn first_stage_without_scalable_mode_is_a_conflict_only_when_asked_for() {
     assert!(matches!(
         legacy,
         Parsed::Device(Device::Iommu(IommuConfig {
-            first_stage: false,
+            first_stage: Some(false),
             scalable: false,
             ..
         }))
@@ -108,7 +108,7 @@ fn first_stage_tables_need_more_than_39_bits() {
     assert!(matches!(
         narrow,
         Parsed::Device(Device::Iommu(IommuConfig {
-            first_stage: false,
+            first_stage: Some(false),
             ..
         }))
     ));
@@ -120,7 +120,7 @@ fn help_of_a_type_names_every_key_with_its_default() {
         panic!("not help")
     };
     for fragment in [
-        "x-flts=on|off",
+        "x-flts=on|off|auto",
         "aw-bits=39|48|57",
         "[default: 48]",
         "(also: flts, fsts)",

@@ -55,6 +55,12 @@ pub(super) const COMMANDS: &[Command] = &[
         run: stats,
     },
     Command {
+        name: "assigned",
+        arguments: &[],
+        help: "devices of the host: what each is attached to, shadows, counters, ioctls by kind",
+        run: assigned,
+    },
+    Command {
         name: "quit",
         arguments: &[],
         help: "end the virtual machine, as Ctrl-A x does",
@@ -147,6 +153,14 @@ fn stats(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
         .entries()
         .map(|(name, value)| format!("{name}: {value}\n"));
     Ok(lines.collect::<String>().into())
+}
+
+fn assigned(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
+    let text = match &monitor.assigner {
+        Some(assigner) => assigner.to_string(),
+        None => "no assigned devices, as there is no iommufd (`--object iommufd,id=ID`)\n".to_owned(),
+    };
+    Ok(text.into())
 }
 
 fn quit(_: &Monitor, _: &[Value]) -> Result<Answer, String> {

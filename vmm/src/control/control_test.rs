@@ -60,6 +60,7 @@ pub(super) fn bare() -> (Monitor, Receiver<Event>) {
         started: Instant::now(),
         root: Arc::new(RootComplex::new(apertures)),
         unit: None,
+        assigner: None,
         events,
     };
     (monitor, receiver)
@@ -73,7 +74,7 @@ pub(super) fn with_unit() -> (Monitor, Receiver<Event>) {
     let Ok(Request::Run { config, .. }) = cli::parse(line) else {
         panic!("not a valid command line");
     };
-    let config = unit_config(&config.iommu.expect("it was asked for"), 46);
+    let config = unit_config(&config.iommu.expect("it was asked for"), false, 46);
     let unit = Unit::new(Arc::new(memory), &config, Arc::new(Nobody)).expect("valid");
     let unit = Some(unit);
     (Monitor { unit, ..monitor }, receiver)

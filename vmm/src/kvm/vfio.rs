@@ -34,7 +34,6 @@ impl KvmVfio {
     ///
     /// # Errors
     /// When KVM refuses; ENODEV if the host's kernel was built without CONFIG_KVM_VFIO.
-    #[allow(dead_code)] // Nothing is assigned yet.
     pub(crate) fn add(&self, file: BorrowedFd<'_>) -> io::Result<AssignedFile> {
         let device = self.device()?;
         // A descriptor of its own, for taking the file away again when the other one is closed already.

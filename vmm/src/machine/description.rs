@@ -7,19 +7,19 @@ use crate::config::{Config, IommuConfig};
 use crate::irq::IOAPIC_REQUESTER;
 use crate::layout;
 
-/// What the remapping unit is asked to be.
-pub(crate) fn unit_config(config: &IommuConfig, physical_bits: u8) -> UnitConfig {
+/// What the remapping unit is asked to be. `assigns` tells whether devices of the host may be behind it.
+pub(crate) fn unit_config(config: &IommuConfig, assigns: bool, physical_bits: u8) -> UnitConfig {
+    let first_stage = config.shows_first_stage(assigns);
     UnitConfig {
         host_address_width: physical_bits,
         aw_bits: config.aw_bits,
         scalable: config.scalable,
-        first_stage: config.first_stage,
+        first_stage,
         second_stage: true,
-        nested: config.first_stage,
+        nested: first_stage,
         interrupt_remapping: config.intremap,
         x2apic: config.intremap,
-        // Emulated devices walk the tables themselves, so nothing has to be announced to them.
-        caching_mode: config.caching_mode.unwrap_or(false),
+        caching_mode: config.has_caching_mode(assigns),
         snoop_control: true,
         pasid_bits: config.pasid_bits,
         device_tlb: config.device_iotlb,

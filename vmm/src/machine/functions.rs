@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use devices::edu::Edu;
 use devices::ioapic::IoApic;
-use devices::vfio::{GuestMappings, InterruptRoutes};
+use devices::vfio::{GuestMappings, InterruptRoutes, VfioPci, VfioPciParts};
 use devices::virtio::VirtioDevice;
 use devices::virtio::blk::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSender};
@@ -17,9 +17,9 @@ use iommu::SourceId;
 use pci::{Bdf, MsiSink, PciFunction, RootComplex, RootPort};
 
 use super::standard_output;
-use crate::config::{FunctionConfig, FunctionKind};
+use crate::assign::Assigner;
+use crate::config::{FunctionConfig, FunctionKind, VfioConfig};
 use crate::irq::Unit;
-use crate::kvm::KvmVfio;
 use crate::memory::Memory;
 
 /// INTA#, the only pin that functions here use.
@@ -33,16 +33,15 @@ pub(super) struct Platform<'a> {
     pub(super) ioapic: &'a Arc<IoApic>,
     pub(super) msi: Arc<dyn MsiSink>,
     pub(super) doorbells: Arc<dyn Doorbells>,
-    #[allow(dead_code)] // Nothing is assigned yet.
     pub(super) assignment: Assignment,
 }
 
 /// What assigned devices are given besides.
-#[allow(dead_code)] // As above.
 pub(super) struct Assignment {
     pub(super) interrupts: Arc<dyn InterruptRoutes>,
     pub(super) mappings: Arc<dyn GuestMappings>,
-    pub(super) vfio: Arc<KvmVfio>,
+    /// If there are iommufds.
+    pub(super) assigner: Option<Arc<Assigner>>,
 }
 
 impl Platform<'_> {
@@ -119,6 +118,7 @@ impl Platform<'_> {
             FunctionKind::RootPort => {
                 anyhow::bail!("--device pcie-root-port: a port cannot be behind another")
             }
+            FunctionKind::Vfio(device) => self.assigned(bdf, device),
         }
     }
 
@@ -132,6 +132,29 @@ impl Platform<'_> {
             VirtioPci::new(bdf, self.dma(bdf), msi, doorbells, Box::new(device))
                 .context("virtio device")?,
         )
+    }
+
+    fn assigned(&self, bdf: Bdf, config: &VfioConfig) -> anyhow::Result<Arc<dyn PciFunction>> {
+        let parts = &self.assignment;
+        let assigner = parts
+            .assigner
+            .as_ref()
+            .with_context(|| format!("{config}: this machine was started without iommufd"))?;
+        let device = assigner.bind(config)?;
+        let function = VfioPci::new(VfioPciParts {
+            bdf,
+            device: Arc::clone(device.cdev()),
+            routes: Arc::clone(&parts.interrupts),
+            mappings: Arc::clone(&parts.mappings),
+            listener: None,
+        })
+        .with_context(|| config.to_string())?;
+        let pin = self.interrupt_pin(bdf)?;
+        let line = self.ioapic.line_with_end(pin, function.end_of_interrupt());
+        function.connect_intx(line);
+        // Only now does it reach memory: it was reset before.
+        assigner.add(SourceId(bdf.as_u16()), device)?;
+        Ok(function)
     }
 
     /// The pin of the IOAPIC that INTA# of the function at `bdf` is wired to.

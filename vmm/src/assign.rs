@@ -1,0 +1,255 @@
+//! Devices of the host that are assigned: opened and bound before the machine is made, so that its remapping unit promises
+//! nothing that the host does not keep, and then kept where the guest's tables put them.
+
+mod error;
+mod files;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use devices::vfio::{HostAddress, VfioCdev};
+use iommu::host::HostDeviceId;
+use iommu::host::assigned::{AssignedDevice, AssignedDevices, Limits};
+use iommu::host::capabilities::HostCapabilities;
+use iommu::host::iommufd::Iommufd;
+use iommu::{SourceId, UnitConfig};
+
+use crate::config::{FunctionConfig, FunctionKind, HostDevice, IommufdConfig, VfioConfig};
+use crate::irq::Unit;
+use crate::kvm::{AssignedFile, KvmVfio};
+use crate::memory::{self, Memory};
+pub(crate) use error::AssignError;
+
+/// The iommufds of a machine.
+pub(crate) struct Host {
+    /// By their names on the command line.
+    iommufds: Vec<(String, Arc<Iommufd>)>,
+    kvm: Arc<KvmVfio>,
+    /// Devices in use. Leaf lock.
+    claimed: Arc<Mutex<BTreeSet<HostAddress>>>,
+}
+
+/// A device that is bound to an iommufd. It reaches nothing yet. Dropping it gives it back to the host.
+pub(crate) struct BoundDevice {
+    config: VfioConfig,
+    capabilities: HostCapabilities,
+    iommufd: Arc<Iommufd>,
+    id: HostDeviceId,
+    cdev: Arc<VfioCdev>,
+    /// After the device's own file in the order of dropping, as all that follows.
+    _known_to_kvm: AssignedFile,
+    _claim: Claim,
+}
+
+/// A device of the host, for as long as this machine uses it.
+struct Claim {
+    address: Option<HostAddress>,
+    claimed: Arc<Mutex<BTreeSet<HostAddress>>>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(address) = &self.address {
+            lock(&self.claimed).remove(address);
+        }
+    }
+}
+
+impl Host {
+    /// Opens the iommufds of a machine whose VFIO files are told to `kvm`.
+    pub(crate) fn open(configs: &[IommufdConfig], kvm: Arc<KvmVfio>) -> Result<Self, AssignError> {
+        let iommufds = configs
+            .iter()
+            .map(|config| Ok((config.id.clone(), Arc::new(files::iommufd(config)?))));
+        Ok(Self {
+            iommufds: iommufds.collect::<Result<_, AssignError>>()?,
+            kvm,
+            claimed: Arc::default(),
+        })
+    }
+
+    /// Binds all devices among `functions`.
+    pub(crate) fn bind_all(
+        &self,
+        functions: &[FunctionConfig],
+    ) -> Result<Vec<BoundDevice>, AssignError> {
+        let devices = functions
+            .iter()
+            .filter_map(|function| match &function.kind {
+                FunctionKind::Vfio(device) => Some(device),
+                _ => None,
+            });
+        devices.map(|device| self.bind(device)).collect()
+    }
+
+    fn bind(&self, config: &VfioConfig) -> Result<BoundDevice, AssignError> {
+        let failed = |why| AssignError::device(config, why);
+        let (_, iommufd) = self
+            .iommufds
+            .iter()
+            .find(|(name, _)| *name == config.iommufd)
+            .ok_or_else(|| failed(error::Why::NoIommufd))?;
+        let cdev = match config.device {
+            HostDevice::Address(address) => VfioCdev::open(address).map_err(error::Why::from),
+            HostDevice::Descriptor(fd) => files::duplicate(fd)
+                .map_err(error::Why::Descriptor)
+                .and_then(|file| Ok(VfioCdev::from_file(file)?)),
+        };
+        let cdev = cdev.map_err(failed)?;
+        let claim = claim(&self.claimed, cdev.address()).map_err(failed)?;
+        // VFIO looks for the virtual machine when the device is bound.
+        let known_to_kvm = self
+            .kvm
+            .add(cdev.as_fd())
+            .map_err(|cause| failed(error::Why::Kvm(cause)))?;
+        let id = cdev
+            .bind(iommufd.as_fd())
+            .map_err(|cause| failed(cause.into()))?;
+        let can_reset = cdev
+            .has_reset()
+            .map_err(|cause| failed(error::Why::Asking(cause)))?;
+        if config.needs_reset && !can_reset {
+            return Err(failed(error::Why::NoReset));
+        }
+        let capabilities = HostCapabilities::probe(iommufd.as_ref(), id)
+            .map_err(|cause| failed(error::Why::Asking(cause)))?;
+        log::info!("{config}: {capabilities}");
+        Ok(BoundDevice {
+            config: config.clone(),
+            capabilities,
+            iommufd: Arc::clone(iommufd),
+            id,
+            cdev: Arc::new(cdev),
+            _known_to_kvm: known_to_kvm,
+            _claim: claim,
+        })
+    }
+}
+
+fn claim(
+    claimed: &Arc<Mutex<BTreeSet<HostAddress>>>,
+    address: Option<HostAddress>,
+) -> Result<Claim, error::Why> {
+    if address.is_some_and(|address| !lock(claimed).insert(address)) {
+        return Err(error::Why::Taken);
+    }
+    Ok(Claim {
+        address,
+        claimed: Arc::clone(claimed),
+    })
+}
+
+impl BoundDevice {
+    /// The device, for its model.
+    pub(crate) fn cdev(&self) -> &Arc<VfioCdev> {
+        &self.cdev
+    }
+
+    /// Refuses to go behind `unit`, or to reach memory up to `ram_end`, where the host cannot do that.
+    fn check(&self, unit: Option<&UnitConfig>, ram_end: u64) -> Result<(), AssignError> {
+        let behind_unit = unit.map_or(Ok(()), |unit| self.capabilities.check(unit));
+        behind_unit
+            .and_then(|()| self.capabilities.check_memory(ram_end))
+            .map_err(|why| AssignError::device(&self.config, why.into()))
+    }
+}
+
+/// What a unit in front of `devices` can be, if it is asked to be `config`.
+pub(crate) fn limit(config: UnitConfig, devices: &[BoundDevice]) -> UnitConfig {
+    devices
+        .iter()
+        .fold(config, |config, device| device.capabilities.limit(config))
+}
+
+/// Assigns devices to a machine, while it is made and while it runs.
+pub(crate) struct Assigner {
+    host: Host,
+    assigned: Arc<AssignedDevices<Memory>>,
+    unit: Option<UnitConfig>,
+    ram_end: u64,
+    ram_size: u64,
+    /// Bound before the machine was made, and not part of it yet. Leaf lock.
+    waiting: Mutex<Vec<BoundDevice>>,
+    /// Part of the machine, by source id. Leaf lock.
+    devices: Mutex<BTreeMap<u16, BoundDevice>>,
+}
+
+impl Assigner {
+    /// For a machine with this memory and this unit, which was asked to be what is beside it. `devices` are the first to be
+    /// assigned.
+    ///
+    /// # Errors
+    /// When one of the devices does not go with the unit or the memory.
+    pub(crate) fn new(
+        host: Host,
+        devices: Vec<BoundDevice>,
+        memory: &Memory,
+        unit: Option<(&Arc<Unit>, UnitConfig)>,
+    ) -> Result<Arc<Self>, AssignError> {
+        let ram = memory::pieces(memory);
+        let ram_end = ram
+            .iter()
+            .map(|piece| piece.guest_address.saturating_add(piece.length));
+        let ram_end = ram_end.max().unwrap_or(0);
+        let ram_size = ram.iter().map(|piece| piece.length).sum();
+        let (unit, config) = unit.unzip();
+        for device in &devices {
+            device.check(config.as_ref(), ram_end)?;
+        }
+        Ok(Arc::new(Self {
+            host,
+            assigned: AssignedDevices::new(ram, unit, Limits::default()),
+            unit: config,
+            ram_end,
+            ram_size,
+            waiting: Mutex::new(devices),
+            devices: Mutex::default(),
+        }))
+    }
+
+    /// A device that is bound, and that goes with this machine.
+    pub(crate) fn bind(&self, config: &VfioConfig) -> Result<BoundDevice, AssignError> {
+        let mut waiting = lock(&self.waiting);
+        if let Some(place) = waiting.iter().position(|device| device.config == *config) {
+            return Ok(waiting.remove(place));
+        }
+        drop(waiting);
+        let device = self.host.bind(config)?;
+        device.check(self.unit.as_ref(), self.ram_end)?;
+        Ok(device)
+    }
+
+    /// Puts a device where the guest's tables say. It is the guest's function with this source id from now on.
+    pub(crate) fn add(&self, source: SourceId, device: BoundDevice) -> Result<(), AssignError> {
+        self.assigned
+            .add(AssignedDevice {
+                source,
+                name: device.config.to_string(),
+                host: Arc::clone(&device.iommufd) as _,
+                id: device.id,
+                attachment: Arc::clone(&device.cdev) as _,
+            })
+            .map_err(|error| AssignError::add(error, self.ram_size))?;
+        lock(&self.devices).insert(source.0, device);
+        Ok(())
+    }
+
+    /// Gives a device back to the host, once its model lets go of it, too. Other functions' sources are none of its business.
+    #[allow(dead_code)] // For hot-plug.
+    pub(crate) fn remove(&self, source: SourceId) {
+        if self.assigned.remove(source) {
+            let device = lock(&self.devices).remove(&source.0);
+            drop(device);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[path = "assign/assign_test.rs"]
+mod assign_test;

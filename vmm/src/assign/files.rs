@@ -1,0 +1,56 @@
+//! Files that assigned devices need, and the limit on memory that is locked for them.
+
+#![allow(unsafe_code)] // Duplicating a descriptor by its number, and the limit, have no safe wrapper among our dependencies.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::FromRawFd;
+
+use iommu::host::iommufd::Iommufd;
+
+use super::AssignError;
+use crate::config::{FileSource, IommufdConfig};
+
+/// Opens an iommufd.
+pub(super) fn iommufd(config: &IommufdConfig) -> Result<Iommufd, AssignError> {
+    match &config.source {
+        FileSource::Path(path) => Iommufd::open(path).map_err(|cause| AssignError::Iommufd {
+            id: config.id.clone(),
+            path: path.clone(),
+            cause,
+        }),
+        FileSource::Descriptor(fd) => {
+            let iommufd = duplicate(*fd).and_then(Iommufd::from_file);
+            iommufd.map_err(|cause| AssignError::Descriptor {
+                id: config.id.clone(),
+                fd: *fd,
+                cause,
+            })
+        }
+    }
+}
+
+/// A descriptor of our own for what is open as number `fd`.
+///
+/// # Errors
+/// `EBADF` if nothing is.
+pub(super) fn duplicate(fd: i32) -> io::Result<File> {
+    // SAFETY: the command takes a number and no pointer, and changes no descriptor that exists.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was just created and nothing else owns it.
+    Ok(unsafe { File::from_raw_fd(copy) })
+}
+
+/// Bytes that this process may lock; `None` if there is no limit.
+pub(super) fn lock_limit() -> Option<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is to a live, writable `rlimit`.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
+    (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}

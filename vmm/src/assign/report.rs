@@ -1,0 +1,38 @@
+//! What people are told about assigned devices.
+
+use std::fmt;
+
+use pci::Bdf;
+
+use super::{Assigner, lock};
+
+/// Every device and where it is, what was done for all of them, and what was asked of each iommufd.
+impl fmt::Display for Assigner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reports = self.assigned.describe();
+        if reports.is_empty() {
+            writeln!(f, "no assigned devices")?;
+        }
+        for report in reports {
+            let bdf = Bdf::from_requester_id(report.source.0);
+            writeln!(f, "{bdf} {}: {}", report.name, report.binding)?;
+            if let Some(device) = lock(&self.devices).get(&report.source.0) {
+                writeln!(f, "  host: {}", device.capabilities)?;
+            }
+        }
+        let (areas, bytes) = self.assigned.mapped();
+        writeln!(f, "shadows: {} KiB in {areas} areas", bytes / 1024)?;
+        for (name, value) in self.assigned.statistics().entries() {
+            writeln!(f, "{name}: {value}")?;
+        }
+        for (name, iommufd) in &self.host.iommufds {
+            let counts = iommufd.ioctl_counts();
+            writeln!(f, "iommufd {name}:")?;
+            for (kind, count) in counts.entries().filter(|(_, count)| *count != 0) {
+                writeln!(f, "  {kind}: {count}")?;
+            }
+            writeln!(f, "  failed: {}", counts.failed)?;
+        }
+        Ok(())
+    }
+}
