@@ -9,6 +9,8 @@
 
 pub mod assigned;
 pub mod capabilities;
+#[cfg(any(test, feature = "fake-host"))]
+pub mod fake;
 pub mod iommufd;
 
 mod ram;

@@ -361,3 +361,10 @@ fn map_memory(space: &Space, name: &str, common: &Common) -> Result<(), AddError
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod testing;
+
+#[cfg(test)]
+#[path = "assigned/assigned_test.rs"]
+mod assigned_test;

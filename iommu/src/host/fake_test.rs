@@ -108,7 +108,7 @@ fn a_failed_replacement_blocks_and_is_not_undone_by_attaching_again() {
     let (device, attachment) = host.bind(FakeFeatures::default());
     let space = host.allocate_space().unwrap();
     map(&host, space, 0x1000, 0x1000).unwrap();
-    let mut table = || {
+    let table = || {
         host.allocate_page_table(device, space, PageTableOptions::default())
             .unwrap()
     };

@@ -1,0 +1,232 @@
+//! A guest with assigned devices, for tests: tables in its memory, and a fake host behind it.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use vm_memory::GuestMemoryMmap;
+
+use super::{AssignedDevice, AssignedDevices, DeviceBinding, Limits, RamPiece};
+use crate::config::UnitConfig;
+use crate::host::HostDeviceId;
+use crate::host::fake::{FakeFeatures, FakeHost};
+use crate::spec::descriptors::{
+    ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
+};
+use crate::spec::ids::SourceId;
+use crate::translate::tables::{Paging, RAM, World};
+use crate::unit::{EventSink, InterruptMessage, Invalidation, TranslationObserver as _, Unit};
+
+pub(super) type Memory = Arc<GuestMemoryMmap<()>>;
+
+/// The devices: 00:03.0 to 00:06.0.
+pub(super) const SOURCES: [SourceId; 4] = [
+    SourceId(0x18),
+    SourceId(0x20),
+    SourceId(0x28),
+    SourceId(0x30),
+];
+
+/// Where one piece of RAM ends and the next begins.
+pub(super) const MIDDLE: u64 = 0x200_0000;
+
+/// Any entry may have changed.
+pub(super) const CONTEXT: Invalidation = Invalidation::Context(ContextScope::Global);
+
+struct NoEvents;
+
+impl EventSink for NoEvents {
+    fn deliver(&self, _: InterruptMessage) {}
+}
+
+pub(super) struct Guest {
+    pub(super) world: World,
+    pub(super) unit: Arc<Unit<Memory>>,
+    pub(super) devices: Arc<AssignedDevices<Memory>>,
+    pub(super) host: Arc<FakeHost>,
+}
+
+/// RAM as `World` has it, in two pieces; offsets in the file are guest-physical addresses.
+pub(super) fn ram() -> Vec<RamPiece> {
+    let file = Arc::new(File::open("/dev/null").unwrap());
+    let end = u64::try_from(RAM).unwrap();
+    [0..MIDDLE, MIDDLE..end]
+        .into_iter()
+        .map(|range| RamPiece {
+            guest_address: range.start,
+            file: Arc::clone(&file),
+            offset: range.start,
+            host_address: 0x7000_0000_0000 + range.start,
+            length: range.end - range.start,
+        })
+        .collect()
+}
+
+impl Guest {
+    /// Scalable mode, its tables are empty, and translation is on.
+    pub(super) fn new(limits: Limits) -> Self {
+        let world = World::scalable();
+        let config = UnitConfig {
+            scalable: true,
+            first_stage: true,
+            nested: true,
+            caching_mode: true,
+            snoop_control: true,
+            ..UnitConfig::default()
+        };
+        let unit = Unit::new(Arc::clone(&world.memory), &config, Arc::new(NoEvents)).unwrap();
+        let devices = AssignedDevices::new(ram(), Some(&unit), limits);
+        unit.dma_state().set_latched(world.latched);
+        let guest = Self {
+            world,
+            unit,
+            devices,
+            host: FakeHost::new(),
+        };
+        guest.forget_context();
+        guest
+    }
+
+    /// Adds the devices with these features, as the first of [`SOURCES`].
+    pub(super) fn with(features: &[FakeFeatures]) -> (Self, Vec<HostDeviceId>) {
+        let guest = Self::new(Limits::default());
+        let ids = features
+            .iter()
+            .zip(SOURCES)
+            .map(|(features, source)| guest.add(source, *features))
+            .collect();
+        guest.host.take_calls();
+        (guest, ids)
+    }
+
+    pub(super) fn add(&self, source: SourceId, features: FakeFeatures) -> HostDeviceId {
+        let device = self.host.device(source, features);
+        let id = device.id;
+        self.devices.add(device).unwrap();
+        id
+    }
+
+    /// Another iommufd's device.
+    pub(super) fn add_of(&self, host: &Arc<FakeHost>, source: SourceId) -> HostDeviceId {
+        let device: AssignedDevice = host.device(source, FakeFeatures::default());
+        let id = device.id;
+        self.devices.add(device).unwrap();
+        id
+    }
+
+    /// No device has a context entry.
+    fn forget_context(&self) {
+        self.world.set(self.world.scalable_context(), 0);
+    }
+
+    /// Where the context entry of `source` is.
+    fn context(&self, source: SourceId) -> u64 {
+        self.world.context + u64::from(source.0) * 32
+    }
+
+    /// Gives `source` an entry for requests without PASID, with these words.
+    pub(super) fn enter(&self, source: SourceId, words: [u64; 3]) {
+        let context = self.context(source);
+        if self.world.get(context) == 0 {
+            let (directory, pasids) = (self.world.page(), self.world.page());
+            self.world.set(directory, pasids | 1);
+            self.world.set(context, directory | 1);
+        }
+        let directory = self.world.get(context) & !0xfff;
+        let pasids = self.world.get(directory) & !0xfff;
+        for (index, word) in (0..).zip(words) {
+            self.world.set(pasids + index * 8, word);
+        }
+    }
+
+    pub(super) fn enter_nothing(&self, source: SourceId) {
+        self.enter(source, [0; 3]);
+    }
+
+    pub(super) fn enter_pass_through(&self, source: SourceId) {
+        self.enter(source, [4 << 6 | 2 << 2 | 1, 1, 0]);
+    }
+
+    pub(super) fn enter_first_stage(&self, source: SourceId, top: u64) {
+        self.enter(source, [1 << 6 | 1, 1, top]);
+    }
+
+    pub(super) fn enter_second_stage(&self, source: SourceId, paging: &Paging, domain: u64) {
+        let width = u64::try_from(paging.levels).unwrap() - 2;
+        self.enter(source, [paging.top | 2 << 6 | width << 2 | 1, domain, 0]);
+    }
+
+    /// One exit of the guest.
+    pub(super) fn invalidate(&self, invalidations: &[Invalidation]) {
+        self.devices.run_begins();
+        self.devices.invalidated(invalidations);
+    }
+
+    /// As Linux does it for an entry that becomes present.
+    pub(super) fn announce_entry(&self, domain: u16) {
+        self.devices.run_begins();
+        self.devices
+            .invalidated(&[Invalidation::PasidCache(PasidCacheScope::Pasid(domain, 0))]);
+        self.devices.invalidated(&[Invalidation::PasidIotlb {
+            domain,
+            pasid: 0,
+            scope: PasidIotlbScope::Pasid,
+        }]);
+    }
+
+    /// Puts `source` behind `paging`.
+    pub(super) fn shadow(&self, source: SourceId, paging: &Paging, domain: u16) {
+        self.enter_second_stage(source, paging, domain.into());
+        self.announce_entry(domain);
+    }
+
+    /// Writes leaves for `pages` pages.
+    pub(super) fn map(&self, paging: &Paging, input: u64, output: u64, pages: u64, flags: u64) {
+        for page in 0..pages {
+            let offset = page * 0x1000;
+            self.world
+                .map(paging, input + offset, 1, output + offset | flags);
+        }
+    }
+
+    pub(super) fn unmap(&self, paging: &Paging, input: u64, pages: u64) {
+        for page in 0..pages {
+            self.world.map(paging, input + page * 0x1000, 1, 0);
+        }
+    }
+
+    pub(super) fn binding(&self, source: SourceId) -> DeviceBinding {
+        let reports = self.devices.describe();
+        reports
+            .iter()
+            .find(|report| report.source == source)
+            .unwrap()
+            .binding
+    }
+
+    /// Where a DMA goes: guest-physical address and rights.
+    pub(super) fn dma(&self, device: HostDeviceId, address: u64) -> Option<(u64, &'static str)> {
+        self.host.dma(device, address).map(|to| {
+            let rights = match (to.rights.read, to.rights.write) {
+                (true, true) => "rw",
+                (true, false) => "r",
+                _ => "w",
+            };
+            (to.offset, rights)
+        })
+    }
+}
+
+/// `2^mask` pages at `address`.
+pub(super) fn pages(domain: u16, address: u64, mask: u8) -> Invalidation {
+    let block = PageBlock {
+        address,
+        mask,
+        leaf_only: false,
+    };
+    Invalidation::Iotlb(IotlbScope::Pages(domain, block))
+}
+
+/// What the host still has.
+pub(super) fn objects(hosts: &[&Arc<FakeHost>]) -> usize {
+    hosts.iter().map(|host| host.objects()).sum()
+}
