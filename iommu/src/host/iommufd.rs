@@ -346,6 +346,7 @@ impl HostIommu for Iommufd {
                     Err(_) if usize::try_from(request.entry_num) == Ok(left.len()) => 0,
                     _ => usize::try_from(request.entry_num).map_err(io::Error::other)?,
                 };
+                let carried_out = carried_out.min(left.len());
                 left = left.get(carried_out..).unwrap_or_default();
                 *done += carried_out;
                 match outcome {

@@ -158,7 +158,9 @@ fn stats(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
 fn assigned(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
     let text = match &monitor.assigner {
         Some(assigner) => assigner.to_string(),
-        None => "no assigned devices, as there is no iommufd (`--object iommufd,id=ID`)\n".to_owned(),
+        None => {
+            "no assigned devices, as there is no iommufd (`--object iommufd,id=ID`)\n".to_owned()
+        }
     };
     Ok(text.into())
 }
