@@ -5,6 +5,8 @@
 //! vendor-specific ones. Everything else, known or not, is left out of the lists and reads as zero: ATS, PRI, PASID, SR-IOV and
 //! resizable BARs would need the VMM's help, access control, virtual channels, link and latency management are the host's.
 
+mod extended;
+
 use pci::CONFIG_SPACE_SIZE;
 
 use super::bars::Bar;
@@ -31,11 +33,6 @@ mod id {
     pub(super) const VENDOR: u8 = 0x09;
     pub(super) const PCIE: u8 = 0x10;
     pub(super) const MSIX: u8 = 0x11;
-
-    pub(super) const EXTENDED_ERRORS: u16 = 0x01;
-    pub(super) const EXTENDED_SERIAL: u16 = 0x03;
-    pub(super) const EXTENDED_VENDOR: u16 = 0x0b;
-    pub(super) const EXTENDED_DESIGNATED: u16 = 0x23;
 }
 
 /// Device control bits that the guest may change (7.5.3.4): error reporting, relaxed ordering, extended tags, no-snoop, the
@@ -341,69 +338,6 @@ impl Builder<'_> {
         }
         self.layout.pcie = Some(offset);
     }
-
-    fn extended(&mut self) {
-        let all = extended_list(self.host);
-        let shown: Vec<_> = all
-            .iter()
-            .filter_map(|&(offset, header)| {
-                let end = all
-                    .iter()
-                    .map(|(other, _)| *other)
-                    .filter(|other| *other > offset)
-                    .min()
-                    .unwrap_or(0x1000);
-                self.show_extended(offset, header, end - offset)
-                    .then_some((offset, header))
-            })
-            .collect();
-        // The list begins at its fixed place: a null capability stands there for one that is not shown.
-        let mut chain = shown;
-        if chain
-            .first()
-            .is_some_and(|(first, _)| *first != FIRST_EXTENDED)
-        {
-            chain.retain(|(offset, _)| *offset != FIRST_EXTENDED);
-            chain.insert(0, (FIRST_EXTENDED, 0x0001_0000));
-        }
-        let nexts = chain.iter().skip(1).map(|(next, _)| *next).chain([0]);
-        let headers: Vec<_> = chain
-            .iter()
-            .zip(nexts)
-            .map(|((offset, header), next)| (*offset, header & 0x000f_ffff | u32::from(next) << 20))
-            .collect();
-        for (offset, header) in headers {
-            self.set32(offset, header);
-        }
-    }
-
-    fn show_extended(&mut self, offset: u16, header: u32, room: u16) -> bool {
-        let [a, b, ..] = header.to_le_bytes();
-        let vendor_length = || {
-            let length = u16::try_from(self.host32(offset + 4) >> 20).unwrap_or(0);
-            length.min(room)
-        };
-        match u16::from_le_bytes([a, b]) {
-            // What the host's device reports can be seen; its registers stay as the host set them.
-            id::EXTENDED_ERRORS if room >= 0x2c => {
-                Self::fill(&mut self.live, offset + 4, 0x28, 0xff);
-            }
-            id::EXTENDED_SERIAL if room >= 12 => self.copy(offset + 4, 8),
-            kind @ (id::EXTENDED_VENDOR | id::EXTENDED_DESIGNATED) => {
-                let length = vendor_length();
-                if length < 8 {
-                    return false;
-                }
-                self.copy(offset + 4, 4);
-                Self::fill(&mut self.live, offset + 8, length - 8, 0xff);
-                if kind == id::EXTENDED_VENDOR {
-                    Self::fill(&mut self.forward, offset + 8, length - 8, 0xff);
-                }
-            }
-            _ => return false,
-        }
-        true
-    }
 }
 
 /// Offsets and ids of the standard capabilities, in the list's order. A list that loops or leaves its place ends there.
@@ -424,23 +358,6 @@ fn standard_list(host: &Image) -> Vec<(u16, u8)> {
         }
         list.push((offset, id));
         pointer = next;
-    }
-}
-
-/// Offsets and headers of the extended capabilities, in the list's order.
-fn extended_list(host: &Image) -> Vec<(u16, u32)> {
-    let mut list: Vec<(u16, u32)> = Vec::new();
-    let mut offset = FIRST_EXTENDED;
-    loop {
-        let header = u32::from_le_bytes(chunk(host, offset));
-        if header == 0 || header == u32::MAX {
-            return list;
-        }
-        list.push((offset, header));
-        offset = u16::try_from(header >> 20 & 0xffc).unwrap_or(0);
-        if offset < FIRST_EXTENDED || list.iter().any(|(seen, _)| *seen == offset) {
-            return list;
-        }
     }
 }
 

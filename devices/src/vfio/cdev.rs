@@ -56,6 +56,18 @@ pub enum BindError {
         /// The others, with their drivers.
         others: Vec<String>,
     },
+    /// Somebody else has devices of its IOMMU group.
+    #[error(
+        "{device} cannot be bound: its IOMMU group belongs to another process or to another iommufd{}; give all devices of \
+         a group to one iommufd (or the host does not isolate the group's interrupts: see intel_iommu=on intremap=on)",
+        among(.others)
+    )]
+    GroupOwned {
+        /// The device.
+        device: String,
+        /// The other devices of the group.
+        others: Vec<String>,
+    },
     /// Somebody else uses the device.
     #[error(
         "{device} is in use: its IOMMU group is open through /dev/vfio/<group> or bound to another iommufd; end the \
@@ -82,6 +94,13 @@ pub enum BindError {
         /// Why.
         source: io::Error,
     },
+}
+
+fn among(others: &[String]) -> String {
+    if others.is_empty() {
+        return String::new();
+    }
+    format!(", with {}", others.join(", "))
 }
 
 /// A file is not a VFIO device.
@@ -162,7 +181,12 @@ impl VfioCdev {
     pub fn bind(&self, iommufd: BorrowedFd<'_>) -> Result<HostDeviceId, BindError> {
         match sys::bind(&self.file, iommufd) {
             Ok(id) => Ok(HostDeviceId(id)),
-            Err(error) => Err(self.bind_error(error, &Sysfs::default())),
+            Err(error) => Err(bind_error(
+                self.name(),
+                self.address,
+                error,
+                &Sysfs::default(),
+            )),
         }
     }
 
@@ -174,29 +198,36 @@ impl VfioCdev {
     pub fn has_reset(&self) -> io::Result<bool> {
         sys::can_reset(&self.file)
     }
+}
 
-    fn bind_error(&self, source: io::Error, sysfs: &Sysfs) -> BindError {
-        let device = self.name();
-        match source.raw_os_error() {
-            // The kernel says EPERM for both.
-            Some(libc::EPERM) => {
-                let others: Vec<_> = self
-                    .address
-                    .map(|address| sysfs.group_users(address))
-                    .unwrap_or_default()
+/// What the kernel meant. It says EPERM for interrupts that are not isolated and for a group that somebody else owns.
+fn bind_error(
+    device: String,
+    address: Option<HostAddress>,
+    source: io::Error,
+    sysfs: &Sysfs,
+) -> BindError {
+    match source.raw_os_error() {
+        Some(libc::EPERM) => {
+            let used = address.map(|address| sysfs.group_users(address));
+            let used = used.unwrap_or_default();
+            let others = address.map(|address| sysfs.group_members(address));
+            let others = others.unwrap_or_default();
+            if !used.is_empty() {
+                let others = used
                     .into_iter()
                     .map(|(device, driver)| format!("{device} ({driver})"))
                     .collect();
-                if others.is_empty() {
-                    BindError::UnsafeInterrupts { device }
-                } else {
-                    BindError::SharedGroup { device, others }
-                }
+                BindError::SharedGroup { device, others }
+            } else if !others.is_empty() || sysfs.allows_unsafe_interrupts() {
+                BindError::GroupOwned { device, others }
+            } else {
+                BindError::UnsafeInterrupts { device }
             }
-            Some(libc::EBUSY) => BindError::Busy { device },
-            Some(libc::EINVAL | libc::ENOTTY) => BindError::Refused { device },
-            _ => BindError::Other { device, source },
         }
+        Some(libc::EBUSY) => BindError::Busy { device },
+        Some(libc::EINVAL | libc::ENOTTY) => BindError::Refused { device },
+        _ => BindError::Other { device, source },
     }
 }
 
@@ -326,3 +357,7 @@ fn retry<T>(errors: &[i32], mut operation: impl FnMut() -> io::Result<T>) -> io:
         }
     }
 }
+
+#[cfg(test)]
+#[path = "cdev_test.rs"]
+mod tests;

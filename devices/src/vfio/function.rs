@@ -1,13 +1,13 @@
 //! The PCI function that the guest sees of an assigned device.
 
+mod bus;
+mod interrupts;
+
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use pci::{
-    BarKind, BarWindow, Bdf, CONFIG_SPACE_SIZE, ConfigChange, IntxSink, MsiMessage, MsiSink,
-    MsixTable, PciFunction,
-};
+use pci::{Bdf, CONFIG_SPACE_SIZE, IntxSink, MsiSink, MsixTable};
 use thiserror::Error;
 
 use super::bars::{self, BAR_COUNT};
@@ -15,13 +15,13 @@ use super::capabilities::{self, CONTROL_FORWARDED, Facts};
 use super::cdev::VfioCdev;
 use super::config::{
     COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY, COMMAND_PARITY,
-    COMMAND_SERR, DEVICE_CONTROL, Effects, Image, MSI_ENABLE, MSIX_ENABLE, MSIX_FUNCTION_MASK,
-    MsiLayout, MsixLayout, PM_CONTROL, PM_STATE, VirtualConfig, chunk,
+    COMMAND_SERR, DEVICE_CONTROL, Effects, Image, MsiLayout, MsixLayout, PM_CONTROL, PM_STATE,
+    VirtualConfig, chunk,
 };
 use super::direct::{Direct, Part};
 use super::host::{CONFIG_REGION, HostDevice, IrqKind};
 use super::intx::Intx;
-use super::messages::{MessageError, Messages};
+use super::messages::Messages;
 use super::platform::{EndOfInterrupt, GuestMappings, InterruptRoutes};
 use super::watcher::{HostListener, Watcher};
 use crate::limit::LogLimit;
@@ -330,141 +330,6 @@ impl VfioPci {
         }
     }
 
-    /// Makes the way of interrupting what configuration space says. `messages`: what is sent may have changed, too.
-    fn follow_interrupts(&self, control: &mut Control, messages: bool) {
-        let config = &control.config;
-        let msix = self.msix.as_ref();
-        let msix_control = msix.map_or(0, |(layout, _)| config.u16(layout.offset + 2));
-        let msi = self
-            .msi
-            .filter(|msi| config.u16(msi.offset + 2) & MSI_ENABLE != 0);
-        if let Some((_, table)) = msix {
-            table.set_control(
-                msix_control & MSIX_ENABLE != 0,
-                msix_control & MSIX_FUNCTION_MASK != 0,
-            );
-        }
-        if let (Some((layout, _)), true) = (msix, msix_control & MSIX_ENABLE != 0) {
-            if !matches!(control.mode, Mode::Msix(_)) {
-                self.turn_off(control);
-                let vectors = Messages::msix(self.bdf, &self.host, &self.routes, layout.vectors);
-                control.mode = Mode::Msix(self.enabled("MSI-X", vectors));
-            } else if !messages {
-                return;
-            }
-            for vector in 0..layout.vectors {
-                self.follow_vector(control, vector);
-            }
-        } else if let Some(msi) = msi {
-            let wanted = msi_messages(config, msi);
-            let count = u16::try_from(wanted.len()).unwrap_or(0);
-            match &mut control.mode {
-                Mode::Msi(Some(vectors), known) if *known == count => {
-                    for (vector, message) in (0..).zip(wanted) {
-                        if let Err(error) = vectors.set(vector, message) {
-                            self.complain_vector(vector, &error);
-                        }
-                    }
-                }
-                // It failed, and would again.
-                Mode::Msi(None, known) if *known == count => {}
-                _ => {
-                    self.turn_off(control);
-                    let vectors = Messages::msi(
-                        self.bdf,
-                        &self.host,
-                        &self.routes,
-                        &wanted,
-                        &mut |vector, error| self.complain_vector(vector, error),
-                    );
-                    control.mode = Mode::Msi(self.enabled("MSI", vectors), count);
-                }
-            }
-        } else if config.command() & COMMAND_MEMORY != 0 && self.intx.is_connected() {
-            // Drivers that use the pin switch the device's memory on first; a device without driver needs no interrupt.
-            if !matches!(control.mode, Mode::Intx) {
-                self.turn_off(control);
-                control.mode = Mode::Intx;
-                if let Err(error) = self.intx.enable() {
-                    self.complain(format_args!(
-                        "cannot enable INTx, the device will not interrupt: {error}"
-                    ));
-                }
-            }
-        } else {
-            self.turn_off(control);
-        }
-    }
-
-    fn enabled(&self, what: &str, vectors: Result<Messages, MessageError>) -> Option<Messages> {
-        vectors
-            .inspect_err(|error| {
-                self.complain(format_args!(
-                    "cannot enable {what}, the device will not interrupt: {error}"
-                ));
-            })
-            .ok()
-    }
-
-    fn complain_vector(&self, vector: u16, error: &MessageError) {
-        self.complain(format_args!(
-            "interrupt vector {vector} stays silent: {error}"
-        ));
-    }
-
-    /// The host takes one kind of interrupt at a time.
-    fn turn_off(&self, control: &mut Control) {
-        if let Mode::Intx = std::mem::replace(&mut control.mode, Mode::Off) {
-            self.intx.disable();
-        }
-    }
-
-    /// Makes what a vector sends what its table entry says.
-    fn follow_vector(&self, control: &mut Control, vector: u16) {
-        let (Some((layout, table)), Mode::Msix(Some(vectors))) = (&self.msix, &mut control.mode)
-        else {
-            return;
-        };
-        let Some(entry) = table.entry(vector) else {
-            return;
-        };
-        let function = control.config.u16(layout.offset + 2) & MSIX_FUNCTION_MASK != 0;
-        let message = (!entry.masked && !function).then_some(entry.message);
-        if let Err(error) = vectors.set(vector, message) {
-            self.complain_vector(vector, &error);
-        }
-    }
-
-    fn write_table(&self, layout: &MsixLayout, table: &MsixTable, offset: u64, data: &[u8]) {
-        let mut control = self.lock();
-        let at = offset - layout.table;
-        table.write_table(at, data);
-        let length = u64::try_from(data.len()).unwrap_or(0);
-        let last = at.saturating_add(length.saturating_sub(1)) / 16;
-        for vector in at / 16..=last {
-            if let Ok(vector) = u16::try_from(vector) {
-                self.follow_vector(&mut control, vector);
-            }
-        }
-    }
-
-    /// Pending bits, eight vectors in a byte.
-    fn read_pba(&self, layout: &MsixLayout, offset: u64, data: &mut [u8]) {
-        let control = self.lock();
-        data.fill(0);
-        let Mode::Msix(Some(vectors)) = &control.mode else {
-            return;
-        };
-        for (byte, at) in data.iter_mut().zip(offset - layout.pba..) {
-            for bit in 0..8 {
-                let vector = u16::try_from(at.saturating_mul(8) + bit);
-                if vector.is_ok_and(|vector| vectors.is_pending(vector)) {
-                    *byte |= 1 << bit;
-                }
-            }
-        }
-    }
-
     /// Back to the state after power-on, in the host and towards the guest.
     fn reset_all(&self, control: &mut Control) {
         self.turn_off(control);
@@ -494,150 +359,6 @@ impl Drop for VfioPci {
         control.config.reset();
         self.write_host_command(&control);
     }
-}
-
-impl PciFunction for VfioPci {
-    fn read_config(&self, offset: u16, data: &mut [u8]) {
-        let mut control = self.lock();
-        let end = offset.saturating_add(u16::try_from(data.len()).unwrap_or(u16::MAX));
-        let pending_read = |msi: &MsiLayout| {
-            let pending = msi.mask() + 4;
-            msi.maskable && offset < pending + 4 && pending < end
-        };
-        if let Some(msi) = self.msi.filter(pending_read) {
-            let pending = match &control.mode {
-                Mode::Msi(Some(vectors), count) => (0..*count)
-                    .filter(|vector| vectors.is_pending(*vector))
-                    .fold(0, |bits, vector| bits | 1 << vector),
-                _ => 0,
-            };
-            control.config.set_u32(msi.mask() + 4, pending);
-        }
-        control.config.read(offset, data, |offset, data| {
-            self.read_host(offset, data);
-        });
-    }
-
-    fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange {
-        let mut control = self.lock();
-        let before = control.config.command();
-        let effects = control.config.write(offset, data);
-        if effects.reset && self.has_reset {
-            self.reset_all(&mut control);
-            return ConfigChange {
-                decode: true,
-                function_reset: true,
-                ..ConfigChange::default()
-            };
-        }
-        self.apply(&mut control, &effects);
-        let after = control.config.command();
-        let changed = before ^ after;
-        ConfigChange {
-            decode: effects.decode,
-            bus_master: (changed & COMMAND_BUS_MASTER != 0)
-                .then_some(after & COMMAND_BUS_MASTER != 0),
-            msi: effects.msi,
-            msix: effects.msix,
-            function_reset: false,
-            intx: changed & COMMAND_INTX_DISABLE != 0,
-        }
-    }
-
-    fn read_bar(&self, bar: usize, offset: u64, data: &mut [u8]) {
-        if let Some((layout, table)) = &self.msix {
-            if bar == layout.table_bar && within(offset, layout.table, layout.table_size()) {
-                return table.read_table(offset - layout.table, data);
-            }
-            if bar == layout.pba_bar && within(offset, layout.pba, layout.pba_size()) {
-                return self.read_pba(layout, offset, data);
-            }
-        }
-        let region = u32::try_from(bar).unwrap_or(u32::MAX);
-        if let Err(error) = self.host.read(region, offset, data) {
-            data.fill(0xff);
-            self.complain(format_args!(
-                "cannot read BAR {bar} at {offset:#x}: {error}"
-            ));
-        }
-    }
-
-    fn write_bar(&self, bar: usize, offset: u64, data: &[u8]) {
-        if let Some((layout, table)) = &self.msix {
-            if bar == layout.table_bar && within(offset, layout.table, layout.table_size()) {
-                return self.write_table(layout, table, offset, data);
-            }
-            if bar == layout.pba_bar && within(offset, layout.pba, layout.pba_size()) {
-                return;
-            }
-        }
-        let region = u32::try_from(bar).unwrap_or(u32::MAX);
-        if let Err(error) = self.host.write(region, offset, data) {
-            self.complain(format_args!(
-                "cannot write BAR {bar} at {offset:#x}: {error}"
-            ));
-        }
-    }
-
-    fn windows(&self) -> Vec<BarWindow> {
-        self.lock().config.windows()
-    }
-
-    fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
-        let control = self.lock();
-        let bars = control.config.bars.iter();
-        bars.map(|bar| (bar.index, bar.kind, bar.size)).collect()
-    }
-
-    fn assign_bar(&self, bar: usize, address: u64) {
-        self.lock().config.assign_bar(bar, address);
-    }
-
-    fn windows_changed(&self, windows: &[BarWindow]) {
-        self.direct.follow(windows, |error| {
-            self.complain(format_args!(
-                "the hypervisor does not map a BAR, accesses to it will be slow: {error}"
-            ));
-        });
-    }
-
-    /// No DMA and no messages from now on.
-    fn quiesce(&self) {
-        let control = self.lock();
-        self.write_host(COMMAND, &control.command.to_le_bytes());
-    }
-
-    fn reset(&self) {
-        self.reset_all(&mut self.lock());
-    }
-}
-
-fn within(offset: u64, start: u64, size: u64) -> bool {
-    offset.checked_sub(start).is_some_and(|at| at < size)
-}
-
-/// What the vectors that software enabled send; `None` for those that it masked.
-fn msi_messages(config: &VirtualConfig, msi: MsiLayout) -> Vec<Option<MsiMessage>> {
-    let control = config.u16(msi.offset + 2);
-    let (offered, enabled) = (control >> 1 & 7, control >> 4 & 7);
-    let count = 1_u32 << u32::from(enabled.min(offered));
-    let mut address = u64::from(config.u32(msi.offset + 4));
-    if msi.wide {
-        address |= u64::from(config.u32(msi.offset + 8)) << 32;
-    }
-    let data = u32::from(config.u16(msi.data()));
-    let mask = if msi.maskable {
-        config.u32(msi.mask())
-    } else {
-        0
-    };
-    let low = count - 1;
-    (0..count)
-        .map(|vector| {
-            let data = data & !low | vector;
-            (mask >> vector & 1 == 0).then_some(MsiMessage { address, data })
-        })
-        .collect()
 }
 
 /// The host's configuration space; zero beyond its end, where a conventional device has none.

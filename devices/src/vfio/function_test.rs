@@ -1,5 +1,7 @@
 use std::sync::atomic::Ordering;
 
+use pci::{ConfigChange, MsiMessage, PciFunction};
+
 use super::*;
 use crate::vfio::fake::{Call, FakeHost, FakeLine, FakeMappings, FakeRoutes};
 

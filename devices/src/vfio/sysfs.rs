@@ -136,20 +136,33 @@ impl Sysfs {
         Ok(self.dev.join("vfio/devices").join(name))
     }
 
-    /// The devices of `address`'s group that drivers of the host use.
-    pub(super) fn group_users(&self, address: HostAddress) -> Vec<(String, String)> {
+    /// The other devices of `address`'s group.
+    pub(super) fn group_members(&self, address: HostAddress) -> Vec<String> {
         let own = address.to_string();
-        let mut users: Vec<_> = entries(&self.device(address).join("iommu_group/devices"))
+        let mut members: Vec<_> = entries(&self.device(address).join("iommu_group/devices"))
             .filter(|name| *name != own)
+            .collect();
+        members.sort();
+        members
+    }
+
+    /// Whether iommufd takes devices whose interrupts are not isolated.
+    pub(super) fn allows_unsafe_interrupts(&self) -> bool {
+        let parameter = "module/iommufd/parameters/allow_unsafe_interrupts";
+        fs::read_to_string(self.sys.join(parameter)).is_ok_and(|value| value.trim() == "Y")
+    }
+
+    /// Those of them that drivers of the host use, and the drivers.
+    pub(super) fn group_users(&self, address: HostAddress) -> Vec<(String, String)> {
+        self.group_members(address)
+            .into_iter()
             .filter_map(|name| {
                 let device = self.sys.join("bus/pci/devices").join(&name);
                 let driver = link_name(&device.join("driver"))?;
                 let harmless = vfio_node(&device).is_some() || manages_no_dma(&driver);
                 (!harmless).then_some((name, driver))
             })
-            .collect();
-        users.sort();
-        users
+            .collect()
     }
 
     /// The address of the device whose node has this number (`st_rdev`), if sysfs tells.
