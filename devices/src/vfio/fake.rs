@@ -154,7 +154,22 @@ impl HostDevice for FakeHost {
         self.record(Call::Write(region, offset, data.to_vec()))?;
         if region == CONFIG_REGION {
             let at = usize::try_from(offset).expect("offset");
-            self.config.lock().expect("config")[at..at + data.len()].copy_from_slice(data);
+            let mut config = self.config.lock().expect("config");
+            let disabled = config[5] & 4 != 0;
+            config[at..at + data.len()].copy_from_slice(data);
+            let cleared = disabled && config[5] & 4 == 0;
+            drop(config);
+            if cleared
+                && self
+                    .events
+                    .lock()
+                    .expect("events")
+                    .contains_key(&(IrqKind::Intx, 0))
+            {
+                // The pin is still wanted: VFIO signals it before the write returns.
+                self.signal(IrqKind::Intx, 0);
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
         }
         Ok(())
     }

@@ -316,14 +316,9 @@ impl VfioPci {
         }
         if effects.command {
             let disabled = control.config.command() & COMMAND_INTX_DISABLE != 0;
-            if disabled {
-                self.intx.set_quiet(true);
-            }
+            // Before the host follows: when Interrupt Disable is cleared, it asks at once for an interrupt that is wanted.
+            self.intx.set_quiet(disabled);
             self.write_host_command(control);
-            if !disabled {
-                // The host asks again, by the event, for an interrupt that is wanted.
-                self.intx.set_quiet(false);
-            }
         }
         if effects.command || effects.msi || effects.msix {
             self.follow_interrupts(control, effects.msi || effects.msix);
@@ -337,6 +332,10 @@ impl VfioPci {
             table.reset();
         }
         self.direct.suspend();
+        if let (Some(power), 1..) = (control.config.layout.power, control.config.power_state()) {
+            // Its BARs come back below, whether or not it can be reset.
+            self.update_host(power + PM_CONTROL, PM_STATE, 0);
+        }
         control.config.reset();
         self.intx.set_quiet(false);
         // The device is stopped even if it cannot be reset.

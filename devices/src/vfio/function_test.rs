@@ -73,6 +73,16 @@ impl Setup {
     }
 }
 
+fn wait_for(line: &FakeLine, levels: &[bool]) {
+    for _ in 0..10_000 {
+        if *line.levels.lock().expect("levels") == levels {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    panic!("the line does not follow: {levels:?}");
+}
+
 fn message(data: u32) -> Option<MsiMessage> {
     Some(MsiMessage {
         address: 0xfee0_0000,
@@ -320,16 +330,25 @@ fn the_pin_reaches_the_line_through_the_thread_and_its_end_reaches_the_host() {
     setup.write(4, &[2, 0]);
     setup.host.take_calls();
     setup.host.signal(IrqKind::Intx, 0);
-    let mut waited = 0;
-    while line.levels.lock().expect("levels").is_empty() {
-        std::thread::sleep(std::time::Duration::from_millis(1));
-        waited += 1;
-        assert!(waited < 10_000, "the line stays low");
-    }
+    wait_for(&line, &[true]);
     let owner = setup.function.end_of_interrupt().upgrade().expect("alive");
     owner.interrupt_ended();
     assert_eq!(*line.levels.lock().expect("levels"), [true, false]);
     assert_eq!(setup.host.take_calls(), [Call::Unmask]);
+}
+
+#[test]
+fn an_interrupt_that_was_held_back_by_interrupt_disable_is_not_lost() {
+    let setup = setup();
+    let line = Arc::new(FakeLine::default());
+    setup.function.connect_intx(line.clone());
+    setup.write(4, &[2, 0]);
+    setup.host.signal(IrqKind::Intx, 0);
+    wait_for(&line, &[true]);
+    setup.write(4, &[2, 4]);
+    wait_for(&line, &[true, false]);
+    setup.write(4, &[2, 0]);
+    wait_for(&line, &[true, false, true]);
 }
 
 #[test]
@@ -393,6 +412,22 @@ fn a_device_that_cannot_be_reset_is_only_stopped() {
     setup.function.reset();
     let stop = Call::Write(CONFIG, 4, vec![2, 1]);
     assert_eq!(setup.host.take_calls(), [stop.clone(), stop]);
+}
+
+#[test]
+fn a_reset_wakes_a_device_that_cannot_be_reset() {
+    let mut host = FakeHost::new();
+    host.has_reset = false;
+    let setup = create(host).expect("created");
+    setup.place();
+    setup.write(0x64, &[3, 0]);
+    setup.decode();
+    setup.host.take_calls();
+    setup.function.reset();
+    let awake = Call::Write(CONFIG, 0x64, vec![0x08, 0x01]);
+    assert_eq!(setup.host.take_calls().first(), Some(&awake));
+    setup.place();
+    assert_eq!(setup.mappings.sorted(), [(1 << 32, 0x2000)]);
 }
 
 #[test]
