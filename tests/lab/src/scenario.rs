@@ -4,7 +4,7 @@ mod assigned;
 
 use std::time::Duration;
 
-pub use assigned::ASSIGNED;
+pub use assigned::{ASSIGNED, SHADOW};
 
 /// Which kernel the guest boots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

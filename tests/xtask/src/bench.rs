@@ -93,7 +93,7 @@ fn add(samples: &mut BTreeMap<String, Samples>, text: &str) {
 }
 
 /// The value in the middle; of two in the middle, the lower.
-fn median(values: &[u64]) -> Option<u64> {
+pub(crate) fn median(values: &[u64]) -> Option<u64> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable();
     sorted.get(sorted.len().checked_sub(1)? / 2).copied()

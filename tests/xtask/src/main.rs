@@ -3,6 +3,7 @@
 mod apt;
 mod bench;
 mod bench_iommu;
+mod bench_shadow;
 mod boot;
 mod build;
 mod bundle;
@@ -112,6 +113,12 @@ enum Bench {
         #[arg(long, default_value_t = 7, value_name = "N")]
         rounds: u32,
     },
+    /// What a guest's maps and its direct I/O cost with assigned devices and shadowed tables, beside QEMU's.
+    Shadow {
+        /// Runs of each.
+        #[arg(long, default_value_t = 3, value_name = "N")]
+        rounds: u32,
+    },
     /// What the remapping unit costs: DMA with and without it, table walks, invalidation.
     Iommu {
         /// Only cases whose names contain this.
@@ -184,6 +191,9 @@ fn run(arguments: Arguments) -> Result<bool> {
         Command::Bench {
             what: Bench::Iommu { filter },
         } => bench_iommu::run(filter.as_deref()),
+        Command::Bench {
+            what: Bench::Shadow { rounds },
+        } => bench_shadow::run(rounds),
         Command::Fuzz { seconds, target } => {
             fuzz::run(target.as_deref(), Duration::from_secs(seconds))
         }

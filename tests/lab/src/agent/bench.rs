@@ -36,6 +36,26 @@ struct Candidate {
     arguments: Vec<String>,
 }
 
+/// The dynamic loader that came with QEMU, since level 1 has no libraries.
+pub(super) fn qemu_program(files: &Path) -> PathBuf {
+    files.join("qemu/lib/ld.so")
+}
+
+/// Its arguments: QEMU, with one vCPU and the serial port on standard input and output, and `options`.
+pub(super) fn qemu_arguments(files: &Path, options: &str) -> Vec<String> {
+    let path = |name: &str| files.join(name).display().to_string();
+    let mut arguments = vec!["--library-path".to_owned(), path("qemu/lib")];
+    arguments.extend([path("qemu/qemu-system-x86_64"), "-L".to_owned()]);
+    arguments.push(path("qemu/firmware"));
+    arguments.extend(words(
+        "-nodefaults -no-user-config -display none -serial stdio -no-reboot",
+    ));
+    arguments.extend(words(&format!(
+        "-accel kvm -cpu host -smp 1 -m {MEMORY_MIB} {options}"
+    )));
+    arguments
+}
+
 fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
@@ -61,21 +81,8 @@ impl Bench {
         }
     }
 
-    /// QEMU is started through the dynamic loader that came with it, since level 1 has no libraries.
     fn qemu(&self, name: &'static str, kernel: &str, options: &str) -> Candidate {
-        let libraries = self.path("qemu/lib");
-        let mut arguments = vec![
-            "--library-path".to_owned(),
-            libraries,
-            self.path("qemu/qemu-system-x86_64"),
-        ];
-        arguments.extend(["-L".into(), self.path("qemu/firmware")]);
-        arguments.extend(words(
-            "-nodefaults -no-user-config -display none -serial stdio -no-reboot",
-        ));
-        arguments.extend(words(&format!(
-            "-accel kvm -cpu host -smp 1 -m {MEMORY_MIB} {options}"
-        )));
+        let mut arguments = qemu_arguments(&self.files, options);
         arguments.extend([
             "-kernel".into(),
             self.path(kernel),
@@ -85,7 +92,7 @@ impl Bench {
         arguments.extend(["-append".into(), COMMAND_LINE.into()]);
         Candidate {
             name,
-            program: self.files.join("qemu/lib/ld.so"),
+            program: qemu_program(&self.files),
             arguments,
         }
     }

@@ -118,8 +118,7 @@ impl Devices {
         let lines: Vec<&String> = log.iter().filter(|line| is_fault_line(line)).collect();
         let of = |line: &str, name: &str| {
             let address = self.addresses.get(name);
-            let short = address.and_then(|address| address.strip_prefix("0000:"));
-            short.is_some_and(|short| line.contains(&format!("Request device [{short}]")))
+            address.is_some_and(|address| line.contains(&format!("Request device [{address}]")))
         };
         let expected = |line: &str| {
             let header = line.contains("DRHD: handling fault") && !self.faults.is_empty();

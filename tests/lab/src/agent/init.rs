@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::Task;
 use super::bench::Bench;
+use super::{Task, bench_shadow};
 use crate::protocol::AgentLine;
-use crate::scenario::{self, Initramfs, Scenario};
+use crate::scenario::{self, Initramfs, SHADOW, Scenario};
 use crate::sys;
 
 /// Mount tag of the share with the files, and where it is mounted.
@@ -71,6 +71,9 @@ impl Request {
 pub fn scenario_of(name: &str) -> Result<Scenario> {
     if name == scenario::BOOT.name {
         return Ok(scenario::BOOT);
+    }
+    if name == SHADOW.name {
+        return Ok(SHADOW);
     }
     scenario::find(name)
         .copied()
@@ -176,6 +179,11 @@ fn handle(terminal: &File, report: &mut super::Report<'_>) -> Result<()> {
                 .first()
                 .context("how many rounds?")?
                 .parse()?;
+            if request.scenario == SHADOW.name {
+                fetch(&task)?;
+                copy_tree(&Path::new(FILES.1).join("qemu"), &task.files.join("qemu"))?;
+                return bench_shadow::run(&task, rounds, report);
+            }
             copy_tree(Path::new(FILES.1), &task.files)?;
             Bench {
                 files: task.files,

@@ -23,6 +23,10 @@ const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const PREFIX: u8 = 24;
 
+/// A disk that no guest has from its start.
+const SPARE: &str = "spare.img";
+const SPARE_SIZE: u64 = 4 << 20;
+
 /// What a guest has besides its kernel, for the time of a run.
 struct Environment {
     disks: Disks,
@@ -34,6 +38,7 @@ struct Environment {
 impl Environment {
     fn create(task: &Task) -> Result<Self> {
         let disks = Disks::create(&task.scratch)?;
+        File::create(task.scratch.join(SPARE))?.set_len(SPARE_SIZE)?;
         let tap = format!("nido{}", std::process::id() % 100_000);
         let device =
             Tap::new(&tap, HOST, PREFIX).with_context(|| format!("cannot make the tap {tap}"))?;
@@ -184,7 +189,10 @@ fn session(
         name,
         socket: has_socket.then_some(socket.as_path()),
         control: scenario.control,
-        substitute: &|text| devices.substitute(text),
+        substitute: &|text| {
+            let spare = task.scratch.join(SPARE).display().to_string();
+            devices.substitute(text).replace("{spare}", &spare)
+        },
         limit: scenario.limit,
         ending,
         show_guest: task.show_guest,

@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::log::{Log, read_lines};
 use super::{Report, control};
@@ -16,6 +16,7 @@ use crate::judge::Judge;
 use crate::protocol::{AgentLine, GuestLine};
 use crate::scenario::Exchange;
 use crate::sys;
+use crate::sys::trace::IoctlCount;
 
 /// How long a broken guest may go on printing why.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -64,7 +65,12 @@ pub(super) struct Outcome {
     pub(super) passed: usize,
     /// How long it took.
     pub(super) time: Duration,
+    /// What the checks that passed have said, and [`COUNTED`] of the agent itself.
+    pub(super) details: Vec<(String, String)>,
 }
+
+/// Name of a detail: what the guest has said of a time in which ioctls were counted, and ` ioctls=` with their number.
+pub(super) const COUNTED: &str = "counted";
 
 impl Session<'_> {
     fn messages(&self) -> std::path::PathBuf {
@@ -101,6 +107,8 @@ impl Session<'_> {
         let mut answers = 0;
         let mut over = None;
         let mut amid = None;
+        let mut details = Vec::new();
+        let mut counting = None;
         loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
                 Ok(line) => {
@@ -108,7 +116,23 @@ impl Session<'_> {
                     judge.line(&line.text);
                     let said = GuestLine::parse(&line.text);
                     match &said {
-                        Some(GuestLine::Request(text)) => self.request(text, &mut keyboard),
+                        Some(GuestLine::Request(text)) => {
+                            let result = match text.split_once(' ').unwrap_or((text, "")) {
+                                ("count", _) => IoctlCount::start(child.id())
+                                    .map(|count| counting = Some(count))
+                                    .context("ptrace"),
+                                (COUNTED, what) => counted(counting.take(), what)
+                                    .map(|detail| details.push((COUNTED.to_owned(), detail))),
+                                _ => self.control(text),
+                            };
+                            answer(&mut keyboard, result);
+                        }
+                        Some(GuestLine::Report {
+                            check,
+                            passed: true,
+                            detail,
+                            ..
+                        }) => details.push((check.clone(), detail.clone())),
                         // A guest that gets no answer says so in its report.
                         Some(GuestLine::Ask(word)) => type_line(&mut keyboard, word),
                         Some(GuestLine::End(_)) if self.ending == Ending::Killed => {
@@ -180,22 +204,40 @@ impl Session<'_> {
             failures,
             passed,
             time,
+            details,
         })
     }
 
-    /// Does what the guest asks for, and types the answer.
-    fn request(&self, text: &str, keyboard: &mut ChildStdin) {
-        let answer = match self.socket {
-            Some(socket) => control::request(socket, &(self.substitute)(text)),
-            None => Err(anyhow::anyhow!("no control socket")),
-        };
-        let answer = match answer {
-            Ok(answer) if answer.starts_with("error") => answer,
-            Ok(_) => "ok".to_owned(),
-            Err(error) => format!("error: {error:#}"),
-        };
-        let answer: String = answer.replace('\n', " ").chars().take(200).collect();
-        type_line(keyboard, answer.trim());
+    /// Says to nido's control socket what the guest asks for.
+    fn control(&self, text: &str) -> Result<()> {
+        let socket = self.socket.context("no control socket")?;
+        let answer = control::request(socket, &(self.substitute)(text))?;
+        ensure!(!answer.starts_with("error"), "{}", answer.trim());
+        Ok(())
+    }
+}
+
+/// Ends the counting of the ioctls of VFIO and of iommufd, which share a type.
+fn counted(counting: Option<IoctlCount>, what: &str) -> Result<String> {
+    const TYPE: u64 = 0x3B;
+    let counts = counting.context("nothing is being counted")?.stop()?;
+    let ours = counts
+        .iter()
+        .filter(|(number, _)| **number >> 8 & 0xFF == TYPE);
+    let total: u64 = ours.clone().map(|(_, count)| count).sum();
+    let each: String = ours
+        .map(|(number, count)| format!(" {number:#x}={count}"))
+        .collect();
+    Ok(format!("{what} ioctls={total}{each}"))
+}
+
+fn answer(keyboard: &mut ChildStdin, result: Result<()>) {
+    match result {
+        Ok(()) => type_line(keyboard, "ok"),
+        Err(error) => {
+            let text = format!("error: {error:#}").replace('\n', " ");
+            type_line(keyboard, &text.chars().take(200).collect::<String>());
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! not reach. The guest is not told of what level 1's unit blocks; the agent finds that in level 1's log.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -11,6 +12,8 @@ use super::vfio::{self, Access, Space};
 use crate::sys::memory::Buffer;
 
 const PAGE: u64 = 4096;
+/// After some faults level 1's kernel reports no more of them for 5 s.
+const RATE_LIMIT: Duration = Duration::from_secs(6);
 
 /// A page with a pattern, mapped at `iova`.
 fn page(space: &Space, iova: u64, seed: u64, access: Access) -> Result<Buffer> {
@@ -84,7 +87,10 @@ pub(super) fn domains(_guest: &Guest, _argument: &str) -> Result<String> {
 /// none: the addresses are those of memory that the test watches.
 pub(super) fn isolation(_guest: &Guest, _argument: &str) -> Result<String> {
     let addresses = edu::find_all()?;
-    for address in &addresses {
+    for (index, address) in addresses.iter().enumerate() {
+        if index > 0 {
+            std::thread::sleep(RATE_LIMIT);
+        }
         isolate(address).with_context(|| address.clone())?;
     }
     Ok(addresses.join(" "))

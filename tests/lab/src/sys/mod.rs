@@ -6,6 +6,7 @@
 pub mod ioctl;
 pub mod memory;
 pub mod terminal;
+pub mod trace;
 
 use std::ffi::CString;
 use std::io;
