@@ -94,7 +94,7 @@ impl Host {
         let cdev = match config.device {
             HostDevice::Address(address) => VfioCdev::open(address).map_err(error::Why::from),
             HostDevice::Descriptor(fd) => files::duplicate(fd)
-                .map_err(error::Why::Descriptor)
+                .map_err(|cause| error::Why::Descriptor(fd, cause))
                 .and_then(|file| Ok(VfioCdev::from_file(file)?)),
         };
         let cdev = cdev.map_err(failed)?;

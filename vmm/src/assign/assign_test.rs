@@ -30,7 +30,7 @@ fn an_iommufd_that_cannot_be_opened_is_named_with_the_remedy() {
     assert_eq!(
         iommufd("c", FileSource::Descriptor(99_999)),
         "--object iommufd,id=c,fd=99999: nido was not started with this file descriptor; open it beforehand, in a shell with \
-         `fd<>/dev/iommu`"
+         `99999<>/dev/iommu`"
     );
     let null = std::fs::File::open("/dev/null").expect("/dev/null");
     let number = std::os::fd::AsRawFd::as_raw_fd(&null);

@@ -26,7 +26,7 @@ pub(crate) enum AssignError {
         cause: io::Error,
     },
     /// An iommufd that was opened beforehand cannot be used.
-    #[error("--object iommufd,id={id},fd={fd}: {}", descriptor_hint(.cause, "/dev/iommu"))]
+    #[error("--object iommufd,id={id},fd={fd}: {}", descriptor_hint(.cause, *.fd, "/dev/iommu"))]
     Descriptor {
         /// Its name.
         id: String,
@@ -66,8 +66,8 @@ pub(crate) enum AssignError {
 pub(crate) enum Why {
     #[error("there is no iommufd with this id; only those from the command line can be used")]
     NoIommufd,
-    #[error("{}", descriptor_hint(.0, "/dev/vfio/devices/vfioN"))]
-    Descriptor(io::Error),
+    #[error("{}", descriptor_hint(.1, *.0, "/dev/vfio/devices/vfioN"))]
+    Descriptor(i32, io::Error),
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
@@ -130,10 +130,10 @@ fn open_hint(error: &io::Error) -> &'static str {
     }
 }
 
-fn descriptor_hint(error: &io::Error, node: &str) -> String {
+fn descriptor_hint(error: &io::Error, fd: i32, node: &str) -> String {
     match error.raw_os_error() {
         Some(libc::EBADF) => format!(
-            "nido was not started with this file descriptor; open it beforehand, in a shell with `fd<>{node}`"
+            "nido was not started with this file descriptor; open it beforehand, in a shell with `{fd}<>{node}`"
         ),
         Some(libc::ENOTTY) => format!("the file descriptor is not of {node}"),
         _ => format!("the file descriptor cannot be used ({error})"),

@@ -216,28 +216,40 @@ pub(super) fn check(
             "fd={fd}: the file descriptor is given twice; each file is one thing, so keep one of them"
         ));
     }
-    match unit {
-        Some(unit) if !devices.is_empty() => check_unit(unit),
+    let first = functions.iter().find_map(|function| match &function.kind {
+        FunctionKind::Vfio(device) => Some(device),
+        _ => None,
+    });
+    match (unit, first) {
+        (Some(unit), Some(device)) => check_unit(unit, device),
         _ => Ok(()),
     }
 }
 
-/// Refuses a unit that devices cannot be behind.
-fn check_unit(unit: &IommuConfig) -> Result<(), UsageError> {
-    let problem = if unit.first_stage == Some(true) {
-        "x-flts=on does not go with --device vfio-pci: a guest does not announce what it maps in first-stage tables, so they \
-         cannot be copied for the host's IOMMU; write `x-flts=off`, or leave it out"
+/// Refuses a unit that `device` cannot be behind.
+fn check_unit(unit: &IommuConfig, device: &VfioConfig) -> Result<(), UsageError> {
+    let (key, problem) = if unit.first_stage == Some(true) {
+        (
+            "x-flts=on",
+            "a guest does not announce what it maps in first-stage tables, so they cannot be copied for the host's IOMMU; write \
+             `x-flts=off`, or leave it out",
+        )
     } else if unit.caching_mode == Some(false) {
-        "caching-mode=off does not go with --device vfio-pci: without caching mode a guest does not announce what it maps, so \
-         the host's IOMMU would never learn of it; leave it out, and it is on"
+        (
+            "caching-mode=off",
+            "without caching mode a guest does not announce what it maps, so the host's IOMMU would never learn of it; leave it \
+             out, and it is on",
+        )
     } else if unit.page_requests {
-        "svm=on needs x-flts=on, which does not go with --device vfio-pci, as a guest does not announce what it maps in \
-         first-stage tables; drop `svm=on`"
+        (
+            "svm=on",
+            "it needs x-flts=on, and a guest does not announce what it maps in first-stage tables; drop `svm=on`",
+        )
     } else {
         return Ok(());
     };
     Err(UsageError::Message(format!(
-        "--device intel-iommu: {problem}"
+        "--device intel-iommu: {key} does not go with {device}: {problem}"
     )))
 }
 

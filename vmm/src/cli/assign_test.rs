@@ -169,12 +169,13 @@ fn units_that_devices_cannot_be_behind_are_refused_with_reason_and_remedy() {
         ),
         (
             ",svm=on,device-iotlb=on,pasid-bits=20",
-            "svm=on needs x-flts=on",
+            "it needs x-flts=on",
             "drop `svm=on`",
         ),
     ] {
         let error = error(&format!("{start}{keys}"));
         assert!(error.starts_with("--device intel-iommu: "), "{error}");
+        assert!(error.contains("does not go with --device vfio-pci,host=0000:01:00.0,iommufd=a: "));
         assert!(error.contains(reason) && error.contains(remedy), "{error}");
     }
     for keys in [
