@@ -504,3 +504,89 @@ fn behind_a_port_it_is_an_endpoint_with_a_link() {
         "the speed and width that the host's link has"
     );
 }
+
+#[derive(Clone, Debug)]
+enum Action {
+    Config(u16, Vec<u8>),
+    Bar(usize, u64, Vec<u8>),
+    Decode,
+    Signal(u32),
+    End,
+    Reset,
+}
+
+fn action() -> impl proptest::strategy::Strategy<Value = Action> {
+    use proptest::prelude::*;
+    let bytes = || proptest::collection::vec(prop_oneof![Just(0), Just(0xff), any::<u8>()], 1..9);
+    // Where something happens: command, BARs, MSI-X, power, device control, MSI; and anywhere.
+    let register = prop_oneof![
+        4_u16..6,
+        0x10_u16..0x28,
+        0x40_u16..0x4c,
+        0x60_u16..0x68,
+        0x80_u16..0x8c,
+        0xc0_u16..0xd8,
+        0_u16..0x1000
+    ];
+    let offset = prop_oneof![0x2000_u64..0x2420, 0x3000_u64..0x3010, 0_u64..0x4000];
+    prop_oneof![
+        8 => (register, bytes()).prop_map(|(at, data)| Action::Config(at, data)),
+        8 => (0_usize..6, offset, bytes()).prop_map(|(bar, at, data)| Action::Bar(bar, at, data)),
+        2 => Just(Action::Decode),
+        2 => (0_u32..65).prop_map(Action::Signal),
+        1 => Just(Action::End),
+        1 => Just(Action::Reset),
+    ]
+}
+
+proptest::proptest! {
+    #[test]
+    fn whatever_a_guest_does_its_means_are_bounded_and_its_mappings_are_what_it_decodes(
+        actions in proptest::collection::vec(action(), 1..60),
+    ) {
+        let setup = setup();
+        setup.function.connect_intx(Arc::new(FakeLine::default()));
+        setup.place();
+        for action in actions {
+            match action {
+                Action::Config(at, data) => {
+                    if setup.write(at, &data).decode {
+                        setup.decode();
+                    }
+                }
+                Action::Bar(bar, at, data) => {
+                    setup.function.write_bar(bar, at, &data);
+                    let mut data = data;
+                    setup.function.read_bar(bar, at, &mut data);
+                }
+                Action::Decode => setup.decode(),
+                Action::Signal(vector) => {
+                    for kind in [IrqKind::Msi, IrqKind::Msix] {
+                        if let Some(event) = setup.host.events.lock().expect("events").get(&(kind, vector)) {
+                            event.write(1).expect("signalled");
+                        }
+                    }
+                }
+                Action::End => {
+                    if let Some(owner) = setup.function.end_of_interrupt().upgrade() {
+                        owner.interrupt_ended();
+                    }
+                }
+                Action::Reset => {
+                    setup.function.reset();
+                    setup.decode();
+                }
+            }
+            let mut data = [0; 64];
+            setup.function.read_config(0xc0, &mut data);
+            assert!(setup.routes.alive() <= 65);
+            let windows = setup.function.windows();
+            let first = windows.iter().find(|window| window.bar == 0);
+            let expected: Vec<_> = first.map(|window| (window.base, 0x2000)).into_iter().collect();
+            assert_eq!(setup.mappings.sorted(), expected);
+            let host = setup.host.config.lock().expect("config");
+            assert_eq!(host[4] & 2, 2, "Memory Space stays on in the host");
+            assert!(expected.is_empty() || host[0x64] & 3 == 0, "nothing is mapped of a device that sleeps");
+        }
+    }
+}
