@@ -10,7 +10,7 @@ use super::view::DmaTransaction;
 use crate::spec::fault_reason::Reply;
 use crate::translate::{self, Access, Request, RequestKind};
 
-/// The answer to a translation request. Its Global, Exe and Priv bits are always 0.
+/// The answer to a translation request. Its Global and Exe bits are always 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AtsTranslation {
     /// Guest-physical address of the byte that was asked for. Without meaning if no access is permitted, or if
@@ -26,6 +26,8 @@ pub struct AtsTranslation {
     pub untranslated_only: bool,
     /// N: accesses are to be snooped; the device must not ask for anything else.
     pub snooped: bool,
+    /// Priv: the permissions are those of a supervisor, which asked for them.
+    pub privileged: bool,
 }
 
 /// A translation request got no answer.
@@ -43,7 +45,7 @@ pub enum AtsRefusal {
 }
 
 impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
-    /// Asks for the translation of `address`, with the PASID of this transaction, to keep it in a device-TLB.
+    /// Asks for the translation of `address`, with the PASID and the privilege of this transaction, to keep it in a device-TLB.
     ///
     /// With `no_write` (NW), permission to write is neither asked for nor given. Without, a page that may be written is
     /// marked dirty, as the unit does not hear of the writes.
@@ -66,7 +68,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
             pasid: self.pasid(),
             address,
             access: Access::Read,
-            privileged: false,
+            privileged: self.privileged(),
             kind: RequestKind::TranslationRequest { no_write },
         };
         // It looks up nothing that this view remembers: a device-TLB is there to make it rare.
@@ -79,6 +81,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
                 writable: translation.writable,
                 untranslated_only: translation.untranslated_only,
                 snooped: translation.force_snoop,
+                privileged: request.privileged,
             }),
             Err(fault) => {
                 self.blocked(state, &request, &fault);
@@ -92,6 +95,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
                         writable: false,
                         untranslated_only: false,
                         snooped: false,
+                        privileged: false,
                     }),
                 }
             }

@@ -22,6 +22,7 @@ const NOTHING: AtsTranslation = AtsTranslation {
     writable: false,
     untranslated_only: false,
     snooped: false,
+    privileged: false,
 };
 
 #[test]
@@ -214,5 +215,38 @@ fn translated_requests_are_checked_against_the_context_entry_and_the_address() {
         view.begin_translated()
             .read_obj::<u8>(GuestAddress(0x20_0000))
             .is_err()
+    );
+}
+
+#[test]
+fn a_supervisor_is_told_what_it_may_and_that_it_is_told_so() {
+    let bench = bench();
+    let first = bench.world.first_stage(4);
+    bench.world.set_pasid(3, &[0x41, 0x80_0009, first.top | 1]);
+    bench.world.map(&first, 0x1000, 1, 0x20_1063);
+    bench.world.map(&first, 0x2000, 1, 0x20_2065);
+    let mut view = bench.port.view();
+    let pasid = Pasid::new(3).unwrap();
+    let transaction = view.begin_supervisor(pasid);
+    for (at, address) in [(0x1000, 0x20_1000), (0x2000, 0x20_2000)] {
+        let expected = AtsTranslation {
+            address,
+            page_shift: 12,
+            readable: true,
+            writable: true,
+            privileged: true,
+            ..NOTHING
+        };
+        assert_eq!(transaction.translate(at, false), Ok(expected));
+    }
+    let missing = transaction.translate(0x3000, false).unwrap();
+    assert_eq!((missing.readable, missing.privileged), (false, false));
+    drop(transaction);
+    let transaction = view.begin_pasid(Some(pasid));
+    assert!(!transaction.translate(0x1000, false).unwrap().readable);
+    let answer = transaction.translate(0x2000, false).unwrap();
+    assert_eq!(
+        (answer.readable, answer.writable, answer.privileged),
+        (true, false, false)
     );
 }

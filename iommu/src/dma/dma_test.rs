@@ -354,7 +354,11 @@ fn hits_and_walks_are_counted_across_views_that_come_and_go() {
     }
     let mut view = bench.port.view();
     view.begin().read_obj::<u32>(GuestAddress(0x5000)).unwrap();
-    assert_eq!(bench.state.counts(), DmaCounts { hits: 4, walks: 3 });
+    let expected = DmaCounts {
+        translation_hits: 4,
+        table_walks: 3,
+    };
+    assert_eq!(bench.state.counts(), expected);
 }
 
 #[test]
@@ -549,4 +553,40 @@ fn a_page_of_the_interrupt_range_inside_a_large_page_stays_blocked() {
             .is_err()
     );
     assert_eq!(bench.log.take(), [(0xfee0_0000, Access::Write, 0x29, true)]);
+}
+
+#[test]
+fn supervisors_reach_what_users_do_not_and_neither_finds_what_the_other_remembered() {
+    let bench = bench();
+    let world = &bench.world;
+    let first = world.first_stage(4);
+    // PASID 3: first stage, domain 9, PWSNP, SRE. PASID 4: without SRE. PASID 5: with WPE as well.
+    world.set_pasid(3, &[0x41, 0x80_0009, first.top | 1]);
+    world.set_pasid(4, &[0x41, 0x80_0009, first.top]);
+    world.set_pasid(5, &[0x41, 0x80_0009, first.top | 0x11]);
+    // A user's page that cannot be written, and a supervisor's that can.
+    world.map(&first, 0x1000, 1, 0x20_1065);
+    world.map(&first, 0x2000, 1, 0x20_2063);
+    let pasid = |number| Pasid::new(number).unwrap();
+    let mut view = bench.port.view();
+    let log = || -> Vec<(u64, u8)> {
+        let reported = bench.log.take().into_iter();
+        reported.map(|(at, _, code, _)| (at, code)).collect()
+    };
+    let write = |transaction: DmaTransaction<'_, Memory>, at: u64| {
+        transaction.write_obj(1_u8, GuestAddress(at)).is_ok()
+    };
+    for _ in 0..3 {
+        assert!(write(view.begin_supervisor(pasid(3)), 0x1000));
+        assert!(write(view.begin_supervisor(pasid(3)), 0x2000));
+        assert_eq!(log(), []);
+        assert!(!write(view.begin_pasid(Some(pasid(3))), 0x1000));
+        assert!(!write(view.begin_pasid(Some(pasid(3))), 0x2000));
+        assert_eq!(log(), [(0x1000, 0x85), (0x2000, 0x81)]);
+    }
+    assert!(!write(view.begin_supervisor(pasid(4)), 0x2000));
+    assert_eq!(log(), [(0x2000, 0x5d)]);
+    assert!(!write(view.begin_supervisor(pasid(5)), 0x1000));
+    assert!(write(view.begin_supervisor(pasid(5)), 0x2000));
+    assert_eq!(log(), [(0x1000, 0x85)]);
 }

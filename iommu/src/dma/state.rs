@@ -52,15 +52,15 @@ struct Slots {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DmaCounts {
     /// In the cache of their view.
-    pub hits: u64,
-    /// By a walk of the tables, or not at all.
-    pub walks: u64,
+    pub translation_hits: u64,
+    /// By a walk of the tables, if only the last of them; or not at all.
+    pub table_walks: u64,
 }
 
 impl DmaCounts {
     fn add(&mut self, slot: &Slot) {
-        self.hits += slot.hits.load(Ordering::Relaxed);
-        self.walks += slot.walks.load(Ordering::Relaxed);
+        self.translation_hits += slot.hits.load(Ordering::Relaxed);
+        self.table_walks += slot.walks.load(Ordering::Relaxed);
     }
 }
 
@@ -80,8 +80,8 @@ impl Slot {
     /// The transaction is over, and the view has counted this much.
     pub(super) fn leave(&self, counts: DmaCounts) {
         // Only its view writes a slot, so these need to be no additions.
-        self.hits.store(counts.hits, Ordering::Relaxed);
-        self.walks.store(counts.walks, Ordering::Relaxed);
+        self.hits.store(counts.translation_hits, Ordering::Relaxed);
+        self.walks.store(counts.table_walks, Ordering::Relaxed);
         self.running.store(Self::IDLE, Ordering::Release);
     }
 }

@@ -35,8 +35,7 @@ pub struct DmaView<M: Deref<Target: GuestMemoryBackend>> {
     /// What root, context, directory and PASID entry say about the requests of `bound_for`. A view has one source, and
     /// mostly one PASID.
     bound: OnceCell<Resolved>,
-    /// A generation and a PASID.
-    bound_for: (u64, Option<Pasid>),
+    bound_for: Tag,
     /// For tests and statistics.
     hits: Cell<u64>,
     walks: Cell<u64>,
@@ -59,7 +58,7 @@ where
             cache: Cache::default(),
             structures: Structures::default(),
             bound: OnceCell::new(),
-            bound_for: (0, None),
+            bound_for: Tag::NOTHING,
             hits: Cell::new(0),
             walks: Cell::new(0),
         }
@@ -72,17 +71,35 @@ where
 
     /// Begins a transaction of requests with `pasid`, or of requests without one.
     pub fn begin_pasid(&mut self, pasid: Option<Pasid>) -> DmaTransaction<'_, M> {
-        let generation = self.enter();
-        if self.bound_for != (generation, pasid) {
+        self.begin_untranslated(pasid, false)
+    }
+
+    /// Begins a transaction of requests with `pasid` that ask for supervisor privilege (Privileged Mode Requested in the
+    /// PASID prefix).
+    ///
+    /// The guest permits them for each PASID (SRE); where it does not, every access fails. First-stage entries then need no
+    /// U/S, and no R/W unless the guest asks for that (WPE).
+    pub fn begin_supervisor(&mut self, pasid: Pasid) -> DmaTransaction<'_, M> {
+        self.begin_untranslated(Some(pasid), true)
+    }
+
+    fn begin_untranslated(
+        &mut self,
+        pasid: Option<Pasid>,
+        privileged: bool,
+    ) -> DmaTransaction<'_, M> {
+        let tag = Tag::new(self.enter(), pasid, privileged);
+        if self.bound_for != tag {
             self.bound = OnceCell::new();
-            self.bound_for = (generation, pasid);
+            self.bound_for = tag;
         }
         DmaTransaction {
             view: self,
             near: Nearby::new(self.port.memory()),
             tables: Nearby::new(self.port.memory()),
-            tag: Tag::new(generation, pasid),
+            tag,
             pasid,
+            privileged,
             kind: RequestKind::Untranslated,
         }
     }
@@ -100,8 +117,9 @@ where
             view: self,
             near: Nearby::new(self.port.memory()),
             tables: Nearby::new(self.port.memory()),
-            tag: Tag::new(NEVER, None),
+            tag: Tag::new(NEVER, None, false),
             pasid: None,
+            privileged: false,
             kind: RequestKind::Translated,
         }
     }
@@ -148,6 +166,7 @@ pub struct DmaTransaction<'v, M: Deref<Target: GuestMemoryBackend>> {
     /// Of generation [`NEVER`] for translated requests.
     tag: Tag,
     pasid: Option<Pasid>,
+    privileged: bool,
     kind: RequestKind,
 }
 
@@ -155,8 +174,8 @@ impl<M: Deref<Target: GuestMemoryBackend>> Drop for DmaTransaction<'_, M> {
     fn drop(&mut self) {
         if let Some(slot) = &self.view.slot {
             slot.leave(DmaCounts {
-                hits: self.view.hits.get(),
-                walks: self.view.walks.get(),
+                translation_hits: self.view.hits.get(),
+                table_walks: self.view.walks.get(),
             });
         }
     }
@@ -180,6 +199,10 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
 
     pub(super) fn pasid(&self) -> Option<Pasid> {
         self.pasid
+    }
+
+    pub(super) fn privileged(&self) -> bool {
+        self.privileged
     }
 
     pub(super) fn latched(&self) -> &Latched {
@@ -257,7 +280,7 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
             pasid: self.pasid,
             address,
             access,
-            privileged: false,
+            privileged: self.privileged,
             kind: self.kind,
         };
         let outcome = if remembers {
@@ -298,6 +321,7 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         };
         let request = Request {
             pasid: self.pasid,
+            privileged: self.privileged,
             kind: self.kind,
             ..Request::untranslated(*source, address, Access::Read)
         };

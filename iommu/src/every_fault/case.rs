@@ -10,6 +10,8 @@ pub(super) enum Ask {
     Write(Option<u32>, u64),
     Translation(Option<u32>, u64),
     Page(Option<u32>, u64),
+    /// A read that asks for supervisor privilege.
+    Supervisor(u32, u64),
     /// A read with a translated address.
     ReadTranslated(u64),
     /// Address and data.

@@ -155,15 +155,15 @@ fn every_qualified_reason_is_tried_with_fpd() {
 #[test]
 fn a_translation_request_is_told_what_the_specification_says() {
     for case in cases().filter(|case| case.told != Told::Nothing) {
-        let (pasid, address) = match case.ask {
+        let world = World::of(case, None);
+        let answer = match case.ask {
             Ask::Read(pasid, address)
             | Ask::Write(pasid, address)
-            | Ask::Translation(pasid, address) => (pasid, address),
-            Ask::ReadTranslated(address) => (None, address),
+            | Ask::Translation(pasid, address) => world.translate(pasid, address),
+            Ask::ReadTranslated(address) => world.translate(None, address),
+            Ask::Supervisor(pasid, address) => world.translate_supervisor(pasid, address),
             _ => panic!("{}: there is no such translation request", name(case)),
         };
-        let world = World::of(case, None);
-        let answer = world.translate(pasid, address);
         let granted = answer
             .as_ref()
             .map(|answer| (answer.readable, answer.writable));

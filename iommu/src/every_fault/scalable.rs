@@ -230,10 +230,9 @@ pub(super) const CASES: &[Case] = &[
     Case {
         reason: Reason::SupervisorDisabled,
         when: "supervisor request, SRE = 0",
-        ask: Ask::Walk(Request {
-            privileged: true,
-            ..WITH_PASID
-        }),
+        ask: Ask::Supervisor(5, 0x1000),
+        record: [AT_1000, 0xC000_055D_A000_0018],
+        told: NoAccess,
         ..PASID_5
     },
     // Before any entry is read, so no FPD bit is known.

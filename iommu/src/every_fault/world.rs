@@ -123,6 +123,10 @@ impl World {
                 let transaction = view.begin_pasid(number(pasid));
                 transaction.write_obj(1_u32, GuestAddress(address)).is_ok()
             }
+            Ask::Supervisor(pasid, address) => {
+                let transaction = view.begin_supervisor(Pasid::new(pasid).unwrap());
+                transaction.read_obj::<u32>(GuestAddress(address)).is_ok()
+            }
             Ask::Translation(pasid, address) => self.translate(pasid, address).is_ok(),
             Ask::ReadTranslated(address) => {
                 let transaction = view.begin_translated();
@@ -166,6 +170,17 @@ impl World {
     ) -> Result<AtsTranslation, AtsRefusal> {
         let mut view = DmaPort::translated(Arc::clone(&self.unit), SOURCE).view();
         view.begin_pasid(number(pasid)).translate(address, false)
+    }
+
+    /// Makes a translation request as supervisor.
+    pub(super) fn translate_supervisor(
+        &self,
+        pasid: u32,
+        address: u64,
+    ) -> Result<AtsTranslation, AtsRefusal> {
+        let mut view = DmaPort::translated(Arc::clone(&self.unit), SOURCE).view();
+        let transaction = view.begin_supervisor(Pasid::new(pasid).unwrap());
+        transaction.translate(address, false)
     }
 }
 

@@ -12,7 +12,6 @@ use super::*;
 use crate::memory::MemoryError;
 use crate::translate::Request;
 
-const TAG: Tag = Tag::new(1, None);
 const PWSNP: u64 = 0x80_0000;
 
 /// Memory that counts the entries that are read from it.
@@ -57,7 +56,7 @@ impl<'a> Walks<'a> {
         Self {
             world,
             structures: Structures::default(),
-            tag: TAG,
+            tag: Tag::new(1, None, false),
         }
     }
 
@@ -322,9 +321,11 @@ fn what_was_remembered_under_another_generation_or_pasid_is_gone() {
     walks.full(0x1000, Access::Read).unwrap();
     walks.tag.generation = 2;
     assert_eq!(walks.short(0x1000, Access::Read), (None, 0));
-    walks.tag = Tag::new(1, Pasid::new(1));
-    assert_eq!(walks.short(0x1000, Access::Read), (None, 0));
-    walks.tag = TAG;
+    for privileged in [false, true] {
+        walks.tag = Tag::new(1, Pasid::new(0), privileged);
+        assert_eq!(walks.short(0x1000, Access::Read), (None, 0));
+    }
+    walks.tag = Tag::new(1, None, false);
     assert_eq!(walks.short_address(0x1000, Access::Read), Some(0x20_1000));
 }
 

@@ -93,12 +93,7 @@ impl<M> Unit<M> {
 
     /// What the unit has done so far.
     pub fn stats(&self) -> Statistics {
-        let counts = self.dma.counts();
-        Statistics {
-            translation_hits: counts.hits,
-            table_walks: counts.walks,
-            ..self.shared.counters.snapshot()
-        }
+        self.shared.counters.snapshot(self.dma.counts())
     }
 
     /// Adds an observer of changes to interrupt remapping, for as long as the unit lives.

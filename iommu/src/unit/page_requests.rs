@@ -90,6 +90,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
                 Ok(())
             }
             Queued::Nowhere(message) => {
+                self.shared.counters.page_requests_lost.add();
                 self.shared
                     .warn(|| "no memory where the page-request queue should be".to_owned());
                 self.faults.deliver(message);

@@ -4,18 +4,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::dma::DmaCounts;
+
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    (
+        by views { $($(#[$view_doc:meta])* $of_views:ident,)* }
+        here { $($(#[$doc:meta])* $name:ident,)* }
+    ) => {
         /// What a unit has done since it was made. Counters never go back, not even at reset.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Statistics {
+            $($(#[$view_doc])* pub $of_views: u64,)*
             $($(#[$doc])* pub $name: u64,)*
         }
 
         impl Statistics {
             /// Every counter with its name, in the order of the fields.
             pub fn entries(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                [$((stringify!($name), self.$name),)*].into_iter()
+                [
+                    $((stringify!($of_views), self.$of_views),)*
+                    $((stringify!($name), self.$name),)*
+                ]
+                .into_iter()
             }
         }
 
@@ -25,60 +35,70 @@ macro_rules! counters {
         }
 
         impl Counters {
-            pub(crate) fn snapshot(&self) -> Statistics {
-                Statistics { $($name: self.$name.get(),)* }
+            /// With what views have counted.
+            pub(crate) fn snapshot(&self, views: DmaCounts) -> Statistics {
+                Statistics {
+                    $($of_views: views.$of_views,)*
+                    $($name: self.$name.get(),)*
+                }
             }
         }
     };
 }
 
 counters! {
-    /// Context cache invalidations, queued.
-    context_invalidations,
-    /// IOTLB invalidations, queued.
-    iotlb_invalidations,
-    /// PASID cache invalidations.
-    pasid_cache_invalidations,
-    /// PASID-based IOTLB invalidations.
-    pasid_iotlb_invalidations,
-    /// Invalidations of device-TLBs.
-    device_tlb_invalidations,
-    /// Device-TLB invalidations that timed out, because there is no such device.
-    device_tlb_timeouts,
-    /// Interrupt entry cache invalidations.
-    interrupt_invalidations,
-    /// Invalidation waits.
-    waits,
-    /// Waits whose status could not be written, because there is no memory.
-    lost_statuses,
-    /// Invalidations through the context command or IOTLB registers.
-    register_invalidations,
-    /// Invalidation queue errors.
-    queue_errors,
-    /// Faults that went into a record.
-    faults_recorded,
-    /// Faults that found no record free.
-    faults_lost,
-    /// Faults that a Fault Processing Disable bit suppressed.
-    faults_suppressed,
-    /// Translations that devices asked for (ATS).
-    translation_requests,
-    /// Page requests that went into the queue.
-    page_requests,
-    /// Page requests that were dropped.
-    page_requests_refused,
-    /// Answers to page requests.
-    page_responses,
-    /// Accesses that found their translation in the cache of their device thread.
-    translation_hits,
-    /// Accesses for which the tables were walked.
-    table_walks,
-    /// Interrupts that were remapped.
-    interrupts_remapped,
-    /// Interrupts that passed unchanged.
-    interrupts_passed,
-    /// Interrupts that were blocked.
-    interrupts_blocked,
+    by views {
+        /// Accesses that found their translation in the cache of their device thread.
+        translation_hits,
+        /// Accesses for which tables were walked, if only the last of them.
+        table_walks,
+    }
+    here {
+        /// Context cache invalidations, queued.
+        context_invalidations,
+        /// IOTLB invalidations, queued.
+        iotlb_invalidations,
+        /// PASID cache invalidations.
+        pasid_cache_invalidations,
+        /// PASID-based IOTLB invalidations.
+        pasid_iotlb_invalidations,
+        /// Invalidations of device-TLBs.
+        device_tlb_invalidations,
+        /// Device-TLB invalidations that timed out, because there is no such device.
+        device_tlb_timeouts,
+        /// Interrupt entry cache invalidations.
+        interrupt_invalidations,
+        /// Invalidation waits.
+        waits,
+        /// Waits whose status could not be written, because there is no memory.
+        lost_statuses,
+        /// Invalidations through the context command or IOTLB registers.
+        register_invalidations,
+        /// Invalidation queue errors.
+        queue_errors,
+        /// Faults that went into a record.
+        faults_recorded,
+        /// Faults that found no record free.
+        faults_lost,
+        /// Faults that a Fault Processing Disable bit suppressed.
+        faults_suppressed,
+        /// Translations that devices asked for (ATS).
+        translation_requests,
+        /// Page requests that went into the queue.
+        page_requests,
+        /// Those of them that software never sees, because there is no memory in their place of the queue.
+        page_requests_lost,
+        /// Page requests that were dropped.
+        page_requests_refused,
+        /// Answers to page requests.
+        page_responses,
+        /// Interrupts that were remapped.
+        interrupts_remapped,
+        /// Interrupts that passed unchanged.
+        interrupts_passed,
+        /// Interrupts that were blocked.
+        interrupts_blocked,
+    }
 }
 
 /// A number that grows; no order with anything else.
