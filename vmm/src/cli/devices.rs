@@ -4,6 +4,7 @@ use devices::edu::{EduFeatures, EduOptions};
 
 use super::assign;
 use super::keys::{Key, ListError, Table, Values, split};
+use super::options;
 use super::values::{Kind, Value};
 use crate::config::{FunctionConfig, FunctionKind, IommuConfig};
 
@@ -204,6 +205,26 @@ const TYPES: &[DeviceType] = &[
             values.required_text(ID.name, "NAME")?;
             function(values, FunctionKind::RootPort)
         },
+    },
+    DeviceType {
+        name: "virtio-blk-pci",
+        aliases: &["virtio-blk"],
+        help: "disk, the same as --disk",
+        table: Table {
+            option: "--device virtio-blk-pci",
+            ..options::DISK
+        },
+        build: |values| Ok(Device::Function(options::disk_of(values)?)),
+    },
+    DeviceType {
+        name: "virtio-net-pci",
+        aliases: &["virtio-net"],
+        help: "network device, the same as --net",
+        table: Table {
+            option: "--device virtio-net-pci",
+            ..options::NET
+        },
+        build: |values| Ok(Device::Function(options::net_of(values)?)),
     },
     DeviceType {
         name: "virtio-rng-pci",

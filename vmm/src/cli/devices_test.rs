@@ -42,8 +42,32 @@ fn defaults_are_those_that_help_prints() {
 fn an_unknown_type_lists_the_valid_ones() {
     assert_eq!(
         error("intel-vtd"),
-        "--device: unknown type `intel-vtd`; valid types: intel-iommu, edu, pcie-root-port, virtio-rng-pci, virtio-console, vfio-pci \
-         (`--device help` describes them)"
+        "--device: unknown type `intel-vtd`; valid types: intel-iommu, edu, pcie-root-port, virtio-blk-pci, virtio-net-pci, \
+         virtio-rng-pci, virtio-console, vfio-pci (`--device help` describes them)"
+    );
+}
+
+#[test]
+fn disks_and_nets_are_devices_as_well_and_errors_name_the_option_that_was_used() {
+    let Ok(Parsed::Device(Device::Function(disk))) = parse("virtio-blk-pci,path=d.img,id=d,bus=p")
+    else {
+        panic!("a disk");
+    };
+    assert_eq!(
+        disk,
+        options::disk("path=d.img,id=d,bus=p").expect("the same")
+    );
+    let Ok(Parsed::Device(Device::Function(net))) = parse("virtio-net,tap=t0") else {
+        panic!("a network device");
+    };
+    assert_eq!(net, options::net("tap=t0").expect("the same"));
+    assert_eq!(
+        error("virtio-blk-pci,readonly=on"),
+        "--device virtio-blk-pci: key `path` is missing; add `path=FILE`"
+    );
+    assert_eq!(
+        error("virtio-net-pci,tap=0123456789abcdef"),
+        "--device virtio-net-pci: tap=`0123456789abcdef` is no interface name: at most 15 bytes without `/`"
     );
 }
 

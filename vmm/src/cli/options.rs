@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::devices::{self, ADDR, BUS, ID};
-use super::keys::{Key, ListError, Table, parse_option};
+use super::keys::{Key, ListError, Table, Values, parse_option};
 use super::values::{Kind, Value};
 use crate::config::{DiskConfig, FunctionConfig, FunctionKind, MemoryConfig, NetConfig};
 
@@ -138,7 +138,11 @@ pub(super) fn memory(argument: &str) -> Result<MemoryConfig, ListError> {
 
 /// The value of one `--disk`.
 pub(super) fn disk(argument: &str) -> Result<FunctionConfig, ListError> {
-    let values = parse_option(&DISK, argument)?;
+    disk_of(&parse_option(&DISK, argument)?)
+}
+
+/// A disk, from the values of the keys of [`DISK`].
+pub(super) fn disk_of(values: &Values) -> Result<FunctionConfig, ListError> {
     let id = values.text("id");
     if let Some(id) = id.filter(|id| id.len() > 20) {
         return Err(values.conflict(format!("id=`{id}` is longer than 20 bytes; shorten it")));
@@ -148,12 +152,16 @@ pub(super) fn disk(argument: &str) -> Result<FunctionConfig, ListError> {
         readonly: values.on_off("readonly").unwrap_or(false),
         id: id.map(str::to_owned),
     };
-    devices::placed(&values, FunctionKind::Disk(disk))
+    devices::placed(values, FunctionKind::Disk(disk))
 }
 
 /// The value of one `--net`.
 pub(super) fn net(argument: &str) -> Result<FunctionConfig, ListError> {
-    let values = parse_option(&NET, argument)?;
+    net_of(&parse_option(&NET, argument)?)
+}
+
+/// A network device, from the values of the keys of [`NET`].
+pub(super) fn net_of(values: &Values) -> Result<FunctionConfig, ListError> {
     let tap = values.required_text("tap", "NAME")?;
     if tap.len() > 15 || tap.contains('/') {
         return Err(values.conflict(format!(
@@ -168,7 +176,7 @@ pub(super) fn net(argument: &str) -> Result<FunctionConfig, ListError> {
         tap: tap.to_owned(),
         mac,
     };
-    devices::placed(&values, FunctionKind::Net(net))
+    devices::placed(values, FunctionKind::Net(net))
 }
 
 /// The value of `--control`.
