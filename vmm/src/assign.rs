@@ -237,7 +237,6 @@ impl Assigner {
     }
 
     /// Gives a device back to the host, once its model lets go of it, too. Other functions' sources are none of its business.
-    #[allow(dead_code)] // For hot-plug.
     pub(crate) fn remove(&self, source: SourceId) {
         if self.assigned.remove(source) {
             let device = lock(&self.devices).remove(&source.0);

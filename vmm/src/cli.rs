@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use crate::config::{Config, FunctionConfig, FunctionKind};
-use devices::{Device, DeviceError, Parsed};
+use devices::DeviceError;
+pub(crate) use devices::{Device, Parsed, parse as parse_device};
 use keys::ListError;
 use options::{CONTROL, DISK, MEMORY, NET};
 

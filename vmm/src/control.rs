@@ -9,18 +9,27 @@
 //! $ socat READLINE UNIX-CONNECT:/run/nido.sock
 //! ```
 //!
+//! # Devices that come and go
+//! `device-add TYPE,bus=PORT[,key=value]...` takes what `--device` takes, and puts the device into the slot of the root port with
+//! the id PORT; the answer comes when it is there, and the guest, which is told, powers it on in its own time. `device-del ID` asks
+//! the guest for the device with that id, or behind the port with that id, and answers when the guest has let go and nothing of
+//! the device is left, or after 30 seconds that it has not. `device-del ID,force=on` does not ask.
+//!
 //! # Bounds
 //! One thread of its own serves all clients and never waits for one: up to 8 connections, requests of up to 1024 bytes. A connection
-//! is closed when a request is not complete, or an answer not read, within 10 seconds, and after 10 minutes without a request. The
+//! is closed when a request is not complete, or an answer not read, within 10 seconds, and after 10 minutes without a request. What
+//! takes time to carry out has a thread of its own, 16 of them at most and each for up to 2 minutes; other clients do not notice. The
 //! thread holds no lock of the machine while it talks to a client, so no client can hold up a vCPU or a device.
 //!
 //! The socket is its owner's alone (mode 0600): who can connect to it can end the machine, and see where the guest's tables are.
 
 mod commands;
 mod connection;
+mod hotplug;
 mod parser;
 mod server;
 mod socket;
+mod workers;
 
 use std::io;
 use std::sync::Arc;
@@ -33,10 +42,12 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::assign::Assigner;
 use crate::irq::Unit;
+use crate::machine::HotPlug;
 use crate::vm::Event;
 use server::Server;
 
 pub(crate) use socket::Socket;
+pub(crate) use workers::Workers;
 
 /// What commands look at.
 pub(crate) struct Monitor {
@@ -52,6 +63,10 @@ pub(crate) struct Monitor {
     pub(crate) unit: Option<Arc<Unit>>,
     /// What assigns devices of the host, if there are iommufds.
     pub(crate) assigner: Option<Arc<Assigner>>,
+    /// What can be plugged in and out.
+    pub(crate) hotplug: Arc<HotPlug>,
+    /// For what takes time.
+    pub(crate) workers: Workers,
     /// Where the wish to end the machine goes.
     pub(crate) events: Sender<Event>,
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod description;
 mod functions;
+mod hotplug;
 
 use std::fs::File;
 use std::io::Write;
@@ -33,6 +34,9 @@ use crate::memory::{self, Memory};
 use crate::vcpu::{Shared, Vcpu};
 use crate::vm::Event;
 use crate::{doorbell, kvm};
+pub(crate) use hotplug::HotPlug;
+#[cfg(test)]
+pub(crate) use hotplug::Maker;
 
 /// A whole machine. Its vCPUs do not run while anyone has it as `&mut`.
 pub(crate) struct Machine {
@@ -46,6 +50,7 @@ pub(crate) struct Machine {
     root: Arc<RootComplex>,
     unit: Option<Arc<Unit>>,
     assigner: Option<Arc<Assigner>>,
+    hotplug: Arc<HotPlug>,
     ioapic: Arc<IoApic>,
     serial: Arc<SerialPort>,
     console: Option<ConsoleSender>,
@@ -115,10 +120,10 @@ impl Machine {
         };
         let root = Arc::new(RootComplex::new(apertures));
         let platform = functions::Platform {
-            root: &root,
-            memory: &memory,
-            unit: unit.as_ref(),
-            ioapic: &ioapic,
+            root: Arc::clone(&root),
+            memory: Arc::clone(&memory),
+            unit: unit.clone(),
+            ioapic: Arc::clone(&ioapic),
             msi,
             doorbells: Arc::new(doorbell::KvmDoorbells(Arc::clone(&vm))),
             assignment: functions::Assignment {
@@ -128,6 +133,7 @@ impl Machine {
             },
         };
         let console = platform.add_functions(&config.functions)?;
+        let hotplug = functions::hotplug(platform, &config.functions);
 
         let mut bus = Bus::new(Arc::clone(&ioapic));
         add_windows(&mut bus, &root, unit.as_ref(), &ioapic)?;
@@ -145,6 +151,7 @@ impl Machine {
             root,
             unit,
             assigner,
+            hotplug,
             ioapic,
             serial,
             console,
@@ -166,6 +173,11 @@ impl Machine {
     /// What assigns devices of the host, if there are iommufds.
     pub(crate) fn assigner(&self) -> Option<&Arc<Assigner>> {
         self.assigner.as_ref()
+    }
+
+    /// What is plugged in and out.
+    pub(crate) fn hotplug(&self) -> &Arc<HotPlug> {
+        &self.hotplug
     }
 
     /// Takes what is typed, to where the configuration has the console. Returns how much there was room for.

@@ -1,5 +1,6 @@
 //! Running a machine: threads for its vCPUs, and what happens when the guest or the user wants something of the whole.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -10,7 +11,7 @@ use anyhow::Context as _;
 use vmm_sys_util::signal::Killable;
 
 use crate::config::Config;
-use crate::control::{Control, Monitor, Socket};
+use crate::control::{Control, Monitor, Socket, Workers};
 use crate::machine::Machine;
 use crate::vcpu::Vcpu;
 use crate::{console, signals, terminal};
@@ -62,7 +63,7 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
         .context("starting the thread for standard input")?;
     // Dropped before the machine: no client sees it half gone.
     let _control = socket
-        .map(|socket| Control::start(socket, monitor(config, &machine, &sender)))
+        .map(|socket| Control::start(socket, monitor(config, &machine, &sender)?))
         .transpose()
         .context("--control: starting its thread")?;
     loop {
@@ -97,16 +98,18 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
 }
 
 /// What clients of the control socket look at.
-fn monitor(config: &Config, machine: &Machine, events: &Sender<Event>) -> Monitor {
-    Monitor {
+fn monitor(config: &Config, machine: &Machine, events: &Sender<Event>) -> io::Result<Monitor> {
+    Ok(Monitor {
         cpus: config.cpus,
         memory: config.memory.size,
         started: Instant::now(),
         root: Arc::clone(machine.root()),
         unit: machine.unit().cloned(),
         assigner: machine.assigner().cloned(),
+        hotplug: Arc::clone(machine.hotplug()),
+        workers: Workers::new()?,
         events: events.clone(),
-    }
+    })
 }
 
 /// The process's end comes before whatever else was reported while the vCPUs stopped; the rest concerned a machine that no

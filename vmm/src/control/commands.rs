@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use iommu::SourceId;
-use pci::{Bdf, RootComplex};
+use pci::{Bdf, ECAM_FUNCTION_SHIFT};
 
 use super::Monitor;
+use super::hotplug;
 use super::parser::{Answer, Argument, Command, Value};
 use crate::irq::Unit;
 use crate::vm::Event;
@@ -27,7 +28,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "devices",
         arguments: &[],
-        help: "PCI functions: address, kind, vendor:device, class",
+        help: "PCI functions: address, kind, vendor:device, class, id, port (bus), slot",
         run: devices,
     },
     Command {
@@ -59,6 +60,18 @@ pub(super) const COMMANDS: &[Command] = &[
         arguments: &[],
         help: "devices of the host: what each is attached to, shadows, counters, ioctls by kind",
         run: assigned,
+    },
+    Command {
+        name: "device-add",
+        arguments: &[Argument::Device],
+        help: "plug a device into a root port: `device-add help` lists types, `TYPE,help` keys",
+        run: hotplug::add,
+    },
+    Command {
+        name: "device-del",
+        arguments: &[Argument::Removal],
+        help: "ask the guest to let go of a plugged device, and remove it; force: do not ask",
+        run: hotplug::remove,
     },
     Command {
         name: "quit",
@@ -93,23 +106,32 @@ fn status(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
 
 fn devices(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
     let lines = monitor.root.addresses().into_iter().map(|bdf| {
-        let [vendor_low, vendor_high, device_low, device_high] = read(&monitor.root, bdf, 0x00);
-        let [revision, interface, subclass, class] = read(&monitor.root, bdf, 0x08);
+        let [vendor_low, vendor_high, device_low, device_high] = read(monitor, bdf, 0x00);
+        let [revision, interface, subclass, class] = read(monitor, bdf, 0x08);
         let vendor = u16::from_le_bytes([vendor_low, vendor_high]);
         let device = u16::from_le_bytes([device_low, device_high]);
         format!(
-            "{bdf} {:<16} {vendor:04x}:{device:04x} class {class:02x}{subclass:02x}{interface:02x} rev {revision:02x}\n",
-            kind(vendor, device)
+            "{bdf} {:<16} {vendor:04x}:{device:04x} class {class:02x}{subclass:02x}{interface:02x} rev {revision:02x}{}\n",
+            kind(vendor, device),
+            monitor.hotplug.describe(bdf)
         )
     });
     Ok(lines.collect::<String>().into())
 }
 
 /// A dword of the configuration space of `bdf`.
-fn read(root: &RootComplex, bdf: Bdf, register: u64) -> [u8; 4] {
+fn read(monitor: &Monitor, bdf: Bdf, register: u16) -> [u8; 4] {
     let mut data = [0; 4];
-    // A function has 4 KiB of it.
-    root.read_ecam(u64::from(bdf.as_u16()) << 12 | register, &mut data);
+    match monitor.hotplug.function(bdf) {
+        // In a slot without power as well, or with another bus number of the guest's.
+        Some(function) => function.read_config(register, &mut data),
+        None => {
+            let offset = u64::from(bdf.as_u16()) << ECAM_FUNCTION_SHIFT;
+            monitor
+                .root
+                .read_ecam(offset | u64::from(register), &mut data);
+        }
+    }
     data
 }
 
@@ -122,6 +144,7 @@ fn kind(vendor: u16, device: u16) -> &'static str {
         (0x1af4, 0x1043) => "virtio-console",
         (0x1af4, 0x1044) => "virtio-rng",
         (0x1234, 0x11e8) => "edu",
+        (0x1b36, 0x000c) => "pcie-root-port",
         _ => "other",
     }
 }
@@ -169,6 +192,7 @@ fn quit(_: &Monitor, _: &[Value]) -> Result<Answer, String> {
     Ok(Answer {
         text: "the virtual machine ends\n".to_owned(),
         event: Some(Event::Quit),
+        ..Answer::default()
     })
 }
 

@@ -3,15 +3,19 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::TryRecvError;
 use std::time::{Duration, Instant};
 
-use super::parser::Answer;
+use super::parser::{self, Answer};
+use super::workers::Pending;
 use crate::vm::Event;
 
 /// Longest request in bytes, without its newline.
 pub(super) const REQUEST_LIMIT: usize = 1024;
 /// Time for a client to complete a request, and to read an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Time for work on a request.
+const WORK: Duration = Duration::from_secs(120);
 /// Time that a client may stay without a request.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -24,6 +28,8 @@ pub(super) enum Wants {
     Output,
     /// Nothing: it has a request at hand.
     Turn,
+    /// The end of work that its request began.
+    Work,
     /// Its end.
     Close,
 }
@@ -35,6 +41,8 @@ pub(super) struct Connection {
     input: Vec<u8>,
     /// What is left of the answer.
     output: Vec<u8>,
+    /// Where the answer will come from.
+    work: Option<Pending>,
     /// The client sends nothing more.
     ended: bool,
     /// Close as soon as the answer is sent.
@@ -48,6 +56,7 @@ pub(super) struct Connection {
 enum Phase {
     Idle,
     Receiving,
+    Working,
     Sending,
 }
 
@@ -59,6 +68,7 @@ impl Connection {
             stream,
             input: Vec::new(),
             output: Vec::new(),
+            work: None,
             ended: false,
             last: false,
             phase: Phase::Idle,
@@ -94,6 +104,9 @@ impl Connection {
         happen: impl FnOnce(Event),
         now: Instant,
     ) -> io::Result<Wants> {
+        if !self.finish_work(now) {
+            return Ok(Wants::Work);
+        }
         if !self.send()? {
             return Ok(Wants::Output);
         }
@@ -112,7 +125,11 @@ impl Connection {
         };
         let event = match request {
             Ok(request) => {
-                let Answer { text, event } = answer(&request);
+                let Answer { text, later, event } = answer(&request);
+                if let Some(later) = later {
+                    self.work = Some(later);
+                    return Ok(Wants::Turn);
+                }
                 self.output = text.into_bytes();
                 event
             }
@@ -135,6 +152,23 @@ impl Connection {
             false => Wants::Output,
             true => Wants::Turn,
         })
+    }
+
+    /// Whether no work is under way. What it has come to is to be sent then.
+    fn finish_work(&mut self, now: Instant) -> bool {
+        let Some(work) = &self.work else { return true };
+        let outcome = match work.try_recv() {
+            Err(TryRecvError::Empty) => return false,
+            Ok(outcome) => outcome,
+            Err(TryRecvError::Disconnected) => {
+                Err("internal error: the request was given up; please report this".to_owned())
+            }
+        };
+        self.work = None;
+        self.output = parser::outcome(outcome).into_bytes();
+        self.phase = Phase::Sending;
+        self.deadline = now + PATIENCE;
+        true
     }
 
     /// Sends what it can. Whether that was all.
@@ -193,7 +227,9 @@ impl Connection {
 
     /// Gives a phase that has just begun its time.
     fn watch(&mut self, now: Instant) {
-        let phase = if !self.output.is_empty() {
+        let phase = if self.work.is_some() {
+            Phase::Working
+        } else if !self.output.is_empty() {
             Phase::Sending
         } else if self.input.is_empty() {
             Phase::Idle
@@ -205,6 +241,7 @@ impl Connection {
             self.deadline = now
                 + match phase {
                     Phase::Idle => IDLE,
+                    Phase::Working => WORK,
                     Phase::Receiving | Phase::Sending => PATIENCE,
                 };
         }

@@ -66,6 +66,7 @@ fn what_a_request_causes_happens_even_if_nobody_reads_the_answer() {
     let quit = |_: &str| Answer {
         text: "yes\n\n".to_owned(),
         event: Some(Event::Quit),
+        ..Answer::default()
     };
     let mut happened = None;
     let wants = connection.step(start, quit, |event| happened = Some(event));

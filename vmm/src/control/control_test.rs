@@ -3,16 +3,19 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Duration;
 
 use iommu::unit::{EventSink, InterruptMessage};
-use pci::Apertures;
+use pci::{Apertures, Bdf, MsiSink, PciFunction};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::cli::{self, Request};
+use crate::config::FunctionKind;
+use crate::machine::Maker;
 use crate::machine::description::unit_config;
 
 /// A directory that goes with its owner.
@@ -45,22 +48,35 @@ impl EventSink for Nobody {
     fn deliver(&self, _message: InterruptMessage) {}
 }
 
+struct NoMaker;
+
+impl Maker for NoMaker {
+    fn make(&self, _bdf: Bdf, _kind: &FunctionKind) -> anyhow::Result<Arc<dyn PciFunction>> {
+        anyhow::bail!("there is nothing to be had")
+    }
+
+    fn release(&self, _bdf: Bdf) {}
+}
+
 /// A machine with nothing but a host bridge.
 pub(super) fn bare() -> (Monitor, Receiver<Event>) {
     let (events, receiver) = channel();
     let apertures = Apertures {
         ecam_base: 0xe000_0000,
-        buses: 1,
+        buses: 2,
         mmio32: 0xc000_0000..0xd000_0000,
         mmio64: 0..0,
     };
+    let root = Arc::new(RootComplex::new(apertures));
     let monitor = Monitor {
         cpus: 2,
         memory: 1 << 30,
         started: Instant::now(),
-        root: Arc::new(RootComplex::new(apertures)),
+        root: Arc::clone(&root),
         unit: None,
         assigner: None,
+        hotplug: HotPlug::new(root, Box::new(NoMaker), Vec::new(), &[]),
+        workers: Workers::new().expect("a descriptor"),
         events,
     };
     (monitor, receiver)
@@ -289,4 +305,61 @@ fn one_client_too_many_is_told_so_and_may_come_back() {
     });
     assert!(welcome);
     assert!(clients[0].ask("status").starts_with("vcpus"));
+}
+
+#[test]
+fn work_that_takes_time_holds_up_nobody_else() {
+    let scratch = Scratch::new();
+    let path = scratch.path("socket");
+    let (monitor, events) = with_unit();
+    let (go, wait) = channel::<()>();
+    let maker = SlowMaker(Mutex::new(wait));
+    let port = monitor
+        .root
+        .add_port(Bdf::new(0, 1, 0).expect("in range"), Arc::new(NoSink))
+        .expect("free");
+    let ports = vec![("p".to_owned(), port)];
+    let hotplug = HotPlug::new(Arc::clone(&monitor.root), Box::new(maker), ports, &[]);
+    let socket = Socket::bind(&path).expect("a free name");
+    let control = Control::start(socket, Monitor { hotplug, ..monitor }).expect("a thread");
+    let bench = Bench {
+        path,
+        events,
+        control,
+        _scratch: scratch,
+    };
+    let mut slow = bench.client();
+    slow.send("device-add edu,bus=p\nstatus\n");
+    let mut client = bench.client();
+    let coming = "error: bus=p: its device is still on the way in; try again in a few seconds\n";
+    while client.ask("device-del p") != coming {
+        thread::sleep(Duration::from_millis(1));
+    }
+    // One that goes away meanwhile costs nothing.
+    let mut gone = bench.client();
+    gone.send("device-add edu,bus=p\n");
+    drop(gone);
+    for _ in 0..10 {
+        assert!(client.ask("status").starts_with("vcpus"));
+    }
+    go.send(()).expect("it waits");
+    assert_eq!(slow.receive(), "error: made in vain\n");
+    assert!(slow.receive().starts_with("vcpus"), "in order");
+}
+
+struct SlowMaker(Mutex<Receiver<()>>);
+
+impl Maker for SlowMaker {
+    fn make(&self, _bdf: Bdf, _kind: &FunctionKind) -> anyhow::Result<Arc<dyn PciFunction>> {
+        let _ = self.0.lock().expect("not poisoned").recv();
+        anyhow::bail!("made in vain")
+    }
+
+    fn release(&self, _bdf: Bdf) {}
+}
+
+struct NoSink;
+
+impl MsiSink for NoSink {
+    fn signal(&self, _requester: Bdf, _address: u64, _data: u32) {}
 }

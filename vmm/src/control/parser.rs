@@ -1,4 +1,4 @@
-//! Requests: a command and its arguments, in words that are separated by blanks.
+//! Requests: a command and its arguments, in words that are separated by blanks. A last argument may have blanks in it.
 //!
 //! One table says what there is: it drives the parser, and it is what `help` prints.
 
@@ -7,6 +7,7 @@ use pci::Bdf;
 
 use super::Monitor;
 use super::commands::COMMANDS;
+use super::workers::Pending;
 use crate::vm::Event;
 
 /// A command.
@@ -28,29 +29,42 @@ pub(super) enum Argument {
     Requester,
     /// The address that it names.
     Address,
+    /// A device to add, as `--device` has it. The rest of the request.
+    Device,
+    /// A device to remove.
+    Removal,
 }
 
 /// An argument's value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
     /// Who makes a request.
     Requester(SourceId, Option<Pasid>),
     /// An address.
     Address(u64),
+    /// The argument of a `--device`.
+    Device(String),
+    /// The name of a device, and whether it is removed by force.
+    Removal(String, bool),
 }
 
 /// What a command came to.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Default)]
 pub(super) struct Answer {
     /// What the client is told.
     pub(super) text: String,
+    /// Work that has begun: what it comes to is the answer, in place of the text.
+    pub(super) later: Option<Pending>,
     /// What happens to the machine once the client was told.
     pub(super) event: Option<Event>,
 }
 
 impl From<String> for Answer {
     fn from(text: String) -> Self {
-        Self { text, event: None }
+        Self {
+            text,
+            ..Self::default()
+        }
     }
 }
 
@@ -60,6 +74,8 @@ impl Argument {
         match self {
             Self::Requester => "BDF[,pasid=N]",
             Self::Address => "ADDRESS",
+            Self::Device => "TYPE,bus=PORT[,key=value]...",
+            Self::Removal => "ID[,force=on]",
         }
     }
 
@@ -67,6 +83,8 @@ impl Argument {
         match self {
             Self::Requester => requester(word),
             Self::Address => number(word).map(Value::Address),
+            Self::Device => Some(Value::Device(word.to_owned())),
+            Self::Removal => removal(word),
         }
     }
 
@@ -77,6 +95,10 @@ impl Argument {
                  such as 00:03.0 or 00:03.0,pasid=1"
             }
             Self::Address => "a number of at most 64 bits, such as 0xfffff000",
+            Self::Device => "what `--device` takes",
+            Self::Removal => {
+                "the id of a device, or of the port that it is behind, and force=on to pull it out"
+            }
         }
     }
 }
@@ -121,31 +143,62 @@ impl Command {
 
 /// Carries out one request, and writes what the client is to be sent.
 pub(super) fn answer(monitor: &Monitor, request: &str) -> Answer {
-    let outcome = run(monitor, request);
-    let Answer { text, event } =
-        outcome.unwrap_or_else(|problem| Answer::from(format!("error: {problem}")));
-    // The empty line is the end, so there can be none before.
-    let lines = text.lines().filter(|line| !line.is_empty());
-    let mut framed: String = lines.flat_map(|line| [line, "\n"]).collect();
-    framed.push('\n');
+    let answer = run(monitor, request);
+    let answer = answer.unwrap_or_else(|problem| Answer::from(refusal(&problem)));
     Answer {
-        text: framed,
-        event,
+        text: framed(&answer.text),
+        ..answer
     }
 }
 
+/// What a client is sent when work has come to its end.
+pub(super) fn outcome(outcome: Result<String, String>) -> String {
+    framed(&outcome.unwrap_or_else(|problem| refusal(&problem)))
+}
+
+fn refusal(problem: &str) -> String {
+    format!("error: {problem}")
+}
+
+/// The empty line is the end, so there can be none before.
+fn framed(text: &str) -> String {
+    let lines = text.lines().filter(|line| !line.is_empty());
+    let mut framed: String = lines.flat_map(|line| [line, "\n"]).collect();
+    framed.push('\n');
+    framed
+}
+
 fn run(monitor: &Monitor, request: &str) -> Result<Answer, String> {
-    let words: Vec<&str> = request.split_whitespace().collect();
-    let Some((name, arguments)) = words.split_first() else {
+    let (name, rest) = request
+        .trim()
+        .split_once(char::is_whitespace)
+        .unwrap_or((request.trim(), ""));
+    if name.is_empty() {
         return Err("the request is empty; `help` lists the commands".to_owned());
-    };
-    let Some(command) = COMMANDS.iter().find(|command| command.name == *name) else {
+    }
+    let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
         return Err(format!(
             "unknown command `{}`; `help` lists the commands",
             name.escape_debug()
         ));
     };
-    (command.run)(monitor, &command.values(arguments)?)
+    let arguments: Vec<&str> = match command.arguments {
+        [Argument::Device] if !rest.trim().is_empty() => vec![rest.trim()],
+        _ => rest.split_whitespace().collect(),
+    };
+    (command.run)(monitor, &command.values(&arguments)?)
+}
+
+fn removal(word: &str) -> Option<Value> {
+    let (id, force) = match word.rsplit_once(",force=") {
+        None => (word, false),
+        Some((id, "on")) => (id, true),
+        Some((id, "off")) => (id, false),
+        Some(_) => return None,
+    };
+    // As in the lists of the command line.
+    let id = id.replace(",,", ",");
+    (!id.is_empty()).then_some(Value::Removal(id, force))
 }
 
 fn requester(word: &str) -> Option<Value> {

@@ -12,8 +12,12 @@ fn an_answer_ends_with_its_only_empty_line() {
     let (monitor, _events) = with_unit();
     for command in COMMANDS {
         let mut request = command.name.to_owned();
-        if command.name == "translate" {
-            request.push_str(" 00:01.0 0x1000");
+        match command.name {
+            "translate" => request.push_str(" 00:01.0 0x1000"),
+            "device-add" => request.push_str(" help"),
+            // It is answered later.
+            "device-del" => continue,
+            _ => {}
         }
         let text = answer(&monitor, &request).text;
         assert!(!text.starts_with("error"), "{text}");
@@ -90,6 +94,42 @@ fn requesters_and_addresses_are_parsed() {
 }
 
 #[test]
+fn devices_to_remove_have_a_name_and_perhaps_force() {
+    let removal = |word| Argument::Removal.parse(word);
+    let value = |id: &str, force| Some(Value::Removal(id.to_owned(), force));
+    assert_eq!(removal("disk0"), value("disk0", false));
+    assert_eq!(removal("disk0,force=on"), value("disk0", true));
+    assert_eq!(removal("disk0,force=off"), value("disk0", false));
+    assert_eq!(removal("a,,b,force=on"), value("a,b", true));
+    for bad in ["", ",force=on", "disk0,force=", "disk0,force=yes"] {
+        assert_eq!(removal(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn a_device_to_add_may_have_blanks_and_is_refused_as_on_the_command_line() {
+    let (monitor, _events) = bare();
+    let later = |request| {
+        let answer = answer(&monitor, request);
+        assert_eq!(answer.text, "\n");
+        let pending = answer.later.expect("it takes time");
+        outcome(pending.recv().expect("it comes to something"))
+    };
+    let no_ports = "error: this machine has no root port; start nido with `--device pcie-root-port,id=PORT`, \
+                    once for each device to come\n\n";
+    assert_eq!(later("device-add  edu,id=e ,bus=p"), no_ports);
+    assert_eq!(
+        later("device-add virtio-blk-pci,path=my disk.img,bus=p"),
+        no_ports
+    );
+    assert_eq!(
+        later("device-del e"),
+        "error: there is no device `e` behind a root port; all slots are empty\n\n"
+    );
+    assert!(told("device-add edu,help").contains("dma_mask"));
+}
+
+#[test]
 fn mistakes_are_named_with_a_remedy() {
     for (request, expected) in [
         (
@@ -119,6 +159,23 @@ fn mistakes_are_named_with_a_remedy() {
         (
             "bindings",
             "error: this machine has no remapping unit; start nido with `--device intel-iommu`\n\n",
+        ),
+        (
+            "device-add",
+            "error: device-add takes 1 arguments, not 0; write `device-add TYPE,bus=PORT[,key=value]...`\n\n",
+        ),
+        (
+            "device-add edu,ats=perhaps",
+            "error: --device edu: ats=`perhaps` is not valid: expected `on` or `off`\n\n",
+        ),
+        (
+            "device-add intel-iommu",
+            "error: an intel-iommu cannot be plugged in: it is part of the machine; give it on the command line\n\n",
+        ),
+        (
+            "device-del e,force=maybe",
+            "error: device-del: ID[,force=on]=`e,force=maybe` is not valid: expected the id of a device, or of the port that it \
+             is behind, and force=on to pull it out\n\n",
         ),
         // What a client sends does not reach a terminal as it is.
         (

@@ -24,6 +24,7 @@ mod token {
     pub(super) const STOP: u64 = 0;
     pub(super) const LISTENER: u64 = 1;
     pub(super) const CONNECTION: u64 = 2;
+    pub(super) const WORK: u64 = 3;
 }
 
 pub(super) struct Server {
@@ -40,6 +41,7 @@ impl Server {
         for (fd, token) in [
             (stop.as_raw_fd(), token::STOP),
             (socket.listener().as_raw_fd(), token::LISTENER),
+            (monitor.workers.done().as_raw_fd(), token::WORK),
         ] {
             epoll.ctl(
                 ControlOperation::Add,
@@ -59,7 +61,7 @@ impl Server {
     /// Serves clients until it is told to stop.
     pub(super) fn run(mut self) {
         // Room for all that can happen at once.
-        let mut events = [EpollEvent::default(); CONNECTIONS + 2];
+        let mut events = [EpollEvent::default(); CONNECTIONS + 3];
         loop {
             let count = match self.epoll.wait(self.timeout(), &mut events) {
                 Ok(count) => count,
@@ -76,6 +78,8 @@ impl Server {
             if tokens.any(|token| token == token::LISTENER) {
                 self.accept();
             }
+            // Read before the connections look for what was done, so that none of it is missed.
+            let _ = self.monitor.workers.done().read();
             if self.serve().is_break() {
                 return;
             }
@@ -170,6 +174,8 @@ impl Server {
 fn interest(wants: Wants) -> EventSet {
     match wants {
         Wants::Output => EventSet::OUT,
+        // A client that goes away meanwhile is told of once.
+        Wants::Work => EventSet::EDGE_TRIGGERED,
         Wants::Input | Wants::Turn | Wants::Close => EventSet::IN,
     }
 }

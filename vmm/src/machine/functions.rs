@@ -16,6 +16,7 @@ use devices::{Dma, Doorbells};
 use iommu::SourceId;
 use pci::{Bdf, MsiSink, PciFunction, RootComplex, RootPort};
 
+use super::hotplug::{HotPlug, Maker};
 use super::standard_output;
 use crate::assign::Assigner;
 use crate::config::{FunctionConfig, FunctionKind, VfioConfig};
@@ -26,11 +27,11 @@ use crate::memory::Memory;
 const INTA: u8 = 0;
 
 /// What functions are wired to.
-pub(super) struct Platform<'a> {
-    pub(super) root: &'a RootComplex,
-    pub(super) memory: &'a Memory,
-    pub(super) unit: Option<&'a Arc<Unit>>,
-    pub(super) ioapic: &'a Arc<IoApic>,
+pub(super) struct Platform {
+    pub(super) root: Arc<RootComplex>,
+    pub(super) memory: Memory,
+    pub(super) unit: Option<Arc<Unit>>,
+    pub(super) ioapic: Arc<IoApic>,
     pub(super) msi: Arc<dyn MsiSink>,
     pub(super) doorbells: Arc<dyn Doorbells>,
     pub(super) assignment: Assignment,
@@ -44,7 +45,7 @@ pub(super) struct Assignment {
     pub(super) assigner: Option<Arc<Assigner>>,
 }
 
-impl Platform<'_> {
+impl Platform {
     /// Creates all functions, root ports first. Returns where to type, if one of them is a console.
     pub(super) fn add_functions(
         &self,
@@ -62,7 +63,7 @@ impl Platform<'_> {
                 self.root.add(bdf, function)?;
             }
         }
-        let ports = named_ports(functions, self.root);
+        let ports = named_ports(functions, &self.root);
         for config in functions {
             let Some(bus) = &config.bus else { continue };
             let (_, port) = ports
@@ -111,7 +112,7 @@ impl Platform<'_> {
                 self.dma(bdf),
                 Arc::clone(&self.msi),
                 self.ioapic.line(self.interrupt_pin(bdf)?),
-                self.unit.cloned(),
+                self.unit.clone(),
                 *options,
             )
             .context("--device edu")?),
@@ -170,18 +171,44 @@ impl Platform<'_> {
 
     /// How the function at `bdf` reaches memory.
     fn dma(&self, bdf: Bdf) -> Dma {
-        match self.unit {
+        match &self.unit {
             Some(unit) => Dma::translated(Arc::clone(unit), SourceId(bdf.as_u16())),
-            None => Dma::direct(Arc::clone(self.memory)),
+            None => Dma::direct(Arc::clone(&self.memory)),
         }
     }
 }
 
+impl Maker for Platform {
+    fn make(&self, bdf: Bdf, kind: &FunctionKind) -> anyhow::Result<Arc<dyn PciFunction>> {
+        // No console is plugged in.
+        self.function(bdf, kind, &mut None)
+    }
+
+    fn release(&self, bdf: Bdf) {
+        if let Some(assigner) = &self.assignment.assigner {
+            assigner.remove(SourceId(bdf.as_u16()));
+        }
+    }
+}
+
+/// Hot-plug for the machine that `platform` has made from `functions`.
+pub(super) fn hotplug(platform: Platform, functions: &[FunctionConfig]) -> Arc<HotPlug> {
+    let root = Arc::clone(&platform.root);
+    let ports = named_ports(functions, &root);
+    let behind = functions.iter().filter_map(|function| {
+        let bus = function.bus.as_ref()?;
+        let (_, port) = ports.iter().find(|(name, _)| name == bus)?;
+        Some((port.function_address(), function))
+    });
+    let all: Vec<_> = places(functions)
+        .map(|(function, bdf)| (bdf, function))
+        .chain(behind)
+        .collect();
+    HotPlug::new(Arc::clone(&root), Box::new(platform), ports.clone(), &all)
+}
+
 /// The root ports among `functions`, by their names. `root` was made from them.
-pub(super) fn named_ports(
-    functions: &[FunctionConfig],
-    root: &RootComplex,
-) -> Vec<(String, Arc<RootPort>)> {
+fn named_ports(functions: &[FunctionConfig], root: &RootComplex) -> Vec<(String, Arc<RootPort>)> {
     let ports = functions
         .iter()
         .filter(|function| function.kind == FunctionKind::RootPort);

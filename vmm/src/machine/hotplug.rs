@@ -1,0 +1,417 @@
+//! Hot-plug: devices that come and go behind root ports while the guest runs.
+//!
+//! What is plugged in stays there across a reset of the guest. A device leaves either when the guest has let go of it, which it
+//! is asked for by the slot's attention button, or by force, which a guest may take badly.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pci::{Bdf, PciFunction, RemovalOutcome, RootComplex, RootPort};
+
+use crate::config::{FunctionConfig, FunctionKind};
+
+/// How long a guest has to let go of a device. Linux waits five seconds before it begins, and one before it is done.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// How long accesses that are under way may keep a function that nobody can reach any more.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Makes functions and takes back what they had besides themselves.
+pub(crate) trait Maker: Send + Sync {
+    /// A function of that kind for this address, in its reset state.
+    ///
+    /// # Errors
+    /// When it cannot be had; nothing is left of it then.
+    fn make(&self, bdf: Bdf, kind: &FunctionKind) -> anyhow::Result<Arc<dyn PciFunction>>;
+
+    /// The function at `bdf` is about to be dropped. It does nothing any more.
+    fn release(&self, bdf: Bdf);
+}
+
+/// The slots of a machine and what is in them.
+pub(crate) struct HotPlug {
+    root: Arc<RootComplex>,
+    maker: Box<dyn Maker>,
+    ports: Vec<Port>,
+    /// Names of functions on bus 0, root ports among them.
+    fixed: Vec<(Bdf, String)>,
+    /// One for each of `ports`. A leaf lock.
+    slots: Mutex<Vec<Slot>>,
+}
+
+struct Port {
+    name: String,
+    port: Arc<RootPort>,
+}
+
+/// What is known about a slot besides what its port knows.
+#[derive(Default)]
+struct Slot {
+    /// Name of the device in it.
+    id: Option<String>,
+    stage: Stage,
+    /// Counts devices, to tell a new one from the one before it.
+    count: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Empty,
+    /// A device is being made for it.
+    Coming,
+    There,
+    /// Its device is out of reach of the guest, and not gone yet.
+    Going,
+}
+
+/// Why a device is not added or removed. Nothing has changed then, unless it says so.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HotPlugError {
+    #[error(
+        "this machine has no root port; start nido with `--device pcie-root-port,id=PORT`, once for each device to come"
+    )]
+    NoPorts,
+    #[error("key `bus` is missing; add `bus=PORT`, where PORT is one of {ports}")]
+    NoBus { ports: String },
+    #[error("bus={bus}: there is no such root port; choose one of {ports}")]
+    UnknownPort { bus: String, ports: String },
+    #[error(
+        "bus={port}: the port has a device already; remove it with `device-del {device}`, or choose another port"
+    )]
+    Occupied { port: String, device: String },
+    #[error("bus={port}: {what}; try again in a few seconds")]
+    Busy { port: String, what: &'static str },
+    #[error("id={0}: another device has this name; choose another")]
+    NameTaken(String),
+    #[error("{what} cannot be plugged in: {why}")]
+    NotPluggable {
+        what: &'static str,
+        why: &'static str,
+    },
+    #[error("{0:#}")]
+    Make(anyhow::Error),
+    #[error("there is no device `{id}` behind a root port; {there}")]
+    NoDevice { id: String, there: String },
+    #[error("{0}")]
+    Slot(#[from] pci::UnplugError),
+    #[error("`{0}` was removed by another request meanwhile")]
+    Overtaken(String),
+    #[error(
+        "the guest keeps `{id}`: it cancelled the removal, or was reset; try again, or write `device-del {id},force=on` to pull it out"
+    )]
+    Declined { id: String },
+    #[error(
+        "the guest has not let go of `{id}` within {} seconds; try again, or write `device-del {id},force=on` to pull it out",
+        PATIENCE.as_secs()
+    )]
+    TimedOut { id: String },
+}
+
+impl HotPlug {
+    /// For the root ports of `root`, by their names, and what is behind them from the start: `functions` is what the machine was
+    /// made from, with their addresses.
+    pub(crate) fn new(
+        root: Arc<RootComplex>,
+        maker: Box<dyn Maker>,
+        ports: Vec<(String, Arc<RootPort>)>,
+        functions: &[(Bdf, &FunctionConfig)],
+    ) -> Arc<Self> {
+        let ports: Vec<_> = ports
+            .into_iter()
+            .map(|(name, port)| Port { name, port })
+            .collect();
+        let slots = ports.iter().map(|port| {
+            let bdf = port.port.function_address();
+            match functions.iter().find(|(at, _)| *at == bdf) {
+                None => Slot::default(),
+                Some((_, function)) => Slot {
+                    id: function.id.clone(),
+                    stage: Stage::There,
+                    count: 0,
+                },
+            }
+        });
+        let slots = Mutex::new(slots.collect());
+        let fixed = functions
+            .iter()
+            .filter(|(bdf, _)| bdf.bus() == 0)
+            .filter_map(|(bdf, function)| Some((*bdf, function.id.clone()?)))
+            .collect();
+        Arc::new(Self {
+            root,
+            maker,
+            ports,
+            fixed,
+            slots,
+        })
+    }
+
+    /// Makes a function and puts it into the slot of the port that it names. The guest is told, and does the rest. May take long:
+    /// files are opened, and for devices of the host guest memory may have to be pinned.
+    ///
+    /// # Errors
+    /// See [`HotPlugError`].
+    pub(crate) fn add(&self, config: &FunctionConfig) -> Result<String, HotPlugError> {
+        pluggable(&config.kind)?;
+        let index = self.port_of(config)?;
+        let Some(Port { name, port }) = self.ports.get(index) else {
+            return Err(HotPlugError::NoPorts);
+        };
+        let reservation = self.reserve(index, config.id.as_deref())?;
+        let bdf = port.function_address();
+        let function = self
+            .maker
+            .make(bdf, &config.kind)
+            .map_err(HotPlugError::Make)?;
+        if let Err(error) = self.root.plug(port, Arc::clone(&function)) {
+            self.release(bdf, function);
+            return Err(HotPlugError::Make(error.into()));
+        }
+        reservation.keep();
+        let id = config.id.as_deref().unwrap_or(name);
+        log::info!("`{id}` is plugged into `{name}` at {bdf}");
+        Ok(format!("{id} is in the slot of {name}, at {bdf}\n"))
+    }
+
+    /// Takes out the device named `id`, or the one behind the port of that name, when the guest has let go of it. Waits for that
+    /// as long as [`PATIENCE`], unless by `force`. When it returns, nothing of the device is left.
+    ///
+    /// # Errors
+    /// See [`HotPlugError`].
+    pub(crate) fn remove(&self, id: &str, force: bool) -> Result<String, HotPlugError> {
+        let (index, count) = self.find(id)?;
+        let Some(Port { name, port }) = self.ports.get(index) else {
+            return Err(HotPlugError::NoPorts);
+        };
+        let function = if force {
+            self.root.pull(port)
+        } else {
+            self.wait(id, port, (index, count))?;
+            self.root.unplug(port)
+        };
+        let function = function.map_err(|error| self.explain(error, id, (index, count)))?;
+        self.set(index, Stage::Going);
+        self.release(port.function_address(), function);
+        self.set(index, Stage::Empty);
+        log::info!("`{id}` is out of the slot of `{name}`");
+        Ok(format!("{id} is out of the slot of {name}\n"))
+    }
+
+    /// What is to be said about the function at `bdf`, in words that begin with a blank: its name, its port, its slot.
+    pub(crate) fn describe(&self, bdf: Bdf) -> String {
+        let name = |id: Option<&str>| id.map(|id| format!(" id={id}")).unwrap_or_default();
+        for (index, Port { name: bus, port }) in self.ports.iter().enumerate() {
+            if port.function_address() == bdf {
+                let id = self.lock().get(index).and_then(|slot| slot.id.clone());
+                return format!("{} bus={bus}", name(id.as_deref()));
+            }
+            if port.address() == bdf {
+                let state = port.slot();
+                let word = |set, yes, no| if set { yes } else { no };
+                return format!(
+                    " id={bus} slot={},{}{}",
+                    word(state.occupied, "occupied", "empty"),
+                    word(state.powered, "power-on", "power-off"),
+                    word(state.removal_requested, ",removal-requested", ""),
+                );
+            }
+        }
+        let fixed = self.fixed.iter().find(|(at, _)| *at == bdf);
+        name(fixed.map(|(_, id)| id.as_str()))
+    }
+
+    /// The function behind a root port, whether the guest can reach it or not.
+    pub(crate) fn function(&self, bdf: Bdf) -> Option<Arc<dyn PciFunction>> {
+        let mut ports = self.ports.iter();
+        ports
+            .find(|port| port.port.function_address() == bdf)?
+            .port
+            .function()
+    }
+
+    /// Asks the guest for the device, and waits until it has let go.
+    fn wait(&self, id: &str, port: &RootPort, slot: (usize, u64)) -> Result<(), HotPlugError> {
+        port.request_removal()
+            .map_err(|error| self.explain(error, id, slot))?;
+        let id = id.to_owned();
+        match port.wait_for_removal(PATIENCE) {
+            RemovalOutcome::PoweredOff => Ok(()),
+            _ if !self.is_there(slot) => Err(HotPlugError::Overtaken(id)),
+            RemovalOutcome::Declined => Err(HotPlugError::Declined { id }),
+            RemovalOutcome::TimedOut => Err(HotPlugError::TimedOut { id }),
+        }
+    }
+
+    /// An error of the slot that `id` was in.
+    fn explain(&self, error: pci::UnplugError, id: &str, slot: (usize, u64)) -> HotPlugError {
+        if self.is_there(slot) {
+            HotPlugError::Slot(error)
+        } else {
+            HotPlugError::Overtaken(id.to_owned())
+        }
+    }
+
+    fn is_there(&self, (index, count): (usize, u64)) -> bool {
+        let slots = self.lock();
+        slots
+            .get(index)
+            .is_some_and(|slot| slot.stage == Stage::There && slot.count == count)
+    }
+
+    /// The place of a device, by its name or its port's.
+    fn find(&self, id: &str) -> Result<(usize, u64), HotPlugError> {
+        let slots = self.lock();
+        let mut places = self.ports.iter().zip(slots.iter()).enumerate();
+        let found = places.find(|(_, (port, slot))| {
+            slot.stage != Stage::Empty && (slot.id.as_deref() == Some(id) || port.name == id)
+        });
+        let busy = |port: &Port, what| {
+            let port = port.name.clone();
+            Err(HotPlugError::Busy { port, what })
+        };
+        match found {
+            None => {
+                let there = self.ports.iter().zip(slots.iter());
+                let there = there
+                    .filter(|(_, slot)| slot.stage == Stage::There)
+                    .map(|(port, slot)| slot.id.as_deref().unwrap_or(&port.name));
+                Err(HotPlugError::NoDevice {
+                    id: id.to_owned(),
+                    there: match there.collect::<Vec<_>>().as_slice() {
+                        [] => "all slots are empty".to_owned(),
+                        names => format!("choose one of {}", names.join(", ")),
+                    },
+                })
+            }
+            Some((index, (port, slot))) => match slot.stage {
+                Stage::Coming => busy(port, "its device is still on the way in"),
+                Stage::Going => busy(port, "its device is on the way out already"),
+                Stage::Empty | Stage::There => Ok((index, slot.count)),
+            },
+        }
+    }
+
+    fn port_of(&self, config: &FunctionConfig) -> Result<usize, HotPlugError> {
+        let names: Vec<_> = self.ports.iter().map(|port| port.name.as_str()).collect();
+        if names.is_empty() {
+            return Err(HotPlugError::NoPorts);
+        }
+        let ports = names.join(", ");
+        let Some(bus) = &config.bus else {
+            return Err(HotPlugError::NoBus { ports });
+        };
+        let index = names.iter().position(|name| name == bus);
+        index.ok_or_else(|| HotPlugError::UnknownPort {
+            bus: bus.clone(),
+            ports,
+        })
+    }
+
+    /// Keeps others out of an empty slot.
+    fn reserve(&self, index: usize, id: Option<&str>) -> Result<Reservation<'_>, HotPlugError> {
+        let mut slots = self.lock();
+        if let Some(id) = id {
+            let fixed = self.fixed.iter().map(|(_, name)| name.as_str());
+            let plugged = slots
+                .iter()
+                .filter(|slot| slot.stage != Stage::Empty)
+                .filter_map(|slot| slot.id.as_deref());
+            if fixed.chain(plugged).any(|name| name == id) {
+                return Err(HotPlugError::NameTaken(id.to_owned()));
+            }
+        }
+        let (Some(slot), Some(port)) = (slots.get_mut(index), self.ports.get(index)) else {
+            return Err(HotPlugError::NoPorts);
+        };
+        let port = port.name.clone();
+        let what = match slot.stage {
+            Stage::Empty => {
+                *slot = Slot {
+                    id: id.map(str::to_owned),
+                    stage: Stage::Coming,
+                    count: slot.count.wrapping_add(1),
+                };
+                return Ok(Reservation {
+                    plug: self,
+                    index,
+                    becomes: Stage::Empty,
+                });
+            }
+            Stage::There => {
+                let device = slot.id.clone().unwrap_or_else(|| port.clone());
+                return Err(HotPlugError::Occupied { port, device });
+            }
+            Stage::Coming => "another device is on its way into it",
+            Stage::Going => "the device before is not quite gone",
+        };
+        Err(HotPlugError::Busy { port, what })
+    }
+
+    fn set(&self, index: usize, stage: Stage) {
+        if let Some(slot) = self.lock().get_mut(index) {
+            slot.stage = stage;
+            if stage == Stage::Empty {
+                slot.id = None;
+            }
+        }
+    }
+
+    /// Drops a function that nothing reaches any more, and all that belongs to it.
+    fn release(&self, bdf: Bdf, function: Arc<dyn PciFunction>) {
+        self.maker.release(bdf);
+        let rest = Arc::downgrade(&function);
+        drop(function);
+        // An access that began before may still hold it. The next function at this address must find nothing of this one.
+        let end = Instant::now() + LINGER;
+        while rest.strong_count() != 0 {
+            if Instant::now() >= end {
+                log::warn!("the function at {bdf} is still busy; left behind");
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A slot for a device that is being made.
+struct Reservation<'a> {
+    plug: &'a HotPlug,
+    index: usize,
+    becomes: Stage,
+}
+
+impl Reservation<'_> {
+    fn keep(mut self) {
+        self.becomes = Stage::There;
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.plug.set(self.index, self.becomes);
+    }
+}
+
+fn pluggable(kind: &FunctionKind) -> Result<(), HotPlugError> {
+    let (what, why) = match kind {
+        FunctionKind::Console => (
+            "a virtio-console",
+            "it takes the standard streams over when nido starts; give it on the command line",
+        ),
+        FunctionKind::RootPort => (
+            "a pcie-root-port",
+            "the machine's buses are set when nido starts; give it on the command line",
+        ),
+        _ => return Ok(()),
+    };
+    Err(HotPlugError::NotPluggable { what, why })
+}
+
+#[cfg(test)]
+#[path = "hotplug_test.rs"]
+mod hotplug_test;
