@@ -334,7 +334,7 @@ fn map_all_memory(
     match outcome {
         Ok(()) => Ok(space),
         Err(error) => {
-            space.destroy(&mut common.remains);
+            space.destroy(common);
             Err(error)
         }
     }
@@ -368,3 +368,6 @@ mod testing;
 #[cfg(test)]
 #[path = "assigned/assigned_test.rs"]
 mod assigned_test;
+#[cfg(test)]
+#[path = "assigned/property_test.rs"]
+mod property_test;

@@ -603,7 +603,9 @@ impl HostIommu for FakeHost {
             }
             let dirty = state.tables.get_mut(&table).ok_or(ENOENT)?.dirty.as_mut();
             let dirty = dirty.ok_or(EINVAL)?;
-            for page in dirty.extract_if(address..address + length, |_| true) {
+            let mut asked = dirty.split_off(&address);
+            dirty.append(&mut asked.split_off(&(address + length)));
+            for page in asked {
                 let bit = (page - address) / page_size;
                 let word = usize::try_from(bit / 64).map_err(|_| EINVAL)?;
                 *bitmap.get_mut(word).ok_or(EINVAL)? |= 1 << (bit % 64);

@@ -67,15 +67,25 @@ pub(crate) struct Scratch {
     added: Vec<Run>,
 }
 
+impl Scratch {
+    /// Keeps what most invalidations need, and not what the largest one needed.
+    fn shrink(&mut self) {
+        for list in [&mut self.runs, &mut self.changed, &mut self.added] {
+            list.clear();
+            list.shrink_to(4096);
+        }
+    }
+}
+
 impl Shadow {
-    /// An empty one, which is to be brought [up to date](Self::refresh).
+    /// An empty one, which is to be [invalidated](Self::invalidate) and [brought up to date](Self::refresh).
     pub(crate) fn new(stage: SecondStage, space: Space, source: ObjectId) -> Self {
         Self {
             stage,
             space,
             source,
             areas: Areas::default(),
-            stale: vec![0..u64::MAX],
+            stale: Vec::new(),
             split_reported: false,
             write_only_reported: false,
         }
@@ -115,12 +125,12 @@ impl Shadow {
     ) -> Result<(), Trouble> {
         let mut scratch = std::mem::take(&mut common.scratch);
         let mut stale = std::mem::take(&mut self.stale);
-        scratch.added.clear();
         let outcome = self
             .unmap_changed(&mut stale, tables, common, budget, &mut scratch)
             .and_then(|()| self.map(&scratch.added, common, budget));
         stale.clear();
         self.stale = stale;
+        scratch.shrink();
         common.scratch = scratch;
         outcome
     }
@@ -328,6 +338,6 @@ impl Shadow {
             common.collect_dirty(&self.space, area);
         }
         common.areas -= areas.len();
-        self.space.destroy(&mut common.remains);
+        self.space.destroy(common);
     }
 }

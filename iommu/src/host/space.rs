@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::assigned::common::Common;
 use super::ram::INTERRUPTS;
 use super::{
     Attachment, HardwareInfo, HostDeviceId, HostIommu, ObjectId, PageTableOptions, Rights,
@@ -156,27 +157,28 @@ impl Space {
         outcome
     }
 
-    /// Gives it back to the host. What is still in use goes to `remains`, after everything was unmapped.
-    pub(crate) fn destroy(self, remains: &mut Vec<Remains>) {
+    /// Gives it back to the host. What is still in use is kept to be tried again, after everything was unmapped.
+    pub(crate) fn destroy(self, common: &mut Common) {
         let objects = self.tables.iter().map(|table| table.id).chain([self.id]);
         let left: Vec<_> = objects
             .filter(|object| self.host.destroy(*object).is_err())
             .collect();
-        if left.is_empty() {
-            return;
-        }
         if left.contains(&self.id)
             && let Err(error) = self.host.unmap(self.id, 0, u64::MAX)
         {
-            log::error!(
-                "the host neither destroys nor empties I/O address space {}: {error}",
-                self.id.0
-            );
+            common.report(|| {
+                format!(
+                    "the host neither destroys nor empties I/O address space {}: {error}",
+                    self.id.0
+                )
+            });
         }
-        remains.extend(left.into_iter().map(|object| Remains {
-            host: Arc::clone(&self.host),
-            object,
-        }));
+        common
+            .remains
+            .extend(left.into_iter().map(|object| Remains {
+                host: Arc::clone(&self.host),
+                object,
+            }));
     }
 }
 

@@ -4,6 +4,7 @@ use super::testing::*;
 use super::*;
 use crate::host::fake::{Call, FakeFeatures, FakeHost, errno};
 use crate::spec::descriptors::IotlbScope;
+use crate::spec::registers::TableMode;
 use crate::translate::Latched;
 
 const A: SourceId = SOURCES[0];
@@ -90,6 +91,28 @@ fn translation_off_is_guest_memory_and_reset_brings_it_back() {
     guest.unit.dma_state().set_latched(Latched::default());
     guest.devices.translation_changed();
     assert_eq!(guest.dma(ids[0], 0), Some((0, "rw")));
+}
+
+#[test]
+fn legacy_tables_are_shadowed_under_their_domain_id() {
+    let (guest, ids) = Guest::with(&[PLAIN]);
+    let paging = guest.world.second_stage(4);
+    guest.map(&paging, 0x1000, 0x30_0000, 1, RW);
+    let mut latched = guest.world.latched;
+    latched.root.mode = TableMode::Legacy;
+    guest.unit.dma_state().set_latched(latched);
+    guest.devices.translation_changed();
+    assert_eq!(guest.dma(ids[0], 0x1000), None);
+    guest.world.set_context(paging.top | 1, 0x502);
+    guest.invalidate(&[CONTEXT]);
+    assert_eq!(guest.dma(ids[0], 0x1000), Some((0x30_0000, "rw")));
+    guest.unmap(&paging, 0x1000, 1);
+    guest.invalidate(&[pages(5, 0x1000, 0)]);
+    assert_eq!(guest.dma(ids[0], 0x1000), None);
+    // TT 10 is pass-through.
+    guest.world.set_context(paging.top | 9, 0x502);
+    guest.invalidate(&[CONTEXT]);
+    assert_eq!(guest.dma(ids[0], 0x1000), Some((0x1000, "rw")));
 }
 
 #[test]
@@ -447,7 +470,8 @@ fn work_for_one_exit_is_bounded() {
     guest.shadow(A, &paging, 5);
     guest.map(&paging, 0x1000, 0x30_0000, 1, RW);
     guest.devices.run_begins();
-    for _ in 0..149 {
+    // Four tables and a run each, and a call of the host once.
+    for _ in 0..119 {
         guest.devices.invalidated(&[pages(5, 0x1000, 0)]);
     }
     assert_eq!(guest.dma(id, 0x1000), Some((0x30_0000, "rw")));

@@ -16,7 +16,7 @@ pub struct Limits {
     /// Areas that all shadows have together: runs of pages that were mapped together. Each takes some 200 bytes of the host's
     /// memory. A guest that maps more has the devices blocked for whose tables there is no more room.
     pub areas: usize,
-    /// Tables that are read, and calls of the host, for one exit of the guest. Beyond it, devices whose tables were not read to
+    /// Tables that are read, runs of pages that are found in them, and calls of the host, for one exit of the guest. Beyond it, devices whose tables were not read to
     /// the end are blocked.
     pub steps_per_exit: u64,
 }

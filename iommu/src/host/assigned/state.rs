@@ -10,7 +10,7 @@ use super::report::{DeviceBinding, DeviceReport};
 use super::target::{Blocked, Tables, Target};
 use crate::host::shadow::budget::Budget;
 use crate::host::shadow::{Shadow, Trouble};
-use crate::host::space::{AttachError, Client, Space};
+use crate::host::space::{AttachError, Client, INVALID, Space};
 use crate::host::{HostIommu, PageTableOptions};
 use crate::memory::TableMemory;
 use crate::spec::descriptors::IotlbScope;
@@ -129,10 +129,7 @@ impl State {
         }
         let mut device = self.devices.swap_remove(index);
         if let Err(error) = device.block(Blocked::Host(None), self.run) {
-            log::error!(
-                "{}: the host does not detach it from its page table: {error}",
-                device.name
-            );
+            self.common.report(|| not_detached(&device.name, &error));
         }
         self.sweep();
         let Self {
@@ -147,7 +144,7 @@ impl State {
             if let Some(dirty) = &mut common.dirty {
                 collect_guest_physical(&unused.memory, &common.ram, dirty);
             }
-            unused.memory.destroy(&mut common.remains);
+            unused.memory.destroy(common);
         }
     }
 
@@ -201,34 +198,33 @@ impl State {
                 failed.push((at, trouble));
             }
         }
-        for (at, trouble) in failed {
+        for (at, trouble) in failed.into_iter().rev() {
             self.abandon(at, &trouble);
         }
     }
 
-    /// Nobody may use a shadow any more.
-    fn abandon(&mut self, at: usize, trouble: &Trouble) {
-        let Some((host, stage)) = self
-            .domains
-            .get(at)
-            .map(|domain| (domain.host, domain.shadow.stage))
-        else {
-            return;
-        };
+    /// Blocks the devices behind a shadow, which is not as the guest's tables are, and gives it back: nobody is to join it.
+    fn abandon(&mut self, at: usize, trouble: &Trouble) -> Blocked {
         let why = match trouble {
             Trouble::TooManyAreas => Blocked::TooManyAreas,
             Trouble::TooMuchWork => Blocked::TooMuchWork,
             Trouble::Host(error) => Blocked::Host(error.raw_os_error()),
         };
+        if at >= self.domains.len() {
+            return why;
+        }
+        let Domain { host, shadow } = self.domains.remove(at);
         for index in 0..self.devices.len() {
             if self
                 .devices
                 .get(index)
-                .is_some_and(|device| device.uses(host, &stage))
+                .is_some_and(|device| device.uses(host, &shadow.stage))
             {
                 self.block(index, why);
             }
         }
+        shadow.destroy(&mut self.common);
+        why
     }
 
     fn block(&mut self, index: usize, why: Blocked) {
@@ -237,6 +233,9 @@ impl State {
         };
         let outcome = device.block(why, self.run);
         let (source, name) = (device.source, &device.name);
+        if let Err(error) = outcome {
+            self.common.report(|| not_detached(name, &error));
+        }
         match why {
             Blocked::Guest(_) => self.common.statistics.blocks += 1,
             Blocked::FirstStage => {
@@ -251,18 +250,12 @@ impl State {
                 });
             }
         }
-        if let Err(error) = outcome {
-            log::error!("{name}: the host does not detach it from its page table: {error}");
-        }
     }
 
     fn retry_blocks(&mut self) {
         for device in &mut self.devices {
             if let Err(error) = device.unstick() {
-                let name = &device.name;
-                self.common.report(|| {
-                    format!("{name}: the host does not detach it from its page table: {error}")
-                });
+                self.common.report(|| not_detached(&device.name, &error));
             }
         }
     }
@@ -390,15 +383,7 @@ impl State {
         let outcome = domain
             .shadow
             .refresh(tables, &mut self.common, &mut self.budget);
-        let Err(trouble) = outcome else {
-            return Ok(());
-        };
-        self.abandon(at, &trouble);
-        Err(match trouble {
-            Trouble::TooManyAreas => Blocked::TooManyAreas,
-            Trouble::TooMuchWork => Blocked::TooMuchWork,
-            Trouble::Host(error) => refused(error),
-        })
+        outcome.map_err(|trouble| self.abandon(at, &trouble))
     }
 
     fn make_shadow(
@@ -418,7 +403,7 @@ impl State {
         }
         let mut space = Space::allocate(&host.iommu)?;
         if let Err(error) = add_shadow_table(&mut space, &device.client(), &self.common) {
-            space.destroy(&mut self.common.remains);
+            space.destroy(&mut self.common);
             return Err(error);
         }
         self.common.statistics.shadows_made += 1;
@@ -537,13 +522,17 @@ fn add_table(
     Ok(less_exact)
 }
 
+fn not_detached(name: &str, error: &io::Error) -> String {
+    format!("{name}: the host does not detach it from its page table: {error}")
+}
+
 fn refused(error: io::Error) -> Blocked {
     Blocked::Host(error.raw_os_error())
 }
 
 fn not_attached(error: AttachError) -> Blocked {
     match error {
-        AttachError::Incompatible => Blocked::Host(Some(crate::host::space::INVALID)),
+        AttachError::Incompatible => Blocked::Host(Some(INVALID)),
         AttachError::Failed(error) | AttachError::Stuck(error) => refused(error),
     }
 }

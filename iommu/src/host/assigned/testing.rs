@@ -184,7 +184,7 @@ impl Guest {
         for page in 0..pages {
             let offset = page * 0x1000;
             self.world
-                .map(paging, input + offset, 1, output + offset | flags);
+                .map(paging, input + offset, 1, (output + offset) | flags);
         }
     }
 

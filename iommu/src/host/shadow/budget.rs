@@ -1,6 +1,6 @@
 //! How much a guest can have done at a time.
 
-/// Tables to be read and calls of the host that are left.
+/// Tables to be read, runs to be found and calls of the host that are left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Budget(u64);
 

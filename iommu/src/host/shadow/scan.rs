@@ -147,8 +147,7 @@ impl<T: TableMemory + ?Sized, F: FnMut(Run)> Scan<'_, T, F> {
             let shift = table.shift();
             let first = table.first + (index << shift);
             if leaf {
-                self.leaf(first, entry.page(shift), 1 << shift, rights);
-                return Ok(());
+                return self.leaf(first, entry.page(shift), 1 << shift, rights);
             }
             return self.table(&Table {
                 address: entry.table(),
@@ -184,7 +183,7 @@ impl<T: TableMemory + ?Sized, F: FnMut(Run)> Scan<'_, T, F> {
         }
     }
 
-    fn leaf(&mut self, first: u64, page: u64, size: u64, rights: Rights) {
+    fn leaf(&mut self, first: u64, page: u64, size: u64, rights: Rights) -> Result<(), Exhausted> {
         let inputs = first.max(self.inputs.start)..(first + size).min(self.inputs.end);
         let run = Run {
             input: first,
@@ -202,10 +201,12 @@ impl<T: TableMemory + ?Sized, F: FnMut(Run)> Scan<'_, T, F> {
                 last.length += run.length;
             }
             _ => {
+                self.budget.step()?;
                 self.flush();
                 self.last = Some(run);
             }
         }
+        Ok(())
     }
 
     fn flush(&mut self) {

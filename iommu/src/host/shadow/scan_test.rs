@@ -108,7 +108,7 @@ fn large_pages_that_are_not_offered_are_not_mapped() {
 }
 
 #[test]
-fn one_page_costs_one_step_for_each_level() {
+fn one_page_costs_one_step_for_each_level_and_one_for_itself() {
     let world = World::scalable();
     let paging = world.second_stage(4);
     world.map(&paging, 0x1234_5000, 1, 0x40_0003);
@@ -127,7 +127,8 @@ fn one_page_costs_one_step_for_each_level() {
         )
         .map(|()| found)
     };
-    assert_eq!(run(4), Ok(1));
+    assert_eq!(run(5), Ok(1));
+    assert_eq!(run(4), Err(Exhausted));
     assert_eq!(run(3), Err(Exhausted));
 }
 
@@ -228,7 +229,7 @@ proptest! {
             world.gates = gates(cap & !(0x1f << 8) & !(0x3f << 16) | 0xe << 8 | 56 << 16, ecap | 1 << 43 | 1 << 46);
         }
         let width = 12 + 9 * (2 + aw);
-        let first = first % (1 << width) & !0xfff;
+        let first = (first % (1 << width)) & !0xfff;
         let inputs = first..first + pages * 0x1000;
         let stage = SecondStage { table: 0x10_0000, levels: u8::try_from(aw + 2).unwrap(), accessed_dirty: false, snooped_walk: true };
         let mut found = std::collections::BTreeMap::new();
