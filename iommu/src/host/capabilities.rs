@@ -84,6 +84,12 @@ pub enum Incompatible {
          device would never get them; write caching-mode=auto"
     )]
     CachingMode,
+    /// The unit was made without this device in mind.
+    #[error(
+        "the remapping unit promises the guest that devices snoop caches (snoop control), and the host's IOMMU does not have this \
+         one do so; assign it when the machine is started, and the unit will not promise it"
+    )]
+    SnoopControl,
 }
 
 /// What to do about an address width.
@@ -156,7 +162,8 @@ impl HostCapabilities {
         self.intel.is_some_and(|intel| intel.caps.ecap.sc())
     }
 
-    /// Whether a device with these capabilities can be behind a unit with this configuration.
+    /// Whether a device with these capabilities can be behind a unit with this configuration, to which [`limit`](Self::limit)
+    /// was applied if the unit can still be chosen.
     ///
     /// # Errors
     /// The first thing that prevents it.
@@ -166,6 +173,9 @@ impl HostCapabilities {
         }
         if !config.caching_mode {
             return Err(Incompatible::CachingMode);
+        }
+        if config.snoop_control && !self.snoop_control() {
+            return Err(Incompatible::SnoopControl);
         }
         let TableReach {
             address_bits: host,

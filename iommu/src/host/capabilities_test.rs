@@ -273,6 +273,12 @@ fn a_unit_snoops_only_where_the_host_does() {
     assert_eq!(host(SNOOPING).limit(unit(48)), unit(48));
     let limited = host(!SNOOPING).limit(unit(48));
     assert!(!limited.snoop_control);
+    // A unit that was made before is not limited any more.
+    assert_eq!(
+        host(!SNOOPING).check(&unit(48)),
+        Err(Incompatible::SnoopControl)
+    );
+    assert_eq!(host(!SNOOPING).check(&limited), Ok(()));
     let unasked = UnitConfig {
         snoop_control: false,
         ..unit(48)
