@@ -57,6 +57,11 @@ pub enum UnplugError {
         "the removal of the device behind root port {0} has been requested already; wait for it"
     )]
     Requested(Bdf),
+    /// The power indicator blinks: pressing the button now would cancel what the guest does.
+    #[error(
+        "the guest is changing the power of the slot of root port {0}; try again in a few seconds"
+    )]
+    Busy(Bdf),
 }
 
 /// A request for removal.

@@ -249,6 +249,27 @@ fn a_removal_ends_when_the_guest_cancels_it_or_is_reset() {
 }
 
 #[test]
+fn a_guest_that_powers_a_slot_on_is_not_disturbed() {
+    let machine = started();
+    let driver = Driver::start(&machine);
+    machine.plug(0, &probe());
+    driver.interrupt();
+    driver.command(POWER_ON);
+    driver.command(INDICATOR_BLINK);
+    machine.messages.take();
+    let port = &machine.ports[0];
+    assert_eq!(
+        port.request_removal(),
+        Err(UnplugError::Busy(port.address()))
+    );
+    assert_eq!(machine.messages.take(), []);
+    assert_eq!(driver.status() & BUTTON, 0, "a press would cancel");
+    driver.command(INDICATOR_ON);
+    port.request_removal().expect("the guest is done");
+    assert_eq!(driver.interrupt() & BUTTON, BUTTON);
+}
+
+#[test]
 fn a_slot_without_power_needs_no_request() {
     let machine = Machine::new();
     machine.plug(0, &probe());

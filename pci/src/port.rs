@@ -121,7 +121,7 @@ impl RootPort {
     /// press would cancel, and powers the slot off when it has unbound the driver. Does nothing if power is off.
     ///
     /// # Errors
-    /// When there is no function, or the guest is about to follow an earlier request.
+    /// When there is no function, or the guest is about to follow an earlier request or changes the power for another reason.
     pub fn request_removal(&self) -> Result<(), UnplugError> {
         let _order = self.in_order();
         let mut state = self.lock();
@@ -133,6 +133,9 @@ impl RootPort {
         }
         if state.removal != Removal::None {
             return Err(UnplugError::Requested(self.address));
+        }
+        if state.registers.power_indicator() == Indicator::Blinking {
+            return Err(UnplugError::Busy(self.address));
         }
         state.removal = Removal::Requested;
         if state.registers.button_unnoticed() {
