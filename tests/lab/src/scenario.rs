@@ -94,11 +94,21 @@ pub enum Model {
     E1000e,
     /// QEMU's educational device.
     Edu,
+    /// One that is no port's, so that nothing can reset it.
+    BareEdu,
+    /// Two test devices behind one conventional bridge, which makes them one group.
+    Pair,
 }
 
 impl Model {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Nvme, Self::E1000e, Self::Edu];
+    pub const ALL: [Self; 5] = [
+        Self::Nvme,
+        Self::E1000e,
+        Self::Edu,
+        Self::BareEdu,
+        Self::Pair,
+    ];
     /// Bytes of a disk.
     pub const DISK_SIZE: u64 = 512 << 20;
 
@@ -108,6 +118,8 @@ impl Model {
             Self::Nvme => "nvme",
             Self::E1000e => "e1000e",
             Self::Edu => "edu",
+            Self::BareEdu => "bare-edu",
+            Self::Pair => "pair",
         }
     }
 
@@ -116,15 +128,30 @@ impl Model {
         match self {
             Self::Nvme => (0x1B36, 0x0010),
             Self::E1000e => (0x8086, 0x10D3),
-            Self::Edu => (0x1234, 0x11E8),
+            Self::Edu | Self::BareEdu => (0x1234, 0x11E8),
+            Self::Pair => (0x1B36, 0x0005),
         }
+    }
+
+    /// How many functions it is.
+    pub fn functions(self) -> usize {
+        match self {
+            Self::Pair => 2,
+            _ => 1,
+        }
+    }
+
+    /// Whether a function with its ids at `address` is one.
+    pub fn is_at(self, address: &str) -> bool {
+        let on_root_bus = address.starts_with("0000:00:");
+        on_root_bus == (self == Self::BareEdu)
     }
 }
 
 /// What level 0 gives level 1, and what level 1 may say of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Host {
-    /// Devices, each behind a root port of its own.
+    /// Devices, each behind a root port of its own unless [`Model`] says otherwise.
     pub devices: &'static [Model],
     /// Properties of level 1's remapping unit.
     pub unit: &'static str,
@@ -140,7 +167,9 @@ pub const HOST_UNIT: &str = "intremap=on,aw-bits=48,x-scalable-mode=on";
 pub struct Refusal {
     /// What it is about, in a word.
     pub name: &'static str,
-    /// Who drives the device `edu0` meanwhile: a driver's name, or nobody.
+    /// A device that someone else drives meanwhile.
+    pub device: &'static str,
+    /// The driver's name, or nobody.
     pub driver: Option<&'static str>,
     /// nido's arguments besides the kernel.
     pub arguments: &'static [&'static str],

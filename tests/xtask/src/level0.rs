@@ -56,6 +56,10 @@ impl Devices {
         };
         for (index, model) in host.devices.iter().enumerate() {
             let port = format!("port{index}");
+            if *model == Model::BareEdu {
+                devices.device("edu,bus=pcie.0");
+                continue;
+            }
             devices.device(&format!(
                 "pcie-root-port,id={port},chassis={0},slot={0}",
                 index + 1
@@ -63,7 +67,15 @@ impl Devices {
             match model {
                 Model::Nvme => devices.disk(index, &port, output)?,
                 Model::E1000e => devices.link(index, &port),
+                Model::BareEdu => {}
                 Model::Edu => devices.device(&format!("edu,bus={port}")),
+                Model::Pair => {
+                    let bridge = format!("bridge{index}");
+                    devices.device(&format!("pcie-pci-bridge,id={bridge},bus={port}"));
+                    for place in [1, 2] {
+                        devices.device(&format!("pci-testdev,bus={bridge},addr={place}"));
+                    }
+                }
             }
         }
         Ok(devices)

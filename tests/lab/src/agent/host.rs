@@ -36,12 +36,14 @@ impl Devices {
     pub(super) fn prepare(host: &Host) -> Result<Self> {
         let mut addresses = BTreeMap::new();
         for model in Model::ALL {
-            let wanted = host.devices.iter().filter(|other| **other == model).count();
+            let wanted =
+                host.devices.iter().filter(|other| **other == model).count() * model.functions();
             if wanted == 0 {
                 continue;
             }
             let (vendor, device) = model.ids();
-            let found = pci::find_all(vendor, device)?;
+            let mut found = pci::find_all(vendor, device)?;
+            found.retain(|address| model.is_at(address));
             ensure!(
                 found.len() == wanted,
                 "level 1 has {} of {wanted} {}",

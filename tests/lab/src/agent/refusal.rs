@@ -14,12 +14,10 @@ use crate::{pci, sys};
 
 /// A refusal needs no guest, and so no time.
 const LIMIT: Duration = Duration::from_secs(15);
-/// The device whose driver a refusal chooses.
-const DEVICE: &str = "edu0";
 
 /// Tries one; returns nido's message.
 pub(super) fn check(task: &Task, devices: &Devices, refusal: &Refusal) -> Result<String> {
-    let address = devices.address(DEVICE)?;
+    let address = devices.address(refusal.device)?;
     match refusal.driver {
         Some(driver) => pci::bind(address, driver)?,
         None => pci::unbind(address)?,
@@ -29,7 +27,8 @@ pub(super) fn check(task: &Task, devices: &Devices, refusal: &Refusal) -> Result
     let driver = pci::driver(address);
     ensure!(
         driver.as_deref() == refusal.driver,
-        "afterwards {DEVICE} is driven by {driver:?}"
+        "afterwards {} is driven by {driver:?}",
+        refusal.device
     );
     pci::bind(address, "vfio-pci")?;
     devices.nothing_left()?;

@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::log::{Log, read_lines};
 use super::{Report, control};
@@ -208,12 +208,21 @@ impl Session<'_> {
         })
     }
 
-    /// Says to nido's control socket what the guest asks for.
+    /// Says to nido's control socket what the guest asks for: what is separated by ` & ` at the same time.
     fn control(&self, text: &str) -> Result<()> {
         let socket = self.socket.context("no control socket")?;
-        let answer = control::request(socket, &(self.substitute)(text))?;
-        ensure!(!answer.starts_with("error"), "{}", answer.trim());
-        Ok(())
+        let requests: Vec<String> = text.split(" & ").map(self.substitute).collect();
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = requests
+                .iter()
+                .map(|request| scope.spawn(|| control::request(socket, request)))
+                .collect();
+            for worker in workers {
+                let answer = worker.join().map_err(|_| anyhow!("a worker panicked"))??;
+                ensure!(!answer.starts_with("error"), "{}", answer.trim());
+            }
+            Ok(())
+        })
     }
 }
 

@@ -39,16 +39,15 @@ const DISKS: &[Guise] = &[
 const PATIENCE: Duration = Duration::from_secs(20);
 const SIZE: u64 = 1 << 20;
 
-/// As often as the argument says, each disk is added, used, and removed while it is read.
+/// As often as the argument says, both disks are added, used, and removed while they are read: the guest is asked to let
+/// go of them, or, every second time, not.
 pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     let rounds: u32 = argument.parse().context("hot-plug=ROUNDS")?;
     let mut agent = Agent::open()?;
     let started = Instant::now();
     for round in 0..rounds {
-        for disk in DISKS {
-            disk.come_and_go(&mut agent)
-                .with_context(|| format!("round {round}, {}", disk.id))?;
-        }
+        let force = if round % 2 == 1 { ",force=on" } else { "" };
+        come_and_go(&mut agent, force).with_context(|| format!("round {round}{force}"))?;
     }
     Ok(format!(
         "{rounds} rounds of {} disks in {:.1} s",
@@ -57,24 +56,38 @@ pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     ))
 }
 
-impl Guise {
-    fn come_and_go(&self, agent: &mut Agent) -> Result<()> {
-        ensure!(!fs::exists(self.disk)?, "{} is there already", self.disk);
-        agent.request(self.add)?;
-        nvme::wait_for(self.disk)?;
-        nvme::exercise(self.disk, SIZE)?;
-        let over = Arc::new(AtomicBool::new(false));
-        let reader = read_on(self.disk, &over)?;
-        thread::sleep(Duration::from_millis(100));
-        let removed = agent.request(&format!("device-del {}", self.id));
-        let gone = removed.and_then(|()| self.wait_until_gone());
-        over.store(true, Ordering::Relaxed);
-        let reads = reader.join().ok().context("the reader failed")?;
-        gone?;
-        ensure!(reads > 0, "nothing was read before the removal");
-        Ok(())
-    }
+/// At the same time for all disks.
+fn request_each(agent: &mut Agent, request: impl Fn(&Guise) -> String) -> Result<()> {
+    let requests: Vec<String> = DISKS.iter().map(request).collect();
+    agent.request(&requests.join(" & "))
+}
 
+fn come_and_go(agent: &mut Agent, force: &str) -> Result<()> {
+    for disk in DISKS {
+        ensure!(!fs::exists(disk.disk)?, "{} is there already", disk.disk);
+    }
+    request_each(agent, |disk| disk.add.to_owned())?;
+    for disk in DISKS {
+        nvme::wait_for(disk.disk)?;
+        nvme::exercise(disk.disk, SIZE).context(disk.disk)?;
+    }
+    let over = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = DISKS
+        .iter()
+        .map(|disk| read_on(disk.disk, &over))
+        .collect::<Result<_>>()?;
+    thread::sleep(Duration::from_millis(100));
+    let removed = request_each(agent, |disk| format!("device-del {}{force}", disk.id));
+    let gone = removed.and_then(|()| DISKS.iter().try_for_each(Guise::wait_until_gone));
+    over.store(true, Ordering::Relaxed);
+    for (disk, reader) in DISKS.iter().zip(readers) {
+        let reads = reader.join().ok().context("a reader failed")?;
+        ensure!(reads > 0, "nothing was read from {}", disk.disk);
+    }
+    gone
+}
+
+impl Guise {
     fn wait_until_gone(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while fs::exists(self.disk)? {

@@ -17,7 +17,7 @@ const ASSIGNED_DEFAULT: Scenario = Scenario {
     },
     arguments: DEVICES,
     cpus: 1,
-    limit: Duration::from_secs(180),
+    limit: Duration::from_secs(400),
     ..DEFAULT
 };
 
@@ -187,7 +187,7 @@ pub const ASSIGNED: &[Scenario] = &[
         name: "refused",
         description: "devices that nido cannot assign: each is refused with the reason, and nothing changes",
         host: Host {
-            devices: &[E1000E, EDU],
+            devices: &[EDU, Model::BareEdu, Model::Pair],
             ..DEFAULT.host
         },
         refusals: REFUSALS,
@@ -203,6 +203,7 @@ pub const ASSIGNED: &[Scenario] = &[
         },
         refusals: &[Refusal {
             name: "narrow",
+            device: "edu0",
             driver: Some("vfio-pci"),
             arguments: &[
                 "--device",
@@ -226,6 +227,7 @@ pub const ASSIGNED: &[Scenario] = &[
         },
         refusals: &[Refusal {
             name: "unsafe",
+            device: "edu0",
             driver: Some("vfio-pci"),
             arguments: ONE_EDU,
             says: &["{edu0}", "interrupt", "allow_unsafe_interrupts"],
@@ -244,6 +246,7 @@ const ONE_EDU: &[&str] = &[
 const REFUSALS: &[Refusal] = &[
     Refusal {
         name: "missing",
+        device: "edu0",
         driver: Some("vfio-pci"),
         arguments: &[
             "--object",
@@ -255,24 +258,28 @@ const REFUSALS: &[Refusal] = &[
     },
     Refusal {
         name: "unbound",
+        device: "edu0",
         driver: None,
         arguments: ONE_EDU,
         says: &["{edu0}", "vfio-pci", "driver_override"],
     },
     Refusal {
         name: "other-driver",
+        device: "edu0",
         driver: Some("dma_map_benchmark"),
         arguments: ONE_EDU,
         says: &["{edu0}", "dma_map_benchmark", "driver_override"],
     },
     Refusal {
         name: "unknown-object",
+        device: "edu0",
         driver: Some("vfio-pci"),
         arguments: &["--device", "vfio-pci,host={edu0},iommufd=other"],
         says: &["other", "--object iommufd,id=other"],
     },
     Refusal {
         name: "twice",
+        device: "edu0",
         driver: Some("vfio-pci"),
         arguments: &[
             "--object",
@@ -284,9 +291,34 @@ const REFUSALS: &[Refusal] = &[
         ],
         says: &["{edu0}"],
     },
+    Refusal {
+        name: "no-reset",
+        device: "bare-edu0",
+        driver: Some("vfio-pci"),
+        arguments: &[
+            "--object",
+            "iommufd,id=iommufd0",
+            "--device",
+            "vfio-pci,host={bare-edu0},iommufd=iommufd0",
+        ],
+        says: &["{bare-edu0}", "reset", "needs-reset=off"],
+    },
+    Refusal {
+        name: "shared-group",
+        device: "pair1",
+        driver: Some("dma_map_benchmark"),
+        arguments: &[
+            "--object",
+            "iommufd,id=iommufd0",
+            "--device",
+            "vfio-pci,host={pair0},iommufd=iommufd0",
+        ],
+        says: &["{pair0}", "group", "{pair1}", "dma_map_benchmark"],
+    },
     // Level 1's unit cannot nest.
     Refusal {
         name: "first-stage",
+        device: "edu0",
         driver: Some("vfio-pci"),
         arguments: &[
             "--device",
@@ -296,6 +328,6 @@ const REFUSALS: &[Refusal] = &[
             "--device",
             "vfio-pci,host={edu0},iommufd=iommufd0",
         ],
-        says: &["{edu0}", "x-flts=off"],
+        says: &["x-flts=on", "vfio-pci", "x-flts=off"],
     },
 ];
