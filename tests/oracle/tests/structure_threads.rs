@@ -1,7 +1,7 @@
 //! Devices on several threads, while the driver replaces what leads to their pages: a table of level 1, a PASID table, a
 //! PASID directory. After a completed wait, nobody touches the pages that the replaced one leads to.
 //!
-//! There are two sides, each with a page for every input. One word decides, or one for each device, which side is in use.
+//! There are two sides, each with a page for every input but the last, which is in another table and always leads to the same. One word decides, or one for each device, which side is in use.
 //! The pages of the other are filled with a value that no device writes, and have to stay so.
 
 use std::sync::Arc;
@@ -21,6 +21,8 @@ const INPUT: u64 = 0x4000_0000;
 const INPUTS: u64 = 4;
 /// Log2 of it.
 const ORDER: u64 = 2;
+/// Where the last input is, from the first one on.
+const APART: u64 = 0x20_0000;
 /// What the first stage makes of inputs where it is nested; the second side follows 64 KiB behind.
 const MIDDLE: u64 = 0x8000_0000;
 const DID: u64 = 5;
@@ -47,12 +49,29 @@ enum What {
     Directory,
 }
 
+/// Where an input is, from the first one on.
+fn offset(number: u64) -> u64 {
+    if number == INPUTS {
+        APART
+    } else {
+        number * 0x1000
+    }
+}
+
 fn page(side: u64, number: u64) -> u64 {
-    DATA + (side * INPUTS + number) * 0x1000
+    if number == INPUTS {
+        DATA + 2 * INPUTS * 0x1000
+    } else {
+        DATA + (side * INPUTS + number) * 0x1000
+    }
 }
 
 fn middle(side: u64, number: u64) -> u64 {
-    MIDDLE + side * 0x1_0000 + number * 0x1000
+    if number == INPUTS {
+        MIDDLE + APART
+    } else {
+        MIDDLE + side * 0x1_0000 + offset(number)
+    }
 }
 
 struct Setting {
@@ -73,9 +92,9 @@ fn map_inputs(
     driver: &mut Driver,
 ) -> (u64, u64) {
     let mut upper = 0;
-    for number in 0..INPUTS {
+    for number in (0..=INPUTS).rev() {
         let slots = space.map(
-            at + number * 0x1000,
+            at + offset(number),
             target(number),
             1,
             flags,
@@ -256,8 +275,8 @@ fn device(port: &DmaPort<Memory>, seed: u64, stop: &AtomicBool) -> u64 {
         }
         let transaction = view.begin();
         for _ in 0..1 + rng.below(4) {
-            let number = rng.below(INPUTS);
-            let at = GuestAddress(INPUT + number * 0x1000 + rng.below(0x1000));
+            let number = rng.below(INPUTS + 1);
+            let at = GuestAddress(INPUT + offset(number) + rng.below(0x1000));
             if rng.chance(1, 2) {
                 transaction.write_obj(mark(number), at).expect("a page");
             } else {
@@ -329,8 +348,10 @@ fn no_thread_goes_through_what_was_replaced_before_a_completed_wait() {
         };
         let memory = memory();
         for number in 0..INPUTS {
-            fill(&memory, page(0, number), mark(number));
             fill(&memory, page(1, number), FREE);
+        }
+        for number in 0..=INPUTS {
+            fill(&memory, page(0, number), mark(number));
         }
         let unit = Unit::new(memory.clone(), &config, Arc::new(Nowhere)).expect("a unit");
         let mut setting = Setting::new(kind, what, &unit, &memory);

@@ -55,6 +55,10 @@ pub struct PasidEntry {
     pub snoop_page: bool,
     /// EAFE.
     pub extended_accessed: bool,
+    /// SRE.
+    pub supervisor: bool,
+    /// WPE.
+    pub write_protect: bool,
 }
 
 impl PasidEntry {
@@ -63,7 +67,8 @@ impl PasidEntry {
         let mut words = [0; 8];
         words[0] = 1 | self.aw << 2 | self.pgtt << 6 | u64::from(self.second_ad) << 9 | self.second;
         words[1] = self.did | u64::from(self.snoop_walk) << 23 | u64::from(self.snoop_page) << 24;
-        words[2] = self.fspm << 2 | u64::from(self.extended_accessed) << 7 | self.first;
+        words[2] = u64::from(self.supervisor) | u64::from(self.write_protect) << 4;
+        words[2] |= self.fspm << 2 | u64::from(self.extended_accessed) << 7 | self.first;
         words
     }
 }

@@ -163,20 +163,25 @@ impl Machine {
     ///
     /// # Errors
     /// Says what the unit answered, and what was permitted.
-    pub fn ask(&mut self, view: usize, pasid: Option<u64>, address: u64, no_write: bool) -> Check {
+    pub fn ask(
+        &mut self,
+        view: usize,
+        (pasid, privileged): (Option<u64>, bool),
+        address: u64,
+        no_write: bool,
+    ) -> Check {
         self.sync();
         let request = Request {
             source: self.views[view].0,
             address,
             write: false,
             pasid,
+            privileged,
             form: Form::Translation { no_write },
         };
         let paths = self.paths(request);
-        let answer = self.views[view]
-            .1
-            .begin_pasid(super::pasid(pasid))
-            .translate(address, no_write);
+        let answer =
+            super::begin(&mut self.views[view].1, pasid, privileged).translate(address, no_write);
         let differences = self.differences();
         let observed = self.log.observe(&self.driver)?;
         let chosen = paths.iter().position(|path| {
@@ -186,6 +191,7 @@ impl Machine {
                     let same = answer.address == found.address
                         && (12..=found.shift.min(63)).contains(&u32::from(answer.page_shift))
                         && answer.snooped == found.snooped
+                        && answer.privileged == privileged
                         && !(answer.page_shift > 20
                             && reaches_interrupts(address, found.address, answer.page_shift));
                     if (answer.readable, answer.writable, answer.untranslated_only)
@@ -224,7 +230,8 @@ impl Machine {
                 .into_iter()
                 .filter_map(|(set, letter)| set.then_some(letter))
                 .collect();
-                format!("answer [{letters}]")
+                let who = if privileged { "supervisor's " } else { "" };
+                format!("{who}answer [{letters}]")
             }
             Err(fault) => format!("answer refused, code {:02x?}", fault.codes),
         };

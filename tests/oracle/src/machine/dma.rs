@@ -29,6 +29,8 @@ pub struct Access {
     pub view: usize,
     /// PASID of the request.
     pub pasid: Option<u64>,
+    /// Whether it asks for supervisor privilege; only with a PASID.
+    pub privileged: bool,
     /// Whether the address is a translation already.
     pub translated: bool,
     /// Input address.
@@ -67,7 +69,10 @@ impl Course {
 
 /// The bits of a record's high word that tell what a request was, and those that tell nothing.
 pub(super) fn described(request: &Request) -> (u64, u64) {
-    let high = record::pasid(request.pasid);
+    let mut high = record::pasid(request.pasid);
+    if request.privileged {
+        high |= record::PRIVILEGED;
+    }
     match request.form {
         Form::Untranslated | Form::Translated => {
             let translated = if request.form == Form::Translated {
@@ -96,6 +101,7 @@ impl Machine {
             address,
             write: access.write,
             pasid: access.pasid,
+            privileged: access.privileged,
             form: if access.translated {
                 Form::Translated
             } else {
@@ -228,7 +234,7 @@ impl Machine {
         let transaction = if access.translated {
             view.begin_translated()
         } else {
-            view.begin_pasid(super::pasid(access.pasid))
+            super::begin(view, access.pasid, access.privileged)
         };
         let fixed = <[u8; 4]>::try_from(&buffer[..]).ok();
         let succeeded: Result<usize, ()> = match (access.manner, access.write, fixed) {
@@ -288,11 +294,12 @@ impl Machine {
         }
         let Some(course) = chosen else {
             return Err(format!(
-                "DMA of {source:#x} {} {:#x}+{length:#x} ({:?}), PASID {:x?}, translated {}: {succeeded:?}, {observed:x?}, memory {differences:x?};\n permitted {courses:x?};\n {reasons:?}\n root {:x?}",
+                "DMA of {source:#x} {} {:#x}+{length:#x} ({:?}), PASID {:x?}, supervisor {}, translated {}: {succeeded:?}, {observed:x?}, memory {differences:x?};\n permitted {courses:x?};\n {reasons:?}\n root {:x?}",
                 if access.write { "write" } else { "read" },
                 access.address,
                 access.manner,
                 access.pasid,
+                access.privileged,
                 access.translated,
                 self.root
             ));
@@ -320,6 +327,7 @@ impl Machine {
         };
         let what = match (access.translated, access.pasid) {
             (true, _) => format!("translated {what}"),
+            (false, Some(_)) if access.privileged => format!("supervisor {what}"),
             (false, Some(_)) => format!("PASID {what}"),
             (false, None) => what,
         };
@@ -371,10 +379,12 @@ impl Machine {
         let source = self.views[access.view].0;
         let at = GuestAddress(access.address);
         let length = access.data.len();
-        let answer = self.views[access.view]
-            .1
-            .begin_pasid(super::pasid(access.pasid))
-            .check_range(at, length, permissions);
+        let view = &mut self.views[access.view].1;
+        let answer = super::begin(view, access.pasid, access.privileged).check_range(
+            at,
+            length,
+            permissions,
+        );
         let possible = |course: &Course| {
             course.fault.is_none()
                 && course

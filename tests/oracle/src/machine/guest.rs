@@ -314,6 +314,7 @@ impl Guest {
                     snoop_walk,
                     snoop_page,
                     did: 7,
+                    supervisor: facts.pasid_bits != 0 && self.rng.chance(2, 3),
                     ..PasidEntry::default()
                 }
                 .words();
@@ -326,6 +327,8 @@ impl Guest {
             snoop_walk,
             snoop_page,
             extended_accessed: pgtt != 2 && facts.extended_accessed && self.rng.chance(1, 3),
+            supervisor: facts.pasid_bits != 0 && self.rng.chance(2, 3),
+            write_protect: facts.first && self.rng.chance(1, 3),
             did: number as u64 + 1,
             ..PasidEntry::default()
         };
@@ -471,6 +474,11 @@ impl Guest {
         Some(self.rng.pick(&choices))
     }
 
+    /// The PASID, and whether the request asks for supervisor privilege.
+    pub(super) fn requester(&mut self, pasid: Option<u64>) -> (Option<u64>, bool) {
+        (pasid, pasid.is_some() && self.rng.chance(1, 3))
+    }
+
     /// An input of interest, mostly of the space that the view's source has.
     fn random_input(&mut self, view: usize, pasid: Option<u64>) -> (usize, u64) {
         let mode = self.machine.root.mode & 1;
@@ -547,9 +555,11 @@ impl Guest {
         let data = (0..length)
             .map(|byte| (filler.rotate_left(u32::try_from(byte & 63).unwrap_or(0)) & 0xff) as u8)
             .collect();
+        let (pasid, privileged) = self.requester(pasid);
         let access = Access {
             view,
             pasid,
+            privileged,
             translated: false,
             address,
             data,
@@ -606,13 +616,16 @@ impl Guest {
     fn touch(&mut self, view: usize, pasid: Option<u64>, address: u64) -> Check {
         if self.machine.facts.device_tlb && self.rng.chance(1, 4) {
             let no_write = self.rng.chance(1, 2);
-            return self.machine.ask(view, pasid, address, no_write);
+            let requester = self.requester(pasid);
+            return self.machine.ask(view, requester, address, no_write);
         }
         let write = self.rng.chance(1, 2);
         let filler = self.rng.word();
+        let (pasid, privileged) = self.requester(pasid);
         self.machine.dma(Access {
             view,
             pasid,
+            privileged,
             translated: false,
             address,
             data: filler.to_le_bytes().to_vec(),
@@ -721,9 +734,11 @@ impl Guest {
         for view in 0..6 {
             let write = self.rng.chance(1, 2);
             let known = self.machine.facts.pasid_bits != 0 && self.rng.chance(1, 2);
+            let (pasid, privileged) = self.requester(known.then_some(pasid));
             let access = Access {
                 view,
-                pasid: known.then_some(pasid),
+                pasid,
+                privileged,
                 translated: false,
                 address: input + self.rng.below(0xfc0),
                 data: vec![0x5a; 32],

@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use iommu::{DmaPort, DmaView, EventSink, InterruptMessage, Pasid, SourceId, Unit, UnitConfig};
+use iommu::{
+    DmaPort, DmaTransaction, DmaView, EventSink, InterruptMessage, Pasid, SourceId, Unit,
+    UnitConfig,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::driver::{Driver, command, queue};
@@ -77,6 +80,18 @@ fn pasid(value: Option<u64>) -> Option<Pasid> {
             .and_then(Pasid::new)
             .expect("20 bits")
     })
+}
+
+/// Begins a transaction of requests with a PASID, perhaps as supervisor, or without one.
+fn begin(
+    view: &mut DmaView<Memory>,
+    number: Option<u64>,
+    privileged: bool,
+) -> DmaTransaction<'_, Memory> {
+    match pasid(number) {
+        Some(pasid) if privileged => view.begin_supervisor(pasid),
+        pasid => view.begin_pasid(pasid),
+    }
 }
 
 /// The machine.

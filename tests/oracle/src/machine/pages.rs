@@ -147,6 +147,7 @@ impl Machine {
             address: page.address,
             write: page.write,
             pasid: page.pasid.map(|pasid| u64::from(pasid.get())),
+            privileged: false,
             form: Form::Page,
         };
         let offered = self.facts.page_requests && self.translating;

@@ -1,11 +1,12 @@
-//! First-stage and nested walks (sections 3.6, 3.8 and 9.7). All requests are user requests.
+//! First-stage and nested walks (sections 3.6, 3.8 and 9.7).
 
 use super::second::{Mapped, SecondStage};
 use super::{Found, Step, Taken, Walk};
 use crate::flushes::Kind;
 
 impl Walk<'_> {
-    /// Translates the request; `accessed` is what is set in each entry; with `nested`, through that second stage of so many input bits.
+    /// Translates the request; `accessed` is what is set in each entry; with `nested`, through that second stage of so many input bits;
+    /// `protect` is WPE.
     pub(super) fn first_stage(
         &mut self,
         table: u64,
@@ -13,6 +14,7 @@ impl Walk<'_> {
         accessed: u64,
         snooped: bool,
         nested: Option<(&SecondStage, u32)>,
+        protect: bool,
     ) -> Step<Found> {
         let input = self.request.address;
         let sign = if levels == 5 { 56 } else { 47 };
@@ -52,7 +54,8 @@ impl Walk<'_> {
             self.note(kind, &entry);
             user &= word & 4 != 0;
             writable &= word & 2 != 0;
-            if leaf && !user {
+            let writable = writable || self.request.privileged && !protect;
+            if leaf && !user && !self.request.privileged {
                 self.cached = true;
                 // A may be set for requests that are denied (section 3.6.3), and may be what cannot be done.
                 let unset = word & accessed != accessed;

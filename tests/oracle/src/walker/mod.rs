@@ -48,7 +48,7 @@ pub enum Form {
     Page,
 }
 
-/// A request. It asks for user access.
+/// A request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// Requester.
@@ -59,6 +59,8 @@ pub struct Request {
     pub write: bool,
     /// PASID, if it has one.
     pub pasid: Option<u64>,
+    /// PR: it asks for supervisor privilege. Of no meaning for page requests.
+    pub privileged: bool,
     /// Its form.
     pub form: Form,
 }

@@ -293,6 +293,9 @@ impl Walk<'_> {
         if self.request.form == Form::Page {
             return Ok(Found::identity(address));
         }
+        if self.request.privileged && word(2) & 1 == 0 {
+            return Err(self.fault(&[0x5d]));
+        }
         let second = SecondStage {
             table: word(0) & facts.pointer(),
             levels: if aw_good { levels(aw) } else { 0 },
@@ -327,7 +330,15 @@ impl Walk<'_> {
                 let nested = (pgtt == 3).then_some((&second, limit));
                 // A, and EA with it if EAFE is set.
                 let accessed = 0x20 | (word(2) >> 7 & 1) << 10;
-                self.first_stage(first_table, levels, accessed, second.snooped, nested)?
+                let protect = word(2) >> 4 & 1 != 0;
+                self.first_stage(
+                    first_table,
+                    levels,
+                    accessed,
+                    second.snooped,
+                    nested,
+                    protect,
+                )?
             }
         };
         self.cached = true;

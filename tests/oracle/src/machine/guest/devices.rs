@@ -27,7 +27,8 @@ impl Guest {
         let pasid = self.random_pasid(view);
         let address = self.random_address(view, pasid);
         let no_write = self.rng.chance(1, 3);
-        self.machine.ask(view, pasid, address, no_write)
+        let requester = self.requester(pasid);
+        self.machine.ask(view, requester, address, no_write)
     }
 
     /// A translated request: of what the device keeps, or of anything.
@@ -44,6 +45,7 @@ impl Guest {
         self.machine.dma(Access {
             view,
             pasid: None,
+            privileged: false,
             translated: true,
             address: page + self.rng.below(0xfc0),
             data: self.rng.word().to_le_bytes().to_vec(),
