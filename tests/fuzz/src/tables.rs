@@ -68,6 +68,12 @@ impl Tables {
         // Pages of 2 MiB: the first has low memory in it.
         guest.poke(last, 0x80 | bits);
         guest.poke(last + 8, u64::from(self.leaf >> 3) << 21 | 0x80 | bits);
+        // The third 2 MiB have pages of 4 KiB: low memory again.
+        let small = last + 0x1000;
+        guest.poke(last + 16, small | 7);
+        for page in 0..64 {
+            guest.poke(small + page * 8, page << 12 | bits);
+        }
         machine.write64(
             0xD0,
             u64::from(self.queue) << 12 | u64::from(self.flags >> 6),

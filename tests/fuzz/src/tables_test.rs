@@ -1,4 +1,5 @@
 use iommu::{PageRequest, Pasid, SourceId};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::Tables;
 use crate::machine::{Machine, Shape};
@@ -38,6 +39,28 @@ fn a_device_gets_translations() {
                 });
             let answered = (answer.address, answer.readable || answer.untranslated_only);
             assert_eq!(answered, (0x5678, true), "{pasid:?}");
+        }
+    }
+}
+
+#[test]
+fn a_device_reaches_memory_through_large_and_small_pages_as_user_and_as_supervisor() {
+    for (kind, machine) in machines().enumerate() {
+        let mut view = machine.view(Source::Usual.id());
+        let pasid = Pasid::new(1).unwrap();
+        machine.guest.poke(0x5678, 0x1234);
+        // Pass-through leads elsewhere beyond low memory.
+        let far = if kind == 0 { 0x5678 } else { 0x40_5678 };
+        for at in [0x5678, far] {
+            for privileged in [false, true] {
+                let transaction = if privileged {
+                    view.begin_supervisor(pasid)
+                } else {
+                    view.begin_pasid(Some(pasid))
+                };
+                let word: u64 = transaction.read_obj(GuestAddress(at)).unwrap();
+                assert_eq!(word, 0x1234, "kind {kind}, {at:#x}, {privileged}");
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arbitrary::Arbitrary;
-use iommu::{DmaView, PageRequest, Pasid, SourceId};
+use iommu::{DmaTransaction, DmaView, PageRequest, Pasid, SourceId};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use crate::guest::Guest;
@@ -151,7 +151,6 @@ pub fn run(data: &[u8]) {
 
 fn take(machine: &mut Machine, usual: &mut DmaView<Arc<Guest>>, step: Step) {
     let guest = &*Arc::clone(&machine.guest);
-    let named = |pasid: Option<u32>| pasid.and_then(|pasid| Pasid::new(pasid & 0xF_FFFF));
     match step {
         Step::Poke { at, word } => guest.poke(at.value(guest), word.value(guest)),
         Step::Fill { page, word } => {
@@ -184,7 +183,7 @@ fn take(machine: &mut Machine, usual: &mut DmaView<Arc<Guest>>, step: Step) {
             kind,
         } => {
             let at = at.value(guest);
-            let how = How::Untranslated(named(pasid));
+            let how = How::Untranslated(pasid);
             match source {
                 Source::Usual => dma(machine, usual, how, at, length, kind),
                 Source::Other(id) => dma(machine, &mut machine.view(id), how, at, length, kind),
@@ -206,7 +205,7 @@ fn take(machine: &mut Machine, usual: &mut DmaView<Arc<Guest>>, step: Step) {
         } => {
             let mut view = machine.view(source.id());
             let at = at.value(guest);
-            if let Some(translated) = translate(machine, &mut view, named(pasid), at, no_write) {
+            if let Some(translated) = translate(machine, &mut view, pasid, at, no_write) {
                 dma(machine, &mut view, How::Translated, translated, 8, kind);
             }
         }
@@ -269,18 +268,29 @@ fn read(machine: &Machine, at: u64, length: usize) {
     }
 }
 
+fn named(pasid: Option<u32>) -> Option<Pasid> {
+    pasid.and_then(|pasid| Pasid::new(pasid & 0xF_FFFF))
+}
+
+/// Requests with a PASID, as supervisor if bit 20 is set, or without one.
+fn begin(view: &mut DmaView<Arc<Guest>>, pasid: Option<u32>) -> DmaTransaction<'_, Arc<Guest>> {
+    let privileged = pasid.is_some_and(|pasid| pasid & 0x10_0000 != 0);
+    match named(pasid) {
+        Some(pasid) if privileged => view.begin_supervisor(pasid),
+        pasid => view.begin_pasid(pasid),
+    }
+}
+
 fn translate(
     machine: &Machine,
     view: &mut DmaView<Arc<Guest>>,
-    pasid: Option<Pasid>,
+    pasid: Option<u32>,
     at: u64,
     no_write: bool,
 ) -> Option<u64> {
     let mut answer = None;
     let account = machine.step(|| {
-        answer = machine
-            .devices
-            .translate(&view.begin_pasid(pasid), at, no_write);
+        answer = machine.devices.translate(&begin(view, pasid), at, no_write);
     });
     assert!(account.lookups <= LOOKUPS_PER_PAGE, "{account:?}");
     assert!(
@@ -307,7 +317,8 @@ fn request_page(machine: &Machine, source: u16, request: &PageRequest) {
 /// Which requests an access consists of.
 #[derive(Clone, Copy, Debug)]
 enum How {
-    Untranslated(Option<Pasid>),
+    /// PASID, and bit 20 for supervisor privilege.
+    Untranslated(Option<u32>),
     Translated,
 }
 
@@ -337,7 +348,7 @@ fn dma(
     let failed = Cell::new(true);
     let account = machine.step(|| {
         let transaction = match how {
-            How::Untranslated(pasid) => view.begin_pasid(pasid),
+            How::Untranslated(pasid) => begin(view, pasid),
             How::Translated => view.begin_translated(),
         };
         let outcome = match kind {
