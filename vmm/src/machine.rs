@@ -131,6 +131,7 @@ impl Machine {
                 mappings: Arc::new(kvm::KvmSlots::new(Arc::clone(&vm), &memory)),
                 assigner: assigner.clone(),
             },
+            hotplug: Arc::default(),
         };
         let console = platform.add_functions(&config.functions)?;
         let hotplug = functions::hotplug(platform, &config.functions);

@@ -1,11 +1,13 @@
 //! The functions on the PCI bus.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use anyhow::Context as _;
 use devices::edu::Edu;
 use devices::ioapic::IoApic;
-use devices::vfio::{GuestMappings, InterruptRoutes, VfioPci, VfioPciParts};
+use devices::vfio::{
+    GuestMappings, HostEvent, HostListener, InterruptRoutes, VfioPci, VfioPciParts,
+};
 use devices::virtio::VirtioDevice;
 use devices::virtio::blk::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSender};
@@ -35,6 +37,8 @@ pub(super) struct Platform {
     pub(super) msi: Arc<dyn MsiSink>,
     pub(super) doorbells: Arc<dyn Doorbells>,
     pub(super) assignment: Assignment,
+    /// What this is a part of, once all functions are there.
+    pub(super) hotplug: Arc<OnceLock<Weak<HotPlug>>>,
 }
 
 /// What assigned devices are given besides.
@@ -147,7 +151,7 @@ impl Platform {
             device: Arc::clone(device.cdev()),
             routes: Arc::clone(&parts.interrupts),
             mappings: Arc::clone(&parts.mappings),
-            listener: None,
+            listener: Some(self.listener(bdf)),
         })
         .with_context(|| config.to_string())?;
         let pin = self.interrupt_pin(bdf)?;
@@ -156,6 +160,17 @@ impl Platform {
         // Only now does it reach memory: it was reset before.
         assigner.add(SourceId(bdf.as_u16()), device)?;
         Ok(function)
+    }
+
+    /// Has the guest give the assigned device at `bdf` up when the host wants it back.
+    fn listener(&self, bdf: Bdf) -> HostListener {
+        let hotplug = Arc::clone(&self.hotplug);
+        Box::new(move |event| {
+            let plug = hotplug.get().and_then(Weak::upgrade);
+            if let (HostEvent::Requested, Some(plug)) = (event, plug) {
+                plug.give_back(bdf);
+            }
+        })
     }
 
     /// The pin of the IOAPIC that INTA# of the function at `bdf` is wired to.
@@ -204,7 +219,11 @@ pub(super) fn hotplug(platform: Platform, functions: &[FunctionConfig]) -> Arc<H
         .map(|(function, bdf)| (bdf, function))
         .chain(behind)
         .collect();
-    HotPlug::new(Arc::clone(&root), Box::new(platform), ports.clone(), &all)
+    let place = Arc::clone(&platform.hotplug);
+    let hotplug = HotPlug::new(Arc::clone(&root), Box::new(platform), ports.clone(), &all);
+    // It is set once only.
+    let _ = place.set(Arc::downgrade(&hotplug));
+    hotplug
 }
 
 /// The root ports among `functions`, by their names. `root` was made from them.

@@ -3,6 +3,8 @@
 //! What is plugged in stays there across a reset of the guest. A device leaves either when the guest has let go of it, which it
 //! is asked for by the slot's attention button, or by force, which a guest may take badly.
 
+mod error;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 use pci::{Bdf, PciFunction, RemovalOutcome, RootComplex, RootPort};
 
 use crate::config::{FunctionConfig, FunctionKind};
+pub(crate) use error::HotPlugError;
 
 /// How long a guest has to let go of a device. Linux waits five seconds before it begins, and one before it is done.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -63,49 +66,6 @@ enum Stage {
     There,
     /// Its device is out of reach of the guest, and not gone yet.
     Going,
-}
-
-/// Why a device is not added or removed. Nothing has changed then, unless it says so.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum HotPlugError {
-    #[error(
-        "this machine has no root port; start nido with `--device pcie-root-port,id=PORT`, once for each device to come"
-    )]
-    NoPorts,
-    #[error("key `bus` is missing; add `bus=PORT`, where PORT is one of {ports}")]
-    NoBus { ports: String },
-    #[error("bus={bus}: there is no such root port; choose one of {ports}")]
-    UnknownPort { bus: String, ports: String },
-    #[error(
-        "bus={port}: the port has a device already; remove it with `device-del {device}`, or choose another port"
-    )]
-    Occupied { port: String, device: String },
-    #[error("bus={port}: {what}; try again in a few seconds")]
-    Busy { port: String, what: &'static str },
-    #[error("id={0}: another device has this name; choose another")]
-    NameTaken(String),
-    #[error("{what} cannot be plugged in: {why}")]
-    NotPluggable {
-        what: &'static str,
-        why: &'static str,
-    },
-    #[error("{0:#}")]
-    Make(anyhow::Error),
-    #[error("there is no device `{id}` behind a root port; {there}")]
-    NoDevice { id: String, there: String },
-    #[error("{0}")]
-    Slot(#[from] pci::UnplugError),
-    #[error("`{0}` was removed by another request meanwhile")]
-    Overtaken(String),
-    #[error(
-        "the guest keeps `{id}`: it cancelled the removal, or was reset; try again, or write `device-del {id},force=on` to pull it out"
-    )]
-    Declined { id: String },
-    #[error(
-        "the guest has not let go of `{id}` within {} seconds; try again, or write `device-del {id},force=on` to pull it out",
-        PATIENCE.as_secs()
-    )]
-    TimedOut { id: String },
 }
 
 impl HotPlug {
@@ -196,6 +156,25 @@ impl HotPlug {
         self.set(index, Stage::Empty);
         log::info!("`{id}` is out of the slot of `{name}`");
         Ok(format!("{id} is out of the slot of {name}\n"))
+    }
+
+    /// The host wants the device at `bdf` back, and may say so again and again: the guest is asked for it, if it is behind a port.
+    pub(crate) fn give_back(self: &Arc<Self>, bdf: Bdf) {
+        let mut ports = self.ports.iter();
+        let Some(port) = ports.find(|port| port.port.function_address() == bdf) else {
+            return;
+        };
+        let (plug, name) = (Arc::clone(self), port.name.clone());
+        // Not here: this is the device's own thread, which the removal ends.
+        let asking = move || {
+            if let Err(error) = plug.remove(&name, false) {
+                log::debug!("the host wants the device behind `{name}` back: {error}");
+            }
+        };
+        let thread = thread::Builder::new().name("give-back".to_owned());
+        if let Err(error) = thread.spawn(asking) {
+            log::debug!("the host wants the device at {bdf} back: {error}");
+        }
     }
 
     /// What is to be said about the function at `bdf`, in words that begin with a blank: its name, its port, its slot.

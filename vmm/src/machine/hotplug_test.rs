@@ -249,6 +249,27 @@ fn a_device_is_pulled_from_a_guest_that_does_nothing() {
 }
 
 #[test]
+fn the_guest_is_asked_for_a_device_that_the_host_wants_back() {
+    let bench = bench();
+    bench.plug.add(&rng("r0", "left")).expect("room");
+    bench.root.write_ecam(1 << 15 | 0x7a, &[1, 0]);
+    bench.power(1, true);
+    let nobody = Bdf::new(0, 9, 0).expect("in range");
+    bench.plug.give_back(nobody);
+    bench.obey(1, || {
+        for _ in 0..3 {
+            bench.plug.give_back(Bdf::new(1, 0, 0).expect("in range"));
+        }
+        let start = Instant::now();
+        while bench.parts.released.load(Ordering::Relaxed) == 0 {
+            assert!(start.elapsed() < Duration::from_secs(60), "never removed");
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    assert_eq!(bench.vendor(1), 0xffff);
+}
+
+#[test]
 fn a_guest_that_is_reset_meanwhile_keeps_its_device() {
     let bench = bench();
     bench.plug.add(&rng("r0", "left")).expect("room");
