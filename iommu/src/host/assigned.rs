@@ -371,3 +371,6 @@ mod assigned_test;
 #[cfg(test)]
 #[path = "assigned/property_test.rs"]
 mod property_test;
+#[cfg(test)]
+#[path = "assigned/speed_test.rs"]
+mod speed_test;
