@@ -156,8 +156,13 @@ impl BoundDevice {
     }
 }
 
-/// What a unit in front of `devices` can be, if it is asked to be `config`.
+/// What a unit in front of `devices` can be, if it is asked to be `config`. A machine without any may get some later, of a host
+/// that is not known yet: its unit does not promise what a host may lack.
 pub(crate) fn limit(config: UnitConfig, devices: &[BoundDevice]) -> UnitConfig {
+    let config = UnitConfig {
+        snoop_control: config.snoop_control && !devices.is_empty(),
+        ..config
+    };
     devices
         .iter()
         .fold(config, |config, device| device.capabilities.limit(config))

@@ -80,7 +80,11 @@ impl Machine {
         let host_devices = host.bind_all(&config.functions)?;
         let unit_config = config.iommu.map(|unit| {
             let asked = description::unit_config(&unit, config.assigns(), physical_bits);
-            assign::limit(asked, &host_devices)
+            if config.assigns() {
+                assign::limit(asked, &host_devices)
+            } else {
+                asked
+            }
         });
 
         let local_apics = Arc::new(LocalApics::new(Arc::clone(&vm)));
