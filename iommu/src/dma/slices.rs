@@ -151,7 +151,7 @@ impl<'a, M: Deref<Target: GuestMemoryBackend>> GuestMemorySliceIterator<'a, MS<'
 {
     /// Every access through [`vm_memory::Bytes`] comes along here. What serves all iterators moves this one and its items
     /// about, which takes longer than a translation that is cached; here, one piece is all there is in the common case.
-    #[inline]
+    #[inline(always)]
     fn stop_on_error(
         mut self,
     ) -> Result<impl Iterator<Item = VolatileSlice<'a, MS<'a, M::Target>>>, GuestMemoryError> {
@@ -173,7 +173,7 @@ struct Accessible<'a, 'v, M: Deref<Target: GuestMemoryBackend>> {
 impl<'a, M: Deref<Target: GuestMemoryBackend>> Iterator for Accessible<'a, '_, M> {
     type Item = VolatileSlice<'a, MS<'a, M::Target>>;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         match self.first.take() {
             None if self.rest.left != 0 => self.rest.further(),
