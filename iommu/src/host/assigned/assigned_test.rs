@@ -730,6 +730,31 @@ fn a_host_that_cannot_track_is_named() {
 }
 
 #[test]
+fn all_counts_as_written_where_the_host_does_not_tell() {
+    let tracking = FakeFeatures {
+        dirty_tracking: true,
+        ..PLAIN
+    };
+    let (guest, _) = Guest::with(&[tracking]);
+    guest.enter_pass_through(A);
+    guest.enter_pass_through(B);
+    guest.announce_entry(1);
+    guest.devices.start_dirty_tracking().unwrap();
+    // It gets a page table of its own.
+    let loose = FakeFeatures {
+        coherent: false,
+        ..PLAIN
+    };
+    guest.add(B, loose);
+    let mut found = Vec::new();
+    let outcome = guest
+        .devices
+        .dirty_pages(&mut |address, pages| found.push((address, pages)));
+    outcome.unwrap();
+    assert_eq!(found, [(0, 0x2000), (MIDDLE, 0x2000)]);
+}
+
+#[test]
 fn each_device_is_a_line() {
     let (guest, _) = Guest::with(&[PLAIN, PLAIN, PLAIN]);
     let paging = guest.world.second_stage(4);
