@@ -26,6 +26,9 @@ const TSC: &str = "kvm.tsc_tolerance_ppm=100000";
 /// shadow paging, about one guest in ten took level 1 down.
 const PROCESSORS: &str = "1";
 const TICKS: &str = "nohz=off highres=off";
+/// Early on, Linux measures whether the timer's interrupts arrive within some ticks, and panics if they do not. On a machine that
+/// is busy otherwise QEMU may get no processor for that long.
+const TIMER: &str = "no_timer_check";
 /// Environment variable with further parameters for level 1's kernel.
 const EXTRA_PARAMETERS: &str = "NIDO_LEVEL1_PARAMETERS";
 /// Memory of level 1, of which a guest takes a part.
@@ -140,7 +143,7 @@ fn qemu(stage: &Stage, output: &Path, host: &Host, devices: &Devices) -> Command
         )
     };
     let extra = std::env::var(EXTRA_PARAMETERS).unwrap_or_default();
-    let parameters = format!("console=ttyS0 panic=-1 {TSC} {TICKS} {extra}");
+    let parameters = format!("console=ttyS0 panic=-1 {TSC} {TICKS} {TIMER} {extra}");
     let mut command = Command::new("qemu-system-x86_64");
     command
         .args([
