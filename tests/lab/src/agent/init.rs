@@ -180,6 +180,7 @@ fn handle(terminal: &File, report: &mut super::Report<'_>) -> Result<()> {
                 .context("how many rounds?")?
                 .parse()?;
             if request.scenario == SHADOW.name {
+                task.extra.clear();
                 fetch(&task)?;
                 copy_tree(&Path::new(FILES.1).join("qemu"), &task.files.join("qemu"))?;
                 return bench_shadow::run(&task, rounds, report);
