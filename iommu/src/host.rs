@@ -13,6 +13,7 @@ pub mod capabilities;
 pub mod fake;
 pub mod iommufd;
 
+mod nested;
 mod ram;
 mod shadow;
 mod space;

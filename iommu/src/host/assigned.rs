@@ -6,7 +6,9 @@
 //! | pass-through | behind all guest memory |
 //! | second stage, or legacy tables | behind a shadow of the tables |
 //! | nothing is present, or malformed | detached: it reaches nothing |
-//! | first stage, nested | detached: such tables cannot be shadowed |
+//! | first stage | behind a nested page table: the host walks the guest's tables on top of guest memory |
+//! | nested | behind a nested page table on top of a shadow of the second-stage tables |
+//! | first stage, nested, where the host does not nest | detached: first-stage tables cannot be shadowed |
 //!
 //! A device that is blocked has no fault recorded for it: what the host's IOMMU drops, it does not tell.
 //!
@@ -15,7 +17,7 @@
 //! tried again when the guest next invalidates a context or PASID entry, or turns translation on or off.
 
 pub(crate) mod common;
-mod device;
+pub(crate) mod device;
 mod dirty;
 mod error;
 mod report;
@@ -180,6 +182,11 @@ where
             let shadow = shadow.areas();
             (areas + shadow.len(), bytes + shadow.bytes())
         })
+    }
+
+    /// How many nested page tables there are at the moment.
+    pub fn nested(&self) -> usize {
+        self.lock().nested()
     }
 
     /// From now on, finds out which pages devices write. It begins with none, also if it was on before.

@@ -2,10 +2,12 @@
 //!
 //! It does what the kernel does where that matters: areas are unmapped as a whole, and a range that cuts one fails half-way;
 //! nothing is mapped twice; what is in use is not destroyed; a replaced page table leaves the device with none for a moment, and
-//! for good when the replacement fails, though iommufd takes it to be where it was.
+//! for good when the replacement fails, though iommufd takes it to be where it was. Nested page tables are walked in guest memory,
+//! and whatever was read of them is kept until it is invalidated.
 //!
 //! Calls are recorded and can be made to fail, and after each a test can look where every DMA goes.
 
+mod nested;
 mod space;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +23,7 @@ use super::{
 };
 use crate::spec::ids::SourceId;
 use crate::spec::registers::{Capability, Caps, ExtendedCapability};
+use nested::{Memory, Nested};
 use space::{Area, Space};
 
 /// Error numbers of Linux.
@@ -54,6 +57,8 @@ pub struct FakeFeatures {
     pub first_stage: bool,
     /// Nesting parents and nested page tables.
     pub nesting: bool,
+    /// Of first-stage tables: five levels, supervisor requests, the extended accessed flag, pages of 1 GiB.
+    pub whole_first_stage: bool,
     /// Dirty tracking.
     pub dirty_tracking: bool,
 }
@@ -65,6 +70,7 @@ impl Default for FakeFeatures {
             coherent: true,
             first_stage: false,
             nesting: false,
+            whole_first_stage: false,
             dirty_tracking: false,
         }
     }
@@ -144,12 +150,15 @@ struct State {
     made: u64,
     failures: BTreeMap<u64, i32>,
     watch: Option<Watch>,
+    memory: Option<Memory>,
+    invalidations: Vec<(ObjectId, Vec<NestedInvalidation>)>,
 }
 
 struct Table {
     /// The space, and the parent of a nested one.
     on: ObjectId,
     parent: Option<ObjectId>,
+    nested: Option<Nested>,
     options: PageTableOptions,
     coherent: bool,
     /// Pages that can only be written can be read, too.
@@ -179,6 +188,10 @@ impl View<'_> {
 impl State {
     fn dma(&self, device: HostDeviceId, address: u64) -> Option<Reached> {
         let table = self.tables.get(&self.devices.get(&device)?.actual?)?;
+        if let Some(nested) = &table.nested {
+            let (space, memory) = (self.spaces.get(&table.on)?, self.memory.as_ref()?);
+            return nested.walk(address, space, memory);
+        }
         let (offset, mut rights) = self.spaces.get(&table.on)?.find(address)?;
         rights.read |= table.write_is_read;
         Some(Reached { offset, rights })
@@ -217,14 +230,24 @@ impl State {
         if of_device.believed == Some(table) {
             return Ok(());
         }
-        let coherent = of_device.features.coherent;
-        of_device.actual = None;
+        let FakeFeatures {
+            coherent,
+            whole_first_stage,
+            ..
+        } = of_device.features;
+        let former = of_device.actual.take();
+        self.leave(former);
         self.look();
         let used = self.tables.get(&table).ok_or(ENOENT)?;
         if fails {
             return Ok(());
         }
-        if used.coherent && !coherent {
+        let needs_whole = used.nested.as_ref().is_some_and(|nested| {
+            nested.levels() != 4
+                || nested.table.supervisor_requests
+                || nested.table.extended_accessed
+        });
+        if used.coherent && !coherent || needs_whole && !whole_first_stage {
             return Err(EINVAL);
         }
         let on = used.on;
@@ -236,6 +259,17 @@ impl State {
             of_device.actual = Some(table);
         }
         Ok(())
+    }
+
+    /// What is kept of a nested page table goes with its last device.
+    fn leave(&mut self, table: Option<ObjectId>) {
+        let used = self.devices.values().any(|device| device.actual == table);
+        let nested = table
+            .and_then(|table| self.tables.get(&table))
+            .and_then(|table| table.nested.as_ref());
+        if let (false, Some(nested)) = (used, nested) {
+            nested.forget_all();
+        }
     }
 
     fn destroy(&mut self, object: ObjectId) -> Result<(), i32> {
@@ -304,6 +338,16 @@ impl FakeHost {
         self.lock().failures.clear();
     }
 
+    /// Has nested page tables read guest memory by this: a word, by its offset in the file.
+    pub fn set_memory(&self, read: impl Fn(u64) -> Option<u64> + Send + 'static) {
+        self.lock().memory = Some(Box::new(read));
+    }
+
+    /// What was invalidated by each call since the last time this was asked, be it carried out or not.
+    pub fn take_invalidations(&self) -> Vec<(ObjectId, Vec<NestedInvalidation>)> {
+        std::mem::take(&mut self.lock().invalidations)
+    }
+
     /// The calls since the last time this was asked, with what came of them.
     pub fn take_calls(&self) -> Vec<(Call, Result<(), i32>)> {
         std::mem::take(&mut self.lock().calls)
@@ -324,6 +368,8 @@ impl FakeHost {
         let mut state = self.lock();
         let reached = state.dma(device, address).filter(|to| to.rights.write)?;
         let table = state.devices.get(&device)?.actual?;
+        // The second stage tells.
+        let table = state.tables.get(&table)?.parent.unwrap_or(table);
         if let Some(dirty) = &mut state.tables.get_mut(&table)?.dirty {
             dirty.insert(address & !0xfff);
         }
@@ -452,6 +498,9 @@ impl HostIommu for FakeHost {
         self.call(call, |state| {
             let (pages, outcome) = state.space(space)?.unmap(address, length);
             for table in state.tables.values_mut().filter(|table| table.on == space) {
+                if let Some(nested) = &table.nested {
+                    nested.forget_all();
+                }
                 if let Some(dirty) = &mut table.dirty {
                     dirty.retain(|page| !pages.iter().any(|range| range.contains(page)));
                 }
@@ -486,11 +535,13 @@ impl HostIommu for FakeHost {
                 return Err(EADDRINUSE);
             }
             let id = state.new_object();
-            let second_stage =
-                options.nesting_parent || options.dirty_tracking || !features.first_stage;
+            let second_stage = options.nesting_parent
+                || options.dirty_tracking
+                || !(features.first_stage || features.nesting);
             let table = Table {
                 on: space,
                 parent: None,
+                nested: None,
                 options,
                 coherent: features.coherent,
                 write_is_read: !second_stage,
@@ -524,6 +575,7 @@ impl HostIommu for FakeHost {
             let table = Table {
                 on: below.on,
                 parent: Some(parent),
+                nested: Some(Nested::new(*table)),
                 options: PageTableOptions::default(),
                 coherent: below.coherent,
                 write_is_read: false,
@@ -542,10 +594,20 @@ impl HostIommu for FakeHost {
         done: &mut usize,
     ) -> io::Result<()> {
         *done = 0;
-        self.call(Call::Invalidate(nested), |state| {
+        self.call_in_steps(Call::Invalidate(nested), |state, fails| {
+            state.invalidations.push((nested, invalidations.to_vec()));
             let table = state.tables.get(&nested).ok_or(ENOENT)?;
-            table.parent.ok_or(EINVAL)?;
-            *done = invalidations.len();
+            let table = table.nested.as_ref().ok_or(EINVAL)?;
+            // When it fails, it does so half-way.
+            *done = invalidations.len() / if fails { 2 } else { 1 };
+            for invalidation in &invalidations[..*done] {
+                if invalidation.address & 0xfff != 0
+                    || invalidation.pages == u64::MAX && invalidation.address != 0
+                {
+                    return Err(EINVAL);
+                }
+                table.forget(invalidation);
+            }
             Ok(())
         })
     }
@@ -555,12 +617,15 @@ impl HostIommu for FakeHost {
             let features = state.devices.get(&device).ok_or(ENOENT)?.features;
             let ecap = ExtendedCapability::new()
                 .with_sc(features.coherent)
-                .with_fsts(features.first_stage)
-                .with_nest(features.nesting);
-            let caps = Caps {
-                cap: Capability::new(),
-                ecap,
-            };
+                .with_fsts(features.first_stage || features.nesting)
+                .with_nest(features.nesting)
+                .with_srs(features.whole_first_stage)
+                .with_eafs(features.whole_first_stage)
+                .with_smpwcs(features.coherent);
+            let cap = Capability::new()
+                .with_fs1gp(features.whole_first_stage)
+                .with_fs5lp(features.whole_first_stage);
+            let caps = Caps { cap, ecap };
             Ok(HardwareInfo {
                 intel: Some(IntelInfo {
                     caps,
@@ -634,7 +699,8 @@ impl Attachment for FakeAttachment {
         self.host.call(Call::Detach(self.device), |state| {
             let device = state.devices.get_mut(&self.device).ok_or(ENOENT)?;
             device.believed = None;
-            device.actual = None;
+            let former = device.actual.take();
+            state.leave(former);
             Ok(())
         })
     }

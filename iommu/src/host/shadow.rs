@@ -28,10 +28,19 @@ use areas::Areas;
 use budget::{Budget, Exhausted};
 use run::Run;
 
-/// The shadow of one second-stage root.
-pub(crate) struct Shadow {
+/// What makes shadows the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ShadowKey {
     /// The guest's tables.
     pub(crate) stage: SecondStage,
+    /// Nested page tables are on top of it: so the host maps nothing in it that cannot be written, and what the guest's tables
+    /// map so is left out.
+    pub(crate) parent: bool,
+}
+
+/// The shadow of one second-stage root.
+pub(crate) struct Shadow {
+    pub(crate) key: ShadowKey,
     pub(crate) space: Space,
     /// The space with guest-physical memory.
     source: ObjectId,
@@ -40,6 +49,7 @@ pub(crate) struct Shadow {
     stale: Vec<Range<u64>>,
     split_reported: bool,
     write_only_reported: bool,
+    read_only_reported: bool,
 }
 
 /// Why a shadow does not show what the guest's tables say. Nobody may use it any more.
@@ -79,15 +89,16 @@ impl Scratch {
 
 impl Shadow {
     /// An empty one, which is to be [invalidated](Self::invalidate) and [brought up to date](Self::refresh).
-    pub(crate) fn new(stage: SecondStage, space: Space, source: ObjectId) -> Self {
+    pub(crate) fn new(key: ShadowKey, space: Space, source: ObjectId) -> Self {
         Self {
-            stage,
+            key,
             space,
             source,
             areas: Areas::default(),
             stale: Vec::new(),
             split_reported: false,
             write_only_reported: false,
+            read_only_reported: false,
         }
     }
 
@@ -196,16 +207,21 @@ impl Shadow {
     ) -> Result<(), Trouble> {
         let exact_rights = self.space.has_exact_rights();
         let limit = runs.len() + common.limits.areas;
-        let mut write_only = 0;
+        let takes_read_only = !self.key.parent;
+        let (mut write_only, mut read_only) = (0, 0);
         let outcome = scan::scan(
             tables.memory,
             tables.gates,
-            &self.stage,
+            &self.key.stage,
             inputs,
             budget,
             |run| {
                 if !run.rights.read && !exact_rights {
                     write_only += run.length;
+                    return;
+                }
+                if !run.rights.write && !takes_read_only {
+                    read_only += run.length;
                     return;
                 }
                 for output in common.ram.within(run.output..run.output + run.length) {
@@ -222,6 +238,9 @@ impl Shadow {
         );
         if write_only != 0 {
             self.count_write_only(write_only, common);
+        }
+        if read_only != 0 {
+            self.count_read_only(read_only, common);
         }
         outcome?;
         if runs.len() > limit {
@@ -296,7 +315,7 @@ impl Shadow {
                         format!(
                             "the host does not map {:#x} bytes at {:#x} of the guest's tables at {:#x}, so devices do not reach \
                              them: {error}",
-                            run.length, run.input, self.stage.table
+                            run.length, run.input, self.key.stage.table
                         )
                     });
                 }
@@ -312,7 +331,7 @@ impl Shadow {
                 format!(
                     "the guest unmaps parts of what it announced as one (tables at {:#x}): what stays is mapped again, and is out \
                      of devices' reach for a moment",
-                    self.stage.table
+                    self.key.stage.table
                 )
             });
         }
@@ -325,7 +344,20 @@ impl Shadow {
                 format!(
                     "the guest lets devices write but not read (tables at {:#x}), which the host's page tables cannot: they do \
                      not reach such pages",
-                    self.stage.table
+                    self.key.stage.table
+                )
+            });
+        }
+    }
+
+    fn count_read_only(&mut self, bytes: u64, common: &mut Common) {
+        common.statistics.read_only_bytes += bytes;
+        if !std::mem::replace(&mut self.read_only_reported, true) {
+            common.details(|| {
+                format!(
+                    "the guest lets devices read but not write (tables at {:#x}) below first-stage tables, where the host maps \
+                     nothing so: they do not reach such pages",
+                    self.key.stage.table
                 )
             });
         }

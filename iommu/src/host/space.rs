@@ -145,8 +145,17 @@ impl Space {
         })
     }
 
+    /// The page tables that nested ones can be on top of.
+    pub(crate) fn parents(&self) -> impl Iterator<Item = ObjectId> {
+        let parents = self
+            .tables
+            .iter()
+            .filter(|table| table.options.nesting_parent);
+        parents.map(|table| table.id)
+    }
+
     /// Puts a device behind the first page table that takes it. After an error the device is blocked, or stuck.
-    pub(crate) fn attach(&self, attachment: &dyn Attachment) -> Result<(), AttachError> {
+    pub(crate) fn attach(&self, attachment: &dyn Attachment) -> Result<Attached, AttachError> {
         let mut outcome = Err(AttachError::Incompatible);
         for table in &self.tables {
             outcome = attach(attachment, table.id);
@@ -173,12 +182,10 @@ impl Space {
                 )
             });
         }
-        common
-            .remains
-            .extend(left.into_iter().map(|object| Remains {
-                host: Arc::clone(&self.host),
-                object,
-            }));
+        common.remains.extend(
+            left.into_iter()
+                .map(|object| Remains::new(Arc::clone(&self.host), object)),
+        );
     }
 }
 
@@ -198,6 +205,10 @@ pub(crate) struct Remains {
 }
 
 impl Remains {
+    pub(crate) const fn new(host: Arc<dyn HostIommu>, object: ObjectId) -> Self {
+        Self { host, object }
+    }
+
     /// Tries again.
     pub(crate) fn destroy(&self) -> io::Result<()> {
         self.host.destroy(self.object)
@@ -215,22 +226,31 @@ pub(crate) enum AttachError {
     Stuck(io::Error),
 }
 
+/// A device is behind a page table; after this error, if the host only did so from a clean state.
+pub(crate) type Attached = Option<io::Error>;
+
 /// Puts a device behind `table`.
 ///
 /// A replacement that fails leaves the device blocked by the hardware, while iommufd takes it to be where it was, so that
 /// attaching it there does nothing. Detaching it makes both agree.
-fn attach(attachment: &dyn Attachment, table: ObjectId) -> Result<(), AttachError> {
+pub(crate) fn attach(
+    attachment: &dyn Attachment,
+    table: ObjectId,
+) -> Result<Attached, AttachError> {
     let Err(error) = attachment.attach(table) else {
-        return Ok(());
+        return Ok(None);
     };
     detach(attachment).map_err(AttachError::Stuck)?;
     if error.raw_os_error() == Some(INVALID) {
         return Err(AttachError::Incompatible);
     }
-    attachment.attach(table).or_else(|error| {
-        detach(attachment).map_err(AttachError::Stuck)?;
-        Err(AttachError::Failed(error))
-    })
+    match attachment.attach(table) {
+        Ok(()) => Ok(Some(error)),
+        Err(error) => {
+            detach(attachment).map_err(AttachError::Stuck)?;
+            Err(AttachError::Failed(error))
+        }
+    }
 }
 
 /// Blocks a device, for which it waits while VFIO resets it.

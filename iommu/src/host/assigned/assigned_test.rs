@@ -16,6 +16,7 @@ const PLAIN: FakeFeatures = FakeFeatures {
     coherent: true,
     first_stage: false,
     nesting: false,
+    whole_first_stage: false,
     dirty_tracking: false,
 };
 

@@ -4,10 +4,13 @@ use std::io;
 use std::sync::Arc;
 
 use super::target::{Blocked, Target};
-use crate::host::space::{AttachError, Client, Space, detach};
-use crate::host::{Attachment, HardwareInfo, HostDeviceId, HostIommu};
+use crate::host::nested::batch::{Tag, User};
+use crate::host::nested::{Nested, NestedKey};
+use crate::host::shadow::ShadowKey;
+use crate::host::space::{AttachError, Attached, Client, Space, attach, detach};
+use crate::host::{Attachment, HardwareInfo, HostDeviceId, HostIommu, ObjectId};
 use crate::spec::ids::SourceId;
-use crate::translate::SecondStage;
+use crate::translate::{FirstStage, SecondStage};
 
 /// What a machine is given to assign a device.
 #[derive(Clone)]
@@ -28,7 +31,7 @@ pub struct AssignedDevice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HostKey(pub(crate) u64);
 
-/// Where a device is.
+/// Where a device is: its requests without PASID, which are all that it makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Binding {
     Blocked(Blocked),
@@ -37,6 +40,13 @@ pub(crate) enum Binding {
     Shadow {
         stage: SecondStage,
         domain: u16,
+    },
+    /// A nested page table of these tables on the device's iommufd.
+    Nested {
+        first: FirstStage,
+        below: Option<SecondStage>,
+        tag: Tag,
+        table: ObjectId,
     },
 }
 
@@ -90,14 +100,55 @@ impl Device {
                     domain: wanted_domain,
                 },
             ) => stage == wanted && domain == wanted_domain,
+            (
+                Binding::Nested {
+                    first, below, tag, ..
+                },
+                Target::Nested {
+                    first: wanted,
+                    below: wanted_below,
+                    tag: wanted_tag,
+                },
+            ) => first == wanted && below == wanted_below && tag == wanted_tag,
             _ => false,
         }
     }
 
-    /// Whether it uses the shadow of `stage` on `host`.
-    pub(crate) fn uses(&self, host: HostKey, stage: &SecondStage) -> bool {
-        self.host == host
-            && matches!(&self.binding, Binding::Shadow { stage: used, .. } if used == stage)
+    /// Whether it uses this shadow on `host`, be it through a nested page table.
+    pub(crate) fn uses(&self, host: HostKey, shadow: &ShadowKey) -> bool {
+        let used = match self.binding {
+            Binding::Shadow { stage, .. } => Some((stage, false)),
+            Binding::Nested { below, .. } => below.map(|stage| (stage, true)),
+            Binding::Blocked(_) | Binding::GuestPhysical => None,
+        };
+        self.host == host && used == Some((shadow.stage, shadow.parent))
+    }
+
+    /// DID, under which the guest invalidates what it is behind.
+    pub(crate) const fn domain(&self) -> Option<u16> {
+        match self.binding {
+            Binding::Shadow { domain, .. }
+            | Binding::Nested {
+                tag: Tag { domain, .. },
+                ..
+            } => Some(domain),
+            Binding::Blocked(_) | Binding::GuestPhysical => None,
+        }
+    }
+
+    /// As a user of this nested page table, if it is one.
+    pub(crate) fn user_of(&self, nested: &Nested) -> Option<User> {
+        match self.binding {
+            Binding::Nested { tag, table, .. }
+                if table == nested.id && self.host == nested.key.host =>
+            {
+                Some(User {
+                    source: self.source,
+                    tag,
+                })
+            }
+            _ => None,
+        }
     }
 
     /// Blocks it.
@@ -122,11 +173,39 @@ impl Device {
     }
 
     /// Puts it behind a page table of `space`. After an error it is blocked, unless it is stuck.
-    pub(crate) fn attach(&mut self, space: &Space, binding: Binding) -> Result<(), AttachError> {
+    pub(crate) fn attach(
+        &mut self,
+        space: &Space,
+        binding: Binding,
+    ) -> Result<Attached, AttachError> {
+        self.attach_by(binding, |attachment| space.attach(attachment))
+    }
+
+    /// Puts it behind a nested page table. After an error it is blocked, unless it is stuck.
+    pub(crate) fn attach_nested(
+        &mut self,
+        table: ObjectId,
+        key: &NestedKey,
+        tag: Tag,
+    ) -> Result<Attached, AttachError> {
+        let binding = Binding::Nested {
+            first: key.first,
+            below: key.below,
+            tag,
+            table,
+        };
+        self.attach_by(binding, |attachment| attach(attachment, table))
+    }
+
+    fn attach_by(
+        &mut self,
+        binding: Binding,
+        attach: impl FnOnce(&dyn Attachment) -> Result<Attached, AttachError>,
+    ) -> Result<Attached, AttachError> {
         self.unstick().map_err(AttachError::Stuck)?;
-        let outcome = space.attach(&*self.attachment);
+        let outcome = attach(&*self.attachment);
         match &outcome {
-            Ok(()) => {
+            Ok(_) => {
                 self.binding = binding;
                 self.failed_in = None;
             }

@@ -31,6 +31,7 @@ const FEATURES: [FakeFeatures; DEVICES] = {
         coherent: true,
         first_stage: false,
         nesting: false,
+        whole_first_stage: false,
         dirty_tracking: false,
     };
     let odd = FakeFeatures {

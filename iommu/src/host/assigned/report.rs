@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::target::Blocked;
 use crate::spec::ids::SourceId;
-use crate::translate::SecondStage;
+use crate::translate::{FirstStage, SecondStage};
 
 macro_rules! statistics {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -35,8 +35,23 @@ statistics! {
     map_failures,
     /// Bytes that were found to be writable but not readable, which the host's page tables cannot express; counted each time.
     write_only_bytes,
+    /// Bytes that were found to be readable but not writable, which the host does not map below first-stage tables; counted each
+    /// time.
+    read_only_bytes,
     /// Shadows that were made.
     shadows_made,
+    /// Nested page tables that were made.
+    nested_made,
+    /// Calls of the host that invalidated translations of a nested page table.
+    invalidation_calls,
+    /// Invalidations that it carried out in these.
+    invalidations,
+    /// Invalidations of everything, as the host rejected one of less.
+    full_invalidations,
+    /// Devices that were blocked because the host did not invalidate what they had used.
+    invalidation_detaches,
+    /// Devices that got behind a page table only from a clean state, after the host had refused to replace one by another.
+    recoveries,
     /// Devices that were put behind a page table.
     attaches,
     /// Devices that were blocked because the guest's tables say so.
@@ -62,6 +77,17 @@ pub enum DeviceBinding {
         areas: usize,
         /// Bytes that it maps.
         bytes: u64,
+    },
+    /// It reaches what the guest's first-stage tables map, which the host's IOMMU walks.
+    Nested {
+        /// The tables.
+        first: FirstStage,
+        /// The guest's second-stage tables on whose shadow they are; `None` for guest memory.
+        below: Option<SecondStage>,
+        /// DID.
+        domain: u16,
+        /// PASID that stands for none.
+        pasid: u32,
     },
 }
 
@@ -99,6 +125,18 @@ impl fmt::Display for DeviceBinding {
                     "shadow of {stage}, domain {domain}: {kib} KiB in {areas} areas"
                 )
             }
+            Self::Nested {
+                first,
+                below: None,
+                domain,
+                ..
+            } => write!(f, "nested {first} on guest memory, domain {domain}"),
+            Self::Nested {
+                first,
+                below: Some(below),
+                domain,
+                ..
+            } => write!(f, "nested {first} on a shadow of {below}, domain {domain}"),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Devices, and the spaces that they are behind.
 
+mod first_stage;
+
 use std::io;
 use std::sync::Arc;
 
@@ -8,12 +10,13 @@ use super::device::{Binding, Device, HostKey};
 use super::dirty::{self, collect_guest_physical};
 use super::report::{DeviceBinding, DeviceReport};
 use super::target::{Blocked, Tables, Target};
+use crate::host::nested::Nested;
 use crate::host::shadow::budget::Budget;
-use crate::host::shadow::{Shadow, Trouble};
-use crate::host::space::{AttachError, Client, INVALID, Space};
+use crate::host::shadow::{Shadow, ShadowKey, Trouble};
+use crate::host::space::{AttachError, Attached, Client, INVALID, Space};
 use crate::host::{HostIommu, PageTableOptions};
 use crate::memory::TableMemory;
-use crate::spec::descriptors::IotlbScope;
+use crate::spec::descriptors::{IotlbScope, PasidIotlbScope};
 use crate::translate::SecondStage;
 use crate::unit::Invalidation;
 
@@ -36,6 +39,7 @@ pub(crate) struct State {
     pub(crate) common: Common,
     pub(crate) hosts: Vec<Host>,
     domains: Vec<Domain>,
+    nested: Vec<Nested>,
     pub(crate) devices: Vec<Device>,
     /// Which exit of the guest this is.
     run: u64,
@@ -49,6 +53,7 @@ impl State {
             common,
             hosts: Vec::new(),
             domains: Vec::new(),
+            nested: Vec::new(),
             devices: Vec::new(),
             run: 0,
             budget,
@@ -63,8 +68,9 @@ impl State {
 
     /// Brings everything up to date that `invalidations` name.
     ///
-    /// What is to be reached no more goes first, then shadows follow the guest's tables, then devices are put behind others. So a
-    /// device is attached to what is complete, and only what nobody uses any more is torn down.
+    /// What is to be reached no more goes first, then shadows follow the guest's tables, then the host forgets what it keeps of
+    /// first-stage tables, then devices are put behind others. So a device is attached to what is complete, and only what nobody
+    /// uses any more is torn down.
     pub(crate) fn update<T: TableMemory + ?Sized>(
         &mut self,
         tables: &Tables<'_, T>,
@@ -95,6 +101,7 @@ impl State {
             moves.retain(|(_, target)| !matches!(target, Target::Blocked(_)));
         }
         self.refresh(tables, invalidations, all, &moves);
+        self.invalidate_nested(invalidations, &moves);
         for (index, target) in &moves {
             self.put(Some(tables), *index, target);
         }
@@ -159,28 +166,31 @@ impl State {
         let mut failed = Vec::new();
         for (at, domain) in self.domains.iter_mut().enumerate() {
             let Domain { host, shadow } = domain;
-            let stage = shadow.stage;
+            let key = shadow.key;
             let leaves = |index: usize| {
-                moves.iter().any(|(moved, target)| {
-                    *moved == index
-                        && !matches!(target, Target::Shadow { stage: to, .. } if *to == stage)
-                })
+                moves
+                    .iter()
+                    .any(|(moved, target)| *moved == index && target.shadow() != Some(key))
             };
             let mut devices = self.devices.iter().zip(0..);
-            if !devices.any(|(device, index)| device.uses(*host, &stage) && !leaves(index)) {
+            if !devices.any(|(device, index)| device.uses(*host, &key) && !leaves(index)) {
                 continue;
             }
             let has_id = |id: u16| {
-                self.devices.iter().any(|device| {
-                    device.uses(*host, &stage)
-                        && matches!(device.binding, Binding::Shadow { domain, .. } if domain == id)
-                })
+                self.devices
+                    .iter()
+                    .any(|device| device.uses(*host, &key) && device.domain() == Some(id))
             };
             let mut whole = all;
             for invalidation in invalidations {
                 match invalidation {
                     Invalidation::Iotlb(IotlbScope::Global) => whole = true,
                     Invalidation::Iotlb(IotlbScope::Domain(id)) => whole |= has_id(*id),
+                    // These are pages of the first stage.
+                    Invalidation::PasidIotlb {
+                        scope: PasidIotlbScope::Pages(_),
+                        ..
+                    } if key.parent => {}
                     // For tables of the second stage it says that the entry changed which they hang from.
                     Invalidation::PasidIotlb { domain, .. } => whole |= has_id(*domain),
                     Invalidation::Iotlb(IotlbScope::Pages(id, block)) if has_id(*id) => {
@@ -218,11 +228,12 @@ impl State {
             if self
                 .devices
                 .get(index)
-                .is_some_and(|device| device.uses(host, &shadow.stage))
+                .is_some_and(|device| device.uses(host, &shadow.key))
             {
                 self.block(index, why);
             }
         }
+        self.sweep_nested();
         shadow.destroy(&mut self.common);
         why
     }
@@ -238,7 +249,7 @@ impl State {
         }
         match why {
             Blocked::Guest(_) => self.common.statistics.blocks += 1,
-            Blocked::FirstStage => {
+            Blocked::FirstStage | Blocked::Missing(_) => {
                 self.common.statistics.blocks += 1;
                 self.common
                     .report(|| format!("{name} ({source}) is blocked: {why}"));
@@ -273,10 +284,37 @@ impl State {
             (Target::Shadow { stage, domain }, Some(tables)) => {
                 self.put_behind_shadow(tables, index, stage, *domain)
             }
-            (Target::Shadow { .. }, None) => Err(Blocked::Host(None)),
+            (Target::Nested { first, below, tag }, Some(tables)) => {
+                self.put_behind_first_stage(tables, index, *first, *below, *tag)
+            }
+            (Target::Shadow { .. } | Target::Nested { .. }, None) => Err(Blocked::Host(None)),
         };
         if let Err(why) = outcome {
             self.block(index, why);
+        }
+    }
+
+    /// A device is where it belongs.
+    fn attached(&mut self, index: usize, attached: Attached) {
+        self.common.statistics.attaches += 1;
+        let Some(device) = self.devices.get(index) else {
+            return;
+        };
+        log::debug!(
+            "{} ({}) is behind {:?} now",
+            device.name,
+            device.source,
+            device.binding
+        );
+        if let Some(error) = attached {
+            self.common.statistics.recoveries += 1;
+            let (source, name) = (device.source, &device.name);
+            self.common.report(|| {
+                format!(
+                    "{name} ({source}): the host did not replace its page table at once ({error}), but did after the device was \
+                     detached"
+                )
+            });
         }
     }
 
@@ -294,7 +332,7 @@ impl State {
             .find(|host| host.key == device.host)
             .ok_or(Blocked::Host(None))?;
         let binding = Binding::GuestPhysical;
-        match device.attach(&host.memory, binding) {
+        let attached = match device.attach(&host.memory, binding) {
             Err(AttachError::Incompatible) => {
                 let client = device.client();
                 add_memory_table(&mut host.memory, &client, common).map_err(refused)?;
@@ -303,7 +341,7 @@ impl State {
             outcome => outcome,
         }
         .map_err(not_attached)?;
-        common.statistics.attaches += 1;
+        self.attached(index, attached);
         Ok(())
     }
 
@@ -314,21 +352,11 @@ impl State {
         stage: &SecondStage,
         domain: u16,
     ) -> Result<(), Blocked> {
-        let host = self
-            .devices
-            .get(index)
-            .map(|device| device.host)
-            .ok_or(Blocked::Host(None))?;
-        let known = self
-            .domains
-            .iter()
-            .position(|domain| domain.host == host && domain.shadow.stage == *stage);
-        let at = match known {
-            Some(at) => at,
-            None => self.make_shadow(index, host, stage).map_err(refused)?,
+        let key = ShadowKey {
+            stage: *stage,
+            parent: false,
         };
-        // The guest may have filled the tables for this domain id without a word to the others.
-        self.complete(tables, at)?;
+        let (host, at) = self.find_shadow(tables, index, key)?;
         let Some(device) = self.devices.get_mut(index) else {
             return Err(Blocked::Host(None));
         };
@@ -336,18 +364,18 @@ impl State {
             stage: *stage,
             domain,
         };
-        if device.uses(host, stage) {
+        if device.uses(host, &key) {
             device.binding = binding;
             return Ok(());
         }
         let Some(shadow) = self.domains.get_mut(at).map(|domain| &mut domain.shadow) else {
             return Err(Blocked::Host(None));
         };
-        match device.attach(&shadow.space, binding) {
+        let attached = match device.attach(&shadow.space, binding) {
             Err(AttachError::Incompatible) => {
                 let client = device.client();
-                let less_exact =
-                    add_shadow_table(&mut shadow.space, &client, &self.common).map_err(refused)?;
+                let less_exact = add_shadow_table(&mut shadow.space, &client, key, &self.common)
+                    .map_err(refused)?;
                 if less_exact {
                     // Pages are to go that this page table makes readable.
                     self.complete(tables, at)?;
@@ -362,12 +390,37 @@ impl State {
             outcome => outcome,
         }
         .map_err(not_attached)?;
-        self.common.statistics.attaches += 1;
+        self.attached(index, attached);
         if let Some(domain) = self.domains.get_mut(at) {
             // A device that comes with reserved addresses leaves less to map.
             domain.shadow.space.update_aperture().map_err(refused)?;
         }
         Ok(())
+    }
+
+    /// The shadow for a device, complete.
+    fn find_shadow<T: TableMemory + ?Sized>(
+        &mut self,
+        tables: &Tables<'_, T>,
+        index: usize,
+        key: ShadowKey,
+    ) -> Result<(HostKey, usize), Blocked> {
+        let host = self
+            .devices
+            .get(index)
+            .map(|device| device.host)
+            .ok_or(Blocked::Host(None))?;
+        let known = self
+            .domains
+            .iter()
+            .position(|domain| domain.host == host && domain.shadow.key == key);
+        let at = match known {
+            Some(at) => at,
+            None => self.make_shadow(index, host, key)?,
+        };
+        // The guest may have filled the tables for this domain id without a word to the others.
+        self.complete(tables, at)?;
+        Ok((host, at))
     }
 
     /// Compares all of a shadow with the guest's tables.
@@ -389,27 +442,32 @@ impl State {
     fn make_shadow(
         &mut self,
         index: usize,
-        key: HostKey,
-        stage: &SecondStage,
-    ) -> io::Result<usize> {
+        host: HostKey,
+        key: ShadowKey,
+    ) -> Result<usize, Blocked> {
         let (Some(device), Some(host)) = (
             self.devices.get(index),
-            self.hosts.iter().find(|host| host.key == key),
+            self.hosts.iter().find(|known| known.key == host),
         ) else {
-            return Err(io::Error::other("the device has no iommufd"));
+            return Err(Blocked::Host(None));
         };
         if self.common.remains.len() > REMAINS {
-            return Err(io::Error::other("the host takes back nothing"));
+            // The host takes back nothing.
+            return Err(Blocked::Host(None));
         }
-        let mut space = Space::allocate(&host.iommu)?;
-        if let Err(error) = add_shadow_table(&mut space, &device.client(), &self.common) {
+        let mut space = Space::allocate(&host.iommu).map_err(refused)?;
+        if let Err(error) = add_shadow_table(&mut space, &device.client(), key, &self.common) {
             space.destroy(&mut self.common);
-            return Err(error);
+            return Err(if key.parent {
+                first_stage::no_parent(error)
+            } else {
+                refused(error)
+            });
         }
         self.common.statistics.shadows_made += 1;
         self.domains.push(Domain {
-            host: key,
-            shadow: Shadow::new(*stage, space, host.memory.id),
+            host: host.key,
+            shadow: Shadow::new(key, space, host.memory.id),
         });
         Ok(self.domains.len() - 1)
     }
@@ -419,6 +477,7 @@ impl State {
         self.common
             .remains
             .retain(|remains| remains.destroy().is_err());
+        self.sweep_nested();
         let Self {
             domains,
             devices,
@@ -428,7 +487,7 @@ impl State {
         for unused in domains.extract_if(.., |domain| {
             !devices
                 .iter()
-                .any(|device| device.uses(domain.host, &domain.shadow.stage))
+                .any(|device| device.uses(domain.host, &domain.shadow.key))
         }) {
             unused.shadow.destroy(common);
         }
@@ -451,11 +510,19 @@ impl State {
             binding: match device.binding {
                 Binding::Blocked(why) => DeviceBinding::Blocked(why),
                 Binding::GuestPhysical => DeviceBinding::GuestPhysical,
+                Binding::Nested {
+                    first, below, tag, ..
+                } => DeviceBinding::Nested {
+                    first,
+                    below,
+                    domain: tag.domain,
+                    pasid: tag.pasid,
+                },
                 Binding::Shadow { stage, domain } => {
                     let shadow = self
                         .domains
                         .iter()
-                        .find(|domain| domain.host == device.host && domain.shadow.stage == stage);
+                        .find(|domain| device.uses(domain.host, &domain.shadow.key));
                     let areas = shadow.map(|domain| domain.shadow.areas());
                     DeviceBinding::Shadow {
                         stage,
@@ -477,26 +544,40 @@ pub(crate) fn add_memory_table(
     common: &Common,
 ) -> io::Result<()> {
     let plain = PageTableOptions::default();
-    let parent = PageTableOptions {
-        nesting_parent: true,
-        ..plain
-    };
-    let tracking = |kind| PageTableOptions {
-        dirty_tracking: true,
-        ..kind
-    };
-    let kinds = [tracking(parent), parent, tracking(plain), plain];
+    let kinds = [tracking(PARENT), PARENT, tracking(plain), plain];
     add_table(space, client, &kinds, common).map(|_| ())
 }
 
 /// Makes a page table for a shadow: one with dirty tracking where the host can, as that makes it one of the second stage.
-fn add_shadow_table(space: &mut Space, client: &Client<'_>, common: &Common) -> io::Result<bool> {
+fn add_shadow_table(
+    space: &mut Space,
+    client: &Client<'_>,
+    key: ShadowKey,
+    common: &Common,
+) -> io::Result<bool> {
+    if key.parent {
+        return add_parent(space, client, common);
+    }
     let plain = PageTableOptions::default();
-    let tracking = PageTableOptions {
+    add_table(space, client, &[tracking(plain), plain], common)
+}
+
+/// Makes a page table that nested ones can be put upon.
+fn add_parent(space: &mut Space, client: &Client<'_>, common: &Common) -> io::Result<bool> {
+    add_table(space, client, &[tracking(PARENT), PARENT], common)
+}
+
+const PARENT: PageTableOptions = PageTableOptions {
+    nesting_parent: true,
+    dirty_tracking: false,
+    pasid: false,
+};
+
+const fn tracking(kind: PageTableOptions) -> PageTableOptions {
+    PageTableOptions {
         dirty_tracking: true,
-        ..plain
-    };
-    add_table(space, client, &[tracking, plain], common)
+        ..kind
+    }
 }
 
 fn add_table(

@@ -2,11 +2,15 @@
 
 use std::fmt;
 
+use crate::host::nested::batch::Tag;
+use crate::host::shadow::ShadowKey;
 use crate::memory::TableMemory;
 use crate::spec::fault_reason::FaultReason;
 use crate::spec::gates::Gates;
-use crate::spec::ids::SourceId;
-use crate::translate::{self, Access, Binding, Latched, Request, SecondStage};
+use crate::spec::ids::{Pasid, SourceId};
+use crate::translate::{
+    self, Access, Binding, FirstStage, Latched, Request, Resolved, SecondStage,
+};
 
 /// The guest's tables, and what the guest has latched.
 pub(crate) struct Tables<'a, T: ?Sized> {
@@ -29,6 +33,15 @@ pub(crate) enum Target {
         /// DID, under which the guest invalidates them.
         domain: u16,
     },
+    /// It is to reach what first-stage tables map.
+    Nested {
+        /// The tables.
+        first: FirstStage,
+        /// The second-stage tables that their addresses go through, if they do.
+        below: Option<SecondStage>,
+        /// What the guest invalidates them by.
+        tag: Tag,
+    },
 }
 
 /// Why a device reaches nothing.
@@ -36,12 +49,17 @@ pub(crate) enum Target {
 pub enum Blocked {
     /// The guest's tables say so: a request would have this fault.
     Guest(FaultReason),
-    /// The guest's tables have a first stage, which is not shadowed: changes of it are not announced (section 6.1).
+    /// The guest's tables have a first stage, which the host does not nest; it is not shadowed either, as changes of it are not
+    /// announced (section 6.1).
     FirstStage,
+    /// The host's IOMMU lacks this, and the guest's first-stage tables need it.
+    Missing(&'static str),
     /// The guest maps more pieces of memory than [`Limits::areas`](super::Limits::areas).
     TooManyAreas,
     /// The guest's tables are too large for [`Limits::steps_per_exit`](super::Limits::steps_per_exit).
     TooMuchWork,
+    /// The host did not forget what it kept of the guest's first-stage tables, with this error number, if there was one.
+    NotInvalidated(Option<i32>),
     /// The host refused what the guest's tables want, with this error number, if there was one.
     Host(Option<i32>),
 }
@@ -65,13 +83,23 @@ impl fmt::Display for Blocked {
             }
             Self::FirstStage => write!(
                 f,
-                "the guest gave it first-stage tables, which need x-flts=on"
+                "the guest gave it first-stage tables, which the host does not nest for this device"
+            ),
+            Self::Missing(what) => write!(
+                f,
+                "the guest gave it first-stage tables that need what the host's IOMMU lacks: {what}"
             ),
             Self::TooManyAreas => write!(f, "the guest maps too many pieces of memory"),
             Self::TooMuchWork => write!(
                 f,
                 "the guest's tables are too large to be read within one exit"
             ),
+            Self::NotInvalidated(error) => {
+                write!(f, "the host did not invalidate what the guest had unmapped")?;
+                error.map_or(Ok(()), |error| {
+                    write!(f, ": {}", std::io::Error::from_raw_os_error(error))
+                })
+            }
             Self::Host(Some(error)) => write!(
                 f,
                 "the host refused: {}",
@@ -100,15 +128,53 @@ impl Target {
                 Binding::Blocked => Self::Blocked(Blocked::Guest(FaultReason::ContextInvalid)),
                 Binding::PassThrough => Self::GuestPhysical,
                 Binding::SecondStage(stage) => Self::Shadow {
-                    stage: SecondStage {
-                        // Only matters where bits are set.
-                        snooped_walk: stage.snooped_walk || !stage.accessed_dirty,
-                        ..stage
-                    },
+                    stage: canonical(stage),
                     domain: resolved.domain,
                 },
-                Binding::FirstStage(_) | Binding::Nested(..) => Self::Blocked(Blocked::FirstStage),
+                Binding::FirstStage(first) => Self::nested(first, None, &resolved),
+                Binding::Nested(first, below) => Self::nested(first, Some(below), &resolved),
             },
         }
+    }
+
+    fn nested(first: FirstStage, below: Option<SecondStage>, resolved: &Resolved) -> Self {
+        Self::Nested {
+            first: FirstStage {
+                // Only matters where supervisors are let in.
+                write_protect: first.write_protect && first.supervisor_requests,
+                // The host's choice.
+                snooped_walk: true,
+                ..first
+            },
+            below: below.map(canonical),
+            tag: Tag {
+                domain: resolved.domain,
+                pasid: resolved.pasid.map_or(0, Pasid::get),
+            },
+        }
+    }
+
+    /// The shadow that the device is to use.
+    pub(crate) fn shadow(&self) -> Option<ShadowKey> {
+        match *self {
+            Self::Shadow { stage, .. } => Some(ShadowKey {
+                stage,
+                parent: false,
+            }),
+            Self::Nested { below, .. } => below.map(|stage| ShadowKey {
+                stage,
+                parent: true,
+            }),
+            Self::Blocked(_) | Self::GuestPhysical => None,
+        }
+    }
+}
+
+/// Without what makes no difference.
+fn canonical(stage: SecondStage) -> SecondStage {
+    SecondStage {
+        // Only matters where bits are set.
+        snooped_walk: stage.snooped_walk || !stage.accessed_dirty,
+        ..stage
     }
 }

@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use super::{AssignedDevice, AssignedDevices, DeviceBinding, Limits, RamPiece};
 use crate::config::UnitConfig;
@@ -61,6 +62,15 @@ pub(super) fn ram() -> Vec<RamPiece> {
         .collect()
 }
 
+/// What the fake reads first-stage tables by.
+pub(super) fn reader(world: &World) -> impl Fn(u64) -> Option<u64> + Send + 'static {
+    let memory = Arc::clone(&world.memory);
+    move |offset| {
+        let word: Result<u64, _> = memory.load(GuestAddress(offset), Ordering::SeqCst);
+        word.ok().map(u64::from_le)
+    }
+}
+
 impl Guest {
     /// Scalable mode, its tables are empty, and translation is on.
     pub(super) fn new(limits: Limits) -> Self {
@@ -76,11 +86,13 @@ impl Guest {
         let unit = Unit::new(Arc::clone(&world.memory), &config, Arc::new(NoEvents)).unwrap();
         let devices = AssignedDevices::new(ram(), Some(&unit), limits);
         unit.dma_state().set_latched(world.latched);
+        let host = FakeHost::new();
+        host.set_memory(reader(&world));
         let guest = Self {
             world,
             unit,
             devices,
-            host: FakeHost::new(),
+            host,
         };
         guest.forget_context();
         guest
