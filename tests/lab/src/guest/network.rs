@@ -16,6 +16,8 @@ use crate::agent::tap;
 
 /// Bytes exchanged over TCP.
 const STREAM: usize = 4 << 20;
+/// The same over the link of an assigned interface, each of whose interrupts goes through all levels.
+const LINK_STREAM: usize = 1 << 20;
 /// Longest time until an interface has found its link.
 const LINK: Duration = Duration::from_secs(15);
 /// Longest wait for one piece of data.
@@ -85,16 +87,22 @@ fn pattern(length: usize) -> Vec<u8> {
 
 /// Datagrams of every size class and a long stream come back as they were sent.
 pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
-    exchange(guest, "lab.net", "virtio_net", Duration::ZERO)
+    exchange(guest, "lab.net", "virtio_net", Duration::ZERO, STREAM)
 }
 
 /// The same through the assigned interface, with level 1 itself on the other end of the link.
 pub(super) fn assigned(guest: &Guest, _argument: &str) -> Result<String> {
-    exchange(guest, "lab.link", "e1000e", LINK)
+    exchange(guest, "lab.link", "e1000e", LINK, LINK_STREAM)
 }
 
 /// `patience` is how long the link may take until it carries anything.
-fn exchange(guest: &Guest, parameter: &str, driver: &str, patience: Duration) -> Result<String> {
+fn exchange(
+    guest: &Guest,
+    parameter: &str,
+    driver: &str,
+    patience: Duration,
+    length: usize,
+) -> Result<String> {
     let text = guest.parameter(parameter);
     let (address, server) =
         parse(text.with_context(|| format!("{parameter}= is missing on the command line"))?)?;
@@ -102,11 +110,11 @@ fn exchange(guest: &Guest, parameter: &str, driver: &str, patience: Duration) ->
     wait_for_carrier(&name, patience)?;
     let datagrams = datagrams(server).context("UDP")?;
     let started = Instant::now();
-    stream(server).context("TCP")?;
+    stream(server, length).context("TCP")?;
     let seconds = started.elapsed().as_secs_f64();
     Ok(format!(
         "{name}: {datagrams} datagrams, {} KiB of stream both ways in {seconds:.1} s",
-        STREAM / 1024
+        length / 1024
     ))
 }
 
@@ -142,18 +150,18 @@ fn datagrams(server: SocketAddrV4) -> Result<usize> {
     Ok(sizes.len())
 }
 
-fn stream(server: SocketAddrV4) -> Result<()> {
+fn stream(server: SocketAddrV4, length: usize) -> Result<()> {
     let mut receiver = TcpStream::connect_timeout(&server.into(), PATIENCE)?;
     receiver.set_read_timeout(Some(PATIENCE))?;
     receiver.set_write_timeout(Some(PATIENCE))?;
     let mut sender = receiver.try_clone()?;
-    let data = pattern(STREAM);
+    let data = pattern(length);
     let sending = data.clone();
     let writer = thread::spawn(move || -> std::io::Result<()> {
         sender.write_all(&sending)?;
         sender.shutdown(std::net::Shutdown::Write)
     });
-    let mut received = Vec::with_capacity(STREAM);
+    let mut received = Vec::with_capacity(length);
     receiver
         .read_to_end(&mut received)
         .with_context(|| format!("after {} bytes", received.len()))?;

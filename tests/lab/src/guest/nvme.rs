@@ -19,7 +19,7 @@ const MKFS: &str = "/sbin/mkfs.ext4";
 const MOUNT_POINT: &str = "/tmp/disk";
 const MIB: u64 = 1 << 20;
 /// Longest time until the driver has found the disk.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits for the driver to show `path`.
 pub(super) fn wait_for(path: &str) -> Result<()> {

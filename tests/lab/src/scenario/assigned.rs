@@ -76,7 +76,7 @@ pub const SHADOW: Scenario = Scenario {
         "vfio-pci,host={edu0},iommufd=iommufd0",
     ],
     command_line: "intel_iommu=on,sm_on",
-    plan: "groups=DMA,nvme-speed,map-cost=1/256,nofaults>poweroff",
+    plan: "log=IOMMU_batching_disallowed,nvme-speed,map-cost=1/256,nofaults>poweroff",
     ..ASSIGNED_DEFAULT
 };
 
@@ -180,6 +180,8 @@ pub const ASSIGNED: &[Scenario] = &[
             "--device",
             "pcie-root-port,id=rp1",
         ],
+        // The lab's kernel has no ASPM, without which it does not ask the firmware for control of hot-plug.
+        command_line: "intel_iommu=on,sm_on pcie_ports=native",
         plan: "scalable,translation=second-stage,hot-plug=20,disk,nofaults>poweroff",
         ..ASSIGNED_DEFAULT
     },
