@@ -145,9 +145,6 @@ impl Edu {
         };
         let atc = Arc::new(Atc::default());
         let unit = unit.map(|unit| (unit, SourceId(bdf.as_u16())));
-        if let Some((unit, source)) = unit.as_ref().filter(|_| options.features.ats) {
-            unit.attach_device_tlb(*source, Arc::clone(&atc) as Arc<dyn DeviceTlb>);
-        }
         let shared = Arc::new(Shared {
             bdf,
             dma_mask: options.dma_mask,
@@ -159,6 +156,10 @@ impl Edu {
             changed: Condvar::new(),
         });
         let worker = worker::start(Arc::clone(&shared), dma)?;
+        let link = &shared.link;
+        if let Some((unit, source)) = link.unit.as_ref().filter(|_| options.features.ats) {
+            unit.attach_device_tlb(*source, Arc::clone(&link.atc) as Arc<dyn DeviceTlb>);
+        }
         Ok(Arc::new(Self {
             shared,
             worker: Some(worker),
