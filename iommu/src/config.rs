@@ -42,6 +42,32 @@ pub struct UnitConfig {
     pub device_tlb: bool,
     /// Page requests (PRS), and waiting for them (PDS).
     pub page_requests: bool,
+    /// What walks of first-stage tables can.
+    pub walks: WalkFeatures,
+}
+
+/// What walks of first-stage tables can. The unit can all of this; for assigned devices it is the host's IOMMU that walks. Each
+/// is offered where the rest of the configuration has a use for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WalkFeatures {
+    /// Pages of 1 GiB (FS1GP).
+    pub pages_of_1g: bool,
+    /// Requests of supervisors (SRS).
+    pub supervisor_requests: bool,
+    /// The extended accessed flag (EAFS).
+    pub extended_accessed: bool,
+    /// Walks snoop caches (SMPWCS).
+    pub snooped: bool,
+}
+
+impl WalkFeatures {
+    /// Everything.
+    pub const ALL: Self = Self {
+        pages_of_1g: true,
+        supervisor_requests: true,
+        extended_accessed: true,
+        snooped: true,
+    };
 }
 
 impl Default for UnitConfig {
@@ -61,6 +87,7 @@ impl Default for UnitConfig {
             pasid_bits: 0,
             device_tlb: false,
             page_requests: false,
+            walks: WalkFeatures::ALL,
         }
     }
 }
@@ -130,7 +157,7 @@ impl UnitConfig {
             .with_mamv(18)
             .with_dwd(true)
             .with_drd(true)
-            .with_fs1gp(self.first_stage)
+            .with_fs1gp(self.first_stage && self.walks.pages_of_1g)
             .with_fs5lp(self.first_stage && self.aw_bits == 57)
             .with_esirtps(self.interrupt_remapping)
             .with_esrtps(true);
@@ -147,9 +174,9 @@ impl UnitConfig {
             .with_mhmv(if self.interrupt_remapping { 15 } else { 0 })
             .with_nest(self.nested)
             .with_prs(self.page_requests)
-            .with_srs(pasids)
+            .with_srs(pasids && self.walks.supervisor_requests)
             .with_nwfs(self.device_tlb)
-            .with_eafs(pasids && self.first_stage)
+            .with_eafs(pasids && self.first_stage && self.walks.extended_accessed)
             .with_pss(self.pasid_bits.saturating_sub(1))
             .with_pasid(pasids)
             .with_pds(self.page_requests)
@@ -157,7 +184,7 @@ impl UnitConfig {
             .with_ssads(self.scalable && self.second_stage)
             .with_ssts(self.scalable && self.second_stage)
             .with_fsts(self.first_stage)
-            .with_smpwcs(self.scalable)
+            .with_smpwcs(self.scalable && self.walks.snooped)
             .with_rps(pasids);
         Ok(Caps { cap, ecap })
     }

@@ -26,7 +26,7 @@ pub mod unit;
 #[cfg(test)]
 mod every_fault;
 
-pub use config::{ConfigError, UnitConfig};
+pub use config::{ConfigError, UnitConfig, WalkFeatures};
 pub use dma::{AtsRefusal, AtsTranslation, DmaPort, DmaTransaction, DmaView};
 pub use spec::device_tlb::{DeviceTlbInvalidation, DeviceTlbTarget};
 pub use spec::ids::{Pasid, SourceId};

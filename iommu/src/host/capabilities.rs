@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use thiserror::Error;
 
 use super::{HostDeviceId, HostIommu, IntelInfo, PageTableOptions};
-use crate::config::UnitConfig;
+use crate::config::{UnitConfig, WalkFeatures};
 
 /// Interrupts are not translated, so these addresses are missing from what can be mapped.
 const INTERRUPTS: RangeInclusive<u64> = 0xFEE0_0000..=0xFEEF_FFFF;
@@ -72,12 +72,24 @@ pub enum Incompatible {
          this host"
     )]
     PageSize(u64),
-    /// Software announces no change of such tables, so they cannot be mirrored.
+    /// Software announces no change of first-stage tables, so they cannot be mirrored, and the host does not nest them.
     #[error(
-        "first-stage translation was asked for (x-flts=on), and a guest does not announce what it maps in first-stage tables, so \
-         they cannot be copied for an assigned device; write x-flts=off"
+        "x-flts=on gives the guest first-stage translation, which needs nested translation in the host for an assigned device, and \
+         {0}; write x-flts=off"
     )]
-    FirstStage,
+    NoNesting(NoNesting),
+    /// The guest's first-stage tables would be deeper than the host walks.
+    #[error(
+        "aw-bits=57 gives the guest first-stage tables of five levels (x-flts=on), which the host's IOMMU cannot walk (CAP.FS5LP is \
+         clear); write aw-bits=48, or x-flts=off"
+    )]
+    FiveLevels,
+    /// The unit was made without this device in mind.
+    #[error(
+        "the remapping unit promises the guest {0} in first-stage tables, which the host's IOMMU does not have for this device; \
+         assign it when the machine is started, and the unit will not promise it"
+    )]
+    Walks(&'static str),
     /// Software would not announce new mappings.
     #[error(
         "caching mode was turned off (caching-mode=off), and without it a guest does not announce new mappings, so an assigned \
@@ -92,11 +104,37 @@ pub enum Incompatible {
     SnoopControl,
 }
 
+/// Why a host does not nest for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoNesting {
+    /// Its IOMMU is not an Intel unit.
+    OtherIommu,
+    /// ECAP.NEST is clear.
+    NoCapability,
+    /// The hardware could, and the kernel makes no nesting parent nevertheless.
+    Unused,
+}
+
+impl fmt::Display for NoNesting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OtherIommu => "the host's IOMMU is not Intel VT-d",
+            Self::NoCapability => "the host's IOMMU does not have it (ECAP.NEST is clear)",
+            Self::Unused => {
+                "the host's IOMMU has it (ECAP.NEST is set), but its kernel does not use it: boot the host with \
+                 intel_iommu=on,sm_on"
+            }
+        })
+    }
+}
+
 /// What to do about an address width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressWidthRemedy {
     /// A width that the host has.
     Narrower(u8),
+    /// A width that the host has, and that no first-stage tables have.
+    NarrowerWithoutFirstStage(u8),
     /// There is none.
     NoUnit,
 }
@@ -105,6 +143,9 @@ impl fmt::Display for AddressWidthRemedy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Narrower(bits) => write!(f, "write aw-bits={bits}"),
+            Self::NarrowerWithoutFirstStage(bits) => {
+                write!(f, "write aw-bits={bits},x-flts=off")
+            }
             Self::NoUnit => f.write_str("drop intel-iommu, as no unit is as narrow"),
         }
     }
@@ -157,6 +198,41 @@ impl HostCapabilities {
         self.nesting_parent.is_some()
     }
 
+    /// What prevents a guest's first-stage tables from being put on top of guest memory.
+    pub fn no_nesting(&self) -> Option<NoNesting> {
+        match self.intel {
+            _ if self.can_nest() => None,
+            None => Some(NoNesting::OtherIommu),
+            Some(intel) if intel.caps.ecap.nest() => Some(NoNesting::Unused),
+            Some(_) => Some(NoNesting::NoCapability),
+        }
+    }
+
+    /// Whether a device with these capabilities can be behind a unit with first-stage tables of up to `aw_bits` bits.
+    ///
+    /// # Errors
+    /// The first thing that prevents it.
+    pub fn check_first_stage(&self, aw_bits: u8) -> Result<(), Incompatible> {
+        if let Some(why) = self.no_nesting() {
+            return Err(Incompatible::NoNesting(why));
+        }
+        if aw_bits == 57 && !self.intel.is_some_and(|intel| intel.caps.cap.fs5lp()) {
+            return Err(Incompatible::FiveLevels);
+        }
+        Ok(())
+    }
+
+    /// What the host's walks of first-stage tables can.
+    fn walks(&self) -> WalkFeatures {
+        let has = |bit: fn(&IntelInfo) -> bool| self.intel.as_ref().is_some_and(bit);
+        WalkFeatures {
+            pages_of_1g: has(|intel| intel.caps.cap.fs1gp()),
+            supervisor_requests: has(|intel| intel.caps.ecap.srs()),
+            extended_accessed: has(|intel| intel.caps.ecap.eafs()),
+            snooped: has(|intel| intel.caps.ecap.smpwcs()),
+        }
+    }
+
     /// Whether the host can make a device's accesses snoop caches. Known of Intel units only.
     pub fn snoop_control(&self) -> bool {
         self.intel.is_some_and(|intel| intel.caps.ecap.sc())
@@ -169,7 +245,8 @@ impl HostCapabilities {
     /// The first thing that prevents it.
     pub fn check(&self, config: &UnitConfig) -> Result<(), Incompatible> {
         if config.first_stage {
-            return Err(Incompatible::FirstStage);
+            self.check_first_stage(config.aw_bits)?;
+            self.check_walks(config)?;
         }
         if !config.caching_mode {
             return Err(Incompatible::CachingMode);
@@ -177,22 +254,56 @@ impl HostCapabilities {
         if config.snoop_control && !self.snoop_control() {
             return Err(Incompatible::SnoopControl);
         }
-        let TableReach {
-            address_bits: host,
-            page_size,
-        } = self.shadows();
-        if page_size > PAGE {
-            return Err(Incompatible::PageSize(page_size));
-        }
-        if host < config.aw_bits {
-            return Err(Incompatible::AddressWidth {
-                host,
-                asked: config.aw_bits,
-                remedy: widest(host)
-                    .map_or(AddressWidthRemedy::NoUnit, AddressWidthRemedy::Narrower),
-            });
+        // Shadows below first-stage tables are over page tables of another kind.
+        let below = self.nesting_parent.filter(|_| config.nested);
+        for reach in [Some(self.shadows()), below].into_iter().flatten() {
+            let TableReach {
+                address_bits: host,
+                page_size,
+            } = reach;
+            if page_size > PAGE {
+                return Err(Incompatible::PageSize(page_size));
+            }
+            if host < config.aw_bits {
+                let remedy = match widest(host) {
+                    None => AddressWidthRemedy::NoUnit,
+                    Some(39) if config.first_stage => {
+                        AddressWidthRemedy::NarrowerWithoutFirstStage(39)
+                    }
+                    Some(bits) => AddressWidthRemedy::Narrower(bits),
+                };
+                return Err(Incompatible::AddressWidth {
+                    host,
+                    asked: config.aw_bits,
+                    remedy,
+                });
+            }
         }
         Ok(())
+    }
+
+    /// Whether the unit promises of first-stage tables what the host does not keep.
+    fn check_walks(&self, config: &UnitConfig) -> Result<(), Incompatible> {
+        let (asked, host) = (config.walks, self.walks());
+        let pasids = config.pasid_bits != 0;
+        let promises = [
+            (asked.pages_of_1g, host.pages_of_1g, "pages of 1 GiB"),
+            (
+                asked.supervisor_requests && pasids,
+                host.supervisor_requests,
+                "requests of supervisors",
+            ),
+            (
+                asked.extended_accessed && pasids,
+                host.extended_accessed,
+                "the extended accessed flag",
+            ),
+            (asked.snooped, host.snooped, "snooped walks"),
+        ];
+        match promises.iter().find(|(asked, host, _)| *asked && !host) {
+            Some((.., what)) => Err(Incompatible::Walks(what)),
+            None => Ok(()),
+        }
     }
 
     /// Whether the device can reach all of guest memory, which ends before `end`.
@@ -224,8 +335,21 @@ impl HostCapabilities {
     /// Takes from `config` what the host cannot do and the guest can do without: promises beyond the host's would be empty.
     #[must_use]
     pub fn limit(&self, config: UnitConfig) -> UnitConfig {
+        let (asked, host) = (config.walks, self.walks());
+        let walks = if config.first_stage {
+            WalkFeatures {
+                pages_of_1g: asked.pages_of_1g && host.pages_of_1g,
+                supervisor_requests: asked.supervisor_requests && host.supervisor_requests,
+                extended_accessed: asked.extended_accessed && host.extended_accessed,
+                snooped: asked.snooped && host.snooped,
+            }
+        } else {
+            // Nobody but the unit walks tables.
+            asked
+        };
         UnitConfig {
             snoop_control: config.snoop_control && self.snoop_control(),
+            walks,
             ..config
         }
     }

@@ -218,19 +218,6 @@ fn second_stage_tables_of_a_host_with_first_stage_ones_reach_further() {
 #[test]
 fn what_cannot_be_mirrored_is_refused_with_the_remedy() {
     let capabilities = Host::new([Some(LAST_48), None, Some(LAST_48)]).capabilities();
-    let first_stage = UnitConfig {
-        first_stage: true,
-        ..unit(48)
-    };
-    assert_eq!(
-        capabilities.check(&first_stage),
-        Err(Incompatible::FirstStage)
-    );
-    assert!(
-        Incompatible::FirstStage
-            .to_string()
-            .ends_with("write x-flts=off")
-    );
     let silent = UnitConfig {
         caching_mode: false,
         ..unit(48)
@@ -301,4 +288,112 @@ fn gaps_other_than_the_interrupts_end_what_can_be_mapped() {
     // All but the last page.
     assert_eq!(address_bits(&[0..=0xFFFF_FFFF_EFFF]), 47);
     assert_eq!(address_bits(&[0x1000..=LAST_48]), 0);
+}
+
+/// A unit that shows first-stage tables.
+fn nesting(aw_bits: u8) -> UnitConfig {
+    UnitConfig {
+        first_stage: true,
+        nested: true,
+        ..unit(aw_bits)
+    }
+}
+
+fn with_registers(last: [Option<u64>; 3], cap: u64, ecap: u64) -> HostCapabilities {
+    let mut host = Host::new(last);
+    host.info.intel = host.info.intel.map(|intel| IntelInfo {
+        caps: Caps {
+            cap: Capability::from_bits(cap),
+            ecap: ExtendedCapability::from_bits(ecap),
+        },
+        ..intel
+    });
+    host.capabilities()
+}
+
+const NEST: u64 = 1 << 26;
+/// FS1GP.
+const CAP: u64 = 1 << 56;
+/// SC, NEST and SMPWCS.
+const ECAP: u64 = 1 << 7 | NEST | 1 << 48;
+
+#[test]
+fn first_stage_needs_a_host_that_nests_and_the_reason_is_named() {
+    let no_parent = [Some(LAST_48), Some(LAST_48), None];
+    let refusal = |capabilities: HostCapabilities| {
+        let error = capabilities.check(&nesting(48)).unwrap_err().to_string();
+        assert!(error.starts_with("x-flts=on gives"), "{error}");
+        error
+    };
+    let error = refusal(with_registers(no_parent, CAP, ECAP & !NEST));
+    assert!(
+        error.contains("(ECAP.NEST is clear); write x-flts=off"),
+        "{error}"
+    );
+    let error = refusal(with_registers(no_parent, CAP, ECAP));
+    assert!(
+        error.contains("boot the host with intel_iommu=on,sm_on; write x-flts=off"),
+        "{error}"
+    );
+    let mut other = Host::new(no_parent);
+    other.info.intel = None;
+    let error = refusal(other.capabilities());
+    assert!(
+        error.contains("is not Intel VT-d; write x-flts=off"),
+        "{error}"
+    );
+    let all = [Some(LAST_47), Some(LAST_48), Some(LAST_48)];
+    assert_eq!(with_registers(all, CAP, ECAP).check(&nesting(48)), Ok(()));
+}
+
+#[test]
+fn first_stage_tables_are_no_deeper_than_the_host_walks() {
+    let wide = [Some(LAST_57); 3];
+    let error = with_registers(wide, CAP, ECAP).check(&nesting(57));
+    assert_eq!(error, Err(Incompatible::FiveLevels));
+    let deep = with_registers(wide, CAP | 1 << 60, ECAP);
+    assert_eq!(deep.check(&nesting(57)), Ok(()));
+}
+
+#[test]
+fn shadows_below_first_stage_tables_must_be_as_wide_and_39_bits_have_none() {
+    let narrow = [Some(LAST_48), Some(LAST_48), Some(LAST_39)];
+    let error = with_registers(narrow, CAP, ECAP)
+        .check(&nesting(48))
+        .unwrap_err();
+    assert!(
+        error.to_string().ends_with("write aw-bits=39,x-flts=off"),
+        "{error}"
+    );
+}
+
+#[test]
+fn walks_promise_no_more_than_the_host_has_and_it_is_too_late_afterwards() {
+    let all = [Some(LAST_48); 3];
+    let asked = UnitConfig {
+        pasid_bits: 20,
+        ..nesting(48)
+    };
+    for (cap, ecap, what) in [
+        (0, 0x5_8400_0080 | 1 << 48, "1 GiB"),
+        (CAP, 0x5_0400_0080 | 1 << 48, "supervisors"),
+        (CAP, 0x1_8400_0080 | 1 << 48, "extended accessed"),
+        (CAP, 0x5_8400_0080, "snooped walks"),
+    ] {
+        let host = with_registers(all, cap, ecap);
+        let error = host.check(&asked).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+        let limited = host.limit(asked.clone());
+        assert_eq!(host.check(&limited), Ok(()));
+        let caps = limited.capabilities().unwrap();
+        let promised = [
+            caps.cap.fs1gp() && cap == 0,
+            caps.ecap.srs() && ecap >> 31 & 1 == 0,
+            caps.ecap.eafs() && ecap >> 34 & 1 == 0,
+            caps.ecap.smpwcs() && ecap >> 48 & 1 == 0,
+        ];
+        assert_eq!(promised, [false; 4], "{what}");
+    }
+    // Without first-stage tables only the unit walks.
+    assert_eq!(with_registers(all, 0, 1 << 7).limit(unit(48)), unit(48));
 }

@@ -1,7 +1,7 @@
 //! The machine as others see it: the guest, through ACPI tables, and the remapping unit, through its configuration.
 
 use devices::power;
-use iommu::UnitConfig;
+use iommu::{UnitConfig, WalkFeatures};
 
 use crate::config::{Config, IommuConfig};
 use crate::irq::IOAPIC_REQUESTER;
@@ -24,6 +24,7 @@ pub(crate) fn unit_config(config: &IommuConfig, assigns: bool, physical_bits: u8
         pasid_bits: config.pasid_bits,
         device_tlb: config.device_iotlb,
         page_requests: config.page_requests,
+        walks: WalkFeatures::ALL,
     }
 }
 
