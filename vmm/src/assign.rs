@@ -16,7 +16,9 @@ use iommu::host::capabilities::HostCapabilities;
 use iommu::host::iommufd::Iommufd;
 use iommu::{SourceId, UnitConfig};
 
-use crate::config::{FunctionConfig, FunctionKind, HostDevice, IommufdConfig, VfioConfig};
+use crate::config::{
+    FunctionConfig, FunctionKind, HostDevice, IommuConfig, IommufdConfig, VfioConfig,
+};
 use crate::irq::Unit;
 use crate::kvm::{AssignedFile, KvmVfio};
 use crate::memory::{self, Memory};
@@ -153,6 +155,46 @@ impl BoundDevice {
         behind_unit
             .and_then(|()| self.capabilities.check_memory(ram_end))
             .map_err(|why| AssignError::device(&self.config, why.into()))
+    }
+}
+
+/// `unit`, with the choice that `x-flts=auto` leaves open made, and said. `assigns` tells whether devices may be assigned.
+pub(crate) fn choose_first_stage(
+    unit: IommuConfig,
+    assigns: bool,
+    devices: &[BoundDevice],
+) -> IommuConfig {
+    if unit.first_stage.is_some() {
+        return unit;
+    }
+    let obstacle = || {
+        devices.iter().find_map(|device| {
+            let outcome = device.capabilities.check_first_stage(unit.aw_bits);
+            outcome.err().map(|why| (&device.config, why))
+        })
+    };
+    let first_stage = if unit.page_requests {
+        log::info!("x-flts=auto: on, as svm=on needs it");
+        true
+    } else if !assigns {
+        log::info!("x-flts=auto: on, as no device of the host is assigned");
+        true
+    } else if devices.is_empty() {
+        log::info!(
+            "x-flts=auto: off, as devices of the host may be assigned later, and it is not known whether the host nests for \
+             them; write x-flts=on if it does"
+        );
+        false
+    } else if let Some((device, why)) = obstacle() {
+        log::warn!("x-flts=auto: off, because of {device}: {why}");
+        false
+    } else {
+        log::info!("x-flts=auto: on, as the host nests for every assigned device");
+        true
+    };
+    IommuConfig {
+        first_stage: Some(first_stage),
+        ..unit
     }
 }
 

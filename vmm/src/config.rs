@@ -123,7 +123,7 @@ impl Config {
 }
 
 impl IommuConfig {
-    /// Whether first-stage translation is shown. `assigns` tells whether devices may be assigned, for which it does not work.
+    /// Whether first-stage translation is shown. `assigns` tells whether devices may be assigned, for which it may not work.
     pub(crate) fn shows_first_stage(&self, assigns: bool) -> bool {
         self.first_stage.unwrap_or(!assigns)
     }

@@ -79,6 +79,7 @@ impl Machine {
         )?;
         let host_devices = host.bind_all(&config.functions)?;
         let unit_config = config.iommu.map(|unit| {
+            let unit = assign::choose_first_stage(unit, config.assigns(), &host_devices);
             let asked = description::unit_config(&unit, config.assigns(), physical_bits);
             if config.assigns() {
                 assign::limit(asked, &host_devices)

@@ -22,6 +22,7 @@ impl fmt::Display for Assigner {
         }
         let (areas, bytes) = self.assigned.mapped();
         writeln!(f, "shadows: {} KiB in {areas} areas", bytes / 1024)?;
+        writeln!(f, "nested page tables: {}", self.assigned.nested())?;
         for (name, value) in self.assigned.statistics().entries() {
             writeln!(f, "{name}: {value}")?;
         }

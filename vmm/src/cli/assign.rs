@@ -228,28 +228,12 @@ pub(super) fn check(
 
 /// Refuses a unit that `device` cannot be behind.
 fn check_unit(unit: &IommuConfig, device: &VfioConfig) -> Result<(), UsageError> {
-    let (key, problem) = if unit.first_stage == Some(true) {
-        (
-            "x-flts=on",
-            "a guest does not announce what it maps in first-stage tables, so they cannot be copied for the host's IOMMU; write \
-             `x-flts=off`, or leave it out",
-        )
-    } else if unit.caching_mode == Some(false) {
-        (
-            "caching-mode=off",
-            "without caching mode a guest does not announce what it maps, so the host's IOMMU would never learn of it; leave it \
-             out, and it is on",
-        )
-    } else if unit.page_requests {
-        (
-            "svm=on",
-            "it needs x-flts=on, and a guest does not announce what it maps in first-stage tables; drop `svm=on`",
-        )
-    } else {
+    if unit.caching_mode != Some(false) {
         return Ok(());
-    };
+    }
     Err(UsageError::Message(format!(
-        "--device intel-iommu: {key} does not go with {device}: {problem}"
+        "--device intel-iommu: caching-mode=off does not go with {device}: without caching mode a guest does not announce what it \
+         maps, so the host's IOMMU would never learn of it; leave it out, and it is on"
     )))
 }
 

@@ -160,26 +160,23 @@ fn nothing_of_the_host_is_given_twice() {
 #[test]
 fn units_that_devices_cannot_be_behind_are_refused_with_reason_and_remedy() {
     let start = "--object iommufd,id=a --device vfio-pci,host=1:0.0,iommufd=a --device intel-iommu";
-    for (keys, reason, remedy) in [
-        (",x-flts=on", "first-stage tables", "write `x-flts=off`"),
-        (
-            ",caching-mode=off",
-            "does not announce what it maps",
-            "leave it out",
+    let silent = error(&format!("{start},caching-mode=off"));
+    assert!(
+        silent.starts_with(
+            "--device intel-iommu: caching-mode=off does not go with --device vfio-pci,host=0000:01:00.0,iommufd=a: "
         ),
-        (
-            ",svm=on,device-iotlb=on,pasid-bits=20",
-            "it needs x-flts=on",
-            "drop `svm=on`",
-        ),
-    ] {
-        let error = error(&format!("{start}{keys}"));
-        assert!(error.starts_with("--device intel-iommu: "), "{error}");
-        assert!(error.contains("does not go with --device vfio-pci,host=0000:01:00.0,iommufd=a: "));
-        assert!(error.contains(reason) && error.contains(remedy), "{error}");
-    }
+        "{silent}"
+    );
+    assert!(
+        silent.contains("does not announce what it maps"),
+        "{silent}"
+    );
+    assert!(silent.contains("leave it out"), "{silent}");
+    // What depends on the host is asked of the host.
     for keys in [
         "",
+        ",x-flts=on",
+        ",svm=on,device-iotlb=on,pasid-bits=20",
         ",x-flts=off",
         ",x-flts=auto",
         ",caching-mode=on",

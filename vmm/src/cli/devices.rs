@@ -87,7 +87,7 @@ const TYPES: &[DeviceType] = &[
                     aliases: &["flts", "fsts"],
                     kind: Kind::OnOffAuto,
                     default: "auto",
-                    help: "first-stage translation besides second-stage; auto: not with an iommufd",
+                    help: "first-stage translation besides second-stage; auto: if the host nests for every assigned device",
                 },
                 Key {
                     name: "aw-bits",
