@@ -21,11 +21,11 @@ const MIB: u64 = 1 << 20;
 /// Longest time until the driver has found the disk.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits for the driver to show `path`.
+/// Waits until `path` is there and opens: a disk has a name a moment before it can be opened.
 pub(super) fn wait_for(path: &str) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    while !fs::exists(path)? {
-        ensure!(Instant::now() < deadline, "there is no {path}");
+    while let Err(error) = File::open(path) {
+        ensure!(Instant::now() < deadline, "there is no {path}: {error}");
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())
