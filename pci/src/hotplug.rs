@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::assign::AssignError;
 use crate::bdf::Bdf;
 use crate::slot::Indicator;
 
@@ -34,11 +35,14 @@ pub enum RemovalOutcome {
 }
 
 /// A function cannot be put into a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Debug, PartialEq, Eq, Error)]
 pub enum PlugError {
     /// One function is all there is room for.
     #[error("root port {0} has a device already; remove that first, or choose another port")]
     Occupied(Bdf),
+    /// Its BARs do not go with those that are there already.
+    #[error("the machine has too little room for its BARs: {0}")]
+    NoRoom(#[from] AssignError),
 }
 
 /// A function cannot be taken out of a slot.

@@ -216,19 +216,44 @@ fn a_window_grows_with_what_is_behind_it() {
 }
 
 #[test]
-fn a_window_without_room_is_an_error_that_names_the_port() {
+fn a_function_without_room_for_its_window_is_refused_with_the_port_named() {
+    for started in [false, true] {
+        let machine = Machine::new();
+        if started {
+            machine.root.assign_bars().expect("room");
+        }
+        let huge = Probe::new(1, &[(0, BarKind::Memory32, 0x4000_0000)]);
+        let function = Arc::<Probe>::clone(&huge);
+        assert_eq!(
+            machine.root.plug(&machine.ports[1], function),
+            Err(PlugError::NoRoom(AssignError::Window {
+                port: Bdf::new(0, 2, 0).expect("in range"),
+                size: 0x4000_0000,
+                aperture: "32-bit"
+            }))
+        );
+        assert!(!machine.ports[1].slot().occupied);
+        machine.root.reset();
+        assert_eq!(machine.root.assign_bars(), Ok(()));
+        assert_eq!(huge.address(0), None);
+    }
+}
+
+#[test]
+fn the_second_of_two_functions_without_room_for_both_is_refused() {
     let machine = Machine::new();
-    let huge = Probe::new(1, &[(0, BarKind::Memory32, 0x4000_0000)]);
-    machine.plug(1, &huge);
-    assert_eq!(
-        machine.root.assign_bars(),
-        Err(AssignError::Window {
-            port: Bdf::new(0, 2, 0).expect("in range"),
-            size: 0x4000_0000,
-            aperture: "32-bit"
-        })
-    );
-    assert_eq!(huge.address(0), None);
+    machine.root.assign_bars().expect("room");
+    let half = || Probe::new(1, &[(0, BarKind::Memory32, 0x1000_0000)]);
+    machine.plug(0, &half());
+    let more = [
+        (0, BarKind::Memory32, 0x1000_0000),
+        (1, BarKind::Memory32, 0x1000),
+    ];
+    let refused = machine.root.plug(&machine.ports[1], Probe::new(2, &more));
+    assert!(matches!(refused, Err(PlugError::NoRoom(_))), "{refused:?}");
+    machine.plug(1, &half());
+    machine.root.reset();
+    assert_eq!(machine.root.assign_bars(), Ok(()));
 }
 
 #[test]

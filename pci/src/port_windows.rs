@@ -50,12 +50,12 @@ pub(crate) fn bars(address: Bdf, function: &dyn PciFunction) -> impl Iterator<It
     })
 }
 
-/// The BARs of what is behind `port`. Only prefetchable ones have a place above 4 GiB.
-fn bars_behind(port: &RootPort) -> Vec<Request> {
-    let Some(function) = port.function() else {
+/// The BARs of `function` behind `port`. Only prefetchable ones have a place above 4 GiB.
+fn bars_behind(port: &RootPort, function: Option<&dyn PciFunction>) -> Vec<Request> {
+    let Some(function) = function else {
         return Vec::new();
     };
-    bars(port.function_address(), &*function)
+    bars(port.function_address(), function)
         .map(|request| Request {
             kind: match request.kind {
                 BarKind::Memory64 { prefetchable: true } => request.kind,
@@ -66,9 +66,13 @@ fn bars_behind(port: &RootPort) -> Vec<Request> {
         .collect()
 }
 
-/// The windows that `port` needs.
-pub(crate) fn requests(port: &RootPort, spare: &Spare) -> Vec<Request> {
-    let bars = bars_behind(port);
+/// The windows that `port` needs with `function` behind it.
+pub(crate) fn requests(
+    port: &RootPort,
+    function: Option<&dyn PciFunction>,
+    spare: &Spare,
+) -> Vec<Request> {
+    let bars = bars_behind(port, function);
     let size = |low: bool, spare: u64| {
         let needed = bars
             .iter()
@@ -112,9 +116,14 @@ impl Windows {
         }
     }
 
-    /// Addresses for the BARs behind `port`: index and address.
-    pub(crate) fn assign(&self, port: &RootPort) -> Result<Vec<(usize, u64)>, AssignError> {
-        let assigned = assign::assign(bars_behind(port), &self.memory, &self.prefetchable)?;
+    /// Addresses for the BARs of `function` behind `port`: index and address.
+    pub(crate) fn assign(
+        &self,
+        port: &RootPort,
+        function: Option<&dyn PciFunction>,
+    ) -> Result<Vec<(usize, u64)>, AssignError> {
+        let bars = bars_behind(port, function);
+        let assigned = assign::assign(bars, &self.memory, &self.prefetchable)?;
         let bars = assigned.into_iter().filter_map(|(request, address)| {
             let Item::Bar(_, bar) = request.item else {
                 return None;

@@ -47,6 +47,13 @@ pub enum AddError {
     NotOnRootBus(Bdf),
 }
 
+/// Where everything goes: the BARs of functions, and the windows of ports.
+#[derive(Default)]
+struct Plan {
+    bars: Vec<(Arc<dyn PciFunction>, usize, u64)>,
+    windows: Vec<(Arc<RootPort>, Windows)>,
+}
+
 type Functions = BTreeMap<Bdf, Arc<dyn PciFunction>>;
 
 /// What functions were told last, by their addresses.
@@ -60,6 +67,9 @@ pub struct RootComplex {
     /// In the order of the buses behind them, which begin with bus 1.
     ports: RwLock<Vec<Arc<RootPort>>>,
     map: RwLock<Map>,
+    /// Nothing is put into a slot while a plan is made and carried out, so that one that was found to be possible stays so.
+    /// Taken before all other locks.
+    plans: Mutex<()>,
     /// Serialises decoding: the windows each function was told last. Taken before a function's own locks and before
     /// `functions`, `ports` and `map`; never while one of those is held.
     told: Mutex<Told>,
@@ -75,6 +85,7 @@ impl RootComplex {
             functions: RwLock::new(BTreeMap::from([(Bdf::from_requester_id(0), bridge)])),
             ports: RwLock::default(),
             map: RwLock::default(),
+            plans: Mutex::default(),
             told: Mutex::default(),
         }
     }
@@ -144,8 +155,13 @@ impl RootComplex {
     /// simply there at power-on.
     ///
     /// # Errors
-    /// When the slot is occupied.
+    /// When the slot is occupied, or the apertures have no room for the BARs beside all others: the guest might find some, but
+    /// firmware would not when the machine is reset.
     pub fn plug(&self, port: &RootPort, function: Arc<dyn PciFunction>) -> Result<(), PlugError> {
+        let _planning = self.planning();
+        if port.function().is_none() {
+            self.plan(Some((port, &function)))?;
+        }
         port.insert(function)?;
         self.decode();
         Ok(())
@@ -190,41 +206,67 @@ impl RootComplex {
     /// # Errors
     /// When an aperture is too small; nothing has been changed then.
     pub fn assign_bars(&self) -> Result<(), AssignError> {
+        let _planning = self.planning();
+        let plan = self.plan(None)?;
+        for (function, bar, address) in plan.bars {
+            function.assign_bar(bar, address);
+        }
+        for (port, windows) in plan.windows {
+            port.configure(&windows.memory, &windows.prefetchable);
+        }
+        self.decode();
+        Ok(())
+    }
+
+    /// What [`assign_bars`](Self::assign_bars) does, with `coming` behind its port as well. To be called with the lock on plans.
+    fn plan(
+        &self,
+        coming: Option<(&RootPort, &Arc<dyn PciFunction>)>,
+    ) -> Result<Plan, AssignError> {
         let Apertures { mmio32, mmio64, .. } = &self.apertures;
         let functions = self.functions();
-        let ports = self.ports();
+        let ports: Vec<_> = self
+            .ports()
+            .into_iter()
+            .map(|port| {
+                let new = coming.filter(|(to, _)| to.address() == port.address());
+                let function = new.map(|(_, function)| Arc::clone(function));
+                let function = function.or_else(|| port.function());
+                (port, function)
+            })
+            .collect();
         let mut requests = Vec::new();
         for (bdf, function) in &functions {
             requests.extend(port_windows::bars(*bdf, &**function));
         }
         let spare = port_windows::Spare::new(mmio32, mmio64, ports.len());
-        for port in &ports {
-            requests.extend(port_windows::requests(port, &spare));
+        for (port, function) in &ports {
+            requests.extend(port_windows::requests(port, function.as_deref(), &spare));
         }
         let assigned = assign::assign(requests, mmio32, mmio64)?;
-        let mut behind = Vec::new();
-        for port in &ports {
-            let windows = Windows::find(port.address(), &assigned);
-            let bars = windows.assign(port)?;
-            behind.push((port, windows, bars));
-        }
-        for (request, address) in assigned {
+        let mut plan = Plan::default();
+        for (request, address) in &assigned {
             if let Item::Bar(bdf, bar) = request.item
                 && let Some(function) = functions.get(&bdf)
             {
-                function.assign_bar(bar, address);
+                plan.bars.push((Arc::clone(function), bar, *address));
             }
         }
-        for (port, windows, bars) in behind {
-            port.configure(&windows.memory, &windows.prefetchable);
-            if let Some(function) = port.function() {
-                for (bar, address) in bars {
-                    function.assign_bar(bar, address);
-                }
+        for (port, function) in ports {
+            let windows = Windows::find(port.address(), &assigned);
+            let bars = windows.assign(&port, function.as_deref())?;
+            if let Some(function) = function {
+                let bars = bars.into_iter();
+                plan.bars
+                    .extend(bars.map(|(bar, address)| (Arc::clone(&function), bar, address)));
             }
+            plan.windows.push((port, windows));
         }
-        self.decode();
-        Ok(())
+        Ok(plan)
+    }
+
+    fn planning(&self) -> MutexGuard<'_, ()> {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads configuration space; `offset` counts from the ECAM base. Absent functions and bytes beyond the last bus
