@@ -17,7 +17,7 @@ const ASSIGNED_DEFAULT: Scenario = Scenario {
     },
     arguments: DEVICES,
     cpus: 1,
-    limit: Duration::from_secs(400),
+    limit: Duration::from_secs(240),
     ..DEFAULT
 };
 
@@ -155,7 +155,7 @@ pub const ASSIGNED: &[Scenario] = &[
         plan: "scalable,nvme=16,link,edu,nofaults>kexec:intel_iommu=on,sm_off;\
                legacy,translation=legacy,nvme=16,link,edu,nofaults>restart;\
                scalable,translation=second-stage,nvme=16,link,edu,nofaults>poweroff",
-        limit: Duration::from_secs(240),
+        limit: Duration::from_secs(360),
         ..ASSIGNED_DEFAULT
     },
     Scenario {
@@ -183,6 +183,7 @@ pub const ASSIGNED: &[Scenario] = &[
         // The lab's kernel has no ASPM, without which it does not ask the firmware for control of hot-plug.
         command_line: "intel_iommu=on,sm_on pcie_ports=native",
         plan: "scalable,translation=second-stage,hot-plug=20,disk,nofaults>poweroff",
+        limit: Duration::from_secs(400),
         ..ASSIGNED_DEFAULT
     },
     Scenario {
