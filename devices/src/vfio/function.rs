@@ -306,7 +306,7 @@ impl VfioPci {
             }
             self.update_host(power + PM_CONTROL, PM_STATE, state);
             if state == 0 {
-                self.direct.resume();
+                self.resume(control);
             }
         }
         if let (true, Some(pcie)) = (effects.device_control, control.config.layout.pcie) {
@@ -346,7 +346,29 @@ impl VfioPci {
             self.complain(format_args!("the reset failed: {error}"));
         }
         self.write_host_command(control);
-        self.direct.resume();
+        self.resume(control);
+    }
+
+    /// Lets the guest reach the BARs directly again, if the device answers: a device that a failed reset or power state has
+    /// left without memory would make each access an error of the hypervisor's, and end the machine. Trapped accesses to it
+    /// read as ones.
+    fn resume(&self, control: &Control) {
+        let mut command = [0; 2];
+        self.read_host(COMMAND, &mut command);
+        let command = u16::from_le_bytes(command);
+        let mut power = [0; 2];
+        if let Some(at) = control.config.layout.power {
+            self.read_host(at + PM_CONTROL, &mut power);
+        }
+        let power = u16::from_le_bytes(power) & PM_STATE;
+        if command != u16::MAX && command & COMMAND_MEMORY != 0 && power == 0 {
+            self.direct.resume();
+        } else {
+            self.complain(format_args!(
+                "it does not answer (command {command:#06x}, power state D{power}); its BARs stay out of the guest's direct \
+                 reach until it is reset"
+            ));
+        }
     }
 }
 

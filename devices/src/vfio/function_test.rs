@@ -174,6 +174,33 @@ fn bars_leave_the_guest_before_the_device_leaves_d0_and_come_back_after() {
 }
 
 #[test]
+fn bars_of_a_device_that_does_not_come_back_stay_out_of_the_guest_until_it_is_reset() {
+    let setup = setup();
+    setup.place();
+    setup.write(0x64, &[3, 0]);
+    setup.decode();
+    // It stays in D3, whatever it is told.
+    setup.host.broken.store(true, Ordering::Relaxed);
+    setup.write(0x64, &[0, 0]);
+    setup.host.broken.store(false, Ordering::Relaxed);
+    setup.decode();
+    assert_eq!(setup.function.windows().len(), 2, "they can be trapped");
+    assert_eq!(setup.mappings.sorted(), []);
+    // A reset that does not give its memory back.
+    setup.host.config.lock().expect("config")[0x64] = 0x0b;
+    setup.host.broken.store(true, Ordering::Relaxed);
+    setup.write(0x88, &[0x10, 0xa8]);
+    setup.host.broken.store(false, Ordering::Relaxed);
+    setup.place();
+    assert_eq!(setup.mappings.sorted(), []);
+    // One that does.
+    setup.host.config.lock().expect("config")[0x64] = 0x08;
+    setup.write(0x88, &[0x10, 0xa8]);
+    setup.place();
+    assert_eq!(setup.mappings.sorted(), [(1 << 32, 0x2000)]);
+}
+
+#[test]
 fn the_table_is_ours_and_the_rest_of_the_bar_is_the_devices() {
     let setup = setup();
     setup.host.take_calls();
