@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::host::{HostDevice, IrqKind};
 use super::intx::Intx;
+use crate::limit::LogLimit;
 
 /// What the host says about a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +103,8 @@ struct Loop {
 impl Loop {
     fn run(&self, epoll: &Epoll) {
         let mut requested = false;
+        // What a guest has the device do can be an error each time.
+        let mut limit = LogLimit::default();
         loop {
             let mut events = [EpollEvent::default(); 4];
             let count = match epoll.wait(-1, &mut events) {
@@ -118,10 +121,13 @@ impl Loop {
                     INTX => self.intx.raised(),
                     ERROR => {
                         let _ = self.error.read();
-                        log::error!(
-                            "{}: the host reports an uncorrectable error; the device may not work until it is reset",
-                            self.name
-                        );
+                        if let Some(held_back) = limit.pass() {
+                            log::error!(
+                                "{}: the host reports an uncorrectable error; the device may not work until it is reset \
+                                 ({held_back} messages held back)",
+                                self.name
+                            );
+                        }
                         self.tell(HostEvent::Error);
                     }
                     _ => {
