@@ -190,7 +190,7 @@ impl State {
         let table = self.tables.get(&self.devices.get(&device)?.actual?)?;
         if let Some(nested) = &table.nested {
             let (space, memory) = (self.spaces.get(&table.on)?, self.memory.as_ref()?);
-            return nested.walk(address, space, memory);
+            return nested.reach(address, space, memory);
         }
         let (offset, mut rights) = self.spaces.get(&table.on)?.find(address)?;
         rights.read |= table.write_is_read;
@@ -368,10 +368,17 @@ impl FakeHost {
         let mut state = self.lock();
         let reached = state.dma(device, address).filter(|to| to.rights.write)?;
         let table = state.devices.get(&device)?.actual?;
-        // The second stage tells.
-        let table = state.tables.get(&table)?.parent.unwrap_or(table);
+        let of_device = state.tables.get(&table)?;
+        // Of a nested page table, its parent tells, by its own addresses.
+        let (table, page) = match (&of_device.nested, of_device.parent) {
+            (Some(nested), Some(parent)) => {
+                let (space, memory) = (state.spaces.get(&of_device.on)?, state.memory.as_ref()?);
+                (parent, nested.translate(address, space, memory)?.0)
+            }
+            _ => (table, address),
+        };
         if let Some(dirty) = &mut state.tables.get_mut(&table)?.dirty {
-            dirty.insert(address & !0xfff);
+            dirty.insert(page & !0xfff);
         }
         Some(reached)
     }

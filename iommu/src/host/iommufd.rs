@@ -306,8 +306,8 @@ impl HostIommu for Iommufd {
             addr_width: u32::from(table.address_width),
             ..Default::default()
         };
-        self.allocate_table(uapi::iommu_hwpt_alloc {
-            flags: uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_PASID,
+        let request = |flags| uapi::iommu_hwpt_alloc {
+            flags,
             dev_id: device.0,
             pt_id: parent.0,
             data_type: uapi::iommu_hwpt_data_type_IOMMU_HWPT_DATA_VTD_S1,
@@ -315,7 +315,15 @@ impl HostIommu for Iommufd {
             // Readable, of that length.
             data_uptr: address_of(std::slice::from_ref(&data)),
             ..Default::default()
-        })
+        };
+        let for_pasids = request(uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_PASID);
+        match self.allocate_table(for_pasids) {
+            // Nor do older kernels attach PASIDs.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                self.allocate_table(request(0))
+            }
+            outcome => outcome,
+        }
     }
 
     fn invalidate(

@@ -142,8 +142,8 @@ impl Target {
             first: FirstStage {
                 // Only matters where supervisors are let in.
                 write_protect: first.write_protect && first.supervisor_requests,
-                // The host's choice.
-                snooped_walk: true,
+                // For the host to choose.
+                snooped_walk: false,
                 ..first
             },
             below: below.map(canonical),

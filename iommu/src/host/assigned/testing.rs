@@ -74,7 +74,6 @@ pub(super) fn reader(world: &World) -> impl Fn(u64) -> Option<u64> + Send + 'sta
 impl Guest {
     /// Scalable mode, its tables are empty, and translation is on.
     pub(super) fn new(limits: Limits) -> Self {
-        let world = World::scalable();
         let config = UnitConfig {
             scalable: true,
             first_stage: true,
@@ -83,7 +82,13 @@ impl Guest {
             snoop_control: true,
             ..UnitConfig::default()
         };
-        let unit = Unit::new(Arc::clone(&world.memory), &config, Arc::new(NoEvents)).unwrap();
+        Self::of(&config, limits)
+    }
+
+    /// As [`new`](Self::new), with another unit.
+    pub(super) fn of(config: &UnitConfig, limits: Limits) -> Self {
+        let world = World::scalable();
+        let unit = Unit::new(Arc::clone(&world.memory), config, Arc::new(NoEvents)).unwrap();
         let devices = AssignedDevices::new(ram(), Some(&unit), limits);
         unit.dma_state().set_latched(world.latched);
         let host = FakeHost::new();
@@ -159,7 +164,17 @@ impl Guest {
     }
 
     pub(super) fn enter_first_stage(&self, source: SourceId, top: u64) {
-        self.enter(source, [1 << 6 | 1, 1, top]);
+        self.enter_first_stage_as(source, top, 1);
+    }
+
+    pub(super) fn enter_first_stage_as(&self, source: SourceId, top: u64, domain: u64) {
+        self.enter(source, [1 << 6 | 1, domain, top]);
+    }
+
+    /// First-stage tables at `top`, an address of the second stage.
+    pub(super) fn enter_nested(&self, source: SourceId, top: u64, below: &Paging, domain: u64) {
+        let width = u64::try_from(below.levels).unwrap() - 2;
+        self.enter(source, [below.top | 3 << 6 | width << 2 | 1, domain, top]);
     }
 
     pub(super) fn enter_second_stage(&self, source: SourceId, paging: &Paging, domain: u64) {
@@ -236,6 +251,28 @@ pub(super) fn pages(domain: u16, address: u64, mask: u8) -> Invalidation {
         leaf_only: false,
     };
     Invalidation::Iotlb(IotlbScope::Pages(domain, block))
+}
+
+/// `2^mask` pages of the first stage at `address`.
+pub(super) fn first_stage_pages(domain: u16, address: u64, mask: u8) -> Invalidation {
+    Invalidation::PasidIotlb {
+        domain,
+        pasid: 0,
+        scope: PasidIotlbScope::Pages(PageBlock {
+            address,
+            mask,
+            leaf_only: true,
+        }),
+    }
+}
+
+/// Everything of a domain without PASID.
+pub(super) fn first_stage_all(domain: u16) -> Invalidation {
+    Invalidation::PasidIotlb {
+        domain,
+        pasid: 0,
+        scope: PasidIotlbScope::Pasid,
+    }
 }
 
 /// What the host still has.

@@ -47,7 +47,23 @@ impl Nested {
     }
 
     /// Where `address` goes on top of `space`.
-    pub(super) fn walk(&self, address: u64, space: &Space, memory: &Memory) -> Option<Reached> {
+    pub(super) fn reach(&self, address: u64, space: &Space, memory: &Memory) -> Option<Reached> {
+        let (output, writable) = self.translate(address, space, memory)?;
+        let (offset, rights) = space.find(output)?;
+        let rights = Rights {
+            read: rights.read,
+            write: rights.write && writable,
+        };
+        (rights != Rights::NONE).then_some(Reached { offset, rights })
+    }
+
+    /// What `address` is in `space`, whose mappings lead to the tables, and whether it can be written.
+    pub(super) fn translate(
+        &self,
+        address: u64,
+        space: &Space,
+        memory: &Memory,
+    ) -> Option<(u64, bool)> {
         let unused = 64 - u32::from(self.table.address_width);
         if ((address << unused).cast_signed() >> unused).cast_unsigned() != address {
             return None;
@@ -85,15 +101,7 @@ impl Nested {
             writable = entry.writable_above && entry.word & WRITABLE != 0;
             if level == 1 || entry.word & LARGE != 0 {
                 let within = !(u64::MAX << shift(level));
-                let (offset, rights) =
-                    space.find(entry.word & ADDRESS & !within | address & within)?;
-                return Some(Reached {
-                    offset,
-                    rights: Rights {
-                        read: rights.read,
-                        write: rights.write && writable,
-                    },
-                });
+                return Some((entry.word & ADDRESS & !within | address & within, writable));
             }
             table = entry.word & ADDRESS;
         }
