@@ -1,10 +1,12 @@
 //! The scenarios: what the lab runs, as data.
 
 mod assigned;
+mod levels;
 
 use std::time::Duration;
 
 pub use assigned::{ASSIGNED, SHADOW};
+pub use levels::{LEVELS, third};
 
 /// Which kernel the guest boots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +36,10 @@ pub enum Initramfs {
     KexecTools,
     /// busybox, for a person.
     Shell,
+    /// nido, a kernel and an initramfs, for a guest of the guest.
+    Host,
+    /// The same, and the inner guest has a kernel for kexec.
+    HostKexec,
     /// There is no initramfs.
     None,
 }
@@ -57,6 +63,8 @@ pub struct Scenario {
     pub host: Host,
     /// vCPUs.
     pub cpus: u32,
+    /// Memory, as nido's option has it.
+    pub memory: &'static str,
     /// Parameters for the guest kernel.
     pub command_line: &'static str,
     /// What the guest does ([`crate::plan`]).
@@ -66,6 +74,8 @@ pub struct Scenario {
     /// What the agent asks nido's control socket when the guest has carried out its plan; the last request ends the guest,
     /// whose plan says `stay`. No control socket if there is nothing to ask.
     pub control: &'static [Exchange],
+    /// What the agent asks when the guest has it look, which is its check `look`.
+    pub look: &'static [Exchange],
     /// A plan that ends with `stay`, for a guest before this one: nido is killed in the middle of it.
     pub killed: Option<&'static str>,
     /// Command lines that nido must refuse; then there is no guest.
@@ -204,10 +214,12 @@ const DEFAULT: Scenario = Scenario {
         faults: &[],
     },
     cpus: 2,
+    memory: "512M",
     command_line: SCALABLE,
     plan: ">poweroff",
     faults: false,
     control: &[],
+    look: &[],
     killed: None,
     refusals: &[],
     limit: Duration::from_secs(120),
@@ -253,7 +265,7 @@ const CONTROL: &[Exchange] = &[
 
 /// All scenarios, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    SCENARIOS.iter().chain(ASSIGNED)
+    SCENARIOS.iter().chain(ASSIGNED).chain(LEVELS)
 }
 
 /// The scenarios whose guests have devices of nido's own.

@@ -28,6 +28,8 @@ pub(crate) struct Extras {
     pub(crate) payload: bool,
     /// Initramfs with mkfs.ext4.
     pub(crate) tools: bool,
+    /// Initramfs with nido and all that it needs.
+    pub(crate) host: bool,
 }
 
 /// Directory with everything that nido and level 1 are given.
@@ -128,7 +130,7 @@ impl Stage {
         self.archive("guest.cpio", |archive| archive.file("init", 0o755, &init))?;
         let agent = self.read("lab-agent")?;
         self.archive("level1.cpio", |archive| archive.file("init", 0o755, &agent))?;
-        if extras.kexec {
+        if extras.kexec || extras.host {
             let (image, initrd) = (self.read("bzImage")?, self.read("guest.cpio")?);
             self.archive("kexec.cpio", |archive| {
                 archive.file("init", 0o755, &init)?;
@@ -154,6 +156,10 @@ impl Stage {
         }
         if extras.tools {
             self.tools(&init)?;
+        }
+        if extras.host {
+            self.host("host.cpio", "guest.cpio", &init)?;
+            self.host("host-kexec.cpio", "kexec.cpio", &init)?;
         }
         if extras.shell {
             let busybox = busybox()?;
@@ -196,6 +202,19 @@ impl Stage {
         self.archive("kexec-tools.cpio", |archive| {
             fill(archive)?;
             add_kexec(archive, &image, &initrd)
+        })
+    }
+
+    /// The initramfs of a guest that runs nido itself, with `inner` for its guest.
+    fn host(&self, name: &str, inner: &str, init: &[u8]) -> Result<()> {
+        let files = ["nido", "vmlinux", inner].map(|file| Ok((file, self.read(file)?)));
+        let files = files.into_iter().collect::<Result<Vec<_>>>()?;
+        self.archive(name, |archive| {
+            archive.file("init", 0o755, init)?;
+            archive.directory("level3")?;
+            files.iter().try_for_each(|(file, content)| {
+                archive.file(&format!("level3/{file}"), 0o755, content)
+            })
         })
     }
 

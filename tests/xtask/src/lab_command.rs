@@ -47,6 +47,7 @@ fn extras(scenarios: &[&Scenario]) -> Extras {
             matches!(scenario.initramfs, Initramfs::Tools | Initramfs::KexecTools)
         }),
         kexec: has(&|scenario| scenario.initramfs == Initramfs::Kexec),
+        host: has(&|scenario| matches!(scenario.initramfs, Initramfs::Host | Initramfs::HostKexec)),
         cloud: has(&|scenario| scenario.kernel == Kernel::Cloud),
         payload: has(&|scenario| scenario.kernel == Kernel::Payload),
         shell: false,

@@ -108,6 +108,7 @@ fn measure(
         socket: None,
         control: &[],
         substitute: &str::to_owned,
+        look: &|| Ok(()),
         limit: task.scenario.limit,
         ending: Ending::ByItself,
         show_guest: false,

@@ -21,6 +21,13 @@ const DRIVER: &str = "vfio-pci";
 /// Time in which the kernel gives back what a process that was killed had.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Names of nido's functions, and their ids: virtio disks and network, and edu.
+const LEVEL2: [(&str, (u16, u16)); 3] = [
+    ("disk", (0x1AF4, 0x1042)),
+    ("net", (0x1AF4, 0x1041)),
+    ("edu", (0x1234, 0x11E8)),
+];
+
 /// The devices.
 pub(super) struct Devices {
     /// `edu0` and so on, with the addresses of the functions.
@@ -65,6 +72,22 @@ impl Devices {
             addresses,
             faults: host.faults,
             port,
+        })
+    }
+
+    /// What level 2 finds: nido's own functions, which it gives to vfio-pci.
+    pub(super) fn of_level2() -> Result<Self> {
+        let mut addresses = BTreeMap::new();
+        for (name, (vendor, device)) in LEVEL2 {
+            for (index, address) in pci::find_all(vendor, device)?.into_iter().enumerate() {
+                pci::bind(&address, DRIVER).with_context(|| address.clone())?;
+                addresses.insert(format!("{name}{index}"), address);
+            }
+        }
+        Ok(Self {
+            addresses,
+            faults: &[],
+            port: None,
         })
     }
 

@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 use super::Task;
 use crate::scenario::{Initramfs, Kernel};
 
-/// Memory of a guest.
-const MEMORY: &str = "512M";
 /// Options that a command line has once.
 const SINGLE: &[&str] = &["--kernel", "--initramfs", "--cmdline", "--memory", "--cpus"];
 /// Checks whose outcome depends on the unit's options and on the kernel's parameters.
@@ -44,6 +42,8 @@ fn initramfs_name(kind: Initramfs) -> Option<&'static str> {
         Initramfs::Tools => Some("tools.cpio"),
         Initramfs::KexecTools => Some("kexec-tools.cpio"),
         Initramfs::Shell => Some("shell.cpio"),
+        Initramfs::Host => Some("host.cpio"),
+        Initramfs::HostKexec => Some("host-kexec.cpio"),
         Initramfs::None => None,
     }
 }
@@ -144,7 +144,7 @@ impl Invocation {
             match option {
                 "--kernel" => Some(task.kernel().display().to_string()),
                 "--initramfs" => task.initramfs().map(|path| path.display().to_string()),
-                "--memory" => Some(MEMORY.to_owned()),
+                "--memory" => Some(scenario.memory.to_owned()),
                 "--cpus" => Some(scenario.cpus.to_string()),
                 _ => (scenario.kernel != Kernel::Payload).then(|| command_line.clone()),
             }

@@ -8,6 +8,7 @@ mod echo;
 mod host;
 pub mod init;
 mod invocation;
+pub(crate) mod level3;
 mod log;
 mod refusal;
 mod run;

@@ -10,9 +10,10 @@ use anyhow::{Context, Result};
 use super::disks::Disks;
 use super::host::Devices;
 use super::invocation::{Invocation, Surroundings, quoted};
-use super::session::{Ending, Outcome, Session};
+use super::level3::Below;
+use super::session::{Ending, LOOK, Outcome, Session};
 use super::tap::Tap;
-use super::{Report, Task, echo, refusal};
+use super::{Report, Task, control, echo, level3, refusal};
 use crate::judge::Judge;
 use crate::protocol::AgentLine;
 use crate::scenario::Kernel;
@@ -130,7 +131,7 @@ fn run_guests(task: &Task, devices: &Devices, report: &mut Report<'_>) -> Result
     let mut outcome = Outcome::default();
     if let Some(plan) = task.scenario.killed {
         let invocation = Invocation::with_plan(task, &surroundings, false, plan.to_owned());
-        outcome = session(task, devices, invocation, Ending::Killed, report)?;
+        outcome = session(task, devices, invocation, Ending::Killed, None, report)?;
         if let Err(error) = devices.nothing_left() {
             outcome.failures.push(format!("after the kill: {error:#}"));
         }
@@ -140,13 +141,13 @@ fn run_guests(task: &Task, devices: &Devices, report: &mut Report<'_>) -> Result
     }
     let invocation = Invocation::new(task, &surroundings, false);
     let plan = invocation.plan.clone();
-    let last = session(task, devices, invocation, Ending::ByItself, report)?;
+    let last = session(task, devices, invocation, Ending::ByItself, None, report)?;
     outcome.passed += last.passed;
     outcome.time += last.time;
     outcome.failures.extend(last.failures);
     if let Some(environment) = &environment
         && outcome.failures.is_empty()
-        && plan::names(&plan, "disk")
+        && (plan::names(&plan, "disk") || plan::names(&plan, level3::CHECK))
         && let Some(reason) = environment.disks.verify()?
     {
         outcome.failures.push(reason);
@@ -154,11 +155,13 @@ fn run_guests(task: &Task, devices: &Devices, report: &mut Report<'_>) -> Result
     Ok(outcome)
 }
 
-fn session(
+/// One run of nido. What it is to look at is looked at by `below` as well, the agent of the level below this one.
+pub(super) fn session(
     task: &Task,
     devices: &Devices,
     invocation: Invocation,
     ending: Ending,
+    below: Option<&Below<'_>>,
     report: &mut Report<'_>,
 ) -> Result<Outcome> {
     let scenario = &task.scenario;
@@ -166,7 +169,9 @@ fn session(
     let arguments = invocation.arguments.iter();
     let mut arguments: Vec<String> = arguments.map(|word| devices.substitute(word)).collect();
     let socket = task.scratch.join("control.sock");
-    let has_socket = !scenario.control.is_empty() || plan::names(&invocation.plan, "hot-plug");
+    let has_socket = !scenario.control.is_empty()
+        || !scenario.look.is_empty()
+        || plan::names(&invocation.plan, "hot-plug");
     if has_socket {
         arguments.extend(["--control".to_owned(), format!("path={}", socket.display())]);
     }
@@ -192,6 +197,10 @@ fn session(
         substitute: &|text| {
             let spare = task.scratch.join(SPARE).display().to_string();
             devices.substitute(text).replace("{spare}", &spare)
+        },
+        look: &|| {
+            control::converse(&socket, scenario.look, &task.output.join("look.txt"))?;
+            below.map_or(Ok(()), |ask| ask(LOOK))
         },
         limit: scenario.limit,
         ending,

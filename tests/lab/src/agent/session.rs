@@ -48,6 +48,8 @@ pub(super) struct Session<'a> {
     pub(super) control: &'a [Exchange],
     /// Puts addresses into the guest's requests.
     pub(super) substitute: &'a dyn Fn(&str) -> String,
+    /// Looks at what the guest has set up.
+    pub(super) look: &'a dyn Fn() -> Result<()>,
     /// Longest run.
     pub(super) limit: Duration,
     /// The end.
@@ -71,6 +73,9 @@ pub(super) struct Outcome {
 
 /// Name of a detail: what the guest has said of a time in which ioctls were counted, and ` ioctls=` with their number.
 pub(super) const COUNTED: &str = "counted";
+
+/// A request: the agent is to look at what the guest has set up.
+pub(crate) const LOOK: &str = "look";
 
 impl Session<'_> {
     fn messages(&self) -> std::path::PathBuf {
@@ -123,6 +128,7 @@ impl Session<'_> {
                                     .context("ptrace"),
                                 (COUNTED, what) => counted(counting.take(), what)
                                     .map(|detail| details.push((COUNTED.to_owned(), detail))),
+                                (LOOK, _) => (self.look)(),
                                 _ => self.control(text),
                             };
                             answer(&mut keyboard, result);

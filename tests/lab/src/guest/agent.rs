@@ -1,8 +1,9 @@
-//! What the guest has the agent do: it asks in the kernel log, and the answer is typed on the serial port.
+//! What the guest has the agent do: it asks in the kernel log, and the answer is typed on its terminal.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -22,13 +23,18 @@ pub(super) struct Agent {
 
 impl Agent {
     pub(super) fn open() -> Result<Self> {
+        // A virtio console takes nido's input from the serial port.
+        let terminal = ["/dev/hvc0", "/dev/ttyS0"]
+            .into_iter()
+            .find(|path| Path::new(path).exists())
+            .context("no terminal")?;
         let answers = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(libc::O_NOCTTY)
-            .open("/dev/ttyS0")
-            .context("/dev/ttyS0")?;
-        sys::terminal::without_echo(answers.as_fd()).context("/dev/ttyS0")?;
+            .open(terminal)
+            .context(terminal)?;
+        sys::terminal::without_echo(answers.as_fd()).context(terminal)?;
         Ok(Self {
             requests: Console::open(),
             answers,

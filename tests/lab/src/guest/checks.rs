@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Guest, assigned_edu, console, disk, edu, hot_plug, interrupts, iommu, map_benchmark, network,
-    nvme, random, sva,
+    Guest, assigned_edu, console, disk, edu, hot_plug, interrupts, iommu, level3, map_benchmark,
+    network, nvme, random, sva,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -37,7 +37,10 @@ const CHECKS: &[(&str, Run)] = &[
     ("edu-domains", assigned_edu::domains),
     ("edu-isolation", assigned_edu::isolation),
     ("edu-unmap", assigned_edu::unmap),
+    ("edu-remap", assigned_edu::remap),
     ("hot-plug", hot_plug::check),
+    ("level3", level3::check),
+    ("look", level3::look),
     ("map-cost", map_benchmark::cost),
     ("sva", sva::check),
     ("smp", interrupts::processors),

@@ -38,6 +38,12 @@ const DISKS: &[Guise] = &[
         disk: "/dev/vdd",
         pulled_out: false,
     },
+    Guise {
+        id: "plugged-virtio-2",
+        add: "device-add virtio-blk-pci,id=plugged-virtio-2,path={spare},bus=rp2",
+        disk: "/dev/vde",
+        pulled_out: false,
+    },
 ];
 /// Longest time until a device has come or gone.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,38 +65,42 @@ pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     ))
 }
 
-/// At the same time for all disks.
-fn request_each(agent: &mut Agent, request: impl Fn(&Guise) -> String) -> Result<()> {
-    let requests: Vec<String> = DISKS.iter().map(request).collect();
+/// At the same time for all of `disks`.
+fn request_each(
+    agent: &mut Agent,
+    disks: &[&Guise],
+    request: impl Fn(&Guise) -> String,
+) -> Result<()> {
+    let requests: Vec<String> = disks.iter().map(|disk| request(disk)).collect();
     agent.request(&requests.join(" & "))
 }
 
 fn come_and_go(agent: &mut Agent, pull: bool) -> Result<()> {
-    for disk in DISKS {
+    let disks: Vec<&Guise> = DISKS
+        .iter()
+        .filter(|disk| disk.pulled_out || !pull)
+        .collect();
+    for disk in &disks {
         ensure!(!fs::exists(disk.disk)?, "{} is there already", disk.disk);
     }
-    request_each(agent, |disk| disk.add.to_owned())?;
-    for disk in DISKS {
+    request_each(agent, &disks, |disk| disk.add.to_owned())?;
+    for disk in &disks {
         nvme::wait_for(disk.disk)?;
         nvme::exercise(disk.disk, SIZE).context(disk.disk)?;
     }
     let over = Arc::new(AtomicBool::new(false));
-    let readers: Vec<_> = DISKS
+    let readers: Vec<_> = disks
         .iter()
         .map(|disk| read_on(disk.disk, &over))
         .collect::<Result<_>>()?;
     thread::sleep(Duration::from_millis(100));
-    let removed = request_each(agent, |disk| {
-        let force = if pull && disk.pulled_out {
-            ",force=on"
-        } else {
-            ""
-        };
+    let force = if pull { ",force=on" } else { "" };
+    let removed = request_each(agent, &disks, |disk| {
         format!("device-del {}{force}", disk.id)
     });
-    let gone = removed.and_then(|()| DISKS.iter().try_for_each(Guise::wait_until_gone));
+    let gone = removed.and_then(|()| disks.iter().try_for_each(|disk| disk.wait_until_gone()));
     over.store(true, Ordering::Relaxed);
-    for (disk, reader) in DISKS.iter().zip(readers) {
+    for (disk, reader) in disks.iter().zip(readers) {
         let reads = reader.join().ok().context("a reader failed")?;
         ensure!(reads > 0, "nothing was read from {}", disk.disk);
     }

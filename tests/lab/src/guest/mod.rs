@@ -9,6 +9,7 @@ mod edu;
 mod hot_plug;
 mod interrupts;
 mod iommu;
+mod level3;
 mod map_benchmark;
 mod network;
 mod nvme;

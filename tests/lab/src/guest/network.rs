@@ -85,9 +85,13 @@ fn pattern(length: usize) -> Vec<u8> {
     data
 }
 
-/// Datagrams of every size class and a long stream come back as they were sent.
-pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
-    exchange(guest, "lab.net", "virtio_net", Duration::ZERO, STREAM)
+/// Datagrams of every size class and a long stream, or one of as many KiB as the argument says, come back as they were sent.
+pub(super) fn check(guest: &Guest, argument: &str) -> Result<String> {
+    let length = match argument {
+        "" => STREAM,
+        kib => 1024 * kib.parse::<usize>().context("net=KIB")?,
+    };
+    exchange(guest, "lab.net", "virtio_net", Duration::ZERO, length)
 }
 
 /// The same through the assigned interface, with level 1 itself on the other end of the link.

@@ -167,7 +167,7 @@ pub const ASSIGNED: &[Scenario] = &[
     },
     Scenario {
         name: "hot-plug",
-        description: "an assigned disk and a virtio disk come and go 20 times while they are read",
+        description: "an assigned disk, and virtio disks, come and go 20 times while they are read",
         host: Host {
             devices: &[NVME],
             ..DEFAULT.host
@@ -179,6 +179,8 @@ pub const ASSIGNED: &[Scenario] = &[
             "pcie-root-port,id=rp0",
             "--device",
             "pcie-root-port,id=rp1",
+            "--device",
+            "pcie-root-port,id=rp2",
         ],
         // The lab's kernel has no ASPM, without which it does not ask the firmware for control of hot-plug.
         command_line: "intel_iommu=on,sm_on pcie_ports=native",

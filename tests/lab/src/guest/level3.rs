@@ -1,0 +1,60 @@
+//! A guest of the guest, which gets this guest's devices.
+
+use std::cell::RefCell;
+use std::fs::OpenOptions;
+use std::io::Write;
+
+use anyhow::{Context, Result, bail};
+
+use super::agent::Agent;
+use super::{Console, Guest};
+use crate::agent::level3;
+use crate::scenario;
+
+/// Parameters that level 2 hands on, since level 3 has its disks and its network.
+const PARAMETERS: &[&str] = &["lab.disk", "lab.net"];
+/// Its output costs less than that of the serial port.
+const LOG: &str = "/dev/hvc0";
+
+/// Runs the scenario of level 3 that the argument names.
+pub(super) fn check(guest: &Guest, argument: &str) -> Result<String> {
+    let scenario = scenario::third(argument).context("no such scenario of level 3")?;
+    let agent = RefCell::new(Agent::open()?);
+    let mut console = Console::open();
+    let mut parameters = String::new();
+    for name in PARAMETERS {
+        let value = guest.parameter(name).with_context(|| format!("{name}="))?;
+        parameters.push_str(&format!(" {name}={value}"));
+    }
+    let verdict = level3::run(
+        scenario,
+        &parameters,
+        &|request| agent.borrow_mut().request(request),
+        &mut |line| console.line(&level3::unmarked(line)),
+    );
+    keep_logs().context("logs")?;
+    let verdict = verdict?;
+    if !verdict.failures.is_empty() {
+        bail!("{}", verdict.failures.join("; "));
+    }
+    Ok(format!(
+        "{} checks of level 3 in {:.1} s",
+        verdict.passed, verdict.seconds
+    ))
+}
+
+/// Sends the logs down.
+fn keep_logs() -> Result<()> {
+    let mut console = OpenOptions::new().write(true).open(LOG).context(LOG)?;
+    console.write_all(b"\n")?;
+    for line in level3::logs()? {
+        console.write_all(format!("{line}\n").as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Has the agents of all levels below look at what this guest has set up.
+pub(super) fn look(_guest: &Guest, _argument: &str) -> Result<String> {
+    Agent::open()?.request("look")?;
+    Ok("as expected".to_owned())
+}

@@ -1,0 +1,206 @@
+//! The scenarios of three levels: a guest of nido that is a host, whose unit can nest, and runs nido again.
+
+use std::time::Duration;
+
+use super::{DEFAULT, Exchange, FIRST_STAGE, Initramfs, SECOND_STAGE, Scenario};
+
+/// Level 2. Its functions: two disks, the disk that counts boots, the network, edu, the console.
+const HOST: Scenario = Scenario {
+    unit: Some(FIRST_STAGE),
+    initramfs: Initramfs::Host,
+    arguments: &["--device", "edu", "--device", "virtio-console"],
+    cpus: 1,
+    memory: "1G",
+    command_line: "intel_iommu=on,sm_on kvm.tsc_tolerance_ppm=100000 quiet",
+    limit: Duration::from_secs(900),
+    ..DEFAULT
+};
+
+/// Level 3. What each line of its log costs is some thousand exits of level 1.
+const GUEST: Scenario = Scenario {
+    arguments: DEVICES,
+    cpus: 1,
+    memory: "256M",
+    command_line: "intel_iommu=on,sm_on quiet",
+    limit: Duration::from_secs(420),
+    ..DEFAULT
+};
+
+const DEVICES: &[&str] = &[
+    "-v",
+    "--object",
+    "iommufd,id=iommufd0",
+    "--device",
+    "vfio-pci,host={disk0},iommufd=iommufd0",
+    "--device",
+    "vfio-pci,host={disk1},iommufd=iommufd0",
+    "--device",
+    "vfio-pci,host={disk2},iommufd=iommufd0",
+    "--device",
+    "vfio-pci,host={net0},iommufd=iommufd0",
+    "--device",
+    "vfio-pci,host={edu0},iommufd=iommufd0",
+];
+
+/// Level 1's requests: what its unit holds of the devices that level 3 has.
+const SHADOWED: &[Exchange] = &[
+    Exchange {
+        request: "bindings",
+        line_with: &[&["00:01.0", "first-stage"]],
+        positive: &[],
+    },
+    Exchange {
+        request: "stats",
+        line_with: &[&["queue_errors: 0"], &["faults_recorded: 0"]],
+        positive: &["table_walks", "waits"],
+    },
+];
+
+const NESTED: &[Exchange] = &[
+    Exchange {
+        request: "bindings",
+        line_with: &[
+            &["00:01.0", "nested"],
+            &["00:02.0", "nested"],
+            &["00:04.0", "nested"],
+            &["00:05.0", "nested"],
+        ],
+        positive: &[],
+    },
+    Exchange {
+        request: "translate 00:05.0 0x1230000",
+        line_with: &[&["first stage"], &["second stage"], &["goes to 0x"]],
+        positive: &[],
+    },
+    Exchange {
+        request: "stats",
+        line_with: &[&["queue_errors: 0"], &["faults_recorded: 0"]],
+        positive: &["table_walks", "waits"],
+    },
+];
+
+/// The scenarios of level 2, and so of level 1.
+pub const LEVELS: &[Scenario] = &[
+    Scenario {
+        name: "levels-shadow",
+        description: "three levels, x-flts=off: level 3 has level 2's disks, network and edu, shadowed",
+        plan: "scalable,translation=first-stage,level3=shadow,nofaults>poweroff",
+        look: SHADOWED,
+        ..HOST
+    },
+    Scenario {
+        name: "levels-nested",
+        description: "three levels, x-flts=on: the same through nested page tables",
+        plan: "scalable,translation=first-stage,level3=nested,nofaults>poweroff",
+        look: NESTED,
+        ..HOST
+    },
+    Scenario {
+        name: "levels-strict",
+        description: "three levels, x-flts=on, and level 3 says iommu.strict=1",
+        plan: "scalable,translation=first-stage,level3=strict,nofaults>poweroff",
+        look: NESTED,
+        ..HOST
+    },
+    Scenario {
+        name: "levels-reboot",
+        description: "three levels, x-flts=on: level 3 reboots, and goes from sm_on to sm_off and back",
+        initramfs: Initramfs::HostKexec,
+        plan: "scalable,level3=reboot,nofaults>poweroff",
+        ..HOST
+    },
+    Scenario {
+        name: "levels-killed",
+        description: "three levels, x-flts=on: level 2's nido is killed in the middle of DMA, and started again",
+        plan: "scalable,level3=killed,nofaults>poweroff",
+        ..HOST
+    },
+];
+
+/// What level 2's nido says of itself.
+const ALL_SHADOWED: &[Exchange] = &[Exchange {
+    request: "assigned",
+    line_with: &[&["00:01.0", "shadow of"], &["00:05.0", "shadow of"]],
+    positive: &["maps", "shadows_made"],
+}];
+
+const ALL_NESTED: &[Exchange] = &[Exchange {
+    request: "assigned",
+    line_with: &[
+        &["00:01.0", "nested"],
+        &["00:05.0", "nested"],
+        &["maps: 0"],
+        &["shadows_made: 0"],
+    ],
+    positive: &[],
+}];
+
+/// The scenarios of level 3.
+const THIRD: &[Scenario] = &[
+    Scenario {
+        name: "shadow",
+        unit: Some(SECOND_STAGE),
+        plan: "scalable,groups=DMA,translation=second-stage,intremap=x2apic,disk,net=256,edu,edu-remap=200,\
+               edu-stays-mapped,look,interrupts=remapped,nofaults>poweroff",
+        look: ALL_SHADOWED,
+        ..GUEST
+    },
+    Scenario {
+        name: "nested",
+        unit: Some(FIRST_STAGE),
+        plan: "scalable,groups=DMA-FQ,translation=first-stage,intremap=x2apic,disk,net=256,edu,edu-remap=1000,\
+               edu-stays-mapped,look,interrupts=remapped,nofaults>poweroff",
+        look: ALL_NESTED,
+        ..GUEST
+    },
+    Scenario {
+        name: "strict",
+        unit: Some(FIRST_STAGE),
+        command_line: "intel_iommu=on,sm_on iommu.strict=1 quiet",
+        plan: "scalable,groups=DMA,translation=first-stage,invalidation=strict,disk,net=256,edu,edu-stays-mapped,look,\
+               interrupts=remapped,nofaults>poweroff",
+        look: ALL_NESTED,
+        ..GUEST
+    },
+    Scenario {
+        name: "reboot",
+        unit: Some(FIRST_STAGE),
+        initramfs: Initramfs::Kexec,
+        plan: "scalable,translation=first-stage,disk,edu,nofaults>restart;\
+               scalable,translation=first-stage,net=256,edu,nofaults>kexec:intel_iommu=on,sm_off;\
+               legacy,translation=legacy,net=256,edu,nofaults>kexec:intel_iommu=on,sm_on;\
+               scalable,translation=first-stage,net=256,edu,nofaults>poweroff",
+        ..GUEST
+    },
+    Scenario {
+        name: "killed",
+        unit: Some(FIRST_STAGE),
+        killed: Some("scalable,disk,edu-stays-mapped>stay"),
+        plan: "scalable,translation=first-stage,disk,net=256,edu,nofaults>poweroff",
+        ..GUEST
+    },
+];
+
+/// The scenario of level 3 of this name.
+pub fn third(name: &str) -> Option<&'static Scenario> {
+    THIRD.iter().find(|scenario| scenario.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan;
+
+    #[test]
+    fn every_level_2_names_a_level_3_whose_plan_parses_and_which_has_less_time() {
+        for scenario in LEVELS {
+            let steps = plan::parse(scenario.plan).unwrap();
+            let mut checks = steps.iter().flat_map(|step| &step.checks);
+            let check = checks.find(|check| check.name == "level3").unwrap();
+            let guest = third(&check.argument).unwrap();
+            plan::parse(guest.plan).unwrap();
+            let times = 1 + u32::from(guest.killed.is_some());
+            assert!(guest.limit * times < scenario.limit, "{}", scenario.name);
+        }
+    }
+}
