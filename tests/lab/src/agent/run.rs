@@ -24,7 +24,7 @@ const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const PREFIX: u8 = 24;
 
-/// A disk that no guest has from its start.
+/// Disks that no guest has from its start: this one, and another of the same name with `.2`.
 const SPARE: &str = "spare.img";
 const SPARE_SIZE: u64 = 4 << 20;
 
@@ -39,7 +39,9 @@ struct Environment {
 impl Environment {
     fn create(task: &Task) -> Result<Self> {
         let disks = Disks::create(&task.scratch)?;
-        File::create(task.scratch.join(SPARE))?.set_len(SPARE_SIZE)?;
+        for name in [SPARE.to_owned(), format!("{SPARE}.2")] {
+            File::create(task.scratch.join(name))?.set_len(SPARE_SIZE)?;
+        }
         let tap = format!("nido{}", std::process::id() % 100_000);
         let device =
             Tap::new(&tap, HOST, PREFIX).with_context(|| format!("cannot make the tap {tap}"))?;

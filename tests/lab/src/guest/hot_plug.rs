@@ -40,7 +40,7 @@ const DISKS: &[Guise] = &[
     },
     Guise {
         id: "plugged-virtio-2",
-        add: "device-add virtio-blk-pci,id=plugged-virtio-2,path={spare},bus=rp2",
+        add: "device-add virtio-blk-pci,id=plugged-virtio-2,path={spare}.2,bus=rp2",
         disk: "/dev/vde",
         pulled_out: false,
     },
