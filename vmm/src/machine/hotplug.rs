@@ -144,14 +144,19 @@ impl HotPlug {
         let Some(Port { name, port }) = self.ports.get(index) else {
             return Err(HotPlugError::NoPorts);
         };
+        if !force {
+            self.wait(id, port, (index, count))?;
+        }
+        self.depart(id, (index, count))?;
         let function = if force {
             self.root.pull(port)
         } else {
-            self.wait(id, port, (index, count))?;
             self.root.unplug(port)
         };
-        let function = function.map_err(|error| self.explain(error, id, (index, count)))?;
-        self.set(index, Stage::Going);
+        let function = function.map_err(|error| {
+            self.set(index, Stage::There);
+            HotPlugError::Slot(error)
+        })?;
         self.release(port.function_address(), function);
         self.set(index, Stage::Empty);
         log::info!("`{id}` is out of the slot of `{name}`");
@@ -229,6 +234,18 @@ impl HotPlug {
         } else {
             HotPlugError::Overtaken(id.to_owned())
         }
+    }
+
+    /// Nobody else takes out what is in that slot from now on, and nothing is put there. Another device may be there by now: it
+    /// stays.
+    fn depart(&self, id: &str, (index, count): (usize, u64)) -> Result<(), HotPlugError> {
+        let mut slots = self.lock();
+        let there = slots
+            .get_mut(index)
+            .filter(|slot| slot.stage == Stage::There && slot.count == count);
+        let slot = there.ok_or_else(|| HotPlugError::Overtaken(id.to_owned()))?;
+        slot.stage = Stage::Going;
+        Ok(())
     }
 
     fn is_there(&self, (index, count): (usize, u64)) -> bool {

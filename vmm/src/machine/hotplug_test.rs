@@ -305,7 +305,23 @@ fn a_guest_that_is_reset_meanwhile_keeps_its_device() {
         bench.plug.remove("r0", true).expect("by force");
         removal.join().expect("no panic")
     });
-    assert!(overtaken.is_err());
+    assert!(
+        matches!(overtaken, Err(HotPlugError::Overtaken(_))),
+        "{overtaken:?}"
+    );
+}
+
+#[test]
+fn a_removal_that_comes_too_late_leaves_the_next_device_alone() {
+    let bench = bench();
+    bench.plug.add(&rng("r0", "left")).expect("room");
+    let first = bench.plug.find("r0").expect("there");
+    bench.plug.remove("r0", true).expect("by force");
+    let late = |id| bench.plug.depart(id, first);
+    assert!(matches!(late("r0"), Err(HotPlugError::Overtaken(_))));
+    bench.plug.add(&rng("r1", "left")).expect("room");
+    assert!(matches!(late("r1"), Err(HotPlugError::Overtaken(_))));
+    bench.plug.remove("r1", true).expect("still there");
 }
 
 #[test]
