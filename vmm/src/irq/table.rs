@@ -47,15 +47,20 @@ impl RoutingTable {
         changes: impl IntoIterator<Item = (u32, Option<InterruptMessage>)>,
     ) -> io::Result<()> {
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        // Most changes change nothing: a guest may invalidate all entries thousands of times in a row.
+        let changes: Vec<_> = changes
+            .into_iter()
+            .filter(|(gsi, message)| routes.get(gsi) != message.as_ref())
+            .collect();
+        if changes.is_empty() {
+            return Ok(());
+        }
         let mut next = routes.clone();
         for (gsi, message) in changes {
             match message {
                 Some(message) => next.insert(gsi, message),
                 None => next.remove(&gsi),
             };
-        }
-        if next == *routes {
-            return Ok(());
         }
         let list: Vec<_> = next.iter().map(|(gsi, message)| (*gsi, *message)).collect();
         self.chip.set_routes(&list)?;
