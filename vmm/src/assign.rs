@@ -62,6 +62,9 @@ impl Drop for Claim {
 impl Host {
     /// Opens the iommufds of a machine whose VFIO files are told to `kvm`.
     pub(crate) fn open(configs: &[IommufdConfig], kvm: Arc<KvmVfio>) -> Result<Self, AssignError> {
+        if !configs.is_empty() {
+            files::raise_file_limit();
+        }
         let iommufds = configs
             .iter()
             .map(|config| Ok((config.id.clone(), Arc::new(files::iommufd(config)?))));

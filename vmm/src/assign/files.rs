@@ -1,6 +1,6 @@
-//! Files that assigned devices need, and the limit on memory that is locked for them.
+//! Files that assigned devices need, and the limits on memory that is locked and on files that are opened for them.
 
-#![allow(unsafe_code)] // Duplicating a descriptor by its number, and the limit, have no safe wrapper among our dependencies.
+#![allow(unsafe_code)] // Duplicating a descriptor by its number, and limits, have no safe wrapper among our dependencies.
 
 use std::fs::File;
 use std::io;
@@ -46,11 +46,42 @@ pub(super) fn duplicate(fd: i32) -> io::Result<File> {
 
 /// Bytes that this process may lock; `None` if there is no limit.
 pub(super) fn lock_limit() -> Option<u64> {
+    let limit = limit(libc::RLIMIT_MEMLOCK)?;
+    (limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// Lets this process have as many files open as the host allows it at all. Each interrupt vector that a guest enables takes two,
+/// and a device can have 2048 of them; the usual limit of 1024 is for programs that use select(2), which nido does not.
+pub(super) fn raise_file_limit() {
+    let Some(mut limit) = limit(libc::RLIMIT_NOFILE) else {
+        return;
+    };
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the pointer is to a live `rlimit`, which the call only reads.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        let error = io::Error::last_os_error();
+        log::debug!("the limit on open files stays as it is: {error}");
+    }
+}
+
+fn limit(resource: libc::__rlimit_resource_t) -> Option<libc::rlimit> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
     // SAFETY: the pointer is to a live, writable `rlimit`.
-    let result = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
-    (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+    let result = unsafe { libc::getrlimit(resource, &raw mut limit) };
+    (result == 0).then_some(limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_files_can_be_open_as_the_host_allows() {
+        raise_file_limit();
+        let limit = limit(libc::RLIMIT_NOFILE).expect("a limit");
+        assert_eq!(limit.rlim_cur, limit.rlim_max);
+    }
 }
