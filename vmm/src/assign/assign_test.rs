@@ -60,6 +60,19 @@ fn a_device_without_its_iommufd_is_refused() {
 }
 
 #[test]
+fn a_file_that_is_no_vfio_device_is_told_from_a_kernel_without_support() {
+    let text = |errno| error::Why::Kvm(io::Error::from_raw_os_error(errno)).to_string();
+    assert!(text(libc::ENODEV).contains("the host's kernel needs CONFIG_KVM_VFIO"));
+    let other = text(libc::EINVAL);
+    assert!(
+        other.ends_with("open a node of /dev/vfio/devices"),
+        "{other}"
+    );
+    assert!(!other.contains("CONFIG"), "{other}");
+    assert!(text(libc::EEXIST).ends_with("give it once"));
+}
+
+#[test]
 fn a_device_is_claimed_once_until_it_is_given_back() {
     let claimed = Arc::default();
     let address: HostAddress = "0000:01:00.0".parse().expect("an address");

@@ -74,9 +74,7 @@ pub(crate) enum Why {
     File(#[from] FileError),
     #[error("this machine has the device already; one guest device is all it can be")]
     Taken,
-    #[error(
-        "KVM does not take the device ({0}); the host's kernel needs CONFIG_KVM_VFIO, so that KVM knows whether its DMA is coherent"
-    )]
+    #[error("KVM does not take the device ({0}); {hint}", hint = kvm_hint(.0))]
     Kvm(io::Error),
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -126,6 +124,17 @@ fn open_hint(error: &io::Error) -> &'static str {
             "give this user access to it with chown or a udev rule, or pass it with fd="
         }
         Some(libc::ENOTTY) => "it is no iommufd, so write another path, or leave it out",
+        _ => "see the host's log (dmesg)",
+    }
+}
+
+fn kvm_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENODEV) => {
+            "the host's kernel needs CONFIG_KVM_VFIO, so that KVM knows whether its DMA is coherent"
+        }
+        Some(libc::EINVAL) => "the file is of no VFIO device; open a node of /dev/vfio/devices",
+        Some(libc::EEXIST) => "this machine has the device already; give it once",
         _ => "see the host's log (dmesg)",
     }
 }
