@@ -159,45 +159,39 @@ pub(super) fn unmap(_guest: &Guest, argument: &str) -> Result<String> {
     Ok(format!("{address}: {rounds} rounds"))
 }
 
-/// Again and again: two pages in turn at the same address, and the device reads and writes the one that is mapped now.
+/// How often the device is given something else to write.
+const RELOAD: u64 = 64;
+
+/// Again and again: two pages in turn at the same address, where the device writes what it has, and sometimes reads what it
+/// writes from then on. Only the page that is mapped may change.
 pub(super) fn remap(_guest: &Guest, argument: &str) -> Result<String> {
     let rounds: u64 = argument.parse().context("edu-remap=ROUNDS")?;
     let address = edu::find()?;
     let space = Rc::new(Space::new()?);
     let edu = Edu::open_in(&address, Rc::clone(&space))?;
-    let mut source = Buffer::new(4096)?;
-    let mut target = Buffer::new(4096)?;
+    let (mut mapped, mut other) = (Buffer::new(4096)?, Buffer::new(4096)?);
+    let mut held = Vec::new();
     for round in 0..rounds {
-        remap_once(&edu, &space, &mut source, &mut target, round)
-            .with_context(|| format!("round {round}"))?;
+        fill(&mut mapped, round);
+        let kept = other.read(0, 4096);
+        let mut expected = mapped.read(0, 4096);
+        space.map(&mapped, IOVA, Access::ReadWrite)?;
+        if round % RELOAD == 0 {
+            edu.transfer_quietly(IOVA, INTERNAL, INTERNAL_SIZE, 0)?;
+            held = mapped.read(0, INTERNAL_SIZE);
+            fill(&mut mapped, !round);
+            expected = mapped.read(0, 4096);
+            edu.transfer_quietly(INTERNAL, IOVA, INTERNAL_SIZE, FROM_DEVICE)?;
+        } else {
+            edu.transfer_again(FROM_DEVICE)?;
+        }
+        space.unmap(IOVA, PAGE)?;
+        let (written, _) = expected.split_at_mut(INTERNAL_SIZE);
+        written.copy_from_slice(&held);
+        let in_round = || format!("round {round}");
+        ensure_equal(&mapped.read(0, 4096), &expected, "the mapped page").with_context(in_round)?;
+        ensure_equal(&other.read(0, 4096), &kept, "the other page").with_context(in_round)?;
+        std::mem::swap(&mut mapped, &mut other);
     }
     Ok(format!("{address}: {rounds} rounds"))
-}
-
-/// The device reads `source` at an address, and writes what it has read to `target` at the same one.
-fn remap_once(
-    edu: &Edu,
-    space: &Space,
-    source: &mut Buffer,
-    target: &mut Buffer,
-    round: u64,
-) -> Result<()> {
-    fill(source, 2 * round);
-    fill(target, 2 * round + 1);
-    let sent = source.read(0, 4096);
-    let mut expected = target.read(0, 4096);
-    space.map(source, IOVA, Access::ReadWrite)?;
-    edu.transfer_quietly(IOVA, INTERNAL, INTERNAL_SIZE, 0)?;
-    space.unmap(IOVA, PAGE)?;
-    space.map(target, IOVA, Access::ReadWrite)?;
-    edu.transfer_quietly(INTERNAL, IOVA, INTERNAL_SIZE, FROM_DEVICE)?;
-    space.unmap(IOVA, PAGE)?;
-    let (written, _) = expected.split_at_mut(INTERNAL_SIZE);
-    written.copy_from_slice(sent.get(..INTERNAL_SIZE).unwrap_or_default());
-    ensure_equal(
-        &source.read(0, 4096),
-        &sent,
-        "the page that was mapped before",
-    )?;
-    ensure_equal(&target.read(0, 4096), &expected, "the page that is mapped")
 }

@@ -133,8 +133,18 @@ impl Edu {
         command: u64,
     ) -> Result<()> {
         self.start(source, destination, count, command)?;
+        self.poll_idle()
+    }
+
+    /// The transfer before this one once more.
+    pub(super) fn transfer_again(&self, command: u64) -> Result<()> {
+        self.registers.write_u64(DMA_COMMAND, START | command)?;
+        self.poll_idle()
+    }
+
+    fn poll_idle(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        while self.registers.read_u32(DMA_COMMAND)? & 1 != 0 {
+        while self.registers.read_u64(DMA_COMMAND)? & START != 0 {
             ensure!(Instant::now() < deadline, "the transfer never ended");
             std::thread::yield_now();
         }
