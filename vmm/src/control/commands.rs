@@ -179,13 +179,17 @@ fn stats(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
 }
 
 fn assigned(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
-    let text = match &monitor.assigner {
-        Some(assigner) => assigner.to_string(),
-        None => {
-            "no assigned devices, as there is no iommufd (`--object iommufd,id=ID`)\n".to_owned()
-        }
+    let Some(assigner) = &monitor.assigner else {
+        let none = "no assigned devices, as there is no iommufd (`--object iommufd,id=ID`)\n";
+        return Ok(none.to_owned().into());
     };
-    Ok(text.into())
+    // Not on the server's thread: it waits while guest memory is locked for a device, which can take many seconds.
+    let assigner = Arc::clone(assigner);
+    let work = move || Ok(assigner.to_string());
+    Ok(Answer {
+        later: Some(monitor.workers.begin(work)?),
+        ..Answer::default()
+    })
 }
 
 fn quit(_: &Monitor, _: &[Value]) -> Result<Answer, String> {
