@@ -164,8 +164,10 @@ impl Model {
             let now = self.now(device);
             let was = std::mem::replace(&mut self.bindings[device], vec![now]);
             for (stage, root) in roots() {
-                // Nothing is left of what it was not behind, nor of what it is not behind now.
-                let was_behind = was.iter().any(|bound| bound.uses(stage, root));
+                // Nothing is left of what it was not behind, or under another domain id, nor of what it is not behind now.
+                let was_behind = was
+                    .iter()
+                    .any(|bound| bound.uses(stage, root) && bound.domain() == now.domain());
                 if !was_behind || !now.uses(stage, root) {
                     self.forget(device, stage, root, |_| true);
                 }
@@ -283,6 +285,7 @@ enum Step {
 enum Said {
     Entries,
     PasidEntries,
+    PasidEntry(u16),
     All,
     Global,
     Domain(u16),
@@ -309,7 +312,8 @@ fn bound() -> impl Strategy<Value = Bound> {
 fn said() -> impl Strategy<Value = Said> {
     prop_oneof![
         2 => Just(Said::Entries),
-        2 => Just(Said::PasidEntries),
+        1 => Just(Said::PasidEntries),
+        4 => domain().prop_map(Said::PasidEntry),
         1 => Just(Said::All),
         1 => Just(Said::Global),
         2 => domain().prop_map(Said::Domain),
@@ -502,6 +506,9 @@ impl Run {
             .map(|said| match *said {
                 Said::Entries => CONTEXT,
                 Said::PasidEntries => Invalidation::PasidCache(PasidCacheScope::Global),
+                Said::PasidEntry(domain) => {
+                    Invalidation::PasidCache(PasidCacheScope::Pasid(domain, 0))
+                }
                 Said::All => Invalidation::All,
                 Said::Global => Invalidation::Iotlb(IotlbScope::Global),
                 Said::Domain(domain) => Invalidation::Iotlb(IotlbScope::Domain(domain)),
@@ -518,7 +525,7 @@ impl Run {
         self.with(|model| {
             for said in said {
                 match *said {
-                    Said::Entries | Said::PasidEntries => {}
+                    Said::Entries | Said::PasidEntries | Said::PasidEntry(_) => {}
                     Said::All | Said::Global => {
                         model.invalidated(0, None, |_| true);
                         model.invalidated(1, None, |_| true);
@@ -540,9 +547,13 @@ impl Run {
                     }
                 }
             }
-            let entries = said
-                .iter()
-                .any(|said| matches!(said, Said::Entries | Said::PasidEntries | Said::All));
+            // Whichever entries are named, all are looked at.
+            let entries = said.iter().any(|said| {
+                matches!(
+                    said,
+                    Said::Entries | Said::PasidEntries | Said::PasidEntry(_) | Said::All
+                )
+            });
             if entries {
                 model.entries_invalidated();
             }

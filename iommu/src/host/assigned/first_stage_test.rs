@@ -185,7 +185,7 @@ fn one_page_table_serves_all_devices_with_the_same_root() {
     // What was kept for the first device is not for the second.
     guest.map(&paging, 0x1000, 0x31_0000, 1, LEAF);
     guest.enter_first_stage_as(B, paging.top, 6);
-    guest.announce_entry(6);
+    guest.invalidate(&[Invalidation::PasidCache(PasidCacheScope::Pasid(6, 0))]);
     assert_eq!(guest.dma(ids[1], 0x1000), Some((0x31_0000, "rw")));
     assert_eq!(guest.host.attached(ids[0]), guest.host.attached(ids[1]));
     assert_eq!(guest.devices.nested(), 1);
@@ -246,11 +246,12 @@ fn another_root_is_another_page_table_and_the_old_one_is_given_back() {
     assert_eq!(guest.devices.nested(), 1);
     let calls = guest.host.take_calls();
     assert!(calls.contains(&(Call::Destroy(before), Ok(()))));
-    // A domain id alone is none.
+    // A domain id alone is none, but nothing is kept under another one.
     guest.enter_first_stage_as(A, other.top, 9);
-    guest.announce_entry(9);
+    guest.map(&other, 0x8000_0000, 0x51_0000, 1, LEAF);
+    guest.invalidate(&[Invalidation::PasidCache(PasidCacheScope::Pasid(9, 0))]);
     assert_eq!(self::calls(&guest, is_attach), 0);
-    assert!(guest.dma(device, 0x8000_0000).is_some());
+    assert_eq!(guest.dma(device, 0x8000_0000), Some((0x51_0000, "rw")));
     guest.unmap(&other, 0x8000_0000, 1);
     guest.invalidate(&[first_stage_all(5)]);
     assert!(guest.dma(device, 0x8000_0000).is_some(), "not its id now");
