@@ -48,6 +48,8 @@ const DISKS: &[Guise] = &[
 /// Longest time until a device has come or gone.
 const PATIENCE: Duration = Duration::from_secs(20);
 const SIZE: u64 = 1 << 20;
+/// Pause after a disk was pulled out.
+const SETTLE: Duration = Duration::from_secs(3);
 
 /// As often as the argument says, both disks are added, used, and removed while they are read: the guest is asked to let
 /// go of them, or, every second time, not.
@@ -103,6 +105,10 @@ fn come_and_go(agent: &mut Agent, pull: bool) -> Result<()> {
     for (disk, reader) in disks.iter().zip(readers) {
         let reads = reader.join().ok().context("a reader failed")?;
         ensure!(reads > 0, "nothing was read from {}", disk.disk);
+    }
+    if pull {
+        // Linux takes a second to settle, and mistakes a button that is pressed meanwhile for a request to power off.
+        thread::sleep(SETTLE);
     }
     gone
 }
