@@ -336,6 +336,11 @@ impl VfioPci {
             // Its BARs come back below, whether or not it can be reset.
             self.update_host(power + PM_CONTROL, PM_STATE, 0);
         }
+        let device_control = |control: &Control| {
+            let register = control.config.layout.pcie? + DEVICE_CONTROL;
+            Some((register, control.config.u16(register)))
+        };
+        let before = device_control(control);
         control.config.reset();
         self.intx.set_quiet(false);
         // The device is stopped even if it cannot be reset.
@@ -344,6 +349,12 @@ impl VfioPci {
             && let Err(error) = self.host.reset()
         {
             self.complain(format_args!("the reset failed: {error}"));
+        }
+        if let Some((register, value)) = device_control(control)
+            && before != Some((register, value))
+        {
+            // The host's kernel restores it after a reset as it was before.
+            self.update_host(register, CONTROL_FORWARDED, value);
         }
         self.write_host_command(control);
         self.resume(control);

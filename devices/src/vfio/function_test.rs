@@ -412,6 +412,22 @@ fn only_harmless_bits_of_device_control_reach_the_host() {
 }
 
 #[test]
+fn a_reset_takes_back_what_the_guest_did_to_device_control() {
+    let setup = setup();
+    let at_first = setup.read::<2>(0x88);
+    setup.write(0x88, &[0x00, 0x50]);
+    assert_ne!(setup.read::<2>(0x88), at_first);
+    setup.host.take_calls();
+    setup.function.reset();
+    assert_eq!(setup.read::<2>(0x88), at_first);
+    // 3f 29, as the host had it.
+    let write = Call::Write(CONFIG, 0x88, vec![0x3f, 0x29]);
+    assert!(setup.host.take_calls().contains(&write));
+    setup.function.reset();
+    assert!(!setup.host.take_calls().contains(&write), "once");
+}
+
+#[test]
 fn a_platform_reset_stops_the_device_first() {
     let setup = setup();
     setup.write(4, &[6, 0]);
@@ -438,7 +454,9 @@ fn a_device_that_cannot_be_reset_is_only_stopped() {
     setup.host.take_calls();
     setup.function.reset();
     let stop = Call::Write(CONFIG, 4, vec![2, 1]);
-    assert_eq!(setup.host.take_calls(), [stop.clone(), stop]);
+    // What the guest did to device control is taken back.
+    let control = Call::Write(CONFIG, 0x88, vec![0x3f, 0x29]);
+    assert_eq!(setup.host.take_calls(), [stop.clone(), control, stop]);
 }
 
 #[test]
