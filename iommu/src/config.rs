@@ -176,7 +176,10 @@ impl UnitConfig {
             .with_prs(self.page_requests)
             .with_srs(pasids && self.walks.supervisor_requests)
             .with_nwfs(self.device_tlb)
-            .with_eafs(pasids && self.first_stage && self.walks.extended_accessed)
+            .with_eafs(
+                // The flag is set by walks, which have to be coherent for that (section 11.4.3).
+                pasids && self.first_stage && self.walks.extended_accessed && self.walks.snooped,
+            )
             .with_pss(self.pasid_bits.saturating_sub(1))
             .with_pasid(pasids)
             .with_pds(self.page_requests)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arbitrary::Arbitrary;
 use iommu::{
     DmaPort, DmaView, EventSink, InterruptEntryObserver, InterruptMessage, Pasid, SourceId,
-    Statistics, Unit, UnitConfig,
+    Statistics, Unit, UnitConfig, WalkFeatures,
 };
 
 use crate::device::{Deeds, Devices};
@@ -52,6 +52,10 @@ impl Shape {
             },
             device_tlb,
             page_requests: scalable && device_tlb && on(12),
+            walks: WalkFeatures {
+                pages_of_1g: on(15),
+                ..WalkFeatures::ALL
+            },
         }
     }
 }

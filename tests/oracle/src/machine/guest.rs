@@ -4,7 +4,7 @@ mod devices;
 
 use std::collections::BTreeMap;
 
-use iommu::UnitConfig;
+use iommu::{UnitConfig, WalkFeatures};
 
 use super::dma::{Access, Manner};
 use super::{Check, INTERRUPT_TABLE, LEGACY_ROOT, Machine, POOL, SCALABLE_ROOT, SOURCES};
@@ -41,6 +41,13 @@ pub fn configuration(rng: &mut Rng) -> UnitConfig {
             },
             device_tlb,
             page_requests: scalable && device_tlb && rng.chance(2, 3),
+            walks: WalkFeatures {
+                pages_of_1g: rng.chance(7, 8),
+                // The walker knows no unit without SRS.
+                supervisor_requests: true,
+                extended_accessed: rng.chance(7, 8),
+                snooped: rng.chance(7, 8),
+            },
         };
         if config.capabilities().is_ok() {
             return config;
