@@ -170,6 +170,23 @@ fn a_function_that_is_pulled_is_stopped_and_the_guest_finds_it_gone() {
 }
 
 #[test]
+fn a_plug_right_after_a_pull_presses_no_button() {
+    let machine = Machine::new();
+    let function = probe();
+    machine.plug(0, &function);
+    machine.root.assign_bars().expect("room");
+    let driver = Driver::start(&machine);
+    driver.interrupt();
+    assert!(machine.root.pull(&machine.ports[0]).is_ok());
+    machine.plug(0, &function);
+    let events = driver.interrupt();
+    assert_eq!(events & (PRESENCE | BUTTON), PRESENCE);
+    driver.disable();
+    driver.enable();
+    assert_eq!(machine.read(1, 0, 0) & 0xffff, 0x1234);
+}
+
+#[test]
 fn a_function_is_given_up_on_request_and_taken_out() {
     let machine = Machine::new();
     let function = probe();

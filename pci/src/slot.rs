@@ -150,7 +150,9 @@ impl Registers {
     pub(crate) fn set_occupied(&mut self, occupied: bool) -> Option<MsiMessage> {
         self.occupied = occupied;
         self.show_presence();
-        self.raise(PRESENCE_CHANGED | if occupied { BUTTON_PRESSED } else { 0 });
+        // Software that has not yet noticed that the slot was emptied by force would take the button for a wish to turn it off.
+        let asks = occupied && !self.powered();
+        self.raise(PRESENCE_CHANGED | if asks { BUTTON_PRESSED } else { 0 });
         self.settle()
     }
 
