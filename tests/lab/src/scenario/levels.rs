@@ -12,7 +12,7 @@ const HOST: Scenario = Scenario {
     cpus: 1,
     memory: "1G",
     command_line: "intel_iommu=on,sm_on kvm.tsc_tolerance_ppm=100000 quiet",
-    limit: Duration::from_secs(900),
+    limit: Duration::from_secs(1500),
     ..DEFAULT
 };
 
@@ -22,7 +22,7 @@ const GUEST: Scenario = Scenario {
     cpus: 1,
     memory: "256M",
     command_line: "intel_iommu=on,sm_on quiet",
-    limit: Duration::from_secs(420),
+    limit: Duration::from_secs(700),
     ..DEFAULT
 };
 
@@ -46,7 +46,7 @@ const DEVICES: &[&str] = &[
 const SHADOWED: &[Exchange] = &[
     Exchange {
         request: "bindings",
-        line_with: &[&["00:01.0", "first-stage"]],
+        line_with: &[&["00:01.0", "-stage"]],
         positive: &[],
     },
     Exchange {
@@ -141,7 +141,7 @@ const THIRD: &[Scenario] = &[
     Scenario {
         name: "shadow",
         unit: Some(SECOND_STAGE),
-        plan: "scalable,groups=DMA,translation=second-stage,intremap=x2apic,disk,net=256,edu,edu-remap=200,\
+        plan: "scalable,groups=DMA,translation=second-stage,intremap=x2apic,disk,net=256,edu,edu-remap=100,\
                edu-stays-mapped,look,interrupts=remapped,nofaults>poweroff",
         look: ALL_SHADOWED,
         ..GUEST
