@@ -376,11 +376,11 @@ mod testing;
 #[path = "assigned/assigned_test.rs"]
 mod assigned_test;
 #[cfg(test)]
-#[path = "assigned/first_stage_test.rs"]
-mod first_stage_test;
-#[cfg(test)]
 #[path = "assigned/first_stage_property_test.rs"]
 mod first_stage_property_test;
+#[cfg(test)]
+#[path = "assigned/first_stage_test.rs"]
+mod first_stage_test;
 #[cfg(test)]
 #[path = "assigned/property_test.rs"]
 mod property_test;

@@ -80,6 +80,8 @@ pub struct Scenario {
     pub killed: Option<&'static str>,
     /// Command lines that nido must refuse; then there is no guest.
     pub refusals: &'static [Refusal],
+    /// It runs only when it is named: for its time, or because it does not pass everywhere.
+    pub on_request: bool,
     /// Limit for the guest, from nido's start to its end, on a machine that does nothing else.
     pub limit: Duration,
 }
@@ -222,6 +224,7 @@ const DEFAULT: Scenario = Scenario {
     look: &[],
     killed: None,
     refusals: &[],
+    on_request: false,
     limit: Duration::from_secs(120),
 };
 
@@ -265,7 +268,8 @@ const CONTROL: &[Exchange] = &[
 
 /// All scenarios, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    SCENARIOS.iter().chain(ASSIGNED).chain(LEVELS)
+    // Those that take long come first, so that the others fill the time beside them.
+    LEVELS.iter().chain(ASSIGNED).chain(SCENARIOS)
 }
 
 /// The scenarios whose guests have devices of nido's own.

@@ -21,14 +21,21 @@ pub(crate) fn list() {
         .max()
         .unwrap_or(0);
     for scenario in scenario::all() {
-        println!("{:width$}  {}", scenario.name, scenario.description);
+        let when = if scenario.on_request {
+            " (only when it is named)"
+        } else {
+            ""
+        };
+        println!("{:width$}  {}{when}", scenario.name, scenario.description);
     }
 }
 
-/// The named scenarios, or all.
+/// The named scenarios, or all that need not be named.
 fn select(names: &[String]) -> Result<Vec<&'static Scenario>> {
     if names.is_empty() {
-        return Ok(scenario::all().collect());
+        return Ok(scenario::all()
+            .filter(|scenario| !scenario.on_request)
+            .collect());
     }
     names
         .iter()

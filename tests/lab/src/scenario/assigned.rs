@@ -333,6 +333,12 @@ const REFUSALS: &[Refusal] = &[
             "--device",
             "vfio-pci,host={edu0},iommufd=iommufd0",
         ],
-        says: &["x-flts=on", "{edu0}", "nested translation", "ECAP.NEST", "x-flts=off"],
+        says: &[
+            "x-flts=on",
+            "{edu0}",
+            "nested translation",
+            "ECAP.NEST",
+            "x-flts=off",
+        ],
     },
 ];

@@ -83,6 +83,7 @@ const NESTED: &[Exchange] = &[
 pub const LEVELS: &[Scenario] = &[
     Scenario {
         name: "levels-shadow",
+        on_request: true,
         description: "three levels, x-flts=off: level 3 has level 2's disks, network and edu, shadowed",
         plan: "scalable,translation=first-stage,level3=shadow,nofaults>poweroff",
         look: SHADOWED,
@@ -97,6 +98,7 @@ pub const LEVELS: &[Scenario] = &[
     },
     Scenario {
         name: "levels-strict",
+        on_request: true,
         description: "three levels, x-flts=on, and level 3 says iommu.strict=1",
         plan: "scalable,translation=first-stage,level3=strict,nofaults>poweroff",
         look: NESTED,
@@ -104,6 +106,7 @@ pub const LEVELS: &[Scenario] = &[
     },
     Scenario {
         name: "levels-reboot",
+        on_request: true,
         description: "three levels, x-flts=on: level 3 reboots, and goes from sm_on to sm_off and back",
         initramfs: Initramfs::HostKexec,
         plan: "scalable,level3=reboot,nofaults>poweroff",
@@ -111,6 +114,7 @@ pub const LEVELS: &[Scenario] = &[
     },
     Scenario {
         name: "levels-killed",
+        on_request: true,
         description: "three levels, x-flts=on: level 2's nido is killed in the middle of DMA, and started again",
         plan: "scalable,level3=killed,nofaults>poweroff",
         ..HOST
