@@ -272,6 +272,11 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
     LEVELS.iter().chain(ASSIGNED).chain(SCENARIOS)
 }
 
+/// The scenarios that run without being named.
+pub fn standard() -> impl Iterator<Item = &'static Scenario> {
+    all().filter(|scenario| !scenario.on_request)
+}
+
 /// The scenarios whose guests have devices of nido's own.
 const SCENARIOS: &[Scenario] = &[
     Scenario {

@@ -33,9 +33,7 @@ pub(crate) fn list() {
 /// The named scenarios, or all that need not be named.
 fn select(names: &[String]) -> Result<Vec<&'static Scenario>> {
     if names.is_empty() {
-        return Ok(scenario::all()
-            .filter(|scenario| !scenario.on_request)
-            .collect());
+        return Ok(scenario::standard().collect());
     }
     names
         .iter()

@@ -83,7 +83,6 @@ const NESTED: &[Exchange] = &[
 pub const LEVELS: &[Scenario] = &[
     Scenario {
         name: "levels-shadow",
-        on_request: true,
         description: "three levels, x-flts=off: level 3 has level 2's disks, network and edu, shadowed",
         plan: "scalable,translation=first-stage,level3=shadow,nofaults>poweroff",
         look: SHADOWED,
@@ -98,7 +97,6 @@ pub const LEVELS: &[Scenario] = &[
     },
     Scenario {
         name: "levels-strict",
-        on_request: true,
         description: "three levels, x-flts=on, and level 3 says iommu.strict=1",
         plan: "scalable,translation=first-stage,level3=strict,nofaults>poweroff",
         look: NESTED,
@@ -107,14 +105,13 @@ pub const LEVELS: &[Scenario] = &[
     Scenario {
         name: "levels-reboot",
         on_request: true,
-        description: "three levels, x-flts=on: level 3 reboots, and goes from sm_on to sm_off and back",
+        description: "three levels, x-flts=on: level 3 reboots, goes to sm_off by kexec, and reboots back",
         initramfs: Initramfs::HostKexec,
         plan: "scalable,level3=reboot,nofaults>poweroff",
         ..HOST
     },
     Scenario {
         name: "levels-killed",
-        on_request: true,
         description: "three levels, x-flts=on: level 2's nido is killed in the middle of DMA, and started again",
         plan: "scalable,level3=killed,nofaults>poweroff",
         ..HOST
@@ -173,7 +170,7 @@ const THIRD: &[Scenario] = &[
         initramfs: Initramfs::Kexec,
         plan: "scalable,translation=first-stage,disk,edu,nofaults>restart;\
                scalable,translation=first-stage,net=256,edu,nofaults>kexec:intel_iommu=on,sm_off;\
-               legacy,translation=legacy,net=256,edu,nofaults>kexec:intel_iommu=on,sm_on;\
+               legacy,translation=legacy,net=256,edu,nofaults>restart;\
                scalable,translation=first-stage,net=256,edu,nofaults>poweroff",
         ..GUEST
     },
