@@ -80,8 +80,6 @@ pub struct Scenario {
     pub killed: Option<&'static str>,
     /// Command lines that nido must refuse; then there is no guest.
     pub refusals: &'static [Refusal],
-    /// It runs only when it is named: for its time, or because it does not pass everywhere.
-    pub on_request: bool,
     /// Limit for the guest, from nido's start to its end, on a machine that does nothing else.
     pub limit: Duration,
 }
@@ -224,7 +222,6 @@ const DEFAULT: Scenario = Scenario {
     look: &[],
     killed: None,
     refusals: &[],
-    on_request: false,
     limit: Duration::from_secs(120),
 };
 
@@ -270,11 +267,6 @@ const CONTROL: &[Exchange] = &[
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
     // Those that take long come first, so that the others fill the time beside them.
     LEVELS.iter().chain(ASSIGNED).chain(SCENARIOS)
-}
-
-/// The scenarios that run without being named.
-pub fn standard() -> impl Iterator<Item = &'static Scenario> {
-    all().filter(|scenario| !scenario.on_request)
 }
 
 /// The scenarios whose guests have devices of nido's own.

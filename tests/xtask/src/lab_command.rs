@@ -21,19 +21,14 @@ pub(crate) fn list() {
         .max()
         .unwrap_or(0);
     for scenario in scenario::all() {
-        let when = if scenario.on_request {
-            " (only when it is named)"
-        } else {
-            ""
-        };
-        println!("{:width$}  {}{when}", scenario.name, scenario.description);
+        println!("{:width$}  {}", scenario.name, scenario.description);
     }
 }
 
-/// The named scenarios, or all that need not be named.
+/// The named scenarios, or all.
 fn select(names: &[String]) -> Result<Vec<&'static Scenario>> {
     if names.is_empty() {
-        return Ok(scenario::standard().collect());
+        return Ok(scenario::all().collect());
     }
     names
         .iter()

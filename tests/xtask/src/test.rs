@@ -59,7 +59,7 @@ pub(crate) fn run(wanted: Where) -> Result<bool> {
     }
     tally += run_fuzzers()?;
     println!("scenarios:");
-    let scenarios: Vec<_> = scenario::standard().collect();
+    let scenarios: Vec<_> = scenario::all().collect();
     let manner = Manner {
         place: wanted,
         verbose: false,

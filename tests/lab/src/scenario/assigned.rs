@@ -183,7 +183,7 @@ pub const ASSIGNED: &[Scenario] = &[
             "pcie-root-port,id=rp2",
         ],
         // The lab's kernel has no ASPM, without which it does not ask the firmware for control of hot-plug.
-        command_line: "intel_iommu=on,sm_on pcie_ports=native",
+        command_line: "intel_iommu=on,sm_on",
         plan: "scalable,translation=second-stage,hot-plug=20,disk,nofaults>poweroff",
         limit: Duration::from_secs(400),
         ..ASSIGNED_DEFAULT

@@ -104,7 +104,6 @@ pub const LEVELS: &[Scenario] = &[
     },
     Scenario {
         name: "levels-reboot",
-        on_request: true,
         description: "three levels, x-flts=on: level 3 reboots, goes to sm_off by kexec, and reboots back",
         initramfs: Initramfs::HostKexec,
         plan: "scalable,level3=reboot,nofaults>poweroff",
