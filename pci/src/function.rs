@@ -15,6 +15,8 @@ pub trait IntxSink: Send + Sync {
 }
 
 /// One PCI function. All methods may be called from several vCPU threads at once.
+///
+/// What has to do with BARs is ready for functions that have none; one with BARs implements all of it.
 pub trait PciFunction: Send + Sync {
     /// Reads configuration space at `offset` (below 4096).
     fn read_config(&self, offset: u16, data: &mut [u8]);
@@ -24,19 +26,30 @@ pub trait PciFunction: Send + Sync {
     fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange;
 
     /// Reads BAR `bar` at `offset`. `offset + data.len()` may exceed the BAR only through a caller's mistake.
-    fn read_bar(&self, bar: usize, offset: u64, data: &mut [u8]);
+    fn read_bar(&self, bar: usize, offset: u64, data: &mut [u8]) {
+        let _ = (bar, offset);
+        data.fill(0xff);
+    }
 
     /// Writes BAR `bar` at `offset`.
-    fn write_bar(&self, bar: usize, offset: u64, data: &[u8]);
+    fn write_bar(&self, bar: usize, offset: u64, data: &[u8]) {
+        let _ = (bar, offset, data);
+    }
 
     /// The windows that the function decodes now: none while Memory Space is disabled.
-    fn windows(&self) -> Vec<BarWindow>;
+    fn windows(&self) -> Vec<BarWindow> {
+        Vec::new()
+    }
 
     /// The BARs that exist: index, kind, size in bytes.
-    fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)>;
+    fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
+        Vec::new()
+    }
 
     /// Sets a BAR's address, as firmware does before the operating system starts.
-    fn assign_bar(&self, bar: usize, address: u64);
+    fn assign_bar(&self, bar: usize, address: u64) {
+        let _ = (bar, address);
+    }
 
     /// Tells which windows accesses reach whole: the part of [`windows`](Self::windows) that lies in an aperture and is
     /// covered by no other function. Called after each change, in order, under the root complex's decode lock: an

@@ -4,7 +4,6 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::bar::{BarKind, BarWindow};
 use crate::builder::Identity;
 use crate::config::{ConfigChange, ConfigSpace};
 use crate::function::PciFunction;
@@ -39,22 +38,6 @@ impl PciFunction for HostBridge {
     fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange {
         self.config().write(offset, data)
     }
-
-    fn read_bar(&self, _bar: usize, _offset: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
-    fn write_bar(&self, _bar: usize, _offset: u64, _data: &[u8]) {}
-
-    fn windows(&self) -> Vec<BarWindow> {
-        Vec::new()
-    }
-
-    fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
-        Vec::new()
-    }
-
-    fn assign_bar(&self, _bar: usize, _address: u64) {}
 
     fn reset(&self) {
         self.config().reset();

@@ -33,7 +33,6 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::bar::{BarKind, BarWindow};
 use crate::bdf::Bdf;
 use crate::config::ConfigChange;
 use crate::endpoint::Endpoint;
@@ -325,22 +324,6 @@ impl PciFunction for RootPort {
             ..ConfigChange::default()
         }
     }
-
-    fn read_bar(&self, _bar: usize, _offset: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
-    fn write_bar(&self, _bar: usize, _offset: u64, _data: &[u8]) {}
-
-    fn windows(&self) -> Vec<BarWindow> {
-        Vec::new()
-    }
-
-    fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
-        Vec::new()
-    }
-
-    fn assign_bar(&self, _bar: usize, _address: u64) {}
 
     /// Back to power-on values: an occupied slot has power, an empty one has not. The function is reset by the root complex.
     fn reset(&self) {

@@ -308,20 +308,6 @@ impl PciFunction for Witness {
         ConfigChange::default()
     }
 
-    fn read_bar(&self, _bar: usize, _offset: u64, _data: &mut [u8]) {}
-
-    fn write_bar(&self, _bar: usize, _offset: u64, _data: &[u8]) {}
-
-    fn windows(&self) -> Vec<BarWindow> {
-        Vec::new()
-    }
-
-    fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
-        Vec::new()
-    }
-
-    fn assign_bar(&self, _bar: usize, _address: u64) {}
-
     fn quiesce(&self) {
         self.1.lock().expect("not poisoned").push(self.0);
     }
