@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{State, add_parent, not_attached, refused};
+use super::{Domain, Host, State, add_parent, not_attached, refused};
 use crate::host::assigned::device::{Binding, HostKey};
 use crate::host::assigned::target::{Blocked, Tables, Target};
 use crate::host::nested::batch::{ALL, Tag, User, batch};
@@ -166,17 +166,7 @@ impl State {
     }
 
     fn base(&mut self, host: HostKey, base: Base) -> Option<&mut Space> {
-        match base {
-            Base::Memory => self
-                .hosts
-                .iter_mut()
-                .find(|known| known.key == host)
-                .map(|host| &mut host.memory),
-            Base::Shadow(at) => self
-                .domains
-                .get_mut(at)
-                .map(|domain| &mut domain.shadow.space),
-        }
+        space_of(&mut self.hosts, &mut self.domains, host, base)
     }
 
     /// Makes a page table that suits a device, to put nested ones upon.
@@ -188,13 +178,7 @@ impl State {
             common,
             ..
         } = self;
-        let space = match base {
-            Base::Memory => hosts
-                .iter_mut()
-                .find(|known| known.key == host)
-                .map(|host| &mut host.memory),
-            Base::Shadow(at) => domains.get_mut(at).map(|domain| &mut domain.shadow.space),
-        };
+        let space = space_of(hosts, domains, host, base);
         let (Some(space), Some(device)) = (space, devices.get(index)) else {
             return Err(Blocked::Host(None));
         };
@@ -289,6 +273,22 @@ impl State {
         }) {
             unused.destroy(common);
         }
+    }
+}
+
+/// The space of `host` that page tables for `base` are over.
+fn space_of<'a>(
+    hosts: &'a mut [Host],
+    domains: &'a mut [Domain],
+    host: HostKey,
+    base: Base,
+) -> Option<&'a mut Space> {
+    match base {
+        Base::Memory => hosts
+            .iter_mut()
+            .find(|known| known.key == host)
+            .map(|host| &mut host.memory),
+        Base::Shadow(at) => domains.get_mut(at).map(|domain| &mut domain.shadow.space),
     }
 }
 
