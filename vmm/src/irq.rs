@@ -7,13 +7,14 @@ mod table;
 mod watcher;
 
 use std::fmt::Display;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::limit::LogLimit;
 use iommu::SourceId;
 use iommu::unit::{EventSink, InterruptMessage};
 use kvm_ioctls::VmFd;
-use pci::{Bdf, MsiSink};
+use pci::{Bdf, MsiMessage, MsiSink};
 
 use crate::memory::Memory;
 use chip::{Chip, KvmChip};
@@ -88,6 +89,27 @@ impl EventSink for LocalApics {
 fn is_interrupt(message: InterruptMessage) -> bool {
     let (low, high) = halves(message.address);
     u64::from(low) >> 20 == INTERRUPT_RANGE && high & 0xff == 0
+}
+
+/// Interrupt entries that the guest has invalidated.
+struct Invalidated(Range<u32>);
+
+impl Invalidated {
+    fn new(first: u16, count: u32) -> Self {
+        let first = u32::from(first);
+        Self(first..first.saturating_add(count))
+    }
+
+    /// A change of all entries concerns messages in compatibility format, too: it may be remapping that went on or off.
+    fn all(&self) -> bool {
+        self.0 == (0..0x1_0000)
+    }
+
+    /// Whether a message, as the guest wrote it, may now be remapped in another way.
+    fn concerns(&self, MsiMessage { address, data }: MsiMessage) -> bool {
+        let index = InterruptMessage { address, data }.entry_index();
+        self.all() || index.is_some_and(|index| self.0.contains(&index))
+    }
 }
 
 fn halves(address: u64) -> (u32, u32) {

@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::ioapic::{self, IoApic, Route, RouteListener};
 use iommu::SourceId;
-use iommu::unit::{InterruptEntryObserver, InterruptMessage};
-use pci::MsiMessage;
+use iommu::unit::InterruptEntryObserver;
 
-use super::{IOAPIC_REQUESTER, Remapper, RoutingTable};
+use super::{IOAPIC_REQUESTER, Invalidated, Remapper, RoutingTable};
 
 /// Trigger mode in message data: level.
 const DATA_LEVEL: u32 = 1 << 15;
@@ -91,16 +90,9 @@ impl RouteListener for LevelRoutes {
 impl InterruptEntryObserver for LevelRoutes {
     fn interrupt_entries_invalidated(&self, first: u16, count: u32) {
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = u32::from(first);
-        // Of a change of all entries, pins in compatibility format have to hear, too: it may be remapping that went on or off.
-        let all = first == 0 && count == 0x1_0000;
-        let concerned = |route: &Route| {
-            let MsiMessage { address, data } = route.message;
-            let index = InterruptMessage { address, data }.entry_index();
-            route.level
-                && index.is_some_and(|index| (first..first.saturating_add(count)).contains(&index))
-        };
-        if all || pins.iter().flatten().any(concerned) {
+        let invalidated = Invalidated::new(first, count);
+        let concerned = |route: &Route| route.level && invalidated.concerns(route.message);
+        if invalidated.all() || pins.iter().flatten().any(concerned) {
             self.update(&pins);
         }
     }

@@ -15,7 +15,7 @@ use pci::{Bdf, MsiMessage, MsiSink};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::watcher::Watcher;
-use super::{Remapper, RoutingTable, is_interrupt};
+use super::{Invalidated, Remapper, RoutingTable, is_interrupt};
 use crate::kvm;
 
 /// Routes from events to messages, each with a GSI of its own.
@@ -287,15 +287,11 @@ impl Shared {
 impl InterruptEntryObserver for Shared {
     fn interrupt_entries_invalidated(&self, first: u16, count: u32) {
         let mut state = self.lock();
-        let first = u32::from(first);
-        // Of a change of all entries, routes in compatibility format have to hear, too: it may be remapping that went on or off.
-        let all = first == 0 && count == 0x1_0000;
-        let entries = first..first.saturating_add(count);
+        let invalidated = Invalidated::new(first, count);
         let concerned = |route: &Route| {
-            route.message.is_some_and(|MsiMessage { address, data }| {
-                let index = InterruptMessage { address, data }.entry_index();
-                all || index.is_some_and(|index| entries.contains(&index))
-            })
+            route
+                .message
+                .is_some_and(|message| invalidated.concerns(message))
         };
         let routes = state.routes.iter().filter(|(_, route)| concerned(route));
         let gsis: Vec<u32> = routes.map(|(gsi, _)| *gsi).collect();
