@@ -165,8 +165,7 @@ impl HotPlug {
 
     /// The host wants the device at `bdf` back, and may say so again and again: the guest is asked for it, if it is behind a port.
     pub(crate) fn give_back(self: &Arc<Self>, bdf: Bdf) {
-        let mut ports = self.ports.iter();
-        let Some(port) = ports.find(|port| port.port.function_address() == bdf) else {
+        let Some(port) = self.port_of_function(bdf) else {
             return;
         };
         let (plug, name) = (Arc::clone(self), port.name.clone());
@@ -207,11 +206,13 @@ impl HotPlug {
 
     /// The function behind a root port, whether the guest can reach it or not.
     pub(crate) fn function(&self, bdf: Bdf) -> Option<Arc<dyn PciFunction>> {
+        self.port_of_function(bdf)?.port.function()
+    }
+
+    /// The port that the function at `bdf` is behind.
+    fn port_of_function(&self, bdf: Bdf) -> Option<&Port> {
         let mut ports = self.ports.iter();
-        ports
-            .find(|port| port.port.function_address() == bdf)?
-            .port
-            .function()
+        ports.find(|port| port.port.function_address() == bdf)
     }
 
     /// Asks the guest for the device, and waits until it has let go.
