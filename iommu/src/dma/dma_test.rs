@@ -357,8 +357,35 @@ fn hits_and_walks_are_counted_across_views_that_come_and_go() {
     let expected = DmaCounts {
         translation_hits: 4,
         table_walks: 3,
+        nested_walks: 0,
     };
     assert_eq!(bench.state.counts(), expected);
+}
+
+#[test]
+fn walks_of_nested_tables_are_counted_beside_all_walks() {
+    let bench = bench();
+    let first = bench.world.first_stage(4);
+    for page in [0x5000, 0x6000] {
+        bench.world.map(&first, page, 1, page | 0x67);
+    }
+    // Tables and pages of the first stage are where the second stage leaves them: a page of 1 GiB.
+    let second = bench.world.second_stage(4);
+    bench.world.map(&second, 0, 3, 0x83);
+    bench
+        .world
+        .set_pasid(0, &[second.top | 0xc9, 0x7, first.top]);
+    let mut view = bench.port.view();
+    for address in [0x5000, 0x5000, 0x6000] {
+        view.begin().read_obj::<u32>(GuestAddress(address)).unwrap();
+    }
+    bench.world.set_pasid(0, &[bench.paging.top | 0x89, 0x7]);
+    bench.state.invalidate_all();
+    bench.world.map(&bench.paging, 0x5000, 1, 0x20_0003);
+    view.begin().read_obj::<u32>(GuestAddress(0x5000)).unwrap();
+    drop(view);
+    let counts = bench.state.counts();
+    assert_eq!((counts.table_walks, counts.nested_walks), (3, 2));
 }
 
 #[test]

@@ -55,12 +55,15 @@ pub struct DmaCounts {
     pub translation_hits: u64,
     /// By a walk of the tables, if only the last of them; or not at all.
     pub table_walks: u64,
+    /// By such a walk, through a first stage nested on a second one.
+    pub nested_walks: u64,
 }
 
 impl DmaCounts {
     fn add(&mut self, slot: &Slot) {
         self.translation_hits += slot.hits.load(Ordering::Relaxed);
         self.table_walks += slot.walks.load(Ordering::Relaxed);
+        self.nested_walks += slot.nested.load(Ordering::Relaxed);
     }
 }
 
@@ -72,16 +75,25 @@ pub(super) struct Slot {
     /// What the view has counted, as of its last transaction.
     hits: AtomicU64,
     walks: AtomicU64,
+    /// Counted as it happens, which is out of the way of hits.
+    nested: AtomicU64,
 }
 
 impl Slot {
     pub(super) const IDLE: u64 = 0;
 
+    /// The view has walked nested tables.
+    pub(super) fn count_nested(&self) {
+        // Only its view writes a slot, so this needs to be no addition.
+        let count = self.nested.load(Ordering::Relaxed);
+        self.nested.store(count.wrapping_add(1), Ordering::Relaxed);
+    }
+
     /// The transaction is over, and the view has counted this much.
-    pub(super) fn leave(&self, counts: DmaCounts) {
+    pub(super) fn leave(&self, hits: u64, walks: u64) {
         // Only its view writes a slot, so these need to be no additions.
-        self.hits.store(counts.translation_hits, Ordering::Relaxed);
-        self.walks.store(counts.table_walks, Ordering::Relaxed);
+        self.hits.store(hits, Ordering::Relaxed);
+        self.walks.store(walks, Ordering::Relaxed);
         self.running.store(Self::IDLE, Ordering::Release);
     }
 }
@@ -121,7 +133,7 @@ impl<M> DmaState<M> {
         self.invalidate_all();
     }
 
-    /// What all views have counted since the unit was made, those of transactions that are running excepted.
+    /// What all views have counted since the unit was made, those of transactions that are running in part.
     pub fn counts(&self) -> DmaCounts {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let mut counts = slots.past;
@@ -192,6 +204,7 @@ impl<M> DmaState<M> {
             running: AtomicU64::new(Slot::IDLE),
             hits: AtomicU64::default(),
             walks: AtomicU64::default(),
+            nested: AtomicU64::default(),
         });
         self.slots
             .lock()

@@ -13,11 +13,12 @@ use vm_memory::{
 use super::cache::Cache;
 use super::port::{DmaPort, Path};
 use super::slices::DmaSlices;
-use super::state::{DmaCounts, DmaState, Slot};
+use super::state::{DmaState, Slot};
 use crate::memory::Nearby;
 use crate::spec::ids::Pasid;
 use crate::translate::{
-    self, Access, Fault, Gates, Latched, Permitted, Request, RequestKind, Resolved, Structures, Tag,
+    self, Access, Binding, Fault, Gates, Latched, Permitted, Request, RequestKind, Resolved,
+    Structures, Tag,
 };
 
 /// A device's view of memory for one worker thread, with a translation cache that no one else uses.
@@ -173,10 +174,7 @@ pub struct DmaTransaction<'v, M: Deref<Target: GuestMemoryBackend>> {
 impl<M: Deref<Target: GuestMemoryBackend>> Drop for DmaTransaction<'_, M> {
     fn drop(&mut self) {
         if let Some(slot) = &self.view.slot {
-            slot.leave(DmaCounts {
-                translation_hits: self.view.hits.get(),
-                table_walks: self.view.walks.get(),
-            });
+            slot.leave(self.view.hits.get(), self.view.walks.get());
         }
     }
 }
@@ -273,6 +271,7 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
                 .translate(tables, gates, resolved, self.tag, address, access)
         {
             view.cache.insert(self.tag, address, &found);
+            self.count_nested(resolved);
             return Some(found);
         }
         let request = Request {
@@ -284,7 +283,11 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
             kind: self.kind,
         };
         let outcome = if remembers {
-            let resolve = || self.resolve(gates, &request);
+            let resolve = || {
+                let resolved = self.resolve(gates, &request)?;
+                self.count_nested(resolved);
+                Ok(resolved)
+            };
             translate::translate_with(tables, gates, &view.latched, &request, resolve).map(
                 |(translation, trail)| {
                     view.structures.keep(self.tag, address, &trail);
@@ -312,6 +315,13 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         }
         let resolved = translate::resolve(&self.tables, gates, &view.latched, request)?;
         Ok(view.bound.get_or_init(|| resolved))
+    }
+
+    #[inline]
+    fn count_nested(&self, resolved: &Resolved) {
+        if let (Binding::Nested(..), Some(slot)) = (&resolved.binding, &self.view.slot) {
+            slot.count_nested();
+        }
     }
 
     /// What a page permits, without making a request: nothing is reported.

@@ -52,6 +52,8 @@ counters! {
         translation_hits,
         /// Accesses for which tables were walked, if only the last of them.
         table_walks,
+        /// Those of them through a first stage nested on a second one.
+        nested_walks,
     }
     here {
         /// Context cache invalidations, queued.
