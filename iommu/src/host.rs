@@ -22,6 +22,8 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::BorrowedFd;
 
+use crate::spec::ids::Pasid;
+
 /// Names an I/O address space or a page table of one iommufd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId(pub u32);
@@ -209,11 +211,16 @@ pub trait HostIommu: Send + Sync {
     ) -> io::Result<()>;
 }
 
-/// How one assigned device is put behind a page table: VFIO's part (`VFIO_DEVICE_ATTACH_IOMMUFD_PT` and `..._DETACH_...`).
+/// How one assigned device is put behind page tables: VFIO's part (`VFIO_DEVICE_ATTACH_IOMMUFD_PT` and `..._DETACH_...`).
+///
+/// Requests with each PASID are apart from those with others and from those without, which `None` stands for. The kernel does not
+/// offer PASID 0: it is what it calls requests without PASID by. Requests with a PASID take page tables with
+/// [`PageTableOptions::pasid`] only, and so do requests without while any PASID is attached, and the other way round.
 pub trait Attachment: Send + Sync {
-    /// Puts the device behind `table` in place of what it was behind. After an error the device may be blocked.
-    fn attach(&self, table: ObjectId) -> io::Result<()>;
+    /// Puts the device's requests with `pasid` behind `table` in place of what they were behind. After an error they may be
+    /// blocked.
+    fn attach(&self, pasid: Option<Pasid>, table: ObjectId) -> io::Result<()>;
 
-    /// Blocks the device's DMA.
-    fn detach(&self) -> io::Result<()>;
+    /// Blocks the device's DMA with `pasid`. Nothing happens if it is blocked already.
+    fn detach(&self, pasid: Option<Pasid>) -> io::Result<()>;
 }

@@ -280,6 +280,7 @@ impl Assigner {
                 host: Arc::clone(&device.iommufd) as _,
                 id: device.id,
                 attachment: Arc::clone(&device.cdev) as _,
+                pasids: false,
             })
             .map_err(|error| AssignError::add(error, self.ram_size))?;
         lock(&self.devices).insert(source.0, device);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use iommu::Pasid;
 use iommu::host::{Attachment, HostDeviceId, ObjectId};
 use thiserror::Error;
 use vfio_bindings::bindings::vfio::{
@@ -238,12 +239,14 @@ impl AsFd for VfioCdev {
 }
 
 impl Attachment for VfioCdev {
-    fn attach(&self, table: ObjectId) -> io::Result<()> {
-        retry(&[libc::EBUSY], || sys::attach(&self.file, table.0))
+    fn attach(&self, pasid: Option<Pasid>, table: ObjectId) -> io::Result<()> {
+        let attachment = sys::attachment(pasid.map(Pasid::get), table.0);
+        retry(&[libc::EBUSY], || sys::attach(&self.file, attachment))
     }
 
-    fn detach(&self) -> io::Result<()> {
-        retry(&[libc::EBUSY], || sys::detach(&self.file))
+    fn detach(&self, pasid: Option<Pasid>) -> io::Result<()> {
+        let detachment = sys::detachment(pasid.map(Pasid::get));
+        retry(&[libc::EBUSY], || sys::detach(&self.file, detachment))
     }
 }
 

@@ -116,3 +116,19 @@ fn a_busy_device_is_tried_again_and_a_broken_one_is_not() {
     assert!(result.is_err());
     assert_eq!(tries, 1);
 }
+
+#[test]
+fn requests_with_a_pasid_are_named_by_flag_and_number() {
+    let attach = |pasid| {
+        let to = sys::attachment(pasid, 7);
+        [to.argsz, to.flags, to.pt_id, to.pasid]
+    };
+    assert_eq!(attach(None), [16, 0, 7, 0]);
+    assert_eq!(attach(Some(0xf_ffff)), [16, 1, 7, 0xf_ffff]);
+    let detach = |pasid| {
+        let from = sys::detachment(pasid);
+        [from.argsz, from.flags, from.pasid]
+    };
+    assert_eq!(detach(None), [12, 0, 0]);
+    assert_eq!(detach(Some(5)), [12, 1, 5]);
+}

@@ -8,10 +8,10 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_BASE, VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_UNMASK,
-    VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, vfio_device_attach_iommufd_pt,
-    vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt, vfio_device_info, vfio_irq_info,
-    vfio_region_info,
+    VFIO_BASE, VFIO_DEVICE_ATTACH_PASID, VFIO_DEVICE_DETACH_PASID, VFIO_DEVICE_FLAGS_RESET,
+    VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_EVENTFD,
+    VFIO_IRQ_SET_DATA_NONE, vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd,
+    vfio_device_detach_iommufd_pt, vfio_device_info, vfio_irq_info, vfio_region_info,
 };
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr};
@@ -55,24 +55,35 @@ pub(super) fn bind(device: &File, iommufd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(bind.out_devid)
 }
 
-/// `VFIO_DEVICE_ATTACH_IOMMUFD_PT`.
-pub(super) fn attach(device: &File, table: u32) -> io::Result<()> {
-    let mut attach = vfio_device_attach_iommufd_pt {
+/// What [`attach`] is told: requests with `pasid`, or those without, go behind `table`. (Kernels before Linux 6.15 do not know
+/// the flag, and do not read beyond `pt_id`.)
+pub(super) fn attachment(pasid: Option<u32>, table: u32) -> vfio_device_attach_iommufd_pt {
+    vfio_device_attach_iommufd_pt {
         argsz: size_of_u32::<vfio_device_attach_iommufd_pt>(),
+        flags: pasid.map_or(0, |_| VFIO_DEVICE_ATTACH_PASID),
         pt_id: table,
-        ..Default::default()
-    };
+        pasid: pasid.unwrap_or(0),
+    }
+}
+
+/// What [`detach`] is told, as for [`attachment`].
+pub(super) fn detachment(pasid: Option<u32>) -> vfio_device_detach_iommufd_pt {
+    vfio_device_detach_iommufd_pt {
+        argsz: size_of_u32::<vfio_device_detach_iommufd_pt>(),
+        flags: pasid.map_or(0, |_| VFIO_DEVICE_DETACH_PASID),
+        pasid: pasid.unwrap_or(0),
+    }
+}
+
+/// `VFIO_DEVICE_ATTACH_IOMMUFD_PT`.
+pub(super) fn attach(device: &File, mut attach: vfio_device_attach_iommufd_pt) -> io::Result<()> {
     // SAFETY: as in `bind`.
     check(unsafe { ioctl_with_mut_ref(device, VFIO_DEVICE_ATTACH_IOMMUFD_PT(), &mut attach) })
         .map(drop)
 }
 
 /// `VFIO_DEVICE_DETACH_IOMMUFD_PT`.
-pub(super) fn detach(device: &File) -> io::Result<()> {
-    let mut detach = vfio_device_detach_iommufd_pt {
-        argsz: size_of_u32::<vfio_device_detach_iommufd_pt>(),
-        ..Default::default()
-    };
+pub(super) fn detach(device: &File, mut detach: vfio_device_detach_iommufd_pt) -> io::Result<()> {
     // SAFETY: as in `bind`.
     check(unsafe { ioctl_with_mut_ref(device, VFIO_DEVICE_DETACH_IOMMUFD_PT(), &mut detach) })
         .map(drop)

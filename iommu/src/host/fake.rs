@@ -21,7 +21,7 @@ use super::{
     Attachment, HardwareInfo, HostDeviceId, HostIommu, HostMemory, IntelInfo, NestedInvalidation,
     NestedTable, ObjectId, PageTableOptions, Rights, SharedMapping,
 };
-use crate::spec::ids::SourceId;
+use crate::spec::ids::{Pasid, SourceId};
 use crate::spec::registers::{Capability, Caps, ExtendedCapability};
 use nested::{Memory, Nested};
 use space::{Area, Space};
@@ -323,6 +323,7 @@ impl FakeHost {
             host: Arc::clone(self) as _,
             id,
             attachment,
+            pasids: false,
         }
     }
 
@@ -693,7 +694,8 @@ struct FakeAttachment {
 }
 
 impl Attachment for FakeAttachment {
-    fn attach(&self, table: ObjectId) -> io::Result<()> {
+    fn attach(&self, pasid: Option<Pasid>, table: ObjectId) -> io::Result<()> {
+        assert!(pasid.is_none(), "not yet");
         let call = Call::Attach {
             device: self.device,
             table,
@@ -702,7 +704,8 @@ impl Attachment for FakeAttachment {
             .call_in_steps(call, |state, fails| state.attach(self.device, table, fails))
     }
 
-    fn detach(&self) -> io::Result<()> {
+    fn detach(&self, pasid: Option<Pasid>) -> io::Result<()> {
+        assert!(pasid.is_none(), "not yet");
         self.host.call(Call::Detach(self.device), |state| {
             let device = state.devices.get_mut(&self.device).ok_or(ENOENT)?;
             device.believed = None;

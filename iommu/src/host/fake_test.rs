@@ -85,9 +85,9 @@ fn a_device_takes_the_interrupt_range_and_its_width() {
     map(&host, space, 0xfee0_0000, 0x1000).unwrap();
     let plain = PageTableOptions::default();
     let table = host.allocate_page_table(device, space, plain).unwrap();
-    assert_eq!(number(attachment.attach(table)), EADDRINUSE);
+    assert_eq!(number(attachment.attach(None, table)), EADDRINUSE);
     host.unmap(space, 0xfee0_0000, 0x1000).unwrap();
-    attachment.attach(table).unwrap();
+    attachment.attach(None, table).unwrap();
     assert_eq!(
         host.address_ranges(space).unwrap().0,
         [0..=0xfedf_ffff, 0xfef0_0000..=0x7f_ffff_ffff]
@@ -96,7 +96,7 @@ fn a_device_takes_the_interrupt_range_and_its_width() {
     assert_eq!(number(map(&host, space, 0x80_0000_0000, 0x1000)), EINVAL);
     assert_eq!(number(host.destroy(space)), EBUSY);
     assert_eq!(number(host.destroy(table)), EBUSY);
-    attachment.detach().unwrap();
+    attachment.detach(None).unwrap();
     host.destroy(table).unwrap();
     host.destroy(space).unwrap();
     assert_eq!(host.objects(), 0);
@@ -113,15 +113,15 @@ fn a_failed_replacement_blocks_and_is_not_undone_by_attaching_again() {
             .unwrap()
     };
     let (old, new) = (table(), table());
-    attachment.attach(old).unwrap();
+    attachment.attach(None, old).unwrap();
     assert!(host.dma(device, 0x1000).is_some());
     host.fail_after(0, ENOMEM);
-    assert_eq!(number(attachment.attach(new)), ENOMEM);
+    assert_eq!(number(attachment.attach(None, new)), ENOMEM);
     assert_eq!(host.dma(device, 0x1000), None);
-    attachment.attach(old).unwrap();
+    attachment.attach(None, old).unwrap();
     assert_eq!(host.dma(device, 0x1000), None, "attaching it did nothing");
-    attachment.detach().unwrap();
-    attachment.attach(old).unwrap();
+    attachment.detach(None).unwrap();
+    attachment.attach(None, old).unwrap();
     assert!(host.dma(device, 0x1000).is_some());
 }
 
@@ -136,7 +136,7 @@ fn written_pages_are_told_once_and_forgotten_with_their_area() {
     let table = host.allocate_page_table(device, space, TRACKING).unwrap();
     map(&host, space, 0x1000, 0x4000).unwrap();
     map(&host, space, 0x8000, 0x1000).unwrap();
-    attachment.attach(table).unwrap();
+    attachment.attach(None, table).unwrap();
     host.write(device, 0x1000).unwrap();
     host.set_dirty_tracking(table, true).unwrap();
     host.write(device, 0x3008).unwrap();

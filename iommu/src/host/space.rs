@@ -237,14 +237,14 @@ pub(crate) fn attach(
     attachment: &dyn Attachment,
     table: ObjectId,
 ) -> Result<Attached, AttachError> {
-    let Err(error) = attachment.attach(table) else {
+    let Err(error) = attachment.attach(None, table) else {
         return Ok(None);
     };
     detach(attachment).map_err(AttachError::Stuck)?;
     if error.raw_os_error() == Some(INVALID) {
         return Err(AttachError::Incompatible);
     }
-    match attachment.attach(table) {
+    match attachment.attach(None, table) {
         Ok(()) => Ok(Some(error)),
         Err(error) => {
             detach(attachment).map_err(AttachError::Stuck)?;
@@ -256,7 +256,7 @@ pub(crate) fn attach(
 /// Blocks a device, for which it waits while VFIO resets it.
 pub(crate) fn detach(attachment: &dyn Attachment) -> io::Result<()> {
     const ATTEMPTS: u32 = 20;
-    let mut outcome = attachment.detach();
+    let mut outcome = attachment.detach(None);
     for _ in 1..ATTEMPTS {
         match &outcome {
             Ok(()) => break,
@@ -265,7 +265,7 @@ pub(crate) fn detach(attachment: &dyn Attachment) -> io::Result<()> {
             }
             Err(_) => {}
         }
-        outcome = attachment.detach();
+        outcome = attachment.detach(None);
     }
     outcome
 }

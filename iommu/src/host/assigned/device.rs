@@ -25,6 +25,9 @@ pub struct AssignedDevice {
     pub id: HostDeviceId,
     /// How it is put behind page tables. It is behind none.
     pub attachment: Arc<dyn Attachment>,
+    /// The guest is shown the device's PASID capability, so requests with PASIDs follow the guest's tables, too. Without, they
+    /// reach nothing.
+    pub pasids: bool,
 }
 
 /// Names one of the machine's iommufds.

@@ -12,6 +12,7 @@ use crate::host::{
     Attachment, HardwareInfo, HostDeviceId, HostMemory, NestedInvalidation, NestedTable, ObjectId,
     PageTableOptions, Rights, SharedMapping,
 };
+use crate::spec::ids::Pasid;
 
 /// Does nothing, and that successfully.
 struct Nothing;
@@ -70,10 +71,10 @@ impl HostIommu for Nothing {
 }
 
 impl Attachment for Nothing {
-    fn attach(&self, _: ObjectId) -> io::Result<()> {
+    fn attach(&self, _: Option<Pasid>, _: ObjectId) -> io::Result<()> {
         Ok(())
     }
-    fn detach(&self) -> io::Result<()> {
+    fn detach(&self, _: Option<Pasid>) -> io::Result<()> {
         Ok(())
     }
 }
@@ -102,6 +103,7 @@ fn speed_of_following_the_guests_tables() {
         host: Arc::new(Nothing),
         id: HostDeviceId(1),
         attachment: Arc::new(Nothing),
+        pasids: false,
     };
     guest.devices.add(device).unwrap();
     let paging = guest.world.second_stage(4);
