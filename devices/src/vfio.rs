@@ -22,6 +22,7 @@ mod intx;
 mod messages;
 mod platform;
 mod region_info;
+mod requester;
 mod sys;
 mod sysfs;
 mod watcher;

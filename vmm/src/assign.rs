@@ -152,12 +152,26 @@ impl BoundDevice {
         &self.cdev
     }
 
+    /// What prevents first-stage translation of up to `aw_bits` bits, which is looked up for each function by itself.
+    fn check_first_stage(&self, aw_bits: u8) -> Result<(), error::Why> {
+        if let Some(bridge) = self.cdev.requester() {
+            return Err(error::Why::Bridge(bridge));
+        }
+        Ok(self.capabilities.check_first_stage(aw_bits)?)
+    }
+
     /// Refuses to go behind `unit`, or to reach memory up to `ram_end`, where the host cannot do that.
     fn check(&self, unit: Option<&UnitConfig>, ram_end: u64) -> Result<(), AssignError> {
-        let behind_unit = unit.map_or(Ok(()), |unit| self.capabilities.check(unit));
-        behind_unit
-            .and_then(|()| self.capabilities.check_memory(ram_end))
-            .map_err(|why| AssignError::device(&self.config, why.into()))
+        let check = || -> Result<(), error::Why> {
+            if let Some(unit) = unit {
+                if unit.first_stage {
+                    self.check_first_stage(unit.aw_bits)?;
+                }
+                self.capabilities.check(unit)?;
+            }
+            Ok(self.capabilities.check_memory(ram_end)?)
+        };
+        check().map_err(|why| AssignError::device(&self.config, why))
     }
 }
 
@@ -172,7 +186,7 @@ pub(crate) fn choose_first_stage(
     }
     let obstacle = || {
         devices.iter().find_map(|device| {
-            let outcome = device.capabilities.check_first_stage(unit.aw_bits);
+            let outcome = device.check_first_stage(unit.aw_bits);
             outcome.err().map(|why| (&device.config, why))
         })
     };

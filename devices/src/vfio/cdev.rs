@@ -169,6 +169,13 @@ impl VfioCdev {
         self.address
     }
 
+    /// The bridge to conventional PCI that puts its own requester id on the device's requests; `None` for a device behind PCI
+    /// Express ports only, on the root bus, or whose address is not known.
+    #[must_use]
+    pub fn requester(&self) -> Option<HostAddress> {
+        Sysfs::default().requester(self.address?)
+    }
+
     /// The open node, for `KVM_DEV_VFIO_FILE_ADD`, which comes before [`bind`](Self::bind).
     #[must_use]
     pub fn file(&self) -> &File {

@@ -171,7 +171,7 @@ impl Sysfs {
         link_name(&node)?.parse().ok()
     }
 
-    fn device(&self, address: HostAddress) -> PathBuf {
+    pub(super) fn device(&self, address: HostAddress) -> PathBuf {
         self.sys.join("bus/pci/devices").join(address.to_string())
     }
 }
@@ -193,7 +193,8 @@ fn entries(directory: &Path) -> impl Iterator<Item = String> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
 }
 
-fn link_name(link: &Path) -> Option<String> {
+/// The last part of what a symbolic link leads to.
+pub(super) fn link_name(link: &Path) -> Option<String> {
     let target = fs::read_link(link).ok()?;
     Some(target.file_name()?.to_str()?.to_owned())
 }

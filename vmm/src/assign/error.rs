@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use devices::vfio::{BindError, FileError, OpenError};
+use devices::vfio::{BindError, FileError, HostAddress, OpenError};
 use iommu::host::assigned::AddError;
 use iommu::host::capabilities::Incompatible;
 use thiserror::Error;
@@ -85,6 +85,11 @@ pub(crate) enum Why {
     NoReset,
     #[error("the host does not tell what the device and its IOMMU can do: {0}")]
     Asking(io::Error),
+    #[error(
+        "the device is behind the bridge {0} of the host, which puts its own requester id on its requests, and x-flts=on needs a \
+         device that the host's IOMMU tells apart; write x-flts=off, or move the device to a PCI Express slot"
+    )]
+    Bridge(HostAddress),
     #[error(transparent)]
     Incompatible(#[from] Incompatible),
 }

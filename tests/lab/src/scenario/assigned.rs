@@ -320,6 +320,20 @@ const REFUSALS: &[Refusal] = &[
         ],
         says: &["{pair0}", "group", "{pair1}", "dma_map_benchmark"],
     },
+    Refusal {
+        name: "bridge",
+        device: "pair1",
+        driver: Some("vfio-pci"),
+        arguments: &[
+            "--device",
+            "intel-iommu,x-flts=on",
+            "--object",
+            "iommufd,id=iommufd0",
+            "--device",
+            "vfio-pci,host={pair0},iommufd=iommufd0,needs-reset=off",
+        ],
+        says: &["x-flts=on", "{pair0}", "behind the bridge", "x-flts=off"],
+    },
     // Level 1's unit cannot nest.
     Refusal {
         name: "first-stage",
