@@ -2,7 +2,9 @@
 
 mod apt;
 mod bench;
+mod bench_boot;
 mod bench_iommu;
+mod bench_samples;
 mod bench_shadow;
 mod boot;
 mod build;
@@ -187,7 +189,7 @@ fn run(arguments: Arguments) -> Result<bool> {
         Command::Test { place } => test::run(place.place),
         Command::Bench {
             what: Bench::Boot { place, rounds },
-        } => bench::boot(place.place, rounds),
+        } => bench_boot::run(place.place, rounds),
         Command::Bench {
             what: Bench::Iommu { filter },
         } => bench_iommu::run(filter.as_deref()),

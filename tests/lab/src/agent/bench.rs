@@ -1,230 +1,95 @@
-//! Boot time: from the start of a VMM to the first line of the guest's init.
+//! What the benchmarks share: VMMs that are measured in turn, and how QEMU is started in level 1.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::Report;
-use super::log::{Log, read_lines};
-use crate::protocol::{AgentLine, GuestLine};
+use crate::protocol::AgentLine;
 use crate::sys;
 
-/// Longest boot.
-const LIMIT: Duration = Duration::from_secs(60);
-const MEMORY_MIB: u32 = 512;
-const COMMAND_LINE: &str =
-    "console=ttyS0 quiet panic=-1 printk.devkmsg=on intel_iommu=on,sm_on lab.plan=>poweroff";
-
-/// What is measured.
-pub struct Bench {
-    /// Directory with `nido`, `vmlinux`, `guest.cpio` and, if QEMU is measured too, `qemu/`.
-    pub files: PathBuf,
-    /// Directory for logs.
-    pub output: PathBuf,
-    /// Boots of each VMM.
-    pub rounds: u32,
-}
+/// Memory of a guest, in MiB.
+pub(super) const MEMORY_MIB: u32 = 512;
 
 /// A VMM with its arguments.
-struct Candidate {
-    name: &'static str,
-    program: PathBuf,
-    arguments: Vec<String>,
+pub(super) struct Candidate {
+    pub(super) name: &'static str,
+    pub(super) program: PathBuf,
+    pub(super) arguments: Vec<String>,
 }
 
-/// The dynamic loader that came with QEMU, since level 1 has no libraries.
-pub(super) fn qemu_program(files: &Path) -> PathBuf {
-    files.join("qemu/lib/ld.so")
+impl Candidate {
+    /// QEMU with one vCPU, the serial port on standard input and output, this kernel, initramfs and command line, and
+    /// `options`.
+    pub(super) fn qemu(
+        name: &'static str,
+        files: &Path,
+        options: &str,
+        [kernel, initramfs, command_line]: [String; 3],
+    ) -> Self {
+        let path = |name: &str| files.join(name).display().to_string();
+        let mut arguments = vec!["--library-path".to_owned(), path("qemu/lib")];
+        arguments.extend([path("qemu/qemu-system-x86_64"), "-L".to_owned()]);
+        arguments.push(path("qemu/firmware"));
+        arguments.extend(words(
+            "-nodefaults -no-user-config -display none -serial stdio -no-reboot",
+        ));
+        arguments.extend(words(&format!(
+            "-accel kvm -cpu host -smp 1 -m {MEMORY_MIB} {options}"
+        )));
+        arguments.extend(["-kernel".to_owned(), kernel]);
+        arguments.extend(["-initrd".to_owned(), initramfs]);
+        arguments.extend(["-append".to_owned(), command_line]);
+        Self {
+            name,
+            // The dynamic loader that came with QEMU, since level 1 has no libraries.
+            program: files.join("qemu/lib/ld.so"),
+            arguments,
+        }
+    }
 }
 
-/// Its arguments: QEMU, with one vCPU and the serial port on standard input and output, and `options`.
-pub(super) fn qemu_arguments(files: &Path, options: &str) -> Vec<String> {
-    let path = |name: &str| files.join(name).display().to_string();
-    let mut arguments = vec!["--library-path".to_owned(), path("qemu/lib")];
-    arguments.extend([path("qemu/qemu-system-x86_64"), "-L".to_owned()]);
-    arguments.push(path("qemu/firmware"));
-    arguments.extend(words(
-        "-nodefaults -no-user-config -display none -serial stdio -no-reboot",
-    ));
-    arguments.extend(words(&format!(
-        "-accel kvm -cpu host -smp 1 -m {MEMORY_MIB} {options}"
-    )));
-    arguments
+/// Whether QEMU is among the files.
+pub(super) fn has_qemu(files: &Path) -> bool {
+    files.join("qemu").is_dir()
 }
 
-fn words(text: &str) -> Vec<String> {
+pub(super) fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-impl Bench {
-    fn path(&self, name: &str) -> String {
-        self.files.join(name).display().to_string()
-    }
-
-    fn nido(&self, name: &'static str, options: &str) -> Candidate {
-        let mut arguments = words(&format!("--memory {MEMORY_MIB}M --cpus 1 {options}"));
-        arguments.extend([
-            "--kernel".into(),
-            self.path("vmlinux"),
-            "--initramfs".into(),
-            self.path("guest.cpio"),
-        ]);
-        arguments.extend(["--cmdline".into(), COMMAND_LINE.into()]);
-        Candidate {
-            name,
-            program: self.files.join("nido"),
-            arguments,
-        }
-    }
-
-    fn qemu(&self, name: &'static str, kernel: &str, options: &str) -> Candidate {
-        let mut arguments = qemu_arguments(&self.files, options);
-        arguments.extend([
-            "-kernel".into(),
-            self.path(kernel),
-            "-initrd".into(),
-            self.path("guest.cpio"),
-        ]);
-        arguments.extend(["-append".into(), COMMAND_LINE.into()]);
-        Candidate {
-            name,
-            program: qemu_program(&self.files),
-            arguments,
-        }
-    }
-
-    fn candidates(&self) -> Vec<Candidate> {
-        let mut list = vec![
-            self.nido("nido", "--device intel-iommu,x-flts=on"),
-            self.nido("nido-no-unit", ""),
-        ];
-        if self.files.join("qemu").is_dir() {
-            let microvm = "-machine microvm,rtc=off,pit=off,pic=off,isa-serial=on";
-            list.push(self.qemu("qemu-microvm", "vmlinux", microvm));
-            list.push(self.qemu(
-                "qemu-q35",
-                "vmlinux",
-                "-machine q35,kernel-irqchip=split -device intel-iommu,intremap=on",
-            ));
-        }
-        list
-    }
-
-    /// Measures all candidates in turn, round by round.
-    pub fn run(&self, report: &mut Report<'_>) -> Result<()> {
-        fs::create_dir_all(&self.output)?;
-        let candidates = self.candidates();
-        for round in 0..self.rounds {
-            for candidate in &candidates {
-                let log = self.output.join(format!("{}.{round}.log", candidate.name));
-                match measure(candidate, &log) {
-                    Ok((time, memory)) => report(AgentLine::Measure(format!(
-                        "vmm={} us={} memory_kib={memory}",
-                        candidate.name,
-                        time.as_micros()
-                    ))),
-                    Err(error) => report(AgentLine::Failure(format!(
-                        "{} round {round}: {error:#}",
-                        candidate.name
-                    ))),
+/// Measures all candidates in turn, round by round. `measure` gets a name for its logs, and returns what it has measured as
+/// lines of `key=value` words; an error is a reason against the candidate.
+pub(super) fn in_turn(
+    candidates: &[Candidate],
+    rounds: u32,
+    report: &mut Report<'_>,
+    mut measure: impl FnMut(&Candidate, &str, &mut Report<'_>) -> Result<Vec<String>>,
+) -> Result<()> {
+    for round in 0..rounds {
+        for candidate in candidates {
+            let name = format!("{}-{round}", candidate.name);
+            match measure(candidate, &name, report) {
+                Ok(lines) => {
+                    for line in lines {
+                        let line = format!("vmm={} {line}", candidate.name);
+                        report(AgentLine::Measure(line));
+                    }
                 }
-                if sys::interrupted() {
-                    bail!("interrupted");
-                }
+                Err(error) => report(AgentLine::Failure(format!("{name}: {error:#}"))),
+            }
+            if sys::interrupted() {
+                bail!("interrupted");
             }
         }
-        report(AgentLine::Done {
-            milliseconds: 0,
-            passed: 0,
-        });
-        Ok(())
     }
+    Ok(())
 }
 
-/// One boot: the time, and the resident memory of the VMM beyond the guest's, in KiB.
-fn measure(candidate: &Candidate, log: &Path) -> Result<(Duration, u64)> {
-    let mut log = Log::create(log)?;
-    let mut command = Command::new(&candidate.program);
-    command
-        .args(&candidate.arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    sys::die_with_parent(&mut command);
-    let start = sys::monotonic_ns();
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot start {}", candidate.program.display()))?;
-    let (sender, lines) = mpsc::channel();
-    read_lines(child.stdout.take().context("no stdout")?, sender.clone());
-    read_lines(child.stderr.take().context("no stderr")?, sender);
-    let waiting = Instant::now();
-    let mut last = String::new();
-    let result = loop {
-        match lines.recv_timeout(Duration::from_millis(100)) {
-            Ok(line) => {
-                log.write(&line);
-                if GuestLine::parse(&line.text) == Some(GuestLine::Begin(0)) {
-                    let time = Duration::from_nanos(line.at.saturating_sub(start));
-                    break resident_beyond_guest(child.id()).map(|memory| (time, memory));
-                }
-                last = line.text;
-            }
-            Err(RecvTimeoutError::Timeout) if waiting.elapsed() < LIMIT => {}
-            Err(RecvTimeoutError::Timeout) => {
-                break Err(anyhow::anyhow!("no init within {} s", LIMIT.as_secs()));
-            }
-            Err(RecvTimeoutError::Disconnected) => break Err(anyhow::anyhow!("it ended: {last}")),
-        }
-    };
-    sys::kill(child.id(), libc::SIGKILL);
-    child.wait()?;
-    result
-}
-
-/// Resident KiB of a process without the mappings of guest memory: those of a memfd, and one of the guest's whole size.
-fn resident_beyond_guest(process: u32) -> Result<u64> {
-    let path = format!("/proc/{process}/smaps");
-    let text = fs::read_to_string(&path).context(path)?;
-    Ok(resident(&text, u64::from(MEMORY_MIB) * 1024))
-}
-
-fn resident(smaps: &str, guest_kib: u64) -> u64 {
-    let mut total = 0;
-    let mut guest = false;
-    for line in smaps.lines() {
-        let mut words = line.split_whitespace();
-        let first = words.next().unwrap_or_default();
-        let value = || {
-            line.split_whitespace()
-                .nth(1)
-                .and_then(|value| value.parse::<u64>().ok())
-                .unwrap_or(0)
-        };
-        match first {
-            "Size:" => guest |= value() == guest_kib,
-            "Rss:" if !guest => total += value(),
-            _ if first.contains('-') && !first.ends_with(':') => guest = line.contains("/memfd:"),
-            _ => {}
-        }
-    }
-    total
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn guest_memory_does_not_count() {
-        let smaps = "00400000-00500000 r-xp 00000000 00:02 7 /nido\nSize: 1024 kB\nRss: 700 kB\n\
-            7f0000000000-7f0020000000 rw-s 00000000 00:01 9 /memfd:guest (deleted)\nSize: 100 kB\nRss: 90 kB\n\
-            7f1000000000-7f1020000000 rw-p 00000000 00:00 0\nSize: 524288 kB\nRss: 90000 kB\n\
-            7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0 [stack]\nSize: 132 kB\nRss: 20 kB\n";
-        assert_eq!(resident(smaps, 524_288), 720);
-    }
+/// Says that all is measured.
+pub(super) fn done(report: &mut Report<'_>) {
+    report(AgentLine::Done {
+        milliseconds: 0,
+        passed: 0,
+    });
 }

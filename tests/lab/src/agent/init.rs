@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::bench::Bench;
+use super::bench_boot::Bench;
 use super::{Task, bench_shadow};
 use crate::protocol::AgentLine;
 use crate::scenario::{self, Initramfs, SHADOW, Scenario};

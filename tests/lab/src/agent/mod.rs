@@ -1,6 +1,7 @@
 //! Runs a scenario on this machine: files, tap, echo server, nido, time limit, judgement.
 
-pub mod bench;
+mod bench;
+pub mod bench_boot;
 pub mod bench_shadow;
 mod control;
 mod disks;

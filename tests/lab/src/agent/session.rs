@@ -71,6 +71,14 @@ pub(super) struct Outcome {
     pub(super) details: Vec<(String, String)>,
 }
 
+impl Outcome {
+    /// What the guest has measured and what was counted: lines of `key=value` words.
+    pub(super) fn measures(self) -> Vec<String> {
+        let details = self.details.into_iter().map(|(_, detail)| detail);
+        details.filter(|detail| detail.contains('=')).collect()
+    }
+}
+
 /// Name of a detail: what the guest has said of a time in which ioctls were counted, and ` ioctls=` with their number.
 pub(super) const COUNTED: &str = "counted";
 

@@ -87,7 +87,7 @@ pub(super) fn cost(_guest: &Guest, argument: &str) -> Result<String> {
         measure(&file, 1, pages, FROM_DEVICE)?;
         // One for a map, one for an unmap.
         let maps = (invalidations()? - before) / 2;
-        agent.request(&format!("counted pages={pages} maps={maps}"))?;
+        agent.request(&format!("counted what=maps-of-{pages} times={maps}"))?;
     }
     Ok(results.join(" "))
 }
