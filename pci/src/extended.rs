@@ -16,25 +16,58 @@ pub const PASID_EXTENDED_ID: u16 = 0x1b;
 /// function never reach another one.
 pub(crate) const ACS_ISOLATION: [u8; 4] = [0x1d, 0, 0, 0];
 
+/// ATS: requests are page-aligned (bit 5), and the invalidation queue is 32 deep (0 in bits 4:0).
+const ATS_CAPABILITY: u8 = 0x20;
+
+/// The registers of a capability after its header: a capability register, and a control register that is 0 after reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtendedRegisters {
+    /// The values after reset.
+    pub values: [u8; 4],
+    /// The bits that software can change.
+    pub writable: [u8; 4],
+}
+
+impl ExtendedRegisters {
+    /// ATS (section 10.5.1). `capability` is the low byte of its capability register: depth of the invalidation queue (bits
+    /// 4:0), page-aligned requests (5), global invalidations (6), relaxed ordering (7).
+    #[must_use]
+    pub const fn ats(capability: u8) -> Self {
+        Self {
+            values: [capability, 0, 0, 0],
+            writable: [0, 0, 0x1f, 0x80],
+        }
+    }
+
+    /// PASID (section 7.8.9) with `width` bits and, if asked for, execute and privileged-mode requests. More than 20 bits
+    /// count as 20.
+    #[must_use]
+    pub fn pasid(width: u8, execute: bool, privileged: bool) -> Self {
+        let features = u8::from(execute) << 1 | u8::from(privileged) << 2;
+        Self {
+            values: [features, width.min(20), 0, 0],
+            writable: [0, 0, features | 1, 0],
+        }
+    }
+}
+
 impl ConfigBuilder {
     /// Adds ATS with page-aligned requests and an invalidation queue depth of 32. Returns its offset; the control
     /// register (enable in bit 15, smallest translation unit in bits 4:0) is at offset 6.
     pub fn add_ats(&mut self) -> u16 {
-        self.add_ext_capability(ATS_EXTENDED_ID, 1, &[0x20, 0, 0, 0], &[0, 0, 0x1f, 0x80])
+        self.add_registers(ATS_EXTENDED_ID, ExtendedRegisters::ats(ATS_CAPABILITY))
+    }
+
+    fn add_registers(&mut self, id: u16, registers: ExtendedRegisters) -> u16 {
+        self.add_ext_capability(id, 1, &registers.values, &registers.writable)
     }
 
     /// Adds PASID with `width` bits (at most 20) and, if asked for, execute and privileged-mode requests. Returns its
     /// offset; the control register (enable in bit 0) is at offset 6.
     pub fn add_pasid(&mut self, width: u8, execute: bool, privileged: bool) -> u16 {
         assert!(width <= 20, "PASIDs have at most 20 bits");
-        let features = u8::from(execute) << 1 | u8::from(privileged) << 2;
-        let control = features | 1;
-        self.add_ext_capability(
-            PASID_EXTENDED_ID,
-            1,
-            &[features, width, 0, 0],
-            &[0, 0, control, 0],
-        )
+        let registers = ExtendedRegisters::pasid(width, execute, privileged);
+        self.add_registers(PASID_EXTENDED_ID, registers)
     }
 
     /// Adds PRI with room for `capacity` outstanding page requests; stopped, and page-group responses need a PASID.

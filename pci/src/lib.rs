@@ -46,7 +46,9 @@ pub use bar::{BarKind, BarWindow};
 pub use bdf::Bdf;
 pub use builder::{ConfigBuilder, Identity};
 pub use config::{ConfigChange, ConfigSpace};
-pub use extended::{ACS_EXTENDED_ID, ATS_EXTENDED_ID, PASID_EXTENDED_ID, PRI_EXTENDED_ID};
+pub use extended::{
+    ACS_EXTENDED_ID, ATS_EXTENDED_ID, ExtendedRegisters, PASID_EXTENDED_ID, PRI_EXTENDED_ID,
+};
 pub use function::{IntxSink, MsiSink, PciFunction};
 pub use header::{CONFIG_SPACE_SIZE, Command, ECAM_FUNCTION_SHIFT};
 pub use hotplug::{PlugError, RemovalOutcome, SlotState, UnplugError};
