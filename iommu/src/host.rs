@@ -127,6 +127,8 @@ pub struct HardwareInfo {
     pub intel: Option<IntelInfo>,
     /// log2 of the number of PASIDs that the device can use; 0 for none.
     pub pasid_bits: u8,
+    /// Its requests with PASID can be privileged (`IOMMU_HW_CAP_PCI_PASID_PRIV`).
+    pub privileged_pasids: bool,
     /// Pages written by the device can be found out.
     pub dirty_tracking: bool,
 }

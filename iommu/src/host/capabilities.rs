@@ -29,6 +29,8 @@ pub struct HostCapabilities {
     pub nesting_parent: Option<TableReach>,
     /// log2 of the number of PASIDs that the device can use; 0 for none.
     pub pasid_bits: u8,
+    /// Its requests with PASID can be privileged.
+    pub privileged_pasids: bool,
 }
 
 /// What a kind of page table translates.
@@ -179,6 +181,7 @@ impl HostCapabilities {
                 ..PageTableOptions::default()
             })?,
             pasid_bits: info.pasid_bits,
+            privileged_pasids: info.privileged_pasids,
         })
     }
 

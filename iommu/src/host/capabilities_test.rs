@@ -33,6 +33,7 @@ impl Host {
                     no_read_only_parent: true,
                 }),
                 pasid_bits: 20,
+                privileged_pasids: true,
                 dirty_tracking: true,
             },
             last,
@@ -150,6 +151,7 @@ fn what_each_kind_of_table_translates_is_found_by_trying() {
     assert_eq!(capabilities.dirty_tracking, Some(reach(48)));
     assert_eq!(capabilities.nesting_parent, Some(reach(48)));
     assert_eq!(capabilities.pasid_bits, 20);
+    assert!(capabilities.privileged_pasids);
     assert!(capabilities.can_nest());
     assert_eq!(
         capabilities.to_string(),

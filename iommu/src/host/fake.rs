@@ -640,6 +640,7 @@ impl HostIommu for FakeHost {
                     no_read_only_parent: true,
                 }),
                 pasid_bits: 0,
+                privileged_pasids: false,
                 dirty_tracking: features.dirty_tracking,
             })
         })

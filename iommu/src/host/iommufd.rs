@@ -393,12 +393,13 @@ impl HostIommu for Iommufd {
                     & uapi::iommu_hw_info_vtd_flags_IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17
                     != 0,
             });
+        let can =
+            |bit: uapi::iommufd_hw_capabilities| request.out_capabilities & u64::from(bit) != 0;
         Ok(HardwareInfo {
             intel,
             pasid_bits: request.out_max_pasid_log2,
-            dirty_tracking: request.out_capabilities
-                & u64::from(uapi::iommufd_hw_capabilities_IOMMU_HW_CAP_DIRTY_TRACKING)
-                != 0,
+            privileged_pasids: can(uapi::iommufd_hw_capabilities_IOMMU_HW_CAP_PCI_PASID_PRIV),
+            dirty_tracking: can(uapi::iommufd_hw_capabilities_IOMMU_HW_CAP_DIRTY_TRACKING),
         })
     }
 

@@ -59,6 +59,7 @@ impl HostIommu for Nothing {
         Ok(HardwareInfo {
             intel: None,
             pasid_bits: 0,
+            privileged_pasids: false,
             dirty_tracking: false,
         })
     }

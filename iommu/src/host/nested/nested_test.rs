@@ -23,6 +23,7 @@ fn info(cap: u64, ecap: u64) -> HardwareInfo {
             no_read_only_parent: true,
         }),
         pasid_bits: 0,
+        privileged_pasids: false,
         dirty_tracking: false,
     }
 }
