@@ -1,7 +1,11 @@
 //! What several tests put around a unit: an end for its events, a device that only obeys, and memory whose pages show who
 //! wrote them.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use iommu::{DeviceTlb, DeviceTlbInvalidation, EventSink, InterruptMessage, PageResponse};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -66,4 +70,46 @@ pub fn is_filled(memory: &Memory, page: u64, byte: u8) -> bool {
         .read_slice(&mut bytes, GuestAddress(page))
         .expect("guest memory");
     bytes == [byte; 4096]
+}
+
+/// How many devices run beside a driver: two of one source, so that views of the same device are among them.
+pub const DEVICES: u64 = 3;
+
+/// Which of [`SOURCES`] a device has.
+pub fn which(device: u64) -> usize {
+    crate::index(device % 2)
+}
+
+/// Runs devices, each on a thread of its own, while `driver` does what it does. Then the flag is raised that they watch, and
+/// what they returned comes beside what the driver did. A panic on either side goes on here.
+pub fn beside<T: Send, R>(
+    device: impl Fn(u64, &AtomicBool) -> T + Sync,
+    driver: impl FnOnce() -> R,
+) -> (R, Vec<T>) {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (device, stop) = (&device, &stop);
+        let threads: Vec<_> = (0..DEVICES)
+            .map(|number| scope.spawn(move || device(number, stop)))
+            .collect();
+        let result = catch_unwind(AssertUnwindSafe(driver));
+        stop.store(true, Ordering::Relaxed);
+        let devices: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        let result = result.unwrap_or_else(|panic| resume_unwind(panic));
+        let devices = devices
+            .into_iter()
+            .map(|device| device.unwrap_or_else(|panic| resume_unwind(panic)));
+        (result, devices.collect())
+    })
+}
+
+/// When a driver is to end, and after how many steps: by time, unless the user has said how many.
+pub fn limits(period: Duration) -> (Instant, u64) {
+    let most = crate::steps(u64::MAX);
+    let period = if most == u64::MAX {
+        period
+    } else {
+        Duration::from_secs(3600)
+    };
+    (Instant::now() + period, most)
 }

@@ -11,7 +11,8 @@ use iommu::{
     Unit, UnitConfig,
 };
 use oracle::bystanders::{
-    DATA, FREE, INPUTS, Nowhere, PHYSICAL, SOURCES, fill, input, is_filled, mark, memory,
+    DATA, FREE, INPUTS, Nowhere, PHYSICAL, SOURCES, beside, fill, input, is_filled, limits, mark,
+    memory, which,
 };
 use oracle::driver::entries::{self, PasidEntry};
 use oracle::driver::tables::{Pages, Slot, Space, Stage};
@@ -187,14 +188,14 @@ impl Setting {
 }
 
 /// What the threads share.
-struct Shared {
-    stop: AtomicBool,
-    broken: AtomicU64,
+struct Shared<'a> {
+    stop: &'a AtomicBool,
+    broken: &'a AtomicU64,
     kind: Kind,
 }
 
 /// A device: asks, keeps, uses; or makes untranslated requests. Returns how much got through: untranslated, translated.
-fn device(port: &DmaPort<Memory>, tlb: &Tlb, seed: u64, shared: &Shared) -> [u64; 2] {
+fn device(port: &DmaPort<Memory>, tlb: &Tlb, seed: u64, shared: &Shared<'_>) -> [u64; 2] {
     let mut view = port.view();
     let mut rng = Rng::new(seed);
     let mut through = [0, 0];
@@ -276,33 +277,22 @@ fn with_devices<R>(
         })
         .collect();
     let mut setting = Setting::new(kind, &unit, &memory);
-    let shared = Shared {
-        stop: AtomicBool::new(false),
-        broken: AtomicU64::new(0),
-        kind,
-    };
-    let (result, through) = std::thread::scope(|scope| {
-        let devices: Vec<_> = (0..3_u64)
-            .map(|number| {
-                let which = oracle::index(number % 2);
-                let port = DmaPort::translated(unit.clone(), SourceId(SOURCES[which]));
-                let (tlb, shared) = (tlbs[which].clone(), &shared);
-                scope.spawn(move || device(&port, &tlb, seed ^ number, shared))
-            })
-            .collect();
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            driver(&mut setting, &memory, &unit, &tlbs)
-        }));
-        shared.stop.store(true, Ordering::Relaxed);
-        let through: Vec<[u64; 2]> = devices
-            .into_iter()
-            .map(|device| device.join().expect("a device"))
-            .collect();
-        (result, through)
-    });
-    let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let broken = AtomicU64::new(0);
+    let (result, through) = beside(
+        |number, stop| {
+            let which = which(number);
+            let port = DmaPort::translated(unit.clone(), SourceId(SOURCES[which]));
+            let shared = Shared {
+                stop,
+                broken: &broken,
+                kind,
+            };
+            device(&port, &tlbs[which], seed ^ number, &shared)
+        },
+        || driver(&mut setting, &memory, &unit, &tlbs),
+    );
     assert_eq!(
-        shared.broken.load(Ordering::Relaxed),
+        broken.load(Ordering::Relaxed),
         0,
         "{kind:?}: a device read what is not its own (seed {seed})"
     );
@@ -313,17 +303,6 @@ fn with_devices<R>(
     );
     println!("device threads, {kind:?}: untranslated and translated accesses {sums:?}");
     result
-}
-
-/// When to end, by time or by a number.
-fn limits(default: Duration) -> (Instant, u64) {
-    let most = oracle::steps(u64::MAX);
-    let period = if most == u64::MAX {
-        default
-    } else {
-        Duration::from_secs(3600)
-    };
-    (Instant::now() + period, most)
 }
 
 #[test]

@@ -10,13 +10,13 @@ use iommu::{
     DeviceTlb, DeviceTlbInvalidation, EventSink, InterruptMessage, PageRequest, PageRequestRefusal,
     PageResponse, Pasid, ResponseCode, SourceId, Unit, UnitConfig,
 };
+use oracle::bystanders::{SOURCES, beside, which};
 use oracle::driver::entries::{self, PasidEntry};
 use oracle::driver::{Driver, command, queue};
 use oracle::ram::Memory;
 use oracle::rng::Rng;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-const SOURCES: [u16; 2] = [0x0008, 0x0010];
 const PAGE_QUEUE: u64 = 0xa000;
 const PASID: u64 = 3;
 
@@ -170,18 +170,14 @@ fn every_page_request_that_was_taken_is_answered_once() {
         device
     });
     let mut driver = start(&unit, &memory);
-    let stop = AtomicBool::new(false);
-    let (counts, served) = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..3_u64)
-            .map(|number| {
-                let which = oracle::index(number % 2);
-                let (unit, device, stop) = (&unit, &devices[which], &stop);
-                scope.spawn(move || request(unit, SOURCES[which], device, seed ^ number, stop))
-            })
-            .collect();
-        let until = Instant::now() + Duration::from_secs(1);
-        let (mut seen, mut served) = (0, 0_u64);
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+    let (served, counts) = beside(
+        |number, stop| {
+            let which = which(number);
+            request(&unit, SOURCES[which], &devices[which], seed ^ number, stop)
+        },
+        || {
+            let until = Instant::now() + Duration::from_secs(1);
+            let (mut seen, mut served) = (0, 0_u64);
             while Instant::now() < until {
                 // Served only when an event says so: none may be lost.
                 let now = events.0.load(Ordering::SeqCst);
@@ -193,17 +189,9 @@ fn every_page_request_that_was_taken_is_answered_once() {
                 served += 1;
                 serve(&mut driver);
             }
-        }));
-        stop.store(true, Ordering::Relaxed);
-        let counts: Vec<[u64; 2]> = threads
-            .into_iter()
-            .map(|thread| thread.join().expect("a device"))
-            .collect();
-        if let Err(panic) = result {
-            std::panic::resume_unwind(panic);
-        }
-        (counts, served)
-    });
+            served
+        },
+    );
     serve(&mut driver);
     assert_eq!(
         driver.registers.read64(0xc0),

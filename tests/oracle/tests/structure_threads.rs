@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use iommu::{DmaPort, SourceId, Unit, UnitConfig};
-use oracle::bystanders::{DATA, FREE, Nowhere, SOURCES, fill, is_filled, mark, memory};
+use oracle::bystanders::{
+    DATA, FREE, Nowhere, SOURCES, beside, fill, is_filled, limits, mark, memory, which,
+};
 use oracle::driver::entries::{self, PasidEntry};
 use oracle::driver::tables::{Pages, Space, Stage};
 use oracle::driver::{Driver, command, queue};
@@ -320,12 +322,6 @@ fn switch(setting: &mut Setting, memory: &Memory, rng: &mut Rng, until: Instant,
 #[test]
 fn no_thread_goes_through_what_was_replaced_before_a_completed_wait() {
     let seed = oracle::seed("structure threads");
-    let most = oracle::steps(u64::MAX);
-    let period = if most == u64::MAX {
-        Duration::from_millis(200)
-    } else {
-        Duration::from_secs(3600)
-    };
     for (kind, what) in [
         (Kind::Legacy, What::Table),
         (Kind::Legacy, What::Directory),
@@ -355,33 +351,18 @@ fn no_thread_goes_through_what_was_replaced_before_a_completed_wait() {
         }
         let unit = Unit::new(memory.clone(), &config, Arc::new(Nowhere)).expect("a unit");
         let mut setting = Setting::new(kind, what, &unit, &memory);
-        let stop = AtomicBool::new(false);
-        let (rounds, accesses) = std::thread::scope(|scope| {
-            let devices: Vec<_> = (0..3_u64)
-                .map(|number| {
-                    let source = SourceId(SOURCES[oracle::index(number % 2)]);
-                    let port = DmaPort::translated(unit.clone(), source);
-                    let stop = &stop;
-                    scope.spawn(move || device(&port, seed ^ number, stop))
-                })
-                .collect();
-            let mut rng = Rng::new(seed ^ 0xff);
-            let until = Instant::now() + period;
-            let rounds = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let (rounds, accesses) = beside(
+            |number, stop| {
+                let port = DmaPort::translated(unit.clone(), SourceId(SOURCES[which(number)]));
+                device(&port, seed ^ number, stop)
+            },
+            || {
+                let mut rng = Rng::new(seed ^ 0xff);
+                let (until, most) = limits(Duration::from_millis(200));
                 switch(&mut setting, &memory, &mut rng, until, most)
-            }));
-            stop.store(true, Ordering::Relaxed);
-            let accesses: u64 = devices
-                .into_iter()
-                .map(|device| {
-                    device
-                        .join()
-                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-                })
-                .sum();
-            (rounds, accesses)
-        });
-        let rounds = rounds.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            },
+        );
+        let accesses: u64 = accesses.iter().sum();
         assert!(rounds > 0 && accesses > 0, "{kind:?}: nothing happened");
         println!("{kind:?}, {what:?}: replaced {rounds} times, {accesses} accesses");
     }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use iommu::{DmaPort, SourceId, Unit, UnitConfig};
 use oracle::bystanders::{
-    DATA, FREE, INPUTS, Nowhere, PHYSICAL, SOURCES, fill, input, is_filled, mark, memory,
+    DATA, FREE, INPUTS, Nowhere, PHYSICAL, SOURCES, beside, fill, input, is_filled, limits, mark,
+    memory, which,
 };
 use oracle::driver::entries::{self, PasidEntry};
 use oracle::driver::tables::{Pages, Slot, Space, Stage};
@@ -254,12 +255,6 @@ fn reclaim(
 #[test]
 fn no_thread_touches_a_page_after_the_wait_that_took_it_away() {
     let seed = oracle::seed("threads");
-    let most = oracle::steps(u64::MAX);
-    let period = if most == u64::MAX {
-        Duration::from_millis(1200)
-    } else {
-        Duration::from_secs(3600)
-    };
     for kind in [Kind::Legacy, Kind::Second, Kind::First, Kind::Nested] {
         let config = UnitConfig {
             scalable: true,
@@ -271,30 +266,19 @@ fn no_thread_touches_a_page_after_the_wait_that_took_it_away() {
         let memory = memory();
         let unit = Unit::new(memory.clone(), &config, Arc::new(Nowhere)).expect("a unit");
         let mut setting = Setting::new(kind, &unit, &memory);
-        let stop = AtomicBool::new(false);
         let broken = AtomicU64::new(0);
-        let (moves, through) = std::thread::scope(|scope| {
-            let devices: Vec<_> = (0..3_u64)
-                .map(|number| {
-                    let source = SourceId(SOURCES[oracle::index(number % 2)]);
-                    let port = DmaPort::translated(unit.clone(), source);
-                    let (stop, broken) = (&stop, &broken);
-                    scope.spawn(move || device(&port, seed ^ number, stop, broken))
-                })
-                .collect();
-            let mut rng = Rng::new(seed ^ 0xff);
-            let until = Instant::now() + period;
-            let moves = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let (moves, through) = beside(
+            |number, stop| {
+                let port = DmaPort::translated(unit.clone(), SourceId(SOURCES[which(number)]));
+                device(&port, seed ^ number, stop, &broken)
+            },
+            || {
+                let mut rng = Rng::new(seed ^ 0xff);
+                let (until, most) = limits(Duration::from_millis(1200));
                 reclaim(&mut setting, &memory, &mut rng, until, most)
-            }));
-            stop.store(true, Ordering::Relaxed);
-            let through: u64 = devices
-                .into_iter()
-                .map(|device| device.join().expect("a device"))
-                .sum();
-            (moves, through)
-        });
-        let moves = moves.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            },
+        );
+        let through: u64 = through.iter().sum();
         assert_eq!(
             broken.load(Ordering::Relaxed),
             0,
