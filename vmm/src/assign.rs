@@ -297,6 +297,9 @@ impl Assigner {
                 pasids: false,
             })
             .map_err(|error| AssignError::add(error, self.ram_size))?;
+        if let HostDevice::Descriptor(fd) = device.config.device {
+            files::close(fd);
+        }
         lock(&self.devices).insert(source.0, device);
         Ok(())
     }

@@ -44,6 +44,15 @@ pub(super) fn duplicate(fd: i32) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(copy) })
 }
 
+/// Closes what is open as number `fd`, a VFIO device of which [`duplicate`] has made a descriptor that was bound: else the device
+/// would stay in use after its removal.
+pub(super) fn close(fd: i32) {
+    // SAFETY: takes a number and no pointer. The descriptor is the user's, who gave it to this process for this device, and no
+    // object here owns it: what is open here for VFIO was bound before, and the kernel binds no file twice, so that a number of
+    // one of those would have been refused when its duplicate was bound.
+    unsafe { libc::close(fd) };
+}
+
 /// Bytes that this process may lock; `None` if there is no limit.
 pub(super) fn lock_limit() -> Option<u64> {
     let limit = limit(libc::RLIMIT_MEMLOCK)?;

@@ -7,6 +7,7 @@ mod control;
 mod disks;
 mod echo;
 mod host;
+mod inherited;
 pub mod init;
 mod invocation;
 pub(crate) mod level3;

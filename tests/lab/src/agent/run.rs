@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use super::disks::Disks;
 use super::host::Devices;
+use super::inherited::Inherited;
 use super::invocation::{Invocation, Surroundings, quoted};
 use super::level3::Below;
 use super::session::{Ending, LOOK, Outcome, Session};
@@ -169,7 +170,9 @@ pub(super) fn session(
     let scenario = &task.scenario;
     let program = task.files.join("nido");
     let arguments = invocation.arguments.iter();
-    let mut arguments: Vec<String> = arguments.map(|word| devices.substitute(word)).collect();
+    let mut inherited = Inherited::default();
+    let arguments = arguments.map(|word| inherited.substitute(&devices.substitute(word), devices));
+    let mut arguments: Vec<String> = arguments.collect::<Result<_>>()?;
     let socket = task.scratch.join("control.sock");
     let has_socket = !scenario.control.is_empty()
         || !scenario.look.is_empty()

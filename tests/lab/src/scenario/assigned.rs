@@ -47,7 +47,7 @@ const TWO_IOMMUFDS: &[&str] = &[
     "--object",
     "iommufd,id=iommufd0",
     "--object",
-    "iommufd,id=iommufd1",
+    "iommufd,id=iommufd1,fd={open iommufd}",
     "--device",
     "vfio-pci,host={nvme0},iommufd=iommufd0",
     "--device",
@@ -55,7 +55,7 @@ const TWO_IOMMUFDS: &[&str] = &[
     "--device",
     "vfio-pci,host={edu0},iommufd=iommufd0",
     "--device",
-    "vfio-pci,host={edu1},iommufd=iommufd1",
+    "vfio-pci,fd={open edu1},iommufd=iommufd1",
 ];
 
 /// What `cargo xtask bench shadow` runs: a guest that maps much, with a disk and with a device that is only mapped for.
@@ -139,7 +139,7 @@ pub const ASSIGNED: &[Scenario] = &[
     },
     Scenario {
         name: "assigned-two-iommufds",
-        description: "devices on two iommufds, in one domain of the guest and in two",
+        description: "devices on two iommufds, in one domain of the guest and in two; an iommufd and a device come open (fd=)",
         host: Host {
             devices: &[NVME, NVME, EDU, EDU],
             ..DEFAULT.host

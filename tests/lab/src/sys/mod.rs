@@ -9,6 +9,7 @@ pub mod terminal;
 pub mod trace;
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
@@ -181,6 +182,13 @@ pub fn die_with_parent(command: &mut Command) {
     };
     // SAFETY: the closure calls only prctl, which is async-signal-safe, and allocates nothing.
     unsafe { command.pre_exec(before_exec) };
+}
+
+/// Leaves `file` open, under its number, in the programs that are started from now on.
+pub fn inherit(file: &File) -> io::Result<()> {
+    // SAFETY: takes a descriptor that is open, and no pointer.
+    checked(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) })?;
+    Ok(())
 }
 
 /// Sends `signal` to every process of the group that `leader` leads.
