@@ -12,6 +12,7 @@ pub mod capabilities;
 #[cfg(any(test, feature = "fake-host"))]
 pub mod fake;
 pub mod iommufd;
+pub mod page_requests;
 
 mod nested;
 mod ram;

@@ -4,11 +4,12 @@
 
 mod commands;
 mod counts;
+mod fault_queue;
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,6 +23,7 @@ use crate::spec::registers::{Capability, Caps, ExtendedCapability};
 use commands::{Argument, size_of};
 use counts::Counters;
 pub use counts::{IOCTL_KINDS, IoctlCounts, IoctlKind};
+pub use fault_queue::FaultQueue;
 
 /// Where the kernel has its iommufd.
 pub const DEVICE: &str = "/dev/iommu";
@@ -150,6 +152,22 @@ impl Iommufd {
             iova: address,
             ..Default::default()
         })
+    }
+
+    /// A queue for page requests of devices.
+    ///
+    /// # Errors
+    /// The kernel's; `ENOTTY` from kernels before Linux 6.11, which have none.
+    pub fn allocate_fault_queue(&self) -> io::Result<FaultQueue> {
+        let mut request = uapi::iommu_fault_alloc {
+            size: size_of::<uapi::iommu_fault_alloc>(),
+            ..Default::default()
+        };
+        self.call(&mut request)?;
+        let fd = i32::try_from(request.out_fault_fd).map_err(io::Error::other)?;
+        // SAFETY: the kernel has just opened it for this call, and nothing else owns it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        Ok(FaultQueue::new(ObjectId(request.out_fault_id), file))
     }
 
     fn allocate_table(&self, mut request: uapi::iommu_hwpt_alloc) -> io::Result<ObjectId> {

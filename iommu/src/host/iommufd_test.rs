@@ -40,6 +40,10 @@ fn structures_have_the_sizes_and_offsets_of_the_uapi() {
     layout!(iommu_hwpt_invalidate, 32, hwpt_id at 4, data_uptr at 8, data_type at 16, entry_len at 20,
         entry_num at 24);
     layout!(iommu_hwpt_vtd_s1_invalidate, 24, addr at 0, npages at 8, flags at 16);
+    layout!(iommu_fault_alloc, 16, flags at 4, out_fault_id at 8, out_fault_fd at 12);
+    layout!(iommu_hwpt_pgfault, 40, flags at 0, dev_id at 4, pasid at 8, grpid at 12, perm at 16, addr at 24, length at 32,
+        cookie at 36);
+    layout!(iommu_hwpt_page_response, 8, cookie at 0, code at 4);
     layout!(iommu_ioas_map_file, 40, flags at 4, ioas_id at 8, fd at 12, start at 16, length at 24, iova at 32);
 }
 
@@ -64,6 +68,7 @@ fn commands_have_the_numbers_of_the_uapi() {
             ("HWPT_SET_DIRTY_TRACKING", 0x3B8B),
             ("HWPT_GET_DIRTY_BITMAP", 0x3B8C),
             ("HWPT_INVALIDATE", 0x3B8D),
+            ("FAULT_QUEUE_ALLOC", 0x3B8E),
             ("IOAS_MAP_FILE", 0x3B8F),
         ]
     );
@@ -134,6 +139,7 @@ fn every_call_is_counted_by_its_kind() {
     assert!(iommufd.share(&shared).is_err());
     assert!(iommufd.hardware_info(device).is_err());
     assert!(iommufd.set_dirty_tracking(object, true).is_err());
+    assert!(iommufd.allocate_fault_queue().is_err());
     assert!(
         iommufd
             .allocate_page_table(device, object, PageTableOptions::default())
@@ -157,8 +163,8 @@ fn every_call_is_counted_by_its_kind() {
         .entries()
         .map(|(_, count)| count)
         .collect();
-    assert_eq!(counts, [1, 1, 1, 1, 0, 1, 0, 1, 1, 1, 1, 1, 0]);
-    assert_eq!(iommufd.ioctl_counts().failed, 10);
+    assert_eq!(counts, [1, 1, 1, 1, 0, 1, 0, 1, 1, 1, 1, 1, 1, 0]);
+    assert_eq!(iommufd.ioctl_counts().failed, 11);
 }
 
 #[test]

@@ -39,6 +39,7 @@ arguments! {
     iommu_ioas_unmap => Unmap;
     iommu_option => Option;
     iommu_hwpt_alloc => TableAlloc;
+    iommu_fault_alloc => FaultQueueAlloc;
     iommu_hw_info => HardwareInfo;
     iommu_hwpt_set_dirty_tracking => SetDirtyTracking;
     iommu_hwpt_get_dirty_bitmap => DirtyBitmap;

@@ -52,6 +52,8 @@ kinds! {
     DirtyBitmap = 0x8C, "HWPT_GET_DIRTY_BITMAP";
     /// Invalidates a nested page table.
     Invalidate = 0x8D, "HWPT_INVALIDATE";
+    /// Makes a queue for page requests.
+    FaultQueueAlloc = 0x8E, "FAULT_QUEUE_ALLOC";
     /// Maps memory of a file.
     MapFile = 0x8F, "IOAS_MAP_FILE";
 }
