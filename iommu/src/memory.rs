@@ -12,6 +12,8 @@ use vm_memory::{
     VolatileSlice,
 };
 
+use crate::translate::StructureCaches;
+
 /// There is no memory at an address, or the access is not aligned to its size.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("no guest memory for an access to {address:#x}")]
@@ -65,6 +67,12 @@ pub trait TableMemory {
         address: u64,
         words: &[u64; N],
     ) -> Result<(), MemoryError>;
+
+    /// The caches in front of the tables. Memory as such has none.
+    #[inline]
+    fn caches(&self) -> Option<&dyn StructureCaches> {
+        None
+    }
 }
 
 impl<M: GuestMemoryBackend + ?Sized> TableMemory for M {

@@ -1,6 +1,7 @@
 //! The walk of first-stage tables (sec. 3.6), on their own or nested on a second stage (sec. 3.8).
 
 use super::binding::{FirstStage, SecondStage};
+use super::kept::{Stage, UpperEntry};
 use super::second_stage;
 use super::structures::Upper;
 use super::update::Updates;
@@ -81,6 +82,12 @@ impl<T: TableMemory + ?Sized> Walk<'_, T> {
         let (mut user, mut write) = (true, true);
         let mut table = stage.table;
         let mut level = stage.levels;
+        let kept = self.memory.caches();
+        if let Some(upper) = kept.and_then(|kept| kept.upper(Stage::First, input)) {
+            (user, write) = upper.rights;
+            table = upper.table;
+            level = upper.level - 1;
+        }
         loop {
             let top = level == stage.levels;
             let page_shift = 12 + 9 * (level - 1);
@@ -130,6 +137,18 @@ impl<T: TableMemory + ?Sized> Walk<'_, T> {
             }
             if missing != 0 {
                 push(updates, entry_address, word, missing);
+            }
+            if let Some(kept) = kept {
+                let rights = (user, write);
+                kept.found_upper(
+                    Stage::First,
+                    input,
+                    UpperEntry {
+                        level,
+                        table: next,
+                        rights,
+                    },
+                );
             }
             table = next;
             // A leaf at level 1 ends the loop.

@@ -7,6 +7,7 @@
 mod binding;
 mod demand;
 mod first_stage;
+mod kept;
 mod request;
 mod resolve;
 mod second_stage;
@@ -15,6 +16,7 @@ mod update;
 mod walk;
 
 pub use binding::{Binding, FirstStage, SecondStage};
+pub use kept::{Stage, StructureCaches, UpperEntry};
 pub use request::{
     Access, Fault, Latched, Request, RequestKind, RootPointer, Translation, TranslationType,
 };
@@ -30,6 +32,7 @@ use crate::spec::fault_reason::{FaultReason, Reply};
 use crate::spec::ids::{Pasid, SourceId};
 use demand::Demand;
 use walk::Walker;
+pub(crate) use walk::is_interrupt_range;
 
 /// Translates one request.
 ///
@@ -115,7 +118,7 @@ fn run<T: TableMemory + ?Sized, R: Borrow<Resolved>>(
         return Ok((disabled(request)?, Trail::default()));
     }
     if request.pasid.is_none()
-        && walk::is_interrupt_range(request.address)
+        && is_interrupt_range(request.address)
         && let Some(outcome) = to_interrupt_range(request)
     {
         return Ok((outcome?, Trail::default()));

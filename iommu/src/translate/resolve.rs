@@ -111,22 +111,11 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
             return Err(FaultReason::PageRequestInLegacyMode);
         }
 
-        let root = RootEntry(self.root_words(FaultReason::RootFetch)?);
-        root.validate(gates).map_err(|error| {
-            entry_fault(
-                error,
-                FaultReason::RootNotPresent,
-                FaultReason::RootReserved,
-                FaultReason::RootReserved,
-            )
-        })?;
-
-        let address = root.context_table() + u64::from(request.source.devfn()) * ContextEntry::SIZE;
-        let words = self
-            .memory
-            .read_words(address)
-            .map_err(|_| FaultReason::ContextFetch)?;
-        let context = ContextEntry(words);
+        let kept = self.memory.caches();
+        let context = match kept.and_then(|kept| kept.context(request.source)) {
+            Some([low, high, ..]) => ContextEntry([low, high]),
+            None => self.legacy_context()?,
+        };
         self.fault_disable |= context.fault_disable();
         context.validate(gates).map_err(|error| {
             entry_fault(
@@ -140,6 +129,10 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
         else {
             return Err(FaultReason::ContextInvalid);
         };
+        if let Some(kept) = kept {
+            let [low, high] = context.0;
+            kept.found_context(request.source, [low, high, 0, 0], Some(context.domain()));
+        }
         if self.is_translation_or_translated() && kind != ContextType::DeviceTlb {
             return Err(FaultReason::TranslationTypeBlocks);
         }
@@ -163,6 +156,23 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
             fault_disable: self.fault_disable,
             legacy: true,
         })
+    }
+
+    fn legacy_context(&self) -> Result<ContextEntry, FaultReason> {
+        let root = RootEntry(self.root_words(FaultReason::RootFetch)?);
+        root.validate(self.gates).map_err(|error| {
+            entry_fault(
+                error,
+                FaultReason::RootNotPresent,
+                FaultReason::RootReserved,
+                FaultReason::RootReserved,
+            )
+        })?;
+        let devfn = u64::from(self.request.source.devfn());
+        self.memory
+            .read_words(root.context_table() + devfn * ContextEntry::SIZE)
+            .map(ContextEntry)
+            .map_err(|_| FaultReason::ContextFetch)
     }
 
     fn scalable(&mut self) -> Result<Resolved, FaultReason> {
@@ -210,22 +220,12 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
     }
 
     fn scalable_context(&mut self) -> Result<ScalableContextEntry, FaultReason> {
-        let devfn = self.request.source.devfn();
-        let half = RootHalf::select(self.root_words(FaultReason::ScalableRootFetch)?, devfn);
-        half.validate(self.gates).map_err(|error| {
-            entry_fault(
-                error,
-                FaultReason::ScalableRootNotPresent,
-                FaultReason::ScalableRootReserved,
-                FaultReason::ScalableRootReserved,
-            )
-        })?;
-
-        let address = half.context_table() + u64::from(devfn & 0x7f) * ScalableContextEntry::SIZE;
-        let words = self
-            .memory
-            .read_words(address)
-            .map_err(|_| FaultReason::ScalableContextFetch)?;
+        let source = self.request.source;
+        let kept = self.memory.caches();
+        let words = match kept.and_then(|kept| kept.context(source)) {
+            Some(words) => words,
+            None => self.scalable_context_words()?,
+        };
         let context = ScalableContextEntry(words);
         self.fault_disable |= context.fault_disable();
         context.validate(self.gates).map_err(|error| {
@@ -236,7 +236,27 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
                 FaultReason::ScalableContextInvalid,
             )
         })?;
+        if let Some(kept) = kept {
+            kept.found_context(source, words, None);
+        }
         Ok(context)
+    }
+
+    fn scalable_context_words(&self) -> Result<[u64; 4], FaultReason> {
+        let devfn = self.request.source.devfn();
+        let half = RootHalf::select(self.root_words(FaultReason::ScalableRootFetch)?, devfn);
+        half.validate(self.gates).map_err(|error| {
+            entry_fault(
+                error,
+                FaultReason::ScalableRootNotPresent,
+                FaultReason::ScalableRootReserved,
+                FaultReason::ScalableRootReserved,
+            )
+        })?;
+        let address = half.context_table() + u64::from(devfn & 0x7f) * ScalableContextEntry::SIZE;
+        self.memory
+            .read_words(address)
+            .map_err(|_| FaultReason::ScalableContextFetch)
     }
 
     /// Whether the context entry lets the request through to the PASID directory.
@@ -276,6 +296,42 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
         context: &ScalableContextEntry,
         pasid: Pasid,
     ) -> Result<PasidEntry, FaultReason> {
+        let source = self.request.source;
+        let kept = self.memory.caches();
+        let (words, directory_fault_disable) = match kept.and_then(|kept| kept.pasid(source, pasid))
+        {
+            Some(found) => found,
+            None => self.pasid_words(context, pasid)?,
+        };
+        self.fault_disable |= directory_fault_disable;
+        let entry = PasidEntry(words);
+        self.fault_disable |= entry.fault_disable();
+        entry.validate(self.gates).map_err(|error| {
+            entry_fault(
+                error,
+                FaultReason::PasidNotPresent,
+                FaultReason::PasidReserved,
+                FaultReason::PasidInvalid,
+            )
+        })?;
+        if let Some(kept) = kept {
+            kept.found_pasid(
+                source,
+                pasid,
+                words,
+                directory_fault_disable,
+                entry.domain(),
+            );
+        }
+        Ok(entry)
+    }
+
+    /// The words of the entry of `pasid`, and FPD of the directory entry above it.
+    fn pasid_words(
+        &mut self,
+        context: &ScalableContextEntry,
+        pasid: Pasid,
+    ) -> Result<([u64; 8], bool), FaultReason> {
         let pasid = u64::from(pasid.get());
         let address = context.directory() + (pasid >> 6) * DirectoryEntry::SIZE;
         let word = self
@@ -298,17 +354,7 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
             .memory
             .read_words(address)
             .map_err(|_| FaultReason::PasidFetch)?;
-        let entry = PasidEntry(words);
-        self.fault_disable |= entry.fault_disable();
-        entry.validate(self.gates).map_err(|error| {
-            entry_fault(
-                error,
-                FaultReason::PasidNotPresent,
-                FaultReason::PasidReserved,
-                FaultReason::PasidInvalid,
-            )
-        })?;
-        Ok(entry)
+        Ok((words, directory.fault_disable()))
     }
 
     fn binding(&self, entry: &PasidEntry) -> Option<Binding> {

@@ -1,6 +1,7 @@
 //! The walk of second-stage tables (sec. 3.7).
 
 use super::binding::SecondStage;
+use super::kept::{Stage, UpperEntry};
 use super::structures::Upper;
 use super::update::Updates;
 use crate::memory::TableMemory;
@@ -78,6 +79,12 @@ pub(super) fn walk<T: TableMemory + ?Sized>(
     let (mut read, mut write) = (true, true);
     let mut table = stage.table;
     let mut level = stage.levels;
+    let kept = memory.caches();
+    if let Some(upper) = kept.and_then(|kept| kept.upper(Stage::Second, input)) {
+        (read, write) = upper.rights;
+        table = upper.table;
+        level = upper.level - 1;
+    }
     loop {
         let page_shift = 12 + 9 * (level - 1);
         let entry_address = table + (input >> page_shift & 0x1ff) * 8;
@@ -115,6 +122,18 @@ pub(super) fn walk<T: TableMemory + ?Sized>(
             });
         }
         table = entry.table();
+        if let Some(kept) = kept {
+            let rights = (read, write);
+            kept.found_upper(
+                Stage::Second,
+                input,
+                UpperEntry {
+                    level,
+                    table,
+                    rights,
+                },
+            );
+        }
         // A leaf at level 1 ends the loop.
         level -= 1;
     }

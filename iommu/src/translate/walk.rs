@@ -20,7 +20,7 @@ const ATTEMPTS: u32 = 16;
 /// Pass-through answers are given for as much at a time.
 const PASS_THROUGH_SHIFT: u8 = 30;
 
-pub(super) const fn is_interrupt_range(address: u64) -> bool {
+pub(crate) const fn is_interrupt_range(address: u64) -> bool {
     address >> 20 == INTERRUPT_RANGE
 }
 
@@ -66,6 +66,9 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
 
     #[inline]
     fn attempt(&self, updates: &mut Updates) -> Result<(Translation, Trail), FaultReason> {
+        if let Some(kept) = self.memory.caches() {
+            kept.begin(self.resolved);
+        }
         let (found, translated_by) = match &self.resolved.binding {
             Binding::Blocked => return Err(FaultReason::ContextInvalid),
             Binding::PassThrough => (self.pass_through()?, TranslationType::PassThrough),
