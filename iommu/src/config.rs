@@ -44,6 +44,10 @@ pub struct UnitConfig {
     pub page_requests: bool,
     /// What walks of first-stage tables can.
     pub walks: WalkFeatures,
+    /// Translations and table entries are kept until an invalidation names them, as the most retentive hardware keeps them, so
+    /// that software sees what it forgot to invalidate. For its developers; it is slow, and the guest cannot tell it from
+    /// the capabilities.
+    pub keep_translations: bool,
 }
 
 /// What walks of first-stage tables can. The unit can all of this; for assigned devices it is the host's IOMMU that walks. Each
@@ -88,6 +92,7 @@ impl Default for UnitConfig {
             device_tlb: false,
             page_requests: false,
             walks: WalkFeatures::ALL,
+            keep_translations: false,
         }
     }
 }

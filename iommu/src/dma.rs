@@ -13,6 +13,7 @@
 
 mod ats;
 mod cache;
+mod kept;
 mod port;
 mod slices;
 mod state;

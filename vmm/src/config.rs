@@ -113,6 +113,8 @@ pub(crate) struct IommuConfig {
     pub(crate) pasid_bits: u8,
     /// Page requests.
     pub(crate) page_requests: bool,
+    /// Translations are kept until they are invalidated.
+    pub(crate) keep_translations: bool,
 }
 
 impl Config {

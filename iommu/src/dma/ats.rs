@@ -72,8 +72,14 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
             kind: RequestKind::TranslationRequest { no_write },
         };
         // It looks up nothing that this view remembers: a device-TLB is there to make it rare.
-        let (memory, gates) = (state.guest_memory(), state.gates());
-        match translate::translate(memory, gates, self.latched(), &request) {
+        let outcome = match state.kept() {
+            Some(kept) => kept.translate(&self.asker(state), &request).outcome,
+            None => {
+                let (memory, gates) = (state.guest_memory(), state.gates());
+                translate::translate(memory, gates, self.latched(), &request)
+            }
+        };
+        match outcome {
             Ok(translation) => Ok(AtsTranslation {
                 address: translation.address,
                 page_shift: translation.page_shift,

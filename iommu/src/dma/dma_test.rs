@@ -358,6 +358,7 @@ fn hits_and_walks_are_counted_across_views_that_come_and_go() {
         translation_hits: 4,
         table_walks: 3,
         nested_walks: 0,
+        kept_hits: 0,
     };
     assert_eq!(bench.state.counts(), expected);
 }

@@ -8,7 +8,9 @@ use std::{hint, thread};
 
 use vm_memory::GuestMemoryBackend;
 
-use crate::translate::{Fault, Gates, Latched, Request};
+use super::kept::Kept;
+use crate::translate::{self, Fault, Gates, Latched, Request, Resolved};
+use crate::unit::Invalidation;
 
 /// Where blocked requests are reported.
 ///
@@ -39,6 +41,8 @@ pub struct DmaState<M> {
     latched: RwLock<Latched>,
     /// Leaf lock; nothing is called while it is held.
     slots: Mutex<Slots>,
+    /// What stays across generations, if anything does.
+    kept: Option<Box<Kept>>,
 }
 
 #[derive(Default)]
@@ -57,6 +61,8 @@ pub struct DmaCounts {
     pub table_walks: u64,
     /// By such a walk, through a first stage nested on a second one.
     pub nested_walks: u64,
+    /// Among the translations that are kept until they are invalidated, a fault included.
+    pub kept_hits: u64,
 }
 
 impl DmaCounts {
@@ -64,6 +70,7 @@ impl DmaCounts {
         self.translation_hits += slot.hits.load(Ordering::Relaxed);
         self.table_walks += slot.walks.load(Ordering::Relaxed);
         self.nested_walks += slot.nested.load(Ordering::Relaxed);
+        self.kept_hits += slot.kept.load(Ordering::Relaxed);
     }
 }
 
@@ -75,8 +82,9 @@ pub(super) struct Slot {
     /// What the view has counted, as of its last transaction.
     hits: AtomicU64,
     walks: AtomicU64,
-    /// Counted as it happens, which is out of the way of hits.
+    /// These are counted as they happen, which is out of the way of hits.
     nested: AtomicU64,
+    kept: AtomicU64,
 }
 
 impl Slot {
@@ -84,9 +92,20 @@ impl Slot {
 
     /// The view has walked nested tables.
     pub(super) fn count_nested(&self) {
+        Self::count(&self.nested);
+    }
+
+    /// The view has used a translation that is kept.
+    pub(super) fn count_kept(&self) {
+        Self::count(&self.kept);
+    }
+
+    fn count(counter: &AtomicU64) {
         // Only its view writes a slot, so this needs to be no addition.
-        let count = self.nested.load(Ordering::Relaxed);
-        self.nested.store(count.wrapping_add(1), Ordering::Relaxed);
+        counter.store(
+            counter.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Relaxed,
+        );
     }
 
     /// The transaction is over, and the view has counted this much.
@@ -108,6 +127,17 @@ impl<M> DmaState<M> {
             generation: AtomicU64::new(1),
             latched: RwLock::default(),
             slots: Mutex::default(),
+            kept: None,
+        }
+    }
+
+    /// With translations that are kept until [`forget`](Self::forget) names them, as long as hardware may keep them.
+    #[must_use]
+    pub fn keeping_translations(self) -> Self {
+        let kept = Kept::new(&self.gates);
+        Self {
+            kept: Some(Box::new(kept)),
+            ..self
         }
     }
 
@@ -128,9 +158,31 @@ impl<M> DmaState<M> {
 
     /// Latches, and invalidates all that was cached. A [`drain`](Self::drain) is to follow before the guest
     /// learns that the command is complete.
+    ///
+    /// What is kept stays if this just switches translation on or off, and the unit has no scalable mode (section 11.4.4.1).
     pub fn set_latched(&self, latched: Latched) {
-        *self.latched.write().unwrap_or_else(PoisonError::into_inner) = latched;
+        let old = std::mem::replace(
+            &mut *self.latched.write().unwrap_or_else(PoisonError::into_inner),
+            latched,
+        );
+        let switches = old.enabled != latched.enabled && old.root == latched.root;
+        if !switches || self.gates.caps.ecap.smts() {
+            self.forget(&Invalidation::All);
+        }
         self.invalidate_all();
+    }
+
+    /// Takes `invalidation` out of what is kept. [`invalidate_all`](Self::invalidate_all) is to follow, and then a
+    /// [`drain`](Self::drain), before the guest learns that it is complete.
+    pub fn forget(&self, invalidation: &Invalidation) {
+        if let Some(kept) = &self.kept {
+            kept.forget(invalidation, self.generation.load(Ordering::SeqCst));
+        }
+    }
+
+    #[inline]
+    pub(super) fn kept(&self) -> Option<&Kept> {
+        self.kept.as_deref()
     }
 
     /// What all views have counted since the unit was made, those of transactions that are running in part.
@@ -141,7 +193,7 @@ impl<M> DmaState<M> {
         counts
     }
 
-    /// Makes every transaction that begins from now on walk the tables anew.
+    /// Makes every transaction that begins from now on walk the tables anew, or look up what is kept.
     pub fn invalidate_all(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
@@ -205,6 +257,7 @@ impl<M> DmaState<M> {
             hits: AtomicU64::default(),
             walks: AtomicU64::default(),
             nested: AtomicU64::default(),
+            kept: AtomicU64::default(),
         });
         self.slots
             .lock()
@@ -232,6 +285,15 @@ impl<M> DmaState<M> {
 }
 
 impl<M: Deref<Target: GuestMemoryBackend>> DmaState<M> {
+    /// What translates a request that no transaction makes, from what is kept if there is something.
+    pub(crate) fn resolve(&self, latched: &Latched, request: &Request) -> Result<Resolved, Fault> {
+        let (memory, gates) = (self.guest_memory(), &self.gates);
+        match &self.kept {
+            Some(kept) => kept.resolve(memory, gates, latched, request),
+            None => translate::resolve(memory, gates, latched, request),
+        }
+    }
+
     /// Guest memory.
     pub fn guest_memory(&self) -> &M::Target {
         &self.memory

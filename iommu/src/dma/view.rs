@@ -11,11 +11,12 @@ use vm_memory::{
 };
 
 use super::cache::Cache;
+use super::kept::{Asker, Found, Kept};
 use super::port::{DmaPort, Path};
 use super::slices::DmaSlices;
 use super::state::{DmaState, Slot};
 use crate::memory::Nearby;
-use crate::spec::ids::Pasid;
+use crate::spec::ids::{Pasid, SourceId};
 use crate::translate::{
     self, Access, Binding, Fault, Gates, Latched, Permitted, Request, RequestKind, Resolved,
     Structures, Tag,
@@ -261,6 +262,9 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         let Path::Translated { state, source } = &view.port.path else {
             return None;
         };
+        if let Some(kept) = state.kept() {
+            return self.walk_kept(state, kept, self.request(*source, address, access));
+        }
         view.walks.set(view.walks.get().wrapping_add(1));
         let (tables, gates) = (&self.tables, state.gates());
         let remembers = self.tag.generation != NEVER;
@@ -274,14 +278,7 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
             self.count_nested(resolved);
             return Some(found);
         }
-        let request = Request {
-            source: *source,
-            pasid: self.pasid,
-            address,
-            access,
-            privileged: self.privileged,
-            kind: self.kind,
-        };
+        let request = self.request(*source, address, access);
         let outcome = if remembers {
             let resolve = || {
                 let resolved = self.resolve(gates, &request)?;
@@ -304,6 +301,62 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         outcome
             .inspect_err(|fault| self.blocked(state, &request, fault))
             .ok()
+    }
+
+    const fn request(&self, source: SourceId, address: u64, access: Access) -> Request {
+        Request {
+            source,
+            pasid: self.pasid,
+            address,
+            access,
+            privileged: self.privileged,
+            kind: self.kind,
+        }
+    }
+
+    /// As [`walk`](Self::walk), where translations are kept.
+    #[cold]
+    #[inline(never)]
+    fn walk_kept(&self, state: &DmaState<M>, kept: &Kept, request: Request) -> Option<Permitted> {
+        let view = self.view;
+        let answer = kept.translate(&self.asker(state), &request);
+        if let Found::Walked { .. } = answer.found {
+            view.walks.set(view.walks.get().wrapping_add(1));
+        }
+        if let Some(slot) = &view.slot {
+            match answer.found {
+                Found::Kept => slot.count_kept(),
+                Found::Walked { nested: true } => slot.count_nested(),
+                Found::Walked { nested: false } => {}
+            }
+        }
+        match answer.outcome {
+            Ok(translation) => {
+                // Its neighbours may be kept from another time.
+                let found = Permitted {
+                    page_shift: 12,
+                    ..Permitted::new(&translation)
+                };
+                if self.tag.generation != NEVER {
+                    view.cache.insert(self.tag, request.address, &found);
+                }
+                Some(found)
+            }
+            Err(fault) => {
+                self.blocked(state, &request, &fault);
+                None
+            }
+        }
+    }
+
+    /// For what is kept.
+    pub(super) fn asker<'s>(&'s self, state: &'s DmaState<M>) -> Asker<'s, Nearby<'v, M::Target>> {
+        Asker {
+            memory: &self.tables,
+            gates: state.gates(),
+            latched: &self.view.latched,
+            generation: self.view.latched_in,
+        }
     }
 
     /// What translates `request`, from memory or from the tables.
@@ -329,12 +382,10 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         let Path::Translated { state, source } = &self.view.port.path else {
             return None;
         };
-        let request = Request {
-            pasid: self.pasid,
-            privileged: self.privileged,
-            kind: self.kind,
-            ..Request::untranslated(*source, address, Access::Read)
-        };
+        let request = self.request(*source, address, Access::Read);
+        if let Some(kept) = state.kept() {
+            return kept.probe(&self.asker(state), &request).ok();
+        }
         let translation = translate::probe(
             state.guest_memory(),
             state.gates(),

@@ -58,6 +58,11 @@ impl Tag {
         }
     }
 
+    /// Who asks, as one number.
+    pub(crate) const fn requester(self) -> u32 {
+        self.requester
+    }
+
     /// What to mix into the index of an entry, so that the same address of several PASIDs finds room.
     #[inline]
     pub(crate) fn spread(self) -> u64 {

@@ -217,6 +217,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         };
         self.shared.counters.register_invalidations.add();
         command.observers.run_begins();
+        self.dma.forget(&invalidation);
         self.invalidate_translations();
         command.observers.invalidated(&[invalidation]);
         true

@@ -130,11 +130,15 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         let faults = Arc::new(FaultReporter::new(caps, events, Arc::clone(&shared)));
         let gates = Gates::new(caps, config.host_address_width);
         let sink = Arc::clone(&faults);
+        let mut dma = DmaState::new(memory, gates, sink);
+        if config.keep_translations {
+            dma = dma.keeping_translations();
+        }
         Ok(Arc::new(Self {
             caps,
             command: Mutex::new(Command::new(&caps)),
             status: AtomicU32::new(0),
-            dma: Arc::new(DmaState::new(memory, gates, sink)),
+            dma: Arc::new(dma),
             remapping: RwLock::default(),
             observers: Mutex::default(),
             faults,
@@ -197,6 +201,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     pub fn reset(&self) {
         let mut command = self.lock();
         command.reset();
+        self.dma.forget(&Invalidation::All);
         self.latch_translation(&command, Latched::default());
         self.change_remapping(|remapping| *remapping = Remapping::default());
         self.faults.reset();

@@ -8,10 +8,12 @@ use vm_memory::GuestMemoryBackend;
 
 use super::Unit;
 use super::page_queue::{PageQueue, Queued};
+use super::translation_observer::Invalidation;
 use crate::dma::FaultSink;
-use crate::spec::ids::SourceId;
+use crate::spec::descriptors::{IotlbScope, PageBlock, PasidIotlbScope};
+use crate::spec::ids::{Pasid, SourceId};
 use crate::spec::page_request::{PageRequest, PageRequestDescriptor, ResponseCode};
-use crate::translate::{self, Access, Request, RequestKind};
+use crate::translate::{Access, Binding, Request, RequestKind, Resolved};
 
 /// A page request did not get into the queue.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -76,11 +78,14 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             .page_requests_in_flight
             .read()
             .unwrap_or_else(PoisonError::into_inner);
-        self.check_page_request(source, request)?;
+        let resolved = self.check_page_request(source, request)?;
         let descriptor = PageRequestDescriptor::describe(source, request);
         let width = self.dma.gates().host_address_width;
         // For the page of a request, software needs to announce no change of its tables.
-        let admitted = || self.dma.invalidate_all();
+        let admitted = || {
+            self.dma.forget(&implied(&resolved, request.address));
+            self.dma.invalidate_all();
+        };
         let queued = self
             .page_queue()
             .push(self.memory(), width, descriptor, admitted);
@@ -112,7 +117,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         &self,
         source: SourceId,
         request: &PageRequest,
-    ) -> Result<(), PageRequestRefusal> {
+    ) -> Result<Resolved, PageRequestRefusal> {
         let latched = self.dma.latched();
         if !latched.enabled {
             return Err(PageRequestRefusal::Unsupported);
@@ -129,8 +134,8 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             privileged: request.privileged && request.pasid.is_some(),
             kind: RequestKind::PageRequest,
         };
-        match translate::translate(self.memory(), self.dma.gates(), &latched, &message) {
-            Ok(_) => Ok(()),
+        match self.dma.resolve(&latched, &message) {
+            Ok(resolved) => Ok(resolved),
             Err(fault) => {
                 self.faults.dma_fault(&message, &fault);
                 Err(PageRequestRefusal::new(
@@ -138,6 +143,27 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
                     ResponseCode::InvalidRequest,
                 ))
             }
+        }
+    }
+}
+
+/// What a request for the page at `address` invalidates when it gets into the queue (section 7.4.1).
+fn implied(resolved: &Resolved, address: u64) -> Invalidation {
+    let domain = resolved.domain;
+    let block = PageBlock {
+        address: address & !0xfff,
+        mask: 0,
+        leaf_only: false,
+    };
+    match resolved.binding {
+        Binding::FirstStage(_) => Invalidation::PasidIotlb {
+            domain,
+            pasid: resolved.pasid.unwrap_or(Pasid::ZERO).get(),
+            scope: PasidIotlbScope::Pages(block),
+        },
+        Binding::Nested(..) => Invalidation::Iotlb(IotlbScope::Domain(domain)),
+        Binding::SecondStage(_) | Binding::PassThrough | Binding::Blocked => {
+            Invalidation::Iotlb(IotlbScope::Pages(domain, block))
         }
     }
 }

@@ -175,11 +175,11 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         match descriptor {
             Descriptor::Context(scope) => {
                 counters.context_invalidations.add();
-                pending.add(Invalidation::Context(scope));
+                self.invalidate(pending, Invalidation::Context(scope));
             }
             Descriptor::Iotlb(scope) => {
                 counters.iotlb_invalidations.add();
-                pending.add(Invalidation::Iotlb(scope));
+                self.invalidate(pending, Invalidation::Iotlb(scope));
             }
             Descriptor::PasidIotlb {
                 domain,
@@ -187,15 +187,16 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
                 scope,
             } => {
                 counters.pasid_iotlb_invalidations.add();
-                pending.add(Invalidation::PasidIotlb {
+                let invalidation = Invalidation::PasidIotlb {
                     domain,
                     pasid,
                     scope,
-                });
+                };
+                self.invalidate(pending, invalidation);
             }
             Descriptor::PasidCache(scope) => {
                 counters.pasid_cache_invalidations.add();
-                pending.add(Invalidation::PasidCache(scope));
+                self.invalidate(pending, Invalidation::PasidCache(scope));
             }
             Descriptor::DeviceTlb {
                 source,
@@ -236,6 +237,12 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             }
         }
         Flow::Continue
+    }
+
+    /// What is kept goes at once, and the rest together with what else is pending.
+    fn invalidate(&self, pending: &mut Pending, invalidation: Invalidation) {
+        self.dma.forget(&invalidation);
+        pending.add(invalidation);
     }
 
     /// Completes the waits so far.

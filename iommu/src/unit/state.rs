@@ -13,6 +13,7 @@ use vm_memory::GuestMemoryBackend;
 
 use super::Unit;
 use super::registers::RegisterFile;
+use super::translation_observer::Invalidation;
 use crate::spec::registers::{
     FAULT_RECORD_COUNT, GlobalCommand, InterruptTableAddress, RootTableAddress, offset,
 };
@@ -123,6 +124,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             .restore(&state.registers, state.next_fault_record);
         self.page_queue().file_mut().restore(&state.registers);
         let status = command.status();
+        self.dma.forget(&Invalidation::All);
         self.latch_translation(&command, command.latched());
         self.latch_remapping(
             status,

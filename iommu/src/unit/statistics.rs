@@ -54,6 +54,8 @@ counters! {
         table_walks,
         /// Those of them through a first stage nested on a second one.
         nested_walks,
+        /// Accesses that an option to keep translations until they are invalidated had an answer for.
+        kept_hits,
     }
     here {
         /// Context cache invalidations, queued.

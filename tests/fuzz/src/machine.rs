@@ -56,6 +56,8 @@ impl Shape {
                 pages_of_1g: on(15),
                 ..WalkFeatures::ALL
             },
+            // One of the two values that both mean 48 bits.
+            keep_translations: self.features >> 8 & 3 == 1,
         }
     }
 }

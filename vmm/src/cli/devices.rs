@@ -138,6 +138,13 @@ const TYPES: &[DeviceType] = &[
                     default: "off",
                     help: "devices with PRI may ask for pages; needs the two keys above, and x-flts=on",
                 },
+                Key {
+                    name: "x-keep-translations",
+                    aliases: &[],
+                    kind: Kind::OnOff,
+                    default: "off",
+                    help: "keep translations until the guest invalidates them, to find invalidations that it forgot; slow",
+                },
             ],
         },
         build: intel_iommu,
@@ -359,6 +366,7 @@ fn intel_iommu(values: &Values) -> Result<Device, ListError> {
         device_iotlb,
         pasid_bits,
         page_requests,
+        keep_translations: values.on_off("x-keep-translations").unwrap_or(false),
     }))
 }
 

@@ -31,6 +31,7 @@ fn defaults_are_those_that_help_prints() {
         device_iotlb: false,
         pasid_bits: 0,
         page_requests: false,
+        keep_translations: false,
     };
     assert_eq!(
         parse("intel-iommu").expect("valid"),
@@ -75,7 +76,7 @@ fn disks_and_nets_are_devices_as_well_and_errors_name_the_option_that_was_used()
 fn an_unknown_key_lists_the_valid_ones() {
     assert_eq!(
         error("intel-iommu,awbits=48"),
-        "--device intel-iommu: unknown key `awbits`; valid keys: x-flts, aw-bits, intremap, caching-mode, x-scalable-mode, device-iotlb, pasid-bits, svm"
+        "--device intel-iommu: unknown key `awbits`; valid keys: x-flts, aw-bits, intremap, caching-mode, x-scalable-mode, device-iotlb, pasid-bits, svm, x-keep-translations"
     );
 }
 

@@ -25,6 +25,7 @@ pub(crate) fn unit_config(config: &IommuConfig, assigns: bool, physical_bits: u8
         device_tlb: config.device_iotlb,
         page_requests: config.page_requests,
         walks: WalkFeatures::ALL,
+        keep_translations: config.keep_translations,
     }
 }
 

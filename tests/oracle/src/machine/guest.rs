@@ -48,6 +48,7 @@ pub fn configuration(rng: &mut Rng) -> UnitConfig {
                 extended_accessed: rng.chance(7, 8),
                 snooped: rng.chance(7, 8),
             },
+            keep_translations: rng.chance(1, 2),
         };
         if config.capabilities().is_ok() {
             return config;

@@ -1,0 +1,230 @@
+//! Translations that are kept until they are invalidated.
+//!
+//! The caches of views are made for speed: small, and emptied by every invalidation, whatever it names. Software that forgets
+//! an invalidation mostly gets away with that. A unit that keeps translations is for those who want to see it fail: it has
+//! the caches of section 6.2 beside, as large as hardware may make them, and an invalidation takes out of them what
+//! it names, and nothing else.
+//!
+//! * Context entries are found by source; PASID entries by source and PASID, and they are of a domain; pages by source, PASID and
+//!   privilege, and they are of a domain and PASID; entries that point to tables by domain, by PASID if of a first
+//!   stage, and by the pointer to their top table.
+//! * A page is kept in pieces of 4 KiB, so an invalidation of a large page has to name all of it (AM).
+//! * What leads to a fault is not kept, in caching mode neither. But a page that is kept denies what it denied before: a permission that
+//!   is widened needs an invalidation as well (section 11.4.2, CM).
+//! * A write through a page that is not marked dirty walks the tables, and so marks it.
+//! * At a limit a cache is emptied.
+
+mod recorder;
+mod store;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use self::recorder::{Notes, Recorder};
+use self::store::{Page, Store};
+use crate::memory::TableMemory;
+use crate::spec::fault_reason::FaultReason;
+use crate::translate::{
+    self, Access, Binding, Fault, Gates, Latched, Permitted, Request, RequestKind, Resolved,
+    Translation,
+};
+use crate::unit::Invalidation;
+
+/// The kept translations of a unit.
+pub(super) struct Kept {
+    /// Leaf lock, held for a walk at most. Speed is not what this is for.
+    store: Mutex<Store>,
+}
+
+/// Where a request comes from and what it depends on.
+pub(super) struct Asker<'a, T: ?Sized> {
+    pub(super) memory: &'a T,
+    pub(super) gates: &'a Gates,
+    pub(super) latched: &'a Latched,
+    /// Under which its transaction runs.
+    pub(super) generation: u64,
+}
+
+/// An answer, and how it was found.
+pub(super) struct Answer {
+    pub(super) outcome: Result<Translation, Fault>,
+    pub(super) found: Found,
+}
+
+pub(super) enum Found {
+    Kept,
+    /// By a walk.
+    Walked {
+        nested: bool,
+    },
+}
+
+impl Kept {
+    pub(super) fn new(gates: &Gates) -> Self {
+        Self {
+            store: Mutex::new(Store::new(gates.caps.guest_address_width())),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes out what is invalidated while `generation` is the last one. Transactions up to that one add nothing any more, as they may
+    /// have read what was before.
+    pub(super) fn forget(&self, invalidation: &Invalidation, generation: u64) {
+        let mut store = self.lock();
+        store.forget(invalidation);
+        store.floor = generation.saturating_add(1);
+    }
+
+    /// As [`translate::translate`], from what is kept if there is something, or else by a walk that leaves something behind.
+    pub(super) fn translate<T: TableMemory + ?Sized>(
+        &self,
+        asker: &Asker<'_, T>,
+        request: &Request,
+    ) -> Answer {
+        let Asker {
+            memory,
+            gates,
+            latched,
+            generation,
+        } = *asker;
+        let mut store = self.lock();
+        if latched.enabled
+            && let Some(page) = store.page(request)
+            && let Some(outcome) = answer(asker, &store, page, request)
+        {
+            let found = Found::Kept;
+            return Answer { outcome, found };
+        }
+        let recorder = Recorder::new(memory, &store);
+        let outcome = translate::translate(&recorder, gates, latched, request);
+        let notes = recorder.into_notes();
+        if let Ok(translation) = &outcome
+            && latched.enabled
+            && generation >= store.floor
+        {
+            let page = is_for_all(request, translation, gates).then_some(translation);
+            store.keep(&notes, request, page);
+        }
+        let nested = is_nested(&notes);
+        Answer {
+            outcome,
+            found: Found::Walked { nested },
+        }
+    }
+
+    /// As [`translate::resolve`]. Nothing is left behind.
+    pub(super) fn resolve<T: TableMemory + ?Sized>(
+        &self,
+        memory: &T,
+        gates: &Gates,
+        latched: &Latched,
+        request: &Request,
+    ) -> Result<Resolved, Fault> {
+        let store = self.lock();
+        let recorder = Recorder::new(memory, &store);
+        translate::resolve(&recorder, gates, latched, request)
+    }
+
+    /// As [`translate::probe`]. Nothing is left behind.
+    pub(super) fn probe<T: TableMemory + ?Sized>(
+        &self,
+        asker: &Asker<'_, T>,
+        request: &Request,
+    ) -> Result<Permitted, Fault> {
+        let store = self.lock();
+        let translation = match store.page(request) {
+            Some(page) => at(page, request),
+            None => {
+                let recorder = Recorder::new(asker.memory, &store);
+                translate::probe(&recorder, asker.gates, asker.latched, request)?
+            }
+        };
+        Ok(Permitted {
+            address: translation.address,
+            page_shift: translation.page_shift,
+            readable: translation.readable,
+            writable: translation.writable,
+        })
+    }
+}
+
+/// What a kept page answers; `None` when the tables are to be walked, as something is to be set in them.
+fn answer<T: TableMemory + ?Sized>(
+    asker: &Asker<'_, T>,
+    store: &Store,
+    page: &Page,
+    request: &Request,
+) -> Option<Result<Translation, Fault>> {
+    let found = at(page, request);
+    match request.kind {
+        RequestKind::Untranslated => {
+            let permitted = match request.access {
+                Access::Read => found.readable,
+                Access::Write => found.writable,
+                Access::Atomic | Access::ZeroLengthRead => return None,
+            };
+            if !permitted {
+                let reason = denial(page, request.access);
+                return Some(Err(Fault::new(reason, page.fault_disable, request.kind)));
+            }
+            (found.dirty || request.access == Access::Read).then_some(Ok(found))
+        }
+        RequestKind::TranslationRequest { no_write } => {
+            let withheld = no_write && asker.gates.caps.ecap.nwfs();
+            if found.writable && !found.dirty && !withheld {
+                return None;
+            }
+            // Whether the device may ask is said by its context entry.
+            let recorder = Recorder::new(asker.memory, store);
+            translate::resolve(&recorder, asker.gates, asker.latched, request).ok()?;
+            Some(Ok(Translation {
+                writable: found.writable && !withheld,
+                ..found
+            }))
+        }
+        RequestKind::Translated | RequestKind::PageRequest => None,
+    }
+}
+
+/// What a kept page says about the address of `request`.
+fn at(page: &Page, request: &Request) -> Translation {
+    Translation {
+        address: page.translation.address | request.address & 0xfff,
+        ..page.translation
+    }
+}
+
+/// Why a page denies `access`: it permits something, or it would not be kept.
+fn denial(page: &Page, access: Access) -> FaultReason {
+    match (page.legacy, access.writes()) {
+        (true, true) => FaultReason::WriteDenied,
+        (true, false) => FaultReason::ReadDenied,
+        (false, true) => FaultReason::ScalableWriteDenied,
+        (false, false) => FaultReason::ScalableReadDenied,
+    }
+}
+
+/// Whether the answer holds for every request to the page: not what bypasses the tables, and not what is withheld from one request
+/// only or told to one only.
+fn is_for_all(request: &Request, translation: &Translation, gates: &Gates) -> bool {
+    let own = match request.kind {
+        RequestKind::Untranslated => false,
+        RequestKind::TranslationRequest { no_write } => {
+            no_write && gates.caps.ecap.nwfs() || translate::is_interrupt_range(translation.address)
+        }
+        RequestKind::Translated | RequestKind::PageRequest => true,
+    };
+    translation.translated_by.is_some() && !own
+}
+
+fn is_nested(notes: &Notes) -> bool {
+    notes
+        .resolved
+        .is_some_and(|resolved| matches!(resolved.binding, Binding::Nested(..)))
+}
+
+#[cfg(test)]
+#[path = "kept/kept_test.rs"]
+mod kept_test;
