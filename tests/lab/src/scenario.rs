@@ -263,6 +263,20 @@ const CONTROL: &[Exchange] = &[
     },
 ];
 
+/// What scenario `keep` asks.
+const KEEP: &[Exchange] = &[
+    Exchange {
+        request: "stats",
+        line_with: &[&["queue_errors: 0"], &["faults_recorded: 0"]],
+        positive: &["kept_hits", "table_walks", "pasid_iotlb_invalidations"],
+    },
+    Exchange {
+        request: "quit",
+        line_with: &[&["ends"]],
+        positive: &[],
+    },
+];
+
 /// All scenarios, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
     // Those that take long come first, so that the others fill the time beside them.
@@ -310,6 +324,16 @@ const SCENARIOS: &[Scenario] = &[
         command_line: "intel_iommu=on,sm_on iommu.strict=1",
         plan: "scalable,smp=2,groups=DMA,translation=first-stage,invalidation=strict,intremap=x2apic,disk,net,rng,edu,\
                interrupts=remapped,nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "keep",
+        description: "x-keep-translations=on, strict: the unit forgets what is invalidated and nothing else; 1000 remaps",
+        unit: Some("intel-iommu,x-flts=on,x-keep-translations=on"),
+        command_line: "intel_iommu=on,sm_on iommu.strict=1",
+        plan: "scalable,smp=2,groups=DMA,translation=first-stage,invalidation=strict,intremap=x2apic,disk,net,rng,edu,\
+               edu-remap=1000,interrupts=remapped,nofaults>stay",
+        control: KEEP,
         ..DEFAULT
     },
     Scenario {
