@@ -89,7 +89,8 @@ pub struct SharedMapping {
 pub struct PageTableOptions {
     /// First-stage tables can be put on top of it (`IOMMU_HWPT_ALLOC_NEST_PARENT`). Takes no read-only mappings.
     pub nesting_parent: bool,
-    /// It can tell which pages were written (`IOMMU_HWPT_ALLOC_DIRTY_TRACKING`).
+    /// It can tell which pages were written (`IOMMU_HWPT_ALLOC_DIRTY_TRACKING`). Linux attaches it to no PASID, nor what is nested
+    /// upon it.
     pub dirty_tracking: bool,
     /// It can be attached to PASIDs (`IOMMU_HWPT_ALLOC_PASID`).
     pub pasid: bool,
@@ -180,12 +181,14 @@ pub trait HostIommu: Send + Sync {
         options: PageTableOptions,
     ) -> io::Result<ObjectId>;
 
-    /// A nested page table for `device` on the nesting parent `parent` (`IOMMU_HWPT_DATA_VTD_S1`).
+    /// A nested page table for `device` on the nesting parent `parent` (`IOMMU_HWPT_DATA_VTD_S1`), which can be attached to PASIDs
+    /// if `pasid` says so.
     fn allocate_nested(
         &self,
         device: HostDeviceId,
         parent: ObjectId,
         table: &NestedTable,
+        pasid: bool,
     ) -> io::Result<ObjectId>;
 
     /// Invalidates in order (`IOMMU_HWPT_INVALIDATE`). On an error, `done` tells how many were carried out.

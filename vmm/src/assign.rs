@@ -295,6 +295,7 @@ impl Assigner {
                 id: device.id,
                 attachment: Arc::clone(&device.cdev) as _,
                 pasids: false,
+                ats: false,
             })
             .map_err(|error| AssignError::add(error, self.ram_size))?;
         if let HostDevice::Descriptor(fd) = device.config.device {

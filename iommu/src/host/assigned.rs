@@ -12,21 +12,38 @@
 //!
 //! A device that is blocked has no fault recorded for it: what the host's IOMMU drops, it does not tell.
 //!
+//! # PASIDs
+//! All of this holds for the requests of a device with each PASID apart, if the guest is shown that it has PASIDs. A PASID is
+//! attached once the guest announces an entry for it, or names all of the device's; and detached with its entry, with translation,
+//! and in legacy mode. It stays while requests without PASID are blocked.
+//!
+//! What the context entry names as RID_PASID is what requests without PASID have, and no requests may have it besides. In the host
+//! it is PASID 0, with which nothing else can be done: when the guest's is another one, its PASID 0 is blocked.
+//!
+//! # Device-TLBs
+//! Whatever the host's IOMMU forgets, it has devices forget. A device that alone is to forget something is reached by an
+//! invalidation of the nested page table, unless that was among others of the same exit. For other bindings there is no call
+//! that does it, and no need: what a shadow maps no more, devices were made to forget when it was unmapped, and guest memory does
+//! not change.
+//!
 //! # When the host refuses
 //! A device that cannot be put where it belongs is detached, with a line in the log: so the guest's invalidation is true. It is
-//! tried again when the guest next invalidates a context or PASID entry, or turns translation on or off.
+//! tried again when the guest next invalidates a context or PASID entry, or turns translation on or off; one of its PASIDs, when
+//! that PASID is among what is named.
 
+pub(crate) mod binding;
 pub(crate) mod common;
 pub(crate) mod device;
 mod dirty;
 mod error;
+pub(crate) mod pasids;
 mod report;
 mod state;
 pub(crate) mod target;
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vm_memory::GuestMemoryBackend;
 
@@ -43,10 +60,13 @@ use super::space::Space;
 use super::{HostIommu, Rights};
 use crate::dma::DmaState;
 use crate::memory::Nearby;
+use crate::spec::device_tlb::DeviceTlbInvalidation;
 use crate::spec::ids::SourceId;
-use crate::unit::{Invalidation, TranslationObserver, Unit};
+use crate::spec::page_request::PageResponse;
+use crate::unit::{DeviceTlb, Invalidation, TranslationObserver, Unit};
+use binding::Binding;
 use common::Common;
-use device::{Binding, Device, HostKey};
+use device::{Device, HostKey};
 use dirty::DirtyPages;
 use state::{Host, State};
 use target::Tables;
@@ -62,6 +82,8 @@ use target::Tables;
 /// holds for tables, which the guest writes before it invalidates.
 pub struct AssignedDevices<M> {
     unit: Option<Arc<DmaState<M>>>,
+    /// For device-TLBs. It has us, so not the other way round.
+    device_tlbs: Weak<Unit<M>>,
     state: Mutex<State>,
 }
 
@@ -74,6 +96,7 @@ where
     pub fn new(ram: Vec<RamPiece>, unit: Option<&Arc<Unit<M>>>, limits: Limits) -> Arc<Self> {
         let devices = Arc::new(Self {
             unit: unit.map(|unit| Arc::clone(unit.dma_state())),
+            device_tlbs: unit.map_or_else(Weak::new, Arc::downgrade),
             state: Mutex::new(State::new(Common::new(Ram::new(ram), limits))),
         });
         if let Some(unit) = unit {
@@ -122,6 +145,7 @@ where
             }
         };
         let iommu = Arc::clone(&device.host);
+        let (source, has_ats) = (device.source, device.ats);
         let device = Device::new(device, info, key);
         if !state.hosts.iter().any(|host| host.key == key) {
             let memory = map_all_memory(&iommu, &device, &mut state.common)?;
@@ -130,7 +154,8 @@ where
         state.devices.push(device);
         let index = state.devices.len() - 1;
         self.with_tables(|tables| state.place(tables, index));
-        let binding = state.devices.get(index).map(|device| device.binding);
+        let binding = state.devices.get(index);
+        let binding = binding.and_then(|device| device.binding(None).copied());
         // Guest memory is there, and complete: a device that does not get there never will.
         if let Some(Binding::Blocked(why)) = binding
             && !why.is_asked_for()
@@ -146,6 +171,9 @@ where
                 why,
             });
         }
+        if has_ats && let Some(unit) = self.device_tlbs.upgrade() {
+            unit.attach_device_tlb(source, Arc::new(HostDeviceTlb));
+        }
         Ok(())
     }
 
@@ -156,6 +184,12 @@ where
             .devices
             .iter()
             .position(|device| device.source == source);
+        let has_ats = index
+            .and_then(|index| state.devices.get(index))
+            .is_some_and(|device| device.has_ats);
+        if has_ats && let Some(unit) = self.device_tlbs.upgrade() {
+            unit.detach_device_tlb(source);
+        }
         if let Some(index) = index {
             state.remove(index);
         }
@@ -244,7 +278,7 @@ where
     fn wants_memory(&self, state: &State, index: usize) -> bool {
         state.devices.get(index).is_some_and(|device| {
             self.with_tables(|tables| {
-                target::Target::of(tables, device.source) == target::Target::GuestPhysical
+                target::Target::of(tables, device.source, None) == target::Target::GuestPhysical
             })
         })
     }
@@ -309,6 +343,17 @@ impl<M> fmt::Display for AssignedDevices<M> {
     }
 }
 
+/// The device-TLB of an assigned device. What the guest has it forget is passed on by the [`TranslationObserver`], together with
+/// what the host's IOMMU is to forget, which includes most of it.
+struct HostDeviceTlb;
+
+impl DeviceTlb for HostDeviceTlb {
+    fn invalidate(&self, _: DeviceTlbInvalidation) {}
+
+    /// The host answers page requests itself.
+    fn page_response(&self, _: PageResponse) {}
+}
+
 fn stop(state: &State) {
     for (space, _) in state.spaces() {
         // What has none of it needs none of this.
@@ -329,7 +374,7 @@ fn map_all_memory(
     })?;
     // The page table first: it tells how far the host's addresses go.
     let mut outcome =
-        state::add_memory_table(&mut space, &device.client(), common).map_err(|cause| {
+        state::add_memory_table(&mut space, &device.client(None), common).map_err(|cause| {
             AddError::PageTable {
                 name: name(),
                 cause,
@@ -381,6 +426,9 @@ mod first_stage_property_test;
 #[cfg(test)]
 #[path = "assigned/first_stage_test.rs"]
 mod first_stage_test;
+#[cfg(test)]
+#[path = "assigned/pasid_test.rs"]
+mod pasid_test;
 #[cfg(test)]
 #[path = "assigned/property_test.rs"]
 mod property_test;

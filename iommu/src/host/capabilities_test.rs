@@ -110,6 +110,7 @@ impl HostIommu for Host {
         _: HostDeviceId,
         _: ObjectId,
         _: &NestedTable,
+        _: bool,
     ) -> io::Result<ObjectId> {
         not_asked()
     }

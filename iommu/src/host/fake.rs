@@ -61,6 +61,8 @@ pub struct FakeFeatures {
     pub whole_first_stage: bool,
     /// Dirty tracking.
     pub dirty_tracking: bool,
+    /// log2 of the number of PASIDs that the device has; 0 for none.
+    pub pasid_bits: u8,
 }
 
 impl Default for FakeFeatures {
@@ -72,6 +74,7 @@ impl Default for FakeFeatures {
             nesting: false,
             whole_first_stage: false,
             dirty_tracking: false,
+            pasid_bits: 0,
         }
     }
 }
@@ -104,6 +107,7 @@ pub enum Call {
         device: HostDeviceId,
         parent: ObjectId,
         table: NestedTable,
+        pasid: bool,
     },
     Invalidate(ObjectId),
     HardwareInfo(HostDeviceId),
@@ -118,9 +122,13 @@ pub enum Call {
     },
     Attach {
         device: HostDeviceId,
+        pasid: Option<Pasid>,
         table: ObjectId,
     },
-    Detach(HostDeviceId),
+    Detach {
+        device: HostDeviceId,
+        pasid: Option<Pasid>,
+    },
 }
 
 /// Where a DMA goes.
@@ -169,25 +177,36 @@ struct Table {
 
 struct Device {
     features: FakeFeatures,
-    /// What iommufd takes it to be behind.
-    believed: Option<ObjectId>,
-    /// What it is behind.
-    actual: Option<ObjectId>,
+    /// What iommufd takes its requests to be behind, by PASID.
+    believed: BTreeMap<Option<Pasid>, ObjectId>,
+    /// What they are behind.
+    actual: BTreeMap<Option<Pasid>, ObjectId>,
 }
 
 /// A look at a [`FakeHost`] between two steps of its calls.
 pub struct View<'a>(&'a State);
 
 impl View<'_> {
-    /// Where an access of `device` to `address` goes.
+    /// Where an access of `device` without PASID to `address` goes.
     pub fn dma(&self, device: HostDeviceId, address: u64) -> Option<Reached> {
-        self.0.dma(device, address)
+        self.dma_with(device, None, address)
+    }
+
+    /// Where an access of `device` with `pasid`, or without, to `address` goes.
+    pub fn dma_with(
+        &self,
+        device: HostDeviceId,
+        pasid: Option<Pasid>,
+        address: u64,
+    ) -> Option<Reached> {
+        self.0.dma(device, pasid, address)
     }
 }
 
 impl State {
-    fn dma(&self, device: HostDeviceId, address: u64) -> Option<Reached> {
-        let table = self.tables.get(&self.devices.get(&device)?.actual?)?;
+    fn dma(&self, device: HostDeviceId, pasid: Option<Pasid>, address: u64) -> Option<Reached> {
+        let table = self.devices.get(&device)?.actual.get(&pasid)?;
+        let table = self.tables.get(table)?;
         if let Some(nested) = &table.nested {
             let (space, memory) = (self.spaces.get(&table.on)?, self.memory.as_ref()?);
             return nested.reach(address, space, memory);
@@ -225,9 +244,50 @@ impl State {
         if refused { Err(EINVAL) } else { Ok(()) }
     }
 
-    fn attach(&mut self, device: HostDeviceId, table: ObjectId, fails: bool) -> Result<(), i32> {
-        let of_device = self.devices.get_mut(&device).ok_or(ENOENT)?;
-        if of_device.believed == Some(table) {
+    /// What the kernel finds out about PASIDs before it touches anything; `Ok(false)` if it then does nothing, and says nothing.
+    fn check_pasid(
+        &self,
+        of_device: &Device,
+        pasid: Option<Pasid>,
+        table: ObjectId,
+    ) -> Result<bool, i32> {
+        let is_for_pasids = |table: &ObjectId| {
+            let table = self.tables.get(table);
+            table.is_some_and(|table| table.options.pasid)
+        };
+        let Some(pasid) = pasid else {
+            let has_pasids = of_device.believed.keys().any(Option::is_some);
+            let refused = has_pasids && !is_for_pasids(&table);
+            return if refused { Err(EINVAL) } else { Ok(true) };
+        };
+        if of_device.features.pasid_bits == 0 {
+            return Ok(false);
+        }
+        let of_table = self.tables.get(&table).ok_or(ENOENT)?;
+        let without = of_device.believed.get(&None);
+        if pasid == Pasid::ZERO
+            || pasid.get() >> of_device.features.pasid_bits != 0
+            || !is_for_pasids(&table)
+            || of_table.options.dirty_tracking
+            || without.is_some_and(|without| !is_for_pasids(without))
+        {
+            return Err(EINVAL);
+        }
+        Ok(true)
+    }
+
+    fn attach(
+        &mut self,
+        device: HostDeviceId,
+        pasid: Option<Pasid>,
+        table: ObjectId,
+        fails: bool,
+    ) -> Result<(), i32> {
+        let of_device = self.devices.get(&device).ok_or(ENOENT)?;
+        if !self.check_pasid(of_device, pasid, table)? {
+            return Ok(());
+        }
+        if of_device.believed.get(&pasid) == Some(&table) {
             return Ok(());
         }
         let FakeFeatures {
@@ -235,7 +295,8 @@ impl State {
             whole_first_stage,
             ..
         } = of_device.features;
-        let former = of_device.actual.take();
+        let of_device = self.devices.get_mut(&device).ok_or(ENOENT)?;
+        let former = of_device.actual.remove(&pasid);
         self.leave(former);
         self.look();
         let used = self.tables.get(&table).ok_or(ENOENT)?;
@@ -251,19 +312,24 @@ impl State {
             return Err(EINVAL);
         }
         let on = used.on;
-        if !self.space(on)?.reserve_interrupts() {
+        // That is done for a device, not for each of its PASIDs.
+        if pasid.is_none() && !self.space(on)?.reserve_interrupts() {
             return Err(EADDRINUSE);
         }
         if let Some(of_device) = self.devices.get_mut(&device) {
-            of_device.believed = Some(table);
-            of_device.actual = Some(table);
+            of_device.believed.insert(pasid, table);
+            of_device.actual.insert(pasid, table);
         }
         Ok(())
     }
 
-    /// What is kept of a nested page table goes with its last device.
+    /// What is kept of a nested page table goes with the last who uses it.
     fn leave(&mut self, table: Option<ObjectId>) {
-        let used = self.devices.values().any(|device| device.actual == table);
+        let mut used = self
+            .devices
+            .values()
+            .flat_map(|device| device.actual.values());
+        let used = used.any(|used| Some(*used) == table);
         let nested = table
             .and_then(|table| self.tables.get(&table))
             .and_then(|table| table.nested.as_ref());
@@ -276,7 +342,7 @@ impl State {
         let used = self
             .devices
             .values()
-            .any(|device| device.believed == Some(object))
+            .any(|device| device.believed.values().any(|table| *table == object))
             || self.tables.values().any(|table| {
                 table.parent == Some(object) || table.parent.is_none() && table.on == object
             });
@@ -306,8 +372,8 @@ impl FakeHost {
             device,
             Device {
                 features,
-                believed: None,
-                actual: None,
+                believed: BTreeMap::new(),
+                actual: BTreeMap::new(),
             },
         );
         let host = Arc::clone(self);
@@ -323,7 +389,8 @@ impl FakeHost {
             host: Arc::clone(self) as _,
             id,
             attachment,
-            pasids: false,
+            pasids: features.pasid_bits != 0,
+            ats: false,
         }
     }
 
@@ -359,16 +426,28 @@ impl FakeHost {
         self.lock().watch = Some(Box::new(watch));
     }
 
-    /// Where an access of `device` to `address` goes.
+    /// Where an access of `device` without PASID to `address` goes.
     pub fn dma(&self, device: HostDeviceId, address: u64) -> Option<Reached> {
-        self.lock().dma(device, address)
+        self.dma_with(device, None, address)
+    }
+
+    /// Where an access of `device` with `pasid`, or without, to `address` goes.
+    pub fn dma_with(
+        &self,
+        device: HostDeviceId,
+        pasid: Option<Pasid>,
+        address: u64,
+    ) -> Option<Reached> {
+        self.lock().dma(device, pasid, address)
     }
 
     /// As [`dma`](Self::dma), and leaves the page dirty if it can be written.
     pub fn write(&self, device: HostDeviceId, address: u64) -> Option<Reached> {
         let mut state = self.lock();
-        let reached = state.dma(device, address).filter(|to| to.rights.write)?;
-        let table = state.devices.get(&device)?.actual?;
+        let reached = state
+            .dma(device, None, address)
+            .filter(|to| to.rights.write)?;
+        let table = *state.devices.get(&device)?.actual.get(&None)?;
         let of_device = state.tables.get(&table)?;
         // Of a nested page table, its parent tells, by its own addresses.
         let (table, page) = match (&of_device.nested, of_device.parent) {
@@ -384,9 +463,24 @@ impl FakeHost {
         Some(reached)
     }
 
-    /// What `device` is behind.
+    /// What requests of `device` without PASID are behind.
     pub fn attached(&self, device: HostDeviceId) -> Option<ObjectId> {
-        self.lock().devices.get(&device)?.actual
+        self.attached_with(device, None)
+    }
+
+    /// What requests of `device` with `pasid`, or without, are behind.
+    pub fn attached_with(&self, device: HostDeviceId, pasid: Option<Pasid>) -> Option<ObjectId> {
+        let state = self.lock();
+        state.devices.get(&device)?.actual.get(&pasid).copied()
+    }
+
+    /// The PASIDs of `device` that are attached.
+    pub fn pasids(&self, device: HostDeviceId) -> Vec<Pasid> {
+        let state = self.lock();
+        let device = state.devices.get(&device);
+        device.map_or_else(Vec::new, |device| {
+            device.believed.keys().copied().flatten().collect()
+        })
     }
 
     /// How many spaces and page tables there are.
@@ -565,11 +659,13 @@ impl HostIommu for FakeHost {
         device: HostDeviceId,
         parent: ObjectId,
         table: &NestedTable,
+        pasid: bool,
     ) -> io::Result<ObjectId> {
         let call = Call::AllocateNested {
             device,
             parent,
             table: *table,
+            pasid,
         };
         self.call(call, |state| {
             let features = state.devices.get(&device).ok_or(ENOENT)?.features;
@@ -584,7 +680,11 @@ impl HostIommu for FakeHost {
                 on: below.on,
                 parent: Some(parent),
                 nested: Some(Nested::new(*table)),
-                options: PageTableOptions::default(),
+                options: PageTableOptions {
+                    pasid,
+                    dirty_tracking: below.options.dirty_tracking,
+                    nesting_parent: false,
+                },
                 coherent: below.coherent,
                 write_is_read: false,
                 dirty: None,
@@ -639,7 +739,7 @@ impl HostIommu for FakeHost {
                     caps,
                     no_read_only_parent: true,
                 }),
-                pasid_bits: 0,
+                pasid_bits: features.pasid_bits,
                 privileged_pasids: false,
                 dirty_tracking: features.dirty_tracking,
             })
@@ -696,21 +796,23 @@ struct FakeAttachment {
 
 impl Attachment for FakeAttachment {
     fn attach(&self, pasid: Option<Pasid>, table: ObjectId) -> io::Result<()> {
-        assert!(pasid.is_none(), "not yet");
+        let device = self.device;
         let call = Call::Attach {
-            device: self.device,
+            device,
+            pasid,
             table,
         };
-        self.host
-            .call_in_steps(call, |state, fails| state.attach(self.device, table, fails))
+        self.host.call_in_steps(call, |state, fails| {
+            state.attach(device, pasid, table, fails)
+        })
     }
 
     fn detach(&self, pasid: Option<Pasid>) -> io::Result<()> {
-        assert!(pasid.is_none(), "not yet");
-        self.host.call(Call::Detach(self.device), |state| {
-            let device = state.devices.get_mut(&self.device).ok_or(ENOENT)?;
-            device.believed = None;
-            let former = device.actual.take();
+        let device = self.device;
+        self.host.call(Call::Detach { device, pasid }, |state| {
+            let device = state.devices.get_mut(&device).ok_or(ENOENT)?;
+            device.believed.remove(&pasid);
+            let former = device.actual.remove(&pasid);
             state.leave(former);
             Ok(())
         })

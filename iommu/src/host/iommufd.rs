@@ -307,6 +307,7 @@ impl HostIommu for Iommufd {
         device: HostDeviceId,
         parent: ObjectId,
         table: &NestedTable,
+        pasid: bool,
     ) -> io::Result<ObjectId> {
         let flag = |wanted: bool, flag: u32| if wanted { u64::from(flag) } else { 0 };
         let data = uapi::iommu_hwpt_vtd_s1 {
@@ -324,8 +325,12 @@ impl HostIommu for Iommufd {
             addr_width: u32::from(table.address_width),
             ..Default::default()
         };
-        let request = |flags| uapi::iommu_hwpt_alloc {
-            flags,
+        self.allocate_table(uapi::iommu_hwpt_alloc {
+            flags: if pasid {
+                uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_PASID
+            } else {
+                0
+            },
             dev_id: device.0,
             pt_id: parent.0,
             data_type: uapi::iommu_hwpt_data_type_IOMMU_HWPT_DATA_VTD_S1,
@@ -333,15 +338,7 @@ impl HostIommu for Iommufd {
             // Readable, of that length.
             data_uptr: address_of(std::slice::from_ref(&data)),
             ..Default::default()
-        };
-        let for_pasids = request(uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_PASID);
-        match self.allocate_table(for_pasids) {
-            // Nor do older kernels attach PASIDs.
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                self.allocate_table(request(0))
-            }
-            outcome => outcome,
-        }
+        })
     }
 
     fn invalidate(

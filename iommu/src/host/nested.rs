@@ -31,6 +31,8 @@ pub(crate) struct Nested {
     pub(crate) key: NestedKey,
     /// The page table that it is on top of.
     pub(crate) parent: ObjectId,
+    /// Requests with PASIDs can be behind it.
+    pub(crate) pasid: bool,
     iommu: Arc<dyn HostIommu>,
 }
 
@@ -41,6 +43,7 @@ impl Nested {
         device: HostDeviceId,
         parent: ObjectId,
         key: NestedKey,
+        pasid: bool,
     ) -> io::Result<Self> {
         let FirstStage {
             table,
@@ -59,9 +62,10 @@ impl Nested {
             extended_accessed,
         };
         Ok(Self {
-            id: iommu.allocate_nested(device, parent, &table)?,
+            id: iommu.allocate_nested(device, parent, &table, pasid)?,
             key,
             parent,
+            pasid,
             iommu: Arc::clone(iommu),
         })
     }

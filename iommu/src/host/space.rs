@@ -11,6 +11,7 @@ use super::{
     Attachment, HardwareInfo, HostDeviceId, HostIommu, ObjectId, PageTableOptions, Rights,
     SharedMapping,
 };
+use crate::spec::ids::Pasid;
 
 /// What mappings are aligned to.
 pub(crate) const PAGE: u64 = 0x1000;
@@ -35,6 +36,8 @@ pub(crate) struct PageTable {
     pub(crate) options: PageTableOptions,
     /// The device that it was made for.
     pub(crate) made_for: Arc<str>,
+    /// Others that are made for it could tell which pages were written.
+    pub(crate) can_track: bool,
     /// What is writable is not readable just for that.
     exact_rights: bool,
 }
@@ -44,6 +47,33 @@ pub(crate) struct Client<'a> {
     pub(crate) name: &'a Arc<str>,
     pub(crate) device: HostDeviceId,
     pub(crate) info: &'a HardwareInfo,
+    pub(crate) needs: Needs,
+}
+
+/// Which page tables are for the requests of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// The device has PASIDs. While any is attached, all that the device is behind must be page tables for PASIDs.
+    pub(crate) pasids: bool,
+    /// They are for requests with a PASID, for which Linux takes no page tables with dirty tracking, nor nested ones upon such.
+    pub(crate) with_pasid: bool,
+}
+
+impl Needs {
+    /// Whether a page table with these options is for them.
+    pub(crate) const fn takes(self, options: PageTableOptions) -> bool {
+        let is_for_pasids = options.pasid || !self.pasids;
+        is_for_pasids && !(options.dirty_tracking && self.with_pasid)
+    }
+
+    /// `kind` as it is for them, if there is such a one.
+    pub(crate) fn adapt(self, kind: PageTableOptions) -> Option<PageTableOptions> {
+        let kind = PageTableOptions {
+            pasid: self.pasids,
+            ..kind
+        };
+        self.takes(kind).then_some(kind)
+    }
 }
 
 impl Space {
@@ -82,6 +112,7 @@ impl Space {
             id,
             options,
             made_for: Arc::clone(client.name),
+            can_track: client.info.dirty_tracking,
             exact_rights,
         });
         self.update_aperture()?;
@@ -145,25 +176,32 @@ impl Space {
         })
     }
 
-    /// The page tables that nested ones can be on top of.
-    pub(crate) fn parents(&self) -> impl Iterator<Item = ObjectId> {
+    /// The page tables that are for these requests.
+    pub(crate) fn suitable(&self, needs: Needs) -> Vec<ObjectId> {
+        let suitable = self
+            .tables
+            .iter()
+            .filter(|table| needs.takes(table.options));
+        suitable.map(|table| table.id).collect()
+    }
+
+    /// The page tables that nested ones for these requests can be on top of.
+    pub(crate) fn parents(&self, needs: Needs) -> Vec<ObjectId> {
         let parents = self
             .tables
             .iter()
-            .filter(|table| table.options.nesting_parent);
-        parents.map(|table| table.id)
+            .filter(|table| table.options.nesting_parent && needs.takes(table.options));
+        parents.map(|table| table.id).collect()
     }
 
-    /// Puts a device behind the first page table that takes it. After an error the device is blocked, or stuck.
-    pub(crate) fn attach(&self, attachment: &dyn Attachment) -> Result<Attached, AttachError> {
-        let mut outcome = Err(AttachError::Incompatible);
-        for table in &self.tables {
-            outcome = attach(attachment, table.id);
-            if !matches!(outcome, Err(AttachError::Incompatible)) {
-                break;
-            }
+    /// Gives one page table back to the host, behind which nobody is.
+    pub(crate) fn remove_table(&mut self, id: ObjectId, common: &mut Common) {
+        self.tables.retain(|table| table.id != id);
+        if self.host.destroy(id).is_err() {
+            common
+                .remains
+                .push(Remains::new(Arc::clone(&self.host), id));
         }
-        outcome
     }
 
     /// Gives it back to the host. What is still in use is kept to be tried again, after everything was unmapped.
@@ -229,34 +267,51 @@ pub(crate) enum AttachError {
 /// A device is behind a page table; after this error, if the host only did so from a clean state.
 pub(crate) type Attached = Option<io::Error>;
 
-/// Puts a device behind `table`.
+/// Puts requests of a device behind the first of `tables` that takes them. After an error they are blocked, or stuck.
+pub(crate) fn attach_to_one(
+    attachment: &dyn Attachment,
+    pasid: Option<Pasid>,
+    tables: &[ObjectId],
+) -> Result<Attached, AttachError> {
+    let mut outcome = Err(AttachError::Incompatible);
+    for table in tables {
+        outcome = attach(attachment, pasid, *table);
+        if !matches!(outcome, Err(AttachError::Incompatible)) {
+            break;
+        }
+    }
+    outcome
+}
+
+/// Puts requests of a device behind `table`.
 ///
-/// A replacement that fails leaves the device blocked by the hardware, while iommufd takes it to be where it was, so that
-/// attaching it there does nothing. Detaching it makes both agree.
+/// A replacement that fails leaves them blocked by the hardware, while iommufd takes them to be where they were, so that
+/// attaching them there does nothing. Detaching makes both agree.
 pub(crate) fn attach(
     attachment: &dyn Attachment,
+    pasid: Option<Pasid>,
     table: ObjectId,
 ) -> Result<Attached, AttachError> {
-    let Err(error) = attachment.attach(None, table) else {
+    let Err(error) = attachment.attach(pasid, table) else {
         return Ok(None);
     };
-    detach(attachment).map_err(AttachError::Stuck)?;
+    detach(attachment, pasid).map_err(AttachError::Stuck)?;
     if error.raw_os_error() == Some(INVALID) {
         return Err(AttachError::Incompatible);
     }
-    match attachment.attach(None, table) {
+    match attachment.attach(pasid, table) {
         Ok(()) => Ok(Some(error)),
         Err(error) => {
-            detach(attachment).map_err(AttachError::Stuck)?;
+            detach(attachment, pasid).map_err(AttachError::Stuck)?;
             Err(AttachError::Failed(error))
         }
     }
 }
 
-/// Blocks a device, for which it waits while VFIO resets it.
-pub(crate) fn detach(attachment: &dyn Attachment) -> io::Result<()> {
+/// Blocks requests of a device, for which it waits while VFIO resets it.
+pub(crate) fn detach(attachment: &dyn Attachment, pasid: Option<Pasid>) -> io::Result<()> {
     const ATTEMPTS: u32 = 20;
-    let mut outcome = attachment.detach(None);
+    let mut outcome = attachment.detach(pasid);
     for _ in 1..ATTEMPTS {
         match &outcome {
             Ok(()) => break,
@@ -265,7 +320,7 @@ pub(crate) fn detach(attachment: &dyn Attachment) -> io::Result<()> {
             }
             Err(_) => {}
         }
-        outcome = attachment.detach(None);
+        outcome = attachment.detach(pasid);
     }
     outcome
 }

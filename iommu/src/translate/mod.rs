@@ -20,6 +20,7 @@ pub use kept::{Stage, StructureCaches, UpperEntry};
 pub use request::{
     Access, Fault, Latched, Request, RequestKind, RootPointer, Translation, TranslationType,
 };
+pub(crate) use resolve::directory;
 pub use resolve::{Resolved, resolve};
 pub(crate) use structures::{Permitted, Structures, Tag, Trail};
 

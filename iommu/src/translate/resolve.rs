@@ -1,13 +1,13 @@
 //! From a request to the tables that translate it: root, context, PASID directory, PASID table.
 
 use super::binding::{Binding, FirstStage, SecondStage};
-use super::request::{Fault, Latched, Request, RequestKind};
+use super::request::{Access, Fault, Latched, Request, RequestKind};
 use crate::memory::TableMemory;
 use crate::spec::context::{ContextEntry, ContextType, ScalableContextEntry};
 use crate::spec::entry::EntryError;
 use crate::spec::fault_reason::FaultReason;
 use crate::spec::gates::Gates;
-use crate::spec::ids::Pasid;
+use crate::spec::ids::{Pasid, SourceId};
 use crate::spec::pasid::{DirectoryEntry, GuestTranslationType, PasidEntry};
 use crate::spec::registers::TableMode;
 use crate::spec::root::{self, RootEntry, RootHalf};
@@ -57,6 +57,40 @@ pub fn resolve<T: TableMemory + ?Sized>(
         }
     };
     outcome.map_err(|reason| Fault::new(reason, resolver.fault_disable, request.kind))
+}
+
+/// The PASID directory of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Directory {
+    /// Guest-physical address of its first entry.
+    pub(crate) address: u64,
+    /// PASIDs that requests of the device can have: 64 for each entry, and at least as many entries as that needs.
+    pub(crate) pasids: u32,
+}
+
+/// The PASID directory of `source`, while translation is enabled; `None` if its requests with PASIDs do not get that far.
+pub(crate) fn directory<T: TableMemory + ?Sized>(
+    memory: &T,
+    gates: &Gates,
+    latched: &Latched,
+    source: SourceId,
+) -> Option<Directory> {
+    if latched.root.mode != TableMode::Scalable || !gates.caps.ecap.smts() {
+        return None;
+    }
+    let mut resolver = Resolver {
+        memory,
+        gates,
+        request: &Request::untranslated(source, 0, Access::Read),
+        table: latched.root.address,
+        fault_disable: false,
+    };
+    let context = resolver.scalable_context().ok()?;
+    let width = 1 << (u32::from(gates.caps.ecap.pss()) + 1);
+    context.pasid().then(|| Directory {
+        address: context.directory(),
+        pasids: context.pasid_count().min(width),
+    })
 }
 
 /// The fault reasons of an entry: not present, reserved bits, unsupported.

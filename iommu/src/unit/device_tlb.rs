@@ -68,6 +68,12 @@ impl<M> Unit<M> {
         self.device_tlbs.set(source, None);
     }
 
+    /// Whether there is a device-TLB of `source`.
+    #[cfg(test)]
+    pub(crate) fn has_device_tlb(&self, source: SourceId) -> bool {
+        self.device_tlbs.get(source).is_some()
+    }
+
     /// Has the device-TLB of `source` forget translations. Tells whether there is one.
     pub(super) fn invalidate_device_tlb(
         &self,

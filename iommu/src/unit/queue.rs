@@ -209,7 +209,12 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
                     self.settle(command, pending);
                 }
                 pending.translations = true;
-                if !self.invalidate_device_tlb(source, invalidation) {
+                if self.invalidate_device_tlb(source, invalidation) {
+                    pending.add(Invalidation::DeviceTlb {
+                        source,
+                        invalidation,
+                    });
+                } else {
                     self.finish_waits(command, pending);
                     pending.timed_out.get_or_insert(source);
                 }

@@ -1,6 +1,8 @@
 //! Who keeps the translations of assigned devices in the host hears what the guest changes.
 
 use crate::spec::descriptors::{ContextScope, IotlbScope, PasidCacheScope, PasidIotlbScope};
+use crate::spec::device_tlb::DeviceTlbInvalidation;
+use crate::spec::ids::SourceId;
 
 /// Something that the guest invalidated: what was read from the tables that it names may be out of date.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +21,14 @@ pub enum Invalidation {
         pasid: u32,
         /// All of them, or a block.
         scope: PasidIotlbScope,
+    },
+    /// Translations that a device keeps itself. Observers hear of those of devices that have a
+    /// [device-TLB](crate::Unit::attach_device_tlb), which was told already.
+    DeviceTlb {
+        /// The device.
+        source: SourceId,
+        /// Which.
+        invalidation: DeviceTlbInvalidation,
     },
     /// Everything: stands for invalidations too many to list, too.
     All,

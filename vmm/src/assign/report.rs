@@ -16,6 +16,9 @@ impl fmt::Display for Assigner {
         for report in reports {
             let bdf = Bdf::from_requester_id(report.source.0);
             writeln!(f, "{bdf} {}: {}", report.name, report.binding)?;
+            for (pasid, binding) in &report.pasids {
+                writeln!(f, "  PASID {pasid}: {binding}")?;
+            }
             if let Some(device) = lock(&self.devices).get(&report.source.0) {
                 writeln!(f, "  host: {}", device.capabilities)?;
             }

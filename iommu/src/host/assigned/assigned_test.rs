@@ -18,6 +18,7 @@ const PLAIN: FakeFeatures = FakeFeatures {
     nesting: false,
     whole_first_stage: false,
     dirty_tracking: false,
+    pasid_bits: 0,
 };
 
 fn is_shadow(binding: DeviceBinding) -> bool {
@@ -548,7 +549,7 @@ fn a_replacement_that_fails_is_done_again_from_a_known_state() {
         .take_calls()
         .into_iter()
         .take(3)
-        .map(|(call, outcome)| (matches!(call, Call::Detach(_)), outcome.is_ok()))
+        .map(|(call, outcome)| (matches!(call, Call::Detach { .. }), outcome.is_ok()))
         .collect();
     assert_eq!(outcomes, [(false, false), (true, true), (false, true)]);
 }

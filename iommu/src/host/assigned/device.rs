@@ -1,16 +1,17 @@
-//! One assigned device.
+//! One assigned device: its requests without PASID, and with each PASID that the guest has an entry for.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use super::binding::{Binding, Slot};
 use super::target::{Blocked, Target};
-use crate::host::nested::batch::{Tag, User};
-use crate::host::nested::{Nested, NestedKey};
+use crate::host::nested::NestedKey;
+use crate::host::nested::batch::Tag;
 use crate::host::shadow::ShadowKey;
-use crate::host::space::{AttachError, Attached, Client, Space, attach, detach};
+use crate::host::space::{AttachError, Attached, Client, Needs, attach, attach_to_one};
 use crate::host::{Attachment, HardwareInfo, HostDeviceId, HostIommu, ObjectId};
-use crate::spec::ids::SourceId;
-use crate::translate::{FirstStage, SecondStage};
+use crate::spec::ids::{Pasid, SourceId};
 
 /// What a machine is given to assign a device.
 #[derive(Clone)]
@@ -28,29 +29,20 @@ pub struct AssignedDevice {
     /// The guest is shown the device's PASID capability, so requests with PASIDs follow the guest's tables, too. Without, they
     /// reach nothing.
     pub pasids: bool,
+    /// The guest is shown the device's ATS capability, so it invalidates the device's own translations, too. Without, such an
+    /// invalidation names a device that has none, and times out.
+    pub ats: bool,
 }
 
 /// Names one of the machine's iommufds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct HostKey(pub(crate) u64);
 
-/// Where a device is: its requests without PASID, which are all that it makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Binding {
-    Blocked(Blocked),
-    GuestPhysical,
-    /// The shadow of these tables on the device's iommufd.
-    Shadow {
-        stage: SecondStage,
-        domain: u16,
-    },
-    /// A nested page table of these tables on the device's iommufd.
-    Nested {
-        first: FirstStage,
-        below: Option<SecondStage>,
-        tag: Tag,
-        table: ObjectId,
-    },
+/// Names requests of a device, which is at this place in the list: those with a PASID, or those without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) device: usize,
+    pub(crate) pasid: Option<Pasid>,
 }
 
 pub(crate) struct Device {
@@ -60,11 +52,11 @@ pub(crate) struct Device {
     id: HostDeviceId,
     info: HardwareInfo,
     attachment: Arc<dyn Attachment>,
-    pub(crate) binding: Binding,
-    /// The host did not block it, so it may reach what it reached before.
-    stuck: bool,
-    /// The run of the invalidation queue in which it could not be put where it belongs.
-    failed_in: Option<u64>,
+    pub(crate) has_pasids: bool,
+    pub(crate) has_ats: bool,
+    without: Slot,
+    /// PASIDs that are not here are blocked.
+    with: BTreeMap<Pasid, Slot>,
 }
 
 impl Device {
@@ -76,117 +68,160 @@ impl Device {
             id: device.id,
             info,
             attachment: device.attachment,
-            binding: Binding::Blocked(Blocked::Host(None)),
-            stuck: false,
-            failed_in: None,
+            has_pasids: device.pasids,
+            has_ats: device.ats,
+            without: Slot::default(),
+            with: BTreeMap::new(),
         }
     }
 
-    pub(crate) fn client(&self) -> Client<'_> {
+    pub(crate) fn client(&self, pasid: Option<Pasid>) -> Client<'_> {
         Client {
             name: &self.name,
             device: self.id,
             info: &self.info,
+            needs: self.needs(pasid),
         }
     }
 
-    /// Whether the device is where `target` wants it, or was found in `run` not to get there.
-    pub(crate) fn stays(&self, target: &Target, run: u64) -> bool {
-        match (&self.binding, target) {
-            (Binding::Blocked(is), Target::Blocked(wanted)) => is == wanted && !self.stuck,
-            (Binding::Blocked(_), _) => self.failed_in == Some(run),
-            (Binding::GuestPhysical, Target::GuestPhysical) => true,
-            (
-                Binding::Shadow { stage, domain },
-                Target::Shadow {
-                    stage: wanted,
-                    domain: wanted_domain,
-                },
-            ) => stage == wanted && domain == wanted_domain,
-            (
-                Binding::Nested {
-                    first, below, tag, ..
-                },
-                Target::Nested {
-                    first: wanted,
-                    below: wanted_below,
-                    tag: wanted_tag,
-                },
-            ) => first == wanted && below == wanted_below && tag == wanted_tag,
-            _ => false,
+    /// Which page tables are for its requests with `pasid`.
+    pub(crate) fn needs(&self, pasid: Option<Pasid>) -> Needs {
+        Needs {
+            pasids: self.has_pasids,
+            with_pasid: pasid.is_some(),
         }
     }
 
-    /// Whether it uses this shadow on `host`, be it through a nested page table.
-    pub(crate) fn uses(&self, host: HostKey, shadow: &ShadowKey) -> bool {
-        let used = match self.binding {
-            Binding::Shadow { stage, .. } => Some((stage, false)),
-            Binding::Nested { below, .. } => below.map(|stage| (stage, true)),
-            Binding::Blocked(_) | Binding::GuestPhysical => None,
-        };
-        self.host == host && used == Some((shadow.stage, shadow.parent))
-    }
-
-    /// DID, under which the guest invalidates what it is behind.
-    pub(crate) const fn domain(&self) -> Option<u16> {
-        match self.binding {
-            Binding::Shadow { domain, .. }
-            | Binding::Nested {
-                tag: Tag { domain, .. },
-                ..
-            } => Some(domain),
-            Binding::Blocked(_) | Binding::GuestPhysical => None,
+    /// What messages call its requests with `pasid`.
+    pub(crate) fn describe(&self, pasid: Option<Pasid>) -> String {
+        let Self { name, source, .. } = self;
+        match pasid {
+            None => format!("{name} ({source})"),
+            Some(pasid) => format!("{name} ({source}) with PASID {pasid}"),
         }
     }
 
-    /// As a user of this nested page table, if it is one.
-    pub(crate) fn user_of(&self, nested: &Nested) -> Option<User> {
-        match self.binding {
-            Binding::Nested { tag, table, .. }
-                if table == nested.id && self.host == nested.key.host =>
-            {
-                Some(User {
-                    source: self.source,
-                    tag,
-                })
-            }
+    pub(crate) fn binding(&self, pasid: Option<Pasid>) -> Option<&Binding> {
+        self.slot(pasid).map(|slot| &slot.binding)
+    }
+
+    pub(crate) fn binding_mut(&mut self, pasid: Option<Pasid>) -> Option<&mut Binding> {
+        self.slot_mut(pasid).map(|slot| &mut slot.binding)
+    }
+
+    /// All bindings: of requests without PASID first, and then by PASID.
+    pub(crate) fn bindings(&self) -> impl Iterator<Item = (Option<Pasid>, &Binding)> {
+        let with = self
+            .with
+            .iter()
+            .map(|(pasid, slot)| (Some(*pasid), &slot.binding));
+        std::iter::once((None, &self.without.binding)).chain(with)
+    }
+
+    /// The PASIDs that are bound, or that belong elsewhere than where they are.
+    pub(crate) fn pasids(&self) -> impl ExactSizeIterator<Item = Pasid> {
+        self.with.keys().copied()
+    }
+
+    /// Why the host has no such PASID for the device.
+    pub(crate) fn lacks(&self, pasid: Pasid) -> Option<Blocked> {
+        let bits = self.info.pasid_bits;
+        let beyond = pasid.get().checked_shr(u32::from(bits)) != Some(0);
+        match pasid {
+            // It is the host's name for requests without PASID.
+            Pasid::ZERO => Some(Blocked::PasidZero),
+            _ if beyond => Some(Blocked::PasidTooLarge { bits }),
             _ => None,
         }
     }
 
-    /// Blocks it.
-    pub(crate) fn block(&mut self, why: Blocked, run: u64) -> io::Result<()> {
-        let was = std::mem::replace(&mut self.binding, Binding::Blocked(why));
-        self.failed_in = (!why.is_asked_for()).then_some(run);
-        if !self.stuck && matches!(was, Binding::Blocked(_)) {
-            return Ok(());
+    fn slot(&self, pasid: Option<Pasid>) -> Option<&Slot> {
+        match pasid {
+            None => Some(&self.without),
+            Some(pasid) => self.with.get(&pasid),
         }
-        let outcome = detach(&*self.attachment);
-        self.stuck = outcome.is_err();
-        outcome
     }
 
-    /// Tries again to block it, if that was not possible before.
-    pub(crate) fn unstick(&mut self) -> io::Result<()> {
-        if self.stuck {
-            detach(&*self.attachment)?;
-            self.stuck = false;
+    fn slot_mut(&mut self, pasid: Option<Pasid>) -> Option<&mut Slot> {
+        match pasid {
+            None => Some(&mut self.without),
+            Some(pasid) => self.with.get_mut(&pasid),
         }
+    }
+
+    /// Makes room for a binding of `pasid`, if there are fewer than `limit`.
+    pub(crate) fn open(&mut self, pasid: Option<Pasid>, limit: usize) -> Result<(), Blocked> {
+        let Some(pasid) = pasid else {
+            return Ok(());
+        };
+        if self.with.len() >= limit && !self.with.contains_key(&pasid) {
+            return Err(Blocked::TooManyPasids);
+        }
+        self.with.entry(pasid).or_default();
         Ok(())
     }
 
-    /// Puts it behind a page table of `space`. After an error it is blocked, unless it is stuck.
-    pub(crate) fn attach(
-        &mut self,
-        space: &Space,
-        binding: Binding,
-    ) -> Result<Attached, AttachError> {
-        self.attach_by(binding, |attachment| space.attach(attachment))
+    /// Whether the requests are where `target` wants them, or were found in `run` not to get there.
+    pub(crate) fn stays(&self, pasid: Option<Pasid>, target: &Target, run: u64) -> bool {
+        match self.slot(pasid) {
+            Some(slot) => slot.stays(target, run),
+            None => matches!(target, Target::Blocked(_)),
+        }
     }
 
-    /// Puts it behind a nested page table. After an error it is blocked, unless it is stuck.
+    /// Whether any of its requests go through this shadow on `host`.
+    pub(crate) fn uses(&self, host: HostKey, shadow: &ShadowKey) -> bool {
+        self.host == host
+            && self
+                .bindings()
+                .any(|(_, binding)| binding.shadow().as_ref() == Some(shadow))
+    }
+
+    /// Blocks requests.
+    pub(crate) fn block(&mut self, pasid: Option<Pasid>, why: Blocked, run: u64) -> io::Result<()> {
+        let attachment = Arc::clone(&self.attachment);
+        let Some(slot) = self.slot_mut(pasid) else {
+            return Ok(());
+        };
+        let outcome = slot.block(&*attachment, pasid, why, run);
+        self.prune();
+        outcome
+    }
+
+    /// Tries again to block what could not be blocked before. Returns the last error.
+    pub(crate) fn unstick(&mut self) -> io::Result<()> {
+        let mut outcome = self.without.unstick(&*self.attachment, None);
+        for (pasid, slot) in &mut self.with {
+            outcome = outcome.and(slot.unstick(&*self.attachment, Some(*pasid)));
+        }
+        self.prune();
+        outcome
+    }
+
+    fn prune(&mut self) {
+        self.with.retain(|_, slot| !slot.is_idle());
+    }
+
+    /// Puts requests behind the first of `tables` that takes them. After an error they are blocked, unless they are stuck; but if
+    /// there are no tables, they stay where they are.
+    pub(crate) fn attach(
+        &mut self,
+        pasid: Option<Pasid>,
+        tables: &[ObjectId],
+        binding: Binding,
+    ) -> Result<Attached, AttachError> {
+        if tables.is_empty() {
+            return Err(AttachError::Incompatible);
+        }
+        self.attach_by(pasid, binding, |attachment| {
+            attach_to_one(attachment, pasid, tables)
+        })
+    }
+
+    /// Puts requests behind a nested page table. After an error they are blocked, unless they are stuck.
     pub(crate) fn attach_nested(
         &mut self,
+        pasid: Option<Pasid>,
         table: ObjectId,
         key: &NestedKey,
         tag: Tag,
@@ -197,26 +232,19 @@ impl Device {
             tag,
             table,
         };
-        self.attach_by(binding, |attachment| attach(attachment, table))
+        self.attach_by(pasid, binding, |attachment| {
+            attach(attachment, pasid, table)
+        })
     }
 
     fn attach_by(
         &mut self,
+        pasid: Option<Pasid>,
         binding: Binding,
         attach: impl FnOnce(&dyn Attachment) -> Result<Attached, AttachError>,
     ) -> Result<Attached, AttachError> {
-        self.unstick().map_err(AttachError::Stuck)?;
-        let outcome = attach(&*self.attachment);
-        match &outcome {
-            Ok(_) => {
-                self.binding = binding;
-                self.failed_in = None;
-            }
-            Err(error) => {
-                self.stuck = matches!(error, AttachError::Stuck(_));
-                self.binding = Binding::Blocked(Blocked::Host(None));
-            }
-        }
-        outcome
+        let attachment = Arc::clone(&self.attachment);
+        let slot = self.slot_mut(pasid).ok_or(AttachError::Incompatible)?;
+        slot.attach(&*attachment, pasid, binding, || attach(&*attachment))
     }
 }

@@ -24,6 +24,15 @@ pub enum DirtyTrackingError {
         /// Name of the device.
         device: Arc<str>,
     },
+    /// The kernel cannot tell what a device writes by requests with PASIDs.
+    #[error(
+        "the host's kernel cannot tell which pages {device} writes by requests with PASIDs, which the guest has it make: hide its \
+         PASID capability"
+    )]
+    Pasids {
+        /// Name of the device.
+        device: Arc<str>,
+    },
     /// It was not asked to.
     #[error("dirty pages are not tracked: start tracking first")]
     Off,
@@ -174,6 +183,9 @@ pub(crate) fn switch_table(
     on: bool,
 ) -> Result<(), DirtyTrackingError> {
     let device = || Arc::clone(&table.made_for);
+    if !table.options.dirty_tracking && table.options.pasid && table.can_track {
+        return Err(DirtyTrackingError::Pasids { device: device() });
+    }
     if !table.options.dirty_tracking {
         return Err(DirtyTrackingError::Unsupported { device: device() });
     }

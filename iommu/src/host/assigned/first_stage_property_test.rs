@@ -19,15 +19,6 @@ const DEVICES: usize = 3;
 /// Roots of each stage.
 const ROOTS: usize = 2;
 
-const NESTING: FakeFeatures = FakeFeatures {
-    address_bits: 48,
-    coherent: true,
-    first_stage: true,
-    nesting: true,
-    whole_first_stage: false,
-    dirty_tracking: true,
-};
-
 /// The last one needs page tables of its own.
 const FEATURES: [FakeFeatures; DEVICES] = [
     NESTING,

@@ -17,21 +17,6 @@ const LEAF: u64 = 7;
 /// Leaves of the second stage.
 const RW: u64 = 3;
 
-const NESTING: FakeFeatures = FakeFeatures {
-    address_bits: 48,
-    coherent: true,
-    first_stage: true,
-    nesting: true,
-    whole_first_stage: false,
-    dirty_tracking: true,
-};
-
-const ALL: NestedInvalidation = NestedInvalidation {
-    address: 0,
-    pages: u64::MAX,
-    leaf_only: false,
-};
-
 fn blocked(binding: DeviceBinding) -> Option<Blocked> {
     match binding {
         DeviceBinding::Blocked(why) => Some(why),

@@ -33,6 +33,7 @@ const FEATURES: [FakeFeatures; DEVICES] = {
         nesting: false,
         whole_first_stage: false,
         dirty_tracking: false,
+        pasid_bits: 0,
     };
     let odd = FakeFeatures {
         coherent: false,
@@ -648,6 +649,6 @@ proptest! {
         areas in 0_usize..12,
         steps_per_exit in 1_u64..100,
     ) {
-        run(Limits { areas, steps_per_exit }, true, &steps);
+        run(Limits { areas, steps_per_exit, ..Limits::default() }, true, &steps);
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::target::Blocked;
-use crate::spec::ids::SourceId;
+use crate::spec::ids::{Pasid, SourceId};
 use crate::translate::{FirstStage, SecondStage};
 
 macro_rules! statistics {
@@ -48,16 +48,22 @@ statistics! {
     invalidations,
     /// Invalidations of everything, as the host rejected one of less.
     full_invalidations,
-    /// Devices that were blocked because the host did not invalidate what they had used.
+    /// Devices, and PASIDs of devices, that were blocked because the host did not invalidate what they had used.
     invalidation_detaches,
     /// Devices that got behind a page table only from a clean state, after the host had refused to replace one by another.
     recoveries,
     /// Devices that were put behind a page table.
     attaches,
+    /// PASIDs of devices that were put behind a page table.
+    pasid_attaches,
     /// Devices that were blocked because the guest's tables say so.
     blocks,
+    /// PASIDs of devices that were.
+    pasid_blocks,
     /// Devices that were blocked for a limit, or because the host refused.
     failures,
+    /// PASIDs of devices that were.
+    pasid_failures,
 }
 
 /// Where a device is.
@@ -86,7 +92,7 @@ pub enum DeviceBinding {
         below: Option<SecondStage>,
         /// DID.
         domain: u16,
-        /// PASID that stands for none.
+        /// PASID under which they are invalidated; that of the context entry, for requests without.
         pasid: u32,
     },
 }
@@ -98,13 +104,19 @@ pub struct DeviceReport {
     pub source: SourceId,
     /// What the user calls it.
     pub name: Arc<str>,
-    /// Where it is.
+    /// Where its requests without PASID are.
     pub binding: DeviceBinding,
+    /// Where its requests with PASIDs are, in ascending order; those that are not listed are blocked, as the guest has no entry
+    /// for them.
+    pub pasids: Vec<(Pasid, DeviceBinding)>,
 }
 
 impl fmt::Display for DeviceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.source, self.name, self.binding)
+        write!(f, "{} {}: {}", self.source, self.name, self.binding)?;
+        self.pasids
+            .iter()
+            .try_for_each(|(pasid, binding)| write!(f, "\n  PASID {pasid}: {binding}"))
     }
 }
 

@@ -49,6 +49,7 @@ impl HostIommu for Nothing {
         _: HostDeviceId,
         _: ObjectId,
         _: &NestedTable,
+        _: bool,
     ) -> io::Result<ObjectId> {
         Ok(ObjectId(3))
     }
@@ -105,6 +106,7 @@ fn speed_of_following_the_guests_tables() {
         id: HostDeviceId(1),
         attachment: Arc::new(Nothing),
         pasids: false,
+        ats: false,
     };
     guest.devices.add(device).unwrap();
     let paging = guest.world.second_stage(4);

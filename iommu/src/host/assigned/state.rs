@@ -1,27 +1,39 @@
 //! Devices, and the spaces that they are behind.
 
 mod first_stage;
+mod moves;
+mod reports;
+mod second_stage;
+mod tables;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use super::binding::Binding;
 use super::common::Common;
-use super::device::{Binding, Device, HostKey};
-use super::dirty::{self, collect_guest_physical};
-use super::report::{DeviceBinding, DeviceReport};
+use super::device::{Device, HostKey, Place};
+use super::dirty::collect_guest_physical;
+use super::pasids::Asked;
 use super::target::{Blocked, Tables, Target};
 use crate::host::nested::Nested;
+use crate::host::shadow::Shadow;
 use crate::host::shadow::budget::Budget;
-use crate::host::shadow::{Shadow, ShadowKey, Trouble};
-use crate::host::space::{AttachError, Attached, Client, INVALID, Space};
-use crate::host::{HostIommu, PageTableOptions};
+use crate::host::space::{AttachError, Attached, INVALID, Space};
+use crate::host::{HostIommu, NestedInvalidation, ObjectId};
 use crate::memory::TableMemory;
-use crate::spec::descriptors::{IotlbScope, PasidIotlbScope};
-use crate::translate::SecondStage;
 use crate::unit::Invalidation;
+use moves::Moves;
+pub(crate) use tables::add_memory_table;
 
 /// Objects that the host did not take back: with more, no shadows are made.
 const REMAINS: usize = 64;
+
+/// What attaching a PASID costs of what a guest can have done for PASIDs in one exit.
+const PASID_COST: u64 = 16;
+
+/// Invalidations of a nested page table that are remembered until the exit ends.
+const FORGOTTEN: usize = 16;
 
 /// One iommufd, and the space on it that maps guest memory.
 pub(crate) struct Host {
@@ -44,11 +56,15 @@ pub(crate) struct State {
     /// Which exit of the guest this is.
     run: u64,
     budget: Budget,
+    /// What is left of it for PASIDs.
+    pasid_budget: Budget,
+    /// What the host has forgotten of nested page tables during this exit; not more than [`FORGOTTEN`] for each.
+    forgotten: BTreeMap<(HostKey, ObjectId), Vec<NestedInvalidation>>,
 }
 
 impl State {
     pub(crate) fn new(common: Common) -> Self {
-        let budget = Budget::new(common.limits.steps_per_exit);
+        let limits = common.limits;
         Self {
             common,
             hosts: Vec::new(),
@@ -56,7 +72,9 @@ impl State {
             nested: Vec::new(),
             devices: Vec::new(),
             run: 0,
-            budget,
+            budget: Budget::new(limits.steps_per_exit),
+            pasid_budget: Budget::new(limits.pasid_steps_per_exit),
+            forgotten: BTreeMap::new(),
         }
     }
 
@@ -64,6 +82,8 @@ impl State {
     pub(crate) fn begin(&mut self) {
         self.run = self.run.wrapping_add(1);
         self.budget = Budget::new(self.common.limits.steps_per_exit);
+        self.pasid_budget = Budget::new(self.common.limits.pasid_steps_per_exit);
+        self.forgotten.clear();
     }
 
     /// Brings everything up to date that `invalidations` name.
@@ -84,26 +104,16 @@ impl State {
                     Invalidation::Context(_) | Invalidation::PasidCache(_)
                 )
             });
-        let mut moves = Vec::new();
+        let mut moves = Moves::new();
         if entries {
             self.retry_blocks();
-            for (index, device) in self.devices.iter().enumerate() {
-                let target = Target::of(Some(tables), device.source);
-                if !device.stays(&target, self.run) {
-                    moves.push((index, target));
-                }
-            }
-            for (index, target) in &moves {
-                if let Target::Blocked(why) = target {
-                    self.block(*index, *why);
-                }
-            }
-            moves.retain(|(_, target)| !matches!(target, Target::Blocked(_)));
+            moves = self.moves(tables, invalidations);
+            self.block_those(&mut moves);
         }
         self.refresh(tables, invalidations, all, &moves);
         self.invalidate_nested(invalidations, &moves);
-        for (index, target) in &moves {
-            self.put(Some(tables), *index, target);
+        for (place, target) in &moves {
+            self.put(Some(tables), *place, target);
         }
         self.sweep();
     }
@@ -117,15 +127,32 @@ impl State {
         let Some(source) = self.devices.get(index).map(|device| device.source) else {
             return;
         };
-        let of_guest = std::mem::replace(
-            &mut self.budget,
-            Budget::new(self.common.limits.steps_per_exit),
-        );
-        match Target::of(tables, source) {
-            Target::Blocked(why) => self.block(index, why),
-            target => self.put(tables, index, &target),
+        let limits = self.common.limits;
+        let of_guest = (self.budget, self.pasid_budget);
+        self.budget = Budget::new(limits.steps_per_exit);
+        self.pasid_budget = Budget::new(limits.pasid_steps_per_exit);
+        let without = Place {
+            device: index,
+            pasid: None,
+        };
+        let mut moves = Moves::from([(without, Target::of(tables, source, None))]);
+        if let Some(tables) = tables
+            && self
+                .devices
+                .get(index)
+                .is_some_and(|device| device.has_pasids)
+        {
+            let asked = Asked {
+                all: true,
+                ..Asked::default()
+            };
+            self.moves_of_pasids(tables, index, &asked, &mut moves);
         }
-        self.budget = of_guest;
+        self.block_those(&mut moves);
+        for (place, target) in &moves {
+            self.put(tables, *place, target);
+        }
+        (self.budget, self.pasid_budget) = of_guest;
         self.sweep();
     }
 
@@ -135,8 +162,13 @@ impl State {
             return;
         }
         let mut device = self.devices.swap_remove(index);
-        if let Err(error) = device.block(Blocked::Host(None), self.run) {
-            self.common.report(|| not_detached(&device.name, &error));
+        let all: Vec<_> = device.bindings().map(|(pasid, _)| pasid).collect();
+        // Those with PASIDs first, as the kernel itself does when it takes a device back.
+        for pasid in all.into_iter().rev() {
+            if let Err(error) = device.block(pasid, Blocked::Host(None), self.run) {
+                let name = device.describe(pasid);
+                self.common.report(|| not_detached(&name, &error));
+            }
         }
         self.sweep();
         let Self {
@@ -155,111 +187,62 @@ impl State {
         }
     }
 
-    /// Brings the shadows up to date that devices stay behind.
-    fn refresh<T: TableMemory + ?Sized>(
-        &mut self,
-        tables: &Tables<'_, T>,
-        invalidations: &[Invalidation],
-        all: bool,
-        moves: &[(usize, Target)],
-    ) {
-        let mut failed = Vec::new();
-        for (at, domain) in self.domains.iter_mut().enumerate() {
-            let Domain { host, shadow } = domain;
-            let key = shadow.key;
-            let leaves = |index: usize| {
-                moves
-                    .iter()
-                    .any(|(moved, target)| *moved == index && target.shadow() != Some(key))
-            };
-            let mut devices = self.devices.iter().zip(0..);
-            if !devices.any(|(device, index)| device.uses(*host, &key) && !leaves(index)) {
-                continue;
+    /// Blocks what is to reach nothing.
+    fn block_those(&mut self, moves: &mut Moves) {
+        moves.retain(|place, target| match target {
+            Target::Blocked(why) => {
+                self.block(*place, *why);
+                false
             }
-            let has_id = |id: u16| {
-                self.devices
-                    .iter()
-                    .any(|device| device.uses(*host, &key) && device.domain() == Some(id))
-            };
-            let mut whole = all;
-            for invalidation in invalidations {
-                match invalidation {
-                    Invalidation::Iotlb(IotlbScope::Global) => whole = true,
-                    Invalidation::Iotlb(IotlbScope::Domain(id)) => whole |= has_id(*id),
-                    // These are pages of the first stage.
-                    Invalidation::PasidIotlb {
-                        scope: PasidIotlbScope::Pages(_),
-                        ..
-                    } if key.parent => {}
-                    // For tables of the second stage it says that the entry changed which they hang from.
-                    Invalidation::PasidIotlb { domain, .. } => whole |= has_id(*domain),
-                    Invalidation::Iotlb(IotlbScope::Pages(id, block)) if has_id(*id) => {
-                        shadow.invalidate_block(block);
-                    }
-                    _ => {}
-                }
-            }
-            if whole {
-                shadow.invalidate();
-            }
-            if shadow.is_stale()
-                && let Err(trouble) = shadow.refresh(tables, &mut self.common, &mut self.budget)
-            {
-                failed.push((at, trouble));
-            }
-        }
-        for (at, trouble) in failed.into_iter().rev() {
-            self.abandon(at, &trouble);
-        }
+            _ => true,
+        });
     }
 
-    /// Blocks the devices behind a shadow, which is not as the guest's tables are, and gives it back: nobody is to join it.
-    fn abandon(&mut self, at: usize, trouble: &Trouble) -> Blocked {
-        let why = match trouble {
-            Trouble::TooManyAreas => Blocked::TooManyAreas,
-            Trouble::TooMuchWork => Blocked::TooMuchWork,
-            Trouble::Host(error) => Blocked::Host(error.raw_os_error()),
-        };
-        if at >= self.domains.len() {
-            return why;
+    /// Blocks all requests for which `is_meant` holds. Returns how many these are.
+    fn block_all(&mut self, why: Blocked, is_meant: impl Fn(&Device, &Binding) -> bool) -> u64 {
+        let places: Vec<_> = bindings(&self.devices)
+            .filter(|(_, device, binding)| is_meant(device, binding))
+            .map(|(place, ..)| place)
+            .collect();
+        for place in &places {
+            self.block(*place, why);
         }
-        let Domain { host, shadow } = self.domains.remove(at);
-        for index in 0..self.devices.len() {
-            if self
-                .devices
-                .get(index)
-                .is_some_and(|device| device.uses(host, &shadow.key))
-            {
-                self.block(index, why);
-            }
-        }
-        self.sweep_nested();
-        shadow.destroy(&mut self.common);
-        why
+        u64::try_from(places.len()).unwrap_or(u64::MAX)
     }
 
-    fn block(&mut self, index: usize, why: Blocked) {
-        let Some(device) = self.devices.get_mut(index) else {
+    fn block(&mut self, place: Place, why: Blocked) {
+        let Some(device) = self.devices.get_mut(place.device) else {
             return;
         };
-        let outcome = device.block(why, self.run);
-        let (source, name) = (device.source, &device.name);
+        let outcome = device.block(place.pasid, why, self.run);
+        let device = &*device;
+        let statistics = &mut self.common.statistics;
+        let is_asked_for = matches!(
+            why,
+            Blocked::Guest(_) | Blocked::FirstStage | Blocked::Missing(_) | Blocked::PasidZero
+        );
+        let counter = match (is_asked_for, place.pasid) {
+            (true, None) => &mut statistics.blocks,
+            (true, Some(_)) => &mut statistics.pasid_blocks,
+            (false, None) => &mut statistics.failures,
+            (false, Some(_)) => &mut statistics.pasid_failures,
+        };
+        *counter += 1;
+        let name = || device.describe(place.pasid);
         if let Err(error) = outcome {
-            self.common.report(|| not_detached(name, &error));
+            self.common.report(|| not_detached(&name(), &error));
         }
         match why {
-            Blocked::Guest(_) => self.common.statistics.blocks += 1,
-            Blocked::FirstStage | Blocked::Missing(_) => {
-                self.common.statistics.blocks += 1;
-                self.common
-                    .report(|| format!("{name} ({source}) is blocked: {why}"));
-            }
-            _ => {
-                self.common.statistics.failures += 1;
-                self.common.report(|| {
-                    format!("{name} ({source}) is blocked until the guest sets it up anew: {why}")
-                });
-            }
+            Blocked::Guest(_) => {}
+            _ if is_asked_for => self
+                .common
+                .report(|| format!("{} is blocked: {why}", name())),
+            _ => self.common.report(|| {
+                format!(
+                    "{} is blocked until the guest sets it up anew: {why}",
+                    name()
+                )
+            }),
         }
     }
 
@@ -271,205 +254,95 @@ impl State {
         }
     }
 
-    /// Puts a device behind what it is to reach, which is completed before; or blocks it.
+    /// Puts requests behind what they are to reach, which is completed before; or blocks them.
     fn put<T: TableMemory + ?Sized>(
         &mut self,
         tables: Option<&Tables<'_, T>>,
-        index: usize,
+        place: Place,
         target: &Target,
     ) {
-        let outcome = match (target, tables) {
+        let outcome = self.prepare(place).and_then(|()| match (target, tables) {
             (Target::Blocked(why), _) => Err(*why),
-            (Target::GuestPhysical, _) => self.put_behind_memory(index),
+            (Target::GuestPhysical, _) => self.put_behind_memory(place),
             (Target::Shadow { stage, domain }, Some(tables)) => {
-                self.put_behind_shadow(tables, index, stage, *domain)
+                self.put_behind_shadow(tables, place, stage, *domain)
             }
             (Target::Nested { first, below, tag }, Some(tables)) => {
-                self.put_behind_first_stage(tables, index, *first, *below, *tag)
+                self.put_behind_first_stage(tables, place, *first, *below, *tag)
             }
             (Target::Shadow { .. } | Target::Nested { .. }, None) => Err(Blocked::Host(None)),
-        };
+        });
         if let Err(why) = outcome {
-            self.block(index, why);
+            self.block(place, why);
         }
     }
 
-    /// A device is where it belongs.
-    fn attached(&mut self, index: usize, attached: Attached) {
-        self.common.statistics.attaches += 1;
-        let Some(device) = self.devices.get(index) else {
+    /// Makes room for a binding, if there can be one.
+    fn prepare(&mut self, place: Place) -> Result<(), Blocked> {
+        let device = self.devices.get_mut(place.device);
+        let device = device.ok_or(Blocked::Host(None))?;
+        device.open(place.pasid, self.common.limits.pasids)?;
+        let Some(pasid) = place.pasid else {
+            return Ok(());
+        };
+        device.lacks(pasid).map_or(Ok(()), Err)?;
+        let cost = self.pasid_budget.steps(PASID_COST);
+        cost.map_err(|_| Blocked::TooMuchWork)
+    }
+
+    /// Requests are where they belong.
+    fn attached(&mut self, place: Place, attached: Attached) {
+        let Some(device) = self.devices.get(place.device) else {
             return;
         };
-        log::debug!(
-            "{} ({}) is behind {:?} now",
-            device.name,
-            device.source,
-            device.binding
-        );
+        match place.pasid {
+            None => self.common.statistics.attaches += 1,
+            Some(_) => self.common.statistics.pasid_attaches += 1,
+        }
+        let name = || device.describe(place.pasid);
+        log::debug!("{} is behind {:?} now", name(), device.binding(place.pasid));
         if let Some(error) = attached {
             self.common.statistics.recoveries += 1;
-            let (source, name) = (device.source, &device.name);
             self.common.report(|| {
                 format!(
-                    "{name} ({source}): the host did not replace its page table at once ({error}), but did after the device was \
-                     detached"
+                    "{}: the host did not replace the page table at once ({error}), but did after it was detached",
+                    name()
                 )
             });
         }
     }
 
-    /// Attaches a device to the space with all guest memory.
-    pub(crate) fn put_behind_memory(&mut self, index: usize) -> Result<(), Blocked> {
+    /// Attaches requests to the space with all guest memory.
+    pub(crate) fn put_behind_memory(&mut self, place: Place) -> Result<(), Blocked> {
         let Self {
             hosts,
             devices,
             common,
             ..
         } = self;
-        let device = devices.get_mut(index).ok_or(Blocked::Host(None))?;
+        let device = devices.get_mut(place.device).ok_or(Blocked::Host(None))?;
         let host = hosts
             .iter_mut()
             .find(|host| host.key == device.host)
             .ok_or(Blocked::Host(None))?;
-        let binding = Binding::GuestPhysical;
-        let attached = match device.attach(&host.memory, binding) {
+        let (memory, binding) = (&mut host.memory, Binding::GuestPhysical);
+        let suitable = memory.suitable(device.needs(place.pasid));
+        let attached = match device.attach(place.pasid, &suitable, binding) {
             Err(AttachError::Incompatible) => {
-                let client = device.client();
-                add_memory_table(&mut host.memory, &client, common).map_err(refused)?;
-                device.attach(&host.memory, binding)
-            }
-            outcome => outcome,
-        }
-        .map_err(not_attached)?;
-        self.attached(index, attached);
-        Ok(())
-    }
-
-    fn put_behind_shadow<T: TableMemory + ?Sized>(
-        &mut self,
-        tables: &Tables<'_, T>,
-        index: usize,
-        stage: &SecondStage,
-        domain: u16,
-    ) -> Result<(), Blocked> {
-        let key = ShadowKey {
-            stage: *stage,
-            parent: false,
-        };
-        let (host, at) = self.find_shadow(tables, index, key)?;
-        let Some(device) = self.devices.get_mut(index) else {
-            return Err(Blocked::Host(None));
-        };
-        let binding = Binding::Shadow {
-            stage: *stage,
-            domain,
-        };
-        if device.uses(host, &key) {
-            device.binding = binding;
-            return Ok(());
-        }
-        let Some(shadow) = self.domains.get_mut(at).map(|domain| &mut domain.shadow) else {
-            return Err(Blocked::Host(None));
-        };
-        let attached = match device.attach(&shadow.space, binding) {
-            Err(AttachError::Incompatible) => {
-                let client = device.client();
-                let less_exact = add_shadow_table(&mut shadow.space, &client, key, &self.common)
-                    .map_err(refused)?;
-                if less_exact {
-                    // Pages are to go that this page table makes readable.
-                    self.complete(tables, at)?;
+                let client = device.client(place.pasid);
+                add_memory_table(memory, &client, common).map_err(refused)?;
+                let table = memory.tables.last().map(|table| table.id);
+                let outcome = device.attach(place.pasid, table.as_slice(), binding);
+                if let (Err(AttachError::Incompatible), Some(table)) = (&outcome, table) {
+                    memory.remove_table(table, common);
                 }
-                let (Some(device), Some(domain)) =
-                    (self.devices.get_mut(index), self.domains.get(at))
-                else {
-                    return Err(Blocked::Host(None));
-                };
-                device.attach(&domain.shadow.space, binding)
+                outcome
             }
             outcome => outcome,
         }
         .map_err(not_attached)?;
-        self.attached(index, attached);
-        if let Some(domain) = self.domains.get_mut(at) {
-            // A device that comes with reserved addresses leaves less to map.
-            domain.shadow.space.update_aperture().map_err(refused)?;
-        }
+        self.attached(place, attached);
         Ok(())
-    }
-
-    /// The shadow for a device, complete.
-    fn find_shadow<T: TableMemory + ?Sized>(
-        &mut self,
-        tables: &Tables<'_, T>,
-        index: usize,
-        key: ShadowKey,
-    ) -> Result<(HostKey, usize), Blocked> {
-        let host = self
-            .devices
-            .get(index)
-            .map(|device| device.host)
-            .ok_or(Blocked::Host(None))?;
-        let known = self
-            .domains
-            .iter()
-            .position(|domain| domain.host == host && domain.shadow.key == key);
-        let at = match known {
-            Some(at) => at,
-            None => self.make_shadow(index, host, key)?,
-        };
-        // The guest may have filled the tables for this domain id without a word to the others.
-        self.complete(tables, at)?;
-        Ok((host, at))
-    }
-
-    /// Compares all of a shadow with the guest's tables.
-    fn complete<T: TableMemory + ?Sized>(
-        &mut self,
-        tables: &Tables<'_, T>,
-        at: usize,
-    ) -> Result<(), Blocked> {
-        let Some(domain) = self.domains.get_mut(at) else {
-            return Err(Blocked::Host(None));
-        };
-        domain.shadow.invalidate();
-        let outcome = domain
-            .shadow
-            .refresh(tables, &mut self.common, &mut self.budget);
-        outcome.map_err(|trouble| self.abandon(at, &trouble))
-    }
-
-    fn make_shadow(
-        &mut self,
-        index: usize,
-        host: HostKey,
-        key: ShadowKey,
-    ) -> Result<usize, Blocked> {
-        let (Some(device), Some(host)) = (
-            self.devices.get(index),
-            self.hosts.iter().find(|known| known.key == host),
-        ) else {
-            return Err(Blocked::Host(None));
-        };
-        if self.common.remains.len() > REMAINS {
-            // The host takes back nothing.
-            return Err(Blocked::Host(None));
-        }
-        let mut space = Space::allocate(&host.iommu).map_err(refused)?;
-        if let Err(error) = add_shadow_table(&mut space, &device.client(), key, &self.common) {
-            space.destroy(&mut self.common);
-            return Err(if key.parent {
-                first_stage::no_parent(error)
-            } else {
-                refused(error)
-            });
-        }
-        self.common.statistics.shadows_made += 1;
-        self.domains.push(Domain {
-            host: host.key,
-            shadow: Shadow::new(key, space, host.memory.id),
-        });
-        Ok(self.domains.len() - 1)
     }
 
     /// Gives back what no device uses.
@@ -502,105 +375,19 @@ impl State {
             .map(|domain| (&domain.shadow.space, Some(&domain.shadow)));
         memory.chain(shadows)
     }
+}
 
-    pub(crate) fn reports(&self) -> impl Iterator<Item = DeviceReport> {
-        self.devices.iter().map(|device| DeviceReport {
-            source: device.source,
-            name: Arc::clone(&device.name),
-            binding: match device.binding {
-                Binding::Blocked(why) => DeviceBinding::Blocked(why),
-                Binding::GuestPhysical => DeviceBinding::GuestPhysical,
-                Binding::Nested {
-                    first, below, tag, ..
-                } => DeviceBinding::Nested {
-                    first,
-                    below,
-                    domain: tag.domain,
-                    pasid: tag.pasid,
-                },
-                Binding::Shadow { stage, domain } => {
-                    let shadow = self
-                        .domains
-                        .iter()
-                        .find(|domain| device.uses(domain.host, &domain.shadow.key));
-                    let areas = shadow.map(|domain| domain.shadow.areas());
-                    DeviceBinding::Shadow {
-                        stage,
-                        domain,
-                        areas: areas.map_or(0, |areas| areas.len()),
-                        bytes: areas.map_or(0, |areas| areas.bytes()),
-                    }
-                }
-            },
+/// Every binding of every device.
+fn bindings(devices: &[Device]) -> impl Iterator<Item = (Place, &Device, &Binding)> {
+    devices.iter().enumerate().flat_map(|(index, device)| {
+        device.bindings().map(move |(pasid, binding)| {
+            let place = Place {
+                device: index,
+                pasid,
+            };
+            (place, device, binding)
         })
-    }
-}
-
-/// Makes a page table over all guest memory: a nesting parent where the host can, as it is what pages are shared from, and what
-/// first-stage tables are put upon.
-pub(crate) fn add_memory_table(
-    space: &mut Space,
-    client: &Client<'_>,
-    common: &Common,
-) -> io::Result<()> {
-    let plain = PageTableOptions::default();
-    let kinds = [tracking(PARENT), PARENT, tracking(plain), plain];
-    add_table(space, client, &kinds, common).map(|_| ())
-}
-
-/// Makes a page table for a shadow: one with dirty tracking where the host can, as that makes it one of the second stage.
-fn add_shadow_table(
-    space: &mut Space,
-    client: &Client<'_>,
-    key: ShadowKey,
-    common: &Common,
-) -> io::Result<bool> {
-    if key.parent {
-        return add_parent(space, client, common);
-    }
-    let plain = PageTableOptions::default();
-    add_table(space, client, &[tracking(plain), plain], common)
-}
-
-/// Makes a page table that nested ones can be put upon.
-fn add_parent(space: &mut Space, client: &Client<'_>, common: &Common) -> io::Result<bool> {
-    add_table(space, client, &[tracking(PARENT), PARENT], common)
-}
-
-const PARENT: PageTableOptions = PageTableOptions {
-    nesting_parent: true,
-    dirty_tracking: false,
-    pasid: false,
-};
-
-const fn tracking(kind: PageTableOptions) -> PageTableOptions {
-    PageTableOptions {
-        dirty_tracking: true,
-        ..kind
-    }
-}
-
-fn add_table(
-    space: &mut Space,
-    client: &Client<'_>,
-    kinds: &[PageTableOptions],
-    common: &Common,
-) -> io::Result<bool> {
-    let can_track = client.info.dirty_tracking;
-    let kinds: Vec<_> = kinds
-        .iter()
-        .filter(|kind| can_track || !kind.dirty_tracking)
-        .copied()
-        .collect();
-    let less_exact = space.add_table(client, &kinds)?;
-    if common.dirty.is_some()
-        && let Some(table) = space.tables.last()
-        && let Err(error) = dirty::switch_table(space, table, true)
-    {
-        // All that it can write counts as written then.
-        log::warn!("{}: {error}", client.name);
-    }
-    Ok(less_exact)
+    })
 }
 
 fn not_detached(name: &str, error: &io::Error) -> String {

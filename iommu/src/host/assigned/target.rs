@@ -56,8 +56,18 @@ pub enum Blocked {
     Missing(&'static str),
     /// The guest maps more pieces of memory than [`Limits::areas`](super::Limits::areas).
     TooManyAreas,
-    /// The guest's tables are too large for [`Limits::steps_per_exit`](super::Limits::steps_per_exit).
+    /// The guest's tables are too large for [`Limits::steps_per_exit`](super::Limits::steps_per_exit), or for
+    /// [`Limits::pasid_steps_per_exit`](super::Limits::pasid_steps_per_exit).
     TooMuchWork,
+    /// The guest uses more PASIDs of the device than [`Limits::pasids`](super::Limits::pasids).
+    TooManyPasids,
+    /// PASID 0, while the guest has requests without PASID use another one (RID_PASID): in the host it is the one that they use.
+    PasidZero,
+    /// The device has fewer PASIDs in the host.
+    PasidTooLarge {
+        /// Width of a PASID there; 0 if it has none.
+        bits: u8,
+    },
     /// The host did not forget what it kept of the guest's first-stage tables, with this error number, if there was one.
     NotInvalidated(Option<i32>),
     /// The host refused what the guest's tables want, with this error number, if there was one.
@@ -94,6 +104,18 @@ impl fmt::Display for Blocked {
                 f,
                 "the guest's tables are too large to be read within one exit"
             ),
+            Self::TooManyPasids => write!(
+                f,
+                "the guest uses more PASIDs of the device at a time than are bound"
+            ),
+            Self::PasidZero => write!(
+                f,
+                "the host has no PASID 0 to offer: it stands for requests without PASID, for which the guest uses another one"
+            ),
+            Self::PasidTooLarge { bits: 0 } => write!(f, "the device has no PASIDs in the host"),
+            Self::PasidTooLarge { bits } => {
+                write!(f, "the device's PASIDs have {bits} bits in the host")
+            }
             Self::NotInvalidated(error) => {
                 write!(f, "the host did not invalidate what the guest had unmapped")?;
                 error.map_or(Ok(()), |error| {
@@ -111,15 +133,25 @@ impl fmt::Display for Blocked {
 }
 
 impl Target {
-    /// What is wanted for untranslated requests of `source` without PASID; without tables, there is no unit.
+    /// What is wanted for untranslated requests of `source` with `pasid`, or without; without tables, there is no unit.
+    ///
+    /// A PASID that is RID_PASID is blocked, and one of which the entry is not present, or not reached. So are all of them while
+    /// translation is off or legacy: then there are none.
     pub(crate) fn of<T: TableMemory + ?Sized>(
         tables: Option<&Tables<'_, T>>,
         source: SourceId,
+        pasid: Option<Pasid>,
     ) -> Self {
         let Some(tables) = tables.filter(|tables| tables.latched.enabled) else {
-            return Self::GuestPhysical;
+            return match pasid {
+                None => Self::GuestPhysical,
+                Some(_) => Self::Blocked(Blocked::Guest(FaultReason::PasidDisabled)),
+            };
         };
-        let request = Request::untranslated(source, 0, Access::Read);
+        let request = Request {
+            pasid,
+            ..Request::untranslated(source, 0, Access::Read)
+        };
         let resolved = translate::resolve(tables.memory, tables.gates, &tables.latched, &request);
         match resolved {
             // No request was made, so no fault is recorded.

@@ -8,12 +8,12 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use super::{AssignedDevice, AssignedDevices, DeviceBinding, Limits, RamPiece};
 use crate::config::UnitConfig;
-use crate::host::HostDeviceId;
-use crate::host::fake::{FakeFeatures, FakeHost};
+use crate::host::fake::{FakeFeatures, FakeHost, Reached};
+use crate::host::{HostDeviceId, NestedInvalidation};
 use crate::spec::descriptors::{
     ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
 };
-use crate::spec::ids::SourceId;
+use crate::spec::ids::{Pasid, SourceId};
 use crate::translate::tables::{Paging, RAM, World};
 use crate::unit::{EventSink, InterruptMessage, Invalidation, TranslationObserver as _, Unit};
 
@@ -80,6 +80,7 @@ impl Guest {
             nested: true,
             caching_mode: true,
             snoop_control: true,
+            pasid_bits: 20,
             ..UnitConfig::default()
         };
         Self::of(&config, limits)
@@ -136,23 +137,38 @@ impl Guest {
     }
 
     /// Where the context entry of `source` is.
-    fn context(&self, source: SourceId) -> u64 {
+    pub(super) fn context(&self, source: SourceId) -> u64 {
         self.world.context + u64::from(source.0) * 32
     }
 
     /// Gives `source` an entry for requests without PASID, with these words.
     pub(super) fn enter(&self, source: SourceId, words: [u64; 3]) {
+        self.enter_with(source, 0, words);
+    }
+
+    /// Gives `source` an entry for requests with `pasid`, of which it can have 8192 then. PASID 0 is what requests have without.
+    pub(super) fn enter_with(&self, source: SourceId, pasid: u32, words: [u64; 3]) {
+        let slot = self.pasid_slot(source, pasid);
+        for (index, word) in (0..).zip(words) {
+            self.world.set(slot + index * 8, word);
+        }
+    }
+
+    /// Where the entry of `source` for `pasid` is; the tables on the way are made.
+    pub(super) fn pasid_slot(&self, source: SourceId, pasid: u32) -> u64 {
         let context = self.context(source);
         if self.world.get(context) == 0 {
-            let (directory, pasids) = (self.world.page(), self.world.page());
-            self.world.set(directory, pasids | 1);
-            self.world.set(context, directory | 1);
+            self.world.set(context, self.world.page() | 1);
+        }
+        if pasid != 0 {
+            self.world.or(context, 1 << 3);
         }
         let directory = self.world.get(context) & !0xfff;
-        let pasids = self.world.get(directory) & !0xfff;
-        for (index, word) in (0..).zip(words) {
-            self.world.set(pasids + index * 8, word);
+        let directory_entry = directory + u64::from(pasid / 64) * 8;
+        if self.world.get(directory_entry) == 0 {
+            self.world.set(directory_entry, self.world.page() | 1);
         }
+        (self.world.get(directory_entry) & !0xfff) + u64::from(pasid % 64) * 64
     }
 
     pub(super) fn enter_nothing(&self, source: SourceId) {
@@ -190,12 +206,19 @@ impl Guest {
 
     /// As Linux does it for an entry that becomes present.
     pub(super) fn announce_entry(&self, domain: u16) {
+        self.announce_pasid(domain, 0);
+    }
+
+    /// As [`announce_entry`](Self::announce_entry), for a PASID.
+    pub(super) fn announce_pasid(&self, domain: u16, pasid: u32) {
         self.devices.run_begins();
         self.devices
-            .invalidated(&[Invalidation::PasidCache(PasidCacheScope::Pasid(domain, 0))]);
+            .invalidated(&[Invalidation::PasidCache(PasidCacheScope::Pasid(
+                domain, pasid,
+            ))]);
         self.devices.invalidated(&[Invalidation::PasidIotlb {
             domain,
-            pasid: 0,
+            pasid,
             scope: PasidIotlbScope::Pasid,
         }]);
     }
@@ -230,9 +253,32 @@ impl Guest {
             .binding
     }
 
+    /// Where requests with `pasid` are; `None` for nowhere.
+    pub(super) fn binding_of(&self, source: SourceId, pasid: u32) -> Option<DeviceBinding> {
+        let reports = self.devices.describe();
+        let report = reports.iter().find(|report| report.source == source);
+        let mut pasids = report.unwrap().pasids.iter();
+        let found = pasids.find(|(is, _)| is.get() == pasid);
+        found.map(|(_, binding)| *binding)
+    }
+
+    /// Where a DMA with `pasid` goes.
+    pub(super) fn dma_with(
+        &self,
+        device: HostDeviceId,
+        pasid: u32,
+        address: u64,
+    ) -> Option<(u64, &'static str)> {
+        Self::reached(self.host.dma_with(device, Pasid::new(pasid), address))
+    }
+
     /// Where a DMA goes: guest-physical address and rights.
     pub(super) fn dma(&self, device: HostDeviceId, address: u64) -> Option<(u64, &'static str)> {
-        self.host.dma(device, address).map(|to| {
+        Self::reached(self.host.dma(device, address))
+    }
+
+    fn reached(reached: Option<Reached>) -> Option<(u64, &'static str)> {
+        reached.map(|to| {
             let rights = match (to.rights.read, to.rights.write) {
                 (true, true) => "rw",
                 (true, false) => "r",
@@ -255,9 +301,14 @@ pub(super) fn pages(domain: u16, address: u64, mask: u8) -> Invalidation {
 
 /// `2^mask` pages of the first stage at `address`.
 pub(super) fn first_stage_pages(domain: u16, address: u64, mask: u8) -> Invalidation {
+    pasid_pages(domain, 0, address, mask)
+}
+
+/// As [`first_stage_pages`], for a PASID.
+pub(super) fn pasid_pages(domain: u16, pasid: u32, address: u64, mask: u8) -> Invalidation {
     Invalidation::PasidIotlb {
         domain,
-        pasid: 0,
+        pasid,
         scope: PasidIotlbScope::Pages(PageBlock {
             address,
             mask,
@@ -265,6 +316,24 @@ pub(super) fn first_stage_pages(domain: u16, address: u64, mask: u8) -> Invalida
         }),
     }
 }
+
+/// A device with nested translation.
+pub(super) const NESTING: FakeFeatures = FakeFeatures {
+    address_bits: 48,
+    coherent: true,
+    first_stage: true,
+    nesting: true,
+    whole_first_stage: false,
+    dirty_tracking: true,
+    pasid_bits: 0,
+};
+
+/// Invalidation of everything that the host keeps of a nested page table.
+pub(super) const ALL: NestedInvalidation = NestedInvalidation {
+    address: 0,
+    pages: u64::MAX,
+    leaf_only: false,
+};
 
 /// Everything of a domain without PASID.
 pub(super) fn first_stage_all(domain: u16) -> Invalidation {

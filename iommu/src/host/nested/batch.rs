@@ -1,10 +1,12 @@
 //! What the guest's invalidations say about one nested page table.
 
 use crate::host::NestedInvalidation;
+use crate::host::assigned::pasids::concerns;
+use crate::host::space::PAGE;
 use crate::spec::descriptors::{
     ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
 };
-use crate::spec::ids::SourceId;
+use crate::spec::ids::{Pasid, SourceId};
 use crate::unit::Invalidation;
 
 /// Every translation.
@@ -26,20 +28,31 @@ pub(crate) struct Tag {
     pub(crate) pasid: u32,
 }
 
-/// A device behind a nested page table, and how the guest names what is kept for it.
+/// Requests of a device behind a nested page table, and how the guest names what is kept for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct User {
     pub(crate) source: SourceId,
+    /// What its requests carry.
+    pub(crate) requester: Option<Pasid>,
     pub(crate) tag: Tag,
 }
 
 /// What is to be invalidated, in the order of the guest's invalidations, for a table that has these users. Entries of tables were
 /// found to be what they were; whoever says that one changed does not say in what, so everything that was kept for it goes.
-pub(crate) fn batch(invalidations: &[Invalidation], users: &[User]) -> Vec<NestedInvalidation> {
+///
+/// The host has devices forget what it forgets itself. So what a device is to forget adds nothing to what is in the list before,
+/// nor to what was `done` since the guest asked for it.
+pub(crate) fn batch(
+    invalidations: &[Invalidation],
+    users: &[User],
+    done: &[NestedInvalidation],
+) -> Vec<NestedInvalidation> {
     let mut list = Vec::new();
     for invalidation in invalidations {
+        let of_device = matches!(invalidation, Invalidation::DeviceTlb { .. });
         match selected(invalidation, users) {
             None => {}
+            Some(pages) if of_device && list.iter().chain(done).any(|is| covers(is, &pages)) => {}
             // Nothing is left for others to say.
             Some(ALL) => return vec![ALL],
             Some(pages) => list.push(pages),
@@ -57,17 +70,8 @@ fn selected(invalidation: &Invalidation, users: &[User]) -> Option<NestedInvalid
         | Invalidation::Context(ContextScope::Global | ContextScope::Domain(_))
         | Invalidation::PasidCache(PasidCacheScope::Global)
         | Invalidation::Iotlb(IotlbScope::Global) => !users.is_empty(),
-        Invalidation::Context(ContextScope::Device {
-            source,
-            function_mask,
-        }) => {
-            let ignored = match function_mask {
-                0 => 0,
-                1 => 0b100,
-                2 => 0b110,
-                _ => 0b111,
-            };
-            any(&|user| (user.source.0 ^ source) & !ignored == 0)
+        Invalidation::Context(scope @ ContextScope::Device { .. }) => {
+            any(&|user| concerns(scope, user.source))
         }
         // Page-selective ones name addresses of the second stage, and take all others of the domain along (section 6.5.2.3).
         Invalidation::PasidCache(PasidCacheScope::Domain(domain))
@@ -88,8 +92,33 @@ fn selected(invalidation: &Invalidation, users: &[User]) -> Option<NestedInvalid
             }
             is_meant
         }
+        Invalidation::DeviceTlb {
+            source,
+            invalidation,
+        } => {
+            return any(&|user| user.source == source && invalidation.concerns(user.requester))
+                .then(|| {
+                    pages(&PageBlock {
+                        address: invalidation.address,
+                        mask: invalidation.shift.saturating_sub(12),
+                        // Translations of the host's IOMMU are not what this is about, so as few as can be.
+                        leaf_only: true,
+                    })
+                });
+        }
     };
     is_meant.then_some(ALL)
+}
+
+/// Whether everything that `less` names is named by `is`, however deep.
+const fn covers(is: &NestedInvalidation, less: &NestedInvalidation) -> bool {
+    if is.pages == u64::MAX {
+        return true;
+    }
+    let (start, asked) = (is.address / PAGE, less.address / PAGE);
+    less.pages != u64::MAX
+        && start <= asked
+        && asked.saturating_add(less.pages) <= start.saturating_add(is.pages)
 }
 
 fn pages(block: &PageBlock) -> NestedInvalidation {

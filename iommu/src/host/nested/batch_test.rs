@@ -4,6 +4,7 @@ use super::*;
 
 const USER: User = User {
     source: SourceId(0x0018),
+    requester: None,
     tag: Tag {
         domain: 5,
         pasid: 7,
@@ -35,7 +36,7 @@ fn pasid_all(domain: u16, pasid: u32) -> Invalidation {
 }
 
 fn of(invalidation: Invalidation) -> Vec<NestedInvalidation> {
-    batch(&[invalidation], &[USER])
+    batch(&[invalidation], &[USER], &[])
 }
 
 fn device(source: u16, function_mask: u8) -> Invalidation {
@@ -105,7 +106,7 @@ fn only_what_names_the_domain_and_pasid_reaches_the_table() {
         device(0x001f, 3),
     ] {
         assert_eq!(of(all), [ALL], "{all:?}");
-        assert_eq!(batch(&[all], &[]), none, "nobody uses it: {all:?}");
+        assert_eq!(batch(&[all], &[], &[]), none, "nobody uses it: {all:?}");
     }
 }
 
@@ -115,10 +116,10 @@ fn consecutive_ones_keep_their_order_and_one_of_all_stands_for_them() {
         pasid_pages(5, 7, block(0x3000, 0, true)),
         pasid_pages(5, 7, block(0x1000, 0, false)),
     );
-    let list = batch(&[one, pasid_all(6, 7), other], &[USER]);
+    let list = batch(&[one, pasid_all(6, 7), other], &[USER], &[]);
     let addresses: Vec<_> = list.iter().map(|entry| entry.address).collect();
     assert_eq!(addresses, [0x3000, 0x1000]);
-    assert_eq!(batch(&[one, pasid_all(5, 7), other], &[USER]), [ALL]);
+    assert_eq!(batch(&[one, pasid_all(5, 7), other], &[USER], &[]), [ALL]);
     let second = User {
         tag: Tag {
             domain: 6,
@@ -126,5 +127,5 @@ fn consecutive_ones_keep_their_order_and_one_of_all_stands_for_them() {
         },
         ..USER
     };
-    assert_eq!(batch(&[one, pasid_all(6, 7)], &[USER, second]), [ALL]);
+    assert_eq!(batch(&[one, pasid_all(6, 7)], &[USER, second], &[]), [ALL]);
 }

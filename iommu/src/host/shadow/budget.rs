@@ -15,7 +15,13 @@ impl Budget {
 
     /// Takes one step from it.
     pub(crate) fn step(&mut self) -> Result<(), Exhausted> {
-        self.0 = self.0.checked_sub(1).ok_or(Exhausted)?;
-        Ok(())
+        self.steps(1)
+    }
+
+    /// Takes as many as that from it, or all that is left.
+    pub(crate) fn steps(&mut self, count: u64) -> Result<(), Exhausted> {
+        let left = self.0.checked_sub(count);
+        self.0 = left.unwrap_or(0);
+        left.map(|_| ()).ok_or(Exhausted)
     }
 }

@@ -1,10 +1,14 @@
 //! Devices behind the guest's first-stage tables.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::{Domain, Host, State, add_parent, not_attached, refused};
-use crate::host::assigned::device::{Binding, HostKey};
-use crate::host::assigned::target::{Blocked, Tables, Target};
+use super::moves::Moves;
+use super::tables::add_parent;
+use super::{Domain, FORGOTTEN, Host, State, bindings, not_attached, refused};
+use crate::host::assigned::binding::Binding;
+use crate::host::assigned::device::{HostKey, Place};
+use crate::host::assigned::target::{Blocked, Tables};
 use crate::host::nested::batch::{ALL, Tag, User, batch};
 use crate::host::nested::{Nested, NestedKey, missing};
 use crate::host::shadow::ShadowKey;
@@ -35,15 +39,17 @@ impl State {
     pub(super) fn put_behind_first_stage<T: TableMemory + ?Sized>(
         &mut self,
         tables: &Tables<'_, T>,
-        index: usize,
+        place: Place,
         first: FirstStage,
         below: Option<SecondStage>,
         tag: Tag,
     ) -> Result<(), Blocked> {
-        let device = self.devices.get(index).ok_or(Blocked::Host(None))?;
-        let host = device.host;
+        let device = self.devices.get(place.device);
+        let device = device.ok_or(Blocked::Host(None))?;
+        let client = device.client(place.pasid);
+        let (host, needs) = (device.host, client.needs);
         // Whatever the host would refuse only after it has taken the device from where it is.
-        if let Some(what) = missing(&first, device.client().info) {
+        if let Some(what) = missing(&first, client.info) {
             return Err(Blocked::Missing(what));
         }
         let key = NestedKey { host, below, first };
@@ -54,25 +60,26 @@ impl State {
                     stage,
                     parent: true,
                 };
-                Base::Shadow(self.find_shadow(tables, index, shadow)?.1)
+                Base::Shadow(self.find_shadow(tables, place, shadow)?.1)
             }
         };
-        if self.stays_behind(index, &key, tag)? {
+        if self.stays_behind(place, &key, tag)? {
             return Ok(());
         }
-        let parents: Vec<_> = self
-            .base(host, base)
-            .map(|space| space.parents().collect())
-            .unwrap_or_default();
-        for parent in parents {
-            match self.attach_nested(index, parent, key, tag) {
+        let space = self.base(host, base);
+        let parents = space.map(|space| space.parents(needs));
+        for parent in parents.unwrap_or_default() {
+            match self.attach_nested(place, parent, key, tag) {
                 Err(AttachError::Incompatible) => {}
                 outcome => return outcome.map_err(not_attached),
             }
         }
-        let parent = self.add_parent(index, host, base)?;
-        self.attach_nested(index, parent, key, tag)
-            .map_err(not_attached)?;
+        let parent = self.add_parent(place, host, base)?;
+        let outcome = self.attach_nested(place, parent, key, tag);
+        if matches!(outcome, Err(AttachError::Incompatible)) {
+            self.remove_parent(host, base, parent);
+        }
+        outcome.map_err(not_attached)?;
         if let Some(space) = self.base(host, base)
             && below.is_some()
         {
@@ -82,46 +89,43 @@ impl State {
         Ok(())
     }
 
-    /// Whether a device is behind these tables already. What was kept for it under whatever tag is forgotten.
-    fn stays_behind(&mut self, index: usize, key: &NestedKey, tag: Tag) -> Result<bool, Blocked> {
-        let Some(id) = self
-            .devices
-            .get(index)
-            .and_then(|device| match device.binding {
-                Binding::Nested {
-                    first,
-                    below,
-                    table,
-                    ..
-                } if first == key.first && below == key.below => Some(table),
-                _ => None,
-            })
+    /// Whether requests are behind these tables already. What was kept for them under whatever tag is forgotten.
+    fn stays_behind(&mut self, place: Place, key: &NestedKey, tag: Tag) -> Result<bool, Blocked> {
+        let device = self.devices.get(place.device);
+        let Some(Binding::Nested {
+            first,
+            below,
+            table,
+            ..
+        }) = device.and_then(|device| device.binding(place.pasid))
         else {
             return Ok(false);
         };
-        self.forget_all(key.host, id)?;
-        if let Some(device) = self.devices.get_mut(index)
-            && let Binding::Nested { tag: was, .. } = &mut device.binding
+        if *first != key.first || *below != key.below {
+            return Ok(false);
+        }
+        self.forget_all(key.host, *table)?;
+        if let Some(device) = self.devices.get_mut(place.device)
+            && let Some(Binding::Nested { tag: was, .. }) = device.binding_mut(place.pasid)
         {
             *was = tag;
         }
         Ok(true)
     }
 
-    /// Puts a device behind the nested page table for `key` on top of `parent`, which is made if there is none.
+    /// Puts requests behind the nested page table for `key` on top of `parent`, which is made if there is none.
     fn attach_nested(
         &mut self,
-        index: usize,
+        place: Place,
         parent: ObjectId,
         key: NestedKey,
         tag: Tag,
     ) -> Result<(), AttachError> {
-        let known = self
-            .nested
-            .iter()
-            .find(|nested| nested.key == key && nested.parent == parent)
-            .map(|nested| nested.id);
-        let id = match known {
+        let needs_pasids = self.needs_pasids(place);
+        let known = self.nested.iter().find(|nested| {
+            nested.key == key && nested.parent == parent && (nested.pasid || !needs_pasids)
+        });
+        let id = match known.map(|nested| nested.id) {
             Some(id) => {
                 // What it keeps may be from before the guest announced the tables for this device.
                 if self.is_used(key.host, id) {
@@ -131,26 +135,32 @@ impl State {
                 id
             }
             None => self
-                .make_nested(index, parent, key)
+                .make_nested(place, parent, key)
                 .map_err(AttachError::Failed)?,
         };
         let device = self
             .devices
-            .get_mut(index)
+            .get_mut(place.device)
             .ok_or_else(|| failed("there is no such device"))?;
-        let attached = device.attach_nested(id, &key, tag)?;
-        self.attached(index, attached);
+        let attached = device.attach_nested(place.pasid, id, &key, tag)?;
+        self.attached(place, attached);
         Ok(())
+    }
+
+    fn needs_pasids(&self, place: Place) -> bool {
+        let device = self.devices.get(place.device);
+        device.is_some_and(|device| device.has_pasids)
     }
 
     fn make_nested(
         &mut self,
-        index: usize,
+        place: Place,
         parent: ObjectId,
         key: NestedKey,
     ) -> io::Result<ObjectId> {
+        let pasid = self.needs_pasids(place);
         let (Some(device), Some(host)) = (
-            self.devices.get(index),
+            self.devices.get(place.device),
             self.hosts.iter().find(|host| host.key == key.host),
         ) else {
             return Err(io::Error::other("the device has no iommufd"));
@@ -158,7 +168,8 @@ impl State {
         if self.common.remains.len() > super::REMAINS {
             return Err(io::Error::other("the host takes back nothing"));
         }
-        let nested = Nested::allocate(&host.iommu, device.client().device, parent, key)?;
+        let device = device.client(place.pasid).device;
+        let nested = Nested::allocate(&host.iommu, device, parent, key, pasid)?;
         let id = nested.id;
         self.common.statistics.nested_made += 1;
         self.nested.push(nested);
@@ -170,7 +181,7 @@ impl State {
     }
 
     /// Makes a page table that suits a device, to put nested ones upon.
-    fn add_parent(&mut self, index: usize, host: HostKey, base: Base) -> Result<ObjectId, Blocked> {
+    fn add_parent(&mut self, place: Place, host: HostKey, base: Base) -> Result<ObjectId, Blocked> {
         let Self {
             hosts,
             domains,
@@ -179,38 +190,51 @@ impl State {
             ..
         } = self;
         let space = space_of(hosts, domains, host, base);
-        let (Some(space), Some(device)) = (space, devices.get(index)) else {
+        let (Some(space), Some(device)) = (space, devices.get(place.device)) else {
             return Err(Blocked::Host(None));
         };
-        add_parent(space, &device.client(), common).map_err(no_parent)?;
+        add_parent(space, &device.client(place.pasid), common).map_err(no_parent)?;
         let table = space.tables.last().ok_or(Blocked::Host(None))?;
         Ok(table.id)
     }
 
-    /// Has the host forget what was invalidated of the tables that devices stay behind. If it does not, they are detached, and
+    /// Gives back a page table that was of no use. What was put upon it goes first.
+    fn remove_parent(&mut self, host: HostKey, base: Base, parent: ObjectId) {
+        self.sweep_nested();
+        let Self {
+            hosts,
+            domains,
+            common,
+            ..
+        } = self;
+        if let Some(space) = space_of(hosts, domains, host, base) {
+            space.remove_table(parent, common);
+        }
+    }
+
+    /// Has the host forget what was invalidated of the tables that requests stay behind. If it does not, they are detached, and
     /// so what the guest asked for is true.
-    pub(super) fn invalidate_nested(
-        &mut self,
-        invalidations: &[Invalidation],
-        moves: &[(usize, Target)],
-    ) {
-        let batches: Vec<(HostKey, ObjectId, Vec<_>)> = self
-            .nested
-            .iter()
-            .map(|nested| {
-                let stay = (0..)
-                    .zip(&self.devices)
-                    .filter(|(index, _)| moves.iter().all(|(moved, _)| moved != index));
-                let users: Vec<User> = stay
-                    .filter_map(|(_, device)| device.user_of(nested))
-                    .collect();
-                (nested.key.host, nested.id, batch(invalidations, &users))
-            })
-            .filter(|(.., batch)| !batch.is_empty())
-            .collect();
-        for (host, id, batch) in batches {
-            // The devices are told of already.
-            let _ = self.forget(host, id, &batch);
+    pub(super) fn invalidate_nested(&mut self, invalidations: &[Invalidation], moves: &Moves) {
+        let mut users: BTreeMap<(HostKey, ObjectId), Vec<User>> = BTreeMap::new();
+        for (place, device, binding) in bindings(&self.devices) {
+            if let Binding::Nested { tag, table, .. } = *binding
+                && !moves.contains_key(&place)
+            {
+                let user = User {
+                    source: device.source,
+                    requester: place.pasid,
+                    tag,
+                };
+                users.entry((device.host, table)).or_default().push(user);
+            }
+        }
+        for ((host, id), users) in users {
+            let done = self.forgotten.get(&(host, id));
+            let list = batch(invalidations, &users, done.map_or(&[], Vec::as_slice));
+            if !list.is_empty() {
+                // Those behind it are told of already.
+                let _ = self.forget(host, id, &list);
+            }
         }
     }
 
@@ -218,7 +242,7 @@ impl State {
         self.forget(host, id, &[ALL])
     }
 
-    /// Invalidates, or detaches the devices for which that cannot be done.
+    /// Invalidates, or detaches the requests for which that cannot be done.
     fn forget(
         &mut self,
         host: HostKey,
@@ -233,45 +257,36 @@ impl State {
             return Ok(());
         };
         let Err(error) = nested.invalidate(list, &mut self.common) else {
+            if self.devices.iter().any(|device| device.has_ats) {
+                let forgotten = self.forgotten.entry((host, id)).or_default();
+                let room = FORGOTTEN.saturating_sub(forgotten.len());
+                forgotten.extend(list.iter().take(room));
+            }
             return Ok(());
         };
         let why = Blocked::NotInvalidated(error.raw_os_error());
-        for index in 0..self.devices.len() {
-            if self.devices.get(index).is_some_and(
-                |device| matches!(device.binding, Binding::Nested { table, .. } if table == id && device.host == host),
-            ) {
-                self.common.statistics.invalidation_detaches += 1;
-                self.block(index, why);
-            }
-        }
+        let blocked = self.block_all(why, |device, binding| {
+            device.host == host && binding.nested() == Some(id)
+        });
+        self.common.statistics.invalidation_detaches += blocked;
         Err(why)
     }
 
     fn is_used(&self, host: HostKey, id: ObjectId) -> bool {
-        self.nested
-            .iter()
-            .filter(|nested| nested.key.host == host && nested.id == id)
-            .any(|nested| {
-                self.devices
-                    .iter()
-                    .any(|device| device.user_of(nested).is_some())
-            })
+        bindings(&self.devices)
+            .any(|(_, device, binding)| device.host == host && binding.nested() == Some(id))
     }
 
-    /// Gives back the nested page tables that no device uses.
+    /// Gives back the nested page tables that nobody uses.
     pub(super) fn sweep_nested(&mut self) {
-        let Self {
-            nested,
-            devices,
-            common,
-            ..
-        } = self;
-        for unused in nested.extract_if(.., |nested| {
-            !devices
-                .iter()
-                .any(|device| device.user_of(nested).is_some())
-        }) {
-            unused.destroy(common);
+        let used: BTreeSet<_> = bindings(&self.devices)
+            .filter_map(|(_, device, binding)| Some((device.host, binding.nested()?)))
+            .collect();
+        let unused = self
+            .nested
+            .extract_if(.., |nested| !used.contains(&(nested.key.host, nested.id)));
+        for unused in unused {
+            unused.destroy(&mut self.common);
         }
     }
 }
