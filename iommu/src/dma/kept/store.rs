@@ -263,6 +263,8 @@ impl Store {
                 let pages = bytes.start() >> 12..=bytes.end() >> 12;
                 self.forget_pages_by_pasid(domain, true, pasid..=pasid, pages);
             }
+            // What devices keep is not kept here.
+            Invalidation::DeviceTlb { .. } => {}
             Invalidation::All => {
                 self.contexts.clear();
                 self.contexts_by_domain.clear();
