@@ -111,6 +111,23 @@ pub struct NestedTable {
     pub extended_accessed: bool,
 }
 
+/// What a nested page table is for, besides the guest's tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NestedOptions {
+    /// It can be attached to PASIDs (`IOMMU_HWPT_ALLOC_PASID`).
+    pub pasid: bool,
+    /// Page requests of the devices behind it go to this queue (`IOMMU_HWPT_FAULT_ID_VALID`); without, the host answers them.
+    /// Linux attaches it to no device whose page requests it has not enabled.
+    pub page_requests: Option<ObjectId>,
+}
+
+impl NestedOptions {
+    /// Whether a table with these options does for a device that needs `others`.
+    pub(crate) fn suit(&self, others: &Self) -> bool {
+        self.page_requests == others.page_requests && (self.pasid || !others.pasid)
+    }
+}
+
 /// Pages of a nested table whose translations are to be forgotten (`struct iommu_hwpt_vtd_s1_invalidate`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NestedInvalidation {
@@ -181,14 +198,13 @@ pub trait HostIommu: Send + Sync {
         options: PageTableOptions,
     ) -> io::Result<ObjectId>;
 
-    /// A nested page table for `device` on the nesting parent `parent` (`IOMMU_HWPT_DATA_VTD_S1`), which can be attached to PASIDs
-    /// if `pasid` says so.
+    /// A nested page table for `device` on the nesting parent `parent` (`IOMMU_HWPT_DATA_VTD_S1`).
     fn allocate_nested(
         &self,
         device: HostDeviceId,
         parent: ObjectId,
         table: &NestedTable,
-        pasid: bool,
+        options: NestedOptions,
     ) -> io::Result<ObjectId>;
 
     /// Invalidates in order (`IOMMU_HWPT_INVALIDATE`). On an error, `done` tells how many were carried out.

@@ -296,6 +296,7 @@ impl Assigner {
                 attachment: Arc::clone(&device.cdev) as _,
                 pasids: false,
                 ats: false,
+                page_requests: None,
             })
             .map_err(|error| AssignError::add(error, self.ram_size))?;
         if let HostDevice::Descriptor(fd) = device.config.device {

@@ -55,6 +55,7 @@ pub use error::AddError;
 pub use report::{AssignedStatistics, DeviceBinding, DeviceReport};
 pub use target::Blocked;
 
+use super::page_requests::PageRequestPath;
 use super::ram::Ram;
 use super::space::Space;
 use super::{HostIommu, Rights};
@@ -146,6 +147,10 @@ where
         };
         let iommu = Arc::clone(&device.host);
         let (source, has_ats) = (device.source, device.ats);
+        let device_tlb = HostDeviceTlb {
+            source,
+            page_requests: device.page_requests.clone(),
+        };
         let device = Device::new(device, info, key);
         if !state.hosts.iter().any(|host| host.key == key) {
             let memory = map_all_memory(&iommu, &device, &mut state.common)?;
@@ -172,7 +177,7 @@ where
             });
         }
         if has_ats && let Some(unit) = self.device_tlbs.upgrade() {
-            unit.attach_device_tlb(source, Arc::new(HostDeviceTlb));
+            unit.attach_device_tlb(source, Arc::new(device_tlb));
         }
         Ok(())
     }
@@ -345,13 +350,20 @@ impl<M> fmt::Display for AssignedDevices<M> {
 
 /// The device-TLB of an assigned device. What the guest has it forget is passed on by the [`TranslationObserver`], together with
 /// what the host's IOMMU is to forget, which includes most of it.
-struct HostDeviceTlb;
+struct HostDeviceTlb {
+    source: SourceId,
+    page_requests: Option<PageRequestPath>,
+}
 
 impl DeviceTlb for HostDeviceTlb {
     fn invalidate(&self, _: DeviceTlbInvalidation) {}
 
-    /// The host answers page requests itself.
-    fn page_response(&self, _: PageResponse) {}
+    fn page_response(&self, response: PageResponse) {
+        // Without a path there, the host answers page requests itself.
+        if let Some(path) = &self.page_requests {
+            path.responses.respond(self.source, response);
+        }
+    }
 }
 
 fn stop(state: &State) {
@@ -426,6 +438,9 @@ mod first_stage_property_test;
 #[cfg(test)]
 #[path = "assigned/first_stage_test.rs"]
 mod first_stage_test;
+#[cfg(test)]
+#[path = "assigned/page_requests_test.rs"]
+mod page_requests_test;
 #[cfg(test)]
 #[path = "assigned/pasid_test.rs"]
 mod pasid_test;

@@ -5,7 +5,8 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::host::{
-    HardwareInfo, HostMemory, NestedInvalidation, NestedTable, ObjectId, Rights, SharedMapping,
+    HardwareInfo, HostMemory, NestedInvalidation, NestedOptions, NestedTable, ObjectId, Rights,
+    SharedMapping,
 };
 use crate::spec::registers::{Capability, Caps, ExtendedCapability};
 
@@ -110,7 +111,7 @@ impl HostIommu for Host {
         _: HostDeviceId,
         _: ObjectId,
         _: &NestedTable,
-        _: bool,
+        _: NestedOptions,
     ) -> io::Result<ObjectId> {
         not_asked()
     }

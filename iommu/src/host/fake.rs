@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::assigned::AssignedDevice;
 use super::{
     Attachment, HardwareInfo, HostDeviceId, HostIommu, HostMemory, IntelInfo, NestedInvalidation,
-    NestedTable, ObjectId, PageTableOptions, Rights, SharedMapping,
+    NestedOptions, NestedTable, ObjectId, PageTableOptions, Rights, SharedMapping,
 };
 use crate::spec::ids::{Pasid, SourceId};
 use crate::spec::registers::{Capability, Caps, ExtendedCapability};
@@ -36,6 +36,8 @@ pub mod errno {
     pub const EBUSY: i32 = 16;
     /// Something is mapped there.
     pub const EEXIST: i32 = 17;
+    /// The device has not what this is for.
+    pub const ENODEV: i32 = 19;
     /// Not possible with these arguments.
     pub const EINVAL: i32 = 22;
     /// Not possible with this IOMMU.
@@ -44,7 +46,7 @@ pub mod errno {
     pub const EADDRINUSE: i32 = 98;
 }
 
-use errno::{EADDRINUSE, EBUSY, EINVAL, ENOENT, EOPNOTSUPP};
+use errno::{EADDRINUSE, EBUSY, EINVAL, ENODEV, ENOENT, EOPNOTSUPP};
 
 /// What the IOMMU of a device can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +65,8 @@ pub struct FakeFeatures {
     pub dirty_tracking: bool,
     /// log2 of the number of PASIDs that the device has; 0 for none.
     pub pasid_bits: u8,
+    /// The host has enabled the device's page requests.
+    pub page_requests: bool,
 }
 
 impl Default for FakeFeatures {
@@ -75,6 +79,7 @@ impl Default for FakeFeatures {
             whole_first_stage: false,
             dirty_tracking: false,
             pasid_bits: 0,
+            page_requests: false,
         }
     }
 }
@@ -107,7 +112,7 @@ pub enum Call {
         device: HostDeviceId,
         parent: ObjectId,
         table: NestedTable,
-        pasid: bool,
+        options: NestedOptions,
     },
     Invalidate(ObjectId),
     HardwareInfo(HostDeviceId),
@@ -293,6 +298,7 @@ impl State {
         let FakeFeatures {
             coherent,
             whole_first_stage,
+            page_requests,
             ..
         } = of_device.features;
         let of_device = self.devices.get_mut(&device).ok_or(ENOENT)?;
@@ -308,6 +314,10 @@ impl State {
                 || nested.table.supervisor_requests
                 || nested.table.extended_accessed
         });
+        let requests = used.nested.as_ref();
+        if requests.is_some_and(|nested| nested.page_requests.is_some()) && !page_requests {
+            return Err(ENODEV);
+        }
         if used.coherent && !coherent || needs_whole && !whole_first_stage {
             return Err(EINVAL);
         }
@@ -391,6 +401,7 @@ impl FakeHost {
             attachment,
             pasids: features.pasid_bits != 0,
             ats: false,
+            page_requests: None,
         }
     }
 
@@ -659,13 +670,13 @@ impl HostIommu for FakeHost {
         device: HostDeviceId,
         parent: ObjectId,
         table: &NestedTable,
-        pasid: bool,
+        options: NestedOptions,
     ) -> io::Result<ObjectId> {
         let call = Call::AllocateNested {
             device,
             parent,
             table: *table,
-            pasid,
+            options,
         };
         self.call(call, |state| {
             let features = state.devices.get(&device).ok_or(ENOENT)?.features;
@@ -679,9 +690,9 @@ impl HostIommu for FakeHost {
             let table = Table {
                 on: below.on,
                 parent: Some(parent),
-                nested: Some(Nested::new(*table)),
+                nested: Some(Nested::new(*table, options.page_requests)),
                 options: PageTableOptions {
-                    pasid,
+                    pasid: options.pasid,
                     dirty_tracking: below.options.dirty_tracking,
                     nesting_parent: false,
                 },

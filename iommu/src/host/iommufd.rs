@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use iommufd_bindings as uapi;
 
 use super::{
-    HardwareInfo, HostDeviceId, HostIommu, HostMemory, IntelInfo, NestedInvalidation, NestedTable,
-    ObjectId, PageTableOptions, Rights, SharedMapping,
+    HardwareInfo, HostDeviceId, HostIommu, HostMemory, IntelInfo, NestedInvalidation,
+    NestedOptions, NestedTable, ObjectId, PageTableOptions, Rights, SharedMapping,
 };
 use crate::spec::registers::{Capability, Caps, ExtendedCapability};
 use commands::{Argument, size_of};
@@ -307,9 +307,10 @@ impl HostIommu for Iommufd {
         device: HostDeviceId,
         parent: ObjectId,
         table: &NestedTable,
-        pasid: bool,
+        options: NestedOptions,
     ) -> io::Result<ObjectId> {
-        let flag = |wanted: bool, flag: u32| if wanted { u64::from(flag) } else { 0 };
+        let kind = |wanted: bool, flag: u32| if wanted { flag } else { 0 };
+        let flag = |wanted: bool, flag: u32| u64::from(kind(wanted, flag));
         let data = uapi::iommu_hwpt_vtd_s1 {
             flags: flag(
                 table.supervisor_requests,
@@ -326,11 +327,14 @@ impl HostIommu for Iommufd {
             ..Default::default()
         };
         self.allocate_table(uapi::iommu_hwpt_alloc {
-            flags: if pasid {
-                uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_PASID
-            } else {
-                0
-            },
+            flags: kind(
+                options.pasid,
+                uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_PASID,
+            ) | kind(
+                options.page_requests.is_some(),
+                uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_FAULT_ID_VALID,
+            ),
+            fault_id: options.page_requests.map_or(0, |queue| queue.0),
             dev_id: device.0,
             pt_id: parent.0,
             data_type: uapi::iommu_hwpt_data_type_IOMMU_HWPT_DATA_VTD_S1,

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use super::assigned::common::Common;
 use super::assigned::device::HostKey;
 use super::space::Remains;
-use super::{HardwareInfo, HostDeviceId, HostIommu, NestedInvalidation, NestedTable, ObjectId};
+use super::{
+    HardwareInfo, HostDeviceId, HostIommu, NestedInvalidation, NestedOptions, NestedTable, ObjectId,
+};
 use crate::translate::{FirstStage, SecondStage};
 use batch::ALL;
 
@@ -31,8 +33,7 @@ pub(crate) struct Nested {
     pub(crate) key: NestedKey,
     /// The page table that it is on top of.
     pub(crate) parent: ObjectId,
-    /// Requests with PASIDs can be behind it.
-    pub(crate) pasid: bool,
+    pub(crate) options: NestedOptions,
     iommu: Arc<dyn HostIommu>,
 }
 
@@ -43,7 +44,7 @@ impl Nested {
         device: HostDeviceId,
         parent: ObjectId,
         key: NestedKey,
-        pasid: bool,
+        options: NestedOptions,
     ) -> io::Result<Self> {
         let FirstStage {
             table,
@@ -62,10 +63,10 @@ impl Nested {
             extended_accessed,
         };
         Ok(Self {
-            id: iommu.allocate_nested(device, parent, &table, pasid)?,
+            id: iommu.allocate_nested(device, parent, &table, options)?,
             key,
             parent,
-            pasid,
+            options,
             iommu: Arc::clone(iommu),
         })
     }

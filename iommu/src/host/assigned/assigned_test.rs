@@ -19,6 +19,7 @@ const PLAIN: FakeFeatures = FakeFeatures {
     whole_first_stage: false,
     dirty_tracking: false,
     pasid_bits: 0,
+    page_requests: false,
 };
 
 fn is_shadow(binding: DeviceBinding) -> bool {

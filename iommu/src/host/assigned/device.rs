@@ -8,9 +8,10 @@ use super::binding::{Binding, Slot};
 use super::target::{Blocked, Target};
 use crate::host::nested::NestedKey;
 use crate::host::nested::batch::Tag;
+use crate::host::page_requests::PageRequestPath;
 use crate::host::shadow::ShadowKey;
 use crate::host::space::{AttachError, Attached, Client, Needs, attach, attach_to_one};
-use crate::host::{Attachment, HardwareInfo, HostDeviceId, HostIommu, ObjectId};
+use crate::host::{Attachment, HardwareInfo, HostDeviceId, HostIommu, NestedOptions, ObjectId};
 use crate::spec::ids::{Pasid, SourceId};
 
 /// What a machine is given to assign a device.
@@ -32,6 +33,8 @@ pub struct AssignedDevice {
     /// The guest is shown the device's ATS capability, so it invalidates the device's own translations, too. Without, such an
     /// invalidation names a device that has none, and times out.
     pub ats: bool,
+    /// The guest is shown the device's PRI capability: its page requests go this way. Without, the host answers them.
+    pub page_requests: Option<PageRequestPath>,
 }
 
 /// Names one of the machine's iommufds.
@@ -54,6 +57,7 @@ pub(crate) struct Device {
     attachment: Arc<dyn Attachment>,
     pub(crate) has_pasids: bool,
     pub(crate) has_ats: bool,
+    page_requests: Option<ObjectId>,
     without: Slot,
     /// PASIDs that are not here are blocked.
     with: BTreeMap<Pasid, Slot>,
@@ -70,6 +74,7 @@ impl Device {
             attachment: device.attachment,
             has_pasids: device.pasids,
             has_ats: device.ats,
+            page_requests: device.page_requests.map(|path| path.queue),
             without: Slot::default(),
             with: BTreeMap::new(),
         }
@@ -89,6 +94,14 @@ impl Device {
         Needs {
             pasids: self.has_pasids,
             with_pasid: pasid.is_some(),
+        }
+    }
+
+    /// Which nested page tables are for it.
+    pub(crate) const fn nested_options(&self) -> NestedOptions {
+        NestedOptions {
+            pasid: self.has_pasids,
+            page_requests: self.page_requests,
         }
     }
 

@@ -183,7 +183,7 @@ fn page_tables_are_of_the_kinds_that_the_kernel_takes_for_pasids() {
         assert_eq!(outcome, Ok(()), "{call:?}");
         match call {
             Call::AllocatePageTable { options, .. } => made.push(options),
-            Call::AllocateNested { pasid, .. } => assert!(pasid),
+            Call::AllocateNested { options, .. } => assert!(options.pasid),
             _ => {}
         }
     }

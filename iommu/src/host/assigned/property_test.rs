@@ -34,6 +34,7 @@ const FEATURES: [FakeFeatures; DEVICES] = {
         whole_first_stage: false,
         dirty_tracking: false,
         pasid_bits: 0,
+        page_requests: false,
     };
     let odd = FakeFeatures {
         coherent: false,

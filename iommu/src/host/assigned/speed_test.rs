@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::testing::*;
 use super::*;
 use crate::host::{
-    Attachment, HardwareInfo, HostDeviceId, HostMemory, NestedInvalidation, NestedTable, ObjectId,
-    PageTableOptions, Rights, SharedMapping,
+    Attachment, HardwareInfo, HostDeviceId, HostMemory, NestedInvalidation, NestedOptions,
+    NestedTable, ObjectId, PageTableOptions, Rights, SharedMapping,
 };
 use crate::spec::ids::Pasid;
 
@@ -49,7 +49,7 @@ impl HostIommu for Nothing {
         _: HostDeviceId,
         _: ObjectId,
         _: &NestedTable,
-        _: bool,
+        _: NestedOptions,
     ) -> io::Result<ObjectId> {
         Ok(ObjectId(3))
     }
@@ -107,6 +107,7 @@ fn speed_of_following_the_guests_tables() {
         attachment: Arc::new(Nothing),
         pasids: false,
         ats: false,
+        page_requests: None,
     };
     guest.devices.add(device).unwrap();
     let paging = guest.world.second_stage(4);

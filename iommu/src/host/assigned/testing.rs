@@ -326,6 +326,7 @@ pub(super) const NESTING: FakeFeatures = FakeFeatures {
     whole_first_stage: false,
     dirty_tracking: true,
     pasid_bits: 0,
+    page_requests: false,
 };
 
 /// Invalidation of everything that the host keeps of a nested page table.

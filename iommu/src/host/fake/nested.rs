@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::Reached;
 use super::space::Space;
-use crate::host::{NestedInvalidation, NestedTable, Rights};
+use crate::host::{NestedInvalidation, NestedTable, ObjectId, Rights};
 
 /// Reads a word of guest memory, by its offset in the file.
 pub(super) type Memory = Box<dyn Fn(u64) -> Option<u64> + Send>;
@@ -26,6 +26,8 @@ struct Entry {
 /// A nested page table.
 pub(super) struct Nested {
     pub(super) table: NestedTable,
+    /// Where page requests go.
+    pub(super) page_requests: Option<ObjectId>,
     /// By level, and by the address in units of what an entry of the level covers.
     kept: RefCell<BTreeMap<(u8, u64), Entry>>,
 }
@@ -35,9 +37,10 @@ const fn shift(level: u8) -> u32 {
 }
 
 impl Nested {
-    pub(super) fn new(table: NestedTable) -> Self {
+    pub(super) fn new(table: NestedTable, page_requests: Option<ObjectId>) -> Self {
         Self {
             table,
+            page_requests,
             kept: RefCell::default(),
         }
     }

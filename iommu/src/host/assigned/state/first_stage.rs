@@ -7,13 +7,13 @@ use super::moves::Moves;
 use super::tables::add_parent;
 use super::{Domain, FORGOTTEN, Host, State, bindings, not_attached, refused};
 use crate::host::assigned::binding::Binding;
-use crate::host::assigned::device::{HostKey, Place};
+use crate::host::assigned::device::{Device, HostKey, Place};
 use crate::host::assigned::target::{Blocked, Tables};
 use crate::host::nested::batch::{ALL, Tag, User, batch};
 use crate::host::nested::{Nested, NestedKey, missing};
 use crate::host::shadow::ShadowKey;
 use crate::host::space::{AttachError, Space};
-use crate::host::{NestedInvalidation, ObjectId};
+use crate::host::{NestedInvalidation, NestedOptions, ObjectId};
 use crate::memory::TableMemory;
 use crate::translate::{FirstStage, SecondStage};
 use crate::unit::Invalidation;
@@ -121,9 +121,9 @@ impl State {
         key: NestedKey,
         tag: Tag,
     ) -> Result<(), AttachError> {
-        let needs_pasids = self.needs_pasids(place);
+        let needs = self.nested_options(place);
         let known = self.nested.iter().find(|nested| {
-            nested.key == key && nested.parent == parent && (nested.pasid || !needs_pasids)
+            nested.key == key && nested.parent == parent && nested.options.suit(&needs)
         });
         let id = match known.map(|nested| nested.id) {
             Some(id) => {
@@ -147,9 +147,9 @@ impl State {
         Ok(())
     }
 
-    fn needs_pasids(&self, place: Place) -> bool {
+    fn nested_options(&self, place: Place) -> NestedOptions {
         let device = self.devices.get(place.device);
-        device.is_some_and(|device| device.has_pasids)
+        device.map_or_else(NestedOptions::default, Device::nested_options)
     }
 
     fn make_nested(
@@ -158,7 +158,7 @@ impl State {
         parent: ObjectId,
         key: NestedKey,
     ) -> io::Result<ObjectId> {
-        let pasid = self.needs_pasids(place);
+        let options = self.nested_options(place);
         let (Some(device), Some(host)) = (
             self.devices.get(place.device),
             self.hosts.iter().find(|host| host.key == key.host),
@@ -169,7 +169,7 @@ impl State {
             return Err(io::Error::other("the host takes back nothing"));
         }
         let device = device.client(place.pasid).device;
-        let nested = Nested::allocate(&host.iommu, device, parent, key, pasid)?;
+        let nested = Nested::allocate(&host.iommu, device, parent, key, options)?;
         let id = nested.id;
         self.common.statistics.nested_made += 1;
         self.nested.push(nested);
