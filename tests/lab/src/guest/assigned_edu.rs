@@ -2,7 +2,7 @@
 //! not reach. The guest is not told of what level 1's unit blocks; the agent finds that in level 1's log.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -159,39 +159,101 @@ pub(super) fn unmap(_guest: &Guest, argument: &str) -> Result<String> {
     Ok(format!("{address}: {rounds} rounds"))
 }
 
-/// How often the device is given something else to write.
-const RELOAD: u64 = 64;
+/// Rounds after which the device is given something else to write.
+const RELOAD: u64 = 16;
+/// What is mapped and unmapped as a whole, and where in it a transfer begins: in both pages it changes a part.
+const REMAPPED: usize = 8192;
+const MIDDLE: u64 = 2048;
 
-/// Again and again: two pages in turn at the same address, where the device writes what it has, and sometimes reads what it
-/// writes from then on. Only the page that is mapped may change.
+/// Again and again: two buffers in turn at the same addresses, where the device writes what it has, and sometimes reads what it
+/// writes from then on. Only the buffer that is mapped may change. If the argument ends in `/stay`, one is mapped in the end, until
+/// the guest ends: many levels below this one it takes many seconds to open the device once more.
 pub(super) fn remap(_guest: &Guest, argument: &str) -> Result<String> {
-    let rounds: u64 = argument.parse().context("edu-remap=ROUNDS")?;
+    let (rounds, stays) = match argument.strip_suffix("/stay") {
+        Some(rounds) => (rounds, true),
+        None => (argument, false),
+    };
+    let rounds: u64 = rounds.parse().context("edu-remap=ROUNDS")?;
     let address = edu::find()?;
     let space = Rc::new(Space::new()?);
     let edu = Edu::open_in(&address, Rc::clone(&space))?;
-    let (mut mapped, mut other) = (Buffer::new(4096)?, Buffer::new(4096)?);
+    let (mut mapped, mut other) = (Buffer::new(REMAPPED)?, Buffer::new(REMAPPED)?);
+    let mut kept = other.read(0, REMAPPED);
     let mut held = Vec::new();
+    let inside = usize::try_from(MIDDLE)?..usize::try_from(MIDDLE)? + INTERNAL_SIZE;
+    let mut times = Times::default();
+    let started = Instant::now();
     for round in 0..rounds {
         fill(&mut mapped, round);
-        let kept = other.read(0, 4096);
-        let mut expected = mapped.read(0, 4096);
-        space.map(&mapped, IOVA, Access::ReadWrite)?;
-        if round % RELOAD == 0 {
-            edu.transfer_quietly(IOVA, INTERNAL, INTERNAL_SIZE, 0)?;
-            held = mapped.read(0, INTERNAL_SIZE);
+        times
+            .of_map
+            .add(|| space.map(&mapped, IOVA, Access::ReadWrite))?;
+        if round.is_multiple_of(RELOAD) {
+            edu.transfer_quietly(IOVA + MIDDLE, INTERNAL, INTERNAL_SIZE, 0)?;
+            held = mapped.read(inside.start, INTERNAL_SIZE);
             fill(&mut mapped, !round);
-            expected = mapped.read(0, 4096);
-            edu.transfer_quietly(INTERNAL, IOVA, INTERNAL_SIZE, FROM_DEVICE)?;
-        } else {
-            edu.transfer_again(FROM_DEVICE)?;
         }
-        space.unmap(IOVA, PAGE)?;
-        let (written, _) = expected.split_at_mut(INTERNAL_SIZE);
-        written.copy_from_slice(&held);
+        let mut expected = mapped.read(0, REMAPPED);
+        times.of_dma.add(|| {
+            if round.is_multiple_of(RELOAD) {
+                edu.transfer_quietly(INTERNAL, IOVA + MIDDLE, INTERNAL_SIZE, FROM_DEVICE)
+            } else {
+                edu.transfer_again(FROM_DEVICE)
+            }
+        })?;
+        times.of_unmap.add(|| space.unmap(IOVA, REMAPPED as u64))?;
+        expected
+            .get_mut(inside.clone())
+            .context("beyond the buffer")?
+            .copy_from_slice(&held);
         let in_round = || format!("round {round}");
-        ensure_equal(&mapped.read(0, 4096), &expected, "the mapped page").with_context(in_round)?;
-        ensure_equal(&other.read(0, 4096), &kept, "the other page").with_context(in_round)?;
+        ensure_equal(&mapped.read(0, REMAPPED), &expected, "the mapped buffer")
+            .with_context(in_round)?;
+        ensure_equal(&other.read(0, REMAPPED), &kept, "the other buffer").with_context(in_round)?;
         std::mem::swap(&mut mapped, &mut other);
+        kept = expected;
     }
-    Ok(format!("{address}: {rounds} rounds"))
+    let detail = format!(
+        "{address}: {rounds} rounds in {:.1} s, of which {times}",
+        started.elapsed().as_secs_f64()
+    );
+    if stays {
+        space.map(&mapped, IOVA, Access::ReadWrite)?;
+        std::mem::forget((edu, mapped));
+    }
+    Ok(detail)
+}
+
+/// How long something took in all.
+#[derive(Default)]
+struct Span(Duration);
+
+impl Span {
+    fn add<T>(&mut self, run: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let result = run();
+        self.0 += started.elapsed();
+        result
+    }
+}
+
+/// Where the time of remapping goes.
+#[derive(Default)]
+struct Times {
+    of_map: Span,
+    of_dma: Span,
+    of_unmap: Span,
+}
+
+impl std::fmt::Display for Times {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = |span: &Span| span.0.as_secs_f64();
+        write!(
+            f,
+            "map {:.1} s, DMA {:.1} s, unmap {:.1} s",
+            seconds(&self.of_map),
+            seconds(&self.of_dma),
+            seconds(&self.of_unmap)
+        )
+    }
 }

@@ -11,8 +11,8 @@ const HOST: Scenario = Scenario {
     arguments: &["--device", "edu", "--device", "virtio-console"],
     cpus: 1,
     memory: "1G",
-    command_line: "intel_iommu=on,sm_on kvm.tsc_tolerance_ppm=100000 quiet",
-    limit: Duration::from_secs(1500),
+    command_line: "intel_iommu=on,sm_on kvm.tsc_tolerance_ppm=100000 hugepages=132 quiet",
+    limit: Duration::from_secs(2700),
     ..DEFAULT
 };
 
@@ -20,9 +20,9 @@ const HOST: Scenario = Scenario {
 const GUEST: Scenario = Scenario {
     arguments: DEVICES,
     cpus: 1,
-    memory: "256M",
+    memory: "256M,hugepages=on",
     command_line: "intel_iommu=on,sm_on quiet",
-    limit: Duration::from_secs(700),
+    limit: Duration::from_secs(1300),
     ..DEFAULT
 };
 
@@ -75,7 +75,7 @@ const NESTED: &[Exchange] = &[
     Exchange {
         request: "stats",
         line_with: &[&["queue_errors: 0"], &["faults_recorded: 0"]],
-        positive: &["table_walks", "waits"],
+        positive: &["table_walks", "nested_walks", "waits"],
     },
 ];
 
@@ -141,7 +141,7 @@ const THIRD: &[Scenario] = &[
     Scenario {
         name: "shadow",
         unit: Some(SECOND_STAGE),
-        plan: "scalable,groups=DMA,translation=second-stage,intremap=x2apic,disk,net=256,edu,edu-remap=100,\
+        plan: "scalable,groups=DMA,translation=second-stage,intremap=x2apic,disk,net=32,edu,edu-remap=100,\
                edu-stays-mapped,look,interrupts=remapped,nofaults>poweroff",
         look: ALL_SHADOWED,
         ..GUEST
@@ -149,8 +149,8 @@ const THIRD: &[Scenario] = &[
     Scenario {
         name: "nested",
         unit: Some(FIRST_STAGE),
-        plan: "scalable,groups=DMA-FQ,translation=first-stage,intremap=x2apic,disk,net=256,edu,edu-remap=1000,\
-               edu-stays-mapped,look,interrupts=remapped,nofaults>poweroff",
+        plan: "scalable,groups=DMA-FQ,translation=first-stage,intremap=x2apic,disk,net=32,edu,edu-remap=4000/stay,\
+               look,interrupts=remapped,nofaults>poweroff",
         look: ALL_NESTED,
         ..GUEST
     },
@@ -158,7 +158,7 @@ const THIRD: &[Scenario] = &[
         name: "strict",
         unit: Some(FIRST_STAGE),
         command_line: "intel_iommu=on,sm_on iommu.strict=1 quiet",
-        plan: "scalable,groups=DMA,translation=first-stage,invalidation=strict,disk,net=256,edu,edu-stays-mapped,look,\
+        plan: "scalable,groups=DMA,translation=first-stage,invalidation=strict,disk,net=32,edu,edu-stays-mapped,look,\
                interrupts=remapped,nofaults>poweroff",
         look: ALL_NESTED,
         ..GUEST
@@ -168,16 +168,16 @@ const THIRD: &[Scenario] = &[
         unit: Some(FIRST_STAGE),
         initramfs: Initramfs::Kexec,
         plan: "scalable,translation=first-stage,disk,edu,nofaults>restart;\
-               scalable,translation=first-stage,net=256,edu,nofaults>kexec:intel_iommu=on,sm_off;\
-               legacy,translation=legacy,net=256,edu,nofaults>restart;\
-               scalable,translation=first-stage,net=256,edu,nofaults>poweroff",
+               scalable,translation=first-stage,net=32,edu,nofaults>kexec:intel_iommu=on,sm_off;\
+               legacy,translation=legacy,net=32,edu,nofaults>restart;\
+               scalable,translation=first-stage,net=32,edu,nofaults>poweroff",
         ..GUEST
     },
     Scenario {
         name: "killed",
         unit: Some(FIRST_STAGE),
         killed: Some("scalable,disk,edu-stays-mapped>stay"),
-        plan: "scalable,translation=first-stage,disk,net=256,edu,nofaults>poweroff",
+        plan: "scalable,translation=first-stage,disk,net=32,edu,nofaults>poweroff",
         ..GUEST
     },
 ];
