@@ -19,16 +19,16 @@ pub(crate) const ACS_ISOLATION: [u8; 4] = [0x1d, 0, 0, 0];
 /// ATS: requests are page-aligned (bit 5), and the invalidation queue is 32 deep (0 in bits 4:0).
 const ATS_CAPABILITY: u8 = 0x20;
 
-/// The registers of a capability after its header: a capability register, and a control register that is 0 after reset.
+/// The registers of a capability after its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExtendedRegisters {
+pub struct ExtendedRegisters<const N: usize> {
     /// The values after reset.
-    pub values: [u8; 4],
+    pub values: [u8; N],
     /// The bits that software can change.
-    pub writable: [u8; 4],
+    pub writable: [u8; N],
 }
 
-impl ExtendedRegisters {
+impl ExtendedRegisters<4> {
     /// ATS (section 10.5.1). `capability` is the low byte of its capability register: depth of the invalidation queue (bits
     /// 4:0), page-aligned requests (5), global invalidations (6), relaxed ordering (7).
     #[must_use]
@@ -51,6 +51,20 @@ impl ExtendedRegisters {
     }
 }
 
+impl ExtendedRegisters<12> {
+    /// PRI (section 10.5.2) with room for `capacity` outstanding page requests: stopped, and page-group responses need a PASID if
+    /// `pasid_in_response` says so.
+    #[must_use]
+    pub fn pri(capacity: u32, pasid_in_response: bool) -> Self {
+        let [a, b, c, d] = capacity.to_le_bytes();
+        let status = 1 | u8::from(pasid_in_response) << 7;
+        Self {
+            values: [0, 0, 0x00, status, a, b, c, d, 0, 0, 0, 0],
+            writable: [0x03, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
+        }
+    }
+}
+
 impl ConfigBuilder {
     /// Adds ATS with page-aligned requests and an invalidation queue depth of 32. Returns its offset; the control
     /// register (enable in bit 15, smallest translation unit in bits 4:0) is at offset 6.
@@ -58,7 +72,7 @@ impl ConfigBuilder {
         self.add_registers(ATS_EXTENDED_ID, ExtendedRegisters::ats(ATS_CAPABILITY))
     }
 
-    fn add_registers(&mut self, id: u16, registers: ExtendedRegisters) -> u16 {
+    fn add_registers<const N: usize>(&mut self, id: u16, registers: ExtendedRegisters<N>) -> u16 {
         self.add_ext_capability(id, 1, &registers.values, &registers.writable)
     }
 
@@ -73,10 +87,7 @@ impl ConfigBuilder {
     /// Adds PRI with room for `capacity` outstanding page requests; stopped, and page-group responses need a PASID.
     /// Returns its offset; control (enable in bit 0) is at offset 4, status at 6, capacity at 8, allocation at 12.
     pub fn add_pri(&mut self, capacity: u32) -> u16 {
-        let [a, b, c, d] = capacity.to_le_bytes();
-        let body = [0, 0, 0x00, 0x81, a, b, c, d, 0, 0, 0, 0];
-        let writable = [0x03, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
-        let offset = self.add_ext_capability(PRI_EXTENDED_ID, 1, &body, &writable);
+        let offset = self.add_registers(PRI_EXTENDED_ID, ExtendedRegisters::pri(capacity, true));
         // Status: response failure and unexpected page group index.
         self.set_write_one_to_clear(offset + 6, &[0x03]);
         offset
