@@ -4,12 +4,13 @@
 mod error;
 mod files;
 mod report;
+mod shown;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use devices::vfio::{HostAddress, VfioCdev};
+use devices::vfio::{HostAddress, HostServices, Shown, VfioCdev};
 use iommu::host::HostDeviceId;
 use iommu::host::assigned::{AssignedDevice, AssignedDevices, Limits};
 use iommu::host::capabilities::HostCapabilities;
@@ -37,6 +38,9 @@ pub(crate) struct Host {
 pub(crate) struct BoundDevice {
     config: VfioConfig,
     capabilities: HostCapabilities,
+    services: HostServices,
+    /// What its model shows the guest; nothing of these before [`check`](Self::check).
+    shown: Shown,
     iommufd: Arc<Iommufd>,
     id: HostDeviceId,
     cdev: Arc<VfioCdev>,
@@ -121,9 +125,14 @@ impl Host {
         let capabilities = HostCapabilities::probe(iommufd.as_ref(), id)
             .map_err(|cause| failed(error::Why::Asking(cause)))?;
         log::info!("{config}: {capabilities}");
+        let services = cdev
+            .services()
+            .map_err(|cause| failed(error::Why::Asking(cause)))?;
         Ok(BoundDevice {
             config: config.clone(),
             capabilities,
+            services,
+            shown: Shown::default(),
             iommufd: Arc::clone(iommufd),
             id,
             cdev: Arc::new(cdev),
@@ -152,6 +161,11 @@ impl BoundDevice {
         &self.cdev
     }
 
+    /// What the model is to show.
+    pub(crate) const fn shown(&self) -> Shown {
+        self.shown
+    }
+
     /// What prevents first-stage translation of up to `aw_bits` bits, which is looked up for each function by itself.
     fn check_first_stage(&self, aw_bits: u8) -> Result<(), error::Why> {
         if let Some(bridge) = self.cdev.requester() {
@@ -160,18 +174,22 @@ impl BoundDevice {
         Ok(self.capabilities.check_first_stage(aw_bits)?)
     }
 
-    /// Refuses to go behind `unit`, or to reach memory up to `ram_end`, where the host cannot do that.
-    fn check(&self, unit: Option<&UnitConfig>, ram_end: u64) -> Result<(), AssignError> {
-        let check = || -> Result<(), error::Why> {
+    /// Refuses to go behind `unit`, or to reach memory up to `ram_end`, where the host cannot do that; and chooses what the
+    /// guest is shown.
+    fn check(&mut self, unit: Option<&UnitConfig>, ram_end: u64) -> Result<(), AssignError> {
+        let check = || -> Result<Shown, error::Why> {
             if let Some(unit) = unit {
                 if unit.first_stage {
                     self.check_first_stage(unit.aw_bits)?;
                 }
                 self.capabilities.check(unit)?;
             }
-            Ok(self.capabilities.check_memory(ram_end)?)
+            self.capabilities.check_memory(ram_end)?;
+            let chosen = shown::choose(&self.config, &self.capabilities, self.services, unit);
+            Ok(chosen?)
         };
-        check().map_err(|why| AssignError::device(&self.config, why))
+        self.shown = check().map_err(|why| AssignError::device(&self.config, why))?;
+        Ok(())
     }
 }
 
@@ -248,7 +266,7 @@ impl Assigner {
     /// When one of the devices does not go with the unit or the memory.
     pub(crate) fn new(
         host: Host,
-        devices: Vec<BoundDevice>,
+        mut devices: Vec<BoundDevice>,
         memory: &Memory,
         unit: Option<(&Arc<Unit>, UnitConfig)>,
     ) -> Result<Arc<Self>, AssignError> {
@@ -259,7 +277,7 @@ impl Assigner {
         let ram_end = ram_end.max().unwrap_or(0);
         let ram_size = ram.iter().map(|piece| piece.length).sum();
         let (unit, config) = unit.unzip();
-        for device in &devices {
+        for device in &mut devices {
             device.check(config.as_ref(), ram_end)?;
         }
         Ok(Arc::new(Self {
@@ -280,7 +298,7 @@ impl Assigner {
             return Ok(waiting.remove(place));
         }
         drop(waiting);
-        let device = self.host.bind(config)?;
+        let mut device = self.host.bind(config)?;
         device.check(self.unit.as_ref(), self.ram_end)?;
         Ok(device)
     }
@@ -294,8 +312,8 @@ impl Assigner {
                 host: Arc::clone(&device.iommufd) as _,
                 id: device.id,
                 attachment: Arc::clone(&device.cdev) as _,
-                pasids: false,
-                ats: false,
+                pasids: device.shown.pasids.is_some(),
+                ats: device.shown.ats,
                 page_requests: None,
             })
             .map_err(|error| AssignError::add(error, self.ram_size))?;

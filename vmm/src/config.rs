@@ -163,6 +163,10 @@ pub(crate) struct VfioConfig {
     pub(crate) iommufd: String,
     /// Refuse it if the host cannot reset it.
     pub(crate) needs_reset: bool,
+    /// Whether the guest sees its PASIDs; `None` where that can be had.
+    pub(crate) pasid: Option<bool>,
+    /// The same of ATS.
+    pub(crate) ats: Option<bool>,
 }
 
 /// Names a device of the host.

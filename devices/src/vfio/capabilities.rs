@@ -2,10 +2,13 @@
 //!
 //! Registers stay at the host's offsets, as some drivers know theirs by heart. Shown are power management, MSI, MSI-X, PCI
 //! Express and vendor-specific capabilities, and of the extended ones the device serial number, error reporting and
-//! vendor-specific ones. Everything else, known or not, is left out of the lists and reads as zero: ATS, PRI, PASID, SR-IOV and
-//! resizable BARs would need the VMM's help, access control, virtual channels, link and latency management are the host's.
+//! vendor-specific ones; ATS, PASID and PRI if they are asked for. Everything else, known or not, is left out of the lists and
+//! reads as zero: SR-IOV and resizable BARs would need the VMM's help, access control, virtual channels, link and latency
+//! management are the host's.
 
 mod extended;
+
+pub(super) use extended::host_services;
 
 use pci::CONFIG_SPACE_SIZE;
 
@@ -15,6 +18,7 @@ use super::config::{
     COMMAND_SERR, DEVICE_CONTROL, Image, Layout, MSI_ENABLE, MSIX_ENABLE, MSIX_FUNCTION_MASK,
     MsiLayout, MsixLayout, PM_CONTROL, STATUS, VirtualConfig, chunk, put,
 };
+use super::shown::Shown;
 
 const POINTER: u16 = 0x34;
 /// Status: there is a capability list.
@@ -35,6 +39,11 @@ mod id {
     pub(super) const MSIX: u8 = 0x11;
 }
 
+/// Device capabilities 2 (7.5.3.15): End-End TLP prefixes, which PASIDs travel in, and how many of them (0 for 4).
+const DEVICE_CAPABILITIES_2: u16 = 0x24;
+const PREFIXES: u32 = 1 << 21;
+const PREFIX_COUNT: u32 = 3 << 22;
+
 /// Device control bits that the guest may change (7.5.3.4): error reporting, relaxed ordering, extended tags, no-snoop, the
 /// size of read requests.
 const CONTROL_WRITABLE: u16 = 0x791f;
@@ -49,6 +58,8 @@ pub(super) struct Facts {
     pub(super) on_root_bus: bool,
     /// It can be reset.
     pub(super) has_reset: bool,
+    /// What is shown of PASIDs and ATS.
+    pub(super) shown: Shown,
     /// Vectors that VFIO offers.
     pub(super) msi: u32,
     pub(super) msix: u32,
@@ -321,6 +332,10 @@ impl Builder<'_> {
         let control = self.host16(offset + DEVICE_CONTROL) & 0x7910;
         self.set16(offset + DEVICE_CONTROL, control);
         self.writable16(offset + DEVICE_CONTROL, CONTROL_WRITABLE);
+        if self.facts.shown.pasids.is_some() && length >= DEVICE_CAPABILITIES_2 + 4 {
+            let count = self.host32(offset + DEVICE_CAPABILITIES_2) & PREFIX_COUNT;
+            self.set32(offset + DEVICE_CAPABILITIES_2, PREFIXES | count);
+        }
         // Device status: transactions pending, which software waits for before a reset.
         self.live16(offset + 0x0a, 1 << 5);
         if !self.facts.on_root_bus {

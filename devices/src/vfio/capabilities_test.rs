@@ -1,6 +1,7 @@
 use super::*;
 use crate::vfio::bars;
 use crate::vfio::fake;
+use crate::vfio::shown::{HostServices, HostState, Pasids};
 
 const SIZES: [u64; 6] = [0x4000, 0, 0x20, 0x100, 0, 0];
 
@@ -8,6 +9,7 @@ fn facts() -> Facts {
     Facts {
         on_root_bus: true,
         has_reset: true,
+        shown: Shown::default(),
         msi: 4,
         msix: 65,
     }
@@ -107,6 +109,197 @@ fn extended_capabilities_that_the_host_keeps_are_stepped_over() {
         [0; 0x30],
         "errors are the host's"
     );
+}
+
+/// 16-bit PASIDs, of which some are privileged, and ATS.
+const SHOWN: Shown = Shown {
+    pasids: Some(Pasids {
+        bits: 16,
+        privileged: true,
+    }),
+    ats: true,
+    pri: false,
+};
+
+fn built_with(image: &Image, shown: Shown) -> VirtualConfig {
+    let facts = Facts { shown, ..facts() };
+    build_from(image, facts)
+}
+
+/// The place of the extended capability `id`.
+fn place_of(config: &VirtualConfig, id: u32) -> Option<u16> {
+    let found = visible_extended(config).into_iter();
+    found
+        .filter(|(_, other)| *other == id)
+        .map(|(at, _)| at)
+        .next()
+}
+
+/// PASID as a device has it whose driver is the host's: 18 bits, execute and privileged requests, enabled with both.
+fn add_pasid(image: &mut Image, at: usize, next: u32) {
+    let header = 0x0001_001b | next << 20;
+    image[at..at + 4].copy_from_slice(&header.to_le_bytes());
+    image[at + 4..at + 8].copy_from_slice(&[0x06, 0x12, 0x07, 0x00]);
+}
+
+#[test]
+fn ats_stays_where_it_is_and_its_control_register_is_the_guests() {
+    let mut image = fake::image();
+    // Enabled by the host, with global invalidations and 5 of them in the queue; what is above the low byte is not known here.
+    image[0x104..0x108].copy_from_slice(&[0x65, 0x01, 0x00, 0x80]);
+    let config = built_with(&image, SHOWN);
+    assert_eq!(place_of(&config, 0x0f), Some(0x100));
+    assert_eq!(bytes(&config, 0x104), [0x65, 0, 0, 0], "off after reset");
+    assert_eq!(config.writable[0x104..0x108], [0, 0, 0x1f, 0x80]);
+    assert_eq!(config.live[0x100..0x108], [0; 8]);
+    assert_eq!(
+        config.forward[0x100..0x108],
+        [0; 8],
+        "the host's is its own"
+    );
+    let without = Shown {
+        ats: false,
+        ..SHOWN
+    };
+    assert_eq!(place_of(&built_with(&image, without), 0x0f), None);
+}
+
+#[test]
+fn pasid_has_what_the_host_offers_without_execute_requests() {
+    let config = built_with(&fake::image(), SHOWN);
+    let at = place_of(&config, 0x1b).expect("shown");
+    assert_eq!(bytes(&config, at), [0x1b, 0x00, 0x01, 0x00], "the last");
+    assert_eq!(bytes(&config, at + 4), [0x04, 0x10, 0, 0]);
+    let at = usize::from(at);
+    assert_eq!(config.writable[at..at + 8], [0, 0, 0, 0, 0, 0, 5, 0]);
+    assert_eq!(config.live[at..at + 8], [0; 8]);
+    assert_eq!(config.forward[at..at + 8], [0; 8]);
+
+    let plain = Pasids {
+        bits: 20,
+        privileged: false,
+    };
+    let shown = Shown {
+        pasids: Some(plain),
+        ..Shown::default()
+    };
+    let config = built_with(&fake::image(), shown);
+    let at = place_of(&config, 0x1b).expect("shown");
+    assert_eq!(bytes(&config, at + 4), [0, 0x14, 0, 0]);
+    assert_eq!(config.writable[usize::from(at) + 6..][..2], [1, 0]);
+    assert_eq!(place_of(&built(), 0x1b), None, "unless it is asked for");
+}
+
+#[test]
+fn pasid_goes_where_the_device_has_it_if_that_can_be_seen() {
+    for (at, next) in [(0x158, 0x160), (0x15c, 0), (0xff8, 0)] {
+        let mut image = fake::image();
+        add_pasid(&mut image, at, next);
+        let config = built_with(&image, SHOWN);
+        assert_eq!(
+            place_of(&config, 0x1b).map(usize::from),
+            Some(at),
+            "{at:#x}"
+        );
+    }
+}
+
+#[test]
+fn bytes_that_only_look_like_pasid_are_not_taken_for_it() {
+    let elsewhere = |change: &dyn Fn(&mut Image)| {
+        let mut image = fake::image();
+        add_pasid(&mut image, 0x300, 0);
+        change(&mut image);
+        let place = place_of(&built_with(&image, SHOWN), 0x1b).expect("shown");
+        assert_ne!(place, 0x300);
+        assert_eq!(chunk(&image[..], place), [0; 8], "nothing else is there");
+    };
+    elsewhere(&|image| image[0x306] = 0); // not enabled
+    elsewhere(&|image| image[0x305] = 15); // narrower
+    elsewhere(&|image| image[0x305] = 21); // wider than any
+    elsewhere(&|image| image[0x304] = 0x16); // a reserved bit
+    elsewhere(&|image| image[0x302] = 2); // another version
+    elsewhere(&|image| image[0x303] = 0x14); // leads to no capability
+    // It is a register of a capability that the guest has.
+    let mut image = fake::image();
+    add_pasid(&mut image, 0x1b0, 0);
+    let place = place_of(&built_with(&image, SHOWN), 0x1b);
+    assert_ne!(place, Some(0x1b0));
+}
+
+#[test]
+fn pasid_overlaps_nothing_that_the_guest_finds() {
+    let config = built_with(&fake::image(), SHOWN);
+    let at = place_of(&config, 0x1b).expect("shown");
+    // After ATS: the host's device has zeroes there.
+    assert_eq!(at, 0x108);
+    // Vendor-specific registers up to the end, but for eight bytes.
+    let mut image = fake::image();
+    let mut put = |at: usize, header: u32, length: u32| {
+        image[at..at + 4].copy_from_slice(&header.to_le_bytes());
+        image[at + 4..at + 8].copy_from_slice(&(length << 20).to_le_bytes());
+        image[at + 8..at + 0x10].fill(0x77);
+    };
+    put(0x100, 0x8001_000b, 0x700);
+    put(0x800, 0x0001_000b, 0x7f8);
+    image[0x1000 - 8..].fill(0x55);
+    let config = built_with(&image, SHOWN);
+    assert_eq!(place_of(&config, 0x1b), Some(0xff8));
+    image[0x806..0x808].copy_from_slice(&[0x00, 0x80]);
+    let config = built_with(&image, SHOWN);
+    assert_eq!(place_of(&config, 0x1b), None, "there is no room");
+}
+
+#[test]
+fn prefixes_for_pasids_are_shown_with_them() {
+    let mut image = fake::image();
+    assert_eq!(bytes(&built(), 0xa4), [0; 4]);
+    assert_eq!(bytes(&built_with(&image, SHOWN), 0xa4), [0, 0, 0x20, 0]);
+    image[0xa6] = 0xef;
+    assert_eq!(bytes(&built_with(&image, SHOWN), 0xa4), [0, 0, 0xe0, 0]);
+}
+
+/// PRI at 148 in place of the serial number: enabled, a request was answered with a failure, in use; 32 requests, 8 allowed.
+fn with_pri() -> Box<Image> {
+    let mut image = fake::image();
+    image[0x148..0x158].copy_from_slice(&[
+        0x13, 0x00, 0x01, 0x16, 0x01, 0x00, 0x01, 0x80, 32, 0, 0, 0, 8, 0, 0, 0,
+    ]);
+    image
+}
+
+#[test]
+fn pri_is_stopped_at_first_and_has_the_devices_capacity() {
+    let shown = Shown { pri: true, ..SHOWN };
+    let config = built_with(&with_pri(), shown);
+    assert_eq!(place_of(&config, 0x13), Some(0x148));
+    let registers = [0, 0, 0, 0x81, 32, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(bytes(&config, 0x14c), registers);
+    let writable = [3, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
+    assert_eq!(config.writable[0x14c..0x158], writable);
+    assert_eq!(config.live[0x148..0x158], [0; 16]);
+    assert_eq!(config.forward[0x148..0x158], [0; 16]);
+    let mut image = with_pri();
+    image[0x14f] = 0;
+    let config = built_with(&image, shown);
+    assert_eq!(bytes(&config, 0x14e), [0, 1], "responses need no PASID");
+    assert_eq!(place_of(&built_with(&image, SHOWN), 0x13), None);
+}
+
+#[test]
+fn what_the_host_has_enabled_is_read_from_its_control_registers() {
+    let services = |image: &Image| {
+        let HostServices { ats, pri } = host_services(image);
+        (ats, pri)
+    };
+    let mut image = fake::image();
+    assert_eq!(services(&image), (HostState::Disabled, HostState::Absent));
+    image = with_pri();
+    image[0x107] = 0x80;
+    assert_eq!(services(&image), (HostState::Enabled, HostState::Enabled));
+    image[0x14c] = 0xfe;
+    image[0x100] = 0x0e;
+    assert_eq!(services(&image), (HostState::Absent, HostState::Disabled));
 }
 
 #[test]
@@ -247,12 +440,15 @@ proptest::proptest! {
         msi in 0_u32..40,
         msix in 0_u32..4000,
         on_root_bus: bool,
+        shown: bool,
     ) {
         let mut image: Box<Image> = Box::new([0; 4096]);
         image.copy_from_slice(&seed);
         image[6] |= 0x10;
         image[0x34] = pointer;
-        let facts = Facts { on_root_bus, has_reset: true, msi, msix };
+        let pasids = Pasids { bits: 20, privileged: true };
+        let shown = Shown { pasids: shown.then_some(pasids), ats: shown, pri: shown };
+        let facts = Facts { on_root_bus, has_reset: true, shown, msi, msix };
         let config = build(&image, bars::decode(&image, &sizes), facts);
         visible(&config);
         if config.layout.pcie.is_some() {

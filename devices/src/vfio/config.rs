@@ -32,6 +32,13 @@ pub(super) const MSI_ENABLE: u16 = 1;
 pub(super) const MSIX_ENABLE: u16 = 1 << 15;
 pub(super) const MSIX_FUNCTION_MASK: u16 = 1 << 14;
 
+/// PRI: control with its enable and its reset, and status with what tells that nothing is asked for (10.5.2).
+pub(super) const PRI_CONTROL: u16 = 4;
+pub(super) const PRI_ENABLE: u16 = 1;
+const PRI_RESET: u16 = 1 << 1;
+pub(super) const PRI_STATUS: u16 = 6;
+const PRI_STOPPED: u16 = 1 << 8;
+
 /// The image of a configuration space.
 pub(super) type Image = [u8; CONFIG_SPACE_SIZE];
 
@@ -85,6 +92,7 @@ pub(super) struct Layout {
     pub(super) pcie: Option<u16>,
     pub(super) msi: Option<MsiLayout>,
     pub(super) msix: Option<MsixLayout>,
+    pub(super) pri: Option<u16>,
 }
 
 /// What a write did, besides changing bytes.
@@ -182,6 +190,9 @@ impl VirtualConfig {
             effects.power = self.settle_power(power);
             effects.decode |= effects.power.is_some();
         }
+        if let Some(pri) = self.layout.pri {
+            self.settle_page_requests(pri);
+        }
         if let Some(pcie) = self.layout.pcie {
             let control = pcie + DEVICE_CONTROL;
             effects.device_control = touches(control, 2);
@@ -216,6 +227,18 @@ impl VirtualConfig {
         let register = self.u16(power + PM_CONTROL) & !PM_STATE | before;
         self.set_u16(power + PM_CONTROL, register);
         None
+    }
+
+    /// After a write to PRI's control register. A reset is done at once, and reads as 0.
+    fn settle_page_requests(&mut self, pri: u16) {
+        let control = self.u16(pri + PRI_CONTROL) & !PRI_RESET;
+        let status = self.u16(pri + PRI_STATUS) & !PRI_STOPPED;
+        let stopped = match control & PRI_ENABLE {
+            0 => PRI_STOPPED,
+            _ => 0,
+        };
+        self.set_u16(pri + PRI_CONTROL, control);
+        self.set_u16(pri + PRI_STATUS, status | stopped);
     }
 
     /// The power state: 0 to 3.

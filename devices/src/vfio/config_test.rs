@@ -2,23 +2,84 @@ use super::*;
 use crate::vfio::bars;
 use crate::vfio::capabilities::{Facts, build};
 use crate::vfio::fake;
+use crate::vfio::shown::{Pasids, Shown};
 
 fn config() -> VirtualConfig {
-    let image = fake::image();
+    config_with(Shown::default())
+}
+
+fn config_with(shown: Shown) -> VirtualConfig {
+    config_of(&fake::image(), shown)
+}
+
+fn config_of(image: &Image, shown: Shown) -> VirtualConfig {
     let facts = Facts {
         on_root_bus: true,
         has_reset: true,
+        shown,
         msi: 4,
         msix: 65,
     };
     let sizes = [0x4000, 0, 0x20, 0x100, 0, 0];
-    build(&image, bars::decode(&image, &sizes), facts)
+    build(image, bars::decode(image, &sizes), facts)
 }
 
 fn read<const N: usize>(config: &VirtualConfig, offset: u16) -> [u8; N] {
     let mut data = [0; N];
     config.read(offset, &mut data, |_, data| data.fill(0xa5));
     data
+}
+
+#[test]
+fn the_guest_enables_ats_and_pasid_without_the_device_and_a_reset_disables_them() {
+    let mut config = config_with(Shown {
+        pasids: Some(Pasids {
+            bits: 20,
+            privileged: true,
+        }),
+        ats: true,
+        pri: false,
+    });
+    // ATS at 100, PASID at 108: nothing of them comes from the host, which reads as a5.
+    let disabled = [[0x20, 0, 0, 0], [4, 20, 0, 0]];
+    assert_eq!([read(&config, 0x104), read(&config, 0x10c)], disabled);
+    assert_eq!(config.write(0x106, &[0xff, 0xff]), Effects::default());
+    assert_eq!(config.write(0x10e, &[0xff, 0xff]), Effects::default());
+    assert_eq!(read(&config, 0x104), [0x20, 0, 0x1f, 0x80]);
+    assert_eq!(read(&config, 0x10c), [4, 20, 5, 0], "no execute requests");
+    // What they can do is not the guest's to change, nor what they are.
+    for at in [0x100, 0x104, 0x108, 0x10c] {
+        config.write(at, &[0, 0]);
+    }
+    assert_eq!(read(&config, 0x100), [0x0f, 0, 0x81, 0x14]);
+    assert_eq!(read(&config, 0x104), [0x20, 0, 0x1f, 0x80]);
+    assert_eq!(read(&config, 0x108), [0x1b, 0, 1, 0]);
+    assert_eq!(read(&config, 0x10c), [4, 20, 5, 0]);
+    config.reset();
+    assert_eq!([read(&config, 0x104), read(&config, 0x10c)], disabled);
+}
+
+#[test]
+fn pri_is_stopped_while_it_is_not_enabled_and_its_reset_reads_as_0() {
+    let mut image = fake::image();
+    image[0x148..0x150].copy_from_slice(&[0x13, 0, 1, 0x16, 1, 0, 0, 0x80]);
+    let shown = Shown {
+        pri: true,
+        ..Shown::default()
+    };
+    let mut config = config_of(&image, shown);
+    assert_eq!(read(&config, 0x14c), [0, 0, 0, 0x81]);
+    config.write(0x14c, &[2, 0]);
+    assert_eq!(read(&config, 0x14c), [0, 0, 0, 0x81], "reset");
+    config.write(0x154, &[0x20, 0, 0, 0]);
+    config.write(0x14c, &[1, 0]);
+    assert_eq!(read(&config, 0x14c), [1, 0, 0, 0x80], "enabled");
+    config.write(0x14e, &[0xff, 0xff]);
+    assert_eq!(read(&config, 0x14c), [1, 0, 0, 0x80], "nothing to clear");
+    assert_eq!(read(&config, 0x154), [0x20, 0, 0, 0]);
+    config.reset();
+    assert_eq!(read(&config, 0x14c), [0, 0, 0, 0x81]);
+    assert_eq!(read(&config, 0x154), [0; 4]);
 }
 
 #[test]

@@ -23,6 +23,7 @@ use super::host::{CONFIG_REGION, HostDevice, IrqKind};
 use super::intx::Intx;
 use super::messages::Messages;
 use super::platform::{EndOfInterrupt, GuestMappings, InterruptRoutes};
+use super::shown::Shown;
 use super::watcher::{HostListener, Watcher};
 use crate::limit::LogLimit;
 
@@ -32,6 +33,8 @@ pub struct VfioPciParts {
     pub bdf: Bdf,
     /// The device, bound to an iommufd.
     pub device: Arc<VfioCdev>,
+    /// What it shows of PASIDs and ATS.
+    pub shown: Shown,
     /// Where its messages go.
     pub routes: Arc<dyn InterruptRoutes>,
     /// Where its memory goes.
@@ -119,16 +122,18 @@ impl VfioPci {
         let VfioPciParts {
             bdf,
             device,
+            shown,
             routes,
             mappings,
             listener,
         } = parts;
-        Self::with_host(bdf, device, routes, mappings, listener)
+        Self::with_host(bdf, device, shown, routes, mappings, listener)
     }
 
     pub(super) fn with_host(
         bdf: Bdf,
         host: Arc<dyn HostDevice>,
+        shown: Shown,
         routes: Arc<dyn InterruptRoutes>,
         mappings: Arc<dyn GuestMappings>,
         listener: Option<HostListener>,
@@ -168,6 +173,7 @@ impl VfioPci {
         let facts = Facts {
             on_root_bus: bdf.bus() == 0,
             has_reset,
+            shown,
             msi: count(IrqKind::Msi),
             msix: count(IrqKind::Msix),
         };
@@ -394,7 +400,7 @@ impl Drop for VfioPci {
 }
 
 /// The host's configuration space; zero beyond its end, where a conventional device has none.
-fn read_image(host: &dyn HostDevice) -> io::Result<Box<Image>> {
+pub(super) fn read_image(host: &dyn HostDevice) -> io::Result<Box<Image>> {
     let size = host.region(CONFIG_REGION)?.size;
     let length =
         usize::try_from(size).map_or(CONFIG_SPACE_SIZE, |size| size.min(CONFIG_SPACE_SIZE));

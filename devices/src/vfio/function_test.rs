@@ -15,11 +15,22 @@ struct Setup {
 }
 
 fn create(host: FakeHost) -> Result<Setup, VfioPciError> {
+    create_shown(host, Shown::default())
+}
+
+fn create_shown(host: FakeHost, shown: Shown) -> Result<Setup, VfioPciError> {
     let host = Arc::new(host);
     let routes = Arc::new(FakeRoutes::default());
     let mappings = Arc::new(FakeMappings::default());
     let bdf = Bdf::new(0, 4, 0).expect("address");
-    let function = VfioPci::with_host(bdf, host.clone(), routes.clone(), mappings.clone(), None)?;
+    let function = VfioPci::with_host(
+        bdf,
+        host.clone(),
+        shown,
+        routes.clone(),
+        mappings.clone(),
+        None,
+    )?;
     Ok(Setup {
         host,
         routes,
@@ -538,7 +549,8 @@ fn behind_a_port_it_is_an_endpoint_with_a_link() {
     let host = Arc::new(FakeHost::new());
     let bdf = Bdf::new(1, 0, 0).expect("address");
     let (routes, mappings) = (Arc::<FakeRoutes>::default(), Arc::<FakeMappings>::default());
-    let function = VfioPci::with_host(bdf, host, routes, mappings, None).expect("created");
+    let function =
+        VfioPci::with_host(bdf, host, Shown::default(), routes, mappings, None).expect("created");
     let mut data = [0; 2];
     function.read_config(0x82, &mut data);
     assert_eq!(data, [0x02, 0]);

@@ -51,6 +51,8 @@ fn a_device_without_its_iommufd_is_refused() {
         device: HostDevice::Descriptor(9),
         iommufd: "a".to_owned(),
         needs_reset: true,
+        pasid: None,
+        ats: None,
     };
     let error = host.bind(&config).err().expect("no iommufd").to_string();
     assert!(

@@ -9,6 +9,7 @@ use iommu::host::capabilities::Incompatible;
 use thiserror::Error;
 
 use super::files;
+use super::shown::Hidden;
 use crate::config::VfioConfig;
 use crate::layout::MIB;
 
@@ -92,6 +93,8 @@ pub(crate) enum Why {
     Bridge(HostAddress),
     #[error(transparent)]
     Incompatible(#[from] Incompatible),
+    #[error(transparent)]
+    Hidden(#[from] Hidden),
 }
 
 impl AssignError {

@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use pci::Bdf;
-
+use super::shown::Description;
 use super::{Assigner, lock};
 
 /// Every device and where it is, what was done for all of them, and what was asked of each iommufd.
@@ -14,13 +13,10 @@ impl fmt::Display for Assigner {
             writeln!(f, "no assigned devices")?;
         }
         for report in reports {
-            let bdf = Bdf::from_requester_id(report.source.0);
-            writeln!(f, "{bdf} {}: {}", report.name, report.binding)?;
-            for (pasid, binding) in &report.pasids {
-                writeln!(f, "  PASID {pasid}: {binding}")?;
-            }
+            writeln!(f, "{report}")?;
             if let Some(device) = lock(&self.devices).get(&report.source.0) {
                 writeln!(f, "  host: {}", device.capabilities)?;
+                writeln!(f, "  shown: {}", Description(device.shown))?;
             }
         }
         let (areas, bytes) = self.assigned.mapped();

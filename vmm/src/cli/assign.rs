@@ -79,6 +79,20 @@ pub(super) const VFIO_PCI: Table = Table {
             default: "on",
             help: "refuse a device that the host cannot reset: it keeps what its last guest left in it",
         },
+        Key {
+            name: "pasid",
+            aliases: &[],
+            kind: Kind::OnOffAuto,
+            default: "auto",
+            help: "show the guest that it has PASIDs; auto: if intel-iommu takes them (pasid-bits) and the host offers them",
+        },
+        Key {
+            name: "ats",
+            aliases: &[],
+            kind: Kind::OnOffAuto,
+            default: "auto",
+            help: "show the guest that it keeps translations; auto: if intel-iommu lets it (device-iotlb) and the host, too",
+        },
         ID,
         BUS,
         super::devices::ADDR,
@@ -148,6 +162,8 @@ pub(super) fn vfio_pci(values: &Values) -> Result<FunctionKind, ListError> {
         device,
         iommufd: values.required_text("iommufd", "ID")?.to_owned(),
         needs_reset: values.on_off("needs-reset").unwrap_or(true),
+        pasid: values.on_off("pasid"),
+        ats: values.on_off("ats"),
     }))
 }
 

@@ -69,6 +69,8 @@ fn objects_and_devices_become_typed_values() {
                 device: HostDevice::Address(address),
                 iommufd: "b".to_owned(),
                 needs_reset: true,
+                pasid: None,
+                ats: None,
             }),
         }]
     );
@@ -84,6 +86,12 @@ fn a_device_is_named_in_one_of_three_ways() {
     );
     assert_eq!(device("fd=7").device, HostDevice::Descriptor(7));
     assert!(!device("fd=7,needs-reset=off").needs_reset);
+    let shown = |line| {
+        let device = device(line);
+        (device.pasid, device.ats)
+    };
+    assert_eq!(shown("fd=7,pasid=on,ats=off"), (Some(true), Some(false)));
+    assert_eq!(shown("fd=7,pasid=auto,ats=on"), (None, Some(true)));
     let start = "--object iommufd,id=a --device vfio-pci,iommufd=a";
     assert_eq!(
         error(start),

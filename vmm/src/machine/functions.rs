@@ -149,6 +149,7 @@ impl Platform {
         let function = VfioPci::new(VfioPciParts {
             bdf,
             device: Arc::clone(device.cdev()),
+            shown: device.shown(),
             routes: Arc::clone(&parts.interrupts),
             mappings: Arc::clone(&parts.mappings),
             listener: Some(self.listener(bdf)),

@@ -1,0 +1,125 @@
+//! What the guest is shown of an assigned device's PASIDs and ATS: what was asked for, as far as the unit and the host have it.
+
+use std::fmt;
+
+use devices::vfio::{HostServices, HostState, Pasids, Shown};
+use iommu::UnitConfig;
+use iommu::host::capabilities::HostCapabilities;
+use thiserror::Error;
+
+use crate::config::VfioConfig;
+
+/// Why a capability cannot be shown. Each says what to write instead of `on`.
+#[derive(Debug, Error)]
+pub(crate) enum Hidden {
+    #[error(
+        "pasid=on shows the guest a device with PASIDs, and there is no remapping unit that takes them; add \
+         `--device intel-iommu,pasid-bits=20`, or drop pasid=on"
+    )]
+    NoUnitWithPasids,
+    #[error(
+        "pasid=on shows the guest a device with PASIDs, and the host offers none for this one (IOMMU_GET_HW_INFO tells of 0 bits): \
+         the device, a port before it or the host's IOMMU lacks them, or the host runs without intel_iommu=on,sm_on; drop pasid=on"
+    )]
+    NoHostPasids,
+    #[error(
+        "pasid=on shows the guest a device with PASIDs, and with x-flts=off their tables are second-stage ones, of which the host's          kernel puts none behind PASIDs where it has first-stage ones; write x-flts=on, or drop pasid=on"
+    )]
+    SecondStage,
+    #[error(
+        "ats=on shows the guest a device that keeps translations, and there is no remapping unit that lets it; add \
+         `--device intel-iommu,device-iotlb=on`, or drop ats=on"
+    )]
+    NoUnitWithDeviceTlbs,
+    #[error(
+        "ats=on shows the guest a device that keeps translations, and this one has no ATS capability; drop ats=on"
+    )]
+    NoAts,
+    #[error(
+        "ats=on shows the guest a device that keeps translations, and the host's kernel has not enabled ATS in this one: the \
+         host's IOMMU or its ACPI tables do not allow it, or the host runs with pci=noats; drop ats=on"
+    )]
+    HostAtsDisabled,
+}
+
+/// What the guest is shown of a device.
+///
+/// # Errors
+/// Something was asked for that cannot be had.
+pub(super) fn choose(
+    config: &VfioConfig,
+    host: &HostCapabilities,
+    services: HostServices,
+    unit: Option<&UnitConfig>,
+) -> Result<Shown, Hidden> {
+    Ok(Shown {
+        pasids: wanted(config, "pasid", config.pasid, pasids(host, unit))?,
+        ats: wanted(config, "ats", config.ats, device_tlb(services.ats, unit))?.is_some(),
+        pri: false,
+    })
+}
+
+/// `possible`, if it is wanted: `None` takes it where it can be had.
+fn wanted<T>(
+    config: &VfioConfig,
+    key: &str,
+    on: Option<bool>,
+    possible: Result<T, Hidden>,
+) -> Result<Option<T>, Hidden> {
+    match (on, possible) {
+        (Some(false), _) => Ok(None),
+        (_, Ok(shown)) => Ok(Some(shown)),
+        (Some(true), Err(why)) => Err(why),
+        // That the unit has no such thing is what was asked for.
+        (None, Err(Hidden::NoUnitWithPasids | Hidden::NoUnitWithDeviceTlbs)) => Ok(None),
+        (None, Err(why)) => {
+            log::debug!("{config}: {key}=auto hides the capability, for: {why}");
+            Ok(None)
+        }
+    }
+}
+
+fn pasids(host: &HostCapabilities, unit: Option<&UnitConfig>) -> Result<Pasids, Hidden> {
+    let unit = unit
+        .filter(|unit| unit.pasid_bits != 0)
+        .ok_or(Hidden::NoUnitWithPasids)?;
+    if host.pasid_bits == 0 {
+        return Err(Hidden::NoHostPasids);
+    }
+    if !unit.first_stage && host.intel.is_none_or(|intel| intel.caps.ecap.fsts()) {
+        return Err(Hidden::SecondStage);
+    }
+    Ok(Pasids {
+        // The guest goes by the narrower of the device and the unit.
+        bits: host.pasid_bits.min(unit.pasid_bits),
+        privileged: host.privileged_pasids && unit.walks.supervisor_requests,
+    })
+}
+
+fn device_tlb(ats: HostState, unit: Option<&UnitConfig>) -> Result<(), Hidden> {
+    if !unit.is_some_and(|unit| unit.device_tlb) {
+        return Err(Hidden::NoUnitWithDeviceTlbs);
+    }
+    match ats {
+        HostState::Absent => Err(Hidden::NoAts),
+        HostState::Disabled => Err(Hidden::HostAtsDisabled),
+        HostState::Enabled => Ok(()),
+    }
+}
+
+/// For people: one line.
+pub(super) struct Description(pub(super) Shown);
+
+impl fmt::Display for Description {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.pasids {
+            Some(Pasids { bits, .. }) => write!(f, "{bits}-bit PASIDs")?,
+            None => f.write_str("no PASIDs")?,
+        }
+        f.write_str(if self.0.ats { ", ATS" } else { ", no ATS" })
+    }
+}
+
+#[cfg(test)]
+#[path = "shown_test.rs"]
+mod shown_test;
