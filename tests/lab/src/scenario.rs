@@ -1,11 +1,13 @@
 //! The scenarios: what the lab runs, as data.
 
 mod assigned;
+mod bench_nested;
 mod levels;
 
 use std::time::Duration;
 
 pub use assigned::{ASSIGNED, SHADOW};
+pub use bench_nested::{MEASURED, NESTED};
 pub use levels::{LEVELS, third};
 
 /// Which kernel the guest boots.

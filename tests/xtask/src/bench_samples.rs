@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Counts that a line has beside `times`; they become numbers per thousand.
-const COUNTS: &[&str] = &["ioctls"];
+const COUNTS: &[&str] = &["exits", "ioctls", "mmio_exits", "waits"];
 
 /// Times in nanoseconds, other values as they are.
 #[derive(Debug, Default)]
@@ -28,6 +28,11 @@ impl Samples {
                 {
                     put(format!("{name} per 1000 {what}"), each);
                 }
+            }
+            if let (Some(ioctls), Some(waits)) = (number("ioctls"), number("waits"))
+                && let Some(each) = (ioctls * 1000).checked_div(waits)
+            {
+                put(format!("ioctls per 1000 waits, {what}"), each);
             }
             return;
         }

@@ -4,6 +4,7 @@ mod apt;
 mod bench;
 mod bench_boot;
 mod bench_iommu;
+mod bench_nested;
 mod bench_samples;
 mod bench_shadow;
 mod boot;
@@ -121,6 +122,13 @@ enum Bench {
         #[arg(long, default_value_t = 3, value_name = "N")]
         rounds: u32,
     },
+    /// What a guest's maps and its direct I/O cost with assigned devices three levels deep, in time, exits and ioctls: with
+    /// nested tables, with shadowed ones, and without a unit.
+    Nested {
+        /// Runs of each.
+        #[arg(long, default_value_t = 3, value_name = "N")]
+        rounds: u32,
+    },
     /// What the remapping unit costs: DMA with and without it, table walks, invalidation.
     Iommu {
         /// Only cases whose names contain this.
@@ -193,6 +201,9 @@ fn run(arguments: Arguments) -> Result<bool> {
         Command::Bench {
             what: Bench::Iommu { filter },
         } => bench_iommu::run(filter.as_deref()),
+        Command::Bench {
+            what: Bench::Nested { rounds },
+        } => bench_nested::run(rounds),
         Command::Bench {
             what: Bench::Shadow { rounds },
         } => bench_shadow::run(rounds),

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::bench_boot::Bench;
-use super::{Task, bench_shadow};
+use super::{Task, bench_nested, bench_shadow};
 use crate::protocol::AgentLine;
-use crate::scenario::{self, Initramfs, SHADOW, Scenario};
+use crate::scenario::{self, BOOT, Initramfs, NESTED, SHADOW, Scenario};
 use crate::sys;
 
 /// Mount tag of the share with the files, and where it is mounted.
@@ -69,14 +69,9 @@ impl Request {
 
 /// The scenario of a name, including those that are not in the table of the lab.
 pub fn scenario_of(name: &str) -> Result<Scenario> {
-    if name == scenario::BOOT.name {
-        return Ok(scenario::BOOT);
-    }
-    if name == SHADOW.name {
-        return Ok(SHADOW);
-    }
-    scenario::find(name)
-        .copied()
+    let own = [BOOT, SHADOW, NESTED].into_iter();
+    own.chain(scenario::all().copied())
+        .find(|scenario| scenario.name == name)
         .with_context(|| format!("no scenario '{name}'"))
 }
 
@@ -179,8 +174,12 @@ fn handle(terminal: &File, report: &mut super::Report<'_>) -> Result<()> {
                 .first()
                 .context("how many rounds?")?
                 .parse()?;
+            task.extra.clear();
+            if request.scenario == NESTED.name {
+                fetch(&task)?;
+                return bench_nested::run(task, rounds, report);
+            }
             if request.scenario == SHADOW.name {
-                task.extra.clear();
                 fetch(&task)?;
                 copy_tree(&Path::new(FILES.1).join("qemu"), &task.files.join("qemu"))?;
                 return bench_shadow::run(&task, rounds, report);

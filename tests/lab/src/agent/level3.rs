@@ -9,6 +9,7 @@ use super::Task;
 use super::host::Devices;
 use super::invocation::{Invocation, Surroundings};
 use super::run::session;
+pub(crate) use super::session::MEASURED;
 use super::session::{Ending, Outcome};
 use crate::protocol::{AgentLine, MARKER};
 use crate::scenario::Scenario;
@@ -28,6 +29,8 @@ pub(crate) type Below<'a> = dyn Fn(&str) -> Result<()> + 'a;
 pub(crate) struct Verdict {
     /// Reasons against it.
     pub(crate) failures: Vec<String>,
+    /// What was measured: lines of `key=value` words.
+    pub(crate) measures: Vec<String>,
     /// Checks that passed.
     pub(crate) passed: usize,
     /// Seconds.
@@ -89,11 +92,13 @@ pub(crate) fn run(
         outcome.passed += last.passed;
         outcome.time += last.time;
         outcome.failures = last.failures;
+        outcome.details = last.details;
     }
     Ok(Verdict {
-        failures: outcome.failures,
         passed: outcome.passed,
         seconds: outcome.time.as_secs_f64(),
+        failures: std::mem::take(&mut outcome.failures),
+        measures: outcome.measures(),
     })
 }
 

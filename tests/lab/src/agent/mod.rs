@@ -2,6 +2,7 @@
 
 mod bench;
 pub mod bench_boot;
+pub mod bench_nested;
 pub mod bench_shadow;
 mod control;
 mod disks;
@@ -15,6 +16,7 @@ mod log;
 mod refusal;
 mod run;
 mod session;
+mod tally;
 pub mod tap;
 
 use std::path::PathBuf;

@@ -30,7 +30,7 @@ const SPARE: &str = "spare.img";
 const SPARE_SIZE: u64 = 4 << 20;
 
 /// What a guest has besides its kernel, for the time of a run.
-struct Environment {
+pub(super) struct Environment {
     disks: Disks,
     tap: String,
     port: u16,
@@ -38,7 +38,7 @@ struct Environment {
 }
 
 impl Environment {
-    fn create(task: &Task) -> Result<Self> {
+    pub(super) fn create(task: &Task) -> Result<Self> {
         let disks = Disks::create(&task.scratch)?;
         for name in [SPARE.to_owned(), format!("{SPARE}.2")] {
             File::create(task.scratch.join(name))?.set_len(SPARE_SIZE)?;
@@ -55,7 +55,7 @@ impl Environment {
         })
     }
 
-    fn surroundings(&self) -> Surroundings {
+    pub(super) fn surroundings(&self) -> Surroundings {
         let mut arguments = Vec::new();
         for disk in &self.disks.paths {
             arguments.extend(["--disk".to_owned(), format!("path={}", disk.display())]);

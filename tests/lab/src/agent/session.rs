@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::log::{Log, read_lines};
+use super::tally::Tally;
 use super::{Report, control};
 use crate::judge::Judge;
 use crate::protocol::{AgentLine, GuestLine};
@@ -79,8 +80,12 @@ impl Outcome {
     }
 }
 
-/// Name of a detail: what the guest has said of a time in which ioctls were counted, and ` ioctls=` with their number.
+/// Name of a detail: what the guest has said of a time in which something was counted, and ` ioctls=` and the like with
+/// the numbers.
 pub(super) const COUNTED: &str = "counted";
+
+/// A request: what follows was measured by a guest of the guest.
+pub(crate) const MEASURED: &str = "measured";
 
 /// A request: the agent is to look at what the guest has set up.
 pub(crate) const LOOK: &str = "look";
@@ -122,6 +127,7 @@ impl Session<'_> {
         let mut amid = None;
         let mut details = Vec::new();
         let mut counting = None;
+        let mut before = None;
         loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
                 Ok(line) => {
@@ -136,6 +142,19 @@ impl Session<'_> {
                                     .context("ptrace"),
                                 (COUNTED, what) => counted(counting.take(), what)
                                     .map(|detail| details.push((COUNTED.to_owned(), detail))),
+                                ("tally", _) => {
+                                    self.tally(child.id()).map(|tally| before = Some(tally))
+                                }
+                                ("tallied", what) => self.tally(child.id()).and_then(|tally| {
+                                    let before = before.take().context("no tally before")?;
+                                    let since = tally.since(&before);
+                                    details.push((COUNTED.to_owned(), format!("{what}{since}")));
+                                    Ok(())
+                                }),
+                                (MEASURED, what) => {
+                                    report(AgentLine::Measure(what.to_owned()));
+                                    Ok(())
+                                }
                                 (LOOK, _) => (self.look)(),
                                 _ => self.control(text),
                             };
@@ -220,6 +239,10 @@ impl Session<'_> {
             time,
             details,
         })
+    }
+
+    fn tally(&self, process: u32) -> Result<Tally> {
+        Tally::take(process, self.socket.context("no control socket")?)
     }
 
     /// Says to nido's control socket what the guest asks for: what is separated by ` & ` at the same time.

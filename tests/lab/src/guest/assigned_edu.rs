@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::Guest;
+use super::agent::Agent;
 use super::edu::{self, Edu, FROM_DEVICE, INTERNAL, INTERNAL_SIZE, IOVA, fill};
+use super::tally;
 use super::vfio::{self, Access, Space};
 use crate::sys::memory::Buffer;
 
@@ -256,4 +258,27 @@ impl std::fmt::Display for Times {
             seconds(&self.of_unmap)
         )
     }
+}
+
+/// As many maps of a page as the argument says, each at an address of its own, then as many unmaps: what each costs below.
+pub(super) fn count_maps(_guest: &Guest, argument: &str) -> Result<String> {
+    let times: u64 = argument.parse().context("map-count=TIMES")?;
+    let space = Rc::new(Space::new()?);
+    let _edu = Edu::open_in(&edu::find()?, Rc::clone(&space))?;
+    let buffer = Buffer::new(4096)?;
+    let addresses = || (0..times).map(|index| IOVA + index * PAGE);
+    let mut agent = Agent::open()?;
+    tally::count_beside_idle(&mut agent, "maps", || {
+        for address in addresses() {
+            space.map(&buffer, address, Access::ReadWrite)?;
+        }
+        Ok(times)
+    })?;
+    tally::count_beside_idle(&mut agent, "unmaps", || {
+        for address in addresses() {
+            space.unmap(address, PAGE)?;
+        }
+        Ok(times)
+    })?;
+    Ok(format!("{times} maps and unmaps"))
 }

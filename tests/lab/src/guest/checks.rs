@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Guest, assigned_edu, console, disk, edu, hot_plug, interrupts, iommu, level3, map_benchmark,
-    network, nvme, random, sva,
+    Guest, assigned_edu, console, disk, disk_speed, edu, hot_plug, interrupts, iommu, level3,
+    map_benchmark, network, nvme, random, sva,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -33,6 +33,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("nvme", nvme::file_system),
     ("nvme-load", nvme::load),
     ("nvme-speed", nvme::speed),
+    ("disk-speed", disk_speed::check),
     ("link", network::assigned),
     ("edu-domains", assigned_edu::domains),
     ("edu-isolation", assigned_edu::isolation),
@@ -40,8 +41,11 @@ const CHECKS: &[(&str, Run)] = &[
     ("edu-remap", assigned_edu::remap),
     ("hot-plug", hot_plug::check),
     ("level3", level3::check),
+    ("level3-bench", level3::measure),
     ("look", level3::look),
     ("map-cost", map_benchmark::cost),
+    ("map-speed", map_benchmark::speed),
+    ("map-count", assigned_edu::count_maps),
     ("sva", sva::check),
     ("smp", interrupts::processors),
     ("interrupts", interrupts::check),

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 
 use super::agent::Agent;
 use super::{Console, Guest};
-use crate::agent::level3;
-use crate::scenario;
+use crate::agent::level3::{self, Verdict};
+use crate::scenario::{self, Scenario};
 
 /// Parameters that level 2 hands on, since level 3 has its disks and its network.
 const PARAMETERS: &[&str] = &["lab.disk", "lab.net"];
@@ -19,7 +19,33 @@ const LOG: &str = "/dev/hvc0";
 /// Runs the scenario of level 3 that the argument names.
 pub(super) fn check(guest: &Guest, argument: &str) -> Result<String> {
     let scenario = scenario::third(argument).context("no such scenario of level 3")?;
+    let verdict = run(guest, scenario, &RefCell::new(Agent::open()?))?;
+    Ok(format!(
+        "{} checks of level 3 in {:.1} s",
+        verdict.passed, verdict.seconds
+    ))
+}
+
+/// Measures the guests of [`scenario::MEASURED`] in turn, as many rounds as the argument says.
+pub(super) fn measure(guest: &Guest, argument: &str) -> Result<String> {
+    let rounds: u32 = argument.parse().context("level3-bench=ROUNDS")?;
     let agent = RefCell::new(Agent::open()?);
+    for round in 0..rounds {
+        for scenario in scenario::MEASURED {
+            let verdict = run(guest, scenario, &agent)
+                .with_context(|| format!("{} round {round}", scenario.name))?;
+            for measure in verdict.measures {
+                let name = scenario.name;
+                let request = format!("{} vmm={name} {measure}", level3::MEASURED);
+                agent.borrow_mut().request(&request)?;
+            }
+        }
+    }
+    Ok(format!("{rounds} rounds"))
+}
+
+/// Runs the scenario; what speaks against it is an error.
+fn run(guest: &Guest, scenario: &Scenario, agent: &RefCell<Agent>) -> Result<Verdict> {
     let mut console = Console::open();
     let mut parameters = String::new();
     for name in PARAMETERS {
@@ -37,10 +63,7 @@ pub(super) fn check(guest: &Guest, argument: &str) -> Result<String> {
     if !verdict.failures.is_empty() {
         bail!("{}", verdict.failures.join("; "));
     }
-    Ok(format!(
-        "{} checks of level 3 in {:.1} s",
-        verdict.passed, verdict.seconds
-    ))
+    Ok(verdict)
 }
 
 /// Sends the logs down.

@@ -5,6 +5,7 @@ mod assigned_edu;
 mod checks;
 mod console;
 pub(crate) mod disk;
+mod disk_speed;
 mod edu;
 mod hot_plug;
 mod interrupts;
@@ -16,6 +17,7 @@ mod nvme;
 mod random;
 mod restart;
 mod sva;
+mod tally;
 mod vfio;
 
 use std::fs::{self, File, OpenOptions};

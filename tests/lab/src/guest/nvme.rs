@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::Guest;
 use super::disk::{self, CHUNK, Chunk};
+use super::disk_speed;
 use crate::sys;
 
 /// The disk that comes first.
@@ -180,31 +181,8 @@ pub(super) fn load(_guest: &Guest, _argument: &str) -> Result<String> {
     ))
 }
 
-/// How fast one thread reads and writes by direct I/O: requests of 4 KiB and of 256 KiB, in microseconds each.
+/// How fast one thread reads and writes by direct I/O.
 pub(super) fn speed(_guest: &Guest, _argument: &str) -> Result<String> {
-    const TIME: Duration = Duration::from_secs(3);
     wait_for(DISK)?;
-    let (file, size) = disk::open(DISK, true)?;
-    let mut chunk = Chunk::new();
-    let mut results = Vec::new();
-    for length in [4096, CHUNK] {
-        for write in [true, false] {
-            let data = chunk.slice(length);
-            let started = Instant::now();
-            let mut count = 0_u32;
-            while started.elapsed() < TIME {
-                let offset = u64::from(count) * length as u64 % size;
-                if write {
-                    file.write_all_at(data, offset).context("write")?;
-                } else {
-                    file.read_exact_at(data, offset).context("read")?;
-                }
-                count += 1;
-            }
-            let each = started.elapsed().as_secs_f64() * 1e6 / f64::from(count);
-            let what = if write { "write" } else { "read" };
-            results.push(format!("{what}_{}k_us={each:.1}", length / 1024));
-        }
-    }
-    Ok(results.join(" "))
+    disk_speed::measure(DISK, disk_speed::LONG)
 }

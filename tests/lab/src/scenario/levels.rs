@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{DEFAULT, Exchange, FIRST_STAGE, Initramfs, SECOND_STAGE, Scenario};
 
 /// Level 2. Its functions: two disks, the disk that counts boots, the network, edu, the console.
-const HOST: Scenario = Scenario {
+pub(super) const HOST: Scenario = Scenario {
     unit: Some(FIRST_STAGE),
     initramfs: Initramfs::Host,
     arguments: &["--device", "edu", "--device", "virtio-console"],
@@ -17,7 +17,7 @@ const HOST: Scenario = Scenario {
 };
 
 /// Level 3. What each line of its log costs is some thousand exits of level 1.
-const GUEST: Scenario = Scenario {
+pub(super) const GUEST: Scenario = Scenario {
     arguments: DEVICES,
     cpus: 1,
     memory: "256M,hugepages=on",
