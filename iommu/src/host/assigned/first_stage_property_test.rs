@@ -2,6 +2,7 @@
 //! it reads of first-stage tables until it is told to forget, so an invalidation that does not arrive shows.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use proptest::collection::vec;
@@ -9,25 +10,32 @@ use proptest::prelude::*;
 
 use super::testing::*;
 use super::*;
-use crate::host::HostDeviceId;
 use crate::host::fake::{FakeFeatures, View, errno};
+use crate::host::{HostDeviceId, Rights};
 use crate::spec::descriptors::{IotlbScope, PasidCacheScope};
+use crate::spec::device_tlb::{DeviceTlbInvalidation, DeviceTlbTarget};
+use crate::spec::ids::Pasid;
 use crate::translate::Latched;
 use crate::translate::tables::Paging;
 
 const DEVICES: usize = 3;
+/// Who makes requests.
+const ROWS: usize = DEVICES * Requester::PER_DEVICE;
 /// Roots of each stage.
 const ROOTS: usize = 2;
 
 /// The last one needs page tables of its own.
-const FEATURES: [FakeFeatures; DEVICES] = [
-    NESTING,
-    NESTING,
-    FakeFeatures {
-        coherent: false,
+const FEATURES: [FakeFeatures; DEVICES] = {
+    let like_others = FakeFeatures {
+        pasid_bits: 20,
         ..NESTING
-    },
-];
+    };
+    let odd = FakeFeatures {
+        coherent: false,
+        ..like_others
+    };
+    [like_others, like_others, odd]
+};
 
 const END: u64 = 0x400_0000;
 
@@ -52,8 +60,6 @@ fn looked_at() -> impl Iterator<Item = u64> {
     first_pages().chain(second_pages()).chain(memory_pages())
 }
 
-/// Where a leaf goes, and what it permits.
-type Leaf = Option<(u64, Rights)>;
 type Leaves = BTreeMap<u64, (u64, Rights)>;
 /// What a leaf may be taken to be.
 type Seen = BTreeMap<u64, Vec<Leaf>>;
@@ -93,19 +99,19 @@ impl Bound {
 struct Model {
     /// What is written, by stage and root.
     leaves: [[Leaves; ROOTS]; 2],
-    entries: [Bound; DEVICES],
+    entries: [Bound; ROWS],
     enabled: bool,
     ids: [Option<HostDeviceId>; DEVICES],
-    /// What each device may be bound to.
-    bindings: [Vec<Bound>; DEVICES],
-    seen: [[[Seen; ROOTS]; 2]; DEVICES],
+    /// What each requester may be bound to. The first is what it was when its entry was last looked at.
+    bindings: [Vec<Bound>; ROWS],
+    seen: [[[Seen; ROOTS]; 2]; ROWS],
 }
 
 impl Model {
     fn new() -> Self {
         Self {
             leaves: Default::default(),
-            entries: [Bound::Nothing; DEVICES],
+            entries: [Bound::Nothing; ROWS],
             enabled: true,
             ids: [None; DEVICES],
             bindings: std::array::from_fn(|_| vec![Bound::Nothing]),
@@ -113,11 +119,13 @@ impl Model {
         }
     }
 
-    fn now(&self, device: usize) -> Bound {
+    fn now(&self, row: usize) -> Bound {
         if self.enabled {
-            self.entries[device]
-        } else {
+            self.entries[row]
+        } else if Requester::at(row).pasid.is_none() {
             Bound::Memory
+        } else {
+            Bound::Nothing
         }
     }
 
@@ -126,15 +134,15 @@ impl Model {
     }
 
     fn written(&mut self) {
-        for device in 0..DEVICES {
-            let now = self.now(device);
-            if !self.bindings[device].contains(&now) {
-                self.bindings[device].push(now);
+        for row in 0..ROWS {
+            let now = self.now(row);
+            if !self.bindings[row].contains(&now) {
+                self.bindings[row].push(now);
             }
             for (stage, root) in roots() {
                 for page in looked_at() {
                     let leaf = self.leaf(stage, root, page);
-                    let seen = self.seen[device][stage][root].entry(page).or_default();
+                    let seen = self.seen[row][stage][root].entry(page).or_default();
                     if !seen.contains(&leaf) {
                         seen.push(leaf);
                     }
@@ -143,51 +151,64 @@ impl Model {
         }
     }
 
-    fn forget(&mut self, device: usize, stage: usize, root: usize, covers: impl Fn(u64) -> bool) {
+    fn forget(&mut self, row: usize, stage: usize, root: usize, covers: impl Fn(u64) -> bool) {
         for page in looked_at().filter(|page| covers(*page)) {
             let leaf = self.leaf(stage, root, page);
-            self.seen[device][stage][root].insert(page, vec![leaf]);
+            self.seen[row][stage][root].insert(page, vec![leaf]);
         }
     }
 
-    fn entries_invalidated(&mut self) {
-        for device in 0..DEVICES {
-            let now = self.now(device);
-            let was = std::mem::replace(&mut self.bindings[device], vec![now]);
+    /// Entries were invalidated: requesters that `are_meant` are where they belong.
+    fn entries_invalidated(&mut self, are_meant: impl Fn(Requester, Bound) -> bool) {
+        for row in 0..ROWS {
+            if !are_meant(Requester::at(row), self.bindings[row][0]) {
+                continue;
+            }
+            let now = self.now(row);
+            let was = std::mem::replace(&mut self.bindings[row], vec![now]);
             for (stage, root) in roots() {
                 // Nothing is left of what it was not behind, or under another domain id, nor of what it is not behind now.
                 let was_behind = was
                     .iter()
                     .any(|bound| bound.uses(stage, root) && bound.domain() == now.domain());
                 if !was_behind || !now.uses(stage, root) {
-                    self.forget(device, stage, root, |_| true);
+                    self.forget(row, stage, root, |_| true);
                 }
             }
         }
     }
 
-    fn invalidated(&mut self, stage: usize, domain: Option<u16>, covers: impl Fn(u64) -> bool) {
-        for device in 0..DEVICES {
+    fn invalidated(
+        &mut self,
+        stage: usize,
+        domain: Option<u16>,
+        pasid: Option<u32>,
+        covers: impl Fn(u64) -> bool,
+    ) {
+        for row in 0..ROWS {
+            if pasid.is_some_and(|pasid| !Requester::at(row).has(pasid)) {
+                continue;
+            }
             for root in 0..ROOTS {
-                let is_meant = self.bindings[device].iter().all(|bound| {
+                let is_meant = self.bindings[row].iter().all(|bound| {
                     !bound.uses(stage, root) || domain.is_none() || bound.domain() == domain
                 });
                 if is_meant {
-                    self.forget(device, stage, root, &covers);
+                    self.forget(row, stage, root, &covers);
                 }
             }
         }
     }
 
-    /// All that `device` may reach at `page`; nothing else, if it is one.
-    fn permitted(&self, device: usize, page: u64) -> Vec<Leaf> {
+    /// All that `row` may reach at `page`; nothing else, if it is one.
+    fn permitted(&self, row: usize, page: u64) -> Vec<Leaf> {
         let seen = |stage: usize, root: usize, page: u64| {
-            let seen = self.seen[device][stage][root].get(&page);
+            let seen = self.seen[row][stage][root].get(&page);
             seen.cloned().unwrap_or_else(|| vec![None])
         };
         let in_memory = |leaf: Leaf| leaf.filter(|(to, _)| *to < END);
         let mut found = Vec::new();
-        for bound in &self.bindings[device] {
+        for bound in &self.bindings[row] {
             match *bound {
                 Bound::Nothing => found.push(None),
                 Bound::Memory => found.push(in_memory(Some((page, Rights::ALL)))),
@@ -218,37 +239,25 @@ impl Model {
         found
     }
 
-    fn look(&self, dma: impl Fn(HostDeviceId, u64) -> Leaf, exact: bool) {
-        for device in 0..DEVICES {
-            let Some(id) = self.ids[device] else {
+    fn look(&self, dma: impl Fn(HostDeviceId, Option<Pasid>, u64) -> Leaf, exact: bool) {
+        for row in 0..ROWS {
+            let requester = Requester::at(row);
+            let Some(id) = self.ids[requester.device] else {
                 continue;
             };
             for page in looked_at() {
-                let is = dma(id, page);
-                let permitted = self.permitted(device, page);
-                if let Some((to, rights)) = is {
-                    let allowed = permitted.iter().flatten().any(|(output, may)| {
-                        *output == to && (may.read || !rights.read) && (may.write || !rights.write)
-                    });
-                    assert!(
-                        allowed,
-                        "device {device} reaches {is:x?} at {page:#x}, not {permitted:x?}"
-                    );
-                }
-                if exact
-                    && let [only] = permitted[..]
-                    && is != only
-                {
-                    // The page table may be one from when the host failed to make a better one.
-                    let write_only = matches!(only, Some((_, rights)) if !rights.read);
-                    assert!(
-                        write_only && is.is_none(),
-                        "device {device} reaches {is:x?} at {page:#x} instead of {only:x?}"
-                    );
-                }
+                let is = dma(id, requester.host_pasid(), page);
+                let permitted = self.permitted(row, page);
+                check_reach(&format!("{requester:?}"), page, is, &permitted, exact);
             }
         }
     }
+}
+
+/// The requesters of a device.
+fn rows(device: usize) -> std::ops::Range<usize> {
+    let first = device * Requester::PER_DEVICE;
+    first..first + Requester::PER_DEVICE
 }
 
 fn roots() -> impl Iterator<Item = (usize, usize)> {
@@ -276,17 +285,23 @@ enum Step {
 enum Said {
     Entries,
     PasidEntries,
-    PasidEntry(u16),
+    PasidEntry(u16, u32),
+    DomainEntries(u16),
     All,
     Global,
     Domain(u16),
-    Pasid(u16),
-    FirstPages(u16, usize, u8),
+    Pasid(u16, u32),
+    FirstPages(u16, u32, usize, u8),
+    DeviceTlb(usize, usize, u8),
     SecondPages(u16, usize, u8),
 }
 
 fn domain() -> impl Strategy<Value = u16> {
     10_u16..14
+}
+
+fn pasid() -> impl Strategy<Value = u32> {
+    prop_oneof![Just(0), Just(7), Just(70)]
 }
 
 fn bound() -> impl Strategy<Value = Bound> {
@@ -304,12 +319,15 @@ fn said() -> impl Strategy<Value = Said> {
     prop_oneof![
         2 => Just(Said::Entries),
         1 => Just(Said::PasidEntries),
-        4 => domain().prop_map(Said::PasidEntry),
+        4 => (domain(), pasid()).prop_map(|(domain, pasid)| Said::PasidEntry(domain, pasid)),
+        2 => domain().prop_map(Said::DomainEntries),
         1 => Just(Said::All),
         1 => Just(Said::Global),
         2 => domain().prop_map(Said::Domain),
-        3 => domain().prop_map(Said::Pasid),
-        8 => (domain(), 0_usize..6, 0_u8..4).prop_map(|(domain, page, mask)| Said::FirstPages(domain, page, mask)),
+        3 => (domain(), pasid()).prop_map(|(domain, pasid)| Said::Pasid(domain, pasid)),
+        8 => (domain(), pasid(), 0_usize..6, 0_u8..4)
+            .prop_map(|(domain, pasid, page, mask)| Said::FirstPages(domain, pasid, page, mask)),
+        2 => (0..ROWS, 0_usize..6, 0_u8..4).prop_map(|(row, page, mask)| Said::DeviceTlb(row, page, mask)),
         5 => (domain(), 0_usize..5, 0_u8..4).prop_map(|(domain, page, mask)| Said::SecondPages(domain, page, mask)),
     ]
 }
@@ -324,7 +342,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         14 => (0_usize..2, 0..ROOTS, 0_usize..6, proptest::option::weighted(0.7, (0_usize..9, 0_u64..4)))
             .prop_map(|(stage, root, page, leaf)| Step::Leaf { stage, root, page, leaf }),
-        6 => (0..DEVICES, bound()).prop_map(|(device, bound)| Step::Enter(device, bound)),
+        6 => (0..ROWS, bound()).prop_map(|(row, bound)| Step::Enter(row, bound)),
         16 => vec(said(), 1..5).prop_map(Step::Invalidate),
         1 => any::<bool>().prop_map(Step::Enable),
         1 => (0..DEVICES).prop_map(Step::Remove),
@@ -366,7 +384,10 @@ impl Run {
         let model = Arc::new(Mutex::new(Model::new()));
         let watching = Arc::clone(&model);
         guest.host.watch(move |view: &View<'_>| {
-            let dma = |id, address| view.dma(id, address).map(|to| (to.offset, to.rights));
+            let dma = |id, pasid, address| {
+                let reached = view.dma_with(id, pasid, address);
+                reached.map(|to| (to.offset, to.rights))
+            };
             watching.lock().unwrap().look(dma, false);
         });
         let run = Self {
@@ -391,16 +412,20 @@ impl Run {
         let added = self.guest.host.device(SOURCES[device], FEATURES[device]);
         let id = added.id;
         self.with(|model| {
-            model.bindings[device] = vec![Bound::Nothing, model.now(device)];
-            for (stage, root) in roots() {
-                model.forget(device, stage, root, |_| true);
+            for row in rows(device) {
+                model.bindings[row] = vec![Bound::Nothing, model.now(row)];
+                for (stage, root) in roots() {
+                    model.forget(row, stage, root, |_| true);
+                }
             }
             model.ids[device] = Some(id);
         });
         let outcome = self.guest.devices.add(added);
         assert!(outcome.is_ok() || !self.exact, "{outcome:?}");
         self.with(|model| {
-            model.bindings[device] = vec![model.now(device)];
+            for row in rows(device) {
+                model.bindings[row] = vec![model.now(row)];
+            }
             if outcome.is_err() {
                 model.ids[device] = None;
             }
@@ -448,26 +473,22 @@ impl Run {
         });
     }
 
-    fn enter(&self, device: usize, bound: Bound) {
-        let source = SOURCES[device];
+    fn enter(&self, row: usize, bound: Bound) {
+        let requester = Requester::at(row);
         let [first, second] = &self.pagings;
-        match bound {
-            Bound::Nothing => self.guest.enter_nothing(source),
-            Bound::Memory => self.guest.enter_pass_through(source),
-            Bound::Second(root, domain) => {
-                self.guest
-                    .enter_second_stage(source, &second[root], domain.into());
-            }
-            Bound::First(root, domain) => {
-                self.guest
-                    .enter_first_stage_as(source, first[root].top, domain.into());
-            }
+        let words = match bound {
+            Bound::Nothing => entry::NOTHING,
+            Bound::Memory => entry::PASS_THROUGH,
+            Bound::Second(root, domain) => entry::second_stage(&second[root], domain.into()),
+            Bound::First(root, domain) => entry::first_stage(first[root].top, domain.into()),
             Bound::Nested(upper, lower, domain) => {
-                self.guest
-                    .enter_nested(source, first[upper].top, &second[lower], domain.into());
+                entry::nested(first[upper].top, &second[lower], domain.into())
             }
-        }
-        self.with(|model| model.entries[device] = bound);
+        };
+        let pasid = requester.pasid.unwrap_or(0);
+        self.guest
+            .enter_with(SOURCES[requester.device], pasid, words);
+        self.with(|model| model.entries[row] = bound);
     }
 
     fn enable(&self, enabled: bool) {
@@ -482,9 +503,9 @@ impl Run {
         self.guest.unit.dma_state().set_latched(latched);
         self.guest.devices.translation_changed();
         self.with(|model| {
-            model.entries_invalidated();
-            model.invalidated(0, None, |_| true);
-            model.invalidated(1, None, |_| true);
+            model.entries_invalidated(|_, _| true);
+            model.invalidated(0, None, None, |_| true);
+            model.invalidated(1, None, None, |_| true);
         });
     }
 
@@ -497,15 +518,33 @@ impl Run {
             .map(|said| match *said {
                 Said::Entries => CONTEXT,
                 Said::PasidEntries => Invalidation::PasidCache(PasidCacheScope::Global),
-                Said::PasidEntry(domain) => {
-                    Invalidation::PasidCache(PasidCacheScope::Pasid(domain, 0))
+                Said::PasidEntry(domain, pasid) => {
+                    Invalidation::PasidCache(PasidCacheScope::Pasid(domain, pasid))
+                }
+                Said::DomainEntries(domain) => {
+                    Invalidation::PasidCache(PasidCacheScope::Domain(domain))
                 }
                 Said::All => Invalidation::All,
                 Said::Global => Invalidation::Iotlb(IotlbScope::Global),
                 Said::Domain(domain) => Invalidation::Iotlb(IotlbScope::Domain(domain)),
-                Said::Pasid(domain) => first_stage_all(domain),
-                Said::FirstPages(domain, page, mask) => {
-                    first_stage_pages(domain, block(first(page), mask), mask)
+                Said::Pasid(domain, pasid) => pasid_all(domain, pasid),
+                Said::FirstPages(domain, pasid, page, mask) => {
+                    pasid_pages(domain, pasid, block(first(page), mask), mask)
+                }
+                Said::DeviceTlb(row, page, mask) => {
+                    let requester = Requester::at(row);
+                    let target = match requester.host_pasid() {
+                        None => DeviceTlbTarget::WithoutPasid,
+                        Some(pasid) => DeviceTlbTarget::Pasid(pasid),
+                    };
+                    Invalidation::DeviceTlb {
+                        source: SOURCES[requester.device],
+                        invalidation: DeviceTlbInvalidation {
+                            target,
+                            address: block(first(page), mask),
+                            shift: 12 + mask,
+                        },
+                    }
                 }
                 Said::SecondPages(domain, page, mask) => {
                     pages(domain, block(second(page), mask), mask)
@@ -516,38 +555,50 @@ impl Run {
         self.with(|model| {
             for said in said {
                 match *said {
-                    Said::Entries | Said::PasidEntries | Said::PasidEntry(_) => {}
+                    Said::Entries
+                    | Said::PasidEntries
+                    | Said::PasidEntry(..)
+                    | Said::DomainEntries(_)
+                    // What devices keep themselves is not modelled.
+                    | Said::DeviceTlb(..) => {}
                     Said::All | Said::Global => {
-                        model.invalidated(0, None, |_| true);
-                        model.invalidated(1, None, |_| true);
+                        model.invalidated(0, None, None, |_| true);
+                        model.invalidated(1, None, None, |_| true);
                     }
-                    Said::Domain(domain) | Said::Pasid(domain) => {
-                        model.invalidated(0, Some(domain), |_| true);
-                        model.invalidated(1, Some(domain), |_| true);
+                    Said::Domain(domain) => {
+                        model.invalidated(0, Some(domain), None, |_| true);
+                        model.invalidated(1, Some(domain), None, |_| true);
                     }
-                    Said::FirstPages(domain, page, mask) => {
+                    Said::Pasid(domain, pasid) => {
+                        model.invalidated(0, Some(domain), Some(pasid), |_| true);
+                        model.invalidated(1, Some(domain), Some(pasid), |_| true);
+                    }
+                    Said::FirstPages(domain, pasid, page, mask) => {
                         let start = block(first(page), mask);
                         let range = start..start + (0x1000 << mask);
-                        model.invalidated(0, Some(domain), |page| range.contains(&page));
+                        model.invalidated(0, Some(domain), Some(pasid), |page| {
+                            range.contains(&page)
+                        });
                     }
                     Said::SecondPages(domain, page, mask) => {
                         let start = block(second(page), mask);
                         let range = start..start + (0x1000 << mask);
-                        model.invalidated(0, Some(domain), |_| true);
-                        model.invalidated(1, Some(domain), |page| range.contains(&page));
+                        model.invalidated(0, Some(domain), None, |_| true);
+                        model.invalidated(1, Some(domain), None, |page| range.contains(&page));
                     }
                 }
             }
-            // Whichever entries are named, all are looked at.
-            let entries = said.iter().any(|said| {
-                matches!(
-                    said,
-                    Said::Entries | Said::PasidEntries | Said::PasidEntry(_) | Said::All
-                )
+            // Of requests without PASID all entries are looked at, whichever are named.
+            model.entries_invalidated(|requester, was| {
+                said.iter().any(|said| match *said {
+                    Said::Entries | Said::PasidEntries | Said::All => true,
+                    Said::PasidEntry(_, pasid) => requester.pasid.is_none() || requester.has(pasid),
+                    Said::DomainEntries(domain) => {
+                        requester.pasid.is_none() || was.domain() == Some(domain)
+                    }
+                    _ => false,
+                })
             });
-            if entries {
-                model.entries_invalidated();
-            }
         });
     }
 
@@ -579,14 +630,19 @@ impl Run {
         }
         self.with(Model::written);
         let host = Arc::clone(&self.guest.host);
-        let dma = move |id, address| host.dma(id, address).map(|to| (to.offset, to.rights));
+        let dma = move |id, pasid, address| {
+            let reached = host.dma_with(id, pasid, address);
+            reached.map(|to| (to.offset, to.rights))
+        };
         let exact = self.exact;
         self.with(|model| model.look(dma, exact));
     }
 }
 
+static STEPS: AtomicUsize = AtomicUsize::new(0);
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 
     #[test]
     fn devices_behind_first_stage_tables_reach_what_the_guest_permitted_and_nothing_else(
@@ -605,5 +661,7 @@ proptest! {
         prop_assert_eq!(run.guest.host.objects(), 0);
         prop_assert_eq!(run.guest.devices.nested(), 0);
         prop_assert_eq!(run.guest.devices.mapped(), (0, 0));
+        let steps = STEPS.fetch_add(steps.len(), Ordering::Relaxed) + steps.len();
+        println!("{steps} steps so far");
     }
 }

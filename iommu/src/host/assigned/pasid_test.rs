@@ -28,11 +28,10 @@ const ENTRIES: Invalidation = Invalidation::PasidCache(PasidCacheScope::Global);
 
 /// An entry with first-stage tables.
 fn first_stage(paging: &Paging, domain: u64) -> [u64; 3] {
-    [1 << 6 | 1, domain, paging.top]
+    entry::first_stage(paging.top, domain)
 }
 
-const PASS_THROUGH: [u64; 3] = [4 << 6 | 2 << 2 | 1, 1, 0];
-const NOTHING: [u64; 3] = [0; 3];
+use entry::{NOTHING, PASS_THROUGH};
 
 /// First-stage tables in which 0x8000_0000 is `output`.
 fn tables(guest: &Guest, output: u64) -> Paging {
@@ -122,7 +121,7 @@ fn each_kind_of_entry_is_followed_and_one_that_goes_is_detached() {
     let (guest, device, _) = one();
     let below = guest.world.second_stage(4);
     guest.map(&below, 0x9000_0000, 0x31_0000, 1, 3);
-    guest.enter_with(A, 7, [below.top | 2 << 6 | 2 << 2 | 1, 6, 0]);
+    guest.enter_with(A, 7, entry::second_stage(&below, 6));
     guest.announce_pasid(6, 7);
     assert_eq!(
         guest.dma_with(device, 7, 0x9000_0000),
@@ -150,7 +149,7 @@ fn each_kind_of_entry_is_followed_and_one_that_goes_is_detached() {
     for table in (0x10_0000..guest.world.page()).step_by(0x1000) {
         guest.world.map(&below, table, 1, table | 3);
     }
-    guest.enter_with(A, 7, [below.top | 3 << 6 | 2 << 2 | 1, 6, first.top]);
+    guest.enter_with(A, 7, entry::nested(first.top, &below, 6));
     guest.announce_pasid(6, 7);
     assert_eq!(
         guest.dma_with(device, 7, 0x8000_0000),

@@ -17,11 +17,14 @@ use super::testing::*;
 use super::*;
 use crate::host::fake::{FakeFeatures, View, errno};
 use crate::host::{HostDeviceId, Rights};
-use crate::spec::descriptors::{IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope};
+use crate::spec::descriptors::{IotlbScope, PageBlock, PasidCacheScope};
+use crate::spec::ids::Pasid;
 use crate::translate::Latched;
 use crate::translate::tables::Paging;
 
 const DEVICES: usize = 3;
+/// Who makes requests.
+const ROWS: usize = DEVICES * Requester::PER_DEVICE;
 const ROOTS: usize = 3;
 
 /// The last one suits neither the page tables of the others nor pages that can only be written.
@@ -33,7 +36,7 @@ const FEATURES: [FakeFeatures; DEVICES] = {
         nesting: false,
         whole_first_stage: false,
         dirty_tracking: false,
-        pasid_bits: 0,
+        pasid_bits: 20,
         page_requests: false,
     };
     let odd = FakeFeatures {
@@ -65,8 +68,6 @@ fn looked_at() -> impl Iterator<Item = u64> {
     (0..16).map(|page| FIRST + page * 0x1000).chain(OTHERS)
 }
 
-type Reach = Option<(u64, Rights)>;
-
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bound {
     Nothing,
@@ -85,7 +86,7 @@ struct Root {
 
 impl Root {
     /// Where `address` goes.
-    fn at(&self, address: u64) -> Reach {
+    fn at(&self, address: u64) -> Leaf {
         let (output, flags) = if (LARGE..LARGE + 0x20_0000).contains(&address) {
             let (output, flags) = self.large?;
             (output + (address - LARGE), flags)
@@ -107,13 +108,13 @@ impl Root {
 
 struct Model {
     roots: Vec<Root>,
-    entries: [Bound; DEVICES],
+    entries: [Bound; ROWS],
     enabled: bool,
     ids: [Option<HostDeviceId>; DEVICES],
-    /// What each device may be bound to.
+    /// What each requester may be bound to.
     bindings: Vec<Vec<Bound>>,
-    /// What may be mapped for each device and root at an address.
-    seen: Vec<Vec<BTreeMap<u64, Vec<Reach>>>>,
+    /// What may be mapped for each requester and root at an address.
+    seen: Vec<Vec<BTreeMap<u64, Vec<Leaf>>>>,
     looks: u64,
 }
 
@@ -127,34 +128,36 @@ impl Model {
                 };
                 ROOTS
             ],
-            entries: [Bound::Nothing; DEVICES],
+            entries: [Bound::Nothing; ROWS],
             enabled: true,
             ids: [None; DEVICES],
-            bindings: vec![vec![Bound::Nothing]; DEVICES],
-            seen: vec![vec![BTreeMap::new(); ROOTS]; DEVICES],
+            bindings: vec![vec![Bound::Nothing]; ROWS],
+            seen: vec![vec![BTreeMap::new(); ROOTS]; ROWS],
             looks: 0,
         }
     }
 
-    fn now(&self, device: usize) -> Bound {
+    fn now(&self, row: usize) -> Bound {
         if self.enabled {
-            self.entries[device]
-        } else {
+            self.entries[row]
+        } else if Requester::at(row).pasid.is_none() {
             Bound::Memory
+        } else {
+            Bound::Nothing
         }
     }
 
     /// The guest has written something.
     fn written(&mut self) {
-        for device in 0..DEVICES {
-            let now = self.now(device);
-            if !self.bindings[device].contains(&now) {
-                self.bindings[device].push(now);
+        for row in 0..ROWS {
+            let now = self.now(row);
+            if !self.bindings[row].contains(&now) {
+                self.bindings[row].push(now);
             }
             for root in 0..ROOTS {
                 for address in looked_at() {
                     let reach = self.roots[root].at(address);
-                    let seen = self.seen[device][root].entry(address).or_default();
+                    let seen = self.seen[row][root].entry(address).or_default();
                     if !seen.contains(&reach) {
                         seen.push(reach);
                     }
@@ -163,46 +166,52 @@ impl Model {
         }
     }
 
-    /// What was cached of the pages of `root` is gone for `device`.
-    fn forget(&mut self, device: usize, root: usize, covers: impl Fn(u64) -> bool) {
+    /// What was cached of the pages of `root` is gone for `row`.
+    fn forget(&mut self, row: usize, root: usize, covers: impl Fn(u64) -> bool) {
         for address in looked_at().filter(|address| covers(*address)) {
             let reach = self.roots[root].at(address);
-            self.seen[device][root].insert(address, vec![reach]);
+            self.seen[row][root].insert(address, vec![reach]);
         }
     }
 
     /// Entries were invalidated: devices are where they belong, and what they are not behind is not cached.
-    fn entries_invalidated(&mut self) {
-        for device in 0..DEVICES {
-            let now = self.now(device);
-            self.bindings[device] = vec![now];
+    fn entries_invalidated(&mut self, are_meant: impl Fn(Requester) -> bool) {
+        for row in (0..ROWS).filter(|row| are_meant(Requester::at(*row))) {
+            let now = self.now(row);
+            self.bindings[row] = vec![now];
             for root in 0..ROOTS {
                 if !matches!(now, Bound::Root(is, _) if is == root) {
-                    self.forget(device, root, |_| true);
+                    self.forget(row, root, |_| true);
                 }
             }
         }
     }
 
     /// Translations under a domain id were invalidated, or under all.
-    fn invalidated(&mut self, domain: Option<u16>, covers: impl Fn(u64) -> bool) {
-        for device in 0..DEVICES {
+    fn invalidated(
+        &mut self,
+        domain: Option<u16>,
+        pasid: Option<u32>,
+        covers: impl Fn(u64) -> bool,
+    ) {
+        let is_meant = |row: &usize| pasid.is_none_or(|pasid| Requester::at(*row).has(pasid));
+        for row in (0..ROWS).filter(is_meant) {
             for root in 0..ROOTS {
-                let is_meant = self.bindings[device].iter().all(|bound| match bound {
+                let is_meant = self.bindings[row].iter().all(|bound| match bound {
                     Bound::Root(is, id) if *is == root => domain.is_none_or(|domain| domain == *id),
                     _ => true,
                 });
                 if is_meant {
-                    self.forget(device, root, &covers);
+                    self.forget(row, root, &covers);
                 }
             }
         }
     }
 
     /// All that may be behind `address`, and nothing else, if it is certain.
-    fn permitted(&self, device: usize, address: u64) -> Vec<Reach> {
+    fn permitted(&self, row: usize, address: u64) -> Vec<Leaf> {
         let mut reaches = Vec::new();
-        for bound in &self.bindings[device] {
+        for bound in &self.bindings[row] {
             match *bound {
                 Bound::Nothing => reaches.push(None),
                 Bound::Memory if address < 0x400_0000 => {
@@ -210,44 +219,33 @@ impl Model {
                 }
                 Bound::Memory => reaches.push(None),
                 Bound::Root(root, _) => {
-                    reaches.extend(self.seen[device][root].get(&address).into_iter().flatten());
+                    reaches.extend(self.seen[row][root].get(&address).into_iter().flatten());
                 }
             }
         }
         reaches
     }
 
-    fn look(&mut self, dma: impl Fn(HostDeviceId, u64) -> Reach, exact: bool) {
-        for device in 0..DEVICES {
-            let Some(id) = self.ids[device] else {
+    fn look(&mut self, dma: impl Fn(HostDeviceId, Option<Pasid>, u64) -> Leaf, exact: bool) {
+        for row in 0..ROWS {
+            let requester = Requester::at(row);
+            let Some(id) = self.ids[requester.device] else {
                 continue;
             };
             for address in looked_at() {
                 self.looks += 1;
-                let is = dma(id, address);
-                let permitted = self.permitted(device, address);
-                if let Some((output, rights)) = is {
-                    let allowed = permitted.iter().flatten().any(|(to, may)| {
-                        *to == output && (may.read || !rights.read) && (may.write || !rights.write)
-                    });
-                    assert!(
-                        allowed,
-                        "device {device} reaches {is:x?} at {address:#x}, not {permitted:x?}"
-                    );
-                }
-                if exact
-                    && let [only] = permitted[..]
-                    && is != only
-                {
-                    let write_only = matches!(only, Some((_, rights)) if !rights.read);
-                    assert!(
-                        write_only && is.is_none(),
-                        "device {device} reaches {is:x?} at {address:#x} instead of {only:x?}"
-                    );
-                }
+                let is = dma(id, requester.host_pasid(), address);
+                let permitted = self.permitted(row, address);
+                check_reach(&format!("{requester:?}"), address, is, &permitted, exact);
             }
         }
     }
+}
+
+/// The requesters of a device.
+fn rows(device: usize) -> std::ops::Range<usize> {
+    let first = device * Requester::PER_DEVICE;
+    first..first + Requester::PER_DEVICE
 }
 
 #[derive(Clone, Debug)]
@@ -279,11 +277,11 @@ enum Step {
         flags: u64,
     },
     Enter {
-        device: usize,
+        row: usize,
         bound: Bound,
     },
     FirstStage {
-        device: usize,
+        row: usize,
     },
     Invalidate(Vec<Said>),
     Enable(bool),
@@ -301,10 +299,11 @@ enum Step {
 enum Said {
     Entries,
     PasidEntries,
+    PasidEntry(u16, u32),
     All,
     Global,
     Domain(u16),
-    Pasid(u16),
+    Pasid(u16, u32),
     Pages(u16, u64, u8),
 }
 
@@ -315,6 +314,10 @@ fn root() -> std::ops::Range<usize> {
 /// Each root has two.
 fn domain() -> impl Strategy<Value = u16> {
     10_u16..16
+}
+
+fn pasid() -> impl Strategy<Value = u32> {
+    prop_oneof![Just(0), Just(7), Just(70)]
 }
 
 fn bound() -> impl Strategy<Value = Bound> {
@@ -345,10 +348,11 @@ fn said() -> impl Strategy<Value = Said> {
     prop_oneof![
         2 => Just(Said::Entries),
         2 => Just(Said::PasidEntries),
+        4 => (domain(), pasid()).prop_map(|(domain, pasid)| Said::PasidEntry(domain, pasid)),
         1 => Just(Said::All),
         1 => Just(Said::Global),
         2 => domain().prop_map(Said::Domain),
-        2 => domain().prop_map(Said::Pasid),
+        2 => (domain(), pasid()).prop_map(|(domain, pasid)| Said::Pasid(domain, pasid)),
         10 => (domain(), address, 0_u8..7).prop_map(|(domain, address, mask)| Said::Pages(domain, address, mask)),
     ]
 }
@@ -366,8 +370,8 @@ fn step() -> impl Strategy<Value = Step> {
         }),
         1 => (root(), flags()).prop_map(|(root, flags)| Step::Interrupt { root, flags }),
         2 => (root(), 0_usize..2, 0_u64..4).prop_map(|(root, half, flags)| Step::Upper { root, half, flags }),
-        5 => (0..DEVICES, bound()).prop_map(|(device, bound)| Step::Enter { device, bound }),
-        1 => (0..DEVICES).prop_map(|device| Step::FirstStage { device }),
+        5 => (0..ROWS, bound()).prop_map(|(row, bound)| Step::Enter { row, bound }),
+        1 => (0..ROWS).prop_map(|row| Step::FirstStage { row }),
         16 => vec(said(), 1..5).prop_map(Step::Invalidate),
         1 => any::<bool>().prop_map(Step::Enable),
         1 => (0..DEVICES).prop_map(Step::Remove),
@@ -402,7 +406,10 @@ impl Run {
         let model = Arc::new(Mutex::new(Model::new()));
         let watching = Arc::clone(&model);
         guest.host.watch(move |view: &View<'_>| {
-            let dma = |id, address| view.dma(id, address).map(|to| (to.offset, to.rights));
+            let dma = |id, pasid, address| {
+                let reached = view.dma_with(id, pasid, address);
+                reached.map(|to| (to.offset, to.rights))
+            };
             watching.lock().unwrap().look(dma, false);
         });
         let run = Self {
@@ -431,14 +438,18 @@ impl Run {
         let id = added.id;
         self.with(|model| {
             // It was behind nothing, and goes where it belongs.
-            model.bindings[device] = vec![Bound::Nothing, model.now(device)];
-            (0..ROOTS).for_each(|root| model.forget(device, root, |_| true));
+            for row in rows(device) {
+                model.bindings[row] = vec![Bound::Nothing, model.now(row)];
+                (0..ROOTS).for_each(|root| model.forget(row, root, |_| true));
+            }
             model.ids[device] = Some(id);
         });
         let outcome = self.guest.devices.add(added);
         assert!(outcome.is_ok() || !self.exact, "{outcome:?}");
         self.with(|model| {
-            model.bindings[device] = vec![model.now(device)];
+            for row in rows(device) {
+                model.bindings[row] = vec![model.now(row)];
+            }
             if outcome.is_err() {
                 model.ids[device] = None;
             }
@@ -482,22 +493,19 @@ impl Run {
                 self.guest.world.or(slot, *flags);
                 self.with(|model| model.roots[*root].upper[*half] = *flags);
             }
-            Step::Enter { device, bound } => {
-                let source = SOURCES[*device];
-                match bound {
-                    Bound::Nothing => self.guest.enter_nothing(source),
-                    Bound::Memory => self.guest.enter_pass_through(source),
-                    Bound::Root(root, domain) => self.guest.enter_second_stage(
-                        source,
-                        &self.pagings[*root],
-                        (*domain).into(),
-                    ),
-                }
-                self.with(|model| model.entries[*device] = *bound);
+            Step::Enter { row, bound } => {
+                let words = match bound {
+                    Bound::Nothing => entry::NOTHING,
+                    Bound::Memory => entry::PASS_THROUGH,
+                    Bound::Root(root, domain) => {
+                        entry::second_stage(&self.pagings[*root], (*domain).into())
+                    }
+                };
+                self.enter(*row, words, *bound);
             }
-            Step::FirstStage { device } => {
-                self.guest.enter_first_stage(SOURCES[*device], 0x10_0000);
-                self.with(|model| model.entries[*device] = Bound::Nothing);
+            // Which these hosts do not nest.
+            Step::FirstStage { row } => {
+                self.enter(*row, entry::first_stage(0x10_0000, 1), Bound::Nothing);
             }
             Step::Invalidate(said) => self.invalidate(said),
             Step::Enable(enabled) => self.enable(*enabled),
@@ -518,7 +526,10 @@ impl Run {
         }
         self.with(Model::written);
         let host = Arc::clone(&self.guest.host);
-        let dma = move |id, address| host.dma(id, address).map(|to| (to.offset, to.rights));
+        let dma = move |id, pasid, address| {
+            let reached = host.dma_with(id, pasid, address);
+            reached.map(|to| (to.offset, to.rights))
+        };
         let exact = self.exact;
         self.with(|model| model.look(dma, exact));
     }
@@ -537,6 +548,14 @@ impl Run {
         });
     }
 
+    fn enter(&self, row: usize, words: [u64; 3], bound: Bound) {
+        let requester = Requester::at(row);
+        let pasid = requester.pasid.unwrap_or(0);
+        self.guest
+            .enter_with(SOURCES[requester.device], pasid, words);
+        self.with(|model| model.entries[row] = bound);
+    }
+
     fn enable(&self, enabled: bool) {
         self.with(|model| {
             model.enabled = enabled;
@@ -549,8 +568,8 @@ impl Run {
         self.guest.unit.dma_state().set_latched(latched);
         self.guest.devices.translation_changed();
         self.with(|model| {
-            model.entries_invalidated();
-            model.invalidated(None, |_| true);
+            model.entries_invalidated(|_| true);
+            model.invalidated(None, None, |_| true);
         });
     }
 
@@ -560,14 +579,13 @@ impl Run {
             .map(|said| match said {
                 Said::Entries => CONTEXT,
                 Said::PasidEntries => Invalidation::PasidCache(PasidCacheScope::Global),
+                Said::PasidEntry(domain, pasid) => {
+                    Invalidation::PasidCache(PasidCacheScope::Pasid(*domain, *pasid))
+                }
                 Said::All => Invalidation::All,
                 Said::Global => Invalidation::Iotlb(IotlbScope::Global),
                 Said::Domain(domain) => Invalidation::Iotlb(IotlbScope::Domain(*domain)),
-                Said::Pasid(domain) => Invalidation::PasidIotlb {
-                    domain: *domain,
-                    pasid: 0,
-                    scope: PasidIotlbScope::Pasid,
-                },
+                Said::Pasid(domain, pasid) => pasid_all(*domain, *pasid),
                 Said::Pages(domain, address, mask) => {
                     Invalidation::Iotlb(IotlbScope::Pages(*domain, block(*address, *mask)))
                 }
@@ -575,29 +593,32 @@ impl Run {
             .collect();
         self.guest.invalidate(&list);
         self.with(|model| {
-            let entries = said
-                .iter()
-                .any(|said| matches!(said, Said::Entries | Said::PasidEntries | Said::All));
             // As if translations came first: what they name is named by the domain ids of before.
             for said in said {
                 match said {
-                    Said::Entries | Said::PasidEntries => {}
-                    Said::All | Said::Global => model.invalidated(None, |_| true),
-                    Said::Domain(domain) | Said::Pasid(domain) => {
-                        model.invalidated(Some(*domain), |_| true);
+                    Said::Entries | Said::PasidEntries | Said::PasidEntry(..) => {}
+                    Said::All | Said::Global => model.invalidated(None, None, |_| true),
+                    Said::Domain(domain) => model.invalidated(Some(*domain), None, |_| true),
+                    Said::Pasid(domain, pasid) => {
+                        model.invalidated(Some(*domain), Some(*pasid), |_| true);
                     }
                     Said::Pages(domain, address, mask) => {
                         let block = block(*address, *mask);
                         let end = block.address + (0x1000 << mask);
-                        model.invalidated(Some(*domain), |page| {
+                        model.invalidated(Some(*domain), None, |page| {
                             (block.address..end).contains(&page)
                         });
                     }
                 }
             }
-            if entries {
-                model.entries_invalidated();
-            }
+            // Of requests without PASID all entries are looked at, whichever are named.
+            model.entries_invalidated(|requester| {
+                said.iter().any(|said| match *said {
+                    Said::Entries | Said::PasidEntries | Said::All => true,
+                    Said::PasidEntry(_, pasid) => requester.pasid.is_none() || requester.has(pasid),
+                    _ => false,
+                })
+            });
         });
     }
 }
@@ -637,7 +658,7 @@ fn run(limits: Limits, limited: bool, steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 
     #[test]
     fn devices_reach_what_the_guest_permitted_and_nothing_else(steps in vec(step(), 1..100)) {
@@ -649,7 +670,9 @@ proptest! {
         steps in vec(step(), 1..100),
         areas in 0_usize..12,
         steps_per_exit in 1_u64..100,
+        pasids in 0_usize..3,
+        pasid_steps_per_exit in 1_u64..100,
     ) {
-        run(Limits { areas, steps_per_exit, ..Limits::default() }, true, &steps);
+        run(Limits { areas, steps_per_exit, pasids, pasid_steps_per_exit }, true, &steps);
     }
 }

@@ -9,7 +9,7 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 use super::{AssignedDevice, AssignedDevices, DeviceBinding, Limits, RamPiece};
 use crate::config::UnitConfig;
 use crate::host::fake::{FakeFeatures, FakeHost, Reached};
-use crate::host::{HostDeviceId, NestedInvalidation};
+use crate::host::{HostDeviceId, NestedInvalidation, Rights};
 use crate::spec::descriptors::{
     ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
 };
@@ -172,11 +172,11 @@ impl Guest {
     }
 
     pub(super) fn enter_nothing(&self, source: SourceId) {
-        self.enter(source, [0; 3]);
+        self.enter(source, entry::NOTHING);
     }
 
     pub(super) fn enter_pass_through(&self, source: SourceId) {
-        self.enter(source, [4 << 6 | 2 << 2 | 1, 1, 0]);
+        self.enter(source, entry::PASS_THROUGH);
     }
 
     pub(super) fn enter_first_stage(&self, source: SourceId, top: u64) {
@@ -184,18 +184,16 @@ impl Guest {
     }
 
     pub(super) fn enter_first_stage_as(&self, source: SourceId, top: u64, domain: u64) {
-        self.enter(source, [1 << 6 | 1, domain, top]);
+        self.enter(source, entry::first_stage(top, domain));
     }
 
     /// First-stage tables at `top`, an address of the second stage.
     pub(super) fn enter_nested(&self, source: SourceId, top: u64, below: &Paging, domain: u64) {
-        let width = u64::try_from(below.levels).unwrap() - 2;
-        self.enter(source, [below.top | 3 << 6 | width << 2 | 1, domain, top]);
+        self.enter(source, entry::nested(top, below, domain));
     }
 
     pub(super) fn enter_second_stage(&self, source: SourceId, paging: &Paging, domain: u64) {
-        let width = u64::try_from(paging.levels).unwrap() - 2;
-        self.enter(source, [paging.top | 2 << 6 | width << 2 | 1, domain, 0]);
+        self.enter(source, entry::second_stage(paging, domain));
     }
 
     /// One exit of the guest.
@@ -289,6 +287,92 @@ impl Guest {
     }
 }
 
+/// PASID entries.
+pub(super) mod entry {
+    use super::Paging;
+
+    pub(in super::super) const NOTHING: [u64; 3] = [0; 3];
+    pub(in super::super) const PASS_THROUGH: [u64; 3] = [4 << 6 | 2 << 2 | 1, 1, 0];
+
+    fn width(paging: &Paging) -> u64 {
+        u64::try_from(paging.levels).unwrap() - 2
+    }
+
+    pub(in super::super) fn first_stage(top: u64, domain: u64) -> [u64; 3] {
+        [1 << 6 | 1, domain, top]
+    }
+
+    pub(in super::super) fn second_stage(paging: &Paging, domain: u64) -> [u64; 3] {
+        [paging.top | 2 << 6 | width(paging) << 2 | 1, domain, 0]
+    }
+
+    pub(in super::super) fn nested(top: u64, below: &Paging, domain: u64) -> [u64; 3] {
+        [below.top | 3 << 6 | width(below) << 2 | 1, domain, top]
+    }
+}
+
+/// Where an access goes, and with which rights.
+pub(super) type Leaf = Option<(u64, Rights)>;
+
+/// Checks that an access at `address` goes to one of what is `permitted`; and if that is one, and everything was done as it was
+/// to be (`exact`), to that. The host has no pages that can only be written, so they may be missing.
+pub(super) fn check_reach(who: &str, address: u64, is: Leaf, permitted: &[Leaf], exact: bool) {
+    if let Some((output, rights)) = is {
+        let allowed = permitted.iter().flatten().any(|(to, may)| {
+            *to == output && (may.read || !rights.read) && (may.write || !rights.write)
+        });
+        assert!(
+            allowed,
+            "{who} reaches {is:x?} at {address:#x}, not {permitted:x?}"
+        );
+    }
+    if exact
+        && let [only] = *permitted
+        && is != only
+    {
+        let write_only = matches!(only, Some((_, rights)) if !rights.read);
+        assert!(
+            write_only && is.is_none(),
+            "{who} reaches {is:x?} at {address:#x} instead of {only:x?}"
+        );
+    }
+}
+
+/// Who makes requests in property tests: a device, without PASID or with one of two.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Requester {
+    pub(super) device: usize,
+    pub(super) pasid: Option<u32>,
+}
+
+impl Requester {
+    /// For each device.
+    pub(super) const PER_DEVICE: usize = 3;
+
+    /// The one at `index` of them all. The two PASIDs are in different tables.
+    pub(super) fn at(index: usize) -> Self {
+        Self {
+            device: index / Self::PER_DEVICE,
+            pasid: [None, Some(7), Some(70)][index % Self::PER_DEVICE],
+        }
+    }
+
+    pub(super) fn host_pasid(self) -> Option<Pasid> {
+        self.pasid.and_then(Pasid::new)
+    }
+
+    /// Whether an entry that the guest names by `pasid` is its.
+    pub(super) fn has(self, pasid: u32) -> bool {
+        self.pasid.unwrap_or(0) == pasid
+    }
+}
+
+/// How often a property is tried: as PROPTEST_CASES says.
+pub(super) fn cases() -> u32 {
+    let asked = std::env::var("PROPTEST_CASES").ok();
+    asked.and_then(|cases| cases.parse().ok()).unwrap_or(150)
+}
+
 /// `2^mask` pages at `address`.
 pub(super) fn pages(domain: u16, address: u64, mask: u8) -> Invalidation {
     let block = PageBlock {
@@ -338,9 +422,14 @@ pub(super) const ALL: NestedInvalidation = NestedInvalidation {
 
 /// Everything of a domain without PASID.
 pub(super) fn first_stage_all(domain: u16) -> Invalidation {
+    pasid_all(domain, 0)
+}
+
+/// As [`first_stage_all`], for a PASID.
+pub(super) fn pasid_all(domain: u16, pasid: u32) -> Invalidation {
     Invalidation::PasidIotlb {
         domain,
-        pasid: 0,
+        pasid,
         scope: PasidIotlbScope::Pasid,
     }
 }
