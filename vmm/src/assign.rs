@@ -3,9 +3,11 @@
 
 mod error;
 mod files;
+mod page_requests;
 mod report;
 mod shown;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +17,7 @@ use iommu::host::HostDeviceId;
 use iommu::host::assigned::{AssignedDevice, AssignedDevices, Limits};
 use iommu::host::capabilities::HostCapabilities;
 use iommu::host::iommufd::Iommufd;
+use iommu::host::page_requests::PageRequestPath;
 use iommu::{SourceId, UnitConfig};
 
 use crate::config::{
@@ -24,6 +27,7 @@ use crate::irq::Unit;
 use crate::kvm::{AssignedFile, KvmVfio};
 use crate::memory::{self, Memory};
 pub(crate) use error::AssignError;
+use page_requests::PageRequests;
 
 /// The iommufds of a machine.
 pub(crate) struct Host {
@@ -249,7 +253,9 @@ pub(crate) fn limit(config: UnitConfig, devices: &[BoundDevice]) -> UnitConfig {
 pub(crate) struct Assigner {
     host: Host,
     assigned: Arc<AssignedDevices<Memory>>,
-    unit: Option<UnitConfig>,
+    unit: Option<(Arc<Unit>, UnitConfig)>,
+    /// By the names of iommufds that have devices with page requests. No lock is taken under it but those of the host.
+    page_requests: Mutex<BTreeMap<String, PageRequests>>,
     ram_end: u64,
     ram_size: u64,
     /// Bound before the machine was made, and not part of it yet. Leaf lock.
@@ -276,14 +282,16 @@ impl Assigner {
             .map(|piece| piece.guest_address.saturating_add(piece.length));
         let ram_end = ram_end.max().unwrap_or(0);
         let ram_size = ram.iter().map(|piece| piece.length).sum();
-        let (unit, config) = unit.unzip();
+        let config = unit.as_ref().map(|(_, config)| config);
         for device in &mut devices {
-            device.check(config.as_ref(), ram_end)?;
+            device.check(config, ram_end)?;
         }
+        let device_unit = unit.as_ref().map(|(unit, _)| *unit);
         Ok(Arc::new(Self {
             host,
-            assigned: AssignedDevices::new(ram, unit, Limits::default()),
-            unit: config,
+            assigned: AssignedDevices::new(ram, device_unit, Limits::default()),
+            unit: unit.map(|(unit, config)| (Arc::clone(unit), config)),
+            page_requests: Mutex::default(),
             ram_end,
             ram_size,
             waiting: Mutex::new(devices),
@@ -299,24 +307,28 @@ impl Assigner {
         }
         drop(waiting);
         let mut device = self.host.bind(config)?;
-        device.check(self.unit.as_ref(), self.ram_end)?;
+        let unit = self.unit.as_ref().map(|(_, config)| config);
+        device.check(unit, self.ram_end)?;
         Ok(device)
     }
 
     /// Puts a device where the guest's tables say. It is the guest's function with this source id from now on.
     pub(crate) fn add(&self, source: SourceId, device: BoundDevice) -> Result<(), AssignError> {
-        self.assigned
-            .add(AssignedDevice {
-                source,
-                name: device.config.to_string(),
-                host: Arc::clone(&device.iommufd) as _,
-                id: device.id,
-                attachment: Arc::clone(&device.cdev) as _,
-                pasids: device.shown.pasids.is_some(),
-                ats: device.shown.ats,
-                page_requests: None,
-            })
-            .map_err(|error| AssignError::add(error, self.ram_size))?;
+        let page_requests = self.page_requests(source, &device)?;
+        let outcome = self.assigned.add(AssignedDevice {
+            source,
+            name: device.config.to_string(),
+            host: Arc::clone(&device.iommufd) as _,
+            id: device.id,
+            attachment: Arc::clone(&device.cdev) as _,
+            pasids: device.shown.pasids.is_some(),
+            ats: device.shown.ats,
+            page_requests,
+        });
+        if let Err(error) = outcome {
+            self.forget_page_requests(&device);
+            return Err(AssignError::add(error, self.ram_size));
+        }
         if let HostDevice::Descriptor(fd) = device.config.device {
             files::close(fd);
         }
@@ -324,11 +336,41 @@ impl Assigner {
         Ok(())
     }
 
+    /// Where page requests of a device go to the guest, if it is shown with them.
+    fn page_requests(
+        &self,
+        source: SourceId,
+        device: &BoundDevice,
+    ) -> Result<Option<PageRequestPath>, AssignError> {
+        let Some((unit, _)) = self.unit.as_ref().filter(|_| device.shown.pri) else {
+            return Ok(None);
+        };
+        let mut all = lock(&self.page_requests);
+        let of_iommufd = match all.entry(device.config.iommufd.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let started = PageRequests::start(&device.iommufd, unit);
+                let failed = |cause| AssignError::device(&device.config, error::Why::Pages(cause));
+                place.insert(started.map_err(failed)?)
+            }
+        };
+        of_iommufd.relay().add(device.id, source);
+        Ok(Some(of_iommufd.path()))
+    }
+
+    fn forget_page_requests(&self, device: &BoundDevice) {
+        if let Some(requests) = lock(&self.page_requests).get(&device.config.iommufd) {
+            requests.relay().remove(device.id);
+        }
+    }
+
     /// Gives a device back to the host, once its model lets go of it, too. Other functions' sources are none of its business.
     pub(crate) fn remove(&self, source: SourceId) {
         if self.assigned.remove(source) {
             let device = lock(&self.devices).remove(&source.0);
-            drop(device);
+            if let Some(device) = device {
+                self.forget_page_requests(&device);
+            }
         }
     }
 }

@@ -167,6 +167,8 @@ pub(crate) struct VfioConfig {
     pub(crate) pasid: Option<bool>,
     /// The same of ATS.
     pub(crate) ats: Option<bool>,
+    /// The same of PRI.
+    pub(crate) pri: Option<bool>,
 }
 
 /// Names a device of the host.

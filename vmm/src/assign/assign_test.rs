@@ -53,6 +53,7 @@ fn a_device_without_its_iommufd_is_refused() {
         needs_reset: true,
         pasid: None,
         ats: None,
+        pri: None,
     };
     let error = host.bind(&config).err().expect("no iommufd").to_string();
     assert!(

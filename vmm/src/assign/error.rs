@@ -91,6 +91,10 @@ pub(crate) enum Why {
          device that the host's IOMMU tells apart; write x-flts=off, or move the device to a PCI Express slot"
     )]
     Bridge(HostAddress),
+    #[error(
+        "the host makes no queue for page requests of devices ({0}), for which its kernel is to be Linux 6.11 or later; write pri=off"
+    )]
+    Pages(io::Error),
     #[error(transparent)]
     Incompatible(#[from] Incompatible),
     #[error(transparent)]

@@ -1,4 +1,4 @@
-//! What the guest is shown of an assigned device's PASIDs and ATS: what was asked for, as far as the unit and the host have it.
+//! What the guest is shown of an assigned device's PASIDs, ATS and PRI: what was asked for, as far as the unit and the host have it.
 
 use std::fmt;
 
@@ -23,7 +23,8 @@ pub(crate) enum Hidden {
     )]
     NoHostPasids,
     #[error(
-        "pasid=on shows the guest a device with PASIDs, and with x-flts=off their tables are second-stage ones, of which the host's          kernel puts none behind PASIDs where it has first-stage ones; write x-flts=on, or drop pasid=on"
+        "pasid=on shows the guest a device with PASIDs, and with x-flts=off their tables are second-stage ones, of which the host's \
+         kernel puts none behind PASIDs where it has first-stage ones; write x-flts=on, or drop pasid=on"
     )]
     SecondStage,
     #[error(
@@ -40,6 +41,25 @@ pub(crate) enum Hidden {
          host's IOMMU or its ACPI tables do not allow it, or the host runs with pci=noats; drop ats=on"
     )]
     HostAtsDisabled,
+    #[error(
+        "pri=on shows the guest a device that asks for pages, and there is no remapping unit that takes such requests; add \
+         `--device intel-iommu,device-iotlb=on,pasid-bits=20,svm=on`, or drop pri=on"
+    )]
+    NoUnitWithPageRequests,
+    #[error(
+        "pri=on shows the guest a device that asks for pages, which takes one that keeps translations, and ATS is hidden; write \
+         ats=on, or drop pri=on"
+    )]
+    NoAtsForPri,
+    #[error(
+        "pri=on shows the guest a device that asks for pages, and this one has no PRI capability; drop pri=on"
+    )]
+    NoPri,
+    #[error(
+        "pri=on shows the guest a device that asks for pages, and the host's kernel has not enabled PRI in this one: the host's \
+         IOMMU takes no page requests, or runs without intel_iommu=on,sm_on; drop pri=on"
+    )]
+    HostPriDisabled,
 }
 
 /// What the guest is shown of a device.
@@ -52,10 +72,12 @@ pub(super) fn choose(
     services: HostServices,
     unit: Option<&UnitConfig>,
 ) -> Result<Shown, Hidden> {
+    let ats = wanted(config, "ats", config.ats, device_tlb(services.ats, unit))?.is_some();
+    let page_requests = page_requests(services.pri, ats, unit);
     Ok(Shown {
         pasids: wanted(config, "pasid", config.pasid, pasids(host, unit))?,
-        ats: wanted(config, "ats", config.ats, device_tlb(services.ats, unit))?.is_some(),
-        pri: false,
+        ats,
+        pri: wanted(config, "pri", config.pri, page_requests)?.is_some(),
     })
 }
 
@@ -71,7 +93,14 @@ fn wanted<T>(
         (_, Ok(shown)) => Ok(Some(shown)),
         (Some(true), Err(why)) => Err(why),
         // That the unit has no such thing is what was asked for.
-        (None, Err(Hidden::NoUnitWithPasids | Hidden::NoUnitWithDeviceTlbs)) => Ok(None),
+        (
+            None,
+            Err(
+                Hidden::NoUnitWithPasids
+                | Hidden::NoUnitWithDeviceTlbs
+                | Hidden::NoUnitWithPageRequests,
+            ),
+        ) => Ok(None),
         (None, Err(why)) => {
             log::debug!("{config}: {key}=auto hides the capability, for: {why}");
             Ok(None)
@@ -107,6 +136,18 @@ fn device_tlb(ats: HostState, unit: Option<&UnitConfig>) -> Result<(), Hidden> {
     }
 }
 
+fn page_requests(pri: HostState, ats: bool, unit: Option<&UnitConfig>) -> Result<(), Hidden> {
+    if !unit.is_some_and(|unit| unit.page_requests) {
+        return Err(Hidden::NoUnitWithPageRequests);
+    }
+    match pri {
+        HostState::Absent => Err(Hidden::NoPri),
+        HostState::Disabled => Err(Hidden::HostPriDisabled),
+        HostState::Enabled if !ats => Err(Hidden::NoAtsForPri),
+        HostState::Enabled => Ok(()),
+    }
+}
+
 /// For people: one line.
 pub(super) struct Description(pub(super) Shown);
 
@@ -116,7 +157,8 @@ impl fmt::Display for Description {
             Some(Pasids { bits, .. }) => write!(f, "{bits}-bit PASIDs")?,
             None => f.write_str("no PASIDs")?,
         }
-        f.write_str(if self.0.ats { ", ATS" } else { ", no ATS" })
+        f.write_str(if self.0.ats { ", ATS" } else { ", no ATS" })?;
+        f.write_str(if self.0.pri { ", PRI" } else { ", no PRI" })
     }
 }
 

@@ -15,6 +15,7 @@ fn config(pasid: Option<bool>, ats: Option<bool>) -> VfioConfig {
         needs_reset: true,
         pasid,
         ats,
+        pri: None,
     }
 }
 
@@ -180,13 +181,52 @@ fn ats_that_cannot_be_had_is_refused_with_the_reason_and_the_remedy() {
 }
 
 #[test]
+fn pri_is_shown_beside_ats_where_unit_and_host_take_page_requests() {
+    let unit = UnitConfig {
+        page_requests: true,
+        ..unit()
+    };
+    let choose = |pri, ats, host_pri, unit| {
+        let config = VfioConfig {
+            pri,
+            ..config(None, ats)
+        };
+        let services = HostServices {
+            ats: HostState::Enabled,
+            pri: host_pri,
+        };
+        choose(&config, &host(20, FIRST_STAGE), services, unit)
+            .map(|shown| shown.pri)
+            .map_err(|error| error.to_string())
+    };
+    let (enabled, with) = (HostState::Enabled, Some(&unit));
+    assert_eq!(choose(None, None, enabled, with), Ok(true));
+    assert_eq!(choose(Some(true), None, enabled, with), Ok(true));
+    assert_eq!(choose(Some(false), None, enabled, with), Ok(false));
+    let plain = UnitConfig::default();
+    let cases = [
+        (None, enabled, None, "svm=on"),
+        (None, enabled, Some(&plain), "svm=on"),
+        (Some(false), enabled, with, "write ats=on"),
+        (None, HostState::Absent, with, "has no PRI capability"),
+        (None, HostState::Disabled, with, "has not enabled PRI"),
+    ];
+    for (ats, host_pri, unit, reason) in cases {
+        assert_eq!(choose(None, ats, host_pri, unit), Ok(false), "{reason}");
+        let error = choose(Some(true), ats, host_pri, unit).expect_err(reason);
+        assert!(error.contains(reason), "{error}");
+        assert!(error.ends_with("drop pri=on"), "{error}");
+    }
+}
+
+#[test]
 fn people_are_told_in_a_line() {
     assert_eq!(
         Description(shown(16, true)).to_string(),
-        "16-bit PASIDs, ATS"
+        "16-bit PASIDs, ATS, no PRI"
     );
     assert_eq!(
         Description(Shown::default()).to_string(),
-        "no PASIDs, no ATS"
+        "no PASIDs, no ATS, no PRI"
     );
 }

@@ -93,6 +93,13 @@ pub(super) const VFIO_PCI: Table = Table {
             default: "auto",
             help: "show the guest that it keeps translations; auto: if intel-iommu lets it (device-iotlb) and the host, too",
         },
+        Key {
+            name: "pri",
+            aliases: &[],
+            kind: Kind::OnOffAuto,
+            default: "auto",
+            help: "show the guest that it asks for pages; auto: if intel-iommu takes such requests (svm) and the host, too",
+        },
         ID,
         BUS,
         super::devices::ADDR,
@@ -164,6 +171,7 @@ pub(super) fn vfio_pci(values: &Values) -> Result<FunctionKind, ListError> {
         needs_reset: values.on_off("needs-reset").unwrap_or(true),
         pasid: values.on_off("pasid"),
         ats: values.on_off("ats"),
+        pri: values.on_off("pri"),
     }))
 }
 

@@ -71,6 +71,7 @@ fn objects_and_devices_become_typed_values() {
                 needs_reset: true,
                 pasid: None,
                 ats: None,
+                pri: None,
             }),
         }]
     );
@@ -88,10 +89,11 @@ fn a_device_is_named_in_one_of_three_ways() {
     assert!(!device("fd=7,needs-reset=off").needs_reset);
     let shown = |line| {
         let device = device(line);
-        (device.pasid, device.ats)
+        (device.pasid, device.ats, device.pri)
     };
-    assert_eq!(shown("fd=7,pasid=on,ats=off"), (Some(true), Some(false)));
-    assert_eq!(shown("fd=7,pasid=auto,ats=on"), (None, Some(true)));
+    let (on, off) = (Some(true), Some(false));
+    assert_eq!(shown("fd=7,pasid=on,ats=off"), (on, off, None));
+    assert_eq!(shown("fd=7,pasid=auto,ats=on,pri=off"), (None, on, off));
     let start = "--object iommufd,id=a --device vfio-pci,iommufd=a";
     assert_eq!(
         error(start),
