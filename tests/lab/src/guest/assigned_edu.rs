@@ -13,19 +13,19 @@ use super::tally;
 use super::vfio::{self, Access, Space};
 use crate::sys::memory::Buffer;
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 /// After some faults level 1's kernel reports no more of them for 5 s.
 const RATE_LIMIT: Duration = Duration::from_secs(6);
 
 /// A page with a pattern, mapped at `iova`.
-fn page(space: &Space, iova: u64, seed: u64, access: Access) -> Result<Buffer> {
+pub(super) fn page(space: &Space, iova: u64, seed: u64, access: Access) -> Result<Buffer> {
     let mut buffer = Buffer::new(4096)?;
     fill(&mut buffer, seed);
     space.map(&buffer, iova, access)?;
     Ok(buffer)
 }
 
-fn ensure_equal(found: &[u8], expected: &[u8], what: &str) -> Result<()> {
+pub(super) fn ensure_equal(found: &[u8], expected: &[u8], what: &str) -> Result<()> {
     let differs = found.iter().zip(expected).position(|(a, b)| a != b);
     match differs {
         None => Ok(()),

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{
     Guest, assigned_edu, console, disk, disk_speed, edu, hot_plug, interrupts, iommu, level3,
-    map_benchmark, network, nvme, random, sva,
+    map_benchmark, network, nvme, pasid, random, sva,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -47,6 +47,8 @@ const CHECKS: &[(&str, Run)] = &[
     ("map-speed", map_benchmark::speed),
     ("map-count", assigned_edu::count_maps),
     ("sva", sva::check),
+    ("sva-present", sva::present),
+    ("pasid", pasid::check),
     ("smp", interrupts::processors),
     ("interrupts", interrupts::check),
     ("nofaults", no_faults),

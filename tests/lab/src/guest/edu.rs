@@ -30,6 +30,14 @@ pub(super) const DMA_DESTINATION: u64 = 0x88;
 pub(super) const DMA_COUNT: u64 = 0x90;
 pub(super) const DMA_COMMAND: u64 = 0x98;
 
+// Registers of nido's extension, and bits of the control register.
+pub(super) const CONTROL: u64 = 0x104;
+pub(super) const OUTCOME: u64 = 0x108;
+pub(super) const WITH_PASID: u32 = 1 << 31;
+pub(super) const TRANSLATE: u32 = 1 << 30;
+/// Outcome: the transfer has reached what it was to reach.
+pub(super) const DONE: u32 = 0;
+
 const COMPUTING: u32 = 1;
 pub(super) const START: u64 = 1;
 pub(super) const FROM_DEVICE: u64 = 2;
@@ -48,6 +56,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 enum Wire {
     Message,
     Pin,
+    /// Nobody is told.
+    Nowhere,
 }
 
 /// All of them.
@@ -63,7 +73,7 @@ pub(super) fn find() -> Result<String> {
 pub(super) struct Edu {
     pub(super) function: Function,
     registers: Bar,
-    interrupt: OwnedFd,
+    interrupt: Option<OwnedFd>,
     wire: Wire,
 }
 
@@ -81,11 +91,17 @@ impl Edu {
         Self::of(Function::open_in(address, Some(space))?, Wire::Message)
     }
 
+    /// The same without an interrupt: transfers can only be polled.
+    pub(super) fn open_polled(address: &str, space: Rc<Space>) -> Result<Self> {
+        Self::of(Function::open_in(address, Some(space))?, Wire::Nowhere)
+    }
+
     fn of(function: Function, wire: Wire) -> Result<Self> {
         let registers = function.bar(0)?;
         let interrupt = match wire {
-            Wire::Message => function.msi()?,
-            Wire::Pin => function.intx()?,
+            Wire::Message => Some(function.msi()?),
+            Wire::Pin => Some(function.intx()?),
+            Wire::Nowhere => None,
         };
         let edu = Self {
             function,
@@ -142,6 +158,16 @@ impl Edu {
         self.poll_idle()
     }
 
+    /// Has the transfers that start from now on travel in this manner (see nido's `edu`).
+    pub(super) fn set_manner(&self, control: u32) -> Result<()> {
+        self.registers.write_u32(CONTROL, control)
+    }
+
+    /// What came of the last transfer.
+    pub(super) fn outcome(&self) -> Result<u32> {
+        self.registers.read_u32(OUTCOME)
+    }
+
     fn poll_idle(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while self.registers.read_u64(DMA_COMMAND)? & START != 0 {
@@ -153,12 +179,13 @@ impl Edu {
 
     fn wait_interrupt(&self, expected: u32) -> Result<()> {
         let milliseconds = i32::try_from(PATIENCE.as_millis())?;
+        let interrupt = self.interrupt.as_ref().context("it was opened without")?;
         ensure!(
-            memory::wait_readable(self.interrupt.as_fd(), milliseconds)?,
+            memory::wait_readable(interrupt.as_fd(), milliseconds)?,
             "no interrupt"
         );
         let mut count = [0; 8];
-        File::from(self.interrupt.try_clone()?).read_exact(&mut count)?;
+        File::from(interrupt.try_clone()?).read_exact(&mut count)?;
         let status = self.registers.read_u32(INTERRUPT_STATUS)?;
         self.registers.write_u32(INTERRUPT_ACKNOWLEDGE, status)?;
         if self.wire == Wire::Pin {

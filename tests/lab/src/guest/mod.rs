@@ -14,6 +14,7 @@ mod level3;
 mod map_benchmark;
 mod network;
 mod nvme;
+mod pasid;
 mod random;
 mod restart;
 mod sva;

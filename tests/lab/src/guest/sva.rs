@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::edu::{
-    self, DMA_COMMAND, DMA_COUNT, DMA_DESTINATION, DMA_SOURCE, FROM_DEVICE, INTERNAL, START,
+    self, CONTROL, DMA_COMMAND, DMA_COUNT, DMA_DESTINATION, DMA_SOURCE, DONE, FROM_DEVICE,
+    INTERNAL, OUTCOME, START, TRANSLATE, WITH_PASID,
 };
 use super::{Guest, disk, vfio};
 use crate::pci;
@@ -19,21 +20,18 @@ const DRIVER: &str = "uio_pci_sva";
 const BAR_SIZE: usize = 1 << 20;
 
 const FEATURES: u64 = 0x100;
-const CONTROL: u64 = 0x104;
-const OUTCOME: u64 = 0x108;
 const CACHED: u64 = 0x10c;
 const INVALIDATIONS: u64 = 0x110;
 const PAGE_REQUESTS: u64 = 0x114;
 const PAGE_RESPONSES: u64 = 0x118;
 
 const PAGE: usize = 4096;
-/// ATS, PASID and PRI.
+/// ATS and PASID.
+const WITHOUT_PAGE_REQUESTS: u32 = 3;
+/// These and PRI.
 const ALL: u32 = 7;
-const WITH_PASID: u32 = 1 << 31;
-const TRANSLATE: u32 = 1 << 30;
 const PAGES: u32 = 1 << 29;
 
-const DONE: u32 = 0;
 const DENIED: u32 = 2;
 const PAGE_INVALID: u32 = 5;
 
@@ -112,17 +110,9 @@ fn pattern(seed: u64) -> Vec<u8> {
     data
 }
 
-/// Plain requests with PASID, translated requests through a device-TLB, page requests for absent pages and for forbidden
-/// ones, and invalidations that reach the device-TLB.
-pub(super) fn check(_guest: &Guest, _argument: &str) -> Result<String> {
-    let edu = Edu::open(&edu::find()?)?;
-    ensure!(
-        edu.count(FEATURES) == ALL,
-        "edu has features {:#x} only",
-        edu.count(FEATURES)
-    );
-
-    // Present pages, by untranslated requests with PASID.
+/// Present pages, by untranslated requests with PASID, and by translated ones through the device-TLB. Returns the page that was
+/// written.
+fn present_pages(edu: &Edu) -> Result<Buffer> {
     let mut source = Buffer::new(PAGE)?;
     let target = Buffer::new(PAGE)?;
     source.write(0, &pattern(1));
@@ -146,6 +136,20 @@ pub(super) fn check(_guest: &Guest, _argument: &str) -> Result<String> {
         "the device-TLB holds {} entries",
         edu.count(CACHED)
     );
+    Ok(target)
+}
+
+/// Plain requests with PASID, translated requests through a device-TLB, page requests for absent pages and for forbidden
+/// ones, and invalidations that reach the device-TLB.
+pub(super) fn check(_guest: &Guest, _argument: &str) -> Result<String> {
+    let edu = Edu::open(&edu::find()?)?;
+    ensure!(
+        edu.count(FEATURES) == ALL,
+        "edu has features {:#x} only",
+        edu.count(FEATURES)
+    );
+
+    let target = present_pages(&edu)?;
 
     // Absent pages are denied, and come by page request.
     let mut absent = Buffer::absent(16 * PAGE)?;
@@ -207,5 +211,58 @@ pub(super) fn check(_guest: &Guest, _argument: &str) -> Result<String> {
         "PASID {}, {requests} page requests, {} invalidations",
         edu.pasid,
         edu.count(INVALIDATIONS)
+    ))
+}
+
+/// How often a page is taken away and another comes in its place.
+const ROUNDS: u64 = 64;
+
+/// A device without page requests reaches the pages of this process that are there, and none that was taken away: another page
+/// at its address is found at once, and with none there the device is denied.
+pub(super) fn present(_guest: &Guest, _argument: &str) -> Result<String> {
+    let edu = Edu::open(&edu::find()?)?;
+    let features = edu.count(FEATURES);
+    ensure!(
+        features == WITHOUT_PAGE_REQUESTS,
+        "edu has features {features:#x}"
+    );
+    present_pages(&edu)?;
+    let source = {
+        let mut source = Buffer::new(PAGE)?;
+        source.write(0, &pattern(3));
+        source
+    };
+    let mut moving = Buffer::absent(PAGE)?;
+    let invalidations = edu.count(INVALIDATIONS);
+    for round in 0..ROUNDS {
+        let untouched = pattern(100 + round);
+        moving.write(0, &untouched);
+        edu.expect(DONE, TRANSLATE, source.address(), false, "read")?;
+        ensure!(
+            moving.read(0, PAGE) == untouched,
+            "round {round}: the device has written too early"
+        );
+        edu.expect(DONE, TRANSLATE, moving.address(), true, "write")?;
+        ensure!(
+            moving.read(0, PAGE) == pattern(3),
+            "round {round}: wrong bytes"
+        );
+        moving.discard().context("madvise")?;
+        edu.expect(DENIED, TRANSLATE, moving.address(), true, "discarded page")?;
+        ensure!(
+            moving.read(0, PAGE) == vec![0; PAGE],
+            "round {round}: the discarded page came back"
+        );
+    }
+    let received = edu.count(INVALIDATIONS).wrapping_sub(invalidations);
+    ensure!(
+        u64::from(received) >= ROUNDS,
+        "{received} invalidations for {ROUNDS} pages that were taken away"
+    );
+    let gone = Buffer::new(PAGE)?.address();
+    edu.expect(DENIED, TRANSLATE, gone, true, "unmapped page")?;
+    Ok(format!(
+        "PASID {}, {ROUNDS} pages taken away, {received} invalidations",
+        edu.pasid
     ))
 }

@@ -30,6 +30,8 @@ pub(super) struct Function {
     /// `0000:00:03.0`.
     pub(super) address: String,
     device: OwnedFd,
+    /// Its id in the iommufd, if there is a unit.
+    id: u32,
     /// With a remapping unit: the addresses that the function is attached to.
     space: Option<Rc<Space>>,
     /// Without one: the group and its container, which must stay open as long as the device.
@@ -39,6 +41,12 @@ pub(super) struct Function {
 /// Addresses for DMA: an IOAS, which several functions can be attached to.
 pub(super) struct Space {
     iommu: Rc<File>,
+    id: u32,
+}
+
+/// A page table of a [`Space`].
+pub(super) struct Table {
+    space: Rc<Space>,
     id: u32,
 }
 
@@ -215,6 +223,7 @@ impl Function {
         let mut function = Self {
             address: address.to_owned(),
             device,
+            id: bind.out_devid,
             space: None,
             _group: None,
         };
@@ -224,14 +233,61 @@ impl Function {
 
     /// Gives the function the addresses of `space`, of the same iommufd, in place of those that it has.
     pub(super) fn attach(&mut self, space: Rc<Space>) -> Result<()> {
+        self.attach_to(space.id, None)?;
+        self.space = Some(space);
+        Ok(())
+    }
+
+    fn attach_to(&self, table: u32, pasid: Option<u32>) -> Result<()> {
         let mut attach = ioctl::AttachIommufd {
             argsz: 16,
-            pt_id: space.id,
-            ..Default::default()
+            flags: pasid.is_some().into(),
+            pt_id: table,
+            pasid: pasid.unwrap_or(0),
         };
         ioctl(&self.device, &ioctl::VFIO_ATTACH_IOMMUFD, &mut attach)
             .context("VFIO_DEVICE_ATTACH_IOMMUFD_PT")?;
-        self.space = Some(space);
+        Ok(())
+    }
+
+    /// A page table that PASIDs of the function can be given, as can its requests without.
+    pub(super) fn table(&self, space: &Rc<Space>) -> Result<Table> {
+        let mut table = ioctl::PageTableAlloc {
+            size: 48,
+            flags: 8,
+            dev_id: self.id,
+            pt_id: space.id,
+            ..Default::default()
+        };
+        ioctl(&*space.iommu, &ioctl::PAGE_TABLE_ALLOC, &mut table).context("IOMMU_HWPT_ALLOC")?;
+        Ok(Table {
+            space: Rc::clone(space),
+            id: table.out_hwpt_id,
+        })
+    }
+
+    /// Gives requests without PASID the addresses of `table`.
+    pub(super) fn attach_table(&mut self, table: &Table) -> Result<()> {
+        self.attach_to(table.id, None)?;
+        self.space = Some(Rc::clone(&table.space));
+        Ok(())
+    }
+
+    /// Gives requests with `pasid` the addresses of `table`, in place of those that they have.
+    pub(super) fn attach_pasid(&self, pasid: u32, table: &Table) -> Result<()> {
+        self.attach_to(table.id, Some(pasid))
+            .with_context(|| format!("PASID {pasid:#x}"))
+    }
+
+    /// Takes all addresses from requests with `pasid`.
+    pub(super) fn detach_pasid(&self, pasid: u32) -> Result<()> {
+        let mut detach = ioctl::DetachIommufd {
+            argsz: 12,
+            flags: 1,
+            pasid,
+        };
+        ioctl(&self.device, &ioctl::VFIO_DETACH_IOMMUFD, &mut detach)
+            .with_context(|| format!("VFIO_DEVICE_DETACH_IOMMUFD_PT of PASID {pasid:#x}"))?;
         Ok(())
     }
 
@@ -252,6 +308,7 @@ impl Function {
         Ok(Self {
             address: address.to_owned(),
             device,
+            id: 0,
             space: None,
             _group: Some((group, container)),
         })

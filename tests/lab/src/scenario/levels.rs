@@ -26,6 +26,12 @@ pub(super) const GUEST: Scenario = Scenario {
     ..DEFAULT
 };
 
+/// The unit of both, for a device with PASIDs and a device-TLB.
+const WITH_PASIDS: &str = "intel-iommu,x-flts=on,device-iotlb=on,pasid-bits=20";
+
+/// The same, for one that asks for pages as well.
+const WITH_PAGE_REQUESTS: &str = "intel-iommu,x-flts=on,device-iotlb=on,pasid-bits=20,svm=on";
+
 const DEVICES: &[&str] = &[
     "-v",
     "--object",
@@ -79,6 +85,31 @@ const NESTED: &[Exchange] = &[
     },
 ];
 
+/// What level 1's unit holds when each of edu's PASIDs has a table: 0x7, and 0xabcde.
+const NESTED_PASIDS: &[Exchange] = &[
+    Exchange {
+        request: "bindings",
+        line_with: &[
+            &["00:05.0 nested"],
+            &["00:05.0 PASID 0x7 nested"],
+            &["00:05.0 PASID 0xabcde nested"],
+        ],
+        positive: &[],
+    },
+    Exchange {
+        request: "stats",
+        line_with: &[&["queue_errors: 0"]],
+        positive: &["table_walks", "waits", "device_tlb_invalidations"],
+    },
+];
+
+/// What level 1's unit has seen when a device of level 3 has asked for pages.
+const PAGES_ASKED_FOR: &[Exchange] = &[Exchange {
+    request: "stats",
+    line_with: &[&["queue_errors: 0"], &["page_requests_lost: 0"]],
+    positive: &["page_requests", "page_responses"],
+}];
+
 /// The scenarios of level 2, and so of level 1.
 pub const LEVELS: &[Scenario] = &[
     Scenario {
@@ -115,6 +146,36 @@ pub const LEVELS: &[Scenario] = &[
         plan: "scalable,level3=killed,nofaults>poweroff",
         ..HOST
     },
+    Scenario {
+        name: "levels-pasid",
+        description: "three levels, x-flts=on: page tables for PASIDs of level 3's edu, and a process's own addresses",
+        unit: Some(WITH_PASIDS),
+        arguments: &[
+            "--device",
+            "edu,ats=on,pasid=on,dma_mask=0xffffffffffffffff",
+            "--device",
+            "virtio-console",
+        ],
+        // Level 3 tries a PASID without table.
+        faults: true,
+        plan: "scalable,translation=first-stage,level3=pasid,log=PASID_0x7]_Request_device_[0000:00:05.0]>poweroff",
+        look: NESTED_PASIDS,
+        ..HOST
+    },
+    Scenario {
+        name: "levels-sva",
+        description: "three levels, x-flts=on: level 3's edu asks for absent pages of a process, through the hosts of two levels",
+        unit: Some(WITH_PAGE_REQUESTS),
+        arguments: &[
+            "--device",
+            "edu,ats=on,pasid=on,pri=on,dma_mask=0xffffffffffffffff",
+            "--device",
+            "virtio-console",
+        ],
+        plan: "scalable,level3=sva>poweroff",
+        look: PAGES_ASKED_FOR,
+        ..HOST
+    },
 ];
 
 /// What level 2's nido says of itself.
@@ -134,6 +195,18 @@ const ALL_NESTED: &[Exchange] = &[Exchange {
         &["shadows_made: 0"],
     ],
     positive: &["nested page tables", "invalidations"],
+}];
+
+const ALL_NESTED_PASIDS: &[Exchange] = &[Exchange {
+    request: "assigned",
+    line_with: &[
+        &["shown: 20-bit PASIDs, ATS"],
+        &["PASID 0x7: nested"],
+        &["PASID 0xabcde: nested"],
+        &["shadows: 0 KiB in 0 areas"],
+        &["pasid_failures: 0"],
+    ],
+    positive: &["nested page tables", "pasid_attaches", "pasid_blocks"],
 }];
 
 /// The scenarios of level 3.
@@ -178,6 +251,31 @@ const THIRD: &[Scenario] = &[
         unit: Some(FIRST_STAGE),
         killed: Some("scalable,disk,edu-stays-mapped>stay"),
         plan: "scalable,translation=first-stage,disk,net=32,edu,nofaults>poweroff",
+        ..GUEST
+    },
+    Scenario {
+        name: "pasid",
+        unit: Some(WITH_PASIDS),
+        plan: "scalable,translation=first-stage,disk,edu,sva-present,pasid=200,look,nofaults>poweroff",
+        look: ALL_NESTED_PASIDS,
+        ..GUEST
+    },
+    Scenario {
+        name: "sva",
+        unit: Some(WITH_PAGE_REQUESTS),
+        plan: "scalable,disk,edu,sva,look>poweroff",
+        look: &[
+            Exchange {
+                request: "assigned",
+                line_with: &[&["shown: 20-bit PASIDs, ATS, PRI"], &["pasid_failures: 0"]],
+                positive: &["pasid_attaches"],
+            },
+            Exchange {
+                request: "stats",
+                line_with: &[&["page_requests_lost: 0"]],
+                positive: &["page_requests", "page_responses"],
+            },
+        ],
         ..GUEST
     },
 ];

@@ -143,12 +143,42 @@ pub struct IoasUnmap {
     pub length: u64,
 }
 
+/// `struct iommu_hwpt_alloc` without data.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct PageTableAlloc {
+    /// Size of the structure.
+    pub size: u32,
+    /// ALLOC_PASID 8.
+    pub flags: u32,
+    /// Device.
+    pub dev_id: u32,
+    /// IOAS.
+    pub pt_id: u32,
+    /// Id of the new page table.
+    pub out_hwpt_id: u32,
+    /// 0.
+    pub reserved: u32,
+    /// 0: none.
+    pub data_type: u32,
+    /// 0.
+    pub data_len: u32,
+    /// 0.
+    pub data_uptr: u64,
+    /// 0.
+    pub fault_id: u32,
+    /// 0.
+    pub reserved2: u32,
+}
+
 /// IOMMU_IOAS_ALLOC.
 pub const IOAS_ALLOC: Request<IoasAlloc> = Request::new(0x3B81);
 /// IOMMU_IOAS_MAP.
 pub const IOAS_MAP: Request<IoasMap> = Request::new(0x3B85);
 /// IOMMU_IOAS_UNMAP.
 pub const IOAS_UNMAP: Request<IoasUnmap> = Request::new(0x3B86);
+/// IOMMU_HWPT_ALLOC.
+pub const PAGE_TABLE_ALLOC: Request<PageTableAlloc> = Request::new(0x3B89);
 
 // linux/vfio.h
 
@@ -174,11 +204,23 @@ pub struct BindIommufd {
 pub struct AttachIommufd {
     /// Size of the structure.
     pub argsz: u32,
-    /// 0.
+    /// PASID 1: for requests with `pasid`.
     pub flags: u32,
     /// IOAS or page table; the kernel writes the page table.
     pub pt_id: u32,
-    /// 0.
+    /// PASID.
+    pub pasid: u32,
+}
+
+/// `struct vfio_device_detach_iommufd_pt`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct DetachIommufd {
+    /// Size of the structure.
+    pub argsz: u32,
+    /// PASID 1: for requests with `pasid`.
+    pub flags: u32,
+    /// PASID.
     pub pasid: u32,
 }
 
@@ -238,6 +280,8 @@ pub struct IrqAction {
 pub const VFIO_BIND_IOMMUFD: Request<BindIommufd> = Request::new(0x3B76);
 /// VFIO_DEVICE_ATTACH_IOMMUFD_PT.
 pub const VFIO_ATTACH_IOMMUFD: Request<AttachIommufd> = Request::new(0x3B77);
+/// VFIO_DEVICE_DETACH_IOMMUFD_PT.
+pub const VFIO_DETACH_IOMMUFD: Request<DetachIommufd> = Request::new(0x3B78);
 /// VFIO_DEVICE_GET_REGION_INFO.
 pub const VFIO_REGION_INFO: Request<RegionInfo> = Request::new(0x3B6C);
 /// VFIO_DEVICE_SET_IRQS.
