@@ -658,6 +658,62 @@ fn a_guest_that_changes_entries_for_ever_has_a_bounded_number_of_host_calls_in_e
 }
 
 #[test]
+fn a_guest_that_invalidates_for_ever_has_a_bounded_number_of_host_calls_in_each_exit() {
+    let guest = Guest::new(Limits {
+        steps_per_exit: 50,
+        ..Limits::default()
+    });
+    let device = guest.add(A, PASIDS);
+    let paging = tables(&guest, 0x30_0000);
+    for pasid in [7, 8] {
+        guest.enter_with(A, pasid, first_stage(&paging, 5));
+        guest.announce_pasid(5, pasid);
+    }
+    guest.host.take_invalidations();
+    guest.devices.run_begins();
+    for _ in 0..1000 {
+        guest
+            .devices
+            .invalidated(&[pasid_pages(5, 7, 0x8000_0000, 0)]);
+    }
+    // Each is one for either PASID.
+    assert_eq!(invalidations(&guest).len(), 25);
+    // What the host was not told to forget is not reached.
+    assert!(numbers(&guest, device).is_empty());
+    assert_eq!(why(&guest, A, 8), Some(Blocked::TooMuchWork));
+    guest.announce_pasid(5, 8);
+    assert_eq!(numbers(&guest, device), [8]);
+}
+
+#[test]
+fn a_guest_with_many_shadows_has_a_bounded_number_of_bindings_compared_in_each_exit() {
+    let guest = Guest::new(Limits {
+        steps_per_exit: 50,
+        ..Limits::default()
+    });
+    guest.add(A, PASIDS);
+    let pagings: Vec<Paging> = (0..4).map(|_| guest.world.second_stage(4)).collect();
+    for (pasid, paging) in (1..).zip(&pagings) {
+        guest.enter_with(A, pasid, [paging.top | 0x89, 5, 0]);
+        guest.announce_pasid(5, pasid);
+    }
+    let bound = |guest: &Guest| {
+        (1..=4)
+            .filter(|pasid| why(guest, A, *pasid).is_none())
+            .count()
+    };
+    assert_eq!(bound(&guest), 4);
+    guest.devices.run_begins();
+    let nobodys = Invalidation::Iotlb(IotlbScope::Domain(99));
+    // 4 shadows, 5 bindings, and 65 ways to be concerned.
+    for _ in 0..3 {
+        guest.devices.invalidated(&[nobodys; 64]);
+    }
+    assert_eq!(bound(&guest), 0);
+    assert_eq!(why(&guest, A, 1), Some(Blocked::TooMuchWork));
+}
+
+#[test]
 fn an_invalidation_reaches_the_tables_of_its_domain_and_pasid_and_no_others() {
     let (guest, ids) = Guest::with(&[PASIDS, PASIDS]);
     // Domain 5 has PASIDs 7 and 8 of one device and PASID 7 of another, which has PASID 8 in domain 6.

@@ -29,8 +29,8 @@ pub(crate) use tables::add_memory_table;
 /// Objects that the host did not take back: with more, no shadows are made.
 const REMAINS: usize = 64;
 
-/// What attaching a PASID costs of what a guest can have done for PASIDs in one exit.
-const PASID_COST: u64 = 16;
+/// What attaching requests costs of what a guest can have done for PASIDs in one exit.
+const ATTACH_COST: u64 = 16;
 
 /// Invalidations of a nested page table that are remembered until the exit ends.
 const FORGOTTEN: usize = 16;
@@ -130,7 +130,9 @@ impl State {
         let limits = self.common.limits;
         let of_guest = (self.budget, self.pasid_budget);
         self.budget = Budget::new(limits.steps_per_exit);
-        self.pasid_budget = Budget::new(limits.pasid_steps_per_exit);
+        // It is not the guest who asks for this one.
+        let pasid_steps = limits.pasid_steps_per_exit.saturating_add(ATTACH_COST);
+        self.pasid_budget = Budget::new(pasid_steps);
         let without = Place {
             device: index,
             pasid: None,
@@ -282,11 +284,10 @@ impl State {
         let device = self.devices.get_mut(place.device);
         let device = device.ok_or(Blocked::Host(None))?;
         device.open(place.pasid, self.common.limits.pasids)?;
-        let Some(pasid) = place.pasid else {
-            return Ok(());
-        };
-        device.lacks(pasid).map_or(Ok(()), Err)?;
-        let cost = self.pasid_budget.steps(PASID_COST);
+        if let Some(pasid) = place.pasid {
+            device.lacks(pasid).map_or(Ok(()), Err)?;
+        }
+        let cost = self.pasid_budget.steps(ATTACH_COST);
         cost.map_err(|_| Blocked::TooMuchWork)
     }
 

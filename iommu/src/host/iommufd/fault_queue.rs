@@ -76,7 +76,13 @@ impl HostPageRequests for FaultQueue {
             match outcome {
                 _ if too_small && room < MOST => self.room.store(room * 2, Ordering::Relaxed),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                outcome => return outcome,
+                outcome => {
+                    if too_small {
+                        // The host has emptied it meanwhile, as it does for a device that is detached.
+                        self.room.store(ROOM, Ordering::Relaxed);
+                    }
+                    return outcome;
+                }
             }
         }
     }

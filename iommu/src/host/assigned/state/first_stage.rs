@@ -242,7 +242,8 @@ impl State {
         self.forget(host, id, &[ALL])
     }
 
-    /// Invalidates, or detaches the requests for which that cannot be done.
+    /// Invalidates, or detaches the requests for which that cannot be done, or for which the guest has had too much done in this
+    /// exit: the host does it for each of them.
     fn forget(
         &mut self,
         host: HostKey,
@@ -256,6 +257,19 @@ impl State {
         else {
             return Ok(());
         };
+        let users = bindings(&self.devices)
+            .filter(|(_, device, binding)| device.host == host && binding.nested() == Some(id))
+            .count()
+            .max(1);
+        let cost = u64::try_from(users.saturating_mul(list.len())).unwrap_or(u64::MAX);
+        if self.budget.steps(cost).is_err() {
+            let why = Blocked::TooMuchWork;
+            let blocked = self.block_all(why, |device, binding| {
+                device.host == host && binding.nested() == Some(id)
+            });
+            self.common.statistics.invalidation_detaches += blocked;
+            return Err(why);
+        }
         let Err(error) = nested.invalidate(list, &mut self.common) else {
             if self.devices.iter().any(|device| device.has_ats) {
                 let forgotten = self.forgotten.entry((host, id)).or_default();

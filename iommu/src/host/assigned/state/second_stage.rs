@@ -15,6 +15,10 @@ use crate::spec::descriptors::{IotlbScope, PasidIotlbScope};
 use crate::translate::SecondStage;
 use crate::unit::Invalidation;
 
+/// How many bindings are compared with shadows for a step of the budget. A guest with as many PASIDs as it can have, each behind
+/// tables of its own, would have millions compared by one write to its queue's tail.
+const COMPARISONS: u64 = 64;
+
 impl State {
     /// Brings the shadows up to date that requests stay behind.
     pub(super) fn refresh<T: TableMemory + ?Sized>(
@@ -24,6 +28,17 @@ impl State {
         all: bool,
         moves: &Moves,
     ) {
+        let comparisons = self
+            .domains
+            .len()
+            .saturating_mul(bindings(&self.devices).count())
+            .saturating_mul(invalidations.len() + 1);
+        let cost = u64::try_from(comparisons).unwrap_or(u64::MAX) / COMPARISONS;
+        if self.budget.steps(cost).is_err() {
+            for at in (0..self.domains.len()).rev() {
+                self.abandon(at, &Trouble::TooMuchWork);
+            }
+        }
         let mut failed = Vec::new();
         for (at, domain) in self.domains.iter_mut().enumerate() {
             let Domain { host, shadow } = domain;
