@@ -8,7 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ use super::region_info;
 use super::sys;
 use super::sysfs::{OpenError, Sysfs};
 
-/// How long an operation is tried again that the kernel refuses while a reset is going on.
+/// How long operations on a device are tried again, in 10 seconds, that the kernel refuses while a reset is going on.
 const BUSY_LIMIT: Duration = Duration::from_secs(2);
 /// The time between two tries.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
@@ -121,6 +121,8 @@ pub struct VfioCdev {
     /// Shared with the mappings of its regions.
     file: Arc<File>,
     address: Option<HostAddress>,
+    /// By attaching it. Leaf lock.
+    waited: Mutex<Waited>,
 }
 
 impl VfioCdev {
@@ -143,6 +145,7 @@ impl VfioCdev {
         Ok(Self {
             file: Arc::new(file),
             address: Some(address),
+            waited: Mutex::new(Waited::new()),
         })
     }
 
@@ -160,6 +163,7 @@ impl VfioCdev {
         Ok(Self {
             file: Arc::new(file),
             address,
+            waited: Mutex::new(Waited::new()),
         })
     }
 
@@ -248,12 +252,16 @@ impl AsFd for VfioCdev {
 impl Attachment for VfioCdev {
     fn attach(&self, pasid: Option<Pasid>, table: ObjectId) -> io::Result<()> {
         let attachment = sys::attachment(pasid.map(Pasid::get), table.0);
-        retry(&[libc::EBUSY], || sys::attach(&self.file, attachment))
+        retry(&self.waited, &[libc::EBUSY], || {
+            sys::attach(&self.file, attachment)
+        })
     }
 
     fn detach(&self, pasid: Option<Pasid>) -> io::Result<()> {
         let detachment = sys::detachment(pasid.map(Pasid::get));
-        retry(&[libc::EBUSY], || sys::detach(&self.file, detachment))
+        retry(&Mutex::new(Waited::new()), &[libc::EBUSY], || {
+            sys::detach(&self.file, detachment)
+        })
     }
 }
 
@@ -337,7 +345,11 @@ impl HostDevice for VfioCdev {
 
     fn reset(&self) -> io::Result<()> {
         // EAGAIN: somebody else holds the device's lock for a moment.
-        retry(&[libc::EAGAIN, libc::EBUSY], || sys::reset(&self.file))
+        retry(
+            &Mutex::new(Waited::new()),
+            &[libc::EAGAIN, libc::EBUSY],
+            || sys::reset(&self.file),
+        )
     }
 }
 
@@ -350,16 +362,55 @@ fn position(region: u32, offset: u64) -> io::Result<u64> {
     Ok(u64::from(region) << SHIFT | offset)
 }
 
+/// How long operations have been waiting of late. A guest that resets a device again and again, and has it attached to one PASID after
+/// the other meanwhile, is not to have each of them wait.
+#[derive(Debug)]
+struct Waited {
+    since: Instant,
+    time: Duration,
+}
+
+impl Waited {
+    /// After which time it is as if nobody had waited.
+    const FORGOTTEN: Duration = Duration::from_secs(10);
+
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            time: Duration::ZERO,
+        }
+    }
+
+    /// Whether there may be another pause.
+    fn may_wait(&mut self) -> bool {
+        if self.since.elapsed() > Self::FORGOTTEN {
+            *self = Self::new();
+        }
+        let may = self.time < BUSY_LIMIT;
+        if may {
+            self.time += BUSY_PAUSE;
+        }
+        may
+    }
+}
+
 /// Tries again, for a bounded time, while `operation` fails with one of `errors`.
-fn retry<T>(errors: &[i32], mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    let start = Instant::now();
+fn retry<T>(
+    waited: &Mutex<Waited>,
+    errors: &[i32],
+    mut operation: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    let may_wait = || {
+        let mut waited = waited.lock().unwrap_or_else(PoisonError::into_inner);
+        waited.may_wait()
+    };
     loop {
         match operation() {
             Err(error)
                 if error
                     .raw_os_error()
                     .is_some_and(|number| errors.contains(&number))
-                    && start.elapsed() < BUSY_LIMIT =>
+                    && may_wait() =>
             {
                 thread::sleep(BUSY_PAUSE);
             }
