@@ -336,6 +336,8 @@ const SCENARIOS: &[Scenario] = &[
         plan: "scalable,smp=2,groups=DMA,translation=first-stage,invalidation=strict,intremap=x2apic,disk,net,rng,edu,\
                edu-remap=1000,interrupts=remapped,nofaults>stay",
         control: KEEP,
+        // Much of the time is the remaps.
+        limit: Duration::from_secs(300),
         ..DEFAULT
     },
     Scenario {
