@@ -74,7 +74,7 @@ impl Kept {
     pub(super) fn forget(&self, invalidation: &Invalidation, generation: u64) {
         let mut store = self.lock();
         store.forget(invalidation);
-        store.floor = generation.saturating_add(1);
+        store.floor = store.floor.max(generation.saturating_add(1));
     }
 
     /// As [`translate::translate`], from what is kept if there is something, or else by a walk that leaves something behind.
