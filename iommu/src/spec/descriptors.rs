@@ -24,6 +24,16 @@ pub enum ContextScope {
     },
 }
 
+/// The bits of a source id that FM, of a context cache invalidation, has ignored.
+pub(crate) const fn ignored_bits(function_mask: u8) -> u16 {
+    match function_mask {
+        0 => 0,
+        1 => 0b100,
+        2 => 0b110,
+        _ => 0b111,
+    }
+}
+
 /// Pages that an invalidation names: `2^mask` of them, naturally aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageBlock {

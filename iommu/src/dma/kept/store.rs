@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 
 use super::recorder::Notes;
 use crate::spec::descriptors::{
-    ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
+    ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope, ignored_bits,
 };
 use crate::spec::ids::{Pasid, SourceId};
 use crate::translate::{
@@ -290,12 +290,7 @@ impl Store {
                 source,
                 function_mask,
             } => {
-                let ignored: u16 = match function_mask {
-                    0 => 0,
-                    1 => 4,
-                    2 => 6,
-                    _ => 7,
-                };
+                let ignored = ignored_bits(function_mask);
                 (0..8)
                     .map(|function| source & !ignored | function & ignored)
                     .collect()

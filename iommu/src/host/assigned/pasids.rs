@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::target::Tables;
 use crate::host::shadow::budget::{Budget, Exhausted};
 use crate::memory::TableMemory;
-use crate::spec::descriptors::{ContextScope, PasidCacheScope};
+use crate::spec::descriptors::{ContextScope, PasidCacheScope, ignored_bits};
 use crate::spec::ids::{Pasid, SourceId};
 use crate::spec::pasid::{DirectoryEntry, PasidEntry};
 use crate::translate;
@@ -61,15 +61,7 @@ pub(crate) const fn concerns(scope: ContextScope, source: SourceId) -> bool {
         ContextScope::Device {
             source: named,
             function_mask,
-        } => {
-            let ignored = match function_mask {
-                0 => 0,
-                1 => 0b100,
-                2 => 0b110,
-                _ => 0b111,
-            };
-            (source.0 ^ named) & !ignored == 0
-        }
+        } => (source.0 ^ named) & !ignored_bits(function_mask) == 0,
     }
 }
 
