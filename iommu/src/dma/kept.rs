@@ -24,8 +24,7 @@ use self::store::{Page, Store};
 use crate::memory::TableMemory;
 use crate::spec::fault_reason::FaultReason;
 use crate::translate::{
-    self, Access, Binding, Fault, Gates, Latched, Permitted, Request, RequestKind, Resolved,
-    Translation,
+    self, Access, Binding, Fault, Gates, Latched, Request, RequestKind, Resolved, Translation,
 };
 use crate::unit::Invalidation;
 
@@ -132,21 +131,13 @@ impl Kept {
         &self,
         asker: &Asker<'_, T>,
         request: &Request,
-    ) -> Result<Permitted, Fault> {
+    ) -> Result<Translation, Fault> {
         let store = self.lock();
-        let translation = match store.page(request) {
-            Some(page) => at(page, request),
-            None => {
-                let recorder = Recorder::new(asker.memory, &store);
-                translate::probe(&recorder, asker.gates, asker.latched, request)?
-            }
-        };
-        Ok(Permitted {
-            address: translation.address,
-            page_shift: translation.page_shift,
-            readable: translation.readable,
-            writable: translation.writable,
-        })
+        if let Some(page) = store.page(request) {
+            return Ok(at(page, request));
+        }
+        let recorder = Recorder::new(asker.memory, &store);
+        translate::probe(&recorder, asker.gates, asker.latched, request)
     }
 }
 

@@ -383,16 +383,14 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
             return None;
         };
         let request = self.request(*source, address, Access::Read);
-        if let Some(kept) = state.kept() {
-            return kept.probe(&self.asker(state), &request).ok();
-        }
-        let translation = translate::probe(
-            state.guest_memory(),
-            state.gates(),
-            &self.view.latched,
-            &request,
-        )
-        .ok()?;
+        let outcome = match state.kept() {
+            Some(kept) => kept.probe(&self.asker(state), &request),
+            None => {
+                let (memory, gates) = (state.guest_memory(), state.gates());
+                translate::probe(memory, gates, &self.view.latched, &request)
+            }
+        };
+        let translation = outcome.ok()?;
         Some(Permitted {
             address: translation.address,
             page_shift: translation.page_shift,
