@@ -46,7 +46,14 @@ pub(super) struct Bench {
 
 /// PASID 0 has an empty second stage of 4 levels.
 pub(super) fn bench() -> Bench {
-    let world = World::scalable();
+    bench_of(World::scalable(), |state| state)
+}
+
+/// The same in this world, in front of a unit of which `made` makes another one.
+pub(super) fn bench_of(
+    world: World,
+    made: impl FnOnce(DmaState<Memory>) -> DmaState<Memory>,
+) -> Bench {
     let paging = world.second_stage(4);
     world.set_pasid(0, &[paging.top | 0x89, 7]);
     let log = Arc::new(Log::default());
@@ -55,7 +62,7 @@ pub(super) fn bench() -> Bench {
         world.gates,
         Arc::clone(&log) as _,
     );
-    let state = Arc::new(state);
+    let state = Arc::new(made(state));
     state.set_latched(world.latched);
     let port = DmaPort::behind(Arc::clone(&state), SOURCE);
     Bench {

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::dma::dma_test::{Bench, Log};
+use crate::dma::dma_test::{Bench, bench_of};
 use crate::dma::{DmaPort, DmaState, DmaView};
 use crate::spec::descriptors::{
     ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
 };
 use crate::spec::ids::{Pasid, SourceId};
-use crate::translate::tables::{SOURCE, World};
+use crate::translate::tables::World;
 use crate::unit::Invalidation::{self, Context, Iotlb, PasidCache, PasidIotlb};
 
 type View = DmaView<Arc<vm_memory::GuestMemoryMmap<()>>>;
@@ -21,30 +21,12 @@ const INPUT: u64 = 0x4000_5000;
 
 /// A unit that keeps translations; PASID 0 has an empty second stage of 4 levels, of domain 7.
 fn keeping(world: World) -> Bench {
-    let paging = world.second_stage(4);
-    world.set_pasid(0, &[paging.top | 0x89, 7]);
-    let log = Arc::new(Log::default());
-    let state = DmaState::new(
-        Arc::clone(&world.memory),
-        world.gates,
-        Arc::clone(&log) as _,
-    );
-    let state = Arc::new(state.keeping_translations());
-    state.set_latched(world.latched);
-    let port = DmaPort::behind(Arc::clone(&state), SOURCE);
+    let bench = bench_of(world, DmaState::keeping_translations);
     for (target, name) in [(OLD, b"old"), (NEW, b"new")] {
-        world
-            .memory
-            .write_slice(name, GuestAddress(target))
-            .unwrap();
+        let memory = &bench.world.memory;
+        memory.write_slice(name, GuestAddress(target)).unwrap();
     }
-    Bench {
-        world,
-        paging,
-        state,
-        port,
-        log,
-    }
+    bench
 }
 
 fn bench() -> Bench {
