@@ -30,19 +30,21 @@ pub(crate) enum Binding {
 }
 
 impl Binding {
+    /// What the guest wanted when it was bound so.
+    const fn target(&self) -> Target {
+        match *self {
+            Self::Blocked(why) => Target::Blocked(why),
+            Self::GuestPhysical => Target::GuestPhysical,
+            Self::Shadow { stage, domain } => Target::Shadow { stage, domain },
+            Self::Nested {
+                first, below, tag, ..
+            } => Target::Nested { first, below, tag },
+        }
+    }
+
     /// The shadow that it goes through.
     pub(crate) fn shadow(&self) -> Option<ShadowKey> {
-        match *self {
-            Self::Shadow { stage, .. } => Some(ShadowKey {
-                stage,
-                parent: false,
-            }),
-            Self::Nested { below, .. } => below.map(|stage| ShadowKey {
-                stage,
-                parent: true,
-            }),
-            Self::Blocked(_) | Self::GuestPhysical => None,
-        }
+        self.target().shadow()
     }
 
     /// DID, under which the guest invalidates what it goes through.
@@ -93,25 +95,7 @@ impl Slot {
         match (&self.binding, target) {
             (Binding::Blocked(is), Target::Blocked(wanted)) => is == wanted && !self.stuck,
             (Binding::Blocked(_), _) => self.failed_in == Some(run),
-            (Binding::GuestPhysical, Target::GuestPhysical) => true,
-            (
-                Binding::Shadow { stage, domain },
-                Target::Shadow {
-                    stage: wanted,
-                    domain: wanted_domain,
-                },
-            ) => stage == wanted && domain == wanted_domain,
-            (
-                Binding::Nested {
-                    first, below, tag, ..
-                },
-                Target::Nested {
-                    first: wanted,
-                    below: wanted_below,
-                    tag: wanted_tag,
-                },
-            ) => first == wanted && below == wanted_below && tag == wanted_tag,
-            _ => false,
+            (binding, target) => binding.target() == *target,
         }
     }
 
