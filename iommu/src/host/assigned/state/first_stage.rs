@@ -257,18 +257,12 @@ impl State {
         else {
             return Ok(());
         };
-        let users = bindings(&self.devices)
-            .filter(|(_, device, binding)| device.host == host && binding.nested() == Some(id))
-            .count()
-            .max(1);
+        let users =
+            bindings(&self.devices).filter(|(_, device, binding)| uses(device, binding, host, id));
+        let users = users.count().max(1);
         let cost = u64::try_from(users.saturating_mul(list.len())).unwrap_or(u64::MAX);
         if self.budget.steps(cost).is_err() {
-            let why = Blocked::TooMuchWork;
-            let blocked = self.block_all(why, |device, binding| {
-                device.host == host && binding.nested() == Some(id)
-            });
-            self.common.statistics.invalidation_detaches += blocked;
-            return Err(why);
+            return Err(self.detach_all(host, id, Blocked::TooMuchWork));
         }
         let Err(error) = nested.invalidate(list, &mut self.common) else {
             if self.devices.iter().any(|device| device.has_ats) {
@@ -278,17 +272,18 @@ impl State {
             }
             return Ok(());
         };
-        let why = Blocked::NotInvalidated(error.raw_os_error());
-        let blocked = self.block_all(why, |device, binding| {
-            device.host == host && binding.nested() == Some(id)
-        });
+        Err(self.detach_all(host, id, Blocked::NotInvalidated(error.raw_os_error())))
+    }
+
+    /// Detaches everyone behind a nested page table that may keep what is to be forgotten.
+    fn detach_all(&mut self, host: HostKey, id: ObjectId, why: Blocked) -> Blocked {
+        let blocked = self.block_all(why, |device, binding| uses(device, binding, host, id));
         self.common.statistics.invalidation_detaches += blocked;
-        Err(why)
+        why
     }
 
     fn is_used(&self, host: HostKey, id: ObjectId) -> bool {
-        bindings(&self.devices)
-            .any(|(_, device, binding)| device.host == host && binding.nested() == Some(id))
+        bindings(&self.devices).any(|(_, device, binding)| uses(device, binding, host, id))
     }
 
     /// Gives back the nested page tables that nobody uses.
@@ -319,6 +314,11 @@ fn space_of<'a>(
             .map(|host| &mut host.memory),
         Base::Shadow(at) => domains.get_mut(at).map(|domain| &mut domain.shadow.space),
     }
+}
+
+/// Whether requests that are bound so are behind this nested page table.
+fn uses(device: &Device, binding: &Binding, host: HostKey, table: ObjectId) -> bool {
+    device.host == host && binding.nested() == Some(table)
 }
 
 fn failed(why: &'static str) -> AttachError {
