@@ -252,16 +252,23 @@ impl AsFd for VfioCdev {
 impl Attachment for VfioCdev {
     fn attach(&self, pasid: Option<Pasid>, table: ObjectId) -> io::Result<()> {
         let attachment = sys::attachment(pasid.map(Pasid::get), table.0);
-        retry(&self.waited, &[libc::EBUSY], || {
+        let may_wait = || {
+            let mut waited = self.waited.lock().unwrap_or_else(PoisonError::into_inner);
+            waited.may_wait()
+        };
+        retry(may_wait, &[libc::EBUSY], || {
             sys::attach(&self.file, attachment)
         })
     }
 
     fn detach(&self, pasid: Option<Pasid>) -> io::Result<()> {
         let detachment = sys::detachment(pasid.map(Pasid::get));
-        retry(&Mutex::new(Waited::new()), &[libc::EBUSY], || {
-            sys::detach(&self.file, detachment)
-        })
+        let mut waited = Waited::new();
+        retry(
+            || waited.may_wait(),
+            &[libc::EBUSY],
+            || sys::detach(&self.file, detachment),
+        )
     }
 }
 
@@ -345,8 +352,9 @@ impl HostDevice for VfioCdev {
 
     fn reset(&self) -> io::Result<()> {
         // EAGAIN: somebody else holds the device's lock for a moment.
+        let mut waited = Waited::new();
         retry(
-            &Mutex::new(Waited::new()),
+            || waited.may_wait(),
             &[libc::EAGAIN, libc::EBUSY],
             || sys::reset(&self.file),
         )
@@ -394,16 +402,12 @@ impl Waited {
     }
 }
 
-/// Tries again, for a bounded time, while `operation` fails with one of `errors`.
+/// Tries again, as long as it may wait, while `operation` fails with one of `errors`.
 fn retry<T>(
-    waited: &Mutex<Waited>,
+    mut may_wait: impl FnMut() -> bool,
     errors: &[i32],
     mut operation: impl FnMut() -> io::Result<T>,
 ) -> io::Result<T> {
-    let may_wait = || {
-        let mut waited = waited.lock().unwrap_or_else(PoisonError::into_inner);
-        waited.may_wait()
-    };
     loop {
         match operation() {
             Err(error)
