@@ -355,6 +355,14 @@ impl Builder<'_> {
     }
 }
 
+/// Device/Port Type of the PCI Express capability (7.5.3.2), if there is one.
+pub(super) fn express_type(host: &Image) -> Option<u8> {
+    let list = standard_list(host);
+    let (offset, _) = list.iter().find(|(_, id)| *id == id::PCIE)?;
+    let [flags] = chunk(host, offset + 2);
+    Some(flags >> 4)
+}
+
 /// Offsets and ids of the standard capabilities, in the list's order. A list that loops or leaves its place ends there.
 fn standard_list(host: &Image) -> Vec<(u16, u8)> {
     let mut list: Vec<(u16, u8)> = Vec::new();

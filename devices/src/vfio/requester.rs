@@ -7,18 +7,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::address::HostAddress;
-use super::sysfs::{Sysfs, link_name};
+use pci::CONFIG_SPACE_SIZE;
 
-/// Offsets in configuration space, PCI Local Bus Specification 3.0, chapter 6.
-const STATUS: usize = 0x06;
-const STATUS_CAPABILITIES: u8 = 1 << 4;
-const CAPABILITIES: usize = 0x34;
-/// The PCI Express capability, whose type is in bits 7:4 of its second word.
-const PCI_EXPRESS: u8 = 0x10;
-const PCI_EXPRESS_FLAGS: usize = 2;
-/// As many capabilities as there is room for.
-const LINKS: usize = 48;
+use super::address::HostAddress;
+use super::capabilities;
+use super::config::put;
+use super::sysfs::{Sysfs, link_name};
 
 /// What a bridge leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,23 +56,13 @@ fn kind(bridge: &Path) -> Bridge {
 
 /// Device/Port Type of the PCI Express capability, if there is one and it can be read.
 fn express_type(bridge: &Path) -> Option<u8> {
-    let mut config = Vec::new();
+    let mut bytes = Vec::new();
     let file = File::open(bridge.join("config")).ok()?;
-    file.take(256).read_to_end(&mut config).ok()?;
-    if config.get(STATUS)? & STATUS_CAPABILITIES == 0 {
-        return None;
-    }
-    let mut at = usize::from(config.get(CAPABILITIES)? & !3);
-    for _ in 0..LINKS {
-        if at < 0x40 {
-            break;
-        }
-        if *config.get(at)? == PCI_EXPRESS {
-            return Some(config.get(at + PCI_EXPRESS_FLAGS)? >> 4);
-        }
-        at = usize::from(config.get(at + 1)? & !3);
-    }
-    None
+    // All that is not extended.
+    file.take(256).read_to_end(&mut bytes).ok()?;
+    let mut image = [0; CONFIG_SPACE_SIZE];
+    put(&mut image, 0, &bytes);
+    capabilities::express_type(&image)
 }
 
 #[cfg(test)]

@@ -5,6 +5,14 @@ use std::path::PathBuf;
 use super::*;
 use vmm_sys_util::tempdir::TempDir;
 
+/// Offsets in configuration space, PCI Local Bus Specification 3.0, chapter 6.
+const STATUS: usize = 0x06;
+const STATUS_CAPABILITIES: u8 = 1 << 4;
+const CAPABILITIES: usize = 0x34;
+/// The PCI Express capability, whose type is in bits 7:4 of its second word.
+const PCI_EXPRESS: u8 = 0x10;
+const PCI_EXPRESS_FLAGS: usize = 2;
+
 const DEVICE: &str = "0000:02:01.0";
 const BRIDGE: &str = "0000:01:00.0";
 const PORT: &str = "0000:00:1c.0";
