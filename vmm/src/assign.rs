@@ -170,11 +170,15 @@ impl BoundDevice {
         self.shown
     }
 
-    /// What prevents first-stage translation of up to `aw_bits` bits, which is looked up for each function by itself.
+    /// First-stage tables are looked up for each function by itself.
+    fn check_requester(&self) -> Result<(), error::Why> {
+        let bridge = self.cdev.requester();
+        bridge.map_or(Ok(()), |bridge| Err(error::Why::Bridge(bridge)))
+    }
+
+    /// What prevents first-stage translation of up to `aw_bits` bits.
     fn check_first_stage(&self, aw_bits: u8) -> Result<(), error::Why> {
-        if let Some(bridge) = self.cdev.requester() {
-            return Err(error::Why::Bridge(bridge));
-        }
+        self.check_requester()?;
         Ok(self.capabilities.check_first_stage(aw_bits)?)
     }
 
@@ -184,7 +188,7 @@ impl BoundDevice {
         let check = || -> Result<Shown, error::Why> {
             if let Some(unit) = unit {
                 if unit.first_stage {
-                    self.check_first_stage(unit.aw_bits)?;
+                    self.check_requester()?;
                 }
                 self.capabilities.check(unit)?;
             }
