@@ -10,8 +10,9 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
-    KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
+    KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -124,6 +125,7 @@ pub(crate) fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<Arc<VmFd>, KvmErro
     enable(&vm, KVM_CAP_X2APIC_API, u64::from(x2apic))
         .map_err(failed("widening interrupt destinations"))?;
     use_current_tsc_frequency(&vm);
+    keep_what_stays_mapped(&vm);
     add_memory(&vm, memory)?;
     Ok(Arc::new(vm))
 }
@@ -144,6 +146,20 @@ fn use_current_tsc_frequency(vm: &VmFd) {
             "KVM takes no TSC frequency for the machine: {}",
             io::Error::last_os_error()
         );
+    }
+}
+
+/// Has KVM forget nothing but what has gone when a part of the guest's memory goes, as the BARs of an assigned device do each time
+/// the guest stops decoding them. Otherwise the guest's next access to each of its pages is an exit. KVM of Linux 6.12 and
+/// later can do that.
+fn keep_what_stays_mapped(vm: &VmFd) {
+    let quirks = vm.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into());
+    let wanted = KVM_X86_QUIRK_SLOT_ZAP_ALL;
+    if u32::try_from(quirks).unwrap_or(0) & wanted == 0 {
+        return;
+    }
+    if let Err(error) = enable(vm, KVM_CAP_DISABLE_QUIRKS2, wanted.into()) {
+        log::debug!("KVM forgets all of the guest's memory whenever a part of it goes: {error}");
     }
 }
 
