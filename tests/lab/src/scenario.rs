@@ -28,13 +28,13 @@ pub enum Kernel {
 pub enum Initramfs {
     /// Nothing.
     Plain,
-    /// A kernel and an initramfs for kexec.
+    /// A kernel for kexec.
     Kexec,
     /// The cloud kernel's modules.
     Cloud,
     /// What makes file systems.
     Tools,
-    /// That, and a kernel and an initramfs for kexec.
+    /// That, and a kernel for kexec.
     KexecTools,
     /// busybox, for a person.
     Shell,

@@ -131,10 +131,10 @@ impl Stage {
         let agent = self.read("lab-agent")?;
         self.archive("level1.cpio", |archive| archive.file("init", 0o755, &agent))?;
         if extras.kexec || extras.host {
-            let (image, initrd) = (self.read("bzImage")?, self.read("guest.cpio")?);
+            let image = self.read("bzImage")?;
             self.archive("kexec.cpio", |archive| {
                 archive.file("init", 0o755, &init)?;
-                add_kexec(archive, &image, &initrd)
+                add_kexec(archive, &image)
             })?;
         }
         if extras.cloud {
@@ -173,7 +173,7 @@ impl Stage {
         Ok(())
     }
 
-    /// The initramfs with mkfs.ext4, and the one that has a kernel and that initramfs for kexec too.
+    /// The initramfs with mkfs.ext4, and the one that has a kernel for kexec too.
     fn tools(&self, init: &[u8]) -> Result<()> {
         apt::install(&["e2fsprogs"], "make file systems in guests")?;
         let program = Path::new(MKFS);
@@ -198,10 +198,10 @@ impl Stage {
                 .try_for_each(|(name, content)| archive.file(name, 0o755, content))
         };
         self.archive("tools.cpio", fill)?;
-        let (image, initrd) = (self.read("bzImage")?, self.read("tools.cpio")?);
+        let image = self.read("bzImage")?;
         self.archive("kexec-tools.cpio", |archive| {
             fill(archive)?;
-            add_kexec(archive, &image, &initrd)
+            add_kexec(archive, &image)
         })
     }
 
@@ -253,11 +253,10 @@ impl Stage {
     }
 }
 
-/// What a guest needs to start another kernel.
-fn add_kexec(archive: &mut Archive<Vec<u8>>, image: &[u8], initrd: &[u8]) -> io::Result<()> {
+/// The kernel that a guest starts by kexec; it packs the initramfs itself.
+fn add_kexec(archive: &mut Archive<Vec<u8>>, image: &[u8]) -> io::Result<()> {
     archive.directory("kexec")?;
-    archive.file("kexec/kernel", 0o644, image)?;
-    archive.file("kexec/initrd", 0o644, initrd)
+    archive.file("kexec/kernel", 0o644, image)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

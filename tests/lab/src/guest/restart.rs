@@ -1,16 +1,25 @@
 //! Several boots of one guest: the count on a disk, and kexec.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
 use super::Guest;
+use crate::cpio::Archive;
 use crate::sys;
 
 /// The disk that counts boots, zeroed by the agent.
 const COUNTER: &str = "/dev/vdc";
+/// The kernel for kexec.
+const KERNEL: &str = "/kexec/kernel";
+/// Its initramfs.
+const INITRD: &str = "/tmp/initrd";
+/// Directories of the root that are no part of the initramfs.
+const OTHERS: &[&str] = &["dev", "proc", "sys", "tmp"];
 const MAGIC: u64 = u64::from_le_bytes(*b"nidoboot");
 
 /// Returns how many boots there were before this one, and counts it.
@@ -41,13 +50,73 @@ pub(super) fn count_boot() -> Result<u32> {
     Ok(u32::try_from(count)?)
 }
 
-/// Starts `/kexec/kernel` with `/kexec/initrd` and the command line of now with `parameter` added. Returns on error only.
+/// Starts [`KERNEL`] with the command line of now and `parameter`. Its initramfs is this one, with the kernel in it, so that it
+/// can do the same. Returns on error only.
 pub(super) fn kexec(guest: &Guest, parameter: &str) -> Result<()> {
-    let kernel = File::open("/kexec/kernel").context("/kexec/kernel")?;
-    let initrd = File::open("/kexec/initrd").context("/kexec/initrd")?;
+    let kernel = File::open(KERNEL).context(KERNEL)?;
+    let archive = Archive::new(BufWriter::new(File::create(INITRD).context(INITRD)?))?;
+    pack(Path::new("/"), archive)?;
+    let initrd = File::open(INITRD).context(INITRD)?;
     let command_line = format!("{} {parameter}", guest.command_line.trim());
     sys::kexec_load(kernel.as_fd(), initrd.as_fd(), &command_line).context("kexec_file_load")?;
     let loaded = fs::read_to_string("/sys/kernel/kexec_loaded").unwrap_or_default();
     ensure!(loaded.trim() != "0", "the kernel was not loaded");
     Err(sys::reboot(sys::Leave::Kexec)).context("kexec")
+}
+
+/// Packs what is in `root` but not in [`OTHERS`].
+fn pack<W: Write>(root: &Path, mut archive: Archive<W>) -> Result<W> {
+    let mut directories = vec![PathBuf::new()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(root.join(&directory))? {
+            let entry = entry?;
+            let path = directory.join(entry.file_name());
+            let name = path.to_str().context("a name that is no text")?;
+            if OTHERS.contains(&name) {
+                continue;
+            }
+            let metadata = entry.metadata()?;
+            if metadata.is_dir() {
+                archive.directory(name)?;
+                directories.push(path);
+            } else if metadata.is_symlink() {
+                let target = fs::read_link(entry.path())?;
+                archive.symlink(name, &target.to_string_lossy())?;
+            } else {
+                let content = fs::read(entry.path()).with_context(|| format!("/{name}"))?;
+                archive.file(name, metadata.mode() & 0o777, &content)?;
+            }
+        }
+    }
+    Ok(archive.finish()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_initramfs_is_packed_with_its_directories_and_without_what_is_mounted() {
+        let root = std::env::temp_dir().join(format!("nido-pack-{}", std::process::id()));
+        fs::create_dir_all(root.join("proc")).unwrap();
+        fs::create_dir_all(root.join("kexec")).unwrap();
+        fs::write(root.join("init"), "the program").unwrap();
+        fs::write(root.join("kexec/kernel"), "the kernel").unwrap();
+        fs::write(root.join("proc/cmdline"), "a parameter").unwrap();
+        std::os::unix::fs::symlink("init", root.join("link")).unwrap();
+        let packed = pack(&root, Archive::new(Vec::new()).unwrap()).unwrap();
+        fs::remove_dir_all(&root).unwrap();
+        let text = String::from_utf8_lossy(&packed);
+        for there in [
+            "init\0",
+            "the program",
+            "kexec/kernel\0",
+            "the kernel",
+            "link\0",
+        ] {
+            assert!(text.contains(there), "{there:?}");
+        }
+        assert!(text.find("kexec\0").unwrap() < text.find("kexec/kernel\0").unwrap());
+        assert!(!text.contains("a parameter") && !text.contains("proc"));
+    }
 }
