@@ -78,6 +78,8 @@ pub struct Scenario {
     pub control: &'static [Exchange],
     /// What the agent asks when the guest has it look, which is its check `look`.
     pub look: &'static [Exchange],
+    /// What it asks when the guest has it look at something by name, as in `look=off`.
+    pub looks: &'static [(&'static str, &'static [Exchange])],
     /// A plan that ends with `stay`, for a guest before this one: nido is killed in the middle of it.
     pub killed: Option<&'static str>,
     /// Command lines that nido must refuse; then there is no guest.
@@ -86,12 +88,26 @@ pub struct Scenario {
     pub limit: Duration,
 }
 
+/// Stands before words that no line may contain all of.
+pub const NO: &str = "!";
+
+impl Scenario {
+    /// What the agent asks when it is to look at `name`.
+    pub fn look_at(&self, name: &str) -> Option<&'static [Exchange]> {
+        if name.is_empty() {
+            return Some(self.look);
+        }
+        let named = self.looks.iter().find(|(other, _)| *other == name);
+        named.map(|(_, exchanges)| *exchanges)
+    }
+}
+
 /// A request to nido's control socket, and what is to be found in the answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Exchange {
     /// The request.
     pub request: &'static str,
-    /// For each of these, a line that contains all words.
+    /// For each of these, a line that contains all words; behind [`NO`], no line that contains the others.
     pub line_with: &'static [&'static [&'static str]],
     /// Lines `name: value` whose values are above zero.
     pub positive: &'static [&'static str],
@@ -222,6 +238,7 @@ const DEFAULT: Scenario = Scenario {
     faults: false,
     control: &[],
     look: &[],
+    looks: &[],
     killed: None,
     refusals: &[],
     limit: Duration::from_secs(120),

@@ -57,7 +57,7 @@ pub fn run(task: &Task, rounds: u32, report: &mut Report<'_>) -> Result<()> {
             socket: None,
             control: &[],
             substitute: &str::to_owned,
-            look: &|| Ok(()),
+            look: &|_| Ok(()),
             limit: task.scenario.limit,
             ending: Ending::ByItself,
             show_guest: false,

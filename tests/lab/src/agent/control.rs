@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::scenario::Exchange;
+use crate::scenario::{Exchange, NO};
 
 /// Time for each answer, on a machine that has more to do. A guest takes its time to let go of a device.
 const PATIENCE: Duration = Duration::from_secs(45);
@@ -69,13 +69,19 @@ fn judge(exchange: &Exchange, answer: &str) -> Result<()> {
         bail!("{}", problem.trim());
     }
     for words in exchange.line_with {
-        ensure!(
-            answer
-                .lines()
-                .any(|line| words.iter().all(|word| line.contains(word))),
-            "no line with '{}'",
-            words.join("' and '")
-        );
+        let (unwanted, words) = match words.split_first() {
+            Some((&NO, words)) => (true, words),
+            _ => (false, *words),
+        };
+        let line = answer
+            .lines()
+            .find(|line| words.iter().all(|word| line.contains(word)));
+        let named = words.join("' and '");
+        match line {
+            Some(line) if unwanted => bail!("a line with '{named}': {line}"),
+            None if !unwanted => bail!("no line with '{named}'"),
+            _ => {}
+        }
     }
     for name in exchange.positive {
         let value = answer
@@ -105,6 +111,17 @@ mod tests {
         assert!(judge(&EXCHANGE, "00:02.0 first-stage\nreads: 0\n").is_err());
         assert!(judge(&EXCHANGE, "00:02.0 first-stage\nother_reads: 4\n").is_err());
         assert!(judge(&EXCHANGE, "error: 00:02.0 first\nreads: 4\n").is_err());
+    }
+
+    #[test]
+    fn an_answer_has_no_line_with_all_words_that_are_not_wanted() {
+        let exchange = Exchange {
+            request: "assigned",
+            line_with: &[&[NO, "01:00.0", "nested"]],
+            positive: &[],
+        };
+        judge(&exchange, "00:01.0 nested\n01:00.0 blocked\n").unwrap();
+        assert!(judge(&exchange, "01:00.0 edu: nested\n").is_err());
     }
 
     #[test]

@@ -176,6 +176,7 @@ pub(super) fn session(
     let socket = task.scratch.join("control.sock");
     let has_socket = !scenario.control.is_empty()
         || !scenario.look.is_empty()
+        || !scenario.looks.is_empty()
         || plan::names(&invocation.plan, "hot-plug");
     if has_socket {
         arguments.extend(["--control".to_owned(), format!("path={}", socket.display())]);
@@ -203,9 +204,15 @@ pub(super) fn session(
             let spare = task.scratch.join(SPARE).display().to_string();
             devices.substitute(text).replace("{spare}", &spare)
         },
-        look: &|| {
-            control::converse(&socket, scenario.look, &task.output.join("look.txt"))?;
-            below.map_or(Ok(()), |ask| ask(LOOK))
+        look: &|name| {
+            let look = scenario.look_at(name);
+            let look = look.with_context(|| format!("{} has no look={name}", scenario.name))?;
+            let transcript = task.output.join(match name {
+                "" => "look.txt".to_owned(),
+                name => format!("look-{name}.txt"),
+            });
+            control::converse(&socket, look, &transcript)?;
+            below.map_or(Ok(()), |ask| ask(format!("{LOOK} {name}").trim()))
         },
         limit: scenario.limit,
         ending,

@@ -49,8 +49,8 @@ pub(super) struct Session<'a> {
     pub(super) control: &'a [Exchange],
     /// Puts addresses into the guest's requests.
     pub(super) substitute: &'a dyn Fn(&str) -> String,
-    /// Looks at what the guest has set up.
-    pub(super) look: &'a dyn Fn() -> Result<()>,
+    /// Looks at what the guest has set up, by the name of what to look at, or none.
+    pub(super) look: &'a dyn Fn(&str) -> Result<()>,
     /// Longest run.
     pub(super) limit: Duration,
     /// The end.
@@ -155,7 +155,7 @@ impl Session<'_> {
                                     report(AgentLine::Measure(what.to_owned()));
                                     Ok(())
                                 }
-                                (LOOK, _) => (self.look)(),
+                                (LOOK, name) => (self.look)(name),
                                 _ => self.control(text),
                             };
                             answer(&mut keyboard, result);
