@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Guest, assigned_edu, console, disk, disk_speed, edu, hot_plug, interrupts, iommu, level3,
-    map_benchmark, network, nvme, pasid, random, sva,
+    Guest, assigned_edu, console, disk, disk_speed, edu, hot_plug, hot_plug_levels, interrupts,
+    iommu, level3, map_benchmark, network, nvme, pasid, random, sva,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -40,6 +40,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("edu-unmap", assigned_edu::unmap),
     ("edu-remap", assigned_edu::remap),
     ("hot-plug", hot_plug::check),
+    ("hot-plug-levels", hot_plug_levels::check),
     ("level3", level3::check),
     ("level3-bench", level3::measure),
     ("look", level3::look),

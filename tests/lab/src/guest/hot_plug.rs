@@ -48,8 +48,8 @@ const DISKS: &[Guise] = &[
 /// Longest time until a device has come or gone.
 const PATIENCE: Duration = Duration::from_secs(20);
 const SIZE: u64 = 1 << 20;
-/// Pause after a disk was pulled out.
-const SETTLE: Duration = Duration::from_secs(3);
+/// Pause after a device was pulled out.
+pub(super) const SETTLE: Duration = Duration::from_secs(3);
 
 /// As often as the argument says, both disks are added, used, and removed while they are read: the guest is asked to let
 /// go of them, or, every second time, not.

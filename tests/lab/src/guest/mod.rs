@@ -8,6 +8,7 @@ pub(crate) mod disk;
 mod disk_speed;
 mod edu;
 mod hot_plug;
+mod hot_plug_levels;
 mod interrupts;
 mod iommu;
 mod level3;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{DEFAULT, Exchange, FIRST_STAGE, Initramfs, SECOND_STAGE, Scenario};
+use super::{DEFAULT, Exchange, FIRST_STAGE, Initramfs, NO, SECOND_STAGE, Scenario};
 
 /// Level 2. Its functions: two disks, the disk that counts boots, the network, edu, the console.
 pub(super) const HOST: Scenario = Scenario {
@@ -110,6 +110,26 @@ const PAGES_ASKED_FOR: &[Exchange] = &[Exchange {
     positive: &["page_requests", "page_responses"],
 }];
 
+/// Slot 3 is the disk that comes and goes, and slot 5 is edu.
+const PLUGGED: &[Exchange] = &[Exchange {
+    request: "bindings",
+    line_with: &[&["00:01.0", "nested"], &["00:05.0", "nested"]],
+    positive: &[],
+}];
+
+/// Level 2's kernel has them back, with its own tables.
+const GONE: &[Exchange] = &[Exchange {
+    request: "bindings",
+    line_with: &[
+        &["00:01.0", "nested"],
+        &["00:03.0", "first-stage"],
+        &["00:05.0", "first-stage"],
+        &[NO, "00:03.0", "nested"],
+        &[NO, "00:05.0", "nested"],
+    ],
+    positive: &[],
+}];
+
 /// The scenarios of level 2, and so of level 1.
 pub const LEVELS: &[Scenario] = &[
     Scenario {
@@ -138,6 +158,13 @@ pub const LEVELS: &[Scenario] = &[
         description: "three levels, x-flts=on: level 3 reboots, goes to sm_off by kexec, and reboots back",
         initramfs: Initramfs::HostKexec,
         plan: "scalable,level3=reboot,nofaults>poweroff",
+        ..HOST
+    },
+    Scenario {
+        name: "levels-hot-plug",
+        description: "three levels, x-flts=on: edu and a disk of level 2 come to level 3 and go while it runs",
+        plan: "scalable,level3=hot-plug,nofaults>poweroff",
+        looks: &[("plugged", PLUGGED), ("gone", GONE)],
         ..HOST
     },
     Scenario {
@@ -209,6 +236,44 @@ const ALL_NESTED_PASIDS: &[Exchange] = &[Exchange {
     positive: &["nested page tables", "pasid_attaches", "pasid_blocks"],
 }];
 
+/// With two slots for what comes and goes.
+const PORTS: &[&str] = &[
+    "-v",
+    "--object",
+    "iommufd,id=iommufd0",
+    "--device",
+    "vfio-pci,host={disk0},iommufd=iommufd0",
+    "--device",
+    "vfio-pci,host={disk1},iommufd=iommufd0",
+    "--device",
+    "vfio-pci,host={net0},iommufd=iommufd0",
+    "--device",
+    "pcie-root-port,id=rp0",
+    "--device",
+    "pcie-root-port,id=rp1",
+];
+
+const HOT_PLUGGED: &[Exchange] = &[Exchange {
+    request: "assigned",
+    line_with: &[
+        &["00:01.0", "nested"],
+        &["01:00.0", "nested"],
+        &["shadows: 0 KiB in 0 areas"],
+    ],
+    positive: &["nested page tables", "invalidations"],
+}];
+
+const HOT_GONE: &[Exchange] = &[Exchange {
+    request: "assigned",
+    line_with: &[
+        &["00:01.0", "nested"],
+        &["shadows: 0 KiB in 0 areas"],
+        &[NO, "01:00.0"],
+        &[NO, "02:00.0"],
+    ],
+    positive: &[],
+}];
+
 /// The scenarios of level 3.
 const THIRD: &[Scenario] = &[
     Scenario {
@@ -244,6 +309,14 @@ const THIRD: &[Scenario] = &[
                scalable,translation=first-stage,net=32,edu,nofaults>kexec:intel_iommu=on,sm_off;\
                legacy,translation=legacy,net=32,edu,nofaults>restart;\
                scalable,translation=first-stage,net=32,edu,nofaults>poweroff",
+        ..GUEST
+    },
+    Scenario {
+        name: "hot-plug",
+        unit: Some(FIRST_STAGE),
+        arguments: PORTS,
+        plan: "scalable,translation=first-stage,disk,hot-plug-levels=4,net=32,interrupts=remapped,nofaults>poweroff",
+        looks: &[("plugged", HOT_PLUGGED), ("gone", HOT_GONE)],
         ..GUEST
     },
     Scenario {
@@ -298,6 +371,20 @@ mod tests {
             let check = checks.find(|check| check.name == "level3").unwrap();
             let guest = third(&check.argument).unwrap();
             plan::parse(guest.plan).unwrap();
+            for check in plan::parse(guest.plan)
+                .unwrap()
+                .iter()
+                .flat_map(|step| &step.checks)
+                .filter(|check| check.name == "look")
+            {
+                for level in [guest, scenario] {
+                    assert!(
+                        level.look_at(&check.argument).is_some(),
+                        "{check} at {}",
+                        level.name
+                    );
+                }
+            }
             let times = 1 + u32::from(guest.killed.is_some());
             assert!(guest.limit * times < scenario.limit, "{}", scenario.name);
         }
