@@ -60,11 +60,16 @@ pub(super) fn no_unit(_guest: &Guest, _argument: &str) -> Result<String> {
     if let Some(line) = find("DRHD base")? {
         bail!("'{line}' in the kernel log");
     }
+    no_groups()?;
+    Ok("no DRHD, no groups".to_owned())
+}
+
+fn no_groups() -> Result<()> {
     let groups = fs::read_dir("/sys/kernel/iommu_groups")
         .map(Iterator::count)
         .unwrap_or(0);
     ensure!(groups == 0, "{groups} IOMMU groups");
-    Ok("no DRHD, no groups".to_owned())
+    Ok(())
 }
 
 /// Every function has a group of its own, and its default domain has the argument's type (`DMA`, `DMA-FQ`, `identity`).
@@ -99,8 +104,13 @@ pub(super) fn groups(_guest: &Guest, argument: &str) -> Result<String> {
 }
 
 /// Every function's table entry has the argument's kind: `first-stage`, `second-stage`, `nested`, `pass-through`
-/// (scalable mode), `legacy` or `legacy-pass-through`.
+/// (scalable mode), `legacy` or `legacy-pass-through`; or the argument is `off`, and there is a unit that Linux leaves off.
 pub(super) fn translation(_guest: &Guest, argument: &str) -> Result<String> {
+    if argument == "off" {
+        let unit = need("DRHD base")?;
+        no_groups()?;
+        return Ok(format!("{unit}, no groups"));
+    }
     let path = "/sys/kernel/debug/iommu/intel/dmar_translation_struct";
     let table = fs::read_to_string(path).context(path)?;
     let kinds = table_kinds(&table)?;

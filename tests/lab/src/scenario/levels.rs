@@ -110,6 +110,43 @@ const PAGES_ASKED_FOR: &[Exchange] = &[Exchange {
     positive: &["page_requests", "page_responses"],
 }];
 
+/// Level 1's bindings of what level 3 has: nested; shadowed by page tables of level 2's kernel; and all of level 3's memory, by
+/// the second stage of a parent.
+const ALL_ON: &[Exchange] = &[Exchange {
+    request: "bindings",
+    line_with: &[
+        &["00:01.0", "nested"],
+        &["00:02.0", "nested"],
+        &["00:03.0", "nested"],
+        &["00:04.0", "nested"],
+        &["00:05.0", "nested"],
+    ],
+    positive: &[],
+}];
+
+const ALL_LEGACY: &[Exchange] = &[Exchange {
+    request: "bindings",
+    line_with: &[
+        &["00:01.0", "-stage"],
+        &["00:05.0", "-stage"],
+        &[NO, "nested"],
+    ],
+    positive: &[],
+}];
+
+const ALL_OFF: &[Exchange] = &[Exchange {
+    request: "bindings",
+    line_with: &[
+        &["00:01.0", "second-stage"],
+        &["00:02.0", "second-stage"],
+        &["00:03.0", "second-stage"],
+        &["00:04.0", "second-stage"],
+        &["00:05.0", "second-stage"],
+        &[NO, "nested"],
+    ],
+    positive: &[],
+}];
+
 /// Slot 3 is the disk that comes and goes, and slot 5 is edu.
 const PLUGGED: &[Exchange] = &[Exchange {
     request: "bindings",
@@ -155,9 +192,11 @@ pub const LEVELS: &[Scenario] = &[
     },
     Scenario {
         name: "levels-reboot",
-        description: "three levels, x-flts=on: level 3 reboots, goes to sm_off by kexec, and reboots back",
+        description: "three levels, x-flts=on: level 3 reboots, goes to sm_off, to no translation and back by kexec",
         initramfs: Initramfs::HostKexec,
-        plan: "scalable,level3=reboot,nofaults>poweroff",
+        plan: "scalable,level3=reboot,nofaults=00:05.0>poweroff",
+        faults: true,
+        looks: &[("on", ALL_ON), ("legacy", ALL_LEGACY), ("off", ALL_OFF)],
         ..HOST
     },
     Scenario {
@@ -236,6 +275,40 @@ const ALL_NESTED_PASIDS: &[Exchange] = &[Exchange {
     positive: &["nested page tables", "pasid_attaches", "pasid_blocks"],
 }];
 
+const REBOOT_ON: &[Exchange] = &[Exchange {
+    request: "assigned",
+    line_with: &[
+        &["00:01.0", "nested"],
+        &["00:05.0", "nested"],
+        &["shadows: 0 KiB in 0 areas"],
+    ],
+    positive: &["nested page tables"],
+}];
+
+const REBOOT_LEGACY: &[Exchange] = &[Exchange {
+    request: "assigned",
+    line_with: &[
+        &["00:01.0", "shadow of"],
+        &["00:05.0", "shadow of"],
+        &["nested page tables: 0"],
+    ],
+    positive: &[],
+}];
+
+const REBOOT_OFF: &[Exchange] = &[Exchange {
+    request: "assigned",
+    line_with: &[
+        &["00:01.0", "guest-physical memory"],
+        &["00:02.0", "guest-physical memory"],
+        &["00:03.0", "guest-physical memory"],
+        &["00:04.0", "guest-physical memory"],
+        &["00:05.0", "guest-physical memory"],
+        &["shadows: 0 KiB in 0 areas"],
+        &["nested page tables: 0"],
+    ],
+    positive: &[],
+}];
+
 /// With two slots for what comes and goes.
 const PORTS: &[&str] = &[
     "-v",
@@ -305,10 +378,17 @@ const THIRD: &[Scenario] = &[
         name: "reboot",
         unit: Some(FIRST_STAGE),
         initramfs: Initramfs::Kexec,
-        plan: "scalable,translation=first-stage,disk,edu,nofaults>restart;\
-               scalable,translation=first-stage,net=32,edu,nofaults>kexec:intel_iommu=on,sm_off;\
-               legacy,translation=legacy,net=32,edu,nofaults>restart;\
-               scalable,translation=first-stage,net=32,edu,nofaults>poweroff",
+        command_line: "intel_iommu=on,sm_on vfio.enable_unsafe_noiommu_mode=1 quiet",
+        plan: "scalable,translation=first-stage,disk,edu,look=on,nofaults>restart;\
+               scalable,translation=first-stage,edu,nofaults>kexec:intel_iommu=on,sm_off;\
+               legacy,translation=legacy,net=32,edu-stays-mapped,look=legacy,nofaults>kexec:intel_iommu=off;\
+               translation=off,disk,net=32,edu,look=off,nofaults>kexec:intel_iommu=on,sm_on;\
+               scalable,translation=first-stage,disk,net=32,edu,look=on,edu-isolation,nofaults>poweroff",
+        looks: &[
+            ("on", REBOOT_ON),
+            ("legacy", REBOOT_LEGACY),
+            ("off", REBOOT_OFF),
+        ],
         ..GUEST
     },
     Scenario {
