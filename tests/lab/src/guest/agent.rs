@@ -13,7 +13,7 @@ use crate::protocol::GuestLine;
 use crate::sys;
 
 /// Longest wait for an answer, on a machine that has more to do.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(150);
 
 /// The way to the agent and back.
 pub(super) struct Agent {

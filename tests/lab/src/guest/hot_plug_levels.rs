@@ -22,7 +22,7 @@ const DRIVER: &str = "vfio-pci";
 const DISK: &str = "/dev/vdc";
 const DISK_SIZE: u64 = 256 << 10;
 /// Longest time until a device has come or gone.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// As often as the argument says: both are plugged in and used, all levels are shown, and they go, as the guest is asked to
 /// let go of them. Every second time it is edu alone, which goes unasked in the middle of its work.
@@ -47,6 +47,7 @@ fn come_and_go(agent: &mut Agent, round: u64) -> Result<()> {
         agent.request(ADD_EDU)?;
     } else {
         agent.request(&format!("{ADD_EDU} & {ADD_DISK}"))?;
+        wait("the disk does not come", || Ok(Path::new(DISK).exists()))?;
         nvme::wait_for(DISK)?;
         nvme::exercise(DISK, DISK_SIZE).context(DISK)?;
     }
