@@ -73,7 +73,11 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
         };
         // It looks up nothing that this view remembers: a device-TLB is there to make it rare.
         let outcome = match state.kept() {
-            Some(kept) => kept.translate(&self.asker(state), &request).outcome,
+            Some(kept) => {
+                let answer = kept.translate(&self.asker(state), &request);
+                self.compare(state, &request, &answer);
+                answer.outcome
+            }
             None => {
                 let (memory, gates) = (state.guest_memory(), state.gates());
                 translate::translate(memory, gates, self.latched(), &request)

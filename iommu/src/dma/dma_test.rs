@@ -9,14 +9,19 @@ use vm_memory::{
 
 use super::{DmaCounts, DmaPort, DmaState, DmaTransaction, FaultSink};
 use crate::translate::tables::{Paging, RAM, SOURCE, World};
-use crate::translate::{Access, Fault, Latched, Request};
+use crate::translate::{Access, Fault, Latched, Request, Translation};
 use crate::{Pasid, SourceId};
 
 type Memory = Arc<GuestMemoryMmap<()>>;
 
-/// Keeps what is reported: input address, access, code, whether to record.
+/// Keeps what is reported.
 #[derive(Default)]
-pub(super) struct Log(Mutex<Vec<(u64, Access, u8, bool)>>);
+pub(super) struct Log {
+    /// Input address, access, code, whether to record.
+    faults: Mutex<Vec<(u64, Access, u8, bool)>>,
+    /// Input addresses.
+    pub(super) stale: Mutex<Vec<u64>>,
+}
 
 impl FaultSink for Log {
     fn dma_fault(&self, request: &Request, fault: &Fault) {
@@ -26,13 +31,22 @@ impl FaultSink for Log {
             fault.reason.code(),
             fault.record,
         );
-        self.0.lock().unwrap().push(entry);
+        self.faults.lock().unwrap().push(entry);
+    }
+
+    fn stale(
+        &self,
+        request: &Request,
+        _: &Result<Translation, Fault>,
+        _: &Result<Translation, Fault>,
+    ) {
+        self.stale.lock().unwrap().push(request.address);
     }
 }
 
 impl Log {
     pub(super) fn take(&self) -> Vec<(u64, Access, u8, bool)> {
-        std::mem::take(&mut self.0.lock().unwrap())
+        std::mem::take(&mut self.faults.lock().unwrap())
     }
 }
 
@@ -366,6 +380,7 @@ fn hits_and_walks_are_counted_across_views_that_come_and_go() {
         table_walks: 3,
         nested_walks: 0,
         kept_hits: 0,
+        kept_stale: 0,
     };
     assert_eq!(bench.state.counts(), expected);
 }

@@ -47,6 +47,8 @@ pub(super) struct Asker<'a, T: ?Sized> {
 pub(super) struct Answer {
     pub(super) outcome: Result<Translation, Fault>,
     pub(super) found: Found,
+    /// What memory alone would have answered, if that is something else.
+    pub(super) instead: Option<Result<Translation, Fault>>,
 }
 
 pub(super) enum Found {
@@ -82,6 +84,22 @@ impl Kept {
         asker: &Asker<'_, T>,
         request: &Request,
     ) -> Answer {
+        let (outcome, found) = self.find(asker, request);
+        // No guest changes what its devices are using, so this is no race, but an invalidation that is missing or to come.
+        let now = translate::probe(asker.memory, asker.gates, asker.latched, request);
+        let instead = (reaches(&outcome, request) != reaches(&now, request)).then_some(now);
+        Answer {
+            outcome,
+            found,
+            instead,
+        }
+    }
+
+    fn find<T: TableMemory + ?Sized>(
+        &self,
+        asker: &Asker<'_, T>,
+        request: &Request,
+    ) -> (Result<Translation, Fault>, Found) {
         let Asker {
             memory,
             gates,
@@ -93,8 +111,7 @@ impl Kept {
             && let Some(page) = store.page(request)
             && let Some(outcome) = answer(asker, &store, page, request)
         {
-            let found = Found::Kept;
-            return Answer { outcome, found };
+            return (outcome, Found::Kept);
         }
         let recorder = Recorder::new(memory, &store);
         let outcome = translate::translate(&recorder, gates, latched, request);
@@ -107,10 +124,7 @@ impl Kept {
             store.keep(&notes, request, page);
         }
         let nested = is_nested(&notes);
-        Answer {
-            outcome,
-            found: Found::Walked { nested },
-        }
+        (outcome, Found::Walked { nested })
     }
 
     /// As [`translate::resolve`]. Nothing is left behind.
@@ -177,6 +191,17 @@ fn answer<T: TableMemory + ?Sized>(
         }
         RequestKind::Translated | RequestKind::PageRequest => None,
     }
+}
+
+/// Where `request` may go.
+fn reaches(outcome: &Result<Translation, Fault>, request: &Request) -> Option<u64> {
+    let found = outcome.as_ref().ok()?;
+    let permitted = match request.access {
+        Access::Read | Access::ZeroLengthRead => found.readable,
+        Access::Write => found.writable,
+        Access::Atomic => found.readable && found.writable,
+    };
+    permitted.then_some(found.address)
 }
 
 /// What a kept page says about the address of `request`.

@@ -9,7 +9,7 @@ use std::{hint, thread};
 use vm_memory::GuestMemoryBackend;
 
 use super::kept::Kept;
-use crate::translate::{self, Fault, Gates, Latched, Request, Resolved};
+use crate::translate::{self, Fault, Gates, Latched, Request, Resolved, Translation};
 use crate::unit::Invalidation;
 
 /// Where blocked requests are reported.
@@ -22,6 +22,16 @@ pub trait FaultSink: Send + Sync {
 
     /// A device asks for a translation (ATS), whatever comes of it.
     fn translation_requested(&self) {}
+
+    /// `request` got `answer` of what is kept, and would have got `now` of the tables: they have changed, and what says so is missing,
+    /// or still to come. Called as [`dma_fault`](Self::dma_fault) is.
+    fn stale(
+        &self,
+        _request: &Request,
+        _answer: &Result<Translation, Fault>,
+        _now: &Result<Translation, Fault>,
+    ) {
+    }
 }
 
 /// The part of a unit that DMA depends on. The unit writes it, views read it.
@@ -63,6 +73,8 @@ pub struct DmaCounts {
     pub nested_walks: u64,
     /// Among the translations that are kept until they are invalidated, a fault included.
     pub kept_hits: u64,
+    /// With an answer of what is kept that the tables no longer gave.
+    pub kept_stale: u64,
 }
 
 impl DmaCounts {
@@ -71,6 +83,7 @@ impl DmaCounts {
         self.table_walks += slot.walks.load(Ordering::Relaxed);
         self.nested_walks += slot.nested.load(Ordering::Relaxed);
         self.kept_hits += slot.kept.load(Ordering::Relaxed);
+        self.kept_stale += slot.stale.load(Ordering::Relaxed);
     }
 }
 
@@ -85,6 +98,7 @@ pub(super) struct Slot {
     /// These are counted as they happen, which is out of the way of hits.
     nested: AtomicU64,
     kept: AtomicU64,
+    stale: AtomicU64,
 }
 
 impl Slot {
@@ -98,6 +112,11 @@ impl Slot {
     /// The view has used a translation that is kept.
     pub(super) fn count_kept(&self) {
         Self::count(&self.kept);
+    }
+
+    /// The view has got an answer that the tables no longer gave.
+    pub(super) fn count_stale(&self) {
+        Self::count(&self.stale);
     }
 
     fn count(counter: &AtomicU64) {
@@ -251,6 +270,15 @@ impl<M> DmaState<M> {
         self.faults.dma_fault(request, fault);
     }
 
+    pub(super) fn report_stale(
+        &self,
+        request: &Request,
+        answer: &Result<Translation, Fault>,
+        now: &Result<Translation, Fault>,
+    ) {
+        self.faults.stale(request, answer, now);
+    }
+
     pub(super) fn register(&self) -> Arc<Slot> {
         let slot = Arc::new(Slot {
             running: AtomicU64::new(Slot::IDLE),
@@ -258,6 +286,7 @@ impl<M> DmaState<M> {
             walks: AtomicU64::default(),
             nested: AtomicU64::default(),
             kept: AtomicU64::default(),
+            stale: AtomicU64::default(),
         });
         self.slots
             .lock()

@@ -11,7 +11,7 @@ use vm_memory::{
 };
 
 use super::cache::Cache;
-use super::kept::{Asker, Found, Kept};
+use super::kept::{Answer, Asker, Found, Kept};
 use super::port::{DmaPort, Path};
 use super::slices::DmaSlices;
 use super::state::{DmaState, Slot};
@@ -330,22 +330,27 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
                 Found::Walked { nested: false } => {}
             }
         }
+        self.compare(state, &request, &answer);
         match answer.outcome {
-            Ok(translation) => {
-                // Its neighbours may be kept from another time.
-                let found = Permitted {
-                    page_shift: 12,
-                    ..Permitted::new(&translation)
-                };
-                if self.tag.generation != NEVER {
-                    view.cache.insert(self.tag, request.address, &found);
-                }
-                Some(found)
-            }
+            // The view's own cache stays empty, so that every use is compared. Its neighbours may be kept from another time.
+            Ok(translation) => Some(Permitted {
+                page_shift: 12,
+                ..Permitted::new(&translation)
+            }),
             Err(fault) => {
                 self.blocked(state, &request, &fault);
                 None
             }
+        }
+    }
+
+    /// Counts and reports an answer that the tables no longer give.
+    pub(super) fn compare(&self, state: &DmaState<M>, request: &Request, answer: &Answer) {
+        if let Some(now) = &answer.instead {
+            if let Some(slot) = &self.view.slot {
+                slot.count_stale();
+            }
+            state.report_stale(request, &answer.outcome, now);
         }
     }
 

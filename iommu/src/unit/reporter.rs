@@ -12,7 +12,7 @@ use super::statistics::Shared;
 use crate::dma::FaultSink;
 use crate::spec::ids::SourceId;
 use crate::spec::registers::{Caps, FaultRecord, FaultStatus, offset};
-use crate::translate::{Access, Fault, Request, RequestKind};
+use crate::translate::{Access, Fault, Request, RequestKind, Translation};
 
 /// The fault log behind its lock, and the way out for its event.
 pub(crate) struct FaultReporter {
@@ -143,6 +143,27 @@ impl FaultSink for FaultReporter {
         self.shared.counters.translation_requests.add();
     }
 
+    fn stale(
+        &self,
+        request: &Request,
+        answer: &Result<Translation, Fault>,
+        now: &Result<Translation, Fault>,
+    ) {
+        self.shared.warn(|| {
+            let SourceId(source) = request.source;
+            let pasid = request.pasid.map(|pasid| format!(" with PASID {:#x}", pasid.get()));
+            format!(
+                "x-keep-translations: {source:#06x}{} at {:#x} ({:?}): kept is {}, but the tables now say {}: an invalidation is \
+                 missing, or late",
+                pasid.unwrap_or_default(),
+                request.address,
+                request.access,
+                in_words(answer),
+                in_words(now),
+            )
+        });
+    }
+
     fn dma_fault(&self, request: &Request, fault: &Fault) {
         if !fault.record {
             self.shared.counters.faults_suppressed.add();
@@ -156,5 +177,20 @@ impl FaultSink for FaultReporter {
                 request.access, request.address, fault.reason
             )
         });
+    }
+}
+
+/// Where a request goes, and what is permitted there.
+fn in_words(outcome: &Result<Translation, Fault>) -> String {
+    match outcome {
+        Ok(found) => {
+            let rights = match (found.readable, found.writable) {
+                (true, true) => "readable and writable",
+                (true, false) => "read-only",
+                (false, _) => "write-only",
+            };
+            format!("{:#x} of domain {}, {rights}", found.address, found.domain)
+        }
+        Err(fault) => format!("{:?}", fault.reason),
     }
 }

@@ -56,6 +56,8 @@ counters! {
         nested_walks,
         /// Accesses that an option to keep translations until they are invalidated had an answer for.
         kept_hits,
+        /// Accesses whose answer came of what is kept, and was not what the tables said by then.
+        kept_stale,
     }
     here {
         /// Context cache invalidations, queued.

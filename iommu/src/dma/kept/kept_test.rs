@@ -489,3 +489,72 @@ fn hits_are_counted_and_are_no_walks() {
     let counts = bench.state.counts();
     assert_eq!((counts.table_walks, counts.kept_hits), (1, 2));
 }
+
+fn stale(bench: &Bench) -> u64 {
+    bench.state.counts().kept_stale
+}
+
+#[test]
+fn an_answer_that_the_tables_no_longer_give_is_counted_and_told() {
+    let bench = bench();
+    bench.world.map(&bench.paging, INPUT, 1, OLD | 3);
+    let mut view = bench.port.view();
+    expect(&mut view, b"old");
+    expect(&mut view, b"old");
+    assert_eq!(stale(&bench), 0);
+    for entry in [NEW | 3, 0] {
+        bench.world.map(&bench.paging, INPUT, 1, entry);
+        expect(&mut view, b"old");
+    }
+    assert_eq!(stale(&bench), 2);
+    assert_eq!(*bench.log.stale.lock().unwrap(), [INPUT, INPUT]);
+    bench.invalidate(Iotlb(IotlbScope::Domain(7)));
+    assert_eq!(look(&mut view, None, INPUT), None);
+    assert_eq!(stale(&bench), 2);
+}
+
+#[test]
+fn a_denial_that_the_tables_no_longer_have_is_stale_and_one_that_they_have_is_not() {
+    let bench = bench();
+    bench.world.map(&bench.paging, INPUT, 1, OLD | 1);
+    let mut view = bench.port.view();
+    expect(&mut view, b"old");
+    let write = |view: &mut View| view.begin().write_obj(1_u8, GuestAddress(INPUT)).is_ok();
+    assert!(!write(&mut view));
+    assert_eq!(stale(&bench), 0);
+    bench.world.map(&bench.paging, INPUT, 1, OLD | 3);
+    assert!(!write(&mut view));
+    assert_eq!(stale(&bench), 1);
+    // What was permitted before still is.
+    expect(&mut view, b"old");
+    assert_eq!(stale(&bench), 1);
+}
+
+#[test]
+fn a_walk_from_a_table_that_was_replaced_is_stale() {
+    let bench = bench();
+    let leaf = bench.world.map(&bench.paging, INPUT, 1, OLD | 3);
+    let mut view = bench.port.view();
+    expect(&mut view, b"old");
+    let table = bench.world.page();
+    bench.world.set(table + leaf % 0x1000, NEW | 3);
+    let upper = table | bench.paging.table_flags;
+    bench.world.map(&bench.paging, INPUT, 2, upper);
+    bench.invalidate(Iotlb(IotlbScope::Pages(7, leaves(INPUT, 0))));
+    expect(&mut view, b"old");
+    assert_eq!(stale(&bench), 1);
+    bench.invalidate(Iotlb(IotlbScope::Pages(7, pages(INPUT, 0))));
+    expect(&mut view, b"new");
+    assert_eq!(stale(&bench), 1);
+}
+
+#[test]
+fn a_device_tlb_that_is_answered_with_an_old_page_counts() {
+    let bench = bench();
+    bench.world.map(&bench.paging, INPUT, 1, OLD | 3);
+    let mut view = bench.port.view();
+    let ask = |view: &mut View| view.begin().translate(INPUT, false).unwrap().address;
+    assert_eq!((ask(&mut view), stale(&bench)), (OLD, 0));
+    bench.world.map(&bench.paging, INPUT, 1, NEW | 3);
+    assert_eq!((ask(&mut view), stale(&bench)), (OLD, 1));
+}
