@@ -286,7 +286,11 @@ const CONTROL: &[Exchange] = &[
 const KEEP: &[Exchange] = &[
     Exchange {
         request: "stats",
-        line_with: &[&["queue_errors: 0"], &["faults_recorded: 0"]],
+        line_with: &[
+            &["queue_errors: 0"],
+            &["faults_recorded: 0"],
+            &["kept_stale: 0"],
+        ],
         positive: &["kept_hits", "table_walks", "pasid_iotlb_invalidations"],
     },
     Exchange {

@@ -16,6 +16,9 @@ pub(super) const HOST: Scenario = Scenario {
     ..DEFAULT
 };
 
+/// Level 1's unit, which forgets no translation by itself, so that an invalidation that is missing shows.
+const KEEPING: &str = "intel-iommu,x-flts=on,x-keep-translations=on";
+
 /// Level 3. What each line of its log costs is some thousand exits of level 1.
 pub(super) const GUEST: Scenario = Scenario {
     arguments: DEVICES,
@@ -26,10 +29,14 @@ pub(super) const GUEST: Scenario = Scenario {
     ..DEFAULT
 };
 
-/// The unit of both, for a device with PASIDs and a device-TLB.
+/// For a device with PASIDs and a device-TLB: the unit of level 1, and that of level 2.
+const KEEPING_PASIDS: &str =
+    "intel-iommu,x-flts=on,x-keep-translations=on,device-iotlb=on,pasid-bits=20";
 const WITH_PASIDS: &str = "intel-iommu,x-flts=on,device-iotlb=on,pasid-bits=20";
 
 /// The same, for one that asks for pages as well.
+const KEEPING_PAGE_REQUESTS: &str =
+    "intel-iommu,x-flts=on,x-keep-translations=on,device-iotlb=on,pasid-bits=20,svm=on";
 const WITH_PAGE_REQUESTS: &str = "intel-iommu,x-flts=on,device-iotlb=on,pasid-bits=20,svm=on";
 
 const DEVICES: &[&str] = &[
@@ -57,7 +64,11 @@ const SHADOWED: &[Exchange] = &[
     },
     Exchange {
         request: "stats",
-        line_with: &[&["queue_errors: 0"], &["faults_recorded: 0"]],
+        line_with: &[
+            &["queue_errors: 0"],
+            &["faults_recorded: 0"],
+            &["nested_walks: 0"],
+        ],
         positive: &["table_walks", "waits"],
     },
 ];
@@ -167,55 +178,82 @@ const GONE: &[Exchange] = &[Exchange {
     positive: &[],
 }];
 
+/// What level 1's unit kept was used, and never after the tables had changed.
+const NEVER_STALE: (&str, &[Exchange]) = (
+    "kept",
+    &[Exchange {
+        request: "stats",
+        line_with: &[&["kept_stale: 0"]],
+        positive: &["kept_hits"],
+    }],
+);
+
+const KEPT: &[(&str, &[Exchange])] = &[NEVER_STALE];
+
 /// The scenarios of level 2, and so of level 1.
 pub const LEVELS: &[Scenario] = &[
     Scenario {
         name: "levels-shadow",
         description: "three levels, x-flts=off: level 3 has level 2's disks, network and edu, shadowed",
-        plan: "scalable,translation=first-stage,level3=shadow,nofaults>poweroff",
+        unit: Some(KEEPING),
+        plan: "scalable,translation=first-stage,level3=shadow,look=kept,nofaults>poweroff",
         look: SHADOWED,
+        looks: KEPT,
         ..HOST
     },
     Scenario {
         name: "levels-nested",
         description: "three levels, x-flts=on: the same through nested page tables",
-        plan: "scalable,translation=first-stage,level3=nested,nofaults>poweroff",
+        unit: Some(KEEPING),
+        plan: "scalable,translation=first-stage,level3=nested,look=kept,nofaults>poweroff",
         look: NESTED,
+        looks: KEPT,
         ..HOST
     },
     Scenario {
         name: "levels-strict",
         description: "three levels, x-flts=on, and level 3 says iommu.strict=1",
-        plan: "scalable,translation=first-stage,level3=strict,nofaults>poweroff",
+        unit: Some(KEEPING),
+        plan: "scalable,translation=first-stage,level3=strict,look=kept,nofaults>poweroff",
         look: NESTED,
+        looks: KEPT,
         ..HOST
     },
     Scenario {
         name: "levels-reboot",
         description: "three levels, x-flts=on: level 3 reboots, goes to sm_off, to no translation and back by kexec",
         initramfs: Initramfs::HostKexec,
-        plan: "scalable,level3=reboot,nofaults=00:05.0>poweroff",
+        plan: "scalable,level3=reboot,look=kept,nofaults=00:05.0>poweroff",
         faults: true,
-        looks: &[("on", ALL_ON), ("legacy", ALL_LEGACY), ("off", ALL_OFF)],
+        unit: Some(KEEPING),
+        looks: &[
+            ("on", ALL_ON),
+            ("legacy", ALL_LEGACY),
+            ("off", ALL_OFF),
+            NEVER_STALE,
+        ],
         ..HOST
     },
     Scenario {
         name: "levels-hot-plug",
         description: "three levels, x-flts=on: edu and a disk of level 2 come to level 3 and go while it runs",
-        plan: "scalable,level3=hot-plug,nofaults>poweroff",
-        looks: &[("plugged", PLUGGED), ("gone", GONE)],
+        plan: "scalable,level3=hot-plug,look=kept,nofaults>poweroff",
+        unit: Some(KEEPING),
+        looks: &[("plugged", PLUGGED), ("gone", GONE), NEVER_STALE],
         ..HOST
     },
     Scenario {
         name: "levels-killed",
         description: "three levels, x-flts=on: level 2's nido is killed in the middle of DMA, and started again",
-        plan: "scalable,level3=killed,nofaults>poweroff",
+        plan: "scalable,level3=killed,look=kept,nofaults>poweroff",
+        unit: Some(KEEPING),
+        looks: KEPT,
         ..HOST
     },
     Scenario {
         name: "levels-pasid",
         description: "three levels, x-flts=on: page tables for PASIDs of level 3's edu, and a process's own addresses",
-        unit: Some(WITH_PASIDS),
+        unit: Some(KEEPING_PASIDS),
         arguments: &[
             "--device",
             "edu,ats=on,pasid=on,dma_mask=0xffffffffffffffff",
@@ -224,22 +262,24 @@ pub const LEVELS: &[Scenario] = &[
         ],
         // Level 3 tries a PASID without table.
         faults: true,
-        plan: "scalable,translation=first-stage,level3=pasid,log=PASID_0x7]_Request_device_[0000:00:05.0]>poweroff",
+        plan: "scalable,translation=first-stage,level3=pasid,look=kept,log=PASID_0x7]_Request_device_[0000:00:05.0]>poweroff",
         look: NESTED_PASIDS,
+        looks: KEPT,
         ..HOST
     },
     Scenario {
         name: "levels-sva",
         description: "three levels, x-flts=on: level 3's edu asks for absent pages of a process, through the hosts of two levels",
-        unit: Some(WITH_PAGE_REQUESTS),
+        unit: Some(KEEPING_PAGE_REQUESTS),
         arguments: &[
             "--device",
             "edu,ats=on,pasid=on,pri=on,dma_mask=0xffffffffffffffff",
             "--device",
             "virtio-console",
         ],
-        plan: "scalable,level3=sva>poweroff",
+        plan: "scalable,level3=sva,look=kept>poweroff",
         look: PAGES_ASKED_FOR,
+        looks: KEPT,
         ..HOST
     },
 ];
