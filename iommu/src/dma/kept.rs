@@ -13,6 +13,8 @@
 //!   is widened needs an invalidation as well (section 11.4.2, CM).
 //! * A write through a page that is not marked dirty walks the tables, and so marks it.
 //! * At a limit a cache is emptied.
+//!
+//! Each answer is compared with that of the tables as they are by then, and what differs is counted and reported.
 
 mod recorder;
 mod store;

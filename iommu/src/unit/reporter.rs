@@ -10,7 +10,6 @@ use super::faults::{FaultLog, Recorded};
 use super::registers::RegisterFile;
 use super::statistics::Shared;
 use crate::dma::FaultSink;
-use crate::spec::ids::SourceId;
 use crate::spec::registers::{Caps, FaultRecord, FaultStatus, offset};
 use crate::translate::{Access, Fault, Request, RequestKind, Translation};
 
@@ -150,11 +149,11 @@ impl FaultSink for FaultReporter {
         now: &Result<Translation, Fault>,
     ) {
         self.shared.warn(|| {
-            let SourceId(source) = request.source;
             let pasid = request.pasid.map(|pasid| format!(" with PASID {:#x}", pasid.get()));
             format!(
-                "x-keep-translations: {source:#06x}{} at {:#x} ({:?}): kept is {}, but the tables now say {}: an invalidation is \
+                "x-keep-translations: {}{} at {:#x} ({:?}): kept is {}, but the tables now say {}: an invalidation is \
                  missing, or late",
+                request.source,
                 pasid.unwrap_or_default(),
                 request.address,
                 request.access,
@@ -171,10 +170,9 @@ impl FaultSink for FaultReporter {
         }
         self.record(self.describe(request, fault));
         self.shared.debug(|| {
-            let SourceId(source) = request.source;
             format!(
-                "blocked {:?} of {source:#06x} at {:#x}: {:?}",
-                request.access, request.address, fault.reason
+                "blocked {:?} of {} at {:#x}: {:?}",
+                request.access, request.source, request.address, fault.reason
             )
         });
     }

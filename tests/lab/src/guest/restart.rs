@@ -55,7 +55,7 @@ pub(super) fn count_boot() -> Result<u32> {
 pub(super) fn kexec(guest: &Guest, parameter: &str) -> Result<()> {
     let kernel = File::open(KERNEL).context(KERNEL)?;
     let archive = Archive::new(BufWriter::new(File::create(INITRD).context(INITRD)?))?;
-    pack(Path::new("/"), archive)?;
+    pack(Path::new("/"), archive)?.flush().context(INITRD)?;
     let initrd = File::open(INITRD).context(INITRD)?;
     let command_line = format!("{} {parameter}", guest.command_line.trim());
     sys::kexec_load(kernel.as_fd(), initrd.as_fd(), &command_line).context("kexec_file_load")?;
