@@ -14,16 +14,17 @@
 //! * A write through a page that is not marked dirty walks the tables, and so marks it.
 //! * At a limit a cache is emptied.
 //!
-//! Each answer, but a fault that a walk has found, is compared with that of the tables as they are by then, and what differs is counted
-//! and reported.
+//! Each answer is compared with that of the tables as they are by then, and what differs is counted and reported.
 
 mod recorder;
 mod store;
+mod unmarked;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use self::recorder::{Notes, Recorder};
 use self::store::{Page, Store};
+use self::unmarked::Unmarked;
 use crate::memory::TableMemory;
 use crate::spec::fault_reason::FaultReason;
 use crate::translate::{
@@ -88,13 +89,10 @@ impl Kept {
         request: &Request,
     ) -> Answer {
         let (outcome, found) = self.find(asker, request);
-        let mut instead = None;
-        // A walk that ends in a fault may have found a bit that cannot be set, which a probe does not try.
-        if outcome.is_ok() || matches!(found, Found::Kept) {
-            // No guest changes what its devices are using, so this is no race, but an invalidation that is missing or to come.
-            let now = translate::probe(asker.memory, asker.gates, asker.latched, request);
-            instead = (reaches(&outcome, request) != reaches(&now, request)).then_some(now);
-        }
+        // No guest changes what its devices are using, so this is no race, but an invalidation that is missing or to come.
+        let memory = Unmarked(asker.memory);
+        let now = translate::translate(&memory, asker.gates, asker.latched, request);
+        let instead = (reaches(&outcome, request) != reaches(&now, request)).then_some(now);
         Answer {
             outcome,
             found,

@@ -558,3 +558,18 @@ fn a_device_tlb_that_is_answered_with_an_old_page_counts() {
     bench.world.map(&bench.paging, INPUT, 1, NEW | 3);
     assert_eq!((ask(&mut view), stale(&bench)), (OLD, 1));
 }
+
+#[test]
+fn what_is_compared_with_the_tables_marks_nothing_in_them() {
+    let bench = bench();
+    let first = bench.world.first_stage(4);
+    let leaf = bench.world.map(&first, INPUT, 1, OLD | 7);
+    bench.world.set_pasid(0, &[0x49, 0x80_0007, first.top]);
+    let mut view = bench.port.view();
+    expect(&mut view, b"old");
+    // Software takes the accessed bit back, and invalidates nothing.
+    bench.world.set(leaf, OLD | 7);
+    expect(&mut view, b"old");
+    assert_eq!(bench.world.get(leaf), OLD | 7);
+    assert_eq!(stale(&bench), 0);
+}
