@@ -29,6 +29,7 @@ use crate::memory::TableMemory;
 use crate::spec::fault_reason::FaultReason;
 use crate::translate::{
     self, Access, Binding, Fault, Gates, Latched, Request, RequestKind, Resolved, Translation,
+    TranslationType,
 };
 use crate::unit::Invalidation;
 
@@ -183,7 +184,9 @@ fn answer<T: TableMemory + ?Sized>(
         }
         RequestKind::TranslationRequest { no_write } => {
             let withheld = no_write && asker.gates.caps.ecap.nwfs();
-            if found.writable && !found.dirty && !withheld {
+            // In legacy mode, what passes through (TT 10b) answers no translation requests.
+            let passes = found.translated_by == Some(TranslationType::PassThrough);
+            if found.writable && !found.dirty && !withheld || page.legacy && passes {
                 return None;
             }
             // Whether the device may ask is said by its context entry.
