@@ -153,11 +153,22 @@ impl Kept {
         request: &Request,
     ) -> Result<Translation, Fault> {
         let store = self.lock();
-        if let Some(page) = store.page(request) {
-            return Ok(at(page, request));
+        let page = store.page(request).map(|page| at(page, request));
+        if let Some(page) = page
+            && (page.dirty || !page.writable)
+        {
+            return Ok(page);
         }
         let recorder = Recorder::new(asker.memory, &store);
-        translate::probe(&recorder, asker.gates, asker.latched, request)
+        let walked = translate::probe(&recorder, asker.gates, asker.latched, request);
+        let Some(page) = page else {
+            return walked;
+        };
+        // A write would walk the tables, to mark the page.
+        Ok(Translation {
+            writable: walked.is_ok_and(|walked| walked.writable),
+            ..page
+        })
     }
 }
 
