@@ -62,6 +62,16 @@ fn expect(view: &mut View, what: &[u8; 3]) {
     assert_eq!(look(view, None, INPUT).as_ref(), Some(what));
 }
 
+/// Whether a device may write.
+fn write(view: &mut View) -> bool {
+    view.begin().write_obj(1_u8, GuestAddress(INPUT)).is_ok()
+}
+
+/// Where a device-TLB is told that a page is.
+fn ask(view: &mut View) -> u64 {
+    view.begin().translate(INPUT, false).unwrap().address
+}
+
 const fn pages(address: u64, mask: u8) -> PageBlock {
     PageBlock {
         address,
@@ -358,7 +368,6 @@ fn a_page_denies_what_it_denied_until_it_is_invalidated() {
     let mut view = bench.port.view();
     expect(&mut view, b"old");
     bench.world.map(&bench.paging, INPUT, 1, OLD | 3);
-    let write = |view: &mut View| view.begin().write_obj(1_u8, GuestAddress(INPUT)).is_ok();
     assert!(!write(&mut view));
     let (address, _, code, recorded) = bench.log.take()[0];
     assert_eq!((address, code, recorded), (INPUT, 0x85, true));
@@ -417,7 +426,6 @@ fn a_device_tlb_is_answered_with_what_is_kept() {
     let mut view = bench.port.view();
     expect(&mut view, b"old");
     bench.world.map(&bench.paging, INPUT, 1, NEW | 3);
-    let ask = |view: &mut View| view.begin().translate(INPUT, false).unwrap().address;
     assert_eq!(ask(&mut view), OLD);
     bench.invalidate(Iotlb(IotlbScope::Pages(7, leaves(INPUT, 0))));
     assert_eq!(ask(&mut view), NEW);
@@ -519,7 +527,6 @@ fn a_denial_that_the_tables_no_longer_have_is_stale_and_one_that_they_have_is_no
     bench.world.map(&bench.paging, INPUT, 1, OLD | 1);
     let mut view = bench.port.view();
     expect(&mut view, b"old");
-    let write = |view: &mut View| view.begin().write_obj(1_u8, GuestAddress(INPUT)).is_ok();
     assert!(!write(&mut view));
     assert_eq!(stale(&bench), 0);
     bench.world.map(&bench.paging, INPUT, 1, OLD | 3);
@@ -553,7 +560,6 @@ fn a_device_tlb_that_is_answered_with_an_old_page_counts() {
     let bench = bench();
     bench.world.map(&bench.paging, INPUT, 1, OLD | 3);
     let mut view = bench.port.view();
-    let ask = |view: &mut View| view.begin().translate(INPUT, false).unwrap().address;
     assert_eq!((ask(&mut view), stale(&bench)), (OLD, 0));
     bench.world.map(&bench.paging, INPUT, 1, NEW | 3);
     assert_eq!((ask(&mut view), stale(&bench)), (OLD, 1));
