@@ -42,7 +42,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use iommu::{DeviceTlb, SourceId, Unit};
+use intel_vtd::{DeviceTlb, SourceId, Unit};
 use pci::{
     BarKind, BarWindow, Bdf, ConfigChange, ConfigSpace, Identity, IntxSink, MsiMessage, MsiSink,
     PciFunction,

@@ -24,7 +24,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub type Memory = Arc<vm_memory::GuestMemoryMmap<()>>;
 
 /// What a device is given to reach guest memory.
-pub type Dma = iommu::DmaPort<Memory>;
+pub type Dma = intel_vtd::DmaPort<Memory>;
 
 /// Turns guest writes to an address into events, without a trip through the VMM (ioeventfd). The events come for writes
 /// of any length and value.

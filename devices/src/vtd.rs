@@ -8,7 +8,7 @@ use vm_device::bus::{MmioAddress, MmioAddressOffset};
 use crate::Memory;
 
 /// The register window of a remapping unit. The unit decides what an access of any offset and length means.
-pub struct VtdMmio(pub Arc<iommu::Unit<Memory>>);
+pub struct VtdMmio(pub Arc<intel_vtd::Unit<Memory>>);
 
 impl DeviceMmio for VtdMmio {
     fn mmio_read(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
@@ -22,8 +22,8 @@ impl DeviceMmio for VtdMmio {
 
 #[cfg(test)]
 mod tests {
-    use iommu::unit::{EventSink, InterruptMessage};
-    use iommu::{Unit, UnitConfig};
+    use intel_vtd::unit::{EventSink, InterruptMessage};
+    use intel_vtd::{Unit, UnitConfig};
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     use super::*;

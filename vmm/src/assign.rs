@@ -13,12 +13,12 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::vfio::{HostAddress, HostServices, Shown, VfioCdev};
-use iommu::host::HostDeviceId;
-use iommu::host::assigned::{AssignedDevice, AssignedDevices, Limits};
-use iommu::host::capabilities::HostCapabilities;
-use iommu::host::iommufd::Iommufd;
-use iommu::host::page_requests::PageRequestPath;
-use iommu::{SourceId, UnitConfig};
+use intel_vtd::{SourceId, UnitConfig};
+use intel_vtd_host::HostDeviceId;
+use intel_vtd_host::assigned::{AssignedDevice, AssignedDevices, Limits};
+use intel_vtd_host::capabilities::HostCapabilities;
+use intel_vtd_host::iommufd::Iommufd;
+use intel_vtd_host::page_requests::PageRequestPath;
 
 use crate::config::{
     FunctionConfig, FunctionKind, HostDevice, IommuConfig, IommufdConfig, VfioConfig,

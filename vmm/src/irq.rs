@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::limit::LogLimit;
-use iommu::SourceId;
-use iommu::unit::{EventSink, InterruptMessage};
+use intel_vtd::SourceId;
+use intel_vtd::unit::{EventSink, InterruptMessage};
 use kvm_ioctls::VmFd;
 use pci::{Bdf, MsiMessage, MsiSink};
 
@@ -23,7 +23,7 @@ pub(crate) use messages::MessageRoutes;
 pub(crate) use table::RoutingTable;
 
 /// The remapping unit of this machine.
-pub(crate) type Unit = iommu::Unit<Memory>;
+pub(crate) type Unit = intel_vtd::Unit<Memory>;
 
 /// In whose name the IOAPIC sends its interrupts: a bus that holds no PCI function.
 pub(crate) const IOAPIC_REQUESTER: u16 = 0xff00;

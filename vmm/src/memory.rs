@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
-use iommu::host::assigned::RamPiece;
+use intel_vtd_host::assigned::RamPiece;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
 };

@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use iommu::{AtsTranslation, DeviceTlb, DeviceTlbInvalidation, PageResponse, Pasid, ResponseCode};
+use intel_vtd::{
+    AtsTranslation, DeviceTlb, DeviceTlbInvalidation, PageResponse, Pasid, ResponseCode,
+};
 
 use super::extension::{Cached, EduFeatures, Manner};
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iommu::{
+use intel_vtd::{
     AtsRefusal, DmaTransaction, DmaView, PageRequest, PageRequestRefusal, Pasid, ResponseCode,
     SourceId, Unit,
 };

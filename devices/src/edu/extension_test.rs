@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iommu::{EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
+use intel_vtd::{EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
 use pci::{Bdf, IntxSink, MsiSink, PciFunction};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iommu::Pasid;
-use iommu::host::{Attachment, HostDeviceId, ObjectId};
+use intel_vtd::Pasid;
+use intel_vtd_host::{Attachment, HostDeviceId, ObjectId};
 use thiserror::Error;
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_INFO_NORESIZE, VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ,

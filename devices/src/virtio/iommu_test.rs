@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use iommu::{EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
+use intel_vtd::{EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::rng::Rng;

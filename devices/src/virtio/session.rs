@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use iommu::{DmaTransaction, DmaView};
+use intel_vtd::{DmaTransaction, DmaView};
 
 use super::Progress;
 use super::chain::Chain;

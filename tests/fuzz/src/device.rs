@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use iommu::{
+use intel_vtd::{
     AtsRefusal, DeviceTlb, DeviceTlbInvalidation, DmaPort, DmaTransaction, PageRequest,
     PageRequestRefusal, PageResponse, Pasid, ResponseCode, SourceId, Unit,
 };

@@ -1,7 +1,7 @@
 //! Arbitrary interrupt remapping tables, and requests that use them.
 
 use arbitrary::Arbitrary;
-use iommu::{InterruptMessage, SourceId};
+use intel_vtd::{InterruptMessage, SourceId};
 
 use crate::machine::{Machine, Shape};
 use crate::word::{Source, Word, decode};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arbitrary::Arbitrary;
-use iommu::{
+use intel_vtd::{
     DmaPort, DmaView, EventSink, InterruptEntryObserver, InterruptMessage, Pasid, SourceId,
     Statistics, Unit, UnitConfig, WalkFeatures,
 };

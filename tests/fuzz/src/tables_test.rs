@@ -1,4 +1,4 @@
-use iommu::{PageRequest, Pasid, SourceId};
+use intel_vtd::{PageRequest, Pasid, SourceId};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::Tables;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arbitrary::Arbitrary;
-use iommu::{DmaTransaction, DmaView, PageRequest, Pasid, SourceId};
+use intel_vtd::{DmaTransaction, DmaView, PageRequest, Pasid, SourceId};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use crate::guest::Guest;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iommu::{DeviceTlb, DeviceTlbInvalidation, EventSink, InterruptMessage, PageResponse};
+use intel_vtd::{DeviceTlb, DeviceTlbInvalidation, EventSink, InterruptMessage, PageResponse};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::ram::Memory;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iommu::{SourceId, Unit, UnitConfig};
+use intel_vtd::{SourceId, Unit, UnitConfig};
 use oracle::bystanders::{Nowhere, Obedient};
 use oracle::driver::{Driver, queue};
 use oracle::machine::guest::configuration;

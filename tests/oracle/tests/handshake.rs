@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use iommu::{DmaPort, EventSink, InterruptMessage, Pasid, SourceId, Unit, UnitConfig};
+use intel_vtd::{DmaPort, EventSink, InterruptMessage, Pasid, SourceId, Unit, UnitConfig};
 use oracle::driver::entries::{self, PasidEntry};
 use oracle::driver::{Driver, command};
 use oracle::machine::guest::configuration;

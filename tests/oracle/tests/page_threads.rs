@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use iommu::{
+use intel_vtd::{
     DeviceTlb, DeviceTlbInvalidation, EventSink, InterruptMessage, PageRequest, PageRequestRefusal,
     PageResponse, Pasid, ResponseCode, SourceId, Unit, UnitConfig,
 };

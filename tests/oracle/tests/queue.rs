@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iommu::{SourceId, Unit};
+use intel_vtd::{SourceId, Unit};
 use oracle::bystanders::{Nowhere, Obedient};
 use oracle::driver::{Driver, command, queue};
 use oracle::machine::guest::configuration;

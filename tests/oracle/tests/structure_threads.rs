@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use iommu::{DmaPort, SourceId, Unit, UnitConfig};
+use intel_vtd::{DmaPort, SourceId, Unit, UnitConfig};
 use oracle::bystanders::{
     DATA, FREE, Nowhere, SOURCES, beside, fill, is_filled, limits, mark, memory, which,
 };

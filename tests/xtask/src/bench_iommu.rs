@@ -34,7 +34,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<bool> {
         count: Some((|line| line.contains("time:"), "cases")),
     };
     let mut command = cargo_here()?;
-    command.args(["bench", "--package", "iommu", "--bench", "speed", "--"]);
+    command.args(["bench", "--package", "intel-vtd", "--bench", "speed", "--"]);
     command.args(filter);
     let cases = cases(&step.run(&mut command)?);
     if cases.is_empty() {

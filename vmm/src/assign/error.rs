@@ -4,8 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use devices::vfio::{BindError, FileError, HostAddress, OpenError};
-use iommu::host::assigned::AddError;
-use iommu::host::capabilities::Incompatible;
+use intel_vtd_host::assigned::AddError;
+use intel_vtd_host::capabilities::Incompatible;
 use thiserror::Error;
 
 use super::files;

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::FromRawFd;
 
-use iommu::host::iommufd::Iommufd;
+use intel_vtd_host::iommufd::Iommufd;
 
 use super::AssignError;
 use crate::config::{FileSource, IommufdConfig};

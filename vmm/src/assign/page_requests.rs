@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use iommu::host::ObjectId;
-use iommu::host::iommufd::Iommufd;
-use iommu::host::page_requests::{PageRequestPath, PageRequestRelay};
+use intel_vtd_host::ObjectId;
+use intel_vtd_host::iommufd::Iommufd;
+use intel_vtd_host::page_requests::{PageRequestPath, PageRequestRelay};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use devices::vfio::{HostServices, HostState, Pasids, Shown};
-use iommu::UnitConfig;
-use iommu::host::capabilities::HostCapabilities;
+use intel_vtd::UnitConfig;
+use intel_vtd_host::capabilities::HostCapabilities;
 use thiserror::Error;
 
 use crate::config::VfioConfig;

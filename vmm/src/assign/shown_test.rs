@@ -1,6 +1,6 @@
-use iommu::host::IntelInfo;
-use iommu::host::capabilities::TableReach;
-use iommu::spec::registers::{Capability, Caps, ExtendedCapability};
+use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
+use intel_vtd_host::IntelInfo;
+use intel_vtd_host::capabilities::TableReach;
 
 use super::*;
 use crate::config::HostDevice;

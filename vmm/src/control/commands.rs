@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iommu::SourceId;
+use intel_vtd::SourceId;
 use pci::{Bdf, ECAM_FUNCTION_SHIFT};
 
 use super::Monitor;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Duration;
 
-use iommu::unit::{EventSink, InterruptMessage};
+use intel_vtd::unit::{EventSink, InterruptMessage};
 use pci::{Apertures, Bdf, MsiSink, PciFunction};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 

@@ -2,7 +2,7 @@
 //!
 //! One table says what there is: it drives the parser, and it is what `help` prints.
 
-use iommu::{Pasid, SourceId};
+use intel_vtd::{Pasid, SourceId};
 use pci::Bdf;
 
 use super::Monitor;

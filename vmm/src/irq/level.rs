@@ -5,8 +5,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::ioapic::{self, IoApic, Route, RouteListener};
-use iommu::SourceId;
-use iommu::unit::InterruptEntryObserver;
+use intel_vtd::SourceId;
+use intel_vtd::unit::InterruptEntryObserver;
 
 use super::{IOAPIC_REQUESTER, Invalidated, Remapper, RoutingTable};
 

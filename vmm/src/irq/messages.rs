@@ -9,8 +9,8 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use devices::vfio::{InterruptRoute, InterruptRoutes};
-use iommu::SourceId;
-use iommu::unit::{InterruptEntryObserver, InterruptMessage};
+use intel_vtd::SourceId;
+use intel_vtd::unit::{InterruptEntryObserver, InterruptMessage};
 use pci::{Bdf, MsiMessage, MsiSink};
 use vmm_sys_util::eventfd::EventFd;
 

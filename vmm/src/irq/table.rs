@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use iommu::unit::InterruptMessage;
+use intel_vtd::unit::InterruptMessage;
 use kvm_ioctls::{Cap, VmFd};
 
 use super::chip::{Chip, KvmChip};

@@ -1,7 +1,7 @@
 //! The machine as others see it: the guest, through ACPI tables, and the remapping unit, through its configuration.
 
 use devices::power;
-use iommu::{UnitConfig, WalkFeatures};
+use intel_vtd::{UnitConfig, WalkFeatures};
 
 use crate::config::{Config, IommuConfig};
 use crate::irq::IOAPIC_REQUESTER;

@@ -15,7 +15,7 @@ use devices::virtio::net::{Net, NetOptions};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
 use devices::{Dma, Doorbells};
-use iommu::SourceId;
+use intel_vtd::SourceId;
 use pci::{Bdf, MsiSink, PciFunction, RootComplex, RootPort};
 
 use super::hotplug::{HotPlug, Maker};

@@ -9,7 +9,7 @@ pub mod tables;
 
 use std::sync::Arc;
 
-use iommu::Unit;
+use intel_vtd::Unit;
 
 use crate::ram::{Memory, Ram};
 use queue::Queue;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iommu::Unit;
+use intel_vtd::Unit;
 
 use crate::ram::Memory;
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use iommu::{
+use intel_vtd::{
     AtsRefusal, DeviceTlb, DeviceTlbInvalidation, DeviceTlbTarget, PageResponse, ResponseCode,
     SourceId, Unit,
 };

@@ -4,7 +4,7 @@ mod devices;
 
 use std::collections::BTreeMap;
 
-use iommu::{UnitConfig, WalkFeatures};
+use intel_vtd::{UnitConfig, WalkFeatures};
 
 use super::dma::{Access, Manner};
 use super::{Check, INTERRUPT_TABLE, LEGACY_ROOT, Machine, POOL, SCALABLE_ROOT, SOURCES};

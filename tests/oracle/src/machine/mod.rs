@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use iommu::{
+use intel_vtd::{
     DmaPort, DmaTransaction, DmaView, EventSink, InterruptMessage, Pasid, SourceId, Unit,
     UnitConfig,
 };

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use iommu::{PageRequest, PageRequestRefusal, ResponseCode, SourceId};
+use intel_vtd::{PageRequest, PageRequestRefusal, ResponseCode, SourceId};
 
 use super::dma::described;
 use super::{Check, Machine, PAGE_QUEUE};

@@ -1,6 +1,6 @@
 //! What devices with PASIDs, a device-TLB and page requests do, and what their guest does with them.
 
-use iommu::PageRequest;
+use intel_vtd::PageRequest;
 
 use super::super::dma::{Access, Manner};
 use super::{Check, Guest, PASIDS, SOURCES};

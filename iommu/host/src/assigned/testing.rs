@@ -1,0 +1,441 @@
+//! A guest with assigned devices, for tests: tables in its memory, and a fake host behind it.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
+
+use super::{AssignedDevice, AssignedDevices, DeviceBinding, Limits, RamPiece};
+use crate::fake::{FakeFeatures, FakeHost, Reached};
+use crate::{HostDeviceId, NestedInvalidation, Rights};
+use intel_vtd::Invalidation;
+use intel_vtd::config::UnitConfig;
+use intel_vtd::spec::descriptors::{
+    ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
+};
+use intel_vtd::spec::ids::{Pasid, SourceId};
+use intel_vtd::translate::testing::{Paging, RAM, World};
+use intel_vtd::unit::{EventSink, InterruptMessage, TranslationObserver as _, Unit};
+
+pub(super) type Memory = Arc<GuestMemoryMmap<()>>;
+
+/// The devices: 00:03.0 to 00:06.0.
+pub(super) const SOURCES: [SourceId; 4] = [
+    SourceId(0x18),
+    SourceId(0x20),
+    SourceId(0x28),
+    SourceId(0x30),
+];
+
+/// Where one piece of RAM ends and the next begins.
+pub(super) const MIDDLE: u64 = 0x200_0000;
+
+/// Any entry may have changed.
+pub(super) const CONTEXT: Invalidation = Invalidation::Context(ContextScope::Global);
+
+struct NoEvents;
+
+impl EventSink for NoEvents {
+    fn deliver(&self, _: InterruptMessage) {}
+}
+
+pub(super) struct Guest {
+    pub(super) world: World,
+    pub(super) unit: Arc<Unit<Memory>>,
+    pub(super) devices: Arc<AssignedDevices<Memory>>,
+    pub(super) host: Arc<FakeHost>,
+}
+
+/// RAM as `World` has it, in two pieces; offsets in the file are guest-physical addresses.
+pub(super) fn ram() -> Vec<RamPiece> {
+    let file = Arc::new(File::open("/dev/null").unwrap());
+    let end = u64::try_from(RAM).unwrap();
+    [0..MIDDLE, MIDDLE..end]
+        .into_iter()
+        .map(|range| RamPiece {
+            guest_address: range.start,
+            file: Arc::clone(&file),
+            offset: range.start,
+            host_address: 0x7000_0000_0000 + range.start,
+            length: range.end - range.start,
+        })
+        .collect()
+}
+
+/// What the fake reads first-stage tables by.
+pub(super) fn reader(world: &World) -> impl Fn(u64) -> Option<u64> + Send + 'static {
+    let memory = Arc::clone(&world.memory);
+    move |offset| {
+        let word: Result<u64, _> = memory.load(GuestAddress(offset), Ordering::SeqCst);
+        word.ok().map(u64::from_le)
+    }
+}
+
+impl Guest {
+    /// Scalable mode, its tables are empty, and translation is on.
+    pub(super) fn new(limits: Limits) -> Self {
+        let config = UnitConfig {
+            scalable: true,
+            first_stage: true,
+            nested: true,
+            caching_mode: true,
+            snoop_control: true,
+            pasid_bits: 20,
+            ..UnitConfig::default()
+        };
+        Self::of(&config, limits)
+    }
+
+    /// As [`new`](Self::new), with another unit.
+    pub(super) fn of(config: &UnitConfig, limits: Limits) -> Self {
+        let world = World::scalable();
+        let unit = Unit::new(Arc::clone(&world.memory), config, Arc::new(NoEvents)).unwrap();
+        let devices = AssignedDevices::new(ram(), Some(&unit), limits);
+        unit.dma_state().set_latched(world.latched);
+        let host = FakeHost::new();
+        host.set_memory(reader(&world));
+        let guest = Self {
+            world,
+            unit,
+            devices,
+            host,
+        };
+        guest.forget_context();
+        guest
+    }
+
+    /// Adds the devices with these features, as the first of [`SOURCES`].
+    pub(super) fn with(features: &[FakeFeatures]) -> (Self, Vec<HostDeviceId>) {
+        let guest = Self::new(Limits::default());
+        let ids = features
+            .iter()
+            .zip(SOURCES)
+            .map(|(features, source)| guest.add(source, *features))
+            .collect();
+        guest.host.take_calls();
+        (guest, ids)
+    }
+
+    pub(super) fn add(&self, source: SourceId, features: FakeFeatures) -> HostDeviceId {
+        let device = self.host.device(source, features);
+        let id = device.id;
+        self.devices.add(device).unwrap();
+        id
+    }
+
+    /// Another iommufd's device.
+    pub(super) fn add_of(&self, host: &Arc<FakeHost>, source: SourceId) -> HostDeviceId {
+        let device: AssignedDevice = host.device(source, FakeFeatures::default());
+        let id = device.id;
+        self.devices.add(device).unwrap();
+        id
+    }
+
+    /// No device has a context entry.
+    fn forget_context(&self) {
+        self.world.set(self.world.scalable_context(), 0);
+    }
+
+    /// Where the context entry of `source` is.
+    pub(super) fn context(&self, source: SourceId) -> u64 {
+        self.world.context + u64::from(source.0) * 32
+    }
+
+    /// Gives `source` an entry for requests without PASID, with these words.
+    pub(super) fn enter(&self, source: SourceId, words: [u64; 3]) {
+        self.enter_with(source, 0, words);
+    }
+
+    /// Gives `source` an entry for requests with `pasid`, of which it can have 8192 then. PASID 0 is what requests have without.
+    pub(super) fn enter_with(&self, source: SourceId, pasid: u32, words: [u64; 3]) {
+        let slot = self.pasid_slot(source, pasid);
+        for (index, word) in (0..).zip(words) {
+            self.world.set(slot + index * 8, word);
+        }
+    }
+
+    /// Where the entry of `source` for `pasid` is; the tables on the way are made.
+    pub(super) fn pasid_slot(&self, source: SourceId, pasid: u32) -> u64 {
+        let context = self.context(source);
+        if self.world.get(context) == 0 {
+            self.world.set(context, self.world.page() | 1);
+        }
+        if pasid != 0 {
+            self.world.or(context, 1 << 3);
+        }
+        let directory = self.world.get(context) & !0xfff;
+        let directory_entry = directory + u64::from(pasid / 64) * 8;
+        if self.world.get(directory_entry) == 0 {
+            self.world.set(directory_entry, self.world.page() | 1);
+        }
+        (self.world.get(directory_entry) & !0xfff) + u64::from(pasid % 64) * 64
+    }
+
+    pub(super) fn enter_nothing(&self, source: SourceId) {
+        self.enter(source, entry::NOTHING);
+    }
+
+    pub(super) fn enter_pass_through(&self, source: SourceId) {
+        self.enter(source, entry::PASS_THROUGH);
+    }
+
+    pub(super) fn enter_first_stage(&self, source: SourceId, top: u64) {
+        self.enter_first_stage_as(source, top, 1);
+    }
+
+    pub(super) fn enter_first_stage_as(&self, source: SourceId, top: u64, domain: u64) {
+        self.enter(source, entry::first_stage(top, domain));
+    }
+
+    /// First-stage tables at `top`, an address of the second stage.
+    pub(super) fn enter_nested(&self, source: SourceId, top: u64, below: &Paging, domain: u64) {
+        self.enter(source, entry::nested(top, below, domain));
+    }
+
+    pub(super) fn enter_second_stage(&self, source: SourceId, paging: &Paging, domain: u64) {
+        self.enter(source, entry::second_stage(paging, domain));
+    }
+
+    /// One exit of the guest.
+    pub(super) fn invalidate(&self, invalidations: &[Invalidation]) {
+        self.devices.run_begins();
+        self.devices.invalidated(invalidations);
+    }
+
+    /// As Linux does it for an entry that becomes present.
+    pub(super) fn announce_entry(&self, domain: u16) {
+        self.announce_pasid(domain, 0);
+    }
+
+    /// As [`announce_entry`](Self::announce_entry), for a PASID.
+    pub(super) fn announce_pasid(&self, domain: u16, pasid: u32) {
+        self.devices.run_begins();
+        self.devices
+            .invalidated(&[Invalidation::PasidCache(PasidCacheScope::Pasid(
+                domain, pasid,
+            ))]);
+        self.devices.invalidated(&[Invalidation::PasidIotlb {
+            domain,
+            pasid,
+            scope: PasidIotlbScope::Pasid,
+        }]);
+    }
+
+    /// Puts `source` behind `paging`.
+    pub(super) fn shadow(&self, source: SourceId, paging: &Paging, domain: u16) {
+        self.enter_second_stage(source, paging, domain.into());
+        self.announce_entry(domain);
+    }
+
+    /// Writes leaves for `pages` pages.
+    pub(super) fn map(&self, paging: &Paging, input: u64, output: u64, pages: u64, flags: u64) {
+        for page in 0..pages {
+            let offset = page * 0x1000;
+            self.world
+                .map(paging, input + offset, 1, (output + offset) | flags);
+        }
+    }
+
+    pub(super) fn unmap(&self, paging: &Paging, input: u64, pages: u64) {
+        for page in 0..pages {
+            self.world.map(paging, input + page * 0x1000, 1, 0);
+        }
+    }
+
+    pub(super) fn binding(&self, source: SourceId) -> DeviceBinding {
+        let reports = self.devices.describe();
+        reports
+            .iter()
+            .find(|report| report.source == source)
+            .unwrap()
+            .binding
+    }
+
+    /// Where requests with `pasid` are; `None` for nowhere.
+    pub(super) fn binding_of(&self, source: SourceId, pasid: u32) -> Option<DeviceBinding> {
+        let reports = self.devices.describe();
+        let report = reports.iter().find(|report| report.source == source);
+        let mut pasids = report.unwrap().pasids.iter();
+        let found = pasids.find(|(is, _)| is.get() == pasid);
+        found.map(|(_, binding)| *binding)
+    }
+
+    /// Where a DMA with `pasid` goes.
+    pub(super) fn dma_with(
+        &self,
+        device: HostDeviceId,
+        pasid: u32,
+        address: u64,
+    ) -> Option<(u64, &'static str)> {
+        Self::reached(self.host.dma_with(device, Pasid::new(pasid), address))
+    }
+
+    /// Where a DMA goes: guest-physical address and rights.
+    pub(super) fn dma(&self, device: HostDeviceId, address: u64) -> Option<(u64, &'static str)> {
+        Self::reached(self.host.dma(device, address))
+    }
+
+    fn reached(reached: Option<Reached>) -> Option<(u64, &'static str)> {
+        reached.map(|to| {
+            let rights = match (to.rights.read, to.rights.write) {
+                (true, true) => "rw",
+                (true, false) => "r",
+                _ => "w",
+            };
+            (to.offset, rights)
+        })
+    }
+}
+
+/// PASID entries.
+pub(super) mod entry {
+    use super::Paging;
+
+    pub(in super::super) const NOTHING: [u64; 3] = [0; 3];
+    pub(in super::super) const PASS_THROUGH: [u64; 3] = [4 << 6 | 2 << 2 | 1, 1, 0];
+
+    fn width(paging: &Paging) -> u64 {
+        u64::try_from(paging.levels).unwrap() - 2
+    }
+
+    pub(in super::super) fn first_stage(top: u64, domain: u64) -> [u64; 3] {
+        [1 << 6 | 1, domain, top]
+    }
+
+    pub(in super::super) fn second_stage(paging: &Paging, domain: u64) -> [u64; 3] {
+        [paging.top | 2 << 6 | width(paging) << 2 | 1, domain, 0]
+    }
+
+    pub(in super::super) fn nested(top: u64, below: &Paging, domain: u64) -> [u64; 3] {
+        [below.top | 3 << 6 | width(below) << 2 | 1, domain, top]
+    }
+}
+
+/// Where an access goes, and with which rights.
+pub(super) type Leaf = Option<(u64, Rights)>;
+
+/// Checks that an access at `address` goes to one of what is `permitted`; and if that is one, and everything was done as it was
+/// to be (`exact`), to that. The host has no pages that can only be written, so they may be missing.
+pub(super) fn check_reach(who: &str, address: u64, is: Leaf, permitted: &[Leaf], exact: bool) {
+    if let Some((output, rights)) = is {
+        let allowed = permitted.iter().flatten().any(|(to, may)| {
+            *to == output && (may.read || !rights.read) && (may.write || !rights.write)
+        });
+        assert!(
+            allowed,
+            "{who} reaches {is:x?} at {address:#x}, not {permitted:x?}"
+        );
+    }
+    if exact
+        && let [only] = *permitted
+        && is != only
+    {
+        let write_only = matches!(only, Some((_, rights)) if !rights.read);
+        assert!(
+            write_only && is.is_none(),
+            "{who} reaches {is:x?} at {address:#x} instead of {only:x?}"
+        );
+    }
+}
+
+/// Who makes requests in property tests: a device, without PASID or with one of two.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Requester {
+    pub(super) device: usize,
+    pub(super) pasid: Option<u32>,
+}
+
+impl Requester {
+    /// For each device.
+    pub(super) const PER_DEVICE: usize = 3;
+
+    /// The one at `index` of them all. The two PASIDs are in different tables.
+    pub(super) fn at(index: usize) -> Self {
+        Self {
+            device: index / Self::PER_DEVICE,
+            pasid: [None, Some(7), Some(70)][index % Self::PER_DEVICE],
+        }
+    }
+
+    pub(super) fn host_pasid(self) -> Option<Pasid> {
+        self.pasid.and_then(Pasid::new)
+    }
+
+    /// Whether an entry that the guest names by `pasid` is its.
+    pub(super) fn has(self, pasid: u32) -> bool {
+        self.pasid.unwrap_or(0) == pasid
+    }
+}
+
+/// How often a property is tried: as PROPTEST_CASES says.
+pub(super) fn cases() -> u32 {
+    let asked = std::env::var("PROPTEST_CASES").ok();
+    asked.and_then(|cases| cases.parse().ok()).unwrap_or(150)
+}
+
+/// `2^mask` pages at `address`.
+pub(super) fn pages(domain: u16, address: u64, mask: u8) -> Invalidation {
+    let block = PageBlock {
+        address,
+        mask,
+        leaf_only: false,
+    };
+    Invalidation::Iotlb(IotlbScope::Pages(domain, block))
+}
+
+/// `2^mask` pages of the first stage at `address`.
+pub(super) fn first_stage_pages(domain: u16, address: u64, mask: u8) -> Invalidation {
+    pasid_pages(domain, 0, address, mask)
+}
+
+/// As [`first_stage_pages`], for a PASID.
+pub(super) fn pasid_pages(domain: u16, pasid: u32, address: u64, mask: u8) -> Invalidation {
+    Invalidation::PasidIotlb {
+        domain,
+        pasid,
+        scope: PasidIotlbScope::Pages(PageBlock {
+            address,
+            mask,
+            leaf_only: true,
+        }),
+    }
+}
+
+/// A device with nested translation.
+pub(super) const NESTING: FakeFeatures = FakeFeatures {
+    address_bits: 48,
+    coherent: true,
+    first_stage: true,
+    nesting: true,
+    whole_first_stage: false,
+    dirty_tracking: true,
+    pasid_bits: 0,
+    page_requests: false,
+};
+
+/// Invalidation of everything that the host keeps of a nested page table.
+pub(super) const ALL: NestedInvalidation = NestedInvalidation {
+    address: 0,
+    pages: u64::MAX,
+    leaf_only: false,
+};
+
+/// Everything of a domain without PASID.
+pub(super) fn first_stage_all(domain: u16) -> Invalidation {
+    pasid_all(domain, 0)
+}
+
+/// As [`first_stage_all`], for a PASID.
+pub(super) fn pasid_all(domain: u16, pasid: u32) -> Invalidation {
+    Invalidation::PasidIotlb {
+        domain,
+        pasid,
+        scope: PasidIotlbScope::Pasid,
+    }
+}
+
+/// What the host still has.
+pub(super) fn objects(hosts: &[&Arc<FakeHost>]) -> usize {
+    hosts.iter().map(|host| host.objects()).sum()
+}

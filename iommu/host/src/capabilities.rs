@@ -1,0 +1,449 @@
+//! What the host's IOMMU can do for a device, and what a unit may therefore promise the guest.
+
+use std::fmt;
+use std::io;
+use std::ops::RangeInclusive;
+
+use thiserror::Error;
+
+use super::{HostDeviceId, HostIommu, IntelInfo, PageTableOptions};
+use intel_vtd::config::{UnitConfig, WalkFeatures};
+
+/// Interrupts are not translated, so these addresses are missing from what can be mapped.
+const INTERRUPTS: RangeInclusive<u64> = 0xFEE0_0000..=0xFEEF_FFFF;
+
+/// The page size of the guest's tables.
+const PAGE: u64 = 0x1000;
+
+/// What the host's IOMMU can do for one device, found out by asking and by trying: registers show capabilities, but not what the
+/// kernel makes of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostCapabilities {
+    /// Registers of an Intel unit; `None` for any other IOMMU.
+    pub intel: Option<IntelInfo>,
+    /// What a page table without further options translates.
+    pub plain: TableReach,
+    /// The same of one that tells which pages were written, if there is such a one.
+    pub dirty_tracking: Option<TableReach>,
+    /// The same of one on which first-stage tables can be put, if there is such a one.
+    pub nesting_parent: Option<TableReach>,
+    /// log2 of the number of PASIDs that the device can use; 0 for none.
+    pub pasid_bits: u8,
+    /// Its requests with PASID can be privileged.
+    pub privileged_pasids: bool,
+}
+
+/// What a kind of page table translates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableReach {
+    /// All addresses of so many bits, but for those of interrupts.
+    pub address_bits: u8,
+    /// The smallest mapping.
+    pub page_size: u64,
+}
+
+/// Why a device cannot be behind a unit, or cannot reach guest memory.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Incompatible {
+    /// The guest could map what the host cannot.
+    #[error(
+        "the host's IOMMU translates {host} bits of address for this device, and intel-iommu was asked for aw-bits={asked}; {remedy}"
+    )]
+    AddressWidth {
+        /// Bits that the host translates.
+        host: u8,
+        /// Bits that the unit would.
+        asked: u8,
+        /// What to do.
+        remedy: AddressWidthRemedy,
+    },
+    /// Guest memory lies beyond what the host translates.
+    #[error(
+        "guest memory ends at {end:#x}, and the host's IOMMU translates {host} bits of address for this device; \
+         write a smaller --memory"
+    )]
+    Memory {
+        /// The end of guest memory.
+        end: u64,
+        /// Bits that the host translates.
+        host: u8,
+    },
+    /// The guest could map less at once than the host.
+    #[error(
+        "the host's IOMMU maps {0} bytes at least, and the guest's tables have pages of 4096; this device cannot be assigned on \
+         this host"
+    )]
+    PageSize(u64),
+    /// Software announces no change of first-stage tables, so they cannot be mirrored, and the host does not nest them.
+    #[error(
+        "x-flts=on gives the guest first-stage translation, which needs nested translation in the host for an assigned device, and \
+         {0}; write x-flts=off"
+    )]
+    NoNesting(NoNesting),
+    /// The guest's first-stage tables would be deeper than the host walks.
+    #[error(
+        "aw-bits=57 gives the guest first-stage tables of five levels (x-flts=on), which the host's IOMMU cannot walk (CAP.FS5LP is \
+         clear); write aw-bits=48, or x-flts=off"
+    )]
+    FiveLevels,
+    /// The unit was made without this device in mind.
+    #[error(
+        "the remapping unit promises the guest {0} in first-stage tables, which the host's IOMMU does not have for this device; \
+         assign it when the machine is started, and the unit will not promise it"
+    )]
+    Walks(&'static str),
+    /// Software would not announce new mappings.
+    #[error(
+        "caching mode was turned off (caching-mode=off), and without it a guest does not announce new mappings, so an assigned \
+         device would never get them; write caching-mode=auto"
+    )]
+    CachingMode,
+    /// The unit was made without this device in mind.
+    #[error(
+        "the remapping unit promises the guest that devices snoop caches (snoop control), and the host's IOMMU does not have this \
+         one do so; assign it when the machine is started, and the unit will not promise it"
+    )]
+    SnoopControl,
+}
+
+/// Why a host does not nest for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoNesting {
+    /// Its IOMMU is not an Intel unit.
+    OtherIommu,
+    /// ECAP.NEST is clear.
+    NoCapability,
+    /// The hardware could, and the kernel makes no nesting parent nevertheless.
+    Unused,
+}
+
+impl fmt::Display for NoNesting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OtherIommu => "the host's IOMMU is not Intel VT-d",
+            Self::NoCapability => "the host's IOMMU does not have it (ECAP.NEST is clear)",
+            Self::Unused => {
+                "the host's IOMMU has it (ECAP.NEST is set), but its kernel does not use it: boot the host with \
+                 intel_iommu=on,sm_on"
+            }
+        })
+    }
+}
+
+/// What to do about an address width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressWidthRemedy {
+    /// A width that the host has.
+    Narrower(u8),
+    /// A width that the host has, and that no first-stage tables have.
+    NarrowerWithoutFirstStage(u8),
+    /// There is none.
+    NoUnit,
+}
+
+impl fmt::Display for AddressWidthRemedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Narrower(bits) => write!(f, "write aw-bits={bits}"),
+            Self::NarrowerWithoutFirstStage(bits) => {
+                write!(f, "write aw-bits={bits},x-flts=off")
+            }
+            Self::NoUnit => f.write_str("drop intel-iommu, as no unit is as narrow"),
+        }
+    }
+}
+
+impl HostCapabilities {
+    /// Asks and tries what `host` can do for `device`, which is bound to it. Leaves nothing behind.
+    ///
+    /// # Errors
+    /// The host's, when there is no page table for the device at all, or questions are not answered.
+    pub fn probe(host: &dyn HostIommu, device: HostDeviceId) -> io::Result<Self> {
+        let info = host.hardware_info(device)?;
+        let attempt = |options| {
+            match reach(host, device, options) {
+                Ok(reach) => Ok(Some(reach)),
+                // There are several ways to say that.
+                Err(Refused::Table(_)) => Ok(None),
+                Err(Refused::Other(error)) => Err(error),
+            }
+        };
+        let plain = reach(host, device, PageTableOptions::default());
+        Ok(Self {
+            intel: info.intel,
+            plain: plain.map_err(io::Error::from)?,
+            dirty_tracking: attempt(PageTableOptions {
+                dirty_tracking: true,
+                ..PageTableOptions::default()
+            })?,
+            nesting_parent: attempt(PageTableOptions {
+                nesting_parent: true,
+                ..PageTableOptions::default()
+            })?,
+            pasid_bits: info.pasid_bits,
+            privileged_pasids: info.privileged_pasids,
+        })
+    }
+
+    /// What the page tables of shadows translate: with dirty tracking they are second-stage ones, which go further than the plain
+    /// ones of a host that uses the first stage for these.
+    pub fn shadows(&self) -> TableReach {
+        self.dirty_tracking.unwrap_or(self.plain)
+    }
+
+    /// What the page table over all guest memory translates.
+    pub fn memory(&self) -> TableReach {
+        self.nesting_parent.unwrap_or_else(|| self.shadows())
+    }
+
+    /// Whether first-stage tables of a guest can be put on top of guest memory.
+    pub fn can_nest(&self) -> bool {
+        self.nesting_parent.is_some()
+    }
+
+    /// What prevents a guest's first-stage tables from being put on top of guest memory.
+    pub fn no_nesting(&self) -> Option<NoNesting> {
+        match self.intel {
+            _ if self.can_nest() => None,
+            None => Some(NoNesting::OtherIommu),
+            Some(intel) if intel.caps.ecap.nest() => Some(NoNesting::Unused),
+            Some(_) => Some(NoNesting::NoCapability),
+        }
+    }
+
+    /// Whether a device with these capabilities can be behind a unit with first-stage tables of up to `aw_bits` bits.
+    ///
+    /// # Errors
+    /// The first thing that prevents it.
+    pub fn check_first_stage(&self, aw_bits: u8) -> Result<(), Incompatible> {
+        if let Some(why) = self.no_nesting() {
+            return Err(Incompatible::NoNesting(why));
+        }
+        if aw_bits == 57 && !self.intel.is_some_and(|intel| intel.caps.cap.fs5lp()) {
+            return Err(Incompatible::FiveLevels);
+        }
+        Ok(())
+    }
+
+    /// What the host's walks of first-stage tables can.
+    fn walks(&self) -> WalkFeatures {
+        let has = |bit: fn(&IntelInfo) -> bool| self.intel.as_ref().is_some_and(bit);
+        WalkFeatures {
+            pages_of_1g: has(|intel| intel.caps.cap.fs1gp()),
+            supervisor_requests: has(|intel| intel.caps.ecap.srs()),
+            extended_accessed: has(|intel| intel.caps.ecap.eafs()),
+            snooped: has(|intel| intel.caps.ecap.smpwcs()),
+        }
+    }
+
+    /// Whether the host can make a device's accesses snoop caches. Known of Intel units only.
+    pub fn snoop_control(&self) -> bool {
+        self.intel.is_some_and(|intel| intel.caps.ecap.sc())
+    }
+
+    /// Whether a device with these capabilities can be behind a unit with this configuration, to which [`limit`](Self::limit)
+    /// was applied if the unit can still be chosen.
+    ///
+    /// # Errors
+    /// The first thing that prevents it.
+    pub fn check(&self, config: &UnitConfig) -> Result<(), Incompatible> {
+        if config.first_stage {
+            self.check_first_stage(config.aw_bits)?;
+            self.check_walks(config)?;
+        }
+        if !config.caching_mode {
+            return Err(Incompatible::CachingMode);
+        }
+        if config.snoop_control && !self.snoop_control() {
+            return Err(Incompatible::SnoopControl);
+        }
+        // Shadows below first-stage tables are over page tables of another kind.
+        let below = self.nesting_parent.filter(|_| config.nested);
+        for reach in [Some(self.shadows()), below].into_iter().flatten() {
+            let TableReach {
+                address_bits: host,
+                page_size,
+            } = reach;
+            if page_size > PAGE {
+                return Err(Incompatible::PageSize(page_size));
+            }
+            if host < config.aw_bits {
+                let remedy = match widest(host) {
+                    None => AddressWidthRemedy::NoUnit,
+                    Some(39) if config.first_stage => {
+                        AddressWidthRemedy::NarrowerWithoutFirstStage(39)
+                    }
+                    Some(bits) => AddressWidthRemedy::Narrower(bits),
+                };
+                return Err(Incompatible::AddressWidth {
+                    host,
+                    asked: config.aw_bits,
+                    remedy,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the unit promises of first-stage tables what the host does not keep.
+    fn check_walks(&self, config: &UnitConfig) -> Result<(), Incompatible> {
+        let (asked, host) = (config.walks, self.walks());
+        let pasids = config.pasid_bits != 0;
+        let promises = [
+            (asked.pages_of_1g, host.pages_of_1g, "pages of 1 GiB"),
+            (
+                asked.supervisor_requests && pasids,
+                host.supervisor_requests,
+                "requests of supervisors",
+            ),
+            (
+                asked.extended_accessed && pasids,
+                host.extended_accessed,
+                "the extended accessed flag",
+            ),
+            (asked.snooped, host.snooped, "snooped walks"),
+        ];
+        match promises.iter().find(|(asked, host, _)| *asked && !host) {
+            Some((.., what)) => Err(Incompatible::Walks(what)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the device can reach all of guest memory, which ends before `end`.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn check_memory(&self, end: u64) -> Result<(), Incompatible> {
+        let TableReach {
+            address_bits: host,
+            page_size,
+        } = self.memory();
+        if page_size > PAGE {
+            return Err(Incompatible::PageSize(page_size));
+        }
+        match end
+            .checked_sub(1)
+            .map(|last| last.checked_shr(u32::from(host)).unwrap_or(0))
+        {
+            Some(1..) => Err(Incompatible::Memory { end, host }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The widest address width of a unit that the device can be behind.
+    pub fn widest_address(&self) -> Option<u8> {
+        widest(self.shadows().address_bits)
+    }
+
+    /// Takes from `config` what the host cannot do and the guest can do without: promises beyond the host's would be empty.
+    #[must_use]
+    pub fn limit(&self, config: UnitConfig) -> UnitConfig {
+        let (asked, host) = (config.walks, self.walks());
+        let walks = if config.first_stage {
+            WalkFeatures {
+                pages_of_1g: asked.pages_of_1g && host.pages_of_1g,
+                supervisor_requests: asked.supervisor_requests && host.supervisor_requests,
+                extended_accessed: asked.extended_accessed && host.extended_accessed,
+                snooped: asked.snooped && host.snooped,
+            }
+        } else {
+            // Nobody but the unit walks tables.
+            asked
+        };
+        UnitConfig {
+            snoop_control: config.snoop_control && self.snoop_control(),
+            walks,
+            ..config
+        }
+    }
+}
+
+/// For people: one line.
+impl fmt::Display for HostCapabilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.intel {
+            Some(_) => "Intel VT-d",
+            None => "not VT-d",
+        };
+        write!(f, "{kind}, {}-bit addresses", self.shadows().address_bits)?;
+        let optional = [
+            ("dirty tracking", self.dirty_tracking.is_some()),
+            ("nesting", self.can_nest()),
+            ("snoop control", self.snoop_control()),
+        ];
+        for (name, present) in optional {
+            write!(f, ", {}{name}", if present { "" } else { "no " })?;
+        }
+        match self.pasid_bits {
+            0 => f.write_str(", no PASIDs"),
+            bits => write!(f, ", {bits}-bit PASIDs"),
+        }
+    }
+}
+
+/// The widest address that a unit can have and that has at most `host` bits.
+fn widest(host: u8) -> Option<u8> {
+    [57, 48, 39].into_iter().find(|bits| *bits <= host)
+}
+
+/// Why it is not known what a kind of page table translates: there is none, or something else went wrong.
+enum Refused {
+    Table(io::Error),
+    Other(io::Error),
+}
+
+impl From<Refused> for io::Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Table(error) | Refused::Other(error) => error,
+        }
+    }
+}
+
+/// What a page table for `device` with `options` translates, found out with one over an empty address space.
+fn reach(
+    host: &dyn HostIommu,
+    device: HostDeviceId,
+    options: PageTableOptions,
+) -> Result<TableReach, Refused> {
+    let space = host.allocate_space().map_err(Refused::Other)?;
+    let outcome = host
+        .allocate_page_table(device, space, options)
+        .map_err(Refused::Table)
+        .and_then(|table| {
+            let ranges = host.address_ranges(space).map_err(Refused::Other);
+            host.destroy(table).map_err(Refused::Other)?;
+            ranges
+        });
+    let destroyed = host.destroy(space).map_err(Refused::Other);
+    let (ranges, page_size) = outcome?;
+    destroyed?;
+    Ok(TableReach {
+        address_bits: address_bits(&ranges),
+        page_size,
+    })
+}
+
+/// The greatest number of bits of which all addresses are in `ranges`, but for those of interrupts.
+fn address_bits(ranges: &[RangeInclusive<u64>]) -> u8 {
+    let mut sorted: Vec<_> = ranges.iter().chain([&INTERRUPTS]).cloned().collect();
+    sorted.sort_unstable_by_key(|range| *range.start());
+    // The first address that is in none.
+    let mut end = Some(0);
+    for range in sorted {
+        match end {
+            Some(address) if *range.start() <= address => {
+                end = range.end().checked_add(1).map(|next| next.max(address));
+            }
+            _ => break,
+        }
+    }
+    match end {
+        Some(end) => u8::try_from(end.checked_ilog2().unwrap_or(0)).unwrap_or(0),
+        None => 64,
+    }
+}
+
+#[cfg(test)]
+#[path = "capabilities_test.rs"]
+mod capabilities_test;

@@ -1,0 +1,403 @@
+//! What is found out about hosts, and which units go with them.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use super::*;
+use crate::{
+    HardwareInfo, HostMemory, NestedInvalidation, NestedOptions, NestedTable, ObjectId, Rights,
+    SharedMapping,
+};
+use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
+
+/// A host that has page tables of some kinds, and keeps account of its objects.
+struct Host {
+    info: HardwareInfo,
+    /// The last address of each kind of table: plain, with dirty tracking, nesting parent.
+    last: [Option<u64>; 3],
+    /// Objects, and for spaces the last address that a table left it.
+    objects: Mutex<BTreeMap<u32, Option<u64>>>,
+}
+
+/// Of a unit with ECAP.SC.
+const SNOOPING: u64 = 0x80;
+
+impl Host {
+    fn new(last: [Option<u64>; 3]) -> Self {
+        Self {
+            info: HardwareInfo {
+                intel: Some(IntelInfo {
+                    caps: Caps {
+                        cap: Capability::new(),
+                        ecap: ExtendedCapability::from_bits(SNOOPING),
+                    },
+                    no_read_only_parent: true,
+                }),
+                pasid_bits: 20,
+                privileged_pasids: true,
+                dirty_tracking: true,
+            },
+            last,
+            objects: Mutex::default(),
+        }
+    }
+
+    fn capabilities(&self) -> HostCapabilities {
+        let capabilities = HostCapabilities::probe(self, HostDeviceId(7)).unwrap();
+        assert!(self.objects.lock().unwrap().is_empty(), "nothing is left");
+        capabilities
+    }
+
+    fn add(&self) -> ObjectId {
+        let mut objects = self.objects.lock().unwrap();
+        let id = objects.last_key_value().map_or(1, |(id, _)| id + 1);
+        objects.insert(id, None);
+        ObjectId(id)
+    }
+}
+
+fn not_asked<T>() -> io::Result<T> {
+    panic!("a probe asks no such thing")
+}
+
+impl HostIommu for Host {
+    fn allocate_space(&self) -> io::Result<ObjectId> {
+        Ok(self.add())
+    }
+    fn destroy(&self, object: ObjectId) -> io::Result<()> {
+        let mut objects = self.objects.lock().unwrap();
+        // Tables come after their spaces here.
+        assert_eq!(objects.last_key_value().map(|(id, _)| *id), Some(object.0));
+        objects.remove(&object.0);
+        Ok(())
+    }
+    fn address_ranges(&self, space: ObjectId) -> io::Result<(Vec<RangeInclusive<u64>>, u64)> {
+        let last = self.objects.lock().unwrap()[&space.0].expect("a table");
+        Ok((vec![0..=0xFEDF_FFFF, 0xFEF0_0000..=last], 0x1000))
+    }
+    fn allocate_page_table(
+        &self,
+        device: HostDeviceId,
+        space: ObjectId,
+        options: PageTableOptions,
+    ) -> io::Result<ObjectId> {
+        assert_eq!(device, HostDeviceId(7));
+        let [plain, dirty, parent] = self.last;
+        let last = match (options.nesting_parent, options.dirty_tracking) {
+            (false, false) => plain,
+            (false, true) => dirty,
+            (true, false) => parent,
+            (true, true) => None,
+        };
+        // EOPNOTSUPP
+        let last = last.ok_or_else(|| io::Error::from_raw_os_error(95))?;
+        self.objects.lock().unwrap().insert(space.0, Some(last));
+        Ok(self.add())
+    }
+    fn hardware_info(&self, _: HostDeviceId) -> io::Result<HardwareInfo> {
+        Ok(self.info)
+    }
+    fn map(&self, _: ObjectId, _: u64, _: &HostMemory<'_>, _: Rights) -> io::Result<()> {
+        not_asked()
+    }
+    fn share(&self, _: &SharedMapping) -> io::Result<()> {
+        not_asked()
+    }
+    fn unmap(&self, _: ObjectId, _: u64, _: u64) -> io::Result<u64> {
+        not_asked()
+    }
+    fn allocate_nested(
+        &self,
+        _: HostDeviceId,
+        _: ObjectId,
+        _: &NestedTable,
+        _: NestedOptions,
+    ) -> io::Result<ObjectId> {
+        not_asked()
+    }
+    fn invalidate(&self, _: ObjectId, _: &[NestedInvalidation], _: &mut usize) -> io::Result<()> {
+        not_asked()
+    }
+    fn set_dirty_tracking(&self, _: ObjectId, _: bool) -> io::Result<()> {
+        not_asked()
+    }
+    fn dirty_pages(&self, _: ObjectId, _: u64, _: u64, _: u64, _: &mut [u64]) -> io::Result<()> {
+        not_asked()
+    }
+}
+
+const LAST_39: u64 = 0x7F_FFFF_FFFF;
+const LAST_47: u64 = 0x7FFF_FFFF_FFFF;
+const LAST_48: u64 = 0xFFFF_FFFF_FFFF;
+const LAST_57: u64 = 0x1FF_FFFF_FFFF_FFFF;
+
+/// A unit that shadows.
+fn unit(aw_bits: u8) -> UnitConfig {
+    UnitConfig {
+        aw_bits,
+        scalable: true,
+        caching_mode: true,
+        snoop_control: true,
+        ..UnitConfig::default()
+    }
+}
+
+#[test]
+fn what_each_kind_of_table_translates_is_found_by_trying() {
+    let capabilities = Host::new([Some(LAST_47), Some(LAST_48), Some(LAST_48)]).capabilities();
+    let reach = |address_bits| TableReach {
+        address_bits,
+        page_size: 0x1000,
+    };
+    assert_eq!(capabilities.plain, reach(47));
+    assert_eq!(capabilities.dirty_tracking, Some(reach(48)));
+    assert_eq!(capabilities.nesting_parent, Some(reach(48)));
+    assert_eq!(capabilities.pasid_bits, 20);
+    assert!(capabilities.privileged_pasids);
+    assert!(capabilities.can_nest());
+    assert_eq!(
+        capabilities.to_string(),
+        "Intel VT-d, 48-bit addresses, dirty tracking, nesting, snoop control, 20-bit PASIDs"
+    );
+
+    let mut host = Host::new([Some(LAST_48), None, None]);
+    host.info.intel = None;
+    host.info.pasid_bits = 0;
+    let capabilities = host.capabilities();
+    assert!(!capabilities.can_nest());
+    assert_eq!(
+        capabilities.to_string(),
+        "not VT-d, 48-bit addresses, no dirty tracking, no nesting, no snoop control, no PASIDs"
+    );
+}
+
+#[test]
+fn a_host_without_any_table_is_an_error_and_leaves_nothing() {
+    let host = Host::new([None, None, None]);
+    let error = HostCapabilities::probe(&host, HostDeviceId(7)).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(95));
+    assert!(host.objects.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_unit_wider_than_the_host_is_refused_with_both_widths_and_the_remedy() {
+    let check = |last, aw_bits| {
+        let capabilities = Host::new([Some(last), None, None]).capabilities();
+        capabilities
+            .check(&unit(aw_bits))
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(
+        check(LAST_39, 48).unwrap_err(),
+        "the host's IOMMU translates 39 bits of address for this device, and intel-iommu was asked for aw-bits=48; write aw-bits=39"
+    );
+    assert_eq!(
+        check(LAST_47, 48).unwrap_err(),
+        "the host's IOMMU translates 47 bits of address for this device, and intel-iommu was asked for aw-bits=48; write aw-bits=39"
+    );
+    assert_eq!(
+        check(LAST_48, 57).unwrap_err(),
+        "the host's IOMMU translates 48 bits of address for this device, and intel-iommu was asked for aw-bits=57; write aw-bits=48"
+    );
+    assert_eq!(
+        check(0xFFFF_FFFF, 39).unwrap_err(),
+        "the host's IOMMU translates 32 bits of address for this device, and intel-iommu was asked for aw-bits=39; \
+         drop intel-iommu, as no unit is as narrow"
+    );
+    for (last, aw_bits) in [(LAST_39, 39), (LAST_47, 39), (LAST_48, 48), (LAST_57, 57)] {
+        assert_eq!(check(last, aw_bits), Ok(()));
+    }
+}
+
+#[test]
+fn second_stage_tables_of_a_host_with_first_stage_ones_reach_further() {
+    let host = Host::new([Some(LAST_47), Some(LAST_48), Some(LAST_57)]).capabilities();
+    assert_eq!(host.check(&unit(48)), Ok(()));
+    assert_eq!(host.widest_address(), Some(48));
+    assert_eq!(host.check_memory(LAST_57 + 1), Ok(()));
+    let host = Host::new([Some(LAST_39), None, None]).capabilities();
+    assert_eq!(host.widest_address(), Some(39));
+}
+
+#[test]
+fn what_cannot_be_mirrored_is_refused_with_the_remedy() {
+    let capabilities = Host::new([Some(LAST_48), None, Some(LAST_48)]).capabilities();
+    let silent = UnitConfig {
+        caching_mode: false,
+        ..unit(48)
+    };
+    assert_eq!(capabilities.check(&silent), Err(Incompatible::CachingMode));
+    assert!(
+        Incompatible::CachingMode
+            .to_string()
+            .ends_with("write caching-mode=auto")
+    );
+}
+
+#[test]
+fn guest_memory_must_be_within_the_hosts_reach() {
+    let capabilities = Host::new([Some(LAST_39), None, None]).capabilities();
+    assert_eq!(capabilities.check_memory(0x80_0000_0000), Ok(()));
+    assert_eq!(
+        capabilities.check_memory(0x80_0000_1000),
+        Err(Incompatible::Memory {
+            end: 0x80_0000_1000,
+            host: 39
+        })
+    );
+    assert_eq!(capabilities.check_memory(0), Ok(()));
+}
+
+#[test]
+fn a_unit_snoops_only_where_the_host_does() {
+    let host = |ecap| {
+        let mut host = Host::new([Some(LAST_48), None, None]);
+        host.info.intel = host.info.intel.map(|intel| IntelInfo {
+            caps: Caps {
+                ecap: ExtendedCapability::from_bits(ecap),
+                ..intel.caps
+            },
+            ..intel
+        });
+        host.capabilities()
+    };
+    assert_eq!(host(SNOOPING).limit(unit(48)), unit(48));
+    let limited = host(!SNOOPING).limit(unit(48));
+    assert!(!limited.snoop_control);
+    // A unit that was made before is not limited any more.
+    assert_eq!(
+        host(!SNOOPING).check(&unit(48)),
+        Err(Incompatible::SnoopControl)
+    );
+    assert_eq!(host(!SNOOPING).check(&limited), Ok(()));
+    let unasked = UnitConfig {
+        snoop_control: false,
+        ..unit(48)
+    };
+    assert_eq!(host(SNOOPING).limit(unasked.clone()), unasked);
+}
+
+#[test]
+fn gaps_other_than_the_interrupts_end_what_can_be_mapped() {
+    assert_eq!(address_bits(&[]), 0);
+    assert_eq!(address_bits(&[0..=u64::MAX]), 64);
+    assert_eq!(address_bits(&[0..=LAST_48]), 48);
+    // Not sorted, and touching.
+    assert_eq!(
+        address_bits(&[0x1_0000_0000..=LAST_48, 0..=0xFFFF_FFFF]),
+        48
+    );
+    // A hole at 1 GiB.
+    assert_eq!(address_bits(&[0..=0x3FFF_FFFF, 0x4000_1000..=LAST_48]), 30);
+    // All but the last page.
+    assert_eq!(address_bits(&[0..=0xFFFF_FFFF_EFFF]), 47);
+    assert_eq!(address_bits(&[0x1000..=LAST_48]), 0);
+}
+
+/// A unit that shows first-stage tables.
+fn nesting(aw_bits: u8) -> UnitConfig {
+    UnitConfig {
+        first_stage: true,
+        nested: true,
+        ..unit(aw_bits)
+    }
+}
+
+fn with_registers(last: [Option<u64>; 3], cap: u64, ecap: u64) -> HostCapabilities {
+    let mut host = Host::new(last);
+    host.info.intel = host.info.intel.map(|intel| IntelInfo {
+        caps: Caps {
+            cap: Capability::from_bits(cap),
+            ecap: ExtendedCapability::from_bits(ecap),
+        },
+        ..intel
+    });
+    host.capabilities()
+}
+
+const NEST: u64 = 1 << 26;
+/// FS1GP.
+const CAP: u64 = 1 << 56;
+/// SC, NEST and SMPWCS.
+const ECAP: u64 = 1 << 7 | NEST | 1 << 48;
+
+#[test]
+fn first_stage_needs_a_host_that_nests_and_the_reason_is_named() {
+    let no_parent = [Some(LAST_48), Some(LAST_48), None];
+    let refusal = |capabilities: HostCapabilities| {
+        let error = capabilities.check(&nesting(48)).unwrap_err().to_string();
+        assert!(error.starts_with("x-flts=on gives"), "{error}");
+        error
+    };
+    let error = refusal(with_registers(no_parent, CAP, ECAP & !NEST));
+    assert!(
+        error.contains("(ECAP.NEST is clear); write x-flts=off"),
+        "{error}"
+    );
+    let error = refusal(with_registers(no_parent, CAP, ECAP));
+    assert!(
+        error.contains("boot the host with intel_iommu=on,sm_on; write x-flts=off"),
+        "{error}"
+    );
+    let mut other = Host::new(no_parent);
+    other.info.intel = None;
+    let error = refusal(other.capabilities());
+    assert!(
+        error.contains("is not Intel VT-d; write x-flts=off"),
+        "{error}"
+    );
+    let all = [Some(LAST_47), Some(LAST_48), Some(LAST_48)];
+    assert_eq!(with_registers(all, CAP, ECAP).check(&nesting(48)), Ok(()));
+}
+
+#[test]
+fn first_stage_tables_are_no_deeper_than_the_host_walks() {
+    let wide = [Some(LAST_57); 3];
+    let error = with_registers(wide, CAP, ECAP).check(&nesting(57));
+    assert_eq!(error, Err(Incompatible::FiveLevels));
+    let deep = with_registers(wide, CAP | 1 << 60, ECAP);
+    assert_eq!(deep.check(&nesting(57)), Ok(()));
+}
+
+#[test]
+fn shadows_below_first_stage_tables_must_be_as_wide_and_39_bits_have_none() {
+    let narrow = [Some(LAST_48), Some(LAST_48), Some(LAST_39)];
+    let error = with_registers(narrow, CAP, ECAP)
+        .check(&nesting(48))
+        .unwrap_err();
+    assert!(
+        error.to_string().ends_with("write aw-bits=39,x-flts=off"),
+        "{error}"
+    );
+}
+
+#[test]
+fn walks_promise_no_more_than_the_host_has_and_it_is_too_late_afterwards() {
+    let all = [Some(LAST_48); 3];
+    let asked = UnitConfig {
+        pasid_bits: 20,
+        ..nesting(48)
+    };
+    for (cap, ecap, what) in [
+        (0, 0x5_8400_0080 | 1 << 48, "1 GiB"),
+        (CAP, 0x5_0400_0080 | 1 << 48, "supervisors"),
+        (CAP, 0x1_8400_0080 | 1 << 48, "extended accessed"),
+        (CAP, 0x5_8400_0080, "snooped walks"),
+    ] {
+        let host = with_registers(all, cap, ecap);
+        let error = host.check(&asked).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+        let limited = host.limit(asked.clone());
+        assert_eq!(host.check(&limited), Ok(()));
+        let caps = limited.capabilities().unwrap();
+        let promised = [
+            caps.cap.fs1gp() && cap == 0,
+            caps.ecap.srs() && ecap >> 31 & 1 == 0,
+            caps.ecap.eafs() && ecap >> 34 & 1 == 0,
+            caps.ecap.smpwcs() && ecap >> 48 & 1 == 0,
+        ];
+        assert_eq!(promised, [false; 4], "{what}");
+    }
+    // Without first-stage tables only the unit walks.
+    assert_eq!(with_registers(all, 0, 1 << 7).limit(unit(48)), unit(48));
+}

@@ -1,0 +1,835 @@
+//! A host for tests: iommufd, its IOMMU and VFIO's attachments, as far as mappings go.
+//!
+//! It does what the kernel does where that matters: areas are unmapped as a whole, and a range that cuts one fails half-way;
+//! nothing is mapped twice; what is in use is not destroyed; a replaced page table leaves the device with none for a moment, and
+//! for good when the replacement fails, though iommufd takes it to be where it was. Nested page tables are walked in guest memory,
+//! and whatever was read of them is kept until it is invalidated.
+//!
+//! Calls are recorded and can be made to fail, and after each a test can look where every DMA goes.
+
+mod ioas;
+mod nested;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::assigned::AssignedDevice;
+use super::{
+    Attachment, HardwareInfo, HostDeviceId, HostIommu, HostMemory, IntelInfo, NestedInvalidation,
+    NestedOptions, NestedTable, ObjectId, PageTableOptions, Rights, SharedMapping,
+};
+use intel_vtd::spec::ids::{Pasid, SourceId};
+use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
+use ioas::{Area, Space};
+use nested::{Memory, Nested};
+
+/// Error numbers of Linux.
+pub mod errno {
+    /// No such object, or no such mapping.
+    pub const ENOENT: i32 = 2;
+    /// Out of memory, or of what may be locked.
+    pub const ENOMEM: i32 = 12;
+    /// In use.
+    pub const EBUSY: i32 = 16;
+    /// Something is mapped there.
+    pub const EEXIST: i32 = 17;
+    /// The device has not what this is for.
+    pub const ENODEV: i32 = 19;
+    /// Not possible with these arguments.
+    pub const EINVAL: i32 = 22;
+    /// Not possible with this IOMMU.
+    pub const EOPNOTSUPP: i32 = 95;
+    /// A device has these addresses reserved.
+    pub const EADDRINUSE: i32 = 98;
+}
+
+use errno::{EADDRINUSE, EBUSY, EINVAL, ENODEV, ENOENT, EOPNOTSUPP};
+
+/// What the IOMMU of a device can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FakeFeatures {
+    /// Width of the addresses that it maps.
+    pub address_bits: u32,
+    /// Accesses are snooped: page tables made for it do not suit devices without.
+    pub coherent: bool,
+    /// First-stage page tables are what it uses where nothing else is asked for.
+    pub first_stage: bool,
+    /// Nesting parents and nested page tables.
+    pub nesting: bool,
+    /// Of first-stage tables: five levels, supervisor requests, the extended accessed flag, pages of 1 GiB.
+    pub whole_first_stage: bool,
+    /// Dirty tracking.
+    pub dirty_tracking: bool,
+    /// log2 of the number of PASIDs that the device has; 0 for none.
+    pub pasid_bits: u8,
+    /// The host has enabled the device's page requests.
+    pub page_requests: bool,
+}
+
+impl Default for FakeFeatures {
+    fn default() -> Self {
+        Self {
+            address_bits: 48,
+            coherent: true,
+            first_stage: false,
+            nesting: false,
+            whole_first_stage: false,
+            dirty_tracking: false,
+            pasid_bits: 0,
+            page_requests: false,
+        }
+    }
+}
+
+/// A call that was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // The fields are the calls' arguments.
+pub enum Call {
+    AllocateSpace,
+    Destroy(ObjectId),
+    AddressRanges(ObjectId),
+    Map {
+        space: ObjectId,
+        address: u64,
+        length: u64,
+        rights: Rights,
+    },
+    Share(SharedMapping),
+    Unmap {
+        space: ObjectId,
+        address: u64,
+        length: u64,
+    },
+    AllocatePageTable {
+        device: HostDeviceId,
+        space: ObjectId,
+        options: PageTableOptions,
+    },
+    AllocateNested {
+        device: HostDeviceId,
+        parent: ObjectId,
+        table: NestedTable,
+        options: NestedOptions,
+    },
+    Invalidate(ObjectId),
+    HardwareInfo(HostDeviceId),
+    SetDirtyTracking {
+        table: ObjectId,
+        on: bool,
+    },
+    DirtyPages {
+        table: ObjectId,
+        address: u64,
+        length: u64,
+    },
+    Attach {
+        device: HostDeviceId,
+        pasid: Option<Pasid>,
+        table: ObjectId,
+    },
+    Detach {
+        device: HostDeviceId,
+        pasid: Option<Pasid>,
+    },
+}
+
+/// Where a DMA goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// Offset in the file that backs guest memory.
+    pub offset: u64,
+    /// What is permitted there.
+    pub rights: Rights,
+}
+
+type Watch = Box<dyn FnMut(&View<'_>) + Send>;
+
+/// One fake iommufd and its devices.
+#[derive(Default)]
+pub struct FakeHost {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    next_object: u32,
+    spaces: BTreeMap<ObjectId, Space>,
+    tables: BTreeMap<ObjectId, Table>,
+    devices: BTreeMap<HostDeviceId, Device>,
+    calls: Vec<(Call, Result<(), i32>)>,
+    made: u64,
+    failures: BTreeMap<u64, i32>,
+    watch: Option<Watch>,
+    memory: Option<Memory>,
+    invalidations: Vec<(ObjectId, Vec<NestedInvalidation>)>,
+}
+
+struct Table {
+    /// The space, and the parent of a nested one.
+    on: ObjectId,
+    parent: Option<ObjectId>,
+    nested: Option<Nested>,
+    options: PageTableOptions,
+    coherent: bool,
+    /// Pages that can only be written can be read, too.
+    write_is_read: bool,
+    /// Addresses of pages that were written, while that is tracked.
+    dirty: Option<BTreeSet<u64>>,
+}
+
+struct Device {
+    features: FakeFeatures,
+    /// What iommufd takes its requests to be behind, by PASID.
+    believed: BTreeMap<Option<Pasid>, ObjectId>,
+    /// What they are behind.
+    actual: BTreeMap<Option<Pasid>, ObjectId>,
+}
+
+/// A look at a [`FakeHost`] between two steps of its calls.
+pub struct View<'a>(&'a State);
+
+impl View<'_> {
+    /// Where an access of `device` without PASID to `address` goes.
+    pub fn dma(&self, device: HostDeviceId, address: u64) -> Option<Reached> {
+        self.dma_with(device, None, address)
+    }
+
+    /// Where an access of `device` with `pasid`, or without, to `address` goes.
+    pub fn dma_with(
+        &self,
+        device: HostDeviceId,
+        pasid: Option<Pasid>,
+        address: u64,
+    ) -> Option<Reached> {
+        self.0.dma(device, pasid, address)
+    }
+}
+
+impl State {
+    fn dma(&self, device: HostDeviceId, pasid: Option<Pasid>, address: u64) -> Option<Reached> {
+        let table = self.devices.get(&device)?.actual.get(&pasid)?;
+        let table = self.tables.get(table)?;
+        if let Some(nested) = &table.nested {
+            let (space, memory) = (self.spaces.get(&table.on)?, self.memory.as_ref()?);
+            return nested.reach(address, space, memory);
+        }
+        let (offset, mut rights) = self.spaces.get(&table.on)?.find(address)?;
+        rights.read |= table.write_is_read;
+        Some(Reached { offset, rights })
+    }
+
+    fn look(&mut self) {
+        if let Some(mut watch) = self.watch.take() {
+            watch(&View(self));
+            self.watch = Some(watch);
+        }
+    }
+
+    fn new_object(&mut self) -> ObjectId {
+        self.next_object += 1;
+        ObjectId(self.next_object)
+    }
+
+    fn space(&mut self, id: ObjectId) -> Result<&mut Space, i32> {
+        self.spaces.get_mut(&id).ok_or(ENOENT)
+    }
+
+    /// Whether page tables over `space` take no read-only mappings.
+    fn is_parent(&self, space: ObjectId) -> bool {
+        self.tables
+            .values()
+            .any(|table| table.on == space && table.options.nesting_parent)
+    }
+
+    fn check_rights(&self, space: ObjectId, rights: Rights) -> Result<(), i32> {
+        let refused = rights == Rights::NONE || self.is_parent(space) && !rights.write;
+        if refused { Err(EINVAL) } else { Ok(()) }
+    }
+
+    /// What the kernel finds out about PASIDs before it touches anything; `Ok(false)` if it then does nothing, and says nothing.
+    fn check_pasid(
+        &self,
+        of_device: &Device,
+        pasid: Option<Pasid>,
+        table: ObjectId,
+    ) -> Result<bool, i32> {
+        let is_for_pasids = |table: &ObjectId| {
+            let table = self.tables.get(table);
+            table.is_some_and(|table| table.options.pasid)
+        };
+        let Some(pasid) = pasid else {
+            let has_pasids = of_device.believed.keys().any(Option::is_some);
+            let refused = has_pasids && !is_for_pasids(&table);
+            return if refused { Err(EINVAL) } else { Ok(true) };
+        };
+        if of_device.features.pasid_bits == 0 {
+            return Ok(false);
+        }
+        let of_table = self.tables.get(&table).ok_or(ENOENT)?;
+        let without = of_device.believed.get(&None);
+        if pasid == Pasid::ZERO
+            || pasid.get() >> of_device.features.pasid_bits != 0
+            || !is_for_pasids(&table)
+            || of_table.options.dirty_tracking
+            || without.is_some_and(|without| !is_for_pasids(without))
+        {
+            return Err(EINVAL);
+        }
+        Ok(true)
+    }
+
+    fn attach(
+        &mut self,
+        device: HostDeviceId,
+        pasid: Option<Pasid>,
+        table: ObjectId,
+        fails: bool,
+    ) -> Result<(), i32> {
+        let of_device = self.devices.get(&device).ok_or(ENOENT)?;
+        if !self.check_pasid(of_device, pasid, table)? {
+            return Ok(());
+        }
+        if of_device.believed.get(&pasid) == Some(&table) {
+            return Ok(());
+        }
+        let FakeFeatures {
+            coherent,
+            whole_first_stage,
+            page_requests,
+            ..
+        } = of_device.features;
+        let of_device = self.devices.get_mut(&device).ok_or(ENOENT)?;
+        let former = of_device.actual.remove(&pasid);
+        self.leave(former);
+        self.look();
+        let used = self.tables.get(&table).ok_or(ENOENT)?;
+        if fails {
+            return Ok(());
+        }
+        let needs_whole = used.nested.as_ref().is_some_and(|nested| {
+            nested.levels() != 4
+                || nested.table.supervisor_requests
+                || nested.table.extended_accessed
+        });
+        let requests = used.nested.as_ref();
+        if requests.is_some_and(|nested| nested.page_requests.is_some()) && !page_requests {
+            return Err(ENODEV);
+        }
+        if used.coherent && !coherent || needs_whole && !whole_first_stage {
+            return Err(EINVAL);
+        }
+        let on = used.on;
+        // That is done for a device, not for each of its PASIDs.
+        if pasid.is_none() && !self.space(on)?.reserve_interrupts() {
+            return Err(EADDRINUSE);
+        }
+        if let Some(of_device) = self.devices.get_mut(&device) {
+            of_device.believed.insert(pasid, table);
+            of_device.actual.insert(pasid, table);
+        }
+        Ok(())
+    }
+
+    /// What is kept of a nested page table goes with the last who uses it.
+    fn leave(&mut self, table: Option<ObjectId>) {
+        let mut used = self
+            .devices
+            .values()
+            .flat_map(|device| device.actual.values());
+        let used = used.any(|used| Some(*used) == table);
+        let nested = table
+            .and_then(|table| self.tables.get(&table))
+            .and_then(|table| table.nested.as_ref());
+        if let (false, Some(nested)) = (used, nested) {
+            nested.forget_all();
+        }
+    }
+
+    fn destroy(&mut self, object: ObjectId) -> Result<(), i32> {
+        let used = self
+            .devices
+            .values()
+            .any(|device| device.believed.values().any(|table| *table == object))
+            || self.tables.values().any(|table| {
+                table.parent == Some(object) || table.parent.is_none() && table.on == object
+            });
+        if used {
+            return Err(EBUSY);
+        }
+        let table = self.tables.remove(&object).is_some();
+        if table || self.spaces.remove(&object).is_some() {
+            Ok(())
+        } else {
+            Err(ENOENT)
+        }
+    }
+}
+
+impl FakeHost {
+    /// One without devices.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Binds one more device.
+    pub fn bind(self: &Arc<Self>, features: FakeFeatures) -> (HostDeviceId, Arc<dyn Attachment>) {
+        let mut state = self.lock();
+        let device = HostDeviceId(state.new_object().0);
+        state.devices.insert(
+            device,
+            Device {
+                features,
+                believed: BTreeMap::new(),
+                actual: BTreeMap::new(),
+            },
+        );
+        let host = Arc::clone(self);
+        (device, Arc::new(FakeAttachment { host, device }))
+    }
+
+    /// Binds one more device, ready to be assigned as `source`.
+    pub fn device(self: &Arc<Self>, source: SourceId, features: FakeFeatures) -> AssignedDevice {
+        let (id, attachment) = self.bind(features);
+        AssignedDevice {
+            source,
+            name: format!("fake{}", id.0),
+            host: Arc::clone(self) as _,
+            id,
+            attachment,
+            pasids: features.pasid_bits != 0,
+            ats: false,
+            page_requests: None,
+        }
+    }
+
+    /// Has the call fail that comes after `calls` more, with an error number.
+    pub fn fail_after(&self, calls: u64, error: i32) {
+        let mut state = self.lock();
+        let at = state.made + calls;
+        state.failures.insert(at, error);
+    }
+
+    /// Lets all calls do again what they can.
+    pub fn fail_no_more(&self) {
+        self.lock().failures.clear();
+    }
+
+    /// Has nested page tables read guest memory by this: a word, by its offset in the file.
+    pub fn set_memory(&self, read: impl Fn(u64) -> Option<u64> + Send + 'static) {
+        self.lock().memory = Some(Box::new(read));
+    }
+
+    /// What was invalidated by each call since the last time this was asked, be it carried out or not.
+    pub fn take_invalidations(&self) -> Vec<(ObjectId, Vec<NestedInvalidation>)> {
+        std::mem::take(&mut self.lock().invalidations)
+    }
+
+    /// The calls since the last time this was asked, with what came of them.
+    pub fn take_calls(&self) -> Vec<(Call, Result<(), i32>)> {
+        std::mem::take(&mut self.lock().calls)
+    }
+
+    /// Calls `watch` after each call, and within those that have steps. It must not make calls.
+    pub fn watch(&self, watch: impl FnMut(&View<'_>) + Send + 'static) {
+        self.lock().watch = Some(Box::new(watch));
+    }
+
+    /// Where an access of `device` without PASID to `address` goes.
+    pub fn dma(&self, device: HostDeviceId, address: u64) -> Option<Reached> {
+        self.dma_with(device, None, address)
+    }
+
+    /// Where an access of `device` with `pasid`, or without, to `address` goes.
+    pub fn dma_with(
+        &self,
+        device: HostDeviceId,
+        pasid: Option<Pasid>,
+        address: u64,
+    ) -> Option<Reached> {
+        self.lock().dma(device, pasid, address)
+    }
+
+    /// As [`dma`](Self::dma), and leaves the page dirty if it can be written.
+    pub fn write(&self, device: HostDeviceId, address: u64) -> Option<Reached> {
+        let mut state = self.lock();
+        let reached = state
+            .dma(device, None, address)
+            .filter(|to| to.rights.write)?;
+        let table = *state.devices.get(&device)?.actual.get(&None)?;
+        let of_device = state.tables.get(&table)?;
+        // Of a nested page table, its parent tells, by its own addresses.
+        let (table, page) = match (&of_device.nested, of_device.parent) {
+            (Some(nested), Some(parent)) => {
+                let (space, memory) = (state.spaces.get(&of_device.on)?, state.memory.as_ref()?);
+                (parent, nested.translate(address, space, memory)?.0)
+            }
+            _ => (table, address),
+        };
+        if let Some(dirty) = &mut state.tables.get_mut(&table)?.dirty {
+            dirty.insert(page & !0xfff);
+        }
+        Some(reached)
+    }
+
+    /// What requests of `device` without PASID are behind.
+    pub fn attached(&self, device: HostDeviceId) -> Option<ObjectId> {
+        self.attached_with(device, None)
+    }
+
+    /// What requests of `device` with `pasid`, or without, are behind.
+    pub fn attached_with(&self, device: HostDeviceId, pasid: Option<Pasid>) -> Option<ObjectId> {
+        let state = self.lock();
+        state.devices.get(&device)?.actual.get(&pasid).copied()
+    }
+
+    /// The PASIDs of `device` that are attached.
+    pub fn pasids(&self, device: HostDeviceId) -> Vec<Pasid> {
+        let state = self.lock();
+        let device = state.devices.get(&device);
+        device.map_or_else(Vec::new, |device| {
+            device.believed.keys().copied().flatten().collect()
+        })
+    }
+
+    /// How many spaces and page tables there are.
+    pub fn objects(&self) -> usize {
+        let state = self.lock();
+        state.spaces.len() + state.tables.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a call, of which `carry_out` is told whether it is to fail when it is half done.
+    fn call_in_steps<R>(
+        &self,
+        call: Call,
+        carry_out: impl FnOnce(&mut State, bool) -> Result<R, i32>,
+    ) -> io::Result<R> {
+        let mut state = self.lock();
+        let made = state.made;
+        state.made += 1;
+        let failure = state.failures.remove(&made);
+        let mut outcome = carry_out(&mut state, failure.is_some());
+        if let Some(error) = failure {
+            outcome = Err(error);
+        }
+        state
+            .calls
+            .push((call, outcome.as_ref().map(|_| ()).map_err(|error| *error)));
+        state.look();
+        outcome.map_err(io::Error::from_raw_os_error)
+    }
+
+    fn call<R>(
+        &self,
+        call: Call,
+        carry_out: impl FnOnce(&mut State) -> Result<R, i32>,
+    ) -> io::Result<R> {
+        self.call_in_steps(
+            call,
+            |state, fails| {
+                if fails { Err(EINVAL) } else { carry_out(state) }
+            },
+        )
+    }
+}
+
+impl fmt::Debug for FakeHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FakeHost").finish_non_exhaustive()
+    }
+}
+
+impl HostIommu for FakeHost {
+    fn allocate_space(&self) -> io::Result<ObjectId> {
+        self.call(Call::AllocateSpace, |state| {
+            let id = state.new_object();
+            state.spaces.insert(id, Space::default());
+            Ok(id)
+        })
+    }
+
+    fn destroy(&self, object: ObjectId) -> io::Result<()> {
+        self.call(Call::Destroy(object), |state| state.destroy(object))
+    }
+
+    fn address_ranges(&self, space: ObjectId) -> io::Result<(Vec<RangeInclusive<u64>>, u64)> {
+        self.call(Call::AddressRanges(space), |state| {
+            Ok((state.space(space)?.ranges(), 4096))
+        })
+    }
+
+    fn map(
+        &self,
+        space: ObjectId,
+        address: u64,
+        memory: &HostMemory<'_>,
+        rights: Rights,
+    ) -> io::Result<()> {
+        let call = Call::Map {
+            space,
+            address,
+            length: memory.length,
+            rights,
+        };
+        self.call(call, |state| {
+            state.check_rights(space, rights)?;
+            let area = Area {
+                length: memory.length,
+                offset: memory.file.1,
+                rights,
+            };
+            state.space(space)?.map(address, &[area])
+        })
+    }
+
+    fn share(&self, mapping: &SharedMapping) -> io::Result<()> {
+        self.call(Call::Share(*mapping), |state| {
+            state.check_rights(mapping.target, mapping.rights)?;
+            let areas = state.space(mapping.source)?.pieces(
+                mapping.source_address,
+                mapping.length,
+                mapping.rights,
+            )?;
+            state
+                .space(mapping.target)?
+                .map(mapping.target_address, &areas)
+        })
+    }
+
+    fn unmap(&self, space: ObjectId, address: u64, length: u64) -> io::Result<u64> {
+        let call = Call::Unmap {
+            space,
+            address,
+            length,
+        };
+        self.call(call, |state| {
+            let (pages, outcome) = state.space(space)?.unmap(address, length);
+            for table in state.tables.values_mut().filter(|table| table.on == space) {
+                if let Some(nested) = &table.nested {
+                    nested.forget_all();
+                }
+                if let Some(dirty) = &mut table.dirty {
+                    dirty.retain(|page| !pages.iter().any(|range| range.contains(page)));
+                }
+            }
+            outcome
+        })
+    }
+
+    fn allocate_page_table(
+        &self,
+        device: HostDeviceId,
+        space: ObjectId,
+        options: PageTableOptions,
+    ) -> io::Result<ObjectId> {
+        let call = Call::AllocatePageTable {
+            device,
+            space,
+            options,
+        };
+        self.call(call, |state| {
+            let features = state.devices.get(&device).ok_or(ENOENT)?.features;
+            let cannot = options.nesting_parent && !features.nesting
+                || options.dirty_tracking && !features.dirty_tracking;
+            if cannot {
+                return Err(EOPNOTSUPP);
+            }
+            let on = state.space(space)?;
+            if options.nesting_parent && on.has_read_only() {
+                return Err(EINVAL);
+            }
+            if !on.narrow(features.address_bits) {
+                return Err(EADDRINUSE);
+            }
+            let id = state.new_object();
+            let second_stage = options.nesting_parent
+                || options.dirty_tracking
+                || !(features.first_stage || features.nesting);
+            let table = Table {
+                on: space,
+                parent: None,
+                nested: None,
+                options,
+                coherent: features.coherent,
+                write_is_read: !second_stage,
+                dirty: None,
+            };
+            state.tables.insert(id, table);
+            Ok(id)
+        })
+    }
+
+    fn allocate_nested(
+        &self,
+        device: HostDeviceId,
+        parent: ObjectId,
+        table: &NestedTable,
+        options: NestedOptions,
+    ) -> io::Result<ObjectId> {
+        let call = Call::AllocateNested {
+            device,
+            parent,
+            table: *table,
+            options,
+        };
+        self.call(call, |state| {
+            let features = state.devices.get(&device).ok_or(ENOENT)?.features;
+            let below = state.tables.get(&parent).ok_or(ENOENT)?;
+            if !features.nesting {
+                return Err(EOPNOTSUPP);
+            }
+            if !below.options.nesting_parent {
+                return Err(EINVAL);
+            }
+            let table = Table {
+                on: below.on,
+                parent: Some(parent),
+                nested: Some(Nested::new(*table, options.page_requests)),
+                options: PageTableOptions {
+                    pasid: options.pasid,
+                    dirty_tracking: below.options.dirty_tracking,
+                    nesting_parent: false,
+                },
+                coherent: below.coherent,
+                write_is_read: false,
+                dirty: None,
+            };
+            let id = state.new_object();
+            state.tables.insert(id, table);
+            Ok(id)
+        })
+    }
+
+    fn invalidate(
+        &self,
+        nested: ObjectId,
+        invalidations: &[NestedInvalidation],
+        done: &mut usize,
+    ) -> io::Result<()> {
+        *done = 0;
+        self.call_in_steps(Call::Invalidate(nested), |state, fails| {
+            state.invalidations.push((nested, invalidations.to_vec()));
+            let table = state.tables.get(&nested).ok_or(ENOENT)?;
+            let table = table.nested.as_ref().ok_or(EINVAL)?;
+            // When it fails, it does so half-way.
+            *done = invalidations.len() / if fails { 2 } else { 1 };
+            for invalidation in &invalidations[..*done] {
+                if invalidation.address & 0xfff != 0
+                    || invalidation.pages == u64::MAX && invalidation.address != 0
+                {
+                    return Err(EINVAL);
+                }
+                table.forget(invalidation);
+            }
+            Ok(())
+        })
+    }
+
+    fn hardware_info(&self, device: HostDeviceId) -> io::Result<HardwareInfo> {
+        self.call(Call::HardwareInfo(device), |state| {
+            let features = state.devices.get(&device).ok_or(ENOENT)?.features;
+            let ecap = ExtendedCapability::new()
+                .with_sc(features.coherent)
+                .with_fsts(features.first_stage || features.nesting)
+                .with_nest(features.nesting)
+                .with_srs(features.whole_first_stage)
+                .with_eafs(features.whole_first_stage)
+                .with_smpwcs(features.coherent);
+            let cap = Capability::new()
+                .with_fs1gp(features.whole_first_stage)
+                .with_fs5lp(features.whole_first_stage);
+            let caps = Caps { cap, ecap };
+            Ok(HardwareInfo {
+                intel: Some(IntelInfo {
+                    caps,
+                    no_read_only_parent: true,
+                }),
+                pasid_bits: features.pasid_bits,
+                privileged_pasids: false,
+                dirty_tracking: features.dirty_tracking,
+            })
+        })
+    }
+
+    fn set_dirty_tracking(&self, table: ObjectId, on: bool) -> io::Result<()> {
+        self.call(Call::SetDirtyTracking { table, on }, |state| {
+            let table = state.tables.get_mut(&table).ok_or(ENOENT)?;
+            if !table.options.dirty_tracking {
+                return Err(EOPNOTSUPP);
+            }
+            table.dirty = on.then(BTreeSet::new);
+            Ok(())
+        })
+    }
+
+    fn dirty_pages(
+        &self,
+        table: ObjectId,
+        address: u64,
+        length: u64,
+        page_size: u64,
+        bitmap: &mut [u64],
+    ) -> io::Result<()> {
+        let call = Call::DirtyPages {
+            table,
+            address,
+            length,
+        };
+        self.call(call, |state| {
+            let on = state.tables.get(&table).ok_or(ENOENT)?.on;
+            if page_size != 4096 || !state.space(on)?.is_mapped(address, length) {
+                return Err(EINVAL);
+            }
+            let dirty = state.tables.get_mut(&table).ok_or(ENOENT)?.dirty.as_mut();
+            let dirty = dirty.ok_or(EINVAL)?;
+            let mut asked = dirty.split_off(&address);
+            dirty.append(&mut asked.split_off(&(address + length)));
+            for page in asked {
+                let bit = (page - address) / page_size;
+                let word = usize::try_from(bit / 64).map_err(|_| EINVAL)?;
+                *bitmap.get_mut(word).ok_or(EINVAL)? |= 1 << (bit % 64);
+            }
+            Ok(())
+        })
+    }
+}
+
+struct FakeAttachment {
+    host: Arc<FakeHost>,
+    device: HostDeviceId,
+}
+
+impl Attachment for FakeAttachment {
+    fn attach(&self, pasid: Option<Pasid>, table: ObjectId) -> io::Result<()> {
+        let device = self.device;
+        let call = Call::Attach {
+            device,
+            pasid,
+            table,
+        };
+        self.host.call_in_steps(call, |state, fails| {
+            state.attach(device, pasid, table, fails)
+        })
+    }
+
+    fn detach(&self, pasid: Option<Pasid>) -> io::Result<()> {
+        let device = self.device;
+        self.host.call(Call::Detach { device, pasid }, |state| {
+            let device = state.devices.get_mut(&device).ok_or(ENOENT)?;
+            device.believed.remove(&pasid);
+            let former = device.actual.remove(&pasid);
+            state.leave(former);
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "fake_test.rs"]
+mod fake_test;

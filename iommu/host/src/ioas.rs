@@ -1,0 +1,326 @@
+//! An I/O address space of the host, with the page tables that translate by it.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ram::INTERRUPTS;
+use super::{
+    Attachment, HardwareInfo, HostDeviceId, HostIommu, ObjectId, PageTableOptions, Rights,
+    SharedMapping,
+};
+use crate::resources::Common;
+use intel_vtd::spec::ids::Pasid;
+
+/// What mappings are aligned to.
+pub(crate) const PAGE: u64 = 0x1000;
+
+/// `EINVAL`: what a page table answers that is not for this device.
+pub(crate) const INVALID: i32 = 22;
+/// `EBUSY`: what VFIO answers while it resets the device.
+const BUSY: i32 = 16;
+
+/// An I/O address space and its page tables.
+pub(crate) struct Space {
+    pub(crate) host: Arc<dyn HostIommu>,
+    pub(crate) id: ObjectId,
+    pub(crate) tables: Vec<PageTable>,
+    /// What can be mapped, in ascending order, in whole pages.
+    aperture: Vec<Range<u64>>,
+}
+
+/// A page table over a [`Space`].
+pub(crate) struct PageTable {
+    pub(crate) id: ObjectId,
+    pub(crate) options: PageTableOptions,
+    /// The device that it was made for.
+    pub(crate) made_for: Arc<str>,
+    /// Others that are made for it could tell which pages were written.
+    pub(crate) can_track: bool,
+    /// What is writable is not readable just for that.
+    exact_rights: bool,
+}
+
+/// Who a page table is made for.
+pub(crate) struct Client<'a> {
+    pub(crate) name: &'a Arc<str>,
+    pub(crate) device: HostDeviceId,
+    pub(crate) info: &'a HardwareInfo,
+    pub(crate) needs: Needs,
+}
+
+/// Which page tables are for the requests of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// The device has PASIDs. While any is attached, all that the device is behind must be page tables for PASIDs.
+    pub(crate) pasids: bool,
+    /// They are for requests with a PASID, for which Linux takes no page tables with dirty tracking, nor nested ones upon such.
+    pub(crate) with_pasid: bool,
+}
+
+impl Needs {
+    /// Whether a page table with these options is for them.
+    pub(crate) const fn takes(self, options: PageTableOptions) -> bool {
+        let is_for_pasids = options.pasid || !self.pasids;
+        is_for_pasids && !(options.dirty_tracking && self.with_pasid)
+    }
+
+    /// `kind` as it is for them, if there is such a one.
+    pub(crate) fn adapt(self, kind: PageTableOptions) -> Option<PageTableOptions> {
+        let kind = PageTableOptions {
+            pasid: self.pasids,
+            ..kind
+        };
+        self.takes(kind).then_some(kind)
+    }
+}
+
+impl Space {
+    /// An empty one without page tables.
+    pub(crate) fn allocate(host: &Arc<dyn HostIommu>) -> io::Result<Self> {
+        let id = host.allocate_space()?;
+        Ok(Self {
+            host: Arc::clone(host),
+            id,
+            tables: Vec::new(),
+            aperture: Vec::new(),
+        })
+    }
+
+    /// Makes one more page table, of the first of `kinds` that the host can make. Returns whether rights are less exact than
+    /// before because of it.
+    pub(crate) fn add_table(
+        &mut self,
+        client: &Client<'_>,
+        kinds: &[PageTableOptions],
+    ) -> io::Result<bool> {
+        let mut outcome = Err(io::Error::from_raw_os_error(INVALID));
+        for &options in kinds {
+            outcome = self
+                .host
+                .allocate_page_table(client.device, self.id, options)
+                .map(|id| (id, options));
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        let (id, options) = outcome?;
+        let exact_rights = has_exact_rights(client.info, options);
+        let less_exact = self.has_exact_rights() && !exact_rights;
+        self.tables.push(PageTable {
+            id,
+            options,
+            made_for: Arc::clone(client.name),
+            can_track: client.info.dirty_tracking,
+            exact_rights,
+        });
+        self.update_aperture()?;
+        Ok(less_exact)
+    }
+
+    /// Asks the host what can be mapped: page tables and devices make it less.
+    pub(crate) fn update_aperture(&mut self) -> io::Result<()> {
+        let (ranges, _) = self.host.address_ranges(self.id)?;
+        self.aperture.clear();
+        for range in ranges {
+            let start = range.start().next_multiple_of(PAGE);
+            let end = range.end().saturating_add(1) / PAGE * PAGE;
+            for part in [
+                start..end.min(INTERRUPTS.start),
+                start.max(INTERRUPTS.end)..end,
+            ] {
+                if !part.is_empty() {
+                    self.aperture.push(part);
+                }
+            }
+        }
+        self.aperture.sort_unstable_by_key(|range| range.start);
+        Ok(())
+    }
+
+    /// The parts of `range` that can be mapped, in ascending order.
+    pub(crate) fn mappable(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let first = self
+            .aperture
+            .partition_point(|part| part.end <= range.start);
+        let end = range.end;
+        self.aperture
+            .iter()
+            .skip(first)
+            .take_while(move |part| part.start < end)
+            .map(move |part| part.start.max(range.start)..part.end.min(range.end))
+    }
+
+    /// Whether pages that can only be written are not made readable by any of the page tables.
+    pub(crate) fn has_exact_rights(&self) -> bool {
+        self.tables.iter().all(|table| table.exact_rights)
+    }
+
+    /// Maps what `source` has at `output`.
+    pub(crate) fn share(
+        &self,
+        source: ObjectId,
+        output: u64,
+        input: u64,
+        length: u64,
+        rights: Rights,
+    ) -> io::Result<()> {
+        self.host.share(&SharedMapping {
+            source,
+            source_address: output,
+            target: self.id,
+            target_address: input,
+            length,
+            rights,
+        })
+    }
+
+    /// The page tables that are for these requests.
+    pub(crate) fn suitable(&self, needs: Needs) -> Vec<ObjectId> {
+        let suitable = self
+            .tables
+            .iter()
+            .filter(|table| needs.takes(table.options));
+        suitable.map(|table| table.id).collect()
+    }
+
+    /// The page tables that nested ones for these requests can be on top of.
+    pub(crate) fn parents(&self, needs: Needs) -> Vec<ObjectId> {
+        let parents = self
+            .tables
+            .iter()
+            .filter(|table| table.options.nesting_parent && needs.takes(table.options));
+        parents.map(|table| table.id).collect()
+    }
+
+    /// Gives one page table back to the host, behind which nobody is.
+    pub(crate) fn remove_table(&mut self, id: ObjectId, common: &mut Common) {
+        self.tables.retain(|table| table.id != id);
+        if self.host.destroy(id).is_err() {
+            common
+                .remains
+                .push(Remains::new(Arc::clone(&self.host), id));
+        }
+    }
+
+    /// Gives it back to the host. What is still in use is kept to be tried again, after everything was unmapped.
+    pub(crate) fn destroy(self, common: &mut Common) {
+        let objects = self.tables.iter().map(|table| table.id).chain([self.id]);
+        let left: Vec<_> = objects
+            .filter(|object| self.host.destroy(*object).is_err())
+            .collect();
+        if left.contains(&self.id)
+            && let Err(error) = self.host.unmap(self.id, 0, u64::MAX)
+        {
+            common.report(|| {
+                format!(
+                    "the host neither destroys nor empties I/O address space {}: {error}",
+                    self.id.0
+                )
+            });
+        }
+        common.remains.extend(
+            left.into_iter()
+                .map(|object| Remains::new(Arc::clone(&self.host), object)),
+        );
+    }
+}
+
+/// Whether a page table keeps pages unreadable that can only be written. First-stage tables cannot: a kernel with scalable mode
+/// uses them where nothing is asked for that only second-stage tables have. Of other IOMMUs it is not known.
+fn has_exact_rights(info: &HardwareInfo, options: PageTableOptions) -> bool {
+    let Some(intel) = &info.intel else {
+        return false;
+    };
+    options.nesting_parent || options.dirty_tracking || !intel.caps.ecap.fsts()
+}
+
+/// An object that the host did not destroy yet.
+pub(crate) struct Remains {
+    host: Arc<dyn HostIommu>,
+    object: ObjectId,
+}
+
+impl Remains {
+    pub(crate) const fn new(host: Arc<dyn HostIommu>, object: ObjectId) -> Self {
+        Self { host, object }
+    }
+
+    /// Tries again.
+    pub(crate) fn destroy(&self) -> io::Result<()> {
+        self.host.destroy(self.object)
+    }
+}
+
+/// Why a device is not behind a page table.
+#[derive(Debug)]
+pub(crate) enum AttachError {
+    /// The page table is not for this device. It is blocked.
+    Incompatible,
+    /// Anything else. It is blocked.
+    Failed(io::Error),
+    /// The device could not even be blocked.
+    Stuck(io::Error),
+}
+
+/// A device is behind a page table; after this error, if the host only did so from a clean state.
+pub(crate) type Attached = Option<io::Error>;
+
+/// Puts requests of a device behind the first of `tables` that takes them. After an error they are blocked, or stuck.
+pub(crate) fn attach_to_one(
+    attachment: &dyn Attachment,
+    pasid: Option<Pasid>,
+    tables: &[ObjectId],
+) -> Result<Attached, AttachError> {
+    let mut outcome = Err(AttachError::Incompatible);
+    for table in tables {
+        outcome = attach(attachment, pasid, *table);
+        if !matches!(outcome, Err(AttachError::Incompatible)) {
+            break;
+        }
+    }
+    outcome
+}
+
+/// Puts requests of a device behind `table`.
+///
+/// A replacement that fails leaves them blocked by the hardware, while iommufd takes them to be where they were, so that
+/// attaching them there does nothing. Detaching makes both agree.
+pub(crate) fn attach(
+    attachment: &dyn Attachment,
+    pasid: Option<Pasid>,
+    table: ObjectId,
+) -> Result<Attached, AttachError> {
+    let Err(error) = attachment.attach(pasid, table) else {
+        return Ok(None);
+    };
+    detach(attachment, pasid).map_err(AttachError::Stuck)?;
+    if error.raw_os_error() == Some(INVALID) {
+        return Err(AttachError::Incompatible);
+    }
+    match attachment.attach(pasid, table) {
+        Ok(()) => Ok(Some(error)),
+        Err(error) => {
+            detach(attachment, pasid).map_err(AttachError::Stuck)?;
+            Err(AttachError::Failed(error))
+        }
+    }
+}
+
+/// Blocks requests of a device, for which it waits while VFIO resets it.
+pub(crate) fn detach(attachment: &dyn Attachment, pasid: Option<Pasid>) -> io::Result<()> {
+    const ATTEMPTS: u32 = 20;
+    let mut outcome = attachment.detach(pasid);
+    for _ in 1..ATTEMPTS {
+        match &outcome {
+            Ok(()) => break,
+            Err(error) if error.raw_os_error() == Some(BUSY) => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(_) => {}
+        }
+        outcome = attachment.detach(pasid);
+    }
+    outcome
+}

@@ -1,0 +1,500 @@
+//! The host's iommufd, through its ioctls (`include/uapi/linux/iommufd.h`).
+
+#![allow(unsafe_code)] // The ioctls have no safe wrapper that takes typed references.
+
+mod commands;
+mod counts;
+mod fault_queue;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use iommufd_bindings as uapi;
+
+use super::{
+    HardwareInfo, HostDeviceId, HostIommu, HostMemory, IntelInfo, NestedInvalidation,
+    NestedOptions, NestedTable, ObjectId, PageTableOptions, Rights, SharedMapping,
+};
+use commands::{Argument, size_of};
+use counts::Counters;
+pub use counts::{IOCTL_KINDS, IoctlCounts, IoctlKind};
+pub use fault_queue::FaultQueue;
+use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
+
+/// Where the kernel has its iommufd.
+pub const DEVICE: &str = "/dev/iommu";
+
+/// Invalidations that one call takes at most (`iommu_hwpt_invalidate` limits `entry_num` to 2^19).
+const INVALIDATIONS_AT_ONCE: usize = 1 << 16;
+
+/// One open iommufd. Closing it destroys all its objects, once no device is bound to it any more.
+#[derive(Debug)]
+pub struct Iommufd {
+    file: File,
+    /// Cleared when the kernel turned out not to map files.
+    maps_files: AtomicBool,
+    counters: Counters,
+}
+
+impl Iommufd {
+    /// Opens the device node at `path`, which is [`DEVICE`] unless someone moved it.
+    ///
+    /// # Errors
+    /// What opening it says; `ENOTTY` if it is something else than an iommufd.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Self::from_file(file)
+    }
+
+    /// Takes an iommufd that was opened beforehand.
+    ///
+    /// # Errors
+    /// `ENOTTY` if it is something else.
+    pub fn from_file(file: File) -> io::Result<Self> {
+        let iommufd = Self::unchecked(file);
+        // Any command would do: this one allocates nothing.
+        iommufd.call(&mut uapi::iommu_option {
+            size: size_of::<uapi::iommu_option>(),
+            option_id: uapi::iommufd_option_IOMMU_OPTION_RLIMIT_MODE,
+            op: 1, // IOMMU_OPTION_OP_GET
+            ..Default::default()
+        })?;
+        Ok(iommufd)
+    }
+
+    fn unchecked(file: File) -> Self {
+        Self {
+            file,
+            maps_files: AtomicBool::new(true),
+            counters: Counters::default(),
+        }
+    }
+
+    /// How many ioctls of each kind were issued so far, those that failed included.
+    pub fn ioctl_counts(&self) -> IoctlCounts {
+        self.counters.snapshot()
+    }
+
+    /// Issues the command that takes `argument`.
+    fn call<A: Argument>(&self, argument: &mut A) -> io::Result<()> {
+        let given = *argument;
+        loop {
+            self.counters.add(A::KIND);
+            // SAFETY: `Argument` promises that the command of `A::KIND` takes an `A`, whose size field its makers set and
+            // which is exclusively ours during the call; every address in it is of memory that they hold for as long, and
+            // that the command may use as it does (each says so where it puts one in).
+            let result = unsafe {
+                libc::ioctl(
+                    self.file.as_raw_fd(),
+                    A::KIND.command(),
+                    std::ptr::from_mut(argument),
+                )
+            };
+            let error = (result < 0).then(io::Error::last_os_error);
+            log::trace!(
+                "iommufd {}: {argument:?} -> {}",
+                A::KIND.name(),
+                error
+                    .as_ref()
+                    .map_or_else(|| "done".to_owned(), ToString::to_string)
+            );
+            match error {
+                None => return Ok(()),
+                Some(error) if error.kind() == io::ErrorKind::Interrupted && A::REPEATABLE => {
+                    *argument = given;
+                }
+                Some(error) => {
+                    self.counters.failed();
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn map_file(
+        &self,
+        space: ObjectId,
+        address: u64,
+        memory: &HostMemory<'_>,
+        flags: u32,
+    ) -> io::Result<()> {
+        let (file, start) = memory.file;
+        self.call(&mut uapi::iommu_ioas_map_file {
+            size: size_of::<uapi::iommu_ioas_map_file>(),
+            flags,
+            ioas_id: space.0,
+            fd: file.as_raw_fd(),
+            start,
+            length: memory.length,
+            iova: address,
+        })
+    }
+
+    fn map_address(
+        &self,
+        space: ObjectId,
+        address: u64,
+        memory: &HostMemory<'_>,
+        flags: u32,
+    ) -> io::Result<()> {
+        // The address is not one of Rust's objects: `HostMemory` says that the file is mapped there, which others than this
+        // process change at any time, too.
+        self.call(&mut uapi::iommu_ioas_map {
+            size: size_of::<uapi::iommu_ioas_map>(),
+            flags,
+            ioas_id: space.0,
+            user_va: memory.address,
+            length: memory.length,
+            iova: address,
+            ..Default::default()
+        })
+    }
+
+    /// A queue for page requests of devices.
+    ///
+    /// # Errors
+    /// The kernel's; `ENOTTY` from kernels before Linux 6.11, which have none.
+    pub fn allocate_fault_queue(&self) -> io::Result<FaultQueue> {
+        let mut request = uapi::iommu_fault_alloc {
+            size: size_of::<uapi::iommu_fault_alloc>(),
+            ..Default::default()
+        };
+        self.call(&mut request)?;
+        let fd = i32::try_from(request.out_fault_fd).map_err(io::Error::other)?;
+        // SAFETY: the kernel has just opened it for this call, and nothing else owns it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        Ok(FaultQueue::new(ObjectId(request.out_fault_id), file))
+    }
+
+    fn allocate_table(&self, mut request: uapi::iommu_hwpt_alloc) -> io::Result<ObjectId> {
+        request.size = size_of::<uapi::iommu_hwpt_alloc>();
+        self.call(&mut request)?;
+        Ok(ObjectId(request.out_hwpt_id))
+    }
+}
+
+impl AsFd for Iommufd {
+    /// For binding devices to it (`VFIO_DEVICE_BIND_IOMMUFD`).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl HostIommu for Iommufd {
+    fn allocate_space(&self) -> io::Result<ObjectId> {
+        let mut request = uapi::iommu_ioas_alloc {
+            size: size_of::<uapi::iommu_ioas_alloc>(),
+            ..Default::default()
+        };
+        self.call(&mut request)?;
+        Ok(ObjectId(request.out_ioas_id))
+    }
+
+    fn destroy(&self, object: ObjectId) -> io::Result<()> {
+        self.call(&mut uapi::iommu_destroy {
+            size: size_of::<uapi::iommu_destroy>(),
+            id: object.0,
+        })
+    }
+
+    fn address_ranges(&self, space: ObjectId) -> io::Result<(Vec<RangeInclusive<u64>>, u64)> {
+        let mut room = 16;
+        loop {
+            let mut ranges = vec![uapi::iommu_iova_range::default(); room];
+            let mut request = uapi::iommu_ioas_iova_ranges {
+                size: size_of::<uapi::iommu_ioas_iova_ranges>(),
+                ioas_id: space.0,
+                num_iovas: u32::try_from(room).map_err(io::Error::other)?,
+                // Writable, with room for this many.
+                allowed_iovas: address_of_mut(&mut ranges),
+                ..Default::default()
+            };
+            let outcome = self.call(&mut request);
+            let count = usize::try_from(request.num_iovas).map_err(io::Error::other)?;
+            match outcome {
+                // More than there was room for, and now we know how many. They may grow meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) && count > room => {
+                    room = count;
+                }
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    ranges.truncate(count);
+                    let ranges = ranges
+                        .iter()
+                        .map(|range| range.start..=range.last)
+                        .collect();
+                    return Ok((ranges, request.out_iova_alignment));
+                }
+            }
+        }
+    }
+
+    fn map(
+        &self,
+        space: ObjectId,
+        address: u64,
+        memory: &HostMemory<'_>,
+        rights: Rights,
+    ) -> io::Result<()> {
+        let flags = map_flags(rights);
+        if self.maps_files.load(Ordering::Relaxed) {
+            match self.map_file(space, address, memory, flags) {
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EOPNOTSUPP)) =>
+                {
+                    self.maps_files.store(false, Ordering::Relaxed);
+                }
+                outcome => return outcome,
+            }
+        }
+        self.map_address(space, address, memory, flags)
+    }
+
+    fn share(&self, mapping: &SharedMapping) -> io::Result<()> {
+        self.call(&mut uapi::iommu_ioas_copy {
+            size: size_of::<uapi::iommu_ioas_copy>(),
+            flags: map_flags(mapping.rights),
+            dst_ioas_id: mapping.target.0,
+            src_ioas_id: mapping.source.0,
+            length: mapping.length,
+            dst_iova: mapping.target_address,
+            src_iova: mapping.source_address,
+        })
+    }
+
+    fn unmap(&self, space: ObjectId, address: u64, length: u64) -> io::Result<u64> {
+        let mut request = uapi::iommu_ioas_unmap {
+            size: size_of::<uapi::iommu_ioas_unmap>(),
+            ioas_id: space.0,
+            iova: address,
+            length,
+        };
+        self.call(&mut request)?;
+        Ok(request.length)
+    }
+
+    fn allocate_page_table(
+        &self,
+        device: HostDeviceId,
+        space: ObjectId,
+        options: PageTableOptions,
+    ) -> io::Result<ObjectId> {
+        let flag = |wanted: bool, flag: u32| if wanted { flag } else { 0 };
+        self.allocate_table(uapi::iommu_hwpt_alloc {
+            flags: flag(
+                options.nesting_parent,
+                uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_NEST_PARENT,
+            ) | flag(
+                options.dirty_tracking,
+                uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
+            ) | flag(
+                options.pasid,
+                uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_PASID,
+            ),
+            dev_id: device.0,
+            pt_id: space.0,
+            data_type: uapi::iommu_hwpt_data_type_IOMMU_HWPT_DATA_NONE,
+            ..Default::default()
+        })
+    }
+
+    fn allocate_nested(
+        &self,
+        device: HostDeviceId,
+        parent: ObjectId,
+        table: &NestedTable,
+        options: NestedOptions,
+    ) -> io::Result<ObjectId> {
+        let kind = |wanted: bool, flag: u32| if wanted { flag } else { 0 };
+        let flag = |wanted: bool, flag: u32| u64::from(kind(wanted, flag));
+        let data = uapi::iommu_hwpt_vtd_s1 {
+            flags: flag(
+                table.supervisor_requests,
+                uapi::iommu_hwpt_vtd_s1_flags_IOMMU_VTD_S1_SRE,
+            ) | flag(
+                table.extended_accessed,
+                uapi::iommu_hwpt_vtd_s1_flags_IOMMU_VTD_S1_EAFE,
+            ) | flag(
+                table.write_protect,
+                uapi::iommu_hwpt_vtd_s1_flags_IOMMU_VTD_S1_WPE,
+            ),
+            pgtbl_addr: table.table,
+            addr_width: u32::from(table.address_width),
+            ..Default::default()
+        };
+        self.allocate_table(uapi::iommu_hwpt_alloc {
+            flags: kind(
+                options.pasid,
+                uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_PASID,
+            ) | kind(
+                options.page_requests.is_some(),
+                uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_FAULT_ID_VALID,
+            ),
+            fault_id: options.page_requests.map_or(0, |queue| queue.0),
+            dev_id: device.0,
+            pt_id: parent.0,
+            data_type: uapi::iommu_hwpt_data_type_IOMMU_HWPT_DATA_VTD_S1,
+            data_len: size_of::<uapi::iommu_hwpt_vtd_s1>(),
+            // Readable, of that length.
+            data_uptr: address_of(std::slice::from_ref(&data)),
+            ..Default::default()
+        })
+    }
+
+    fn invalidate(
+        &self,
+        nested: ObjectId,
+        invalidations: &[NestedInvalidation],
+        done: &mut usize,
+    ) -> io::Result<()> {
+        *done = 0;
+        for batch in invalidations.chunks(INVALIDATIONS_AT_ONCE) {
+            let entries: Vec<_> = batch.iter().map(nested_entry).collect();
+            let mut left = entries.as_slice();
+            while !left.is_empty() {
+                let mut request = uapi::iommu_hwpt_invalidate {
+                    size: size_of::<uapi::iommu_hwpt_invalidate>(),
+                    hwpt_id: nested.0,
+                    // Readable, as many entries of that length as the other two fields say.
+                    data_uptr: address_of(left),
+                    data_type:
+                        uapi::iommu_hwpt_invalidate_data_type_IOMMU_HWPT_INVALIDATE_DATA_VTD_S1,
+                    entry_len: size_of::<uapi::iommu_hwpt_vtd_s1_invalidate>(),
+                    entry_num: u32::try_from(left.len()).map_err(io::Error::other)?,
+                    ..Default::default()
+                };
+                let outcome = self.call(&mut request);
+                let carried_out = match outcome {
+                    // An early error leaves the number as it was given.
+                    Err(_) if usize::try_from(request.entry_num) == Ok(left.len()) => 0,
+                    _ => usize::try_from(request.entry_num).map_err(io::Error::other)?,
+                };
+                let carried_out = carried_out.min(left.len());
+                left = left.get(carried_out..).unwrap_or_default();
+                *done += carried_out;
+                match outcome {
+                    Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                    Ok(()) if carried_out == 0 => {
+                        return Err(io::Error::other("the kernel invalidates nothing"));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hardware_info(&self, device: HostDeviceId) -> io::Result<HardwareInfo> {
+        let mut registers = [uapi::iommu_hw_info_vtd::default()];
+        let mut request = uapi::iommu_hw_info {
+            size: size_of::<uapi::iommu_hw_info>(),
+            dev_id: device.0,
+            data_len: size_of::<uapi::iommu_hw_info_vtd>(),
+            // Writable, of that length. What another kind of IOMMU puts there are integers, too.
+            data_uptr: address_of_mut(&mut registers),
+            ..Default::default()
+        };
+        self.call(&mut request)?;
+        // SAFETY: both fields of the union are the same integer.
+        let kind = unsafe { request.__bindgen_anon_1.out_data_type };
+        let [registers] = registers;
+        let intel =
+            (kind == uapi::iommu_hw_info_type_IOMMU_HW_INFO_TYPE_INTEL_VTD).then(|| IntelInfo {
+                caps: Caps {
+                    cap: Capability::from_bits(registers.cap_reg),
+                    ecap: ExtendedCapability::from_bits(registers.ecap_reg),
+                },
+                no_read_only_parent: registers.flags
+                    & uapi::iommu_hw_info_vtd_flags_IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17
+                    != 0,
+            });
+        let can =
+            |bit: uapi::iommufd_hw_capabilities| request.out_capabilities & u64::from(bit) != 0;
+        Ok(HardwareInfo {
+            intel,
+            pasid_bits: request.out_max_pasid_log2,
+            privileged_pasids: can(uapi::iommufd_hw_capabilities_IOMMU_HW_CAP_PCI_PASID_PRIV),
+            dirty_tracking: can(uapi::iommufd_hw_capabilities_IOMMU_HW_CAP_DIRTY_TRACKING),
+        })
+    }
+
+    fn set_dirty_tracking(&self, table: ObjectId, on: bool) -> io::Result<()> {
+        self.call(&mut uapi::iommu_hwpt_set_dirty_tracking {
+            size: size_of::<uapi::iommu_hwpt_set_dirty_tracking>(),
+            flags: u32::from(on),
+            hwpt_id: table.0,
+            ..Default::default()
+        })
+    }
+
+    fn dirty_pages(
+        &self,
+        table: ObjectId,
+        address: u64,
+        length: u64,
+        page_size: u64,
+        bitmap: &mut [u64],
+    ) -> io::Result<()> {
+        let room = u64::try_from(bitmap.len())
+            .unwrap_or(u64::MAX)
+            .saturating_mul(64);
+        if !page_size.is_power_of_two()
+            || !length.is_multiple_of(page_size)
+            || length / page_size > room
+        {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.call(&mut uapi::iommu_hwpt_get_dirty_bitmap {
+            size: size_of::<uapi::iommu_hwpt_get_dirty_bitmap>(),
+            hwpt_id: table.0,
+            iova: address,
+            length,
+            page_size,
+            // Writable, with a bit for each page, as was just checked.
+            data: address_of_mut(bitmap),
+            ..Default::default()
+        })
+    }
+}
+
+fn map_flags(rights: Rights) -> u32 {
+    let mut flags = uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA;
+    if rights.read {
+        flags |= uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE;
+    }
+    if rights.write {
+        flags |= uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE;
+    }
+    flags
+}
+
+fn nested_entry(invalidation: &NestedInvalidation) -> uapi::iommu_hwpt_vtd_s1_invalidate {
+    uapi::iommu_hwpt_vtd_s1_invalidate {
+        addr: invalidation.address,
+        npages: invalidation.pages,
+        flags: if invalidation.leaf_only {
+            uapi::iommu_hwpt_vtd_s1_invalidate_flags_IOMMU_VTD_INV_FLAGS_LEAF
+        } else {
+            0
+        },
+        ..Default::default()
+    }
+}
+
+/// A buffer that the kernel reads, as the uAPI wants it.
+fn address_of<T>(buffer: &[T]) -> u64 {
+    buffer.as_ptr().expose_provenance() as u64
+}
+
+/// A buffer that the kernel writes.
+fn address_of_mut<T>(buffer: &mut [T]) -> u64 {
+    buffer.as_mut_ptr().expose_provenance() as u64
+}
+
+#[cfg(test)]
+#[path = "iommufd_test.rs"]
+mod iommufd_test;

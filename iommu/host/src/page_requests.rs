@@ -1,0 +1,268 @@
+//! Page requests of assigned devices (sections 7.4 to 7.10): the host hands them out by a queue of its own
+//! (`IOMMU_FAULT_QUEUE_ALLOC`), the guest finds them in its page-request queue, and its response goes back.
+//!
+//! The host names a group of requests by a cookie, the guest by the device, the PASID and the index of the group. A cookie is
+//! free for another group as soon as it was answered, or as the host itself has answered because the page table went away.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use vm_memory::GuestMemoryBackend;
+
+use super::{HostDeviceId, ObjectId};
+use intel_vtd::spec::ids::{Pasid, SourceId};
+use intel_vtd::spec::page_request::{PageRequest, PageResponse, ResponseCode};
+use intel_vtd::unit::{PageRequestRefusal, Unit};
+
+/// Groups of one device that wait for the guest. A PRG index has 9 bits, and there are as many for each PASID.
+const GROUPS: usize = 4096;
+
+/// A page request, as the host hands it out (`struct iommu_hwpt_pgfault`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPageRequest {
+    /// Who made it.
+    pub device: HostDeviceId,
+    /// What it asks for.
+    pub request: PageRequest,
+    /// What the answer to its group is to carry.
+    pub cookie: u32,
+}
+
+/// The host's queue of page requests.
+pub trait HostPageRequests: Send + Sync {
+    /// Takes whole groups out of the queue, which can be read.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn take(&self) -> io::Result<Vec<HostPageRequest>>;
+
+    /// Answers the group of this cookie: the pages are there, or they are not to be had.
+    ///
+    /// # Errors
+    /// The kernel's: `EINVAL` for a group that was answered already.
+    fn answer(&self, cookie: u32, success: bool) -> io::Result<()>;
+}
+
+/// How page requests of a device go to the guest and back.
+#[derive(Clone)]
+pub struct PageRequestPath {
+    /// The host's queue, for page tables.
+    pub queue: ObjectId,
+    /// Where the guest's responses go.
+    pub responses: Arc<dyn PageResponses>,
+}
+
+impl fmt::Debug for PageRequestPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PageRequestPath").field(&self.queue).finish()
+    }
+}
+
+/// Takes the guest's responses.
+pub trait PageResponses: Send + Sync {
+    /// The guest has answered a group of `source`, or says so. The unit's command mutex may be held.
+    fn respond(&self, source: SourceId, response: PageResponse);
+}
+
+/// A group, as the guest names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Group {
+    source: SourceId,
+    pasid: Option<Pasid>,
+    index: u16,
+}
+
+#[derive(Default)]
+struct State {
+    devices: BTreeMap<HostDeviceId, SourceId>,
+    /// Cookies of groups that wait for the guest, in the order in which they came. A well-behaved device has one of a kind.
+    waiting: BTreeMap<Group, VecDeque<u32>>,
+}
+
+/// Relays the page requests of the devices of one iommufd.
+pub struct PageRequestRelay<M> {
+    /// The unit may keep this, as the end of responses.
+    unit: Weak<Unit<M>>,
+    host: Box<dyn HostPageRequests>,
+    /// Held while the host hands out cookies and takes them back, so that none is another's in between. No lock is taken under
+    /// it, and the host does not wait for anything.
+    state: Mutex<State>,
+}
+
+impl<M> PageRequestRelay<M>
+where
+    M: Deref<Target: GuestMemoryBackend> + Send + Sync,
+{
+    /// From `host` to `unit`.
+    pub fn new(unit: &Arc<Unit<M>>, host: Box<dyn HostPageRequests>) -> Self {
+        Self {
+            unit: Arc::downgrade(unit),
+            host,
+            state: Mutex::default(),
+        }
+    }
+
+    /// `device` is the guest's function `source` from now on.
+    pub fn add(&self, device: HostDeviceId, source: SourceId) {
+        self.lock().devices.insert(device, source);
+    }
+
+    /// `device` is the guest's no longer. What it still waits for, the host answers when it is detached.
+    pub fn remove(&self, device: HostDeviceId) {
+        let mut state = self.lock();
+        if let Some(source) = state.devices.remove(&device) {
+            state.waiting.retain(|group, _| group.source != source);
+        }
+    }
+
+    /// Passes on what the host has, or some of it. To be called when its queue can be read, and again as long as it can. Tells
+    /// whether there was something for the guest.
+    ///
+    /// # Errors
+    /// The kernel's: the queue cannot be read.
+    pub fn relay(&self) -> io::Result<bool> {
+        let requests = self.take()?;
+        for (source, request, cookie) in &requests {
+            self.pass_on(*source, request, *cookie);
+        }
+        Ok(!requests.is_empty())
+    }
+
+    /// Takes requests from the host, and remembers whom the guest is to answer. Those of nobody, or of too many groups, are
+    /// answered here.
+    fn take(&self) -> io::Result<Vec<(SourceId, PageRequest, u32)>> {
+        let mut state = self.lock();
+        let taken = self.host.take()?;
+        let mut passed = Vec::with_capacity(taken.len());
+        for HostPageRequest {
+            device,
+            request,
+            cookie,
+        } in taken
+        {
+            let source = state.devices.get(&device).copied();
+            let room = source.is_some_and(|source| state.has_room(source));
+            match source {
+                Some(source) if room || !request.last => {
+                    if request.last {
+                        state.wait(group(source, &request), cookie);
+                    }
+                    passed.push((source, request, cookie));
+                }
+                _ if request.last => self.answer(cookie, false),
+                _ => {}
+            }
+        }
+        Ok(passed)
+    }
+
+    fn pass_on(&self, source: SourceId, request: &PageRequest, cookie: u32) {
+        let outcome = match self.unit.upgrade() {
+            Some(unit) => unit.request_page(source, request),
+            None => Err(PageRequestRefusal::Unsupported),
+        };
+        let success = match outcome {
+            Err(PageRequestRefusal::Answered(code)) => code == ResponseCode::Success,
+            Err(PageRequestRefusal::Unsupported) if request.last => false,
+            Ok(()) | Err(_) => return,
+        };
+        let mut state = self.lock();
+        // The guest may have said something to the group before it heard of it.
+        if state.forget(group(source, request), cookie) {
+            self.answer(cookie, success);
+        }
+    }
+
+    fn answer(&self, cookie: u32, success: bool) {
+        // The host has answered those whose page table is gone.
+        if let Err(error) = self.host.answer(cookie, success) {
+            log::debug!("the host takes no answer to page requests {cookie}: {error}");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<M> PageResponses for PageRequestRelay<M>
+where
+    M: Deref<Target: GuestMemoryBackend> + Send + Sync,
+{
+    fn respond(&self, source: SourceId, response: PageResponse) {
+        let group = Group {
+            source,
+            pasid: response.pasid,
+            index: response.group,
+        };
+        // The host has no other word for a failure.
+        let success = response.code == ResponseCode::Success;
+        let mut state = self.lock();
+        // A group whose page table went away was answered by the host, and may have left its cookie.
+        while let Some(cookie) = state.next(group) {
+            match self.host.answer(cookie, success) {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                Ok(()) => return,
+                Err(error) => {
+                    log::debug!("the host takes no answer to page requests {cookie}: {error}");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    fn has_room(&self, source: SourceId) -> bool {
+        let groups = self.waiting.iter();
+        let groups = groups.filter(|(group, _)| group.source == source);
+        groups.map(|(_, cookies)| cookies.len()).sum::<usize>() < GROUPS
+    }
+
+    /// A group waits for the guest. Another of the same cookie was answered by the host.
+    fn wait(&mut self, group: Group, cookie: u32) {
+        self.waiting.retain(|_, cookies| {
+            cookies.retain(|old| *old != cookie);
+            !cookies.is_empty()
+        });
+        self.waiting.entry(group).or_default().push_back(cookie);
+    }
+
+    /// The oldest group of this name waits no longer.
+    fn next(&mut self, group: Group) -> Option<u32> {
+        let cookies = self.waiting.get_mut(&group)?;
+        let cookie = cookies.pop_front();
+        if cookies.is_empty() {
+            self.waiting.remove(&group);
+        }
+        cookie
+    }
+
+    /// This one waits no longer. Tells whether it did.
+    fn forget(&mut self, group: Group, cookie: u32) -> bool {
+        let Some(cookies) = self.waiting.get_mut(&group) else {
+            return false;
+        };
+        let before = cookies.len();
+        cookies.retain(|old| *old != cookie);
+        let found = cookies.len() < before;
+        if cookies.is_empty() {
+            self.waiting.remove(&group);
+        }
+        found
+    }
+}
+
+fn group(source: SourceId, request: &PageRequest) -> Group {
+    Group {
+        source,
+        pasid: request.pasid,
+        index: request.group,
+    }
+}
+
+#[cfg(test)]
+mod page_requests_test;

@@ -1,0 +1,99 @@
+//! What all spaces of a machine share: its memory, its limits, its counters.
+
+use std::time::Instant;
+
+use super::dirty::{DirtyPages, collect};
+use crate::assigned::report::AssignedStatistics;
+use crate::ioas::{Remains, Space};
+use crate::ram::Ram;
+use crate::run::Run;
+use crate::shadow::Scratch;
+use intel_vtd::unit::Limiter;
+
+/// How much a guest can have of the host for its assigned devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Areas that all shadows have together: runs of pages that were mapped together. Each takes some 200 bytes of the host's
+    /// memory. A guest that maps more has the devices blocked for whose tables there is no more room.
+    pub areas: usize,
+    /// Tables that are read, runs of pages that are found in them, and calls of the host, for one exit of the guest; of calls that
+    /// invalidate, the entries for each that is behind the table. Beyond it, devices are blocked whose tables were not read to the
+    /// end, or for which the host was not told to forget.
+    pub steps_per_exit: u64,
+    /// PASIDs of each device that are bound, or that would be if the host did not refuse, at a time. What the guest enters beyond
+    /// it reaches nothing, with a line in the log; it is found again when the guest invalidates the device's context entry, and
+    /// has room then if others have gone.
+    pub pasids: usize,
+    /// PASID tables and pages of PASID directories that are looked through, entries of PASIDs that are read, and 16 each time that
+    /// requests are attached, with a PASID or without, for one exit of the guest. Beyond it, PASIDs are blocked whose entries were
+    /// not read, those are not found that the guest did not name, and what would be attached is blocked.
+    pub pasid_steps_per_exit: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            areas: 1 << 18,
+            steps_per_exit: 1 << 18,
+            pasids: 256,
+            pasid_steps_per_exit: 1 << 16,
+        }
+    }
+}
+
+pub(crate) struct Common {
+    pub(crate) ram: Ram,
+    pub(crate) limits: Limits,
+    /// Areas of all shadows.
+    pub(crate) areas: usize,
+    pub(crate) statistics: AssignedStatistics,
+    /// Pages that were written, while that is tracked.
+    pub(crate) dirty: Option<DirtyPages>,
+    /// What the host did not take back yet.
+    pub(crate) remains: Vec<Remains>,
+    pub(crate) scratch: Scratch,
+    /// About devices. Apart from the other, so that these are seen.
+    devices: Limiter,
+    details: Limiter,
+}
+
+impl Common {
+    pub(crate) fn new(ram: Ram, limits: Limits) -> Self {
+        Self {
+            ram,
+            limits,
+            areas: 0,
+            statistics: AssignedStatistics::default(),
+            dirty: None,
+            remains: Vec::new(),
+            scratch: Scratch::default(),
+            devices: Limiter::default(),
+            details: Limiter::default(),
+        }
+    }
+
+    /// Logs what happened to a device. A guest can cause it, so it is at most one message per second.
+    pub(crate) fn report(&mut self, message: impl FnOnce() -> String) {
+        warn(&mut self.devices, message);
+    }
+
+    /// As [`report`](Self::report), about what goes on within a shadow.
+    pub(crate) fn details(&mut self, message: impl FnOnce() -> String) {
+        warn(&mut self.details, message);
+    }
+
+    /// `area` of `space` is about to be unmapped: what was written through it would be forgotten.
+    pub(crate) fn collect_dirty(&mut self, space: &Space, area: &Run) {
+        if let Some(dirty) = &mut self.dirty {
+            collect(space, area, dirty);
+        }
+    }
+}
+
+fn warn(limiter: &mut Limiter, message: impl FnOnce() -> String) {
+    match limiter.pass(Instant::now()) {
+        Some(0) => log::warn!("{}", message()),
+        Some(more) => log::warn!("{} ({more} more messages were held back)", message()),
+        None => {}
+    }
+}

@@ -1,0 +1,373 @@
+//! A shadow of second-stage tables: an I/O address space of the host that maps what the guest's tables map.
+//!
+//! One serves all devices of an iommufd that the same tables translate. It shares the pages of the space that maps all of guest
+//! memory (`IOMMU_IOAS_COPY`), so nothing is pinned again.
+//!
+//! # What is mapped
+//! What the tables map to guest RAM, within what the host can map, and never the interrupt address range. Rights are never wider
+//! than the guest wrote: what changed is unmapped before anything is mapped, and a page that can only be written is left out
+//! where the host would make it readable.
+
+pub(crate) mod areas;
+pub(crate) mod scan;
+
+use std::cmp::Reverse;
+use std::io;
+use std::ops::Range;
+
+use super::assigned::target::Tables;
+use super::ioas::Space;
+use crate::ObjectId;
+use crate::budget::{Budget, Exhausted};
+use crate::resources::Common;
+use crate::run::Run;
+use areas::Areas;
+use intel_vtd::memory::TableMemory;
+use intel_vtd::spec::descriptors::PageBlock;
+use intel_vtd::translate::SecondStage;
+
+/// What makes shadows the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ShadowKey {
+    /// The guest's tables.
+    pub(crate) stage: SecondStage,
+    /// Nested page tables are on top of it: so the host maps nothing in it that cannot be written, and what the guest's tables
+    /// map so is left out.
+    pub(crate) parent: bool,
+}
+
+/// The shadow of one second-stage root.
+pub(crate) struct Shadow {
+    pub(crate) key: ShadowKey,
+    pub(crate) space: Space,
+    /// The space with guest-physical memory.
+    source: ObjectId,
+    areas: Areas,
+    /// What is to be compared with the guest's tables again.
+    stale: Vec<Range<u64>>,
+    split_reported: bool,
+    write_only_reported: bool,
+    read_only_reported: bool,
+}
+
+/// Why a shadow does not show what the guest's tables say. Nobody may use it any more.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// The machine's limit on areas.
+    TooManyAreas,
+    /// The limit on the work for one exit of the guest.
+    TooMuchWork,
+    /// The host does not unmap.
+    Host(io::Error),
+}
+
+impl From<Exhausted> for Trouble {
+    fn from(Exhausted: Exhausted) -> Self {
+        Self::TooMuchWork
+    }
+}
+
+/// Memory for lists that are made for each invalidation.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    runs: Vec<Run>,
+    changed: Vec<Run>,
+    added: Vec<Run>,
+}
+
+impl Scratch {
+    /// Keeps what most invalidations need, and not what the largest one needed.
+    fn shrink(&mut self) {
+        for list in [&mut self.runs, &mut self.changed, &mut self.added] {
+            list.clear();
+            list.shrink_to(4096);
+        }
+    }
+}
+
+impl Shadow {
+    /// An empty one, which is to be [invalidated](Self::invalidate) and [brought up to date](Self::refresh).
+    pub(crate) fn new(key: ShadowKey, space: Space, source: ObjectId) -> Self {
+        Self {
+            key,
+            space,
+            source,
+            areas: Areas::default(),
+            stale: Vec::new(),
+            split_reported: false,
+            write_only_reported: false,
+            read_only_reported: false,
+        }
+    }
+
+    pub(crate) const fn areas(&self) -> &Areas {
+        &self.areas
+    }
+
+    /// Nothing is known any more.
+    pub(crate) fn invalidate(&mut self) {
+        self.stale.clear();
+        self.stale.push(0..u64::MAX);
+    }
+
+    /// The pages of `block` may have changed.
+    pub(crate) fn invalidate_block(&mut self, block: &PageBlock) {
+        let end = 1_u64
+            .checked_shl(12 + u32::from(block.mask))
+            .and_then(|length| block.address.checked_add(length));
+        self.stale.push(block.address..end.unwrap_or(u64::MAX));
+    }
+
+    pub(crate) fn is_stale(&self) -> bool {
+        !self.stale.is_empty()
+    }
+
+    /// Brings up to date what was invalidated: first, everything is unmapped that is no longer so; then what is new is mapped.
+    ///
+    /// # Errors
+    /// The shadow must not be used any more.
+    pub(crate) fn refresh<T: TableMemory + ?Sized>(
+        &mut self,
+        tables: &Tables<'_, T>,
+        common: &mut Common,
+        budget: &mut Budget,
+    ) -> Result<(), Trouble> {
+        let mut scratch = std::mem::take(&mut common.scratch);
+        let mut stale = std::mem::take(&mut self.stale);
+        let outcome = self
+            .unmap_changed(&mut stale, tables, common, budget, &mut scratch)
+            .and_then(|()| self.map(&scratch.added, common, budget));
+        stale.clear();
+        self.stale = stale;
+        scratch.shrink();
+        common.scratch = scratch;
+        outcome
+    }
+
+    /// Unmaps what changed in `stale`, and lists what is to be mapped.
+    fn unmap_changed<T: TableMemory + ?Sized>(
+        &mut self,
+        stale: &mut [Range<u64>],
+        tables: &Tables<'_, T>,
+        common: &mut Common,
+        budget: &mut Budget,
+        scratch: &mut Scratch,
+    ) -> Result<(), Trouble> {
+        let Scratch {
+            runs,
+            changed,
+            added,
+        } = scratch;
+        // Blocks are naturally aligned: one holds the other, or they have nothing in common. Those that only touch are kept apart,
+        // as they were announced apart.
+        stale.sort_unstable_by_key(|range| (range.start, Reverse(range.end)));
+        let mut done = 0;
+        for range in stale {
+            let range = range.start.max(done)..range.end;
+            if range.is_empty() {
+                continue;
+            }
+            runs.clear();
+            changed.clear();
+            self.scan(&range, tables, common, budget, runs)?;
+            self.areas.find_changed(&range, runs, changed);
+            done = range.end;
+            // Areas go as a whole. What of them is outside of the range is looked at again, too.
+            if let (Some(first), Some(last)) = (changed.first(), changed.last()) {
+                if last.end() > range.end {
+                    self.scan(&(range.end..last.end()), tables, common, budget, runs)?;
+                    done = last.end();
+                }
+                if first.input < range.start {
+                    let before = runs.len();
+                    self.scan(&(first.input..range.start), tables, common, budget, runs)?;
+                    let added = runs.len() - before;
+                    runs.rotate_right(added);
+                }
+            }
+            self.unmap(changed, common, budget)?;
+            let splits = self.areas.find_added(runs, changed, added);
+            if splits != 0 {
+                self.count_splits(splits, common);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what can be mapped of what the guest's tables map in `inputs`.
+    fn scan<T: TableMemory + ?Sized>(
+        &mut self,
+        inputs: &Range<u64>,
+        tables: &Tables<'_, T>,
+        common: &mut Common,
+        budget: &mut Budget,
+        runs: &mut Vec<Run>,
+    ) -> Result<(), Trouble> {
+        let exact_rights = self.space.has_exact_rights();
+        let limit = runs.len() + common.limits.areas;
+        let takes_read_only = !self.key.parent;
+        let (mut write_only, mut read_only) = (0, 0);
+        let outcome = scan::scan(
+            tables.memory,
+            tables.gates,
+            &self.key.stage,
+            inputs,
+            budget,
+            |run| {
+                if !run.rights.read && !exact_rights {
+                    write_only += run.length;
+                    return;
+                }
+                if !run.rights.write && !takes_read_only {
+                    read_only += run.length;
+                    return;
+                }
+                for output in common.ram.within(run.output..run.output + run.length) {
+                    let start = run.input + (output.start - run.output);
+                    let piece = start..start + (output.end - output.start);
+                    for input in self.space.mappable(piece) {
+                        // One more than the limit is enough to know.
+                        if runs.len() <= limit {
+                            runs.push(run.part(&input));
+                        }
+                    }
+                }
+            },
+        );
+        if write_only != 0 {
+            self.count_write_only(write_only, common);
+        }
+        if read_only != 0 {
+            self.count_read_only(read_only, common);
+        }
+        outcome?;
+        if runs.len() > limit {
+            return Err(Trouble::TooManyAreas);
+        }
+        Ok(())
+    }
+
+    /// Unmaps whole areas: neighbours, and those with nothing mapped between them, by one call.
+    fn unmap(
+        &mut self,
+        areas: &[Run],
+        common: &mut Common,
+        budget: &mut Budget,
+    ) -> Result<(), Trouble> {
+        let mut left = areas;
+        while let Some((first, rest)) = left.split_first() {
+            let mut last = *first;
+            left = rest;
+            self.forget(first, common);
+            while let Some((next, rest)) = left.split_first()
+                && self
+                    .areas
+                    .overlapping(&(last.end()..next.end()))
+                    .next()
+                    .is_some_and(|area| area.input == next.input)
+            {
+                last = *next;
+                left = rest;
+                self.forget(next, common);
+            }
+            budget.step()?;
+            self.space
+                .host
+                .unmap(self.space.id, first.input, last.end() - first.input)
+                .map_err(Trouble::Host)?;
+            common.statistics.unmaps += 1;
+        }
+        Ok(())
+    }
+
+    /// An area is about to be unmapped.
+    fn forget(&mut self, area: &Run, common: &mut Common) {
+        common.collect_dirty(&self.space, area);
+        self.areas.remove(area);
+        common.areas -= 1;
+    }
+
+    fn map(
+        &mut self,
+        runs: &[Run],
+        common: &mut Common,
+        budget: &mut Budget,
+    ) -> Result<(), Trouble> {
+        for run in runs {
+            if common.areas >= common.limits.areas {
+                return Err(Trouble::TooManyAreas);
+            }
+            budget.step()?;
+            let outcome =
+                self.space
+                    .share(self.source, run.output, run.input, run.length, run.rights);
+            match outcome {
+                Ok(()) => {
+                    common.statistics.maps += 1;
+                    common.areas += 1;
+                    self.areas.insert(*run);
+                }
+                Err(error) => {
+                    common.statistics.map_failures += 1;
+                    common.details(|| {
+                        format!(
+                            "the host does not map {:#x} bytes at {:#x} of the guest's tables at {:#x}, so devices do not reach \
+                             them: {error}",
+                            run.length, run.input, self.key.stage.table
+                        )
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn count_splits(&mut self, splits: u64, common: &mut Common) {
+        common.statistics.splits += splits;
+        if !std::mem::replace(&mut self.split_reported, true) {
+            common.details(|| {
+                format!(
+                    "the guest unmaps parts of what it announced as one (tables at {:#x}): what stays is mapped again, and is out \
+                     of devices' reach for a moment",
+                    self.key.stage.table
+                )
+            });
+        }
+    }
+
+    fn count_write_only(&mut self, bytes: u64, common: &mut Common) {
+        common.statistics.write_only_bytes += bytes;
+        if !std::mem::replace(&mut self.write_only_reported, true) {
+            common.details(|| {
+                format!(
+                    "the guest lets devices write but not read (tables at {:#x}), which the host's page tables cannot: they do \
+                     not reach such pages",
+                    self.key.stage.table
+                )
+            });
+        }
+    }
+
+    fn count_read_only(&mut self, bytes: u64, common: &mut Common) {
+        common.statistics.read_only_bytes += bytes;
+        if !std::mem::replace(&mut self.read_only_reported, true) {
+            common.details(|| {
+                format!(
+                    "the guest lets devices read but not write (tables at {:#x}) below first-stage tables, where the host maps \
+                     nothing so: they do not reach such pages",
+                    self.key.stage.table
+                )
+            });
+        }
+    }
+
+    /// Gives everything back to the host.
+    pub(crate) fn destroy(mut self, common: &mut Common) {
+        let areas = std::mem::take(&mut self.areas);
+        for area in areas.iter() {
+            common.collect_dirty(&self.space, area);
+        }
+        common.areas -= areas.len();
+        self.space.destroy(common);
+    }
+}

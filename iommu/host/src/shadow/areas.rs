@@ -1,0 +1,137 @@
+//! What a shadow maps, and how it differs from what it is to map.
+//!
+//! iommufd unmaps whole areas only. So an area is what one invalidation of the guest announced: that is what Linux later unmaps.
+//! An invalidation names a block that may hold other mappings besides what was changed. Their areas stay as they are, and what
+//! is new is never merged with them.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::run::Run;
+
+/// The areas of one address space; they do not overlap.
+#[derive(Debug, Default)]
+pub(crate) struct Areas {
+    by_input: BTreeMap<u64, Run>,
+    bytes: u64,
+}
+
+impl Areas {
+    pub(crate) fn len(&self) -> usize {
+        self.by_input.len()
+    }
+
+    /// Bytes that are mapped.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Run> {
+        self.by_input.values()
+    }
+
+    pub(crate) fn insert(&mut self, area: Run) {
+        self.bytes += area.length;
+        self.by_input.insert(area.input, area);
+    }
+
+    pub(crate) fn remove(&mut self, area: &Run) {
+        if let Some(area) = self.by_input.remove(&area.input) {
+            self.bytes -= area.length;
+        }
+    }
+
+    /// Those that have an address of `inputs`, in ascending order.
+    pub(crate) fn overlapping(&self, inputs: &Range<u64>) -> impl Iterator<Item = &Run> {
+        let before = self.by_input.range(..inputs.start).next_back();
+        let before = before.filter(|(_, area)| area.end() > inputs.start);
+        before
+            .into_iter()
+            .chain(self.by_input.range(inputs.clone()))
+            .map(|(_, area)| area)
+    }
+
+    /// Adds the areas to `changed` of which something in `inputs` is no longer as `runs` says, which is all that the guest maps
+    /// there. Areas that only begin or end in `inputs` are compared as far as they are in it.
+    pub(crate) fn find_changed(&self, inputs: &Range<u64>, runs: &[Run], changed: &mut Vec<Run>) {
+        let mut runs = runs.iter().peekable();
+        for area in self.overlapping(inputs) {
+            let within = area.input.max(inputs.start)..area.end().min(inputs.end);
+            while runs.next_if(|run| run.end() <= within.start).is_some() {}
+            // Runs are as long as can be: what is mapped as before is part of one.
+            let stays = runs.peek().is_some_and(|run| {
+                run.input <= within.start && within.end <= run.end() && run.agrees(area)
+            });
+            if !stays {
+                changed.push(*area);
+            }
+        }
+    }
+
+    /// Adds what `runs` have beyond the areas to `added`, and returns how many of the `removed` areas come back in part.
+    ///
+    /// `removed` are areas that were removed because something of them changed, in ascending order. What stays of one is cut into
+    /// naturally aligned powers of two, so that a guest that takes a large area apart page by page has few of them done over
+    /// each time.
+    pub(crate) fn find_added(&self, runs: &[Run], removed: &[Run], added: &mut Vec<Run>) -> u64 {
+        let mut additions = Additions {
+            removed,
+            added,
+            returning: None,
+            splits: 0,
+        };
+        for run in runs {
+            let mut at = run.input;
+            for area in self.overlapping(&(run.input..run.end())) {
+                if at < area.input {
+                    additions.add(&run.part(&(at..area.input)));
+                }
+                at = at.max(area.end());
+            }
+            if at < run.end() {
+                additions.add(&run.part(&(at..run.end())));
+            }
+        }
+        additions.splits
+    }
+}
+
+struct Additions<'a> {
+    removed: &'a [Run],
+    added: &'a mut Vec<Run>,
+    /// The last of `removed` that was found to come back in part.
+    returning: Option<u64>,
+    splits: u64,
+}
+
+impl Additions<'_> {
+    fn add(&mut self, run: &Run) {
+        let mut at = run.input;
+        let first = self.removed.partition_point(|old| old.end() <= at);
+        for old in self.removed.iter().skip(first) {
+            if old.input >= run.end() {
+                break;
+            }
+            if at < old.input {
+                self.added.push(run.part(&(at..old.input)));
+                at = old.input;
+            }
+            let end = old.end().min(run.end());
+            let piece = run.part(&(at..end));
+            if piece.agrees(old) {
+                self.splits += u64::from(self.returning.replace(old.input) != Some(old.input));
+                self.added.extend(piece.aligned_pieces());
+            } else {
+                self.added.push(piece);
+            }
+            at = end;
+        }
+        if at < run.end() {
+            self.added.push(run.part(&(at..run.end())));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "areas_test.rs"]
+mod areas_test;

@@ -1,0 +1,102 @@
+//! The place of a device in front of guest memory.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vm_memory::GuestMemoryBackend;
+
+use super::shared::DmaState;
+use super::view::DmaView;
+use crate::spec::ids::SourceId;
+use crate::unit::Unit;
+
+/// How a device reaches guest memory. Cheap to clone; shared by the threads of a device.
+///
+/// `M` is a handle on guest memory, such as `Arc<GuestMemoryMmap>`.
+pub struct DmaPort<M> {
+    pub(super) path: Path<M>,
+    gate: Option<Arc<AtomicBool>>,
+}
+
+pub(super) enum Path<M> {
+    Direct(M),
+    Translated {
+        state: Arc<DmaState<M>>,
+        source: SourceId,
+    },
+}
+
+impl<M> DmaPort<M> {
+    /// A device behind no unit: its addresses are guest-physical.
+    pub fn direct(memory: M) -> Self {
+        Self {
+            path: Path::Direct(memory),
+            gate: None,
+        }
+    }
+
+    /// A device behind `unit` that presents itself as `source`.
+    pub fn translated(unit: Arc<Unit<M>>, source: SourceId) -> Self {
+        Self::behind(Arc::clone(unit.dma_state()), source)
+    }
+
+    /// A device behind the unit that `state` is of.
+    pub fn behind(state: Arc<DmaState<M>>, source: SourceId) -> Self {
+        Self {
+            path: Path::Translated { state, source },
+            gate: None,
+        }
+    }
+
+    /// The same port with a gate in front, such as the Bus Master Enable bit of a PCI function: while `enable` is
+    /// false, every access fails, and no fault is reported as the request never leaves the device.
+    ///
+    /// A gate replaces an earlier one.
+    #[must_use]
+    pub fn gated(self, enable: Arc<AtomicBool>) -> Self {
+        Self {
+            gate: Some(enable),
+            ..self
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.gate
+            .as_ref()
+            .is_none_or(|gate| gate.load(Ordering::Acquire))
+    }
+
+    pub(super) fn memory(&self) -> &M {
+        match &self.path {
+            Path::Direct(memory) => memory,
+            Path::Translated { state, .. } => state.memory(),
+        }
+    }
+}
+
+impl<M> DmaPort<M>
+where
+    M: Clone + Deref<Target: GuestMemoryBackend>,
+{
+    /// A view for one worker thread.
+    pub fn view(&self) -> DmaView<M> {
+        DmaView::new(self.clone())
+    }
+}
+
+impl<M: Clone> Clone for DmaPort<M> {
+    fn clone(&self) -> Self {
+        let path = match &self.path {
+            Path::Direct(memory) => Path::Direct(memory.clone()),
+            Path::Translated { state, source } => Path::Translated {
+                state: Arc::clone(state),
+                source: *source,
+            },
+        };
+        Self {
+            path,
+            gate: self.gate.clone(),
+        }
+    }
+}

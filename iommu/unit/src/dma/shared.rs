@@ -1,0 +1,330 @@
+//! What a unit shares with the views of its devices, and the drain.
+
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+use std::{hint, thread};
+
+use vm_memory::GuestMemoryBackend;
+
+use crate::retention::Kept;
+use crate::spec::invalidation::Invalidation;
+use crate::translate::{self, Fault, Gates, Latched, Request, Resolved, Translation};
+
+/// Where blocked requests are reported.
+///
+/// It is called within a DMA transaction, for which a drain may be waiting: an implementation takes leaf locks
+/// only, and never one that is held across [`DmaState::drain`].
+pub trait FaultSink: Send + Sync {
+    /// `request` was blocked. Called for faults whose record is suppressed, too.
+    fn dma_fault(&self, request: &Request, fault: &Fault);
+
+    /// A device asks for a translation (ATS), whatever comes of it.
+    fn translation_requested(&self) {}
+
+    /// `request` got `answer` of what is kept, and would have got `now` of the tables: they have changed, and what says so is missing,
+    /// or still to come. Called as [`dma_fault`](Self::dma_fault) is.
+    fn stale(
+        &self,
+        _request: &Request,
+        _answer: &Result<Translation, Fault>,
+        _now: &Result<Translation, Fault>,
+    ) {
+    }
+}
+
+/// The part of a unit that DMA depends on. The unit writes it, views read it.
+///
+/// # Order
+/// A change is published (`set_latched`, or by the guest in its tables), then the generation is raised, then
+/// `drain` waits for every transaction that began before that. A transaction declares the generation under which
+/// it runs before it touches anything, and looks again afterwards whether that generation still holds. So after
+/// `drain`, no access uses anything older than the change, and views that are idle cost one load each.
+pub struct DmaState<M> {
+    memory: M,
+    gates: Gates,
+    faults: Arc<dyn FaultSink>,
+    /// Never 0, which stands for "idle" in a [`Slot`].
+    generation: AtomicU64,
+    /// Leaf lock; nothing is called while it is held.
+    latched: RwLock<Latched>,
+    /// Leaf lock; nothing is called while it is held.
+    slots: Mutex<Slots>,
+    /// What stays across generations, if anything does.
+    kept: Option<Box<Kept>>,
+}
+
+#[derive(Default)]
+struct Slots {
+    list: Vec<Arc<Slot>>,
+    /// What views that are gone have counted.
+    past: DmaCounts,
+}
+
+/// How accesses through a unit found their translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DmaCounts {
+    /// In the cache of their view.
+    pub translation_hits: u64,
+    /// By a walk of the tables, if only the last of them; or not at all.
+    pub table_walks: u64,
+    /// By such a walk, through a first stage nested on a second one.
+    pub nested_walks: u64,
+    /// Among the translations that are kept until they are invalidated, a fault included.
+    pub kept_hits: u64,
+    /// With an answer of what is kept that the tables no longer gave.
+    pub kept_stale: u64,
+}
+
+impl DmaCounts {
+    fn add(&mut self, slot: &Slot) {
+        self.translation_hits += slot.hits.load(Ordering::Relaxed);
+        self.table_walks += slot.walks.load(Ordering::Relaxed);
+        self.nested_walks += slot.nested.load(Ordering::Relaxed);
+        self.kept_hits += slot.kept.load(Ordering::Relaxed);
+        self.kept_stale += slot.stale.load(Ordering::Relaxed);
+    }
+}
+
+/// What one view tells the drain. Alone on its cache lines, as only its view writes it.
+#[repr(align(128))]
+pub(super) struct Slot {
+    /// The generation under which a transaction is running, or 0.
+    running: AtomicU64,
+    /// What the view has counted, as of its last transaction.
+    hits: AtomicU64,
+    walks: AtomicU64,
+    /// These are counted as they happen, which is out of the way of hits.
+    nested: AtomicU64,
+    kept: AtomicU64,
+    stale: AtomicU64,
+}
+
+impl Slot {
+    pub(super) const IDLE: u64 = 0;
+
+    /// The view has walked nested tables.
+    pub(super) fn count_nested(&self) {
+        Self::count(&self.nested);
+    }
+
+    /// The view has used a translation that is kept.
+    pub(super) fn count_kept(&self) {
+        Self::count(&self.kept);
+    }
+
+    /// The view has got an answer that the tables no longer gave.
+    pub(super) fn count_stale(&self) {
+        Self::count(&self.stale);
+    }
+
+    fn count(counter: &AtomicU64) {
+        // Only its view writes a slot, so this needs to be no addition.
+        counter.store(
+            counter.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// The transaction is over, and the view has counted this much.
+    pub(super) fn leave(&self, hits: u64, walks: u64) {
+        // Only its view writes a slot, so these need to be no additions.
+        self.hits.store(hits, Ordering::Relaxed);
+        self.walks.store(walks, Ordering::Relaxed);
+        self.running.store(Self::IDLE, Ordering::Release);
+    }
+}
+
+impl<M> DmaState<M> {
+    /// The state of a unit out of reset: translation is off.
+    pub fn new(memory: M, gates: Gates, faults: Arc<dyn FaultSink>) -> Self {
+        Self {
+            memory,
+            gates,
+            faults,
+            generation: AtomicU64::new(1),
+            latched: RwLock::default(),
+            slots: Mutex::default(),
+            kept: None,
+        }
+    }
+
+    /// With translations that are kept until [`forget`](Self::forget) names them, as long as hardware may keep them.
+    #[must_use]
+    pub fn keeping_translations(self) -> Self {
+        let kept = Kept::new(&self.gates);
+        Self {
+            kept: Some(Box::new(kept)),
+            ..self
+        }
+    }
+
+    /// The handle on guest memory.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Capabilities and widths.
+    pub fn gates(&self) -> &Gates {
+        &self.gates
+    }
+
+    /// What the guest has latched.
+    pub fn latched(&self) -> Latched {
+        *self.latched.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Latches, and invalidates all that was cached. A [`drain`](Self::drain) is to follow before the guest
+    /// learns that the command is complete.
+    ///
+    /// What is kept stays if this just switches translation on or off, and the unit has no scalable mode (section 11.4.4.1).
+    pub fn set_latched(&self, latched: Latched) {
+        let old = std::mem::replace(
+            &mut *self.latched.write().unwrap_or_else(PoisonError::into_inner),
+            latched,
+        );
+        let switches = old.enabled != latched.enabled && old.root == latched.root;
+        if !switches || self.gates.caps.ecap.smts() {
+            self.forget(&Invalidation::All);
+        }
+        self.invalidate_all();
+    }
+
+    /// Takes `invalidation` out of what is kept. [`invalidate_all`](Self::invalidate_all) is to follow, and then a
+    /// [`drain`](Self::drain), before the guest learns that it is complete.
+    pub fn forget(&self, invalidation: &Invalidation) {
+        if let Some(kept) = &self.kept {
+            kept.forget(invalidation, self.generation.load(Ordering::SeqCst));
+        }
+    }
+
+    #[inline]
+    pub(super) fn kept(&self) -> Option<&Kept> {
+        self.kept.as_deref()
+    }
+
+    /// What all views have counted since the unit was made, those of transactions that are running in part.
+    pub fn counts(&self) -> DmaCounts {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = slots.past;
+        slots.list.iter().for_each(|slot| counts.add(slot));
+        counts
+    }
+
+    /// Makes every transaction that begins from now on walk the tables anew, or look up what is kept.
+    pub fn invalidate_all(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Waits until every transaction that began before the last invalidation is over.
+    ///
+    /// Transactions are short and never wait for anything, so this does not wait for long. It must not be called
+    /// within a transaction.
+    pub fn drain(&self) {
+        let generation = self.generation.load(Ordering::SeqCst);
+        let slots = self
+            .slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .list
+            .clone();
+        for slot in slots {
+            let mut rounds = 0_u32;
+            loop {
+                let running = slot.running.load(Ordering::SeqCst);
+                if running == Slot::IDLE || running >= generation {
+                    break;
+                }
+                match rounds {
+                    0..64 => hint::spin_loop(),
+                    64..1024 => thread::yield_now(),
+                    // The thread of the view may have been preempted.
+                    _ => thread::sleep(Duration::from_micros(50)),
+                }
+                rounds = rounds.saturating_add(1);
+            }
+        }
+    }
+
+    /// Declares a transaction in `slot`, and returns the generation under which it runs.
+    pub(super) fn enter(&self, slot: &Slot) -> u64 {
+        let mut generation = self.generation.load(Ordering::SeqCst);
+        loop {
+            slot.running.store(generation, Ordering::SeqCst);
+            // If this still reads the old value, then the store above comes before the raise of the generation in
+            // the single order of these operations, and the drain behind that raise sees it.
+            let now = self.generation.load(Ordering::SeqCst);
+            if now == generation {
+                return generation;
+            }
+            generation = now;
+        }
+    }
+
+    pub(super) fn count_translation_request(&self) {
+        self.faults.translation_requested();
+    }
+
+    pub(super) fn report(&self, request: &Request, fault: &Fault) {
+        self.faults.dma_fault(request, fault);
+    }
+
+    pub(super) fn report_stale(
+        &self,
+        request: &Request,
+        answer: &Result<Translation, Fault>,
+        now: &Result<Translation, Fault>,
+    ) {
+        self.faults.stale(request, answer, now);
+    }
+
+    pub(super) fn register(&self) -> Arc<Slot> {
+        let slot = Arc::new(Slot {
+            running: AtomicU64::new(Slot::IDLE),
+            hits: AtomicU64::default(),
+            walks: AtomicU64::default(),
+            nested: AtomicU64::default(),
+            kept: AtomicU64::default(),
+            stale: AtomicU64::default(),
+        });
+        self.slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .list
+            .push(Arc::clone(&slot));
+        slot
+    }
+
+    /// The number of views.
+    #[cfg(test)]
+    pub(super) fn view_count(&self) -> usize {
+        self.slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .list
+            .len()
+    }
+
+    pub(super) fn unregister(&self, slot: &Arc<Slot>) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.list.retain(|other| !Arc::ptr_eq(other, slot));
+        slots.past.add(slot);
+    }
+}
+
+impl<M: Deref<Target: GuestMemoryBackend>> DmaState<M> {
+    /// What translates a request that no transaction makes, from what is kept if there is something.
+    pub(crate) fn resolve(&self, latched: &Latched, request: &Request) -> Result<Resolved, Fault> {
+        let (memory, gates) = (self.guest_memory(), &self.gates);
+        match &self.kept {
+            Some(kept) => kept.resolve(memory, gates, latched, request),
+            None => translate::resolve(memory, gates, latched, request),
+        }
+    }
+
+    /// Guest memory.
+    pub fn guest_memory(&self) -> &M::Target {
+        &self.memory
+    }
+}

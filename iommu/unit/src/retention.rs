@@ -1,0 +1,263 @@
+//! Translations that are kept until they are invalidated.
+//!
+//! The caches of views are made for speed: small, and emptied by every invalidation, whatever it names. Software that forgets
+//! an invalidation mostly gets away with that. A unit that keeps translations is for those who want to see it fail: it has
+//! the caches of section 6.2 beside, as large as hardware may make them, and an invalidation takes out of them what
+//! it names, and nothing else.
+//!
+//! * Context entries are found by source; PASID entries by source and PASID, and they are of a domain; pages by source, PASID and
+//!   privilege, and they are of a domain and PASID; entries that point to tables by domain, by PASID if of a first
+//!   stage, and by the pointer to their top table.
+//! * A page is kept in pieces of 4 KiB, so an invalidation of a large page has to name all of it (AM).
+//! * What leads to a fault is not kept, in caching mode neither. But a page that is kept denies what it denied before: a permission that
+//!   is widened needs an invalidation as well (section 11.4.2, CM).
+//! * A write through a page that is not marked dirty walks the tables, and so marks it.
+//! * At a limit a cache is emptied.
+//!
+//! Each answer is compared with that of the tables as they are by then, and what differs is counted and reported.
+
+mod caches;
+mod recorder;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use self::caches::{Page, Store};
+use self::recorder::{Notes, Recorder};
+use crate::memory::TableMemory;
+use crate::memory::unmarked::Unmarked;
+use crate::spec::fault_reason::FaultReason;
+use crate::spec::invalidation::Invalidation;
+use crate::translate::{
+    self, Access, Binding, Fault, Gates, Latched, Request, RequestKind, Resolved, Translation,
+    TranslationType,
+};
+
+/// The kept translations of a unit.
+pub(crate) struct Kept {
+    /// Leaf lock, held for a walk at most. Speed is not what this is for.
+    store: Mutex<Store>,
+}
+
+/// Where a request comes from and what it depends on.
+pub(crate) struct Asker<'a, T: ?Sized> {
+    pub(crate) memory: &'a T,
+    pub(crate) gates: &'a Gates,
+    pub(crate) latched: &'a Latched,
+    /// Under which its transaction runs.
+    pub(crate) generation: u64,
+}
+
+/// An answer, and how it was found.
+pub(crate) struct Answer {
+    pub(crate) outcome: Result<Translation, Fault>,
+    pub(crate) found: Found,
+    /// What memory alone would have answered, if that is something else.
+    pub(crate) instead: Option<Result<Translation, Fault>>,
+}
+
+pub(crate) enum Found {
+    Kept,
+    /// By a walk.
+    Walked {
+        nested: bool,
+    },
+}
+
+impl Kept {
+    pub(crate) fn new(gates: &Gates) -> Self {
+        Self {
+            store: Mutex::new(Store::new(gates.caps.guest_address_width())),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes out what is invalidated while `generation` is the last one. Transactions up to that one add nothing any more, as they may
+    /// have read what was before.
+    pub(crate) fn forget(&self, invalidation: &Invalidation, generation: u64) {
+        let mut store = self.lock();
+        store.forget(invalidation);
+        store.floor = store.floor.max(generation.saturating_add(1));
+    }
+
+    /// As [`translate::translate`], from what is kept if there is something, or else by a walk that leaves something behind.
+    pub(crate) fn translate<T: TableMemory + ?Sized>(
+        &self,
+        asker: &Asker<'_, T>,
+        request: &Request,
+    ) -> Answer {
+        let (outcome, found) = self.find(asker, request);
+        // No guest changes what its devices are using, so this is no race, but an invalidation that is missing or to come.
+        let memory = Unmarked(asker.memory);
+        let now = translate::translate(&memory, asker.gates, asker.latched, request);
+        let instead = (reaches(&outcome, request) != reaches(&now, request)).then_some(now);
+        Answer {
+            outcome,
+            found,
+            instead,
+        }
+    }
+
+    fn find<T: TableMemory + ?Sized>(
+        &self,
+        asker: &Asker<'_, T>,
+        request: &Request,
+    ) -> (Result<Translation, Fault>, Found) {
+        let Asker {
+            memory,
+            gates,
+            latched,
+            generation,
+        } = *asker;
+        let mut store = self.lock();
+        if latched.enabled
+            && let Some(page) = store.page(request)
+            && let Some(outcome) = answer(asker, &store, page, request)
+        {
+            return (outcome, Found::Kept);
+        }
+        let recorder = Recorder::new(memory, &store);
+        let outcome = translate::translate(&recorder, gates, latched, request);
+        let notes = recorder.into_notes();
+        if let Ok(translation) = &outcome
+            && latched.enabled
+            && generation >= store.floor
+        {
+            let page = is_for_all(request, translation, gates).then_some(translation);
+            store.keep(&notes, request, page);
+        }
+        let nested = is_nested(&notes);
+        (outcome, Found::Walked { nested })
+    }
+
+    /// As [`translate::resolve`]. Nothing is left behind.
+    pub(crate) fn resolve<T: TableMemory + ?Sized>(
+        &self,
+        memory: &T,
+        gates: &Gates,
+        latched: &Latched,
+        request: &Request,
+    ) -> Result<Resolved, Fault> {
+        let store = self.lock();
+        let recorder = Recorder::new(memory, &store);
+        translate::resolve(&recorder, gates, latched, request)
+    }
+
+    /// As [`translate::probe`]. Nothing is left behind.
+    pub(crate) fn probe<T: TableMemory + ?Sized>(
+        &self,
+        asker: &Asker<'_, T>,
+        request: &Request,
+    ) -> Result<Translation, Fault> {
+        let store = self.lock();
+        let page = store.page(request).map(|page| at(page, request));
+        if let Some(page) = page
+            && (page.dirty || !page.writable)
+        {
+            return Ok(page);
+        }
+        let recorder = Recorder::new(asker.memory, &store);
+        let walked = translate::probe(&recorder, asker.gates, asker.latched, request);
+        let Some(page) = page else {
+            return walked;
+        };
+        // A write would walk the tables, to mark the page.
+        Ok(Translation {
+            writable: walked.is_ok_and(|walked| walked.writable),
+            ..page
+        })
+    }
+}
+
+/// What a kept page answers; `None` when the tables are to be walked, as something is to be set in them.
+fn answer<T: TableMemory + ?Sized>(
+    asker: &Asker<'_, T>,
+    store: &Store,
+    page: &Page,
+    request: &Request,
+) -> Option<Result<Translation, Fault>> {
+    let found = at(page, request);
+    match request.kind {
+        RequestKind::Untranslated => {
+            let permitted = match request.access {
+                Access::Read => found.readable,
+                Access::Write => found.writable,
+                Access::Atomic | Access::ZeroLengthRead => return None,
+            };
+            if !permitted {
+                let reason = denial(page, request.access);
+                return Some(Err(Fault::new(reason, page.fault_disable, request.kind)));
+            }
+            (found.dirty || request.access == Access::Read).then_some(Ok(found))
+        }
+        RequestKind::TranslationRequest { no_write } => {
+            let withheld = no_write && asker.gates.caps.ecap.nwfs();
+            // In legacy mode, what passes through (TT 10b) answers no translation requests.
+            let passes = found.translated_by == Some(TranslationType::PassThrough);
+            if found.writable && !found.dirty && !withheld || page.legacy && passes {
+                return None;
+            }
+            // Whether the device may ask is said by its context entry.
+            let recorder = Recorder::new(asker.memory, store);
+            translate::resolve(&recorder, asker.gates, asker.latched, request).ok()?;
+            Some(Ok(Translation {
+                writable: found.writable && !withheld,
+                ..found
+            }))
+        }
+        RequestKind::Translated | RequestKind::PageRequest => None,
+    }
+}
+
+/// Where `request` may go.
+fn reaches(outcome: &Result<Translation, Fault>, request: &Request) -> Option<u64> {
+    let found = outcome.as_ref().ok()?;
+    let permitted = match request.access {
+        Access::Read | Access::ZeroLengthRead => found.readable,
+        Access::Write => found.writable,
+        Access::Atomic => found.readable && found.writable,
+    };
+    permitted.then_some(found.address)
+}
+
+/// What a kept page says about the address of `request`.
+fn at(page: &Page, request: &Request) -> Translation {
+    Translation {
+        address: page.translation.address | request.address & 0xfff,
+        ..page.translation
+    }
+}
+
+/// Why a page denies `access`: it permits something, or it would not be kept.
+fn denial(page: &Page, access: Access) -> FaultReason {
+    match (page.legacy, access.writes()) {
+        (true, true) => FaultReason::WriteDenied,
+        (true, false) => FaultReason::ReadDenied,
+        (false, true) => FaultReason::ScalableWriteDenied,
+        (false, false) => FaultReason::ScalableReadDenied,
+    }
+}
+
+/// Whether the answer holds for every request to the page: not what bypasses the tables, and not what is withheld from one request
+/// only or told to one only.
+fn is_for_all(request: &Request, translation: &Translation, gates: &Gates) -> bool {
+    let own = match request.kind {
+        RequestKind::Untranslated => false,
+        RequestKind::TranslationRequest { no_write } => {
+            no_write && gates.caps.ecap.nwfs() || translate::is_interrupt_range(translation.address)
+        }
+        RequestKind::Translated | RequestKind::PageRequest => true,
+    };
+    translation.translated_by.is_some() && !own
+}
+
+fn is_nested(notes: &Notes) -> bool {
+    notes
+        .resolved
+        .is_some_and(|resolved| matches!(resolved.binding, Binding::Nested(..)))
+}
+
+#[cfg(test)]
+mod retention_test;

@@ -1,0 +1,282 @@
+//! From a resolved request to the answer.
+
+use super::accessed_dirty::{Applied, Updates};
+use super::binding::{Binding, FirstStage, SecondStage};
+use super::paging_cache::Trail;
+use super::request::{Translation, TranslationType};
+use super::resolve::Resolved;
+use super::rights::Demand;
+use super::{first_stage, second_stage};
+use crate::memory::TableMemory;
+use crate::spec::fault_reason::FaultReason;
+use crate::spec::gates::Gates;
+
+/// The interrupt address range is 0xfeex_xxxx (sec. 3.14): these are its address bits 63:20.
+const INTERRUPT_RANGE: u64 = 0xfee;
+
+/// How often a walk is repeated because the guest has changed an entry under it.
+const ATTEMPTS: u32 = 16;
+
+/// Pass-through answers are given for as much at a time.
+const PASS_THROUGH_SHIFT: u8 = 30;
+
+pub(crate) const fn is_interrupt_range(address: u64) -> bool {
+    address >> 20 == INTERRUPT_RANGE
+}
+
+pub(super) struct Walker<'a, T: ?Sized> {
+    pub(super) memory: &'a T,
+    pub(super) gates: &'a Gates,
+    pub(super) resolved: &'a Resolved,
+    pub(super) address: u64,
+    pub(super) demand: Demand,
+    /// Whether a device asks for a translation to keep it.
+    pub(super) to_be_kept: bool,
+}
+
+/// What the walk of all stages found.
+struct Found {
+    address: u64,
+    page_shift: u8,
+    readable: bool,
+    writable: bool,
+    dirty: bool,
+    /// SNP of a second-stage leaf.
+    snoop: bool,
+    trail: Trail,
+}
+
+impl<T: TableMemory + ?Sized> Walker<'_, T> {
+    #[inline]
+    pub(super) fn run(&self) -> Result<(Translation, Trail), FaultReason> {
+        let mut updates = Updates::default();
+        for _ in 0..ATTEMPTS {
+            updates.clear();
+            let outcome = self.attempt(&mut updates)?;
+            match updates.apply(self.memory) {
+                Applied::Done => return Ok(outcome),
+                Applied::Changed => {}
+                Applied::Failed(reason) => return Err(reason),
+            }
+        }
+        Err(updates
+            .first_failure()
+            .unwrap_or(FaultReason::FirstStageUpdateFailed))
+    }
+
+    #[inline]
+    fn attempt(&self, updates: &mut Updates) -> Result<(Translation, Trail), FaultReason> {
+        if let Some(kept) = self.memory.caches() {
+            kept.begin(self.resolved);
+        }
+        let (found, translated_by) = match &self.resolved.binding {
+            Binding::Blocked => return Err(FaultReason::ContextInvalid),
+            Binding::PassThrough => (self.pass_through()?, TranslationType::PassThrough),
+            Binding::SecondStage(stage) => (
+                self.second_stage(stage, updates)?,
+                TranslationType::SecondStage,
+            ),
+            Binding::FirstStage(stage) => (
+                self.first_stage(stage, updates)?,
+                TranslationType::FirstStage,
+            ),
+            Binding::Nested(first, second) => (
+                self.nested(first, second, updates)?,
+                TranslationType::Nested,
+            ),
+        };
+        // Section 7.1.3, SGN.8: pass-through tells a device as much, and blocks what it does with that.
+        let told = self.to_be_kept && translated_by == TranslationType::PassThrough;
+        if is_interrupt_range(found.address) && !told {
+            return Err(if self.resolved.legacy {
+                FaultReason::InterruptRange
+            } else {
+                FaultReason::ScalableInterruptRange
+            });
+        }
+        let translation = Translation {
+            address: found.address,
+            page_shift: block_shift(found.page_shift, &[self.address, found.address]),
+            readable: found.readable,
+            writable: found.writable,
+            dirty: found.dirty,
+            force_snoop: found.snoop || self.resolved.snooped_pages,
+            untranslated_only: false,
+            translated_by: Some(translated_by),
+            domain: self.resolved.domain,
+        };
+        Ok((translation, found.trail))
+    }
+
+    fn pass_through(&self) -> Result<Found, FaultReason> {
+        if !self.gates.within_host(self.address) {
+            return Err(if self.resolved.legacy {
+                FaultReason::AddressBeyondWidth
+            } else {
+                FaultReason::BeyondHostWidth
+            });
+        }
+        Ok(Found {
+            address: self.address,
+            page_shift: PASS_THROUGH_SHIFT.min(self.gates.host_address_width),
+            readable: true,
+            writable: true,
+            dirty: true,
+            snoop: false,
+            trail: Trail::default(),
+        })
+    }
+
+    fn second_stage(
+        &self,
+        stage: &SecondStage,
+        updates: &mut Updates,
+    ) -> Result<Found, FaultReason> {
+        let (gates, demand) = (self.gates, self.demand);
+        let legacy = self.resolved.legacy;
+        let reasons = if legacy {
+            &second_stage::LEGACY
+        } else {
+            &second_stage::SCALABLE
+        };
+        if self.address >> gates.second_stage_width(stage.levels) != 0 {
+            return Err(reasons.beyond);
+        }
+        let mut leaf = second_stage::walk(
+            self.memory,
+            gates,
+            stage,
+            reasons,
+            self.address,
+            updates,
+            |read, write| {
+                if legacy {
+                    demand.denied_legacy(gates, read, write)
+                } else {
+                    second_stage::nothing_granted(read, write)
+                }
+            },
+        )?;
+        if !legacy {
+            demand.check(gates, leaf.read, leaf.write)?;
+        }
+        if demand.dirties(leaf.write) {
+            second_stage::mark_dirty(stage, &mut leaf, updates)?;
+        }
+        Ok(Found {
+            address: leaf.address,
+            page_shift: leaf.page_shift,
+            readable: leaf.read,
+            writable: leaf.write,
+            dirty: leaf.dirty,
+            snoop: leaf.snoop,
+            trail: Trail {
+                input: Some(leaf.upper()),
+                below: None,
+            },
+        })
+    }
+
+    fn first_stage(&self, stage: &FirstStage, updates: &mut Updates) -> Result<Found, FaultReason> {
+        let walk = first_stage::Walk {
+            memory: self.memory,
+            gates: self.gates,
+            stage,
+            below: None,
+        };
+        let mut leaf = self.walk_first(&walk, updates)?;
+        let writable = stage.writes(leaf.write, self.resolved.privileged);
+        self.demand.check(self.gates, true, writable)?;
+        walk.mark(&mut leaf, self.demand.dirties(writable), updates)?;
+        Ok(Found {
+            address: leaf.address,
+            page_shift: leaf.page_shift,
+            readable: true,
+            writable,
+            dirty: leaf.dirty,
+            snoop: false,
+            trail: Trail {
+                input: Some(leaf.upper(writable && leaf.dirty)),
+                below: None,
+            },
+        })
+    }
+
+    fn nested(
+        &self,
+        first: &FirstStage,
+        second: &SecondStage,
+        updates: &mut Updates,
+    ) -> Result<Found, FaultReason> {
+        let walk = first_stage::Walk {
+            memory: self.memory,
+            gates: self.gates,
+            stage: first,
+            below: Some(second),
+        };
+        let mut leaf = self.walk_first(&walk, updates)?;
+        let mut page = second_stage::walk(
+            self.memory,
+            self.gates,
+            second,
+            &second_stage::SCALABLE,
+            leaf.address,
+            updates,
+            second_stage::nothing_granted,
+        )?;
+        let first_writable = first.writes(leaf.write, self.resolved.privileged);
+        let writable = first_writable && page.write;
+        self.demand.check(self.gates, page.read, writable)?;
+        let dirties = self.demand.dirties(writable);
+        if dirties {
+            second_stage::mark_dirty(second, &mut page, updates)?;
+        }
+        walk.mark(&mut leaf, dirties, updates)?;
+        Ok(Found {
+            address: page.address,
+            page_shift: leaf.page_shift.min(page.page_shift),
+            readable: page.read,
+            writable,
+            dirty: leaf.dirty && page.dirty,
+            snoop: page.snoop,
+            trail: Trail {
+                input: Some(leaf.upper(first_writable && leaf.dirty)),
+                below: Some((leaf.address, page.upper())),
+            },
+        })
+    }
+
+    fn walk_first(
+        &self,
+        walk: &first_stage::Walk<'_, T>,
+        updates: &mut Updates,
+    ) -> Result<first_stage::Leaf, FaultReason> {
+        if !is_canonical(self.address, walk.stage.levels) {
+            return Err(FaultReason::NotCanonical);
+        }
+        let leaf = walk.run(self.address, updates)?;
+        if !self.resolved.privileged && !leaf.user {
+            return Err(FaultReason::UserDenied);
+        }
+        Ok(leaf)
+    }
+}
+
+/// Whether bits 63 to the top bit of the input width are all equal.
+const fn is_canonical(address: u64, levels: u8) -> bool {
+    let top = 12 + 9 * levels - 1;
+    let extension = address >> top;
+    extension == 0 || extension == u64::MAX >> top
+}
+
+/// The largest block up to 2^`shift` around each of `addresses` that is outside of the interrupt address range, whose
+/// addresses are dealt with one by one.
+pub(super) fn block_shift(shift: u8, addresses: &[u64]) -> u8 {
+    let overlaps =
+        |address: &u64| shift > 20 && address >> shift == (INTERRUPT_RANGE << 20) >> shift;
+    if addresses.iter().any(overlaps) {
+        12
+    } else {
+        shift
+    }
+}

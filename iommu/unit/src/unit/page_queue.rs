@@ -1,0 +1,127 @@
+//! The page-request queue and its registers (sections 7.4 to 7.6).
+//!
+//! It has a lock of its own, because requests come from device threads while the command mutex may be held. That lock is a
+//! leaf: what is done under it is a write to guest memory and no call of anyone, and messages are handed out to be
+//! delivered once it is released.
+
+use super::events::{Event, InterruptMessage};
+use super::layout::page_registers;
+use super::register_file::RegisterFile;
+use crate::memory::TableMemory;
+use crate::spec::page_request::PageRequestDescriptor;
+use crate::spec::registers::{Caps, PageQueueAddress, PageRequestStatus, offset};
+
+const EVENT: Event = Event::new(offset::PECTL);
+
+/// What became of a request. If there is a message, it is to be delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Queued {
+    /// It is in the queue.
+    Written(Option<InterruptMessage>),
+    /// There is no memory where the queue should be: it is lost, as any write to nowhere.
+    Nowhere(Option<InterruptMessage>),
+    /// The queue is full; software is told so.
+    Full(Option<InterruptMessage>),
+    /// The queue was full before, and software did not clear that yet.
+    Stopped,
+}
+
+/// The registers from PQH to PEUADDR.
+#[derive(Debug)]
+pub(crate) struct PageQueue {
+    file: RegisterFile,
+}
+
+impl PageQueue {
+    pub(crate) fn new(caps: &Caps) -> Self {
+        Self {
+            file: RegisterFile::new(&page_registers(caps)),
+        }
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.file.reset();
+    }
+
+    /// The registers.
+    pub(crate) fn file(&self) -> &RegisterFile {
+        &self.file
+    }
+
+    /// The registers, to be restored.
+    pub(crate) fn file_mut(&mut self) -> &mut RegisterFile {
+        &mut self.file
+    }
+
+    /// What software reads.
+    pub(crate) fn load(&self, at: u16) -> u32 {
+        self.file.load(at)
+    }
+
+    /// What software writes. A message is to be delivered after the lock is released.
+    #[must_use]
+    pub(crate) fn store(&mut self, at: u16, value: u32) -> Option<InterruptMessage> {
+        self.file.store(at, value);
+        if at == EVENT.control() {
+            return EVENT.control_written(&mut self.file);
+        }
+        if self.status().into_bits() == 0 {
+            EVENT.withdraw(&mut self.file);
+        }
+        None
+    }
+
+    /// Puts a request behind the others, if there is room. `admitted` is called before it becomes visible.
+    ///
+    /// Head and tail are the guest's: what lies beyond the queue is taken modulo its size.
+    pub(crate) fn push<T: TableMemory + ?Sized>(
+        &mut self,
+        memory: &T,
+        host_address_width: u8,
+        descriptor: PageRequestDescriptor,
+        admitted: impl FnOnce(),
+    ) -> Queued {
+        let status = self.status();
+        if status.overflow() {
+            return Queued::Stopped;
+        }
+        let address = PageQueueAddress::from_bits(self.file.get_quad(offset::PQA));
+        let within = address.bytes() - 1;
+        let tail = self.file.get(offset::PQT) & within;
+        let next = (tail + PageRequestDescriptor::SIZE) & within;
+        if next == self.file.get(offset::PQH) & within {
+            return Queued::Full(self.change_status(status, status.with_overflow(true)));
+        }
+        admitted();
+        let written = address
+            .base()
+            .checked_add(u64::from(tail))
+            .filter(|at| at >> host_address_width == 0)
+            .is_some_and(|at| memory.write_words(at, &descriptor.words()).is_ok());
+        self.file.set_quad(offset::PQT, u64::from(next));
+        let message = self.change_status(status, status.with_pending(true));
+        if written {
+            Queued::Written(message)
+        } else {
+            Queued::Nowhere(message)
+        }
+    }
+
+    fn status(&self) -> PageRequestStatus {
+        PageRequestStatus::from_bits(self.file.get(offset::PRS))
+    }
+
+    /// Stores a status in which something new is set, and raises the event unless something was set before.
+    fn change_status(
+        &mut self,
+        before: PageRequestStatus,
+        after: PageRequestStatus,
+    ) -> Option<InterruptMessage> {
+        self.file.set(offset::PRS, after.into_bits());
+        if before.into_bits() != 0 {
+            None
+        } else {
+            EVENT.raise(&mut self.file)
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The state of a unit as a value, to keep in a snapshot or to send to another host (all of section 11.4, and what commands
+//! have latched beside the registers).
+//!
+//! What is not in it: translation caches and device-TLBs, which start empty; counters, which are the host's; and the tables
+//! and the queues, which are in guest memory.
+
+use std::ops::Deref;
+use std::sync::PoisonError;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use vm_memory::GuestMemoryBackend;
+
+use super::Unit;
+use super::register_file::RegisterFile;
+use crate::spec::invalidation::Invalidation;
+use crate::spec::registers::{
+    FAULT_RECORD_COUNT, GlobalCommand, InterruptTableAddress, RootTableAddress, offset,
+};
+use crate::translate::RootPointer;
+
+/// The first register that can change: VER, CAP and ECAP lie before it.
+const FIRST: u16 = offset::GCMD;
+
+/// A 32-bit word of a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisterWord {
+    /// Offset in the register window; a multiple of 4.
+    pub offset: u16,
+    /// Value, with the bits that software cannot read.
+    pub value: u32,
+}
+
+/// The state of a unit. See [`Unit::save`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitState {
+    /// CAP: what the unit was, as another one does not continue its work.
+    pub capability: u64,
+    /// ECAP.
+    pub extended_capability: u64,
+    /// HAW: width in bits of guest-physical addresses.
+    pub host_address_width: u8,
+    /// All registers.
+    pub registers: Vec<RegisterWord>,
+    /// RTADDR as Set Root Table Pointer latched it; the register may have been written since.
+    pub root_table: u64,
+    /// IRTA as Set Interrupt Remap Table Pointer latched it.
+    pub interrupt_table: u64,
+    /// The fault record that the next fault goes to.
+    pub next_fault_record: u8,
+}
+
+/// Why a unit does not take a state.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum StateError {
+    /// It is of a unit with other capabilities.
+    #[error(
+        "the state is of a unit with {field} {saved:#x}, and this one has {own:#x}: make it with the same configuration"
+    )]
+    OtherUnit {
+        /// CAP, ECAP or the address width.
+        field: &'static str,
+        /// In the state.
+        saved: u64,
+        /// Here.
+        own: u64,
+    },
+    /// It has a word of no register, or has one twice.
+    #[error(
+        "the state has a register at {0:#x}, where this unit has none left to set: it is damaged"
+    )]
+    Register(u16),
+    /// A register is missing.
+    #[error("the state has no register at {0:#x}: it is damaged")]
+    Missing(u16),
+    /// There is no such fault record.
+    #[error("the state's next fault record is {0}, of {FAULT_RECORD_COUNT}: it is damaged")]
+    FaultRecord(u8),
+}
+
+impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
+    /// The state of the unit, to be given to [`restore`](Self::restore) of one with the same configuration.
+    ///
+    /// vCPUs and devices are to be stopped: what they do meanwhile may be in the state or not, and guest memory
+    /// has to be of the same moment.
+    pub fn save(&self) -> UnitState {
+        let command = self.lock();
+        let mut registers: Vec<RegisterWord> = command.file.words().collect();
+        let next_fault_record = self.faults.save(&mut registers);
+        registers.extend(self.page_queue().file().words());
+        registers.sort_unstable_by_key(|word| word.offset);
+        let root = RootTableAddress::new()
+            .with_mode(command.root.mode)
+            .with_page(command.root.address >> 12);
+        UnitState {
+            capability: self.caps.cap.into_bits(),
+            extended_capability: self.caps.ecap.into_bits(),
+            host_address_width: self.dma.gates().host_address_width,
+            registers,
+            root_table: root.into_bits(),
+            interrupt_table: self.interrupt_table().into_bits(),
+            next_fault_record,
+        }
+    }
+
+    /// Continues the work of the unit whose state this is. Guest memory must have been restored before.
+    ///
+    /// Nothing that was translated before is in use any more when this returns, but for what device-TLBs keep: that is for
+    /// their devices to forget. Observers are told that all has changed. No event is sent: those
+    /// that were pending still are.
+    ///
+    /// # Errors
+    /// The state does not fit; the unit is unchanged.
+    pub fn restore(&self, state: &UnitState) -> Result<(), StateError> {
+        self.check(state)?;
+        let mut command = self.lock();
+        command.file.restore(&state.registers);
+        let root = RootTableAddress::from_bits(state.root_table);
+        command.root = RootPointer {
+            address: root.table(),
+            mode: root.mode(),
+        };
+        self.faults
+            .restore(&state.registers, state.next_fault_record);
+        self.page_queue().file_mut().restore(&state.registers);
+        let status = command.status();
+        self.dma.forget(&Invalidation::All);
+        self.latch_translation(&command, command.latched());
+        self.latch_remapping(
+            status,
+            InterruptTableAddress::from_bits(state.interrupt_table),
+        );
+        self.publish_status(status.into_bits());
+        Ok(())
+    }
+
+    fn interrupt_table(&self) -> InterruptTableAddress {
+        self.remapping
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .table
+    }
+
+    fn latch_remapping(&self, status: GlobalCommand, table: InterruptTableAddress) {
+        self.change_remapping(|remapping| {
+            remapping.enabled = status.ire();
+            remapping.compatibility = status.cfi();
+            remapping.table = table;
+        });
+    }
+
+    fn check(&self, state: &UnitState) -> Result<(), StateError> {
+        let width = self.dma.gates().host_address_width;
+        let fields = [
+            ("CAP", state.capability, self.caps.cap.into_bits()),
+            (
+                "ECAP",
+                state.extended_capability,
+                self.caps.ecap.into_bits(),
+            ),
+            (
+                "a host address width of",
+                u64::from(state.host_address_width),
+                u64::from(width),
+            ),
+        ];
+        if let Some(&(field, saved, own)) = fields.iter().find(|(_, saved, own)| saved != own) {
+            return Err(StateError::OtherUnit { field, saved, own });
+        }
+        if state.next_fault_record >= FAULT_RECORD_COUNT {
+            return Err(StateError::FaultRecord(state.next_fault_record));
+        }
+        let mut left = state.registers.iter().map(|word| word.offset);
+        for own in self.save().registers {
+            match left.next() {
+                Some(offset) if offset == own.offset => {}
+                Some(offset) if offset < own.offset => return Err(StateError::Register(offset)),
+                _ => return Err(StateError::Missing(own.offset)),
+            }
+        }
+        left.next()
+            .map_or(Ok(()), |offset| Err(StateError::Register(offset)))
+    }
+}
+
+impl RegisterFile {
+    /// All words of the file's registers that can change, with hidden bits.
+    fn words(&self) -> impl Iterator<Item = RegisterWord> + '_ {
+        let changing = self.offsets().filter(|offset| *offset >= FIRST);
+        changing.map(|offset| RegisterWord {
+            offset,
+            value: self.get(offset),
+        })
+    }
+
+    /// Sets the words of this file among `words`.
+    fn restore(&mut self, words: &[RegisterWord]) {
+        let own: Vec<u16> = self.words().map(|word| word.offset).collect();
+        for word in words {
+            if own.binary_search(&word.offset).is_ok() {
+                self.set(word.offset, word.value);
+            }
+        }
+    }
+}
+
+impl super::fault_reporter::FaultReporter {
+    /// Adds the fault log's registers, and returns the record that is next.
+    fn save(&self, registers: &mut Vec<RegisterWord>) -> u8 {
+        self.with_log(|file, next| {
+            registers.extend(file.words());
+            *next
+        })
+    }
+
+    fn restore(&self, registers: &[RegisterWord], next_record: u8) {
+        self.with_log(|file, next| {
+            file.restore(registers);
+            *next = next_record;
+        });
+    }
+}
+
+#[cfg(test)]
+#[path = "snapshot_test.rs"]
+mod snapshot_test;
