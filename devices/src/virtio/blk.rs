@@ -3,41 +3,26 @@
 //! Requests are executed one after the other on the device's thread, with a bounce buffer between file and guest memory so that no
 //! DMA transaction spans a system call.
 
+#[cfg(test)]
+mod blk_test;
+mod request;
+
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::blk_request::{Request, Target};
-use super::{Chain, DeviceKind, Progress, QueueError, Session, VirtioDevice};
+use super::chain::Chain;
+use super::device::{DeviceKind, VirtioDevice};
+use super::error::QueueError;
+use super::session::{Progress, Session};
+use request::{
+    ID_LENGTH, MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, Request, SECTOR, Target, feature,
+};
 
-/// Bytes per sector, whatever the block size (section 5.2.4).
-pub(super) const SECTOR: u64 = 512;
 /// Queue size.
 const QUEUE_SIZE: u16 = 256;
 /// Data segments per request: the queue's size without header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// Length of the identification string.
-pub(super) const ID_LENGTH: usize = 20;
-/// Largest discard: 2 GiB in sectors.
-pub(super) const MAX_DISCARD_SECTORS: u32 = 1 << 22;
-/// Largest write-zeroes: 32 MiB in sectors, because it may have to be written out.
-pub(super) const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 16;
-
-/// Feature bits (section 5.2.3).
-pub(super) mod feature {
-    /// `VIRTIO_BLK_F_SEG_MAX`.
-    pub(crate) const SEG_MAX: u64 = 1 << 2;
-    /// `VIRTIO_BLK_F_RO`.
-    pub(crate) const RO: u64 = 1 << 5;
-    /// `VIRTIO_BLK_F_BLK_SIZE`.
-    pub(crate) const BLK_SIZE: u64 = 1 << 6;
-    /// `VIRTIO_BLK_F_FLUSH`.
-    pub(crate) const FLUSH: u64 = 1 << 9;
-    /// `VIRTIO_BLK_F_DISCARD`.
-    pub(crate) const DISCARD: u64 = 1 << 13;
-    /// `VIRTIO_BLK_F_WRITE_ZEROES`.
-    pub(crate) const WRITE_ZEROES: u64 = 1 << 14;
-}
 
 /// What the user asked for.
 #[derive(Clone, Debug)]

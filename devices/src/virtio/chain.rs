@@ -6,7 +6,7 @@
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use super::queue::QueueError;
+use super::error::QueueError;
 
 /// Longest chain that is followed through an indirect table: the largest queue of any device here, as a chain must not be longer
 /// than its queue (section 2.7.5.3.1). It does not follow a queue that the driver has made smaller, since drivers exceed that.

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::chain::{Chain, MAX_INDIRECT, Table};
-use super::queue::QueueError;
+use super::error::QueueError;
 
 const SIZE: u64 = 1 << 20;
 const TABLE: u64 = 0x1000;

@@ -8,7 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use log::warn;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Chain, DeviceKind, Progress, QueueError, Session, VirtioDevice};
+use super::chain::Chain;
+use super::device::{DeviceKind, VirtioDevice};
+use super::error::QueueError;
+use super::session::{Progress, Session};
 use crate::limit::LogLimit;
 
 /// Queue indexes (section 5.3.2).

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::console::{Console, ConsoleInput, ConsoleSender};
-use super::test_driver::{Driver, Ring};
+use super::testing::{Driver, Ring};
 
 #[derive(Clone, Default)]
 struct Screen(Arc<Mutex<Vec<u8>>>);

@@ -6,7 +6,7 @@ use intel_vtd::{EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::rng::Rng;
-use super::test_driver::{Driver, Ring};
+use super::testing::{Driver, Ring};
 use crate::{Dma, Memory};
 
 const IOVA: u64 = 0x4000_0000;

@@ -3,17 +3,26 @@
 //! One thread serves both directions. A received packet that finds no room is kept, and the tap is not polled until the driver
 //! adds buffers; the tap's own queue holds what comes meanwhile.
 
+mod feature;
+#[cfg(test)]
+mod net_test;
+mod tap;
+
 use std::io;
 use std::os::fd::RawFd;
 
 use log::warn;
 
-use super::net_feature::{FEATURES, MRG_RXBUF, consistent, offloads};
-use super::net_tap::{Backend, HEADER, NUM_BUFFERS, Tap};
-use super::{Chain, DeviceKind, Progress, QueueError, Session, VirtioDevice, sys};
+use super::chain::Chain;
+use super::device::{DeviceKind, VirtioDevice};
+use super::error::QueueError;
+use super::session::{Progress, Session};
+use super::sys;
 use crate::limit::LogLimit;
+use feature::{FEATURES, MRG_RXBUF, consistent, offloads};
+use tap::{Backend, HEADER, NUM_BUFFERS, Tap};
 
-pub use super::net_tap::NetError;
+pub use tap::NetError;
 
 /// Queue indexes (section 5.1.2).
 const RX: usize = 0;
@@ -70,7 +79,7 @@ impl Net {
         Ok(Self::new(Box::new(Tap::open(&options.tap)?), mac))
     }
 
-    pub(super) fn new(backend: Box<dyn Backend>, mac: [u8; 6]) -> Self {
+    fn new(backend: Box<dyn Backend>, mac: [u8; 6]) -> Self {
         Self {
             backend,
             mac,

@@ -1,9 +1,17 @@
 //! The modern virtio PCI transport (section 4.1), non-transitional.
 //!
-//! One 64-bit BAR holds everything, MSI-X included; its layout is in `pci_bar`. There is no INTx pin: a driver without
+//! One 64-bit BAR holds everything, MSI-X included; its layout is in `bar`. There is no INTx pin: a driver without
 //! MSI-X has to poll. `VIRTIO_F_RING_RESET` and `VIRTIO_F_NOTIFICATION_DATA` are not on offer.
 //!
 //! Locks: `config` before `state`; neither is taken by the device's thread. Queue notifications take none.
+
+mod bar;
+mod cap;
+mod common;
+mod link;
+#[cfg(test)]
+mod pci_test;
+mod state;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,13 +22,13 @@ use pci::{
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::pci_bar::{self, BAR, BAR_SIZE, Region};
-use super::pci_cap::{self, AccessCapability};
-use super::pci_link::Link;
-use super::pci_state::{Parts, State};
-use super::{DeviceKind, VirtioDevice};
+use super::device::{DeviceKind, VirtioDevice};
 use crate::limit::LogLimit;
 use crate::{Dma, Doorbells};
+use bar::{BAR, BAR_SIZE, Region};
+use cap::AccessCapability;
+use link::Link;
+use state::{Parts, State};
 
 /// Red Hat's vendor id, which virtio uses (section 4.1.2).
 const VENDOR: u16 = 0x1af4;
@@ -131,7 +139,7 @@ impl VirtioPci {
         }
         let Some(base) = base else { return };
         for (queue, kick) in self.kicks.iter().enumerate() {
-            let address = base.wrapping_add(pci_bar::notify_offset(queue));
+            let address = base.wrapping_add(bar::notify_offset(queue));
             match self.doorbells.add(address, kick) {
                 Ok(()) => rung.added.push((address, queue)),
                 // The write arrives in `write_bar` and works as well. A guest can move its BARs as often as it likes.
@@ -200,7 +208,7 @@ impl PciFunction for VirtioPci {
         if bar != usize::from(BAR) {
             return;
         }
-        let (region, at) = pci_bar::region(offset);
+        let (region, at) = bar::region(offset);
         match region {
             Region::Common => self.state().read_common(at, data, &self.link),
             Region::Isr => {
@@ -224,7 +232,7 @@ impl PciFunction for VirtioPci {
         if bar != usize::from(BAR) {
             return;
         }
-        let (region, at) = pci_bar::region(offset);
+        let (region, at) = bar::region(offset);
         match region {
             Region::Common => self.state().write_common(at, data, &self.link),
             Region::Notify(queue) => self.kick(queue),
@@ -293,8 +301,8 @@ fn config_space(
         BAR_SIZE,
     );
     builder.add_pcie_endpoint();
-    builder.add_msix(vectors, BAR, pci_bar::MSIX_TABLE, pci_bar::MSIX_PBA);
-    let access = pci_cap::add(&mut builder, queues, device_config);
+    builder.add_msix(vectors, BAR, bar::MSIX_TABLE, bar::MSIX_PBA);
+    let access = cap::add(&mut builder, queues, device_config);
     (builder.build(), access)
 }
 

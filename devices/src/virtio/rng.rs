@@ -4,7 +4,11 @@ use std::io;
 
 use log::warn;
 
-use super::{Chain, DeviceKind, Progress, QueueError, Session, VirtioDevice, sys};
+use super::chain::Chain;
+use super::device::{DeviceKind, VirtioDevice};
+use super::error::QueueError;
+use super::session::{Progress, Session};
+use super::sys;
 use crate::limit::LogLimit;
 
 /// Queue size.

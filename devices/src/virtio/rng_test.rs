@@ -3,7 +3,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::rng::Rng;
-use super::test_driver::{Driver, eventually};
+use super::testing::{Driver, eventually};
 
 #[test]
 fn a_buffer_is_filled_up_to_the_bound() {

@@ -5,10 +5,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use intel_vtd::{DmaTransaction, DmaView};
 
-use super::Progress;
 use super::chain::Chain;
-use super::queue::{QueueError, VirtQueue};
+use super::error::QueueError;
+use super::queue::VirtQueue;
 use crate::Memory;
+
+/// Whether a device model has more to do right away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Progress {
+    /// Everything that was there has been handled; the driver's next notification will come.
+    Idle,
+    /// The bound on one turn was reached; call again without waiting for a notification.
+    More,
+}
 
 /// What a running device tells the driver through, whatever the bus.
 pub trait Transport: Send + Sync {

@@ -3,6 +3,8 @@
 //! It owns the device model from activation to reset and hands it back through a channel, so a reset that finds the device busy
 //! in a system call can wait for a bounded time and, if that was not enough, look again later.
 
+mod run;
+
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -15,19 +17,10 @@ use log::error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::VirtioDevice;
 use super::session::{Session, Transport};
-use super::worker_loop::Run;
-use crate::limit::LogLimit;
+use run::{Run, STOP};
 
-/// Epoll token of the stop event.
-pub(super) const STOP: u64 = u64::MAX;
-
-/// What a device leaves behind when it is given back.
-pub(super) struct Returned {
-    pub(super) device: Box<dyn VirtioDevice>,
-    pub(super) limit: LogLimit,
-}
+pub(super) use run::Returned;
 
 /// A started worker.
 pub(super) struct Worker {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use pci::MsixTable;
 
-use super::session::Transport;
+use crate::virtio::session::Transport;
 
 /// `VIRTIO_MSI_NO_VECTOR`: no interrupt (section 4.1.5.1.2).
 pub(super) const NO_VECTOR: u16 = 0xffff;

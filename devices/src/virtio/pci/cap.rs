@@ -3,8 +3,8 @@
 
 use pci::{ConfigBuilder, ConfigSpace};
 
-use super::pci_bar::{self, BAR, BAR_SIZE};
-use super::pci_common::COMMON_SIZE;
+use super::bar::{self, BAR, BAR_SIZE};
+use super::common::COMMON_SIZE;
 
 /// Vendor-specific capability.
 const VENDOR_SPECIFIC: u8 = 0x09;
@@ -30,24 +30,18 @@ pub(super) fn add(
 ) -> AccessCapability {
     let notify_size = u32::try_from(queues)
         .unwrap_or(u32::MAX)
-        .saturating_mul(pci_bar::NOTIFY_MULTIPLIER);
-    add_one(builder, COMMON_CFG, pci_bar::COMMON, COMMON_SIZE, None);
+        .saturating_mul(bar::NOTIFY_MULTIPLIER);
+    add_one(builder, COMMON_CFG, bar::COMMON, COMMON_SIZE, None);
     add_one(
         builder,
         NOTIFY_CFG,
-        pci_bar::NOTIFY,
+        bar::NOTIFY,
         notify_size,
-        Some(pci_bar::NOTIFY_MULTIPLIER),
+        Some(bar::NOTIFY_MULTIPLIER),
     );
-    add_one(builder, ISR_CFG, pci_bar::ISR, 1, None);
+    add_one(builder, ISR_CFG, bar::ISR, 1, None);
     if device_config {
-        add_one(
-            builder,
-            DEVICE_CFG,
-            pci_bar::DEVICE,
-            pci_bar::DEVICE_SIZE,
-            None,
-        );
+        add_one(builder, DEVICE_CFG, bar::DEVICE, bar::DEVICE_SIZE, None);
     }
     let offset = add_one(builder, PCI_CFG, 0, 0, Some(0));
     builder.set_writable(offset + CAP_BAR, &[0xff]);

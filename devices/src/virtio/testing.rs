@@ -11,7 +11,7 @@ use pci::{Bdf, MsiSink, PciFunction};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::VirtioDevice;
+use super::device::VirtioDevice;
 use super::pci::VirtioPci;
 use crate::{Doorbells, Memory};
 

@@ -10,9 +10,9 @@ use pci::{BarWindow, PciFunction};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::rng::Rng;
-use super::test_driver::{BASE_FEATURES, Driver, EVENT_IDX, INDIRECT, SOON, eventually};
-use super::{DeviceKind, Progress, QueueError, Session, VirtioDevice};
+use crate::virtio::rng::Rng;
+use crate::virtio::testing::{BASE_FEATURES, Driver, EVENT_IDX, INDIRECT, SOON, eventually};
+use crate::virtio::{Chain, DeviceKind, Progress, QueueError, Session, VirtioDevice};
 
 fn rng() -> Driver {
     Driver::new(Box::new(Rng::new()))
@@ -338,7 +338,7 @@ impl VirtioDevice for Slow {
     }
 
     fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError> {
-        let mut chain = super::Chain::default();
+        let mut chain = Chain::default();
         while session.pop(index, &mut chain)? {
             let _ = self.started.send(());
             let _ = self.release.lock().unwrap().recv();

@@ -9,9 +9,9 @@ use std::thread::sleep;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::net::{Net, NetOptions};
-use super::net_tap::Backend;
-use super::test_driver::{A_WHILE, BASE_FEATURES, Driver, EVENT_IDX, Ring, SOON, eventually};
+use super::tap::Backend;
+use super::{Net, NetOptions};
+use crate::virtio::testing::{A_WHILE, BASE_FEATURES, Driver, EVENT_IDX, Ring, SOON, eventually};
 
 const MAC: [u8; 6] = [2, 0, 0, 1, 2, 3];
 const MRG_RXBUF: u64 = 1 << 15;

@@ -1,6 +1,6 @@
 //! Features of the network device (section 5.1.3), which of them need which, and what they mean to the tap.
 
-use super::net_tap::offload;
+use super::tap::offload;
 
 const CSUM: u64 = 1 << 0;
 const GUEST_CSUM: u64 = 1 << 1;

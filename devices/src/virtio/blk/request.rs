@@ -9,9 +9,36 @@ use std::os::unix::fs::FileExt;
 
 use log::warn;
 
-use super::blk::{ID_LENGTH, MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, SECTOR, feature};
-use super::{Chain, QueueError, Session, sys};
 use crate::limit::LogLimit;
+use crate::virtio::chain::Chain;
+use crate::virtio::error::QueueError;
+use crate::virtio::session::Session;
+use crate::virtio::sys;
+
+/// Bytes per sector, whatever the block size (section 5.2.4).
+pub(super) const SECTOR: u64 = 512;
+/// Length of the identification string.
+pub(super) const ID_LENGTH: usize = 20;
+/// Largest discard: 2 GiB in sectors.
+pub(super) const MAX_DISCARD_SECTORS: u32 = 1 << 22;
+/// Largest write-zeroes: 32 MiB in sectors, because it may have to be written out.
+pub(super) const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 16;
+
+/// Feature bits (section 5.2.3).
+pub(super) mod feature {
+    /// `VIRTIO_BLK_F_SEG_MAX`.
+    pub(in crate::virtio::blk) const SEG_MAX: u64 = 1 << 2;
+    /// `VIRTIO_BLK_F_RO`.
+    pub(in crate::virtio::blk) const RO: u64 = 1 << 5;
+    /// `VIRTIO_BLK_F_BLK_SIZE`.
+    pub(in crate::virtio::blk) const BLK_SIZE: u64 = 1 << 6;
+    /// `VIRTIO_BLK_F_FLUSH`.
+    pub(in crate::virtio::blk) const FLUSH: u64 = 1 << 9;
+    /// `VIRTIO_BLK_F_DISCARD`.
+    pub(in crate::virtio::blk) const DISCARD: u64 = 1 << 13;
+    /// `VIRTIO_BLK_F_WRITE_ZEROES`.
+    pub(in crate::virtio::blk) const WRITE_ZEROES: u64 = 1 << 14;
+}
 
 /// Size of `struct virtio_blk_req` up to its data.
 const HEADER: u64 = 16;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use virtio_queue::QueueState;
 
-use super::pci_link::{Link, status};
+use super::link::{Link, status};
 
 /// Length of the structure without the fields of optional features.
 pub(super) const COMMON_SIZE: u32 = 56;

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use super::sys::{self, IF_NAME_SIZE};
+use crate::virtio::sys::{self, IF_NAME_SIZE};
 
 /// Size of the header before each packet: `struct virtio_net_hdr` with `num_buffers` (section 5.1.6).
 pub(super) const HEADER: usize = 12;

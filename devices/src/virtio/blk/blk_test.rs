@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::tempfile::TempFile;
 
-use super::blk::{Block, BlockError, BlockOptions};
-use super::test_driver::{A_WHILE, Driver, EVENT_IDX, INDIRECT, MEMORY_SIZE, Ring, eventually};
+use super::{Block, BlockError, BlockOptions};
+use crate::virtio::testing::{A_WHILE, Driver, EVENT_IDX, INDIRECT, MEMORY_SIZE, Ring, eventually};
 
 const HEADER: u64 = 0x40000;
 const STATUS: u64 = 0x41000;

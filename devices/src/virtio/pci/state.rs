@@ -9,20 +9,22 @@ use log::{error, warn};
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::pci_common::CommonRegisters;
-use super::pci_link::{Link, status};
-use super::queue::{QueueError, VirtQueue};
-use super::session::{Session, Transport};
-use super::worker::{Returned, Stopped, Worker};
-use super::{VirtioDevice, feature};
+use super::common::CommonRegisters;
+use super::link::{Link, status};
 use crate::Dma;
 use crate::limit::LogLimit;
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::error::QueueError;
+use crate::virtio::feature;
+use crate::virtio::queue::VirtQueue;
+use crate::virtio::session::{Session, Transport};
+use crate::virtio::worker::{Returned, Stopped, Worker};
 
 /// Features without which there is no negotiation: a driver that does not know that its addresses are translated would hand out wrong
 /// ones (section 6.1).
 const MANDATORY: u64 = feature::VERSION_1 | feature::ACCESS_PLATFORM;
 /// Features that the transport and the queues bring along.
-pub(super) const TRANSPORT: u64 = MANDATORY | feature::INDIRECT_DESC | feature::EVENT_IDX;
+const TRANSPORT: u64 = MANDATORY | feature::INDIRECT_DESC | feature::EVENT_IDX;
 
 /// Status bits that a driver can set.
 const DRIVER_BITS: u8 =

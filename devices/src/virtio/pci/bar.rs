@@ -2,7 +2,7 @@
 //!
 //! What a driver maps for itself (notifications), what it must not (MSI-X) and the registers are on pages of their own.
 
-use super::pci_common::COMMON_SIZE;
+use super::common::COMMON_SIZE;
 
 /// The BAR's register.
 pub(super) const BAR: u8 = 0;

@@ -10,16 +10,24 @@ use log::{error, warn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::queue::QueueError;
-use super::session::{Session, Transport};
-use super::worker::{Returned, STOP};
-use super::{Progress, VirtioDevice};
 use crate::limit::LogLimit;
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::error::QueueError;
+use crate::virtio::session::{Progress, Session, Transport};
+
+/// Epoll token of the stop event.
+pub(super) const STOP: u64 = u64::MAX;
 
 /// Epoll tokens of the device's sources start here; smaller ones are queues.
 const SOURCES: u64 = 1 << 16;
 /// Events taken per wait.
 const EVENTS: usize = 16;
+
+/// What a device leaves behind when it is given back.
+pub(in crate::virtio) struct Returned {
+    pub(in crate::virtio) device: Box<dyn VirtioDevice>,
+    pub(in crate::virtio) limit: LogLimit,
+}
 
 /// The thread's state.
 pub(super) struct Run {

@@ -1,0 +1,44 @@
+//! Virtio 1.2 devices behind a modern PCI transport.
+//!
+//! A device model is a [`VirtioDevice`]: its identity, its features and what it does when a queue or one of its own file
+//! descriptors becomes ready. [`pci::VirtioPci`] is the transport: registers, interrupts, the status state machine. Between
+//! the two stands one thread per running device (`worker`), which owns the device model, its queues and its own view of
+//! guest memory, so that a device model needs no locks at all.
+//!
+//! Every access to guest memory goes through the IOMMU: `VIRTIO_F_ACCESS_PLATFORM` is not optional for the driver.
+//!
+//! A guest that breaks the rules of the rings gets `DEVICE_NEEDS_RESET` (section 2.1.1) and a device that does nothing more until
+//! it is reset; a request that merely asks for something impossible gets that request's own error status.
+//!
+//! Section numbers are those of the Virtio specification, version 1.2.
+
+pub mod blk;
+mod chain;
+pub mod console;
+mod device;
+mod error;
+pub mod feature;
+pub mod net;
+pub mod pci;
+mod queue;
+pub mod rng;
+mod session;
+mod sys;
+mod worker;
+
+#[cfg(test)]
+mod chain_test;
+#[cfg(test)]
+mod console_test;
+#[cfg(test)]
+mod iommu_test;
+#[cfg(test)]
+mod rng_test;
+#[cfg(test)]
+mod testing;
+
+pub use chain::Chain;
+pub use device::{DeviceKind, VirtioDevice};
+pub use error::QueueError;
+pub use queue::VirtQueue;
+pub use session::{Progress, Session, Transport};
