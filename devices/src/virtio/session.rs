@@ -35,6 +35,7 @@ pub struct Session {
     dma: DmaView<Memory>,
     transport: Arc<dyn Transport>,
     features: u64,
+    /// A reset waits, or the device cannot go on.
     stop: Arc<AtomicBool>,
 }
 
@@ -44,15 +45,25 @@ impl Session {
         dma: DmaView<Memory>,
         transport: Arc<dyn Transport>,
         features: u64,
-        stop: Arc<AtomicBool>,
     ) -> Self {
         Self {
             queues,
             dma,
             transport,
             features,
-            stop,
+            stop: Arc::default(),
         }
+    }
+
+    /// Once this is set, no access to guest memory begins.
+    pub(super) fn stop_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
+    }
+
+    /// Tells the driver that the device needs a reset. No access to guest memory begins from here on.
+    pub(super) fn fail(&self) {
+        self.transport.needs_reset();
+        self.stop.store(true, Ordering::Release);
     }
 
     /// The negotiated features.

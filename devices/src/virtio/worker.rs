@@ -1,26 +1,28 @@
 //! The thread of a running device.
 //!
-//! It owns the device model from activation to reset and hands it back through a channel, so a reset that finds the device busy
-//! in a system call can wait for a bounded time and, if that was not enough, look again later.
+//! The thread owns the device model from activation to reset and hands it back through a channel. A
+//! reset that finds the device busy in a system call waits for a bounded time, and looks again later.
 
 mod run;
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use event_manager::EventManager;
 use log::error;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::session::{Session, Transport};
-use run::{Run, STOP};
+use super::session::Session;
+use run::Run;
 
 pub(super) use run::Returned;
+
+/// Events taken per wait.
+const EVENTS: usize = 16;
 
 /// A started worker.
 pub(super) struct Worker {
@@ -41,49 +43,36 @@ pub(super) enum Stopped {
 }
 
 impl Worker {
-    /// Starts a thread named `name`. On failure the device comes back with the error.
+    /// Starts a thread named `name`, which serves the queues that `kicks` notify of. On failure the
+    /// device comes back with the error.
     pub(super) fn start(
         name: String,
         device: Returned,
         session: Session,
         kicks: Vec<EventFd>,
-        transport: Arc<dyn Transport>,
-        stop: Arc<AtomicBool>,
     ) -> Result<Self, (io::Error, Option<Returned>)> {
-        let (wake, wake_reader) = match wake_pair() {
-            Ok(pair) => pair,
+        let (wake, wake_reader, manager) = match event_sources() {
+            Ok(sources) => sources,
             Err(error) => return Err((error, Some(device))),
         };
-        let epoll = match poll_set(&kicks, &wake_reader) {
-            Ok(epoll) => epoll,
-            Err(error) => return Err((error, Some(device))),
-        };
+        let stop = session.stop_flag();
         let (give, returned) = sync_channel(1);
-        let (hand_over, receive) = sync_channel::<Returned>(1);
+        let (hand_over, receive) = sync_channel(1);
         let body = {
             let name = name.clone();
-            let stop = Arc::clone(&stop);
             move || {
-                let Ok(Returned { device, limit }) = receive.recv() else {
+                let Ok(device) = receive.recv() else {
                     return;
                 };
-                let run = Run {
-                    name,
-                    epoll,
-                    kicks,
-                    device,
-                    session,
-                    transport,
-                    stop,
-                    limit,
-                    _wake: wake_reader,
-                    pending: Vec::new(),
-                    polled: Vec::new(),
-                };
-                run.run(&give);
+                let run = Run::new(name, device, session, kicks, wake_reader);
+                if let Some(device) = run.serve(manager) {
+                    // The receiver is gone only if the whole device is being dropped.
+                    let _ = give.send(device);
+                }
             }
         };
-        // The device is handed over only once the thread exists, so that a failure to create it loses nothing.
+        // The device is handed over only once the thread exists, so that a failure to create it
+        // loses nothing.
         match std::thread::Builder::new().name(name).spawn(body) {
             Ok(thread) => match hand_over.send(device) {
                 Ok(()) => Ok(Self {
@@ -135,26 +124,10 @@ impl Worker {
     }
 }
 
-/// Two handles of one event.
-fn wake_pair() -> io::Result<(EventFd, EventFd)> {
+/// Two handles of the stop event, and a manager of events.
+fn event_sources() -> io::Result<(EventFd, EventFd, EventManager<Run>)> {
     let wake = EventFd::new(EFD_NONBLOCK)?;
     let reader = wake.try_clone()?;
-    Ok((wake, reader))
-}
-
-/// An epoll set with the stop event and all queues.
-fn poll_set(kicks: &[EventFd], wake: &EventFd) -> io::Result<Epoll> {
-    let epoll = Epoll::new()?;
-    let add = |fd: RawFd, token| {
-        epoll.ctl(
-            ControlOperation::Add,
-            fd,
-            EpollEvent::new(EventSet::IN, token),
-        )
-    };
-    add(wake.as_raw_fd(), STOP)?;
-    for (token, kick) in (0_u64..).zip(kicks) {
-        add(kick.as_raw_fd(), token)?;
-    }
-    Ok(epoll)
+    let manager = EventManager::new_with_capacity(EVENTS).map_err(io::Error::other)?;
+    Ok((wake, reader, manager))
 }

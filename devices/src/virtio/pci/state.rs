@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use log::{error, warn};
@@ -17,7 +17,7 @@ use crate::virtio::device::VirtioDevice;
 use crate::virtio::error::QueueError;
 use crate::virtio::feature;
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::session::{Session, Transport};
+use crate::virtio::session::{Session, Transport as _};
 use crate::virtio::worker::{Returned, Stopped, Worker};
 
 /// Features without which there is no negotiation: a driver that does not know that its addresses are translated would hand out wrong
@@ -203,15 +203,8 @@ impl State {
             .iter()
             .map(EventFd::try_clone)
             .collect::<io::Result<Vec<_>>>()?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let transport: Arc<dyn Transport> = Arc::<Link>::clone(link);
-        let session = Session::new(
-            queues,
-            self.parts.dma.view(),
-            Arc::clone(&transport),
-            features,
-            Arc::clone(&stop),
-        );
+        let transport = Arc::<Link>::clone(link);
+        let session = Session::new(queues, self.parts.dma.view(), transport, features);
         let device = match std::mem::replace(&mut self.slot, Slot::Lost) {
             Slot::Idle(device) => device,
             other => {
@@ -219,14 +212,7 @@ impl State {
                 return Err(StartError::Gone);
             }
         };
-        match Worker::start(
-            self.parts.name.clone(),
-            device,
-            session,
-            kicks,
-            transport,
-            stop,
-        ) {
+        match Worker::start(self.parts.name.clone(), device, session, kicks) {
             Ok(worker) => {
                 self.slot = Slot::Running(worker);
                 Ok(())

@@ -1,27 +1,25 @@
-//! What a device's thread does: wait for queues, sources and the stop event, and call the device model.
+//! The events of a running device: notifications of its queues, readable descriptors of its back
+//! end, and the stop event, dispatched by event-manager.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::os::fd::RawFd;
+use std::sync::atomic::Ordering;
 
-use log::{error, warn};
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use event_manager::{
+    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps as _,
+};
+use log::warn;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::limit::LogLimit;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::error::QueueError;
-use crate::virtio::session::{Progress, Session, Transport};
+use crate::virtio::session::{Progress, Session};
 
-/// Epoll token of the stop event.
-pub(super) const STOP: u64 = u64::MAX;
-
-/// Epoll tokens of the device's sources start here; smaller ones are queues.
-const SOURCES: u64 = 1 << 16;
-/// Events taken per wait.
-const EVENTS: usize = 16;
+/// Data of the stop event.
+const STOP: u32 = u32::MAX;
+/// Data of the device's sources starts here; smaller values are queues.
+const SOURCES: u32 = 1 << 16;
 
 /// What a device leaves behind when it is given back.
 pub(in crate::virtio) struct Returned {
@@ -29,176 +27,172 @@ pub(in crate::virtio) struct Returned {
     pub(in crate::virtio) limit: LogLimit,
 }
 
-/// The thread's state.
+/// A device from activation to reset, or until it cannot go on.
 pub(super) struct Run {
-    pub(super) name: String,
-    pub(super) epoll: Epoll,
-    pub(super) kicks: Vec<EventFd>,
-    pub(super) device: Box<dyn VirtioDevice>,
-    pub(super) session: Session,
-    pub(super) transport: Arc<dyn Transport>,
-    pub(super) stop: Arc<AtomicBool>,
-    pub(super) limit: LogLimit,
-    /// Kept open for as long as the epoll set names it.
-    pub(super) _wake: EventFd,
-    /// By queue: there may be something to do.
-    pub(super) pending: Vec<bool>,
-    /// By source: the descriptor, and whether it is in the epoll set.
-    pub(super) polled: Vec<(RawFd, bool)>,
+    name: String,
+    device: Box<dyn VirtioDevice>,
+    limit: LogLimit,
+    session: Session,
+    /// By queue.
+    kicks: Vec<EventFd>,
+    /// By source of the device: its descriptor, and whether it is watched.
+    sources: Vec<(RawFd, bool)>,
+    /// Signalled after the session's stop flag is set.
+    wake: EventFd,
 }
 
 impl Run {
-    /// Serves until stopped, then gives the device back.
-    pub(super) fn run(mut self, give: &SyncSender<Returned>) {
-        let outcome = match self.device.activate(self.session.features()) {
-            Ok(()) => {
-                // Buffers that were made available before DRIVER_OK count as well.
-                self.pending = (0..self.kicks.len())
-                    .map(|index| self.session.enabled(index))
-                    .collect();
-                self.polled = self
-                    .device
-                    .sources()
-                    .into_iter()
-                    .map(|fd| (fd, false))
-                    .collect();
-                self.serve()
-            }
-            Err(error) => Err(Failure::Host(error)),
-        };
-        if let Err(failure) = outcome
-            && !self.stop.load(Ordering::Acquire)
-        {
-            if let Some(held_back) = self.limit.pass() {
-                warn!(
-                    "virtio {}: device needs reset: {failure} ({held_back} messages held back)",
-                    self.name
-                );
-            }
-            self.transport.needs_reset();
-            self.wait_for_stop();
-        }
-        self.device.deactivate();
-        let Self {
+    pub(super) fn new(
+        name: String,
+        returned: Returned,
+        session: Session,
+        kicks: Vec<EventFd>,
+        wake: EventFd,
+    ) -> Self {
+        let Returned { device, limit } = returned;
+        Self {
+            name,
             device,
             limit,
             session,
+            kicks,
+            sources: Vec::new(),
+            wake,
+        }
+    }
+
+    /// Serves the device's events until it is stopped or cannot go on; then gives it back.
+    pub(super) fn serve(self, mut manager: EventManager<Self>) -> Option<Returned> {
+        let stop = self.session.stop_flag();
+        let id = manager.add_subscriber(self);
+        while !stop.load(Ordering::Acquire) {
+            if let Err(error) = manager.run() {
+                manager.subscriber_mut(id).ok()?.fail(&error.into());
+            }
+        }
+        let Self {
+            mut device,
+            limit,
+            session,
             ..
-        } = self;
+        } = manager.remove_subscriber(id).ok()?;
+        device.deactivate();
         // No translation may be held, and no access be possible, once the device counts as reset.
         drop(session);
-        // The receiver is gone only if the whole device is being dropped.
-        let _ = give.send(Returned { device, limit });
+        Some(Returned { device, limit })
     }
 
-    /// Handles events until the device is stopped.
-    fn serve(&mut self) -> Result<(), Failure> {
-        let mut events = [EpollEvent::default(); EVENTS];
-        loop {
-            self.update_sources()?;
-            let timeout = if self.pending.contains(&true) { 0 } else { -1 };
-            let count = match self.epoll.wait(timeout, &mut events) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Failure::Host(error)),
-            };
-            if self.stop.load(Ordering::Acquire) {
-                return Ok(());
-            }
-            for event in events.iter().take(count) {
-                self.event(event.data())?;
-            }
-            for index in 0..self.pending.len() {
-                if self.stop.load(Ordering::Acquire) {
-                    return Ok(());
-                }
-                let Some(pending) = self.pending.get_mut(index) else {
-                    continue;
-                };
-                if std::mem::take(pending) && self.session.enabled(index) {
-                    let progress = self.device.queue_ready(index, &mut self.session)?;
-                    if let Some(pending) = self.pending.get_mut(index) {
-                        *pending = progress == Progress::More;
-                    }
-                }
+    /// Starts the device and watches everything that it is to hear of.
+    fn activate(&mut self, ops: &mut EventOps) -> Result<(), Failure> {
+        ops.add(Events::with_data(&self.wake, STOP, EventSet::IN))?;
+        self.device.activate(self.session.features())?;
+        for (index, kick) in self.kicks.iter().enumerate() {
+            let data = u32::try_from(index).unwrap_or(STOP);
+            ops.add(Events::with_data(kick, data, EventSet::IN))?;
+            // Buffers that were made available before DRIVER_OK count as well.
+            if self.session.enabled(index) {
+                notify(kick)?;
             }
         }
+        self.sources = self
+            .device
+            .sources()
+            .into_iter()
+            .map(|fd| (fd, false))
+            .collect();
+        self.watch_sources(ops)
     }
 
-    /// Takes note of one event.
-    fn event(&mut self, token: u64) -> Result<(), Failure> {
-        if token == STOP {
+    /// Does what an event with `data` asks for.
+    fn handle(&mut self, data: u32) -> Result<(), Failure> {
+        if data == STOP {
             return Ok(());
         }
-        if let Some(source) = token.checked_sub(SOURCES) {
-            let source = usize::try_from(source).unwrap_or(usize::MAX);
-            return Ok(self.device.source_ready(source, &mut self.session)?);
+        match data.checked_sub(SOURCES) {
+            Some(source) => {
+                let source = usize::try_from(source).unwrap_or(usize::MAX);
+                Ok(self.device.source_ready(source, &mut self.session)?)
+            }
+            None => self.turn(usize::try_from(data).unwrap_or(usize::MAX)),
         }
-        let index = usize::try_from(token).unwrap_or(usize::MAX);
-        if let (Some(kick), Some(pending)) = (self.kicks.get(index), self.pending.get_mut(index)) {
-            // Non-blocking, and another reader may have been faster: an error means that it is empty.
-            let _ = kick.read();
-            *pending = true;
+    }
+
+    /// Gives queue `index`, whose event is ready, one turn.
+    fn turn(&mut self, index: usize) -> Result<(), Failure> {
+        let Some(kick) = self.kicks.get(index) else {
+            return Ok(());
+        };
+        // Non-blocking, and another reader may have been faster: an error means that it is empty.
+        let _ = kick.read();
+        if self.session.enabled(index)
+            && self.device.queue_ready(index, &mut self.session)? == Progress::More
+        {
+            // The rest waits until every other event that is ready has been served.
+            notify(kick)?;
         }
         Ok(())
     }
 
-    /// Brings the epoll set in line with what the device wants to wait for. A descriptor that is not wanted is taken out rather than
-    /// given an empty mask, because epoll reports a hang-up regardless of the mask.
-    fn update_sources(&mut self) -> Result<(), Failure> {
-        for (index, (fd, active)) in self.polled.iter_mut().enumerate() {
-            let wanted = self.device.wants(index);
-            if wanted == *active {
+    /// Brings what is watched in line with what the device wants to hear of. A descriptor that is
+    /// not wanted is taken out, since a hang-up is reported whatever the event set says.
+    fn watch_sources(&mut self, ops: &mut EventOps) -> Result<(), Failure> {
+        for (data, (fd, watched)) in (SOURCES..).zip(&mut self.sources) {
+            let wanted = self
+                .device
+                .wants(usize::try_from(data - SOURCES).unwrap_or(usize::MAX));
+            if wanted == *watched {
                 continue;
             }
-            let operation = if wanted {
-                ControlOperation::Add
+            if wanted {
+                ops.add(Events::with_data_raw(*fd, data, EventSet::IN))?;
             } else {
-                ControlOperation::Delete
-            };
-            let token = SOURCES + index as u64;
-            self.epoll
-                .ctl(operation, *fd, EpollEvent::new(EventSet::IN, token))
-                .map_err(Failure::Host)?;
-            *active = wanted;
+                ops.remove(Events::empty_raw(*fd))?;
+            }
+            *watched = wanted;
         }
         Ok(())
     }
 
-    /// A device in need of a reset waits for it.
-    fn wait_for_stop(&mut self) {
-        for kick in &self.kicks {
-            if let Err(error) = self.epoll.ctl(
-                ControlOperation::Delete,
-                kick.as_raw_fd(),
-                EpollEvent::default(),
-            ) {
-                error!("virtio {}: cannot stop polling a queue: {error}", self.name);
-            }
+    /// Ends the run: the driver learns that the device needs a reset. What fails because of a stop
+    /// is no failure.
+    fn fail(&mut self, failure: &Failure) {
+        if self.session.stopping() {
+            return;
         }
-        for (fd, active) in &self.polled {
-            if *active
-                && let Err(error) =
-                    self.epoll
-                        .ctl(ControlOperation::Delete, *fd, EpollEvent::default())
-            {
-                error!(
-                    "virtio {}: cannot stop polling a source: {error}",
-                    self.name
-                );
-            }
+        if let Some(held_back) = self.limit.pass() {
+            warn!(
+                "virtio {}: device needs reset: {failure} ({held_back} messages held back)",
+                self.name
+            );
         }
-        let mut events = [EpollEvent::default(); 1];
-        while !self.stop.load(Ordering::Acquire) {
-            match self.epoll.wait(-1, &mut events) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    error!("virtio {}: cannot wait for a reset: {error}", self.name);
-                    return;
-                }
-            }
+        self.session.fail();
+    }
+}
+
+impl MutEventSubscriber for Run {
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(failure) = self.activate(ops) {
+            self.fail(&failure);
         }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if self.session.stopping() {
+            return;
+        }
+        let outcome = self.handle(events.data());
+        if let Err(failure) = outcome.and_then(|()| self.watch_sources(ops)) {
+            self.fail(&failure);
+        }
+    }
+}
+
+/// Makes the event of a queue ready.
+fn notify(kick: &EventFd) -> io::Result<()> {
+    match kick.write(1) {
+        // It has been signalled as often as it can count.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        result => result,
     }
 }
 
@@ -208,7 +202,10 @@ enum Failure {
     /// The guest's doing.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// The host's doing.
+    /// The host's doing: a system call of the device.
     #[error("host error: {0}")]
-    Host(io::Error),
+    Host(#[from] io::Error),
+    /// The host's doing: an event cannot be watched.
+    #[error("host error: {0}")]
+    Events(#[from] event_manager::Error),
 }
