@@ -1,10 +1,12 @@
 //! Standard output, or whatever takes its place, for a guest's console: a reader that does not read must not hold a vCPU.
-#![allow(unsafe_code)] // poll(2) has no safe interface that accepts every kind of file.
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// How long a reader may take to make room.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -48,24 +50,14 @@ impl Write for Output {
 /// Waits up to `patience` until `file` takes something, or reports an error when it is written to.
 fn writable(file: &File, patience: Duration) -> io::Result<bool> {
     let until = Instant::now() + patience;
-    let mut set = libc::pollfd {
-        fd: file.as_raw_fd(),
-        events: libc::POLLOUT,
-        revents: 0,
-    };
+    let mut set = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
     loop {
-        let left = until.saturating_duration_since(Instant::now()).as_millis();
-        let left = libc::c_int::try_from(left).unwrap_or(libc::c_int::MAX);
-        // SAFETY: the pointer is to one `pollfd`, which is what the count says, and it is borrowed mutably for the call.
-        match unsafe { libc::poll(&mut set, 1, left) } {
-            0 => return Ok(false),
-            1.. => return Ok(true),
-            _ => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
+        let left = until.saturating_duration_since(Instant::now());
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut set, left) {
+            Ok(ready) => return Ok(ready != 0),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -17,13 +17,13 @@ mod chain;
 pub mod console;
 mod device;
 mod error;
-pub mod feature;
+mod feature;
 pub mod net;
 pub mod pci;
 mod queue;
+mod random;
 pub mod rng;
 mod session;
-mod sys;
 mod worker;
 
 #[cfg(test)]

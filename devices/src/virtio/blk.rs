@@ -6,18 +6,25 @@
 #[cfg(test)]
 mod blk_test;
 mod request;
+mod target;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
+use std::mem::offset_of;
 use std::path::{Path, PathBuf};
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, virtio_blk_config,
+};
 
 use super::chain::Chain;
 use super::device::{DeviceKind, VirtioDevice};
 use super::error::QueueError;
+use super::feature::{has, mask};
 use super::session::{Progress, Session};
-use request::{
-    ID_LENGTH, MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, Request, SECTOR, Target, feature,
-};
+use request::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, Request};
+use target::{ID_LENGTH, SECTOR, Target};
 
 /// Queue size.
 const QUEUE_SIZE: u16 = 256;
@@ -105,11 +112,14 @@ impl Block {
                 size,
             });
         }
-        let mut features = feature::SEG_MAX | feature::BLK_SIZE | feature::FLUSH;
-        features |= if options.readonly {
-            feature::RO
+        let features = mask(&[
+            VIRTIO_BLK_F_SEG_MAX,
+            VIRTIO_BLK_F_BLK_SIZE,
+            VIRTIO_BLK_F_FLUSH,
+        ]) | if options.readonly {
+            mask(&[VIRTIO_BLK_F_RO])
         } else {
-            feature::DISCARD | feature::WRITE_ZEROES
+            mask(&[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES])
         };
         Ok(Self {
             target: Target {
@@ -140,24 +150,49 @@ impl VirtioDevice for Block {
 
     /// `struct virtio_blk_config` (section 5.2.4). Fields without their feature are zero.
     fn config(&self) -> Vec<u8> {
-        let mut config = vec![0; 60];
+        let mut config = vec![0; offset_of!(virtio_blk_config, max_secure_erase_sectors)];
         let mut put = |offset: usize, bytes: &[u8]| {
             if let Some(field) = config.get_mut(offset..offset + bytes.len()) {
                 field.copy_from_slice(bytes);
             }
         };
-        put(0, &self.target.sectors.to_le_bytes());
-        put(12, &SEG_MAX.to_le_bytes());
-        put(20, &512_u32.to_le_bytes());
-        if self.features & feature::DISCARD != 0 {
-            put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
-            put(40, &1_u32.to_le_bytes()); // segments per discard
-            put(44, &8_u32.to_le_bytes()); // alignment: 4 KiB in sectors
+        put(
+            offset_of!(virtio_blk_config, capacity),
+            &self.target.sectors.to_le_bytes(),
+        );
+        put(
+            offset_of!(virtio_blk_config, seg_max),
+            &SEG_MAX.to_le_bytes(),
+        );
+        put(
+            offset_of!(virtio_blk_config, blk_size),
+            &512_u32.to_le_bytes(),
+        );
+        if has(self.features, VIRTIO_BLK_F_DISCARD) {
+            put(
+                offset_of!(virtio_blk_config, max_discard_sectors),
+                &MAX_DISCARD_SECTORS.to_le_bytes(),
+            );
+            put(
+                offset_of!(virtio_blk_config, max_discard_seg),
+                &1_u32.to_le_bytes(),
+            );
+            // 4 KiB in sectors.
+            put(
+                offset_of!(virtio_blk_config, discard_sector_alignment),
+                &8_u32.to_le_bytes(),
+            );
         }
-        if self.features & feature::WRITE_ZEROES != 0 {
-            put(48, &MAX_WRITE_ZEROES_SECTORS.to_le_bytes());
-            put(52, &1_u32.to_le_bytes()); // segments per write-zeroes
-            put(56, &[1]); // may unmap
+        if has(self.features, VIRTIO_BLK_F_WRITE_ZEROES) {
+            put(
+                offset_of!(virtio_blk_config, max_write_zeroes_sectors),
+                &MAX_WRITE_ZEROES_SECTORS.to_le_bytes(),
+            );
+            put(
+                offset_of!(virtio_blk_config, max_write_zeroes_seg),
+                &1_u32.to_le_bytes(),
+            );
+            put(offset_of!(virtio_blk_config, write_zeroes_may_unmap), &[1]);
         }
         config
     }

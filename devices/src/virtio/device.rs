@@ -3,21 +3,26 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use virtio_bindings::virtio_ids::{
+    VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET, VIRTIO_ID_RNG,
+};
+
 use super::error::QueueError;
 use super::session::{Progress, Session};
 
-/// The kinds of devices that exist here, by virtio device ID (section 5).
+/// The kinds of devices that exist here, by virtio device ID (section 5), which is 16 bits wide.
+#[allow(clippy::cast_possible_truncation)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum DeviceKind {
     /// Network card, section 5.1.
-    Net = 1,
+    Net = VIRTIO_ID_NET as u16,
     /// Block device, section 5.2.
-    Block = 2,
+    Block = VIRTIO_ID_BLOCK as u16,
     /// Console, section 5.3.
-    Console = 3,
+    Console = VIRTIO_ID_CONSOLE as u16,
     /// Entropy source, section 5.4.
-    Entropy = 4,
+    Entropy = VIRTIO_ID_RNG as u16,
 }
 
 /// A device model, independent of the transport.
@@ -27,7 +32,7 @@ pub enum DeviceKind {
 pub trait VirtioDevice: Send {
     /// Which device this is.
     fn kind(&self) -> DeviceKind;
-    /// Device-specific feature bits on offer (bits 0 to 23 and 50 to 63). The transport adds those of [`feature`](super::feature).
+    /// Device-specific feature bits on offer (bits 0 to 23 and 50 to 63). The transport adds its own.
     fn features(&self) -> u64;
     /// Whether the driver's choice is consistent. `accepted` is a subset of what was offered.
     fn check_features(&self, _accepted: u64) -> bool {

@@ -1,10 +1,29 @@
-//! Feature bits that belong to the queues and the transport (section 6).
+//! Feature bits (sections 2.2 and 6). virtio-bindings numbers them, devices and drivers exchange
+//! masks of 64 bits.
 
-/// `VIRTIO_F_INDIRECT_DESC`: a descriptor may name a table of descriptors (section 2.7.5.3).
-pub const INDIRECT_DESC: u64 = 1 << 28;
-/// `VIRTIO_F_EVENT_IDX`: notifications are suppressed by index (section 2.7.10).
-pub const EVENT_IDX: u64 = 1 << 29;
-/// `VIRTIO_F_VERSION_1`: not a legacy device.
-pub const VERSION_1: u64 = 1 << 32;
-/// `VIRTIO_F_ACCESS_PLATFORM`: addresses are those of the platform's DMA, that is, they pass the IOMMU.
-pub const ACCESS_PLATFORM: u64 = 1 << 33;
+use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+/// Features without which there is no negotiation: a driver that does not know that its addresses
+/// are translated would hand out wrong ones (section 6.1).
+pub(super) const MANDATORY: u64 = mask(&[VIRTIO_F_VERSION_1, VIRTIO_F_ACCESS_PLATFORM]);
+
+/// Features that the transport and the queues bring along.
+pub(super) const TRANSPORT: u64 =
+    MANDATORY | mask(&[VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_RING_F_EVENT_IDX]);
+
+/// The mask of the features with these numbers, which are below 64.
+pub(super) const fn mask(numbers: &[u32]) -> u64 {
+    let mut mask = 0;
+    let mut rest = numbers;
+    while let [number, others @ ..] = rest {
+        mask |= 1_u64 << *number;
+        rest = others;
+    }
+    mask
+}
+
+/// Whether the feature with this number, which is below 64, is in `features`.
+pub(super) const fn has(features: u64, number: u32) -> bool {
+    features & mask(&[number]) != 0
+}

@@ -6,20 +6,23 @@
 mod feature;
 #[cfg(test)]
 mod net_test;
+mod sys;
 mod tap;
 
 use std::io;
 use std::os::fd::RawFd;
 
 use log::warn;
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_S_LINK_UP};
 
 use super::chain::Chain;
 use super::device::{DeviceKind, VirtioDevice};
 use super::error::QueueError;
+use super::feature::has;
+use super::random;
 use super::session::{Progress, Session};
-use super::sys;
 use crate::limit::LogLimit;
-use feature::{FEATURES, MRG_RXBUF, consistent, offloads};
+use feature::{FEATURES, consistent, offloads};
 use tap::{Backend, HEADER, NUM_BUFFERS, Tap};
 
 pub use tap::NetError;
@@ -265,12 +268,14 @@ impl VirtioDevice for Net {
     /// `struct virtio_net_config` (section 5.1.4): address, and status with the link up.
     fn config(&self) -> Vec<u8> {
         let mut config = self.mac.to_vec();
-        config.extend_from_slice(&1_u16.to_le_bytes());
+        // The status is 16 bits wide.
+        let [low, high, ..] = VIRTIO_NET_S_LINK_UP.to_le_bytes();
+        config.extend([low, high]);
         config
     }
 
     fn activate(&mut self, features: u64) -> io::Result<()> {
-        self.merge = features & MRG_RXBUF != 0;
+        self.merge = has(features, VIRTIO_NET_F_MRG_RXBUF);
         self.room = false;
         self.waiting = 0;
         self.backend.set_offload(offloads(features))
@@ -314,7 +319,7 @@ impl VirtioDevice for Net {
 /// A locally administered unicast address.
 fn random_mac() -> io::Result<[u8; 6]> {
     let mut mac = [0; 6];
-    sys::random(&mut mac)?;
+    random::fill(&mut mac)?;
     let [first, ..] = &mut mac;
     *first = *first & 0xfc | 0x02;
     Ok(mac)

@@ -5,15 +5,15 @@
 
 use std::sync::atomic::Ordering;
 
+use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
+};
 use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use super::chain::{Chain, Table};
 use super::error::QueueError;
 use super::feature;
-
-/// `VIRTQ_AVAIL_F_NO_INTERRUPT` (section 2.7.6).
-const AVAIL_NO_INTERRUPT: u16 = 1;
 
 /// One enabled queue.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl VirtQueue {
     /// Checks `state` as the driver has written it.
     pub(super) fn new(state: QueueState, features: u64) -> Result<Self, QueueError> {
         let state = QueueState {
-            event_idx_enabled: features & feature::EVENT_IDX != 0,
+            event_idx_enabled: feature::has(features, VIRTIO_RING_F_EVENT_IDX),
             ready: true,
             ..state
         };
@@ -42,7 +42,7 @@ impl VirtQueue {
         let queue = Queue::try_from(state).map_err(QueueError::Setup)?;
         Ok(Self {
             queue,
-            indirect: features & feature::INDIRECT_DESC != 0,
+            indirect: feature::has(features, VIRTIO_RING_F_INDIRECT_DESC),
             quiet: false,
             interrupt_due: false,
         })
@@ -161,6 +161,6 @@ impl VirtQueue {
             return Ok(false);
         }
         let flags: u16 = memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)?;
-        Ok(u16::from_le(flags) & AVAIL_NO_INTERRUPT != 0)
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0)
     }
 }

@@ -7,8 +7,8 @@ use log::warn;
 use super::chain::Chain;
 use super::device::{DeviceKind, VirtioDevice};
 use super::error::QueueError;
+use super::random;
 use super::session::{Progress, Session};
-use super::sys;
 use crate::limit::LogLimit;
 
 /// Queue size.
@@ -62,7 +62,7 @@ impl VirtioDevice for Rng {
                 .unwrap_or(MOST)
                 .min(MOST);
             let part = bytes.get_mut(..wanted).unwrap_or_default();
-            let given = match sys::random(part) {
+            let given = match random::fill(part) {
                 Ok(()) => part,
                 Err(error) => {
                     if let Some(held_back) = self.limit.pass() {

@@ -3,87 +3,43 @@
 //! What the request asks for and cannot have is answered in its status byte. Only a request that leaves no place for a status byte, or
 //! one whose rings fail, is an error of the queue.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
 use log::warn;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP, virtio_blk_discard_write_zeroes,
+    virtio_blk_outhdr,
+};
 
+use super::target::{SECTOR, Target, unsupported};
 use crate::limit::LogLimit;
 use crate::virtio::chain::Chain;
 use crate::virtio::error::QueueError;
+use crate::virtio::feature::has;
 use crate::virtio::session::Session;
-use crate::virtio::sys;
 
-/// Bytes per sector, whatever the block size (section 5.2.4).
-pub(super) const SECTOR: u64 = 512;
-/// Length of the identification string.
-pub(super) const ID_LENGTH: usize = 20;
 /// Largest discard: 2 GiB in sectors.
 pub(super) const MAX_DISCARD_SECTORS: u32 = 1 << 22;
 /// Largest write-zeroes: 32 MiB in sectors, because it may have to be written out.
 pub(super) const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 16;
-
-/// Feature bits (section 5.2.3).
-pub(super) mod feature {
-    /// `VIRTIO_BLK_F_SEG_MAX`.
-    pub(in crate::virtio::blk) const SEG_MAX: u64 = 1 << 2;
-    /// `VIRTIO_BLK_F_RO`.
-    pub(in crate::virtio::blk) const RO: u64 = 1 << 5;
-    /// `VIRTIO_BLK_F_BLK_SIZE`.
-    pub(in crate::virtio::blk) const BLK_SIZE: u64 = 1 << 6;
-    /// `VIRTIO_BLK_F_FLUSH`.
-    pub(in crate::virtio::blk) const FLUSH: u64 = 1 << 9;
-    /// `VIRTIO_BLK_F_DISCARD`.
-    pub(in crate::virtio::blk) const DISCARD: u64 = 1 << 13;
-    /// `VIRTIO_BLK_F_WRITE_ZEROES`.
-    pub(in crate::virtio::blk) const WRITE_ZEROES: u64 = 1 << 14;
-}
-
 /// Size of `struct virtio_blk_req` up to its data.
-const HEADER: u64 = 16;
-/// Size of `struct virtio_blk_discard_write_zeroes`.
-const RANGE: u64 = 16;
+const HEADER: u64 = size_of::<virtio_blk_outhdr>() as u64;
+/// Size of a range to discard or to fill with zeroes.
+const RANGE: u64 = size_of::<virtio_blk_discard_write_zeroes>() as u64;
 /// Bounce buffer: the largest piece of a request that is copied in one DMA transaction.
 const BOUNCE: usize = 256 << 10;
 
-/// Request types (section 5.2.6).
-mod kind {
-    pub(super) const IN: u32 = 0;
-    pub(super) const OUT: u32 = 1;
-    pub(super) const FLUSH: u32 = 4;
-    pub(super) const GET_ID: u32 = 8;
-    pub(super) const DISCARD: u32 = 11;
-    pub(super) const WRITE_ZEROES: u32 = 13;
-}
-
-/// Status bytes (section 5.2.6).
+/// Status (section 5.2.6), which is one byte.
+#[allow(clippy::cast_possible_truncation)]
 mod status {
-    pub(super) const OK: u8 = 0;
-    pub(super) const IOERR: u8 = 1;
-    pub(super) const UNSUPP: u8 = 2;
-}
+    use virtio_bindings::virtio_blk as blk;
 
-/// `unmap` in the flags of a write-zeroes range.
-const FLAG_UNMAP: u32 = 1;
-
-/// What requests work on.
-pub(super) struct Target {
-    pub(super) file: File,
-    pub(super) sectors: u64,
-    pub(super) readonly: bool,
-    pub(super) id: [u8; ID_LENGTH],
-}
-
-impl Target {
-    /// The byte range of `count` sectors from `sector`, if the disk has them.
-    fn range(&self, sector: u64, count: u64) -> Result<(u64, u64), Refused> {
-        let end = sector.checked_add(count).ok_or(Refused::Error)?;
-        if end > self.sectors {
-            return Err(Refused::Error);
-        }
-        Ok((sector * SECTOR, count * SECTOR))
-    }
+    pub(super) const OK: u8 = blk::VIRTIO_BLK_S_OK as u8;
+    pub(super) const IOERR: u8 = blk::VIRTIO_BLK_S_IOERR as u8;
+    pub(super) const UNSUPP: u8 = blk::VIRTIO_BLK_S_UNSUPP as u8;
 }
 
 /// Why a request is not carried out.
@@ -168,31 +124,31 @@ impl Request {
         let (kind, sector) = parse_header(&header);
         let features = session.features();
         match kind {
-            kind::IN => self.read(sector, chain, target, session),
-            kind::OUT if target.readonly => Err(Refused::Error),
-            kind::OUT => {
+            VIRTIO_BLK_T_IN => self.read(sector, chain, target, session),
+            VIRTIO_BLK_T_OUT if target.readonly => Err(Refused::Error),
+            VIRTIO_BLK_T_OUT => {
                 self.write(sector, chain, target, session)?;
                 // Without FLUSH the driver takes a write to be stable when it completes (section 5.2.6.2).
-                if features & feature::FLUSH == 0 {
+                if !has(features, VIRTIO_BLK_F_FLUSH) {
                     target.file.sync_data()?;
                 }
                 Ok(0)
             }
-            kind::FLUSH if features & feature::FLUSH != 0 => {
+            VIRTIO_BLK_T_FLUSH if has(features, VIRTIO_BLK_F_FLUSH) => {
                 target.file.sync_data()?;
                 Ok(0)
             }
-            kind::GET_ID => {
+            VIRTIO_BLK_T_GET_ID => {
                 let room =
                     usize::try_from(chain.writable().saturating_sub(1)).unwrap_or(usize::MAX);
-                let id = target.id.get(..room.min(ID_LENGTH)).unwrap_or_default();
+                let id = target.id.get(..room.min(target.id.len())).unwrap_or_default();
                 session.write(chain, 0, id)?;
                 Ok(id.len() as u64)
             }
-            kind::DISCARD if features & feature::DISCARD != 0 => {
+            VIRTIO_BLK_T_DISCARD if has(features, VIRTIO_BLK_F_DISCARD) => {
                 self.discard(chain, target, session)
             }
-            kind::WRITE_ZEROES if features & feature::WRITE_ZEROES != 0 => {
+            VIRTIO_BLK_T_WRITE_ZEROES if has(features, VIRTIO_BLK_F_WRITE_ZEROES) => {
                 self.write_zeroes(chain, target, session)
             }
             _ => Err(Refused::Unsupported),
@@ -207,7 +163,7 @@ impl Request {
         session: &mut Session,
     ) -> Result<u64, Refused> {
         let length = chain.writable().saturating_sub(1);
-        let (start, length) = target.range(sector, whole_sectors(length)?)?;
+        let (start, length) = range(target, sector, whole_sectors(length)?)?;
         let mut done = 0;
         while done < length {
             let piece = self.piece(length - done, session)?;
@@ -226,7 +182,7 @@ impl Request {
         session: &mut Session,
     ) -> Result<(), Refused> {
         let length = chain.readable().saturating_sub(HEADER);
-        let (start, length) = target.range(sector, whole_sectors(length)?)?;
+        let (start, length) = range(target, sector, whole_sectors(length)?)?;
         let mut done = 0;
         while done < length {
             let piece = self.piece(length - done, session)?;
@@ -244,11 +200,11 @@ impl Request {
         target: &Target,
         session: &mut Session,
     ) -> Result<u64, Refused> {
-        let (start, length, flags) = range(chain, target, session, MAX_DISCARD_SECTORS)?;
+        let (start, length, flags) = requested_range(chain, target, session, MAX_DISCARD_SECTORS)?;
         if flags != 0 {
             return Err(Refused::Unsupported);
         }
-        match sys::punch_hole(&target.file, start, length) {
+        match target.punch_hole(start, length) {
             // A hint only: a file system that cannot do it changes nothing.
             Err(error) if unsupported(&error) => Ok(0),
             result => Ok(result.map(|()| 0)?),
@@ -261,16 +217,17 @@ impl Request {
         target: &Target,
         session: &mut Session,
     ) -> Result<u64, Refused> {
-        let (start, length, flags) = range(chain, target, session, MAX_WRITE_ZEROES_SECTORS)?;
-        if flags & !FLAG_UNMAP != 0 {
+        let (start, length, flags) =
+            requested_range(chain, target, session, MAX_WRITE_ZEROES_SECTORS)?;
+        if flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
             return Err(Refused::Unsupported);
         }
-        let zero = if flags & FLAG_UNMAP != 0 {
-            sys::punch_hole
+        let zeroed = if flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
+            target.punch_hole(start, length)
         } else {
-            sys::zero_range
+            target.zero_range(start, length)
         };
-        match zero(&target.file, start, length) {
+        match zeroed {
             Err(error) if unsupported(&error) => {}
             result => return Ok(result.map(|()| 0)?),
         }
@@ -307,7 +264,7 @@ fn parse_header(header: &[u8; 16]) -> (u32, u64) {
 }
 
 /// The one range of a discard or write-zeroes request (one is all that the configuration allows), in bytes, and its flags.
-fn range(
+fn requested_range(
     chain: &Chain,
     target: &Target,
     session: &mut Session,
@@ -324,7 +281,7 @@ fn range(
     if count == 0 || count > max_sectors {
         return Err(Refused::Error);
     }
-    let (start, length) = target.range(sector, u64::from(count))?;
+    let (start, length) = range(target, sector, u64::from(count))?;
     Ok((start, length, u32::from_le_bytes(flags)))
 }
 
@@ -337,10 +294,7 @@ fn whole_sectors(length: u64) -> Result<u64, Refused> {
     }
 }
 
-/// Whether the file behind the disk has no such operation.
-fn unsupported(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV)
-    )
+/// Start and length in bytes of `count` sectors from `sector`.
+fn range(target: &Target, sector: u64, count: u64) -> Result<(u64, u64), Refused> {
+    target.range(sector, count).ok_or(Refused::Error)
 }

@@ -1,62 +1,65 @@
-//! Features of the network device (section 5.1.3), which of them need which, and what they mean to the tap.
+//! Features of the network device (section 5.1.3), which of them need which, and what they mean to
+//! the tap.
 
-use super::tap::offload;
+use libc::{TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS,
+};
 
-const CSUM: u64 = 1 << 0;
-const GUEST_CSUM: u64 = 1 << 1;
-const MAC: u64 = 1 << 5;
-const GUEST_TSO4: u64 = 1 << 7;
-const GUEST_TSO6: u64 = 1 << 8;
-const GUEST_ECN: u64 = 1 << 9;
-const HOST_TSO4: u64 = 1 << 11;
-const HOST_TSO6: u64 = 1 << 12;
-const HOST_ECN: u64 = 1 << 13;
-/// `VIRTIO_NET_F_MRG_RXBUF`: a received packet may be spread over several buffers.
-pub(super) const MRG_RXBUF: u64 = 1 << 15;
-const STATUS: u64 = 1 << 16;
+use crate::virtio::feature::{has, mask};
 
 /// What is on offer.
-pub(super) const FEATURES: u64 = CSUM
-    | GUEST_CSUM
-    | MAC
-    | GUEST_TSO4
-    | GUEST_TSO6
-    | GUEST_ECN
-    | HOST_TSO4
-    | HOST_TSO6
-    | HOST_ECN
-    | MRG_RXBUF
-    | STATUS;
+pub(super) const FEATURES: u64 = mask(&[
+    VIRTIO_NET_F_CSUM,
+    VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_STATUS,
+]);
 
 /// Each feature with those of which it needs one (section 5.1.3.1).
-const REQUIREMENTS: [(u64, u64); 6] = [
-    (GUEST_TSO4, GUEST_CSUM),
-    (GUEST_TSO6, GUEST_CSUM),
-    (GUEST_ECN, GUEST_TSO4 | GUEST_TSO6),
-    (HOST_TSO4, CSUM),
-    (HOST_TSO6, CSUM),
-    (HOST_ECN, HOST_TSO4 | HOST_TSO6),
+const REQUIREMENTS: [(u32, u64); 6] = [
+    (VIRTIO_NET_F_GUEST_TSO4, mask(&[VIRTIO_NET_F_GUEST_CSUM])),
+    (VIRTIO_NET_F_GUEST_TSO6, mask(&[VIRTIO_NET_F_GUEST_CSUM])),
+    (
+        VIRTIO_NET_F_GUEST_ECN,
+        mask(&[VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6]),
+    ),
+    (VIRTIO_NET_F_HOST_TSO4, mask(&[VIRTIO_NET_F_CSUM])),
+    (VIRTIO_NET_F_HOST_TSO6, mask(&[VIRTIO_NET_F_CSUM])),
+    (
+        VIRTIO_NET_F_HOST_ECN,
+        mask(&[VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6]),
+    ),
 ];
 
 /// What the tap may leave unfinished for the guest, by feature.
-const OFFLOADS: [(u64, u32); 4] = [
-    (GUEST_CSUM, offload::CSUM),
-    (GUEST_TSO4, offload::TSO4),
-    (GUEST_TSO6, offload::TSO6),
-    (GUEST_ECN, offload::TSO_ECN),
+const OFFLOADS: [(u32, u32); 4] = [
+    (VIRTIO_NET_F_GUEST_CSUM, TUN_F_CSUM),
+    (VIRTIO_NET_F_GUEST_TSO4, TUN_F_TSO4),
+    (VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6),
+    (VIRTIO_NET_F_GUEST_ECN, TUN_F_TSO_ECN),
 ];
 
 /// Whether each accepted feature comes with what it needs.
 pub(super) fn consistent(accepted: u64) -> bool {
     REQUIREMENTS
         .iter()
-        .all(|(feature, needs)| accepted & feature == 0 || accepted & needs != 0)
+        .all(|(feature, needs)| !has(accepted, *feature) || accepted & needs != 0)
 }
 
 /// The tap's offload flags for the accepted features.
 pub(super) fn offloads(accepted: u64) -> u32 {
     OFFLOADS
         .iter()
-        .filter(|(feature, _)| accepted & feature != 0)
+        .filter(|(feature, _)| has(accepted, *feature))
         .fold(0, |flags, (_, flag)| flags | flag)
 }

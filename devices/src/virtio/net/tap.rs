@@ -2,23 +2,20 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use crate::virtio::sys::{self, IF_NAME_SIZE};
+use libc::IFNAMSIZ;
+use nix::net::if_::if_nametoindex;
+use virtio_bindings::virtio_net::virtio_net_hdr_v1;
 
-/// Size of the header before each packet: `struct virtio_net_hdr` with `num_buffers` (section 5.1.6).
-pub(super) const HEADER: usize = 12;
+use super::sys;
+
+/// Size of the header before each packet (section 5.1.6).
+pub(super) const HEADER: usize = size_of::<virtio_net_hdr_v1>();
 /// Offset of `num_buffers` in it.
-pub(super) const NUM_BUFFERS: usize = 10;
-
-/// `TUN_F_*` of <linux/if_tun.h>: what the other side can finish.
-pub(super) mod offload {
-    pub(crate) const CSUM: u32 = 1;
-    pub(crate) const TSO4: u32 = 2;
-    pub(crate) const TSO6: u32 = 4;
-    pub(crate) const TSO_ECN: u32 = 8;
-}
+pub(super) const NUM_BUFFERS: usize = offset_of!(virtio_net_hdr_v1, num_buffers);
 
 /// Why a network device cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +59,7 @@ pub(super) trait Backend: Send {
     fn receive(&mut self, packet: &mut [u8]) -> io::Result<usize>;
     /// Sends one packet.
     fn send(&mut self, packet: &[u8]) -> io::Result<()>;
-    /// Which packets may be received unfinished (`offload`).
+    /// Which packets may be received unfinished: `TUN_F_*` of <linux/if_tun.h>.
     fn set_offload(&mut self, flags: u32) -> io::Result<()>;
     /// Readable when there is a packet.
     fn fd(&self) -> RawFd;
@@ -77,7 +74,8 @@ impl Tap {
     pub(super) fn open(name: &str) -> Result<Self, NetError> {
         let zero_terminated =
             interface_name(name).ok_or_else(|| NetError::Name(name.to_owned()))?;
-        if !sys::interface_exists(&zero_terminated) {
+        // What /sys/class/net shows may belong to another network namespace.
+        if if_nametoindex(name).is_err() {
             return Err(NetError::Missing(name.to_owned()));
         }
         let file = OpenOptions::new()
@@ -125,18 +123,18 @@ impl Backend for Tap {
 }
 
 /// `name` with its terminating zero, if it can be an interface's.
-fn interface_name(name: &str) -> Option<[u8; IF_NAME_SIZE]> {
+fn interface_name(name: &str) -> Option<[u8; IFNAMSIZ]> {
     let bytes = name.as_bytes();
     let plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%');
     if bytes.is_empty()
-        || bytes.len() >= IF_NAME_SIZE
+        || bytes.len() >= IFNAMSIZ
         || !bytes.iter().all(plain)
         || name == "."
         || name == ".."
     {
         return None;
     }
-    let mut zero_terminated = [0; IF_NAME_SIZE];
+    let mut zero_terminated = [0; IFNAMSIZ];
     zero_terminated
         .get_mut(..bytes.len())?
         .copy_from_slice(bytes);

@@ -9,7 +9,7 @@ use super::common::COMMON_SIZE;
 /// Vendor-specific capability.
 const VENDOR_SPECIFIC: u8 = 0x09;
 
-/// `cfg_type` (section 4.1.4).
+/// `VIRTIO_PCI_CAP_*` of <linux/virtio_pci.h>, which virtio-bindings lacks (section 4.1.4).
 const COMMON_CFG: u8 = 1;
 const NOTIFY_CFG: u8 = 2;
 const ISR_CFG: u8 = 3;

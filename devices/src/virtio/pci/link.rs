@@ -6,26 +6,29 @@ use pci::MsixTable;
 
 use crate::virtio::session::Transport;
 
-/// `VIRTIO_MSI_NO_VECTOR`: no interrupt (section 4.1.5.1.2).
+/// `VIRTIO_MSI_NO_VECTOR` of <linux/virtio_pci.h>: no interrupt (section 4.1.5.1.2).
 pub(super) const NO_VECTOR: u16 = 0xffff;
 
-/// Device status bits (section 2.1).
+/// Device status bits (section 2.1), which the register holds in one byte.
+#[allow(clippy::cast_possible_truncation)]
 pub(super) mod status {
-    /// `ACKNOWLEDGE`: the operating system has noticed the device.
-    pub(crate) const ACKNOWLEDGE: u8 = 1;
-    /// `DRIVER`: it knows how to drive it.
-    pub(crate) const DRIVER: u8 = 2;
-    /// `DRIVER_OK`: the driver is ready.
-    pub(crate) const DRIVER_OK: u8 = 4;
-    /// `FEATURES_OK`: negotiation is complete.
-    pub(crate) const FEATURES_OK: u8 = 8;
-    /// `DEVICE_NEEDS_RESET`: the device cannot go on.
-    pub(crate) const NEEDS_RESET: u8 = 64;
-    /// `FAILED`: the driver has given up.
-    pub(crate) const FAILED: u8 = 128;
+    use virtio_bindings::virtio_config as config;
+
+    /// The operating system has noticed the device.
+    pub(crate) const ACKNOWLEDGE: u8 = config::VIRTIO_CONFIG_S_ACKNOWLEDGE as u8;
+    /// It knows how to drive it.
+    pub(crate) const DRIVER: u8 = config::VIRTIO_CONFIG_S_DRIVER as u8;
+    /// The driver is ready.
+    pub(crate) const DRIVER_OK: u8 = config::VIRTIO_CONFIG_S_DRIVER_OK as u8;
+    /// Negotiation is complete.
+    pub(crate) const FEATURES_OK: u8 = config::VIRTIO_CONFIG_S_FEATURES_OK as u8;
+    /// The device cannot go on.
+    pub(crate) const NEEDS_RESET: u8 = config::VIRTIO_CONFIG_S_NEEDS_RESET as u8;
+    /// The driver has given up.
+    pub(crate) const FAILED: u8 = config::VIRTIO_CONFIG_S_FAILED as u8;
 }
 
-/// ISR status bits (section 4.1.4.5).
+/// `VIRTIO_PCI_ISR_*` of <linux/virtio_pci.h>, which virtio-bindings lacks (section 4.1.4.5).
 const ISR_QUEUE: u8 = 1;
 const ISR_CONFIG: u8 = 2;
 

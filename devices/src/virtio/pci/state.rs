@@ -20,12 +20,6 @@ use crate::virtio::queue::VirtQueue;
 use crate::virtio::session::{Session, Transport as _};
 use crate::virtio::worker::{Returned, Stopped, Worker};
 
-/// Features without which there is no negotiation: a driver that does not know that its addresses are translated would hand out wrong
-/// ones (section 6.1).
-const MANDATORY: u64 = feature::VERSION_1 | feature::ACCESS_PLATFORM;
-/// Features that the transport and the queues bring along.
-const TRANSPORT: u64 = MANDATORY | feature::INDIRECT_DESC | feature::EVENT_IDX;
-
 /// Status bits that a driver can set.
 const DRIVER_BITS: u8 =
     status::ACKNOWLEDGE | status::DRIVER | status::DRIVER_OK | status::FEATURES_OK | status::FAILED;
@@ -64,7 +58,8 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(device: Box<dyn VirtioDevice>, parts: Parts) -> Self {
-        let registers = CommonRegisters::new(device.features() | TRANSPORT, device.queue_sizes());
+        let registers =
+            CommonRegisters::new(device.features() | feature::TRANSPORT, device.queue_sizes());
         let slot = Slot::Idle(Returned {
             device,
             limit: LogLimit::default(),
@@ -184,7 +179,7 @@ impl State {
         };
         status & status::DRIVER != 0
             && accepted & !self.registers.offered() == 0
-            && accepted & MANDATORY == MANDATORY
+            && accepted & feature::MANDATORY == feature::MANDATORY
             && device.check_features(accepted)
     }
 
