@@ -3,6 +3,7 @@
 //! One thread serves both directions. A received packet that finds no room is kept, and the tap is not polled until the driver
 //! adds buffers; the tap's own queue holds what comes meanwhile.
 
+mod buffers;
 mod feature;
 #[cfg(test)]
 mod net_test;
@@ -22,6 +23,7 @@ use super::feature::has;
 use super::random;
 use super::session::{Progress, Session};
 use crate::limit::LogLimit;
+use buffers::{Buffers, Room};
 use feature::{FEATURES, consistent, offloads};
 use tap::{Backend, HEADER, NUM_BUFFERS, Tap};
 
@@ -63,8 +65,7 @@ pub struct Net {
     /// Failures to receive in a row.
     failures: u32,
     sent: Vec<u8>,
-    /// Chains taken for one received packet.
-    chains: Vec<Chain>,
+    buffers: Buffers,
     chain: Chain,
     limit: LogLimit,
 }
@@ -92,7 +93,7 @@ impl Net {
             waiting: 0,
             failures: 0,
             sent: vec![0; MAX_PACKET],
-            chains: Vec::new(),
+            buffers: Buffers::default(),
             chain: Chain::default(),
             limit: LogLimit::default(),
         }
@@ -132,64 +133,23 @@ impl Net {
         Ok(())
     }
 
-    /// Puts the waiting packet into buffers of the guest; `false` if there are not enough.
+    /// Puts the waiting packet into buffers of the guest; `false` if there are not enough. A packet
+    /// that no number of them can hold is lost.
     fn deliver(&mut self, session: &mut Session) -> Result<bool, QueueError> {
         let Self {
             received,
             waiting,
-            chains,
+            buffers,
             merge,
             ..
         } = self;
         let packet = received.get_mut(..*waiting).unwrap_or_default();
-        let most = if *merge {
-            usize::from(session.queue_size(RX))
-        } else {
-            1
-        };
+        let most = if *merge { session.queue_size(RX) } else { 1 };
         session.transact(RX, |queue, memory| {
-            let mut room = 0;
-            let mut count = 0;
-            while room < packet.len() as u64 && count < most {
-                if chains.len() == count {
-                    chains.push(Chain::default());
-                }
-                let Some(chain) = chains.get_mut(count) else {
-                    break;
-                };
-                if !queue.pop(memory, chain)? {
-                    queue.undo(u16::try_from(count).unwrap_or(0));
-                    return Ok(false);
-                }
-                if chain.writable() == 0 {
-                    return Err(QueueError::Length);
-                }
-                room = room.saturating_add(chain.writable());
-                count += 1;
-            }
-            if room < packet.len() as u64 {
-                // No amount of waiting makes the buffers larger: the packet is lost, the buffers are not used.
-                queue.undo(u16::try_from(count).unwrap_or(0));
-                return Ok(true);
-            }
-            // 5.1.6.4: 1 if buffers are not merged.
-            let buffers = u16::try_from(count).unwrap_or(1).to_le_bytes();
-            if let Some(field) = packet.get_mut(NUM_BUFFERS..HEADER) {
-                field.copy_from_slice(&buffers);
-            }
-            let mut rest: &[u8] = packet;
-            for chain in chains.iter().take(count) {
-                let here = usize::try_from(chain.writable())
-                    .unwrap_or(usize::MAX)
-                    .min(rest.len());
-                let (now, later) = rest.split_at_checked(here).ok_or(QueueError::Length)?;
-                chain.write(memory, 0, now)?;
-                queue.complete(
-                    memory,
-                    chain.head(),
-                    u32::try_from(here).unwrap_or(u32::MAX),
-                )?;
-                rest = later;
+            match buffers.gather(queue, memory, packet.len(), most)? {
+                Room::Chains(count) => buffers.fill(queue, memory, count, packet)?,
+                Room::Never => {}
+                Room::NotYet => return Ok(false),
             }
             Ok(true)
         })
