@@ -39,10 +39,11 @@ mod extension_test;
 mod registers_test;
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use intel_vtd::{DeviceTlb, SourceId, Unit};
+use parking_lot::{Condvar, Mutex};
 use pci::{
     BarKind, BarWindow, Bdf, ConfigChange, ConfigSpace, Identity, IntxSink, MsiMessage, MsiSink,
     PciFunction,
@@ -169,7 +170,7 @@ impl Edu {
 
 impl Drop for Edu {
     fn drop(&mut self) {
-        self.shared.lock().ending = true;
+        self.shared.inner.lock().ending = true;
         self.shared.changed.notify_all();
         self.shared.link.atc.abort();
         if let Some((unit, source)) = &self.shared.link.unit {
@@ -200,10 +201,6 @@ fn config_space(features: EduFeatures) -> (ConfigSpace, Capabilities) {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn send(&self, messages: impl IntoIterator<Item = MsiMessage>) {
         for message in messages {
             self.msi.signal(self.bdf, message.address, message.data);
@@ -247,7 +244,7 @@ impl Shared {
 
     /// Stops the work and returns the registers to their reset values.
     fn reset(&self) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         inner.epoch = inner.epoch.wrapping_add(1);
         inner.resets += 1;
         inner.factorial = None;
@@ -255,10 +252,7 @@ impl Shared {
         self.link.atc.abort();
         while inner.working {
             // A DMA command is at most 4 KiB, so this is short; and it no longer waits for pages.
-            inner = self
-                .changed
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut inner);
         }
         inner.resets -= 1;
         let features = inner.registers.extension.features;
@@ -280,13 +274,13 @@ impl Inner {
 
 impl PciFunction for Edu {
     fn read_config(&self, offset: u16, data: &mut [u8]) {
-        let mut inner = self.shared.lock();
+        let mut inner = self.shared.inner.lock();
         self.shared.update_capabilities(&mut inner);
         inner.config.read(offset, data);
     }
 
     fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange {
-        let mut inner = self.shared.lock();
+        let mut inner = self.shared.inner.lock();
         let change = inner.config.write(offset, data);
         if change.function_reset {
             drop(inner);
@@ -305,7 +299,7 @@ impl PciFunction for Edu {
 
     fn read_bar(&self, _bar: usize, offset: u64, data: &mut [u8]) {
         let value = {
-            let inner = self.shared.lock();
+            let inner = self.shared.inner.lock();
             let (registers, size) = (&inner.registers, data.len());
             if registers.extension.has(offset) {
                 let cached = self.shared.link.atc.cached();
@@ -322,7 +316,7 @@ impl PciFunction for Edu {
 
     fn write_bar(&self, _bar: usize, offset: u64, data: &[u8]) {
         let shared = &self.shared;
-        let mut inner = shared.lock();
+        let mut inner = shared.inner.lock();
         let mut message = None;
         match inner.registers.write(offset, data) {
             Action::None => {}
@@ -344,15 +338,19 @@ impl PciFunction for Edu {
     }
 
     fn windows(&self) -> Vec<BarWindow> {
-        self.shared.lock().config.decoded_bars().collect()
+        self.shared.inner.lock().config.decoded_bars().collect()
     }
 
     fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
-        self.shared.lock().config.bar_sizes().collect()
+        self.shared.inner.lock().config.bar_sizes().collect()
     }
 
     fn assign_bar(&self, bar: usize, address: u64) {
-        self.shared.lock().config.set_bar_address(bar, address);
+        self.shared
+            .inner
+            .lock()
+            .config
+            .set_bar_address(bar, address);
     }
 
     fn reset(&self) {

@@ -71,17 +71,17 @@ impl<F: Fn(PowerEvent) + Send + Sync> DevicePio for Power<F> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
 
     use super::*;
 
     fn events(writes: &[(u16, u8)]) -> Vec<PowerEvent> {
         let events = Mutex::new(Vec::new());
-        let power = Power::new(|event| events.lock().expect("not poisoned").push(event));
+        let power = Power::new(|event| events.lock().push(event));
         for (port, value) in writes {
             power.pio_write(PioAddress(*port), 0, &[*value]);
         }
-        events.into_inner().expect("not poisoned")
+        events.into_inner()
     }
 
     #[test]

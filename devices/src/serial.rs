@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
 use vm_superio::serial::NoEvents;
@@ -79,7 +80,7 @@ impl SerialPort {
 
     /// Queues `bytes` for the guest. Returns how many were taken: fewer when the queue is full.
     pub fn push_input(&self, bytes: &[u8]) -> usize {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let taken = bytes
             .len()
             .min(QUEUE_LIMIT.saturating_sub(state.waiting.len()));
@@ -90,7 +91,7 @@ impl SerialPort {
 
     /// Registers as after power-on, without what the receiver held. Input that still waits for room stays.
     pub fn reset(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         for (register, value) in POWER_ON {
             let _ = state.uart.write(register, value);
         }
@@ -99,10 +100,6 @@ impl SerialPort {
         }
         // That the transmitter is empty is no longer news.
         state.uart.read(IIR);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -124,7 +121,7 @@ impl DevicePio for SerialPort {
     fn pio_read(&self, _base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
         data.fill(0xff);
         if let (Ok(register), [value]) = (u8::try_from(offset), data) {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             *value = state.uart.read(register);
             state.feed();
         }
@@ -132,7 +129,7 @@ impl DevicePio for SerialPort {
 
     fn pio_write(&self, _base: PioAddress, offset: PioAddressOffset, data: &[u8]) {
         if let (Ok(register), [value]) = (u8::try_from(offset), data) {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             // An error says that the output is gone; see the type's documentation.
             let _ = state.uart.write(register, *value);
             state.feed();
@@ -154,7 +151,7 @@ mod tests {
 
     impl MsiSink for Messages {
         fn signal(&self, _requester: Bdf, _address: u64, data: u32) {
-            let _ = self.0.lock().expect("not poisoned").send(data);
+            let _ = self.0.lock().send(data);
         }
     }
 
@@ -163,7 +160,7 @@ mod tests {
 
     impl Write for Output {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("not poisoned").extend(bytes);
+            self.0.lock().extend(bytes);
             Ok(bytes.len())
         }
 
@@ -203,7 +200,7 @@ mod tests {
         for byte in b"ok\n" {
             port.pio_write(BASE, 0, &[*byte]);
         }
-        assert_eq!(*output.0.lock().expect("not poisoned"), b"ok\n");
+        assert_eq!(*output.0.lock(), b"ok\n");
         assert_eq!(read(&port, 5), 0x60, "transmitter empty");
     }
 
@@ -250,14 +247,14 @@ mod tests {
         let all = |port| registers.map(|register| read(port, register));
         assert_eq!(all(&port), all(&fresh));
         assert!(messages.try_recv().is_err(), "interrupts are off");
-        assert!(output.0.lock().expect("not poisoned").is_empty());
+        assert!(output.0.lock().is_empty());
     }
 
     #[test]
     fn wide_accesses_do_nothing() {
         let (port, output, _messages) = port();
         port.pio_write(BASE, 0, b"ab");
-        assert!(output.0.lock().expect("not poisoned").is_empty());
+        assert!(output.0.lock().is_empty());
         let mut data = [0; 4];
         port.pio_read(BASE, 0, &mut data);
         assert_eq!(data, [0xff; 4]);

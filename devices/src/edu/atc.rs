@@ -2,12 +2,12 @@
 //! waits for. It is what the unit calls, so its locks are leaves: nothing is called under them.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use intel_vtd::{
     AtsTranslation, DeviceTlb, DeviceTlbInvalidation, PageResponse, Pasid, ResponseCode,
 };
+use parking_lot::{Condvar, Mutex};
 
 use super::extension::{Cached, EduFeatures, Manner};
 
@@ -83,17 +83,9 @@ pub(super) struct Expected {
 }
 
 impl Atc {
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn pages(&self) -> MutexGuard<'_, Pages> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A translation that permits to read, or to write. It may be used within the transaction in which it was looked up.
     pub(super) fn lookup(&self, pasid: Option<Pasid>, address: u64, write: bool) -> Option<u64> {
-        let table = self.table();
+        let table = self.table.lock();
         if !table.enabled.ats {
             return None;
         }
@@ -106,7 +98,7 @@ impl Atc {
 
     /// Keeps an answer. To be called within the transaction in which it was given.
     pub(super) fn insert(&self, pasid: Option<Pasid>, input: u64, answer: AtsTranslation) {
-        let mut table = self.table();
+        let mut table = self.table.lock();
         if !table.enabled.ats {
             return;
         }
@@ -122,7 +114,7 @@ impl Atc {
 
     /// Follows what the guest enabled. PCIe 10.2.1: what a function keeps is gone when ATS is disabled.
     pub(super) fn set_enabled(&self, enabled: EduFeatures) {
-        let mut table = self.table();
+        let mut table = self.table.lock();
         table.enabled = enabled;
         if !enabled.ats {
             table.entries.clear();
@@ -131,14 +123,14 @@ impl Atc {
 
     /// Whether the guest has enabled what requests in this manner need.
     pub(super) fn permits(&self, manner: &Manner) -> bool {
-        let enabled = self.table().enabled;
+        let enabled = self.table.lock().enabled;
         (enabled.ats || !(manner.translate || manner.translated))
             && (enabled.pasid || manner.pasid.is_none())
             && (enabled.pri || !manner.pages)
     }
 
     pub(super) fn cached(&self) -> Cached {
-        let table = self.table();
+        let table = self.table.lock();
         Cached {
             entries: u32::try_from(table.entries.len()).unwrap_or(u32::MAX),
             invalidations: table.invalidations,
@@ -147,12 +139,12 @@ impl Atc {
 
     /// The number of aborts so far, for [`expect`](Self::expect).
     pub(super) fn aborts(&self) -> u64 {
-        self.pages().aborts
+        self.pages.lock().aborts
     }
 
     /// Ends the wait of commands that began before.
     pub(super) fn abort(&self) {
-        let mut pages = self.pages();
+        let mut pages = self.pages.lock();
         pages.aborts = pages.aborts.wrapping_add(1);
         drop(pages);
         self.answered.notify_all();
@@ -160,17 +152,17 @@ impl Atc {
 
     /// Whether a page request is in flight.
     pub(super) fn is_waiting(&self) -> bool {
-        self.pages().waiting.is_some()
+        self.pages.lock().waiting.is_some()
     }
 
     /// Whether a response came that answers nothing, since this was asked last.
     pub(super) fn take_unexpected(&self) -> bool {
-        std::mem::take(&mut self.pages().unexpected)
+        std::mem::take(&mut self.pages.lock().unexpected)
     }
 
     /// Chooses the group of a page request that is about to be made by a command that began after `aborts` aborts.
     pub(super) fn expect(&self, pasid: Option<Pasid>, aborts: u64) -> Expected {
-        let mut pages = self.pages();
+        let mut pages = self.pages.lock();
         let group = pages.next_group;
         pages.next_group = (group + 1) & 0x1ff;
         pages.waiting = Some((pasid, group));
@@ -180,30 +172,25 @@ impl Atc {
 
     /// The page request was not taken, so that no answer will come.
     pub(super) fn forget(&self) {
-        self.pages().waiting = None;
+        self.pages.lock().waiting = None;
     }
 
     /// Waits a moment, since software has to catch up, unless the command is aborted.
     pub(super) fn pause(&self, expected: &Expected) {
-        let pages = self.pages();
+        let mut pages = self.pages.lock();
         if pages.aborts == expected.aborts {
-            drop(self.answered.wait_timeout(pages, PAUSE));
+            self.answered.wait_for(&mut pages, PAUSE);
         }
     }
 
     /// Waits for the answer; `None` if none came in time, or the command was aborted.
     pub(super) fn wait(&self, expected: &Expected) -> Option<ResponseCode> {
         let deadline = Instant::now() + PATIENCE;
-        let mut pages = self.pages();
+        let mut pages = self.pages.lock();
         while pages.answer.is_none() && pages.aborts == expected.aborts {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if self.answered.wait_until(&mut pages, deadline).timed_out() {
                 break;
             }
-            (pages, _) = self
-                .answered
-                .wait_timeout(pages, left)
-                .unwrap_or_else(PoisonError::into_inner);
         }
         pages.waiting = None;
         pages.answer.take()
@@ -212,7 +199,7 @@ impl Atc {
 
 impl DeviceTlb for Atc {
     fn invalidate(&self, invalidation: DeviceTlbInvalidation) {
-        let mut table = self.table();
+        let mut table = self.table.lock();
         table.invalidations = table.invalidations.wrapping_add(1);
         table.entries.retain(|entry| {
             !(invalidation.concerns(entry.pasid)
@@ -221,7 +208,7 @@ impl DeviceTlb for Atc {
     }
 
     fn page_response(&self, response: PageResponse) {
-        let mut pages = self.pages();
+        let mut pages = self.pages.lock();
         // The device's capability says that a response needs the PASID of its group.
         let expected =
             pages.answer.is_none() && pages.waiting == Some((response.pasid, response.group));

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 use super::Shared;
@@ -28,7 +28,7 @@ enum Work {
 fn run(shared: &Shared, mut copier: Copier) {
     let mut buffer = [0; BUFFER_SIZE];
     let mut epoch = 0;
-    let mut inner = shared.lock();
+    let mut inner = shared.inner.lock();
     loop {
         if inner.ending {
             return;
@@ -39,10 +39,7 @@ fn run(shared: &Shared, mut copier: Copier) {
         }
         let factorial = inner.factorial.take().map(Work::Factorial);
         let Some(work) = factorial.or_else(|| inner.dma.take().map(Work::Copy)) else {
-            inner = shared
-                .changed
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
+            shared.changed.wait(&mut inner);
             continue;
         };
         inner.working = true;
@@ -59,7 +56,7 @@ fn run(shared: &Shared, mut copier: Copier) {
                 0
             }
         };
-        inner = shared.lock();
+        inner = shared.inner.lock();
         inner.working = false;
         shared.changed.notify_all();
         // Of a command from before a reset nothing is left.
@@ -79,7 +76,7 @@ fn run(shared: &Shared, mut copier: Copier) {
             let message = shared.raise(&mut inner, bits);
             drop(inner);
             shared.send(message);
-            inner = shared.lock();
+            inner = shared.inner.lock();
         }
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use log::warn;
+use parking_lot::Mutex;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::chain::Chain;
@@ -32,12 +33,6 @@ struct Pipe {
     event: EventFd,
 }
 
-impl Pipe {
-    fn bytes(&self) -> MutexGuard<'_, VecDeque<u8>> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The typing end of a console.
 #[derive(Clone)]
 pub struct ConsoleSender(Arc<Pipe>);
@@ -49,7 +44,7 @@ impl ConsoleSender {
     /// When the console cannot be woken.
     pub fn send(&self, data: &[u8]) -> io::Result<usize> {
         let taken = {
-            let mut bytes = self.0.bytes();
+            let mut bytes = self.0.bytes.lock();
             let taken = data.len().min(INPUT_LIMIT.saturating_sub(bytes.len()));
             bytes.extend(data.iter().take(taken));
             taken
@@ -108,7 +103,7 @@ impl Console {
                 chain,
                 ..
             } = self;
-            if pipe.bytes().is_empty() {
+            if pipe.bytes.lock().is_empty() {
                 return Ok(());
             }
             if !session.pop(RX, chain)? {
@@ -116,7 +111,7 @@ impl Console {
                 return Ok(());
             }
             let count = {
-                let mut bytes = pipe.bytes();
+                let mut bytes = pipe.bytes.lock();
                 let room = usize::try_from(chain.writable())
                     .unwrap_or(PIECE)
                     .min(PIECE);

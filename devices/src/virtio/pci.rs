@@ -14,9 +14,10 @@ mod pci_test;
 mod state;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use log::warn;
+use parking_lot::Mutex;
 use pci::{
     BarKind, BarWindow, Bdf, ConfigChange, ConfigSpace, Identity, MsiSink, MsixTable, PciFunction,
 };
@@ -95,20 +96,12 @@ impl VirtioPci {
         }))
     }
 
-    fn config(&self) -> MutexGuard<'_, ConfigSpace> {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Reset of the function: the virtio device, MSI-X and configuration space. To be called without a lock: other vCPUs,
     /// and the bus when it decodes, do not wait for the device's thread with us.
     fn reset_function(&self) {
         // The thread first: if bus mastering went first, it would take the failing access for a mistake of the guest.
-        self.state().reset(&self.link);
-        let mut config = self.config();
+        self.state.lock().reset(&self.link);
+        let mut config = self.config.lock();
         self.link.msix.reset();
         config.reset();
     }
@@ -127,7 +120,7 @@ impl VirtioPci {
 
     /// Moves the doorbells to the notification addresses behind `base`.
     fn move_doorbells(&self, base: Option<u64>) {
-        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rung = self.rung.lock();
         if rung.base == base {
             return;
         }
@@ -167,19 +160,19 @@ struct Rung {
 
 impl PciFunction for VirtioPci {
     fn read_config(&self, offset: u16, data: &mut [u8]) {
-        let access = self.access.access(&self.config(), offset, data.len());
+        let access = self.access.access(&self.config.lock(), offset, data.len());
         if let Some(access) = access {
             let mut value = [0; 4];
             if let Some(part) = value.get_mut(..access.length) {
                 self.read_bar(usize::from(BAR), access.offset, part);
             }
-            self.config().set_bytes(self.access.data(), &value);
+            self.config.lock().set_bytes(self.access.data(), &value);
         }
-        self.config().read(offset, data);
+        self.config.lock().read(offset, data);
     }
 
     fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange {
-        let mut config = self.config();
+        let mut config = self.config.lock();
         let mut change = config.write(offset, data);
         if change.function_reset {
             drop(config);
@@ -210,7 +203,7 @@ impl PciFunction for VirtioPci {
         }
         let (region, at) = bar::region(offset);
         match region {
-            Region::Common => self.state().read_common(at, data, &self.link),
+            Region::Common => self.state.lock().read_common(at, data, &self.link),
             Region::Isr => {
                 if let Some(first) = data.first_mut() {
                     *first = self.link.take_isr();
@@ -234,7 +227,7 @@ impl PciFunction for VirtioPci {
         }
         let (region, at) = bar::region(offset);
         match region {
-            Region::Common => self.state().write_common(at, data, &self.link),
+            Region::Common => self.state.lock().write_common(at, data, &self.link),
             Region::Notify(queue) => self.kick(queue),
             Region::MsixTable => {
                 self.link.msix.write_table(at, data);
@@ -245,15 +238,15 @@ impl PciFunction for VirtioPci {
     }
 
     fn windows(&self) -> Vec<BarWindow> {
-        self.config().decoded_bars().collect()
+        self.config.lock().decoded_bars().collect()
     }
 
     fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
-        self.config().bar_sizes().collect()
+        self.config.lock().bar_sizes().collect()
     }
 
     fn assign_bar(&self, bar: usize, address: u64) {
-        self.config().set_bar_address(bar, address);
+        self.config.lock().set_bar_address(bar, address);
     }
 
     fn windows_changed(&self, windows: &[BarWindow]) {
@@ -265,7 +258,7 @@ impl PciFunction for VirtioPci {
     }
 
     fn quiesce(&self) {
-        self.state().quiesce();
+        self.state.lock().quiesce();
     }
 
     fn reset(&self) {
