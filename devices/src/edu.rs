@@ -1,28 +1,53 @@
-//! A PCI function for teaching and testing: it computes factorials, copies memory and interrupts. Register-compatible with the
-//! `edu` device that QEMU's documentation specifies (docs/specs/edu.rst), so that drivers and tests written for that run here.
+//! A PCI function for teaching and testing: it computes factorials, copies memory and interrupts.
+//! Register-compatible with the `edu` device that QEMU's documentation specifies
+//! (docs/specs/edu.rst), so that drivers and tests written for that run here.
 //!
 //! Differences, all of them about errors and time:
-//! * commands start at once instead of after 100 ms; they run on the device's own thread, never on a vCPU's;
-//! * a DMA command that leaves the device's 4 KiB buffer is ignored: it neither starts nor interrupts;
-//! * a DMA command that the IOMMU or the closed bus-master gate blocks completes and interrupts as any other. The device's
-//!   buffer is then unchanged; towards memory, pages before the first blocked one may have been written, and no others;
+//! * commands start at once instead of after 100 ms; they run on the device's own thread, never on
+//!   a vCPU's;
+//! * a DMA command that leaves the device's 4 KiB buffer is ignored: it neither starts nor
+//!   interrupts;
+//! * a DMA command that the IOMMU or the closed bus-master gate blocks completes and interrupts as
+//!   any other. The device's buffer is then unchanged; towards memory, pages before the first
+//!   blocked one may have been written, and no others;
 //! * function-level reset stops the work: once it has been requested no DMA happens any more.
 //!
 //! # The extension
-//! With [`EduFeatures`], the function has the PCIe capabilities ATS, PASID and PRI, and 32-bit registers in BAR 0 that say
-//! how the requests of a DMA command travel. Everything is written and read as 32 bits; other sizes read as ones.
+//! With [`EduFeatures`], the function has the PCIe capabilities ATS, PASID and PRI, and 32-bit
+//! registers in BAR 0 that say how the requests of a DMA command travel. Everything is written and
+//! read as 32 bits; other sizes read as ones.
 //!
-//! | offset | | |
+//! | offset | register | access |
 //! |---|---|---|
-//! | 0x100 | features, read-only | bit 0 ATS, bit 1 PASID, bit 2 PRI |
-//! | 0x104 | control | bits 19:0 PASID; bit 28: the command's address is sent in translated requests as it is; bit 29: ask for pages that a translation does not permit; bit 30: ask for translations, keep them, and send translated requests; bit 31: requests have the PASID |
-//! | 0x108 | outcome of the last DMA command, read-only | 0 done, 1 a request was blocked, 2 a translation does not permit the access, 3 a translation request was refused, 4 a page request was not taken, 5 a page request was answered as invalid or failed, 6 it was not answered within 10 s, 7 a capability that the command needs is not enabled |
-//! | 0x10c | translations kept, read-only | at most 64 |
-//! | 0x110 | invalidations received, read-only | wraps around |
-//! | 0x114 | page requests made, read-only | wraps around |
-//! | 0x118 | page requests answered, read-only | wraps around |
+//! | 0x100 | features: bit 0 ATS, bit 1 PASID, bit 2 PRI | read-only |
+//! | 0x104 | control, see below | read and write |
+//! | 0x108 | outcome of the last DMA command, see below | read-only |
+//! | 0x10c | translations kept, at most 64 | read-only |
+//! | 0x110 | invalidations received; wraps around | read-only |
+//! | 0x114 | page requests made; wraps around | read-only |
+//! | 0x118 | page requests answered; wraps around | read-only |
 //!
-//! A command keeps the manner in which it was started. Bits for features that the device does not have are ignored.
+//! A command keeps the manner in which it was started, as control says. Bits for features that the
+//! device does not have are ignored.
+//!
+//! | control | meaning |
+//! |---|---|
+//! | 19:0 | PASID |
+//! | 28 | the command's address is sent in translated requests as it is |
+//! | 29 | ask for pages that a translation does not permit |
+//! | 30 | ask for translations, keep them, and send translated requests |
+//! | 31 | requests have the PASID |
+//!
+//! | outcome | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | a request was blocked |
+//! | 2 | a translation does not permit the access |
+//! | 3 | a translation request was refused |
+//! | 4 | a page request was not taken |
+//! | 5 | a page request was answered as invalid or failed |
+//! | 6 | a page request was not answered within 10 s |
+//! | 7 | a capability that the command needs is not enabled |
 
 mod atc;
 mod copier;
@@ -64,7 +89,8 @@ const BAR_SIZE: u64 = 1 << 20;
 /// What can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EduOptions {
-    /// The address bits that the device can drive: others are cleared from the addresses of its DMA.
+    /// The address bits that the device can drive: others are cleared from the addresses of its
+    /// DMA.
     pub dma_mask: u64,
     /// The extension.
     pub features: EduFeatures,
@@ -94,7 +120,8 @@ struct Shared {
     capabilities: Capabilities,
     msi: Arc<dyn MsiSink>,
     intx: Arc<dyn IntxSink>,
-    /// The INTx pin is driven while this is held, so that levels arrive in order; messages are sent after it is released.
+    /// The INTx pin is driven while this is held, so that levels arrive in order; messages are sent
+    /// after it is released.
     inner: Mutex<Inner>,
     /// Signalled when there is work, when the worker becomes idle, and at the end.
     changed: Condvar,
@@ -110,8 +137,9 @@ struct Inner {
     working: bool,
     /// Counts resets: the result of a command from before one is dropped.
     epoch: u64,
-    /// How many resets are waiting for the worker: until there is none, nothing new is started. (Otherwise a guest that
-    /// keeps starting commands could hold the second of two resets for ever.)
+    /// How many resets are waiting for the worker: until there is none, nothing new is started.
+    /// (Otherwise a guest that keeps starting commands could hold the second of two resets for
+    /// ever.)
     resets: usize,
     /// The device goes away.
     ending: bool,
@@ -119,7 +147,8 @@ struct Inner {
 }
 
 impl Edu {
-    /// A device at `bdf` that reaches memory through `dma`. If `unit` is in front of it, it keeps a device-TLB there.
+    /// A device at `bdf` that reaches memory through `dma`. If `unit` is in front of it, it keeps a
+    /// device-TLB there.
     ///
     /// # Errors
     /// When the device's thread cannot be started.
@@ -214,7 +243,8 @@ impl Shared {
         self.intx.set_level(inner.config.intx_level());
     }
 
-    /// Sets interrupt status bits. The message that this causes is sent by the caller, after the lock is released.
+    /// Sets interrupt status bits. The message that this causes is sent by the caller, after the
+    /// lock is released.
     fn raise(&self, inner: &mut Inner, bits: u32) -> Option<MsiMessage> {
         inner.registers.raise(bits);
         self.drive(inner);

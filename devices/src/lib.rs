@@ -1,7 +1,8 @@
-//! Device models: what sits on the machine's buses.
+//! Models of the devices on the machine's buses.
 //!
-//! A device reaches guest memory only through its [`Dma`] port, which translates by the machine's IOMMU, and raises
-//! interrupts only through the sinks that it is given. No device knows the hypervisor.
+//! A device reaches guest memory only through its [`Dma`] port, which translates by the machine's
+//! IOMMU, and raises interrupts only through the sinks that it is given. No device knows the
+//! hypervisor.
 
 pub mod edu;
 pub mod ioapic;
@@ -26,8 +27,8 @@ pub type Memory = Arc<vm_memory::GuestMemoryMmap<()>>;
 /// What a device is given to reach guest memory.
 pub type Dma = intel_vtd::DmaPort<Memory>;
 
-/// Turns guest writes to an address into events, without a trip through the VMM (ioeventfd). The events come for writes
-/// of any length and value.
+/// Turns guest writes to an address into events, without a trip through the VMM (ioeventfd). The
+/// events come for writes of any length and value.
 pub trait Doorbells: Send + Sync {
     /// Signals `fd` at each write to guest-physical `address`.
     ///

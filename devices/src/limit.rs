@@ -1,4 +1,4 @@
-//! A limit on what a guest can write into the log.
+//! A rate limit for messages that a guest can cause.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,8 @@ pub struct LogLimit {
 }
 
 impl LogLimit {
-    /// Whether a message may be written now. `Some(n)`: yes, and `n` were held back since the last one that was.
+    /// Whether a message may be written now. `Some(n)`: yes, and `n` were held back since the last
+    /// one that was.
     pub fn pass(&mut self) -> Option<u64> {
         let now = Instant::now();
         if self

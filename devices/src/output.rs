@@ -1,4 +1,5 @@
-//! Standard output, or whatever takes its place, for a guest's console: a reader that does not read must not hold a vCPU.
+//! Output of a guest's console to a file that somebody reads, such as standard output. A reader that
+//! does not read holds no vCPU.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -13,9 +14,9 @@ const PATIENCE: Duration = Duration::from_millis(250);
 /// What a pipe that is ready takes at once without blocking (`PIPE_BUF`).
 const PIECE: usize = 4096;
 
-/// Writes to a file that somebody reads, such as a pipe or a terminal. A write waits a quarter of a second for room and
-/// fails then; the writes after it fail at once until there is room again. The file's own flags, which other processes may
-/// share, stay as they are.
+/// Writes to a file that somebody reads, such as a pipe or a terminal. A write waits a quarter of a
+/// second for room and fails then; the writes after it fail at once until there is room again. The
+/// file's own flags, which other processes may share, stay as they are.
 #[derive(Debug)]
 pub struct Output {
     file: File,

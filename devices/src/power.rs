@@ -1,5 +1,6 @@
-//! Power off and reset: the sleep and reset registers of hardware-reduced ACPI (ACPI 6.5, sections 4.8.3.6 and 4.8.3.7), and
-//! the keyboard controller's reset line that operating systems try as well.
+//! Power off and reset: the sleep and reset registers of hardware-reduced ACPI (ACPI 6.5, sections
+//! 4.8.3.6 and 4.8.3.7), and the keyboard controller's reset line that operating systems try as
+//! well.
 
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};

@@ -27,7 +27,8 @@ const DATA: u8 = 0;
 const IIR: u8 = 2;
 const LSR: u8 = 5;
 const LSR_DATA_READY: u8 = 1;
-/// Writes that bring the registers back: interrupts off, then the divisor behind DLAB, 8 data bits, OUT2, scratch.
+/// Writes that bring the registers back: interrupts off, then the divisor behind DLAB, 8 data bits,
+/// OUT2, scratch.
 const POWER_ON: [(u8, u8); 8] = [
     (3, 0x00),
     (1, 0x00),
@@ -89,7 +90,8 @@ impl SerialPort {
         taken
     }
 
-    /// Registers as after power-on, without what the receiver held. Input that still waits for room stays.
+    /// Registers as after power-on, without what the receiver held. Input that still waits for room
+    /// stays.
     pub fn reset(&self) {
         let mut state = self.state.lock();
         for (register, value) in POWER_ON {

@@ -150,7 +150,8 @@ impl Machine {
                 self.start_driver(base);
             }
             8..11 => {
-                // An available ring that moves on, and a notification; for edu, a factorial and a copy.
+                // An available ring that moves on, and a notification; for edu, a factorial and a
+                // copy.
                 let ring = dice.roll(2) << 13;
                 let index = dice.roll(0x1_0000) as u16;
                 let _ = self.memory.write_obj(index, GuestAddress(ring + 0x402));
@@ -200,7 +201,8 @@ impl Machine {
             &base.to_le_bytes()[..if device == 3 { 4 } else { 8 }],
         );
         self.root.write_ecam(function | 4, &[6, 0]);
-        // MSI-X follows PCI Express, whose structure is 0x3c bytes long; edu's MSI is the first capability.
+        // MSI-X follows PCI Express, whose structure is 0x3c bytes long; edu's MSI is the first
+        // capability.
         if device == 3 {
             self.root.write_ecam(function | 0x42, &[1, 0]);
         } else {
@@ -213,8 +215,8 @@ impl Machine {
         }
     }
 
-    /// Sixteen descriptors of each queue: writable in the first, readable in the second; every vector of the rings as it
-    /// should be.
+    /// Sixteen descriptors of each queue: writable in the first, readable in the second; every
+    /// vector of the rings as it should be.
     fn fill_descriptors(&self) {
         for (ring, flags) in [(0_u64, 2_u64), (0x2000, 0)] {
             for index in 0..16_u64 {

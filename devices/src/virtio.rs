@@ -1,14 +1,17 @@
 //! Virtio 1.2 devices behind a modern PCI transport.
 //!
-//! A device model is a [`VirtioDevice`]: its identity, its features and what it does when a queue or one of its own file
-//! descriptors becomes ready. [`pci::VirtioPci`] is the transport: registers, interrupts, the status state machine. Between
-//! the two stands one thread per running device (`worker`), which owns the device model, its queues and its own view of
-//! guest memory, so that a device model needs no locks at all.
+//! A device model is a [`VirtioDevice`]: its identity, its features and what it does when a queue
+//! or one of its own file descriptors becomes ready. [`pci::VirtioPci`] is the transport:
+//! registers, interrupts, the status state machine. Between the two stands one thread per running
+//! device (`worker`), which owns the device model, its queues and its own view of guest memory, so
+//! that a device model needs no locks at all.
 //!
-//! Every access to guest memory goes through the IOMMU: `VIRTIO_F_ACCESS_PLATFORM` is not optional for the driver.
+//! Every access to guest memory goes through the IOMMU: `VIRTIO_F_ACCESS_PLATFORM` is not optional
+//! for the driver.
 //!
-//! A guest that breaks the rules of the rings gets `DEVICE_NEEDS_RESET` (section 2.1.1) and a device that does nothing more until
-//! it is reset; a request that merely asks for something impossible gets that request's own error status.
+//! A guest that breaks the rules of the rings gets `DEVICE_NEEDS_RESET` (section 2.1.1) and a
+//! device that does nothing more until it is reset; a request that merely asks for something
+//! impossible gets that request's own error status.
 //!
 //! Section numbers are those of the Virtio specification, version 1.2.
 

@@ -1,5 +1,7 @@
-//! What the device keeps of its dealings with the IOMMU: translations (its device-TLB), and the page request that it
-//! waits for. It is what the unit calls, so its locks are leaves: nothing is called under them.
+//! The address translation cache (PCIe 10.1, a device-TLB to VT-d) of the edu device, and
+//! its page request in flight.
+//!
+//! The unit calls it, so its locks are leaves: nothing is called under them.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -83,7 +85,8 @@ pub(super) struct Expected {
 }
 
 impl Atc {
-    /// A translation that permits to read, or to write. It may be used within the transaction in which it was looked up.
+    /// A translation that permits to read, or to write. It may be used within the transaction in
+    /// which it was looked up.
     pub(super) fn lookup(&self, pasid: Option<Pasid>, address: u64, write: bool) -> Option<u64> {
         let table = self.table.lock();
         if !table.enabled.ats {
@@ -112,7 +115,8 @@ impl Atc {
         });
     }
 
-    /// Follows what the guest enabled. PCIe 10.2.1: what a function keeps is gone when ATS is disabled.
+    /// Follows what the guest enabled. PCIe 10.2.1: what a function keeps is gone when ATS is
+    /// disabled.
     pub(super) fn set_enabled(&self, enabled: EduFeatures) {
         let mut table = self.table.lock();
         table.enabled = enabled;
@@ -160,7 +164,8 @@ impl Atc {
         std::mem::take(&mut self.pages.lock().unexpected)
     }
 
-    /// Chooses the group of a page request that is about to be made by a command that began after `aborts` aborts.
+    /// Chooses the group of a page request that is about to be made by a command that began after
+    /// `aborts` aborts.
     pub(super) fn expect(&self, pasid: Option<Pasid>, aborts: u64) -> Expected {
         let mut pages = self.pages.lock();
         let group = pages.next_group;

@@ -1,4 +1,5 @@
-//! Copies between memory and the device's buffer, in the manner that the extension's registers ask for.
+//! The DMA engine of the edu device: copies between memory and the device's buffer, in the manner
+//! that the extension's registers ask for.
 
 use std::sync::Arc;
 
@@ -15,8 +16,8 @@ use crate::Memory;
 
 /// Requests are cut at pages: that is what a translation is sure to hold for.
 const PAGE: u64 = 4096;
-/// How often a translation is asked for until it permits what is wanted. Software may take a page away as soon as it
-/// has answered the request for it.
+/// How often a translation is asked for until it permits what is wanted. Software may take a page
+/// away as soon as it has answered the request for it.
 const ROUNDS: usize = 8;
 
 /// What the device shares with the unit, or nothing if there is none.
@@ -88,8 +89,8 @@ impl Copier {
         std::mem::take(&mut self.counts)
     }
 
-    /// Does what `copy` says with the device's bytes `own`; see the module documentation of the device for what remains of
-    /// a blocked one. The command began after `aborts` aborts.
+    /// Does what `copy` says with the device's bytes `own`; see the module documentation of the
+    /// device for what remains of a blocked one. The command began after `aborts` aborts.
     pub(super) fn copy(&mut self, copy: &Copy, own: &mut [u8], aborts: u64) -> Outcome {
         let address = copy.address & self.mask;
         // What comes from memory reaches the device's buffer only if all of it came.
@@ -240,7 +241,8 @@ enum Answer {
     Over(Outcome),
 }
 
-/// Cuts `length` bytes at `address` at pages: address, position and length of each piece. Addresses wrap around.
+/// Cuts `length` bytes at `address` at pages: address, position and length of each piece. Addresses
+/// wrap around.
 fn pieces(address: u64, length: usize) -> impl Iterator<Item = (u64, usize, usize)> {
     let mut done = 0;
     std::iter::from_fn(move || {

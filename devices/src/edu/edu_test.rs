@@ -359,7 +359,8 @@ fn a_reset_ends_while_others_reset_and_start_commands() {
     thread::scope(|scope| {
         for register in [0x08_u64, 0x98] {
             let stop = &stop;
-            // A factorial and a copy, each started while the other runs, keep the worker from ever being idle.
+            // A factorial and a copy, each started while the other runs, keep the worker from ever
+            // being idle.
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     edu.write_config(COMMAND, &6_u16.to_le_bytes());

@@ -1,4 +1,5 @@
-//! The registers of the extension: how the requests of a DMA command travel. See the device's documentation for the map.
+//! Registers 0x100 to 0x11b of the edu device, the extension: how the requests of a DMA command
+//! travel. The device's documentation has the map.
 
 const FEATURES: u64 = 0x100;
 const CONTROL: u64 = 0x104;
@@ -44,7 +45,8 @@ impl EduFeatures {
 pub(super) struct Manner {
     /// With this PASID; without any if `None`.
     pub(super) pasid: Option<u32>,
-    /// A translation is asked for first, unless the device has it, and the request goes out as a translated one.
+    /// A translation is asked for first, unless the device has it, and the request goes out as a
+    /// translated one.
     pub(super) translate: bool,
     /// What a translation does not permit is asked for by a page request.
     pub(super) pages: bool,

@@ -1,5 +1,5 @@
-//! The extension in front of a real unit in scalable mode. Tables, registers and descriptors are written with literals from
-//! the VT-d specification.
+//! The extension in front of a real unit in scalable mode. Tables, registers and descriptors are
+//! written with literals from the VT-d specification.
 
 use std::sync::Arc;
 use std::thread;

@@ -1,4 +1,5 @@
-//! The extended capabilities of the extension: what the guest enabled, and the status that it reads (PCIe 10.5, 7.8.9).
+//! ATS, PASID and Page Request capabilities of the edu device (PCIe 10.5, 7.8.9): what the guest
+//! enabled, and the status that it reads.
 
 use pci::{ConfigBuilder, ConfigSpace};
 
@@ -43,7 +44,8 @@ impl Capabilities {
         }
     }
 
-    /// What the guest enabled. After a Response Failure no page requests are made until the guest has cleared that.
+    /// What the guest enabled. After a Response Failure no page requests are made until the guest
+    /// has cleared that.
     pub(super) fn enabled(&self, config: &ConfigSpace) -> EduFeatures {
         let bit = |base: Option<u16>, register: u16, bit: u16| {
             base.is_some_and(|base| config.read_u16(base + register) & bit != 0)
@@ -64,7 +66,8 @@ impl Capabilities {
         }
     }
 
-    /// Shows whether requests may still be in flight (`waiting`) and whether an answer came to none (`unexpected`).
+    /// Shows whether requests may still be in flight (`waiting`) and whether an answer came to none
+    /// (`unexpected`).
     pub(super) fn update(&self, config: &mut ConfigSpace, waiting: bool, unexpected: bool) {
         let Some(pri) = self.pri else {
             return;

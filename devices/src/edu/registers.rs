@@ -1,4 +1,4 @@
-//! The registers in BAR 0, apart from what the device does about them.
+//! The register file of the edu device in BAR 0. A write answers with what the device is to do.
 
 use super::extension::{EduFeatures, Extension, Manner};
 
@@ -88,7 +88,8 @@ impl Registers {
         }
     }
 
-    /// The value at `offset`, which is not the extension's; ones for what is not there or has another size.
+    /// The value at `offset`, which is not the extension's; ones for what is not there or has
+    /// another size.
     pub(super) fn read(&self, offset: u64, size: usize) -> u64 {
         if !is_allowed(offset, size) {
             return u64::MAX;

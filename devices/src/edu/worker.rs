@@ -1,4 +1,4 @@
-//! The thread that computes and copies.
+//! The thread of the edu device, which computes factorials and copies memory.
 
 use std::io;
 use std::ops::Range;

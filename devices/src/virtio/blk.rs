@@ -1,7 +1,7 @@
 //! Block device (section 5.2) on a file or a host block device.
 //!
-//! Requests are executed one after the other on the device's thread, with a bounce buffer between file and guest memory so that no
-//! DMA transaction spans a system call.
+//! Requests are executed one after the other on the device's thread, with a bounce buffer between
+//! file and guest memory so that no DMA transaction spans a system call.
 
 #[cfg(test)]
 mod blk_test;
@@ -249,7 +249,8 @@ fn open_error(path: &Path, readonly: bool, error: io::Error) -> BlockError {
     }
 }
 
-/// Locks the file: shared by readers, exclusive for a writer. A file system without locks is accepted.
+/// Locks the file: shared by readers, exclusive for a writer. A file system without locks is
+/// accepted.
 fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), BlockError> {
     let result = if readonly {
         file.try_lock_shared()

@@ -1,16 +1,18 @@
 //! Descriptor chains (section 2.7.5), read once and strictly.
 //!
-//! The iterator that virtio-queue offers ends silently at a loop, at an index beyond the table, and at a read that faults. Here
-//! each of these is an error, because a device that goes on with half a request would corrupt what the driver believes.
+//! The iterator that virtio-queue offers ends silently at a loop, at an index beyond the table, and
+//! at a read that faults. Here each of these is an error, because a device that goes on with half a
+//! request would corrupt what the driver believes.
 
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use super::error::QueueError;
 
-/// Longest chain that is followed through an indirect table: the largest queue of any device here, as a chain must not be longer
-/// than its queue (section 2.7.5.3.1). It does not follow a queue that the driver has made smaller, since drivers exceed that.
-/// A received packet may take as many chains as the queue has, in one DMA transaction, for which invalidations wait.
+/// Longest chain that is followed through an indirect table: the largest queue of any device here,
+/// as a chain must not be longer than its queue (section 2.7.5.3.1). It does not follow a queue
+/// that the driver has made smaller, since drivers exceed that. A received packet may take as many
+/// chains as the queue has, in one DMA transaction, for which invalidations wait.
 pub(super) const MAX_INDIRECT: u16 = 256;
 
 /// Size of a descriptor.
@@ -23,8 +25,8 @@ struct Segment {
     length: u32,
 }
 
-/// One request of the driver: readable segments, then writable ones. Reused from request to request, so that handling one
-/// allocates nothing once the largest has been seen.
+/// One request of the driver: readable segments, then writable ones. Reused from request to
+/// request, so that handling one allocates nothing once the largest has been seen.
 #[derive(Debug, Default)]
 pub struct Chain {
     head: u16,
@@ -64,8 +66,8 @@ impl Chain {
         self.writable
     }
 
-    /// Copies from the readable part, starting `offset` bytes into it, and fills `data`. Asking for more than there is is an
-    /// error.
+    /// Copies from the readable part, starting `offset` bytes into it, and fills `data`. Asking for
+    /// more than there is is an error.
     pub fn read<M: GuestMemory>(
         &self,
         memory: &M,
@@ -92,7 +94,8 @@ impl Chain {
         }
     }
 
-    /// Copies `data` to the writable part, starting `offset` bytes into it. Writing more than fits is an error.
+    /// Copies `data` to the writable part, starting `offset` bytes into it. Writing more than fits
+    /// is an error.
     pub fn write<M: GuestMemory>(
         &self,
         memory: &M,

@@ -38,7 +38,8 @@ struct Pipe {
 pub struct ConsoleSender(Arc<Pipe>);
 
 impl ConsoleSender {
-    /// Types `data`. The result is how many bytes fit; a guest that does not read for long loses the rest.
+    /// Types `data`. The result is how many bytes fit; a guest that does not read for long loses
+    /// the rest.
     ///
     /// # Errors
     /// When the console cannot be woken.
@@ -176,8 +177,8 @@ impl VirtioDevice for Console {
         &[QUEUE_SIZE, QUEUE_SIZE]
     }
 
-    /// No feature, so no field of `struct virtio_console_config` means anything; it is there because drivers expect the
-    /// structure.
+    /// No feature, so no field of `struct virtio_console_config` means anything; it is there
+    /// because drivers expect the structure.
     fn config(&self) -> Vec<u8> {
         vec![0; 12]
     }

@@ -1,4 +1,4 @@
-//! A device model: what the transport and the device's thread call.
+//! The interface of a device model to its transport and its thread.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -27,12 +27,13 @@ pub enum DeviceKind {
 
 /// A device model, independent of the transport.
 ///
-/// The first group of methods is called when the device is created or while it is idle. The second group is called by the
-/// device's own thread between `DRIVER_OK` and reset.
+/// The first group of methods is called when the device is created or while it is idle. The second
+/// group is called by the device's own thread between `DRIVER_OK` and reset.
 pub trait VirtioDevice: Send {
     /// Which device this is.
     fn kind(&self) -> DeviceKind;
-    /// Device-specific feature bits on offer (bits 0 to 23 and 50 to 63). The transport adds its own.
+    /// Device-specific feature bits on offer (bits 0 to 23 and 50 to 63). The transport adds its
+    /// own.
     fn features(&self) -> u64;
     /// Whether the driver's choice is consistent. `accepted` is a subset of what was offered.
     fn check_features(&self, _accepted: u64) -> bool {
@@ -40,23 +41,28 @@ pub trait VirtioDevice: Send {
     }
     /// Largest size of each queue; powers of two.
     fn queue_sizes(&self) -> &'static [u16];
-    /// The device-specific configuration, at most 256 bytes. It is read once: these devices never change it.
+    /// The device-specific configuration, at most 256 bytes. It is read once: these devices never
+    /// change it.
     fn config(&self) -> Vec<u8>;
 
     /// The driver is ready. An error leaves the device in need of a reset.
     fn activate(&mut self, features: u64) -> io::Result<()>;
-    /// File descriptors of the device's back end to wait for (readable), in an order that stays the same while active.
+    /// File descriptors of the device's back end to wait for (readable), in an order that stays the
+    /// same while active.
     fn sources(&self) -> Vec<RawFd> {
         Vec::new()
     }
-    /// Whether `source` (an index into [`VirtioDevice::sources`]) is to be waited for at the moment.
+    /// Whether `source` (an index into [`VirtioDevice::sources`]) is to be waited for at the
+    /// moment.
     fn wants(&self, _source: usize) -> bool {
         true
     }
-    /// The driver notified queue `index`, or the last turn ended with [`Progress::More`]. One turn handles at most
-    /// as many chains as the queue has entries. An error means that the rings are broken.
+    /// The driver notified queue `index`, or the last turn ended with [`Progress::More`]. One turn
+    /// handles at most as many chains as the queue has entries. An error means that the rings are
+    /// broken.
     fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError>;
-    /// Source `source` is readable. It is polled level-triggered: what is left over is reported again.
+    /// Source `source` is readable. It is polled level-triggered: what is left over is reported
+    /// again.
     fn source_ready(&mut self, _source: usize, _session: &mut Session) -> Result<(), QueueError> {
         Ok(())
     }

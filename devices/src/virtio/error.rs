@@ -11,7 +11,8 @@ pub enum QueueError {
     /// A ring operation failed.
     #[error("ring access failed: {0}")]
     Ring(virtio_queue::Error),
-    /// A descriptor or a buffer cannot be reached; with an IOMMU, usually because it is not mapped for this access.
+    /// A descriptor or a buffer cannot be reached; with an IOMMU, usually because it is not mapped
+    /// for this access.
     #[error("guest memory access failed: {0}")]
     Memory(#[from] GuestMemoryError),
     /// The available index ran more than the queue's size ahead.
@@ -33,7 +34,8 @@ pub enum QueueError {
     /// A loop, more descriptors than the queue has, or more than 4 GiB.
     #[error("descriptor chain loops or is too long")]
     ChainTooLong,
-    /// An indirect descriptor that is nested, has a successor, was not negotiated, or names a table of odd length.
+    /// An indirect descriptor that is nested, has a successor, was not negotiated, or names a table
+    /// of odd length.
     #[error("indirect descriptor breaks the rules of 2.7.5.3")]
     Indirect,
     /// A readable descriptor after a writable one.

@@ -1,4 +1,5 @@
-//! A device behind a remapping unit in legacy mode. Tables are written with literals from the VT-d specification.
+//! A device behind a remapping unit in legacy mode. Tables are written with literals from the VT-d
+//! specification.
 
 use std::sync::{Arc, Mutex};
 

@@ -1,7 +1,7 @@
 //! Network card (section 5.1) on a tap interface.
 //!
-//! One thread serves both directions. A received packet that finds no room is kept, and the tap is not polled until the driver
-//! adds buffers; the tap's own queue holds what comes meanwhile.
+//! One thread serves both directions. A received packet that finds no room is kept, and the tap is
+//! not polled until the driver adds buffers; the tap's own queue holds what comes meanwhile.
 
 mod buffers;
 mod feature;
@@ -40,7 +40,8 @@ const MAX_PACKET: usize = HEADER + 18 + 65536;
 const RX_BURST: usize = 64;
 /// Failures to receive in a row after which the tap is left alone.
 const FAILURES: u32 = 8;
-/// Most packets of an earlier driver that are dropped: a tap's queue holds 500 (1000 with an old kernel).
+/// Most packets of an earlier driver that are dropped: a tap's queue holds 500 (1000 with an old
+/// kernel).
 const STALE: usize = 1024;
 
 /// What the user asked for.
@@ -118,7 +119,8 @@ impl Net {
                     Err(error) => {
                         self.report("receive", &error);
                         self.failures = self.failures.saturating_add(1);
-                        // A tap that was deleted is readable for ever. Look again when the driver adds buffers.
+                        // A tap that was deleted is readable for ever. Look again when the driver
+                        // adds buffers.
                         self.room &= self.failures < FAILURES;
                         return Ok(());
                     }
@@ -188,7 +190,8 @@ impl Net {
                 .fill(0);
             match self.backend.send(packet) {
                 Ok(()) => {}
-                // The tap's queue is full, the interface is down, or the header is nonsense: a wire drops packets, too.
+                // The tap's queue is full, the interface is down, or the header is nonsense: a wire
+                // drops packets, too.
                 Err(error)
                     if matches!(
                         error.raw_os_error(),
@@ -262,8 +265,8 @@ impl VirtioDevice for Net {
         self.receive(session)
     }
 
-    /// What waits in the tap may be unfinished in a way that the next driver does not accept: it is dropped, and what comes
-    /// from here on is complete.
+    /// What waits in the tap may be unfinished in a way that the next driver does not accept: it is
+    /// dropped, and what comes from here on is complete.
     fn deactivate(&mut self) {
         if let Err(error) = self.backend.set_offload(0) {
             self.report("reset offloads", &error);

@@ -1,9 +1,11 @@
 //! The modern virtio PCI transport (section 4.1), non-transitional.
 //!
-//! One 64-bit BAR holds everything, MSI-X included; its layout is in `bar`. There is no INTx pin: a driver without
-//! MSI-X has to poll. `VIRTIO_F_RING_RESET` and `VIRTIO_F_NOTIFICATION_DATA` are not on offer.
+//! One 64-bit BAR holds everything, MSI-X included; its layout is in `bar`. There is no INTx pin: a
+//! driver without MSI-X has to poll. `VIRTIO_F_RING_RESET` and `VIRTIO_F_NOTIFICATION_DATA` are not
+//! on offer.
 //!
-//! Locks: `config` before `state`; neither is taken by the device's thread. Queue notifications take none.
+//! Locks: `config` before `state`; neither is taken by the device's thread. Queue notifications
+//! take none.
 
 mod bar;
 mod cap;
@@ -96,10 +98,12 @@ impl VirtioPci {
         }))
     }
 
-    /// Reset of the function: the virtio device, MSI-X and configuration space. To be called without a lock: other vCPUs,
-    /// and the bus when it decodes, do not wait for the device's thread with us.
+    /// Reset of the function: the virtio device, MSI-X and configuration space. To be called
+    /// without a lock: other vCPUs, and the bus when it decodes, do not wait for the device's
+    /// thread with us.
     fn reset_function(&self) {
-        // The thread first: if bus mastering went first, it would take the failing access for a mistake of the guest.
+        // The thread first: if bus mastering went first, it would take the failing access for a
+        // mistake of the guest.
         self.state.lock().reset(&self.link);
         let mut config = self.config.lock();
         self.link.msix.reset();
@@ -135,7 +139,8 @@ impl VirtioPci {
             let address = base.wrapping_add(bar::notify_offset(queue));
             match self.doorbells.add(address, kick) {
                 Ok(()) => rung.added.push((address, queue)),
-                // The write arrives in `write_bar` and works as well. A guest can move its BARs as often as it likes.
+                // The write arrives in `write_bar` and works as well. A guest can move its BARs as
+                // often as it likes.
                 Err(error) => {
                     if let Some(held_back) = rung.limit.pass() {
                         warn!(
@@ -309,7 +314,8 @@ fn class(kind: DeviceKind) -> [u8; 3] {
     }
 }
 
-/// Start of the thread's name; the function's address follows, and 15 bytes are all that the system keeps.
+/// Start of the thread's name; the function's address follows, and 15 bytes are all that the system
+/// keeps.
 fn thread_name(kind: DeviceKind) -> &'static str {
     match kind {
         DeviceKind::Net => "net",

@@ -1,7 +1,8 @@
 //! A split virtqueue (section 2.7) as a device model uses it.
 //!
-//! The rings' indexes and notification rules are virtio-queue's; taking a chain is ours, because it has to be strict (see
-//! [`super::chain`]), must not log for every mistake of a guest, and must accept a ring at I/O virtual address 0.
+//! The rings' indexes and notification rules are virtio-queue's; taking a chain is ours, because it
+//! has to be strict (see [`super::chain`]), must not log for every mistake of a guest, and must
+//! accept a ring at I/O virtual address 0.
 
 use std::sync::atomic::Ordering;
 
@@ -33,7 +34,8 @@ impl VirtQueue {
             ready: true,
             ..state
         };
-        // Rings that wrap around the end of the address space: the largest of the three is below 1 MiB.
+        // Rings that wrap around the end of the address space: the largest of the three is below 1
+        // MiB.
         let end = 1 << 20;
         for ring in [state.desc_table, state.avail_ring, state.used_ring] {
             ring.checked_add(end)
@@ -54,7 +56,8 @@ impl VirtQueue {
         self.queue.size()
     }
 
-    /// Takes the next chain into `chain`; `false` if there is none, in which case the driver will notify when there is.
+    /// Takes the next chain into `chain`; `false` if there is none, in which case the driver will
+    /// notify when there is.
     pub fn pop<M: GuestMemory>(
         &mut self,
         memory: &M,
@@ -78,7 +81,8 @@ impl VirtQueue {
             .set_next_avail(self.queue.next_avail().wrapping_sub(count));
     }
 
-    /// Returns a chain to the driver, `written` bytes of its writable part filled, and notes whether it wants an interrupt.
+    /// Returns a chain to the driver, `written` bytes of its writable part filled, and notes
+    /// whether it wants an interrupt.
     pub fn complete<M: GuestMemory>(
         &mut self,
         memory: &M,
@@ -155,7 +159,8 @@ impl VirtQueue {
         Ok(index.0.wrapping_sub(self.queue.next_avail()))
     }
 
-    /// Whether the driver suppresses interrupts by flag, which only counts without `EVENT_IDX` (section 2.7.7.2).
+    /// Whether the driver suppresses interrupts by flag, which only counts without `EVENT_IDX`
+    /// (section 2.7.7.2).
     fn masked<M: GuestMemory>(&self, memory: &M) -> Result<bool, QueueError> {
         if self.queue.event_idx_enabled() {
             return Ok(false);

@@ -1,4 +1,5 @@
-//! Entropy source (section 5.4): fills the driver's buffers from the host's random number generator.
+//! Entropy source (section 5.4): fills the driver's buffers from the host's random number
+//! generator.
 
 use std::io;
 

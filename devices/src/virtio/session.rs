@@ -1,4 +1,5 @@
-//! What a device model works with between `DRIVER_OK` and reset: its queues, guest memory, and interrupts.
+//! One activation of a device model, between `DRIVER_OK` and reset: its queues, its view of guest
+//! memory, and its interrupts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,7 +61,8 @@ impl Session {
         Arc::clone(&self.stop)
     }
 
-    /// Tells the driver that the device needs a reset. No access to guest memory begins from here on.
+    /// Tells the driver that the device needs a reset. No access to guest memory begins from here
+    /// on.
     pub(super) fn fail(&self) {
         self.transport.needs_reset();
         self.stop.store(true, Ordering::Release);
@@ -72,7 +74,8 @@ impl Session {
         self.features
     }
 
-    /// Whether a reset is waiting. A device model that is about to do more I/O for a request ends the request instead.
+    /// Whether a reset is waiting. A device model that is about to do more I/O for a request ends
+    /// the request instead.
     #[must_use]
     pub fn stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
@@ -93,8 +96,9 @@ impl Session {
             .map_or(0, VirtQueue::size)
     }
 
-    /// Runs `body` on queue `index` in one DMA transaction, then delivers the interrupt that it earned. The body copies
-    /// between guest memory and buffers of the device model and nothing else: invalidations of the IOMMU wait for it.
+    /// Runs `body` on queue `index` in one DMA transaction, then delivers the interrupt that it
+    /// earned. The body copies between guest memory and buffers of the device model and nothing
+    /// else: invalidations of the IOMMU wait for it.
     pub fn transact<R>(
         &mut self,
         index: usize,
@@ -116,8 +120,8 @@ impl Session {
         result
     }
 
-    /// One turn on queue `index`: takes `step` until that says that there is nothing left, once for each entry of the queue
-    /// at most.
+    /// One turn on queue `index`: takes `step` until that says that there is nothing left, once for
+    /// each entry of the queue at most.
     pub fn turn(
         &mut self,
         index: usize,

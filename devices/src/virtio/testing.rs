@@ -1,5 +1,5 @@
-//! A driver for tests: works on a device through configuration space and BAR only, as a guest does. Offsets and bits are
-//! literals from the specification.
+//! A virtio driver for tests. It works on a device through configuration space and BAR only, as a
+//! guest does. Offsets and bits are literals from the specification.
 
 use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -76,7 +76,8 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// A device out of reset, with memory space and bus mastering on, and MSI-X vector n sending n. Behind no IOMMU.
+    /// A device out of reset, with memory space and bus mastering on, and MSI-X vector n sending n.
+    /// Behind no IOMMU.
     pub(super) fn new(device: Box<dyn VirtioDevice>) -> Self {
         Self::behind(device, 0, |memory| crate::Dma::direct(Arc::clone(memory)))
     }
@@ -185,8 +186,8 @@ impl Driver {
         self.status() == 11
     }
 
-    /// Sets up and enables queue `index` with `size` entries and its own vector; its memory is the 64 KiB at
-    /// `0x10000 * (index + 1)`.
+    /// Sets up and enables queue `index` with `size` entries and its own vector; its memory is the
+    /// 64 KiB at `0x10000 * (index + 1)`.
     pub(super) fn queue(&self, index: u16, size: u16) -> Ring {
         let base = 0x10000 * (u64::from(index) + 1);
         let ring = Ring {

@@ -1,7 +1,8 @@
 //! The thread of a running device.
 //!
 //! The thread owns the device model from activation to reset and hands it back through a channel. A
-//! reset that finds the device busy in a system call waits for a bounded time, and looks again later.
+//! reset that finds the device busy in a system call waits for a bounded time, and looks again
+//! later.
 
 mod run;
 

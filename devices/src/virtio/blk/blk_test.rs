@@ -289,7 +289,8 @@ fn an_indirect_table_carries_a_request() {
     assert_eq!(disk.bytes(DATA, 512), [6; 512]);
 }
 
-/// Offers descriptor 0 after `prepare` has written the table; the device must give up, and work again after a reset.
+/// Offers descriptor 0 after `prepare` has written the table; the device must give up, and work
+/// again after a reset.
 fn broken(prepare: impl FnOnce(&Disk)) {
     let disk = disk(ALL | INDIRECT);
     disk.header(0, 0);

@@ -1,7 +1,7 @@
 //! One block request (section 5.2.6): header, data, status.
 //!
-//! What the request asks for and cannot have is answered in its status byte. Only a request that leaves no place for a status byte, or
-//! one whose rings fail, is an error of the queue.
+//! What the request asks for and cannot have is answered in its status byte. Only a request that
+//! leaves no place for a status byte, or one whose rings fail, is an error of the queue.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -73,7 +73,8 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// Carries out the request in `chain`, which came from queue `index`, and returns it to the driver.
+    /// Carries out the request in `chain`, which came from queue `index`, and returns it to the
+    /// driver.
     pub(super) fn serve(
         &mut self,
         index: usize,
@@ -95,8 +96,9 @@ impl Request {
                 (0, status::IOERR)
             }
         };
-        // The used length counts from the start of the writable part, so it covers the status byte only if everything before
-        // it was written. A driver must not rely on more than that (section 2.7.8.2).
+        // The used length counts from the start of the writable part, so it covers the status byte
+        // only if everything before it was written. A driver must not rely on more than that
+        // (section 2.7.8.2).
         let used = if written == data_length {
             written + 1
         } else {
@@ -128,7 +130,8 @@ impl Request {
             VIRTIO_BLK_T_OUT if target.readonly => Err(Refused::Error),
             VIRTIO_BLK_T_OUT => {
                 self.write(sector, chain, target, session)?;
-                // Without FLUSH the driver takes a write to be stable when it completes (section 5.2.6.2).
+                // Without FLUSH the driver takes a write to be stable when it completes (section
+                // 5.2.6.2).
                 if !has(features, VIRTIO_BLK_F_FLUSH) {
                     target.file.sync_data()?;
                 }
@@ -241,7 +244,8 @@ impl Request {
         Ok(0)
     }
 
-    /// A part of the bounce buffer for the next piece of a request with `left` bytes to go. A reset ends the request here.
+    /// A part of the bounce buffer for the next piece of a request with `left` bytes to go. A reset
+    /// ends the request here.
     fn piece(&mut self, left: u64, session: &Session) -> Result<&mut [u8], Refused> {
         if session.stopping() {
             return Err(Refused::Error);
@@ -263,7 +267,8 @@ fn parse_header(header: &[u8; 16]) -> (u32, u64) {
     )
 }
 
-/// The one range of a discard or write-zeroes request (one is all that the configuration allows), in bytes, and its flags.
+/// The one range of a discard or write-zeroes request (one is all that the configuration allows),
+/// in bytes, and its flags.
 fn requested_range(
     chain: &Chain,
     target: &Target,

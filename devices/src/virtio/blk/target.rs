@@ -1,4 +1,4 @@
-//! The file or host block device behind a disk.
+//! The file or host block device behind a disk, and how ranges of it are zeroed or given back.
 
 use std::fs::File;
 use std::io;

@@ -245,8 +245,8 @@ fn a_receive_buffer_that_is_not_writable_needs_a_reset() {
     card.driver.expect_needs_reset();
 }
 
-/// With a real tap: `unshare -rn sh -c 'ip tuntap add dev nidotest0 mode tap && ip link set nidotest0 up && cargo test -p
-/// devices -- --ignored tap'`.
+/// With a real tap: `unshare -rn sh -c 'ip tuntap add dev nidotest0 mode tap && ip link set
+/// nidotest0 up && cargo test -p devices -- --ignored tap'`.
 #[test]
 #[ignore = "needs the tap nidotest0"]
 fn packets_go_through_a_real_tap() {

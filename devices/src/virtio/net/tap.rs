@@ -69,8 +69,8 @@ pub(super) trait Backend: Send {
 pub(super) struct Tap(File);
 
 impl Tap {
-    /// Attaches to the tap `name`, which must exist: one that we created ourselves would disappear with us, and nothing would be
-    /// configured to talk to it.
+    /// Attaches to the tap `name`, which must exist: one that we created ourselves would disappear
+    /// with us, and nothing would be configured to talk to it.
     pub(super) fn open(name: &str) -> Result<Self, NetError> {
         let zero_terminated =
             interface_name(name).ok_or_else(|| NetError::Name(name.to_owned()))?;

@@ -1,6 +1,7 @@
-//! The layout of the one BAR.
+//! The layout of the transport's one BAR.
 //!
-//! What a driver maps for itself (notifications), what it must not (MSI-X) and the registers are on pages of their own.
+//! What a driver maps for itself (notifications), what it must not (MSI-X) and the registers are on
+//! pages of their own.
 
 use super::common::COMMON_SIZE;
 
@@ -41,8 +42,8 @@ pub(super) enum Region {
     Hole,
 }
 
-/// What is at `offset`, and how far into it that is. An access never reaches from one structure into the next: what is beyond a
-/// structure's end is a hole to that structure.
+/// What is at `offset`, and how far into it that is. An access never reaches from one structure
+/// into the next: what is beyond a structure's end is a hole to that structure.
 pub(super) fn region(offset: u64) -> (Region, u64) {
     let at = |start: u32| offset - u64::from(start);
     match offset {

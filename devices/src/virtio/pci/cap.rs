@@ -1,5 +1,5 @@
-//! The capabilities that tell a driver where the structures are (section 4.1.4), among them the one through which configuration
-//! accesses reach the BAR (section 4.1.4.9).
+//! The capabilities that tell a driver where the structures are (section 4.1.4), among them the one
+//! through which configuration accesses reach the BAR (section 4.1.4.9).
 
 use pci::{ConfigBuilder, ConfigSpace};
 
@@ -85,8 +85,8 @@ impl AccessCapability {
         self.offset + CAP_DATA
     }
 
-    /// The access that reading or writing `length` bytes at `offset` of configuration space causes, if it touches the
-    /// data field and the driver has set the other fields to something valid.
+    /// The access that reading or writing `length` bytes at `offset` of configuration space causes,
+    /// if it touches the data field and the driver has set the other fields to something valid.
     pub(super) fn access(
         self,
         config: &ConfigSpace,

@@ -1,7 +1,8 @@
-//! The common configuration structure (section 4.1.4.3): `struct virtio_pci_common_cfg` as a register file.
+//! The common configuration structure (section 4.1.4.3): `struct virtio_pci_common_cfg` as a
+//! register file.
 //!
-//! A driver must access each field at its own width. Other widths work as well: an access is split along the fields that it
-//! touches, and a write to a part of a field keeps the rest.
+//! A driver must access each field at its own width. Other widths work as well: an access is split
+//! along the fields that it touches, and a write to a part of a field keeps the rest.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -54,7 +55,8 @@ const FIELDS: [(Field, u64, u64); 16] = [
     (Field::QueueDevice, 48, 8),
 ];
 
-/// The registers except status and vectors, which the device's thread reads too and which live in [`Link`].
+/// The registers except status and vectors, which the device's thread reads too and which live in
+/// [`Link`].
 pub(super) struct CommonRegisters {
     offered: u64,
     accepted: u64,
@@ -126,7 +128,8 @@ impl CommonRegisters {
         }
     }
 
-    /// Writes, except the device status: a value written to that is the result, for the state machine.
+    /// Writes, except the device status: a value written to that is the result, for the state
+    /// machine.
     pub(super) fn write(&mut self, offset: u64, data: &[u8], link: &Link) -> Option<u8> {
         let mut status_written = None;
         for (field, range) in touched(offset, data.len()) {
@@ -201,7 +204,8 @@ impl CommonRegisters {
                 let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else {
                     return;
                 };
-                // 4.1.4.3.2: everything is set before the queue is enabled, and it cannot be disabled.
+                // 4.1.4.3.2: everything is set before the queue is enabled, and it cannot be
+                // disabled.
                 if queue.ready {
                     return;
                 }

@@ -1,4 +1,5 @@
-//! The part of the transport that the device's thread touches as well: status and interrupts. No lock.
+//! Device status (section 2.1), ISR status (section 4.1.4.5) and interrupt vectors: the part of the
+//! transport that the device's thread touches as well. It has no lock.
 
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
@@ -79,7 +80,8 @@ impl Link {
         }
     }
 
-    /// Back to no status, no vectors, nothing pending. MSI-X itself belongs to the function, not to the virtio device.
+    /// Back to no status, no vectors, nothing pending. MSI-X itself belongs to the function, not to
+    /// the virtio device.
     pub(super) fn reset(&self) {
         self.config_vector.store(NO_VECTOR, Ordering::Release);
         for vector in &self.queue_vectors {
@@ -98,7 +100,8 @@ impl Link {
         }
     }
 
-    /// The ISR bits are for drivers without MSI-X (section 4.1.4.5.1). There is no INTx pin: such a driver polls.
+    /// The ISR bits are for drivers without MSI-X (section 4.1.4.5.1). There is no INTx pin: such a
+    /// driver polls.
     fn interrupt(&self, isr: u8, vector: u16) {
         if !self.msix.enabled() {
             self.isr.fetch_or(isr, Ordering::AcqRel);

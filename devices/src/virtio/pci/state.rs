@@ -1,4 +1,5 @@
-//! The life of a device on the PCI transport: the status state machine (sections 2.1 and 3.1), activation and reset.
+//! The status state machine of a device on the PCI transport (sections 2.1 and 3.1), with
+//! activation and reset.
 
 use std::io;
 use std::sync::Arc;
@@ -24,7 +25,8 @@ use crate::virtio::worker::{Returned, Stopped, Worker};
 const DRIVER_BITS: u8 =
     status::ACKNOWLEDGE | status::DRIVER | status::DRIVER_OK | status::FEATURES_OK | status::FAILED;
 
-/// How long resets wait for the device's thread, all of them together, before they leave the rest to later reads of the status.
+/// How long resets wait for the device's thread, all of them together, before they leave the rest
+/// to later reads of the status.
 const RESET_WAIT: Duration = Duration::from_millis(500);
 
 /// Where the device model is.
@@ -47,8 +49,8 @@ pub(super) struct Parts {
     pub(super) kicks: Vec<EventFd>,
 }
 
-/// The device, its registers and its thread. Guarded by the function's lock, which is not taken by the thread: waiting for the
-/// thread under it is safe.
+/// The device, its registers and its thread. Guarded by the function's lock, which is not taken by
+/// the thread: waiting for the thread under it is safe.
 pub(super) struct State {
     pub(super) registers: CommonRegisters,
     slot: Slot,
@@ -72,8 +74,8 @@ impl State {
         }
     }
 
-    /// Reads common configuration. While a reset is under way the old status is shown, so that the driver waits
-    /// (section 4.1.4.3.2).
+    /// Reads common configuration. While a reset is under way the old status is shown, so that the
+    /// driver waits (section 4.1.4.3.2).
     pub(super) fn read_common(&mut self, offset: u64, data: &mut [u8], link: &Link) {
         self.finish_stopping(Duration::ZERO, link);
         self.registers.read(offset, data, link);
@@ -101,8 +103,8 @@ impl State {
         };
     }
 
-    /// Resets the virtio device: stops its thread, and waits for that up to a limit. The rest of a reset that takes longer
-    /// happens in [`State::read_common`].
+    /// Resets the virtio device: stops its thread, and waits for that up to a limit. The rest of a
+    /// reset that takes longer happens in [`State::read_common`].
     pub(super) fn reset(&mut self, link: &Link) {
         self.quiesce();
         match &self.slot {
