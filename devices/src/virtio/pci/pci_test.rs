@@ -11,7 +11,9 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::virtio::rng::Rng;
-use crate::virtio::testing::{BASE_FEATURES, Driver, EVENT_IDX, INDIRECT, SOON, eventually};
+use crate::virtio::testing::{
+    A_WHILE, BASE_FEATURES, Driver, EVENT_IDX, INDIRECT, SOON, eventually,
+};
 use crate::virtio::{Chain, DeviceKind, Progress, QueueError, Session, VirtioDevice};
 
 fn rng() -> Driver {
@@ -461,6 +463,54 @@ fn devices_that_were_told_before_are_waited_for_at_the_same_time() {
     for (_, release) in &machines {
         release.send(()).unwrap();
     }
+}
+
+/// An entropy device whose host refuses the first activation.
+#[derive(Default)]
+struct Reluctant {
+    rng: Rng,
+    refused: bool,
+}
+
+impl VirtioDevice for Reluctant {
+    fn kind(&self) -> DeviceKind {
+        self.rng.kind()
+    }
+
+    fn features(&self) -> u64 {
+        self.rng.features()
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        self.rng.queue_sizes()
+    }
+
+    fn config(&self) -> Vec<u8> {
+        self.rng.config()
+    }
+
+    fn activate(&mut self, features: u64) -> io::Result<()> {
+        if !std::mem::replace(&mut self.refused, true) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.rng.activate(features)
+    }
+
+    fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError> {
+        self.rng.queue_ready(index, session)
+    }
+}
+
+#[test]
+fn a_device_that_the_host_does_not_activate_needs_a_reset_and_may_start_after_it() {
+    let driver = Driver::new(Box::new(Reluctant::default()));
+    let ring = driver.start(0, 1).remove(0);
+    driver.expect_needs_reset();
+    ring.add(&driver, &[(0x40000, 16, true)]);
+    driver.kick(&ring);
+    thread::sleep(A_WHILE);
+    assert_eq!(ring.try_used(&driver), None);
+    works(&driver);
 }
 
 #[derive(Clone, Debug)]
