@@ -54,6 +54,7 @@ mod copier;
 mod extension;
 mod pri;
 mod registers;
+mod shared;
 mod worker;
 
 #[cfg(test)]
@@ -70,18 +71,17 @@ use std::thread::JoinHandle;
 use intel_vtd::{DeviceTlb, SourceId, Unit};
 use parking_lot::{Condvar, Mutex};
 use pci::{
-    BarKind, BarWindow, Bdf, ConfigChange, ConfigSpace, Identity, IntxSink, MsiMessage, MsiSink,
-    PciFunction,
+    BarKind, BarWindow, Bdf, ConfigChange, ConfigSpace, Identity, IntxSink, MsiSink, PciFunction,
 };
 
 pub use extension::EduFeatures;
 
-use crate::limit::LogLimit;
 use crate::{Dma, Memory};
 use atc::Atc;
-use copier::{Link, PageCounts};
+use copier::Link;
 use pri::Capabilities;
-use registers::{Action, Registers};
+use registers::Action;
+use shared::{Inner, Shared};
 
 /// Bytes of BAR 0.
 const BAR_SIZE: u64 = 1 << 20;
@@ -112,40 +112,6 @@ pub struct Edu {
     worker: Option<JoinHandle<()>>,
 }
 
-/// What vCPU threads and the worker share.
-struct Shared {
-    bdf: Bdf,
-    dma_mask: u64,
-    link: Link,
-    capabilities: Capabilities,
-    msi: Arc<dyn MsiSink>,
-    intx: Arc<dyn IntxSink>,
-    /// The INTx pin is driven while this is held, so that levels arrive in order; messages are sent
-    /// after it is released.
-    inner: Mutex<Inner>,
-    /// Signalled when there is work, when the worker becomes idle, and at the end.
-    changed: Condvar,
-}
-
-struct Inner {
-    config: ConfigSpace,
-    registers: Registers,
-    /// What the worker is to do next. Bounded by the registers: one factorial and one DMA.
-    factorial: Option<u32>,
-    dma: Option<registers::Copy>,
-    /// The worker is outside the lock with a command.
-    working: bool,
-    /// Counts resets: the result of a command from before one is dropped.
-    epoch: u64,
-    /// How many resets are waiting for the worker: until there is none, nothing new is started.
-    /// (Otherwise a guest that keeps starting commands could hold the second of two resets for
-    /// ever.)
-    resets: usize,
-    /// The device goes away.
-    ending: bool,
-    limit: LogLimit,
-}
-
 impl Edu {
     /// A device at `bdf` that reaches memory through `dma`. If `unit` is in front of it, it keeps a
     /// device-TLB there.
@@ -162,17 +128,6 @@ impl Edu {
     ) -> io::Result<Arc<Self>> {
         let (config, capabilities) = config_space(options.features);
         let dma = dma.gated(config.bus_master_flag());
-        let inner = Inner {
-            config,
-            registers: Registers::new(options.features),
-            factorial: None,
-            dma: None,
-            working: false,
-            epoch: 0,
-            resets: 0,
-            ending: false,
-            limit: LogLimit::default(),
-        };
         let atc = Arc::new(Atc::default());
         let unit = unit.map(|unit| (unit, SourceId(bdf.as_u16())));
         let shared = Arc::new(Shared {
@@ -182,7 +137,7 @@ impl Edu {
             capabilities,
             msi,
             intx,
-            inner: Mutex::new(inner),
+            inner: Mutex::new(Inner::new(config, options.features)),
             changed: Condvar::new(),
         });
         let worker = worker::start(Arc::clone(&shared), dma)?;
@@ -227,79 +182,6 @@ fn config_space(features: EduFeatures) -> (ConfigSpace, Capabilities) {
     builder.add_pcie_endpoint();
     let capabilities = Capabilities::add(&mut builder, features);
     (builder.build(), capabilities)
-}
-
-impl Shared {
-    fn send(&self, messages: impl IntoIterator<Item = MsiMessage>) {
-        for message in messages {
-            self.msi.signal(self.bdf, message.address, message.data);
-        }
-    }
-
-    /// Drives the INTx pin as configuration space and interrupt status now ask for.
-    fn drive(&self, inner: &mut Inner) {
-        let pending = inner.registers.interrupt_pending();
-        inner.config.set_interrupt_status(pending);
-        self.intx.set_level(inner.config.intx_level());
-    }
-
-    /// Sets interrupt status bits. The message that this causes is sent by the caller, after the
-    /// lock is released.
-    fn raise(&self, inner: &mut Inner, bits: u32) -> Option<MsiMessage> {
-        inner.registers.raise(bits);
-        self.drive(inner);
-        inner
-            .registers
-            .interrupt_pending()
-            .then(|| inner.config.msi_notify(0))?
-    }
-
-    fn count_pages(&self, inner: &mut Inner, counts: PageCounts) {
-        let extension = &mut inner.registers.extension;
-        extension.page_requests = extension.page_requests.wrapping_add(counts.requests);
-        extension.page_responses = extension.page_responses.wrapping_add(counts.responses);
-        if counts.failed {
-            self.capabilities.set_response_failure(&mut inner.config);
-        }
-        self.update_capabilities(inner);
-    }
-
-    /// Makes the capabilities' status, and the device-TLB, follow what the guest enabled.
-    fn update_capabilities(&self, inner: &mut Inner) {
-        let atc = &self.link.atc;
-        atc.set_enabled(self.capabilities.enabled(&inner.config));
-        self.capabilities
-            .update(&mut inner.config, atc.is_waiting(), atc.take_unexpected());
-    }
-
-    /// Stops the work and returns the registers to their reset values.
-    fn reset(&self) {
-        let mut inner = self.inner.lock();
-        inner.epoch = inner.epoch.wrapping_add(1);
-        inner.resets += 1;
-        inner.factorial = None;
-        inner.dma = None;
-        self.link.atc.abort();
-        while inner.working {
-            // A DMA command is at most 4 KiB, so this is short; and it no longer waits for pages.
-            self.changed.wait(&mut inner);
-        }
-        inner.resets -= 1;
-        let features = inner.registers.extension.features;
-        inner.registers = Registers::new(features);
-        inner.config.reset();
-        self.link.atc.take_unexpected();
-        self.update_capabilities(&mut inner);
-        self.drive(&mut inner);
-    }
-}
-
-impl Inner {
-    fn complain(&mut self, what: &str) {
-        if let Some(held_back) = self.limit.pass() {
-            log::warn!("edu: {what} ({held_back} messages held back)");
-        }
-    }
 }
 
 impl PciFunction for Edu {

@@ -5,10 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
-use super::Shared;
 use super::copier::Copier;
 use super::extension::Outcome;
 use super::registers::{self, BUFFER_SIZE, Copy};
+use super::shared::Shared;
 use crate::Dma;
 
 pub(super) fn start(shared: Arc<Shared>, dma: Dma) -> io::Result<JoinHandle<()>> {

@@ -1,0 +1,136 @@
+//! The state of an edu device that vCPU threads and its worker share, and the interrupts and resets
+//! that follow from it.
+
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+use pci::{Bdf, ConfigSpace, IntxSink, MsiMessage, MsiSink};
+
+use super::copier::{Link, PageCounts};
+use super::extension::EduFeatures;
+use super::pri::Capabilities;
+use super::registers::{self, Registers};
+use crate::limit::LogLimit;
+
+/// What vCPU threads and the worker share.
+pub(super) struct Shared {
+    pub(super) bdf: Bdf,
+    pub(super) dma_mask: u64,
+    pub(super) link: Link,
+    pub(super) capabilities: Capabilities,
+    pub(super) msi: Arc<dyn MsiSink>,
+    pub(super) intx: Arc<dyn IntxSink>,
+    /// The INTx pin is driven while this is held, so that levels arrive in order; messages are sent
+    /// after it is released.
+    pub(super) inner: Mutex<Inner>,
+    /// Signalled when there is work, when the worker becomes idle, and at the end.
+    pub(super) changed: Condvar,
+}
+
+/// What the lock guards.
+pub(super) struct Inner {
+    pub(super) config: ConfigSpace,
+    pub(super) registers: Registers,
+    /// What the worker is to do next. Bounded by the registers: one factorial and one DMA.
+    pub(super) factorial: Option<u32>,
+    pub(super) dma: Option<registers::Copy>,
+    /// The worker is outside the lock with a command.
+    pub(super) working: bool,
+    /// Counts resets: the result of a command from before one is dropped.
+    pub(super) epoch: u64,
+    /// How many resets are waiting for the worker: until there is none, nothing new is started.
+    /// (Otherwise a guest that keeps starting commands could hold the second of two resets for
+    /// ever.)
+    pub(super) resets: usize,
+    /// The device goes away.
+    pub(super) ending: bool,
+    pub(super) limit: LogLimit,
+}
+
+impl Shared {
+    pub(super) fn send(&self, messages: impl IntoIterator<Item = MsiMessage>) {
+        for message in messages {
+            self.msi.signal(self.bdf, message.address, message.data);
+        }
+    }
+
+    /// Drives the INTx pin as configuration space and interrupt status now ask for.
+    pub(super) fn drive(&self, inner: &mut Inner) {
+        let pending = inner.registers.interrupt_pending();
+        inner.config.set_interrupt_status(pending);
+        self.intx.set_level(inner.config.intx_level());
+    }
+
+    /// Sets interrupt status bits. The message that this causes is sent by the caller, after the
+    /// lock is released.
+    pub(super) fn raise(&self, inner: &mut Inner, bits: u32) -> Option<MsiMessage> {
+        inner.registers.raise(bits);
+        self.drive(inner);
+        inner
+            .registers
+            .interrupt_pending()
+            .then(|| inner.config.msi_notify(0))?
+    }
+
+    pub(super) fn count_pages(&self, inner: &mut Inner, counts: PageCounts) {
+        let extension = &mut inner.registers.extension;
+        extension.page_requests = extension.page_requests.wrapping_add(counts.requests);
+        extension.page_responses = extension.page_responses.wrapping_add(counts.responses);
+        if counts.failed {
+            self.capabilities.set_response_failure(&mut inner.config);
+        }
+        self.update_capabilities(inner);
+    }
+
+    /// Makes the capabilities' status, and the device-TLB, follow what the guest enabled.
+    pub(super) fn update_capabilities(&self, inner: &mut Inner) {
+        let atc = &self.link.atc;
+        atc.set_enabled(self.capabilities.enabled(&inner.config));
+        self.capabilities
+            .update(&mut inner.config, atc.is_waiting(), atc.take_unexpected());
+    }
+
+    /// Stops the work and returns the registers to their reset values.
+    pub(super) fn reset(&self) {
+        let mut inner = self.inner.lock();
+        inner.epoch = inner.epoch.wrapping_add(1);
+        inner.resets += 1;
+        inner.factorial = None;
+        inner.dma = None;
+        self.link.atc.abort();
+        while inner.working {
+            // A DMA command is at most 4 KiB, so this is short; and it no longer waits for pages.
+            self.changed.wait(&mut inner);
+        }
+        inner.resets -= 1;
+        let features = inner.registers.extension.features;
+        inner.registers = Registers::new(features);
+        inner.config.reset();
+        self.link.atc.take_unexpected();
+        self.update_capabilities(&mut inner);
+        self.drive(&mut inner);
+    }
+}
+
+impl Inner {
+    /// A device out of reset, with nothing to do.
+    pub(super) fn new(config: ConfigSpace, features: EduFeatures) -> Self {
+        Self {
+            config,
+            registers: Registers::new(features),
+            factorial: None,
+            dma: None,
+            working: false,
+            epoch: 0,
+            resets: 0,
+            ending: false,
+            limit: LogLimit::default(),
+        }
+    }
+
+    pub(super) fn complain(&mut self, what: &str) {
+        if let Some(held_back) = self.limit.pass() {
+            log::warn!("edu: {what} ({held_back} messages held back)");
+        }
+    }
+}
