@@ -42,25 +42,26 @@ pub struct TableReach {
     pub page_size: u64,
 }
 
-/// Why a device cannot be behind a unit, or cannot reach guest memory.
+/// Why a device cannot be behind a unit, or cannot reach guest memory: the capability that is missing,
+/// by register and field. What to configure instead is for the VMM to say.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Incompatible {
     /// The guest could map what the host cannot.
     #[error(
-        "the host's IOMMU translates {host} bits of address for this device, and intel-iommu was asked for aw-bits={asked}; {remedy}"
+        "the host's IOMMU translates {host} bits of address for this device (IOMMU_IOAS_IOVA_RANGES), and the unit {asked} \
+         (CAP.MGAW)"
     )]
     AddressWidth {
         /// Bits that the host translates.
         host: u8,
         /// Bits that the unit would.
         asked: u8,
-        /// What to do.
-        remedy: AddressWidthRemedy,
     },
     /// Guest memory lies beyond what the host translates.
     #[error(
-        "guest memory ends at {end:#x}, and the host's IOMMU translates {host} bits of address for this device; \
-         write a smaller --memory"
+        "guest memory ends at {end:#x}, and the host's IOMMU translates {host} bits of address for this device \
+         (IOMMU_IOAS_IOVA_RANGES)"
     )]
     Memory {
         /// The end of guest memory.
@@ -70,44 +71,40 @@ pub enum Incompatible {
     },
     /// The guest could map less at once than the host.
     #[error(
-        "the host's IOMMU maps {0} bytes at least, and the guest's tables have pages of 4096; this device cannot be assigned on \
-         this host"
+        "the host's IOMMU maps {0} bytes at least (IOMMU_IOAS_IOVA_RANGES), and the guest's tables have pages of 4096; this \
+         device cannot be assigned on this host"
     )]
     PageSize(u64),
     /// Software announces no change of first-stage tables, so they cannot be mirrored, and the host does not nest them.
     #[error(
-        "x-flts=on gives the guest first-stage translation, which needs nested translation in the host for an assigned device, and \
-         {0}; write x-flts=off"
+        "first-stage translation (ECAP.FSTS) of an assigned device needs nested translation in the host, and {0}"
     )]
     NoNesting(NoNesting),
     /// The guest's first-stage tables would be deeper than the host walks.
     #[error(
-        "aw-bits=57 gives the guest first-stage tables of five levels (x-flts=on), which the host's IOMMU cannot walk (CAP.FS5LP is \
-         clear); write aw-bits=48, or x-flts=off"
+        "with 57-bit addresses first-stage tables have five levels, which the host's IOMMU cannot walk (CAP.FS5LP is clear)"
     )]
     FiveLevels,
     /// The unit was made without this device in mind.
     #[error(
-        "the remapping unit promises the guest {0} in first-stage tables, which the host's IOMMU does not have for this device; \
-         assign it when the machine is started, and the unit will not promise it"
+        "the unit promises the guest {0} in first-stage tables, which the host's IOMMU does not have for this device"
     )]
     Walks(&'static str),
     /// Software would not announce new mappings.
     #[error(
-        "caching mode was turned off (caching-mode=off), and without it a guest does not announce new mappings, so an assigned \
-         device would never get them; write caching-mode=auto"
+        "without caching mode (CAP.CM is clear) a guest does not announce new mappings, so an assigned device would never get them"
     )]
     CachingMode,
     /// The unit was made without this device in mind.
     #[error(
-        "the remapping unit promises the guest that devices snoop caches (snoop control), and the host's IOMMU does not have this \
-         one do so; assign it when the machine is started, and the unit will not promise it"
+        "the unit promises the guest that devices snoop caches (ECAP.SC), and the host's IOMMU does not have this one do so"
     )]
     SnoopControl,
 }
 
 /// Why a host does not nest for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NoNesting {
     /// Its IOMMU is not an Intel unit.
     OtherIommu,
@@ -127,29 +124,6 @@ impl fmt::Display for NoNesting {
                  intel_iommu=on,sm_on"
             }
         })
-    }
-}
-
-/// What to do about an address width.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AddressWidthRemedy {
-    /// A width that the host has.
-    Narrower(u8),
-    /// A width that the host has, and that no first-stage tables have.
-    NarrowerWithoutFirstStage(u8),
-    /// There is none.
-    NoUnit,
-}
-
-impl fmt::Display for AddressWidthRemedy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Narrower(bits) => write!(f, "write aw-bits={bits}"),
-            Self::NarrowerWithoutFirstStage(bits) => {
-                write!(f, "write aw-bits={bits},x-flts=off")
-            }
-            Self::NoUnit => f.write_str("drop intel-iommu, as no unit is as narrow"),
-        }
     }
 }
 
@@ -268,17 +242,9 @@ impl HostCapabilities {
                 return Err(Incompatible::PageSize(page_size));
             }
             if host < config.aw_bits {
-                let remedy = match widest(host) {
-                    None => AddressWidthRemedy::NoUnit,
-                    Some(39) if config.first_stage => {
-                        AddressWidthRemedy::NarrowerWithoutFirstStage(39)
-                    }
-                    Some(bits) => AddressWidthRemedy::Narrower(bits),
-                };
                 return Err(Incompatible::AddressWidth {
                     host,
                     asked: config.aw_bits,
-                    remedy,
                 });
             }
         }

@@ -15,6 +15,7 @@ const PIECE: u64 = 1 << 30;
 
 /// Why it is not known which pages were written.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum DirtyTrackingError {
     /// The host's IOMMU cannot tell.
     #[error(

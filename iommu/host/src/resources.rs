@@ -12,6 +12,7 @@ use intel_vtd::unit::Limiter;
 
 /// How much a guest can have of the host for its assigned devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// Areas that all shadows have together: runs of pages that were mapped together. Each takes some 200 bytes of the host's
     /// memory. A guest that maps more has the devices blocked for whose tables there is no more room.

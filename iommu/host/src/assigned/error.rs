@@ -10,6 +10,7 @@ use intel_vtd::spec::ids::SourceId;
 
 /// Why a device is not added.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum AddError {
     /// There is one with the same source id.
     #[error("{name}: {other} has the source id {source_id} already; give it another address")]

@@ -11,6 +11,7 @@ macro_rules! statistics {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// What was done for assigned devices since the machine was made. Counters never go back.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
         pub struct AssignedStatistics {
             $($(#[$doc])* pub $name: u64,)*
         }

@@ -46,6 +46,7 @@ pub(crate) enum Target {
 
 /// Why a device reaches nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Blocked {
     /// The guest's tables say so: a request would have this fault.
     Guest(FaultReason),
