@@ -46,21 +46,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use vm_memory::GuestMemoryBackend;
 
 pub use super::ram::RamPiece;
-pub use crate::dirty::DirtyTrackingError;
+pub use crate::blocked::Blocked;
+pub use crate::dirty::tracking::DirtyTrackingError;
 pub use crate::resources::Limits;
+pub use crate::statistics::AssignedStatistics;
 pub use device::AssignedDevice;
 pub use error::AddError;
-pub use report::{AssignedStatistics, DeviceBinding, DeviceReport};
-pub use target::Blocked;
+pub use report::{DeviceBinding, DeviceReport};
 
 use super::ioas::Space;
 use super::page_requests::PageRequestPath;
 use super::ram::Ram;
 use super::{HostIommu, Rights};
-use crate::dirty::DirtyPages;
-use crate::resources::Common;
+use crate::dirty::{DirtyPages, tracking};
+use crate::resources::{Common, HostKey};
+use crate::tables::Tables;
 use binding::Binding;
-use device::{Device, HostKey};
+use device::Device;
 use intel_vtd::Invalidation;
 use intel_vtd::dma::DmaState;
 use intel_vtd::memory::Nearby;
@@ -69,7 +71,6 @@ use intel_vtd::spec::ids::SourceId;
 use intel_vtd::spec::page_request::PageResponse;
 use intel_vtd::unit::{DeviceTlb, TranslationObserver, Unit};
 use placement::{Host, State};
-use target::Tables;
 
 /// The assigned devices of a machine.
 ///
@@ -237,7 +238,7 @@ where
         state.common.dirty = None;
         let mut outcome = Ok(());
         for (space, _) in state.spaces() {
-            outcome = crate::dirty::switch(space, true);
+            outcome = tracking::switch(space, true);
             if outcome.is_err() {
                 break;
             }
@@ -267,11 +268,11 @@ where
         let mut pages = state.common.dirty.take().ok_or(DirtyTrackingError::Off)?;
         for (space, shadow) in state.spaces() {
             match shadow {
-                None => crate::dirty::collect_guest_physical(space, &state.common.ram, &mut pages),
+                None => tracking::collect_guest_physical(space, &state.common.ram, &mut pages),
                 Some(shadow) => shadow
                     .areas()
                     .iter()
-                    .for_each(|area| crate::dirty::collect(space, area, &mut pages)),
+                    .for_each(|area| tracking::collect(space, area, &mut pages)),
             }
         }
         pages.take(found);
@@ -368,7 +369,7 @@ impl DeviceTlb for HostDeviceTlb {
 fn stop(state: &State) {
     for (space, _) in state.spaces() {
         // What has none of it needs none of this.
-        let _ = crate::dirty::switch(space, false);
+        let _ = tracking::switch(space, false);
     }
 }
 

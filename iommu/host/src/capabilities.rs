@@ -411,5 +411,4 @@ fn address_bits(ranges: &[RangeInclusive<u64>]) -> u8 {
 }
 
 #[cfg(test)]
-#[path = "capabilities_test.rs"]
 mod capabilities_test;

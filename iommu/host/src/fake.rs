@@ -16,12 +16,11 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::assigned::AssignedDevice;
 use super::{
     Attachment, HardwareInfo, HostDeviceId, HostIommu, HostMemory, IntelInfo, NestedInvalidation,
     NestedOptions, NestedTable, ObjectId, PageTableOptions, Rights, SharedMapping,
 };
-use intel_vtd::spec::ids::{Pasid, SourceId};
+use intel_vtd::spec::ids::Pasid;
 use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
 use ioas::{Area, Space};
 use nested::{Memory, Nested};
@@ -388,21 +387,6 @@ impl FakeHost {
         );
         let host = Arc::clone(self);
         (device, Arc::new(FakeAttachment { host, device }))
-    }
-
-    /// Binds one more device, ready to be assigned as `source`.
-    pub fn device(self: &Arc<Self>, source: SourceId, features: FakeFeatures) -> AssignedDevice {
-        let (id, attachment) = self.bind(features);
-        AssignedDevice {
-            source,
-            name: format!("fake{}", id.0),
-            host: Arc::clone(self) as _,
-            id,
-            attachment,
-            pasids: features.pasid_bits != 0,
-            ats: false,
-            page_requests: None,
-        }
     }
 
     /// Has the call fail that comes after `calls` more, with an error number.
@@ -831,5 +815,4 @@ impl Attachment for FakeAttachment {
 }
 
 #[cfg(test)]
-#[path = "fake_test.rs"]
 mod fake_test;

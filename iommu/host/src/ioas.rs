@@ -10,11 +10,9 @@ use super::{
     Attachment, HardwareInfo, HostDeviceId, HostIommu, ObjectId, PageTableOptions, Rights,
     SharedMapping,
 };
-use crate::resources::Common;
+use crate::resources::{Common, Remains};
+use crate::run::PAGE;
 use intel_vtd::spec::ids::Pasid;
-
-/// What mappings are aligned to.
-pub(crate) const PAGE: u64 = 0x1000;
 
 /// `EINVAL`: what a page table answers that is not for this device.
 pub(crate) const INVALID: i32 = 22;
@@ -234,23 +232,6 @@ fn has_exact_rights(info: &HardwareInfo, options: PageTableOptions) -> bool {
         return false;
     };
     options.nesting_parent || options.dirty_tracking || !intel.caps.ecap.fsts()
-}
-
-/// An object that the host did not destroy yet.
-pub(crate) struct Remains {
-    host: Arc<dyn HostIommu>,
-    object: ObjectId,
-}
-
-impl Remains {
-    pub(crate) const fn new(host: Arc<dyn HostIommu>, object: ObjectId) -> Self {
-        Self { host, object }
-    }
-
-    /// Tries again.
-    pub(crate) fn destroy(&self) -> io::Result<()> {
-        self.host.destroy(self.object)
-    }
 }
 
 /// Why a device is not behind a page table.

@@ -496,5 +496,4 @@ fn address_of_mut<T>(buffer: &mut [T]) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "iommufd_test.rs"]
 mod iommufd_test;

@@ -14,6 +14,7 @@ pub mod fake;
 pub mod iommufd;
 pub mod page_requests;
 
+mod blocked;
 mod budget;
 mod dirty;
 mod ioas;
@@ -22,6 +23,8 @@ mod ram;
 mod resources;
 mod run;
 mod shadow;
+mod statistics;
+mod tables;
 
 use std::io;
 use std::ops::RangeInclusive;

@@ -9,12 +9,10 @@ pub(crate) mod batch;
 use std::io;
 use std::sync::Arc;
 
-use super::assigned::device::HostKey;
-use super::ioas::Remains;
 use super::{
     HardwareInfo, HostDeviceId, HostIommu, NestedInvalidation, NestedOptions, NestedTable, ObjectId,
 };
-use crate::resources::Common;
+use crate::resources::{Common, HostKey, Remains};
 use batch::ALL;
 use intel_vtd::translate::{FirstStage, SecondStage};
 

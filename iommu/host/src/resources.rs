@@ -1,13 +1,13 @@
-//! What all spaces of a machine share: its memory, its limits, its counters.
+//! Resources of a machine that its assigned devices share: guest memory, limits, counters, and the host objects left over.
 
+use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::dirty::{DirtyPages, collect};
-use crate::assigned::report::AssignedStatistics;
-use crate::ioas::{Remains, Space};
+use crate::dirty::DirtyPages;
 use crate::ram::Ram;
-use crate::run::Run;
-use crate::shadow::Scratch;
+use crate::statistics::AssignedStatistics;
+use crate::{HostIommu, ObjectId};
 use intel_vtd::unit::Limiter;
 
 /// How much a guest can have of the host for its assigned devices.
@@ -42,6 +42,28 @@ impl Default for Limits {
     }
 }
 
+/// Names one of the machine's iommufds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct HostKey(pub(crate) u64);
+
+/// An object that the host did not destroy yet.
+pub(crate) struct Remains {
+    host: Arc<dyn HostIommu>,
+    object: ObjectId,
+}
+
+impl Remains {
+    pub(crate) const fn new(host: Arc<dyn HostIommu>, object: ObjectId) -> Self {
+        Self { host, object }
+    }
+
+    /// Tries again.
+    pub(crate) fn destroy(&self) -> io::Result<()> {
+        self.host.destroy(self.object)
+    }
+}
+
+/// What the devices of a machine share.
 pub(crate) struct Common {
     pub(crate) ram: Ram,
     pub(crate) limits: Limits,
@@ -52,7 +74,6 @@ pub(crate) struct Common {
     pub(crate) dirty: Option<DirtyPages>,
     /// What the host did not take back yet.
     pub(crate) remains: Vec<Remains>,
-    pub(crate) scratch: Scratch,
     /// About devices. Apart from the other, so that these are seen.
     devices: Limiter,
     details: Limiter,
@@ -67,7 +88,6 @@ impl Common {
             statistics: AssignedStatistics::default(),
             dirty: None,
             remains: Vec::new(),
-            scratch: Scratch::default(),
             devices: Limiter::default(),
             details: Limiter::default(),
         }
@@ -81,13 +101,6 @@ impl Common {
     /// As [`report`](Self::report), about what goes on within a shadow.
     pub(crate) fn details(&mut self, message: impl FnOnce() -> String) {
         warn(&mut self.details, message);
-    }
-
-    /// `area` of `space` is about to be unmapped: what was written through it would be forgotten.
-    pub(crate) fn collect_dirty(&mut self, space: &Space, area: &Run) {
-        if let Some(dirty) = &mut self.dirty {
-            collect(space, area, dirty);
-        }
     }
 }
 

@@ -5,6 +5,9 @@ use std::ops::Range;
 
 use crate::Rights;
 
+/// What mappings are aligned to.
+pub(crate) const PAGE: u64 = 0x1000;
+
 /// The pages of a device's address space from `input` on, which are guest memory from `output` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {

@@ -15,12 +15,13 @@ use std::cmp::Reverse;
 use std::io;
 use std::ops::Range;
 
-use super::assigned::target::Tables;
-use super::ioas::Space;
 use crate::ObjectId;
 use crate::budget::{Budget, Exhausted};
+use crate::dirty::tracking::collect_unmapped;
+use crate::ioas::Space;
 use crate::resources::Common;
 use crate::run::Run;
+use crate::tables::Tables;
 use areas::Areas;
 use intel_vtd::memory::TableMemory;
 use intel_vtd::spec::descriptors::PageBlock;
@@ -131,16 +132,15 @@ impl Shadow {
         tables: &Tables<'_, T>,
         common: &mut Common,
         budget: &mut Budget,
+        scratch: &mut Scratch,
     ) -> Result<(), Trouble> {
-        let mut scratch = std::mem::take(&mut common.scratch);
         let mut stale = std::mem::take(&mut self.stale);
         let outcome = self
-            .unmap_changed(&mut stale, tables, common, budget, &mut scratch)
+            .unmap_changed(&mut stale, tables, common, budget, scratch)
             .and_then(|()| self.map(&scratch.added, common, budget));
         stale.clear();
         self.stale = stale;
         scratch.shrink();
-        common.scratch = scratch;
         outcome
     }
 
@@ -282,7 +282,7 @@ impl Shadow {
 
     /// An area is about to be unmapped.
     fn forget(&mut self, area: &Run, common: &mut Common) {
-        common.collect_dirty(&self.space, area);
+        collect_unmapped(&self.space, area, common);
         self.areas.remove(area);
         common.areas -= 1;
     }
@@ -365,7 +365,7 @@ impl Shadow {
     pub(crate) fn destroy(mut self, common: &mut Common) {
         let areas = std::mem::take(&mut self.areas);
         for area in areas.iter() {
-            common.collect_dirty(&self.space, area);
+            collect_unmapped(&self.space, area, common);
         }
         common.areas -= areas.len();
         self.space.destroy(common);

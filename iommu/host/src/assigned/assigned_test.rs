@@ -124,7 +124,7 @@ fn without_a_unit_devices_have_guest_memory_and_no_interrupt_range() {
     let mut pieces = ram();
     pieces[1].guest_address = 0xfed0_0000;
     let devices = AssignedDevices::<Memory>::new(pieces, None, Limits::default());
-    let device = host.device(A, PLAIN);
+    let device = assigned_device(&host, A, PLAIN);
     let id = device.id;
     devices.add(device).unwrap();
     let goes = |address| host.dma(id, address).map(|to| to.offset);
@@ -618,21 +618,21 @@ fn what_the_host_refuses_at_first_is_said_and_leaves_nothing() {
         (6, "locked"),
     ] {
         guest.host.fail_after(call, errno::ENOMEM);
-        let device = guest.host.device(A, PLAIN);
+        let device = assigned_device(&guest.host, A, PLAIN);
         let error = guest.devices.add(device).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
         assert_eq!(objects(&[&guest.host]), 0, "{error}");
     }
     guest.host.fail_after(7, errno::ENOMEM);
     guest.host.fail_after(9, errno::ENOMEM);
-    let error = guest.devices.add(guest.host.device(A, PLAIN));
+    let error = guest.devices.add(assigned_device(&guest.host, A, PLAIN));
     assert!(matches!(error, Err(AddError::Attach { .. })), "{error:?}");
     assert_eq!(objects(&[&guest.host]), 0);
     let narrow = FakeFeatures {
         address_bits: 25,
         ..PLAIN
     };
-    let error = guest.devices.add(guest.host.device(A, narrow));
+    let error = guest.devices.add(assigned_device(&guest.host, A, narrow));
     assert!(
         matches!(
             error,
@@ -646,7 +646,10 @@ fn what_the_host_refuses_at_first_is_said_and_leaves_nothing() {
     );
     assert_eq!(objects(&[&guest.host]), 0);
     guest.add(A, PLAIN);
-    let error = guest.devices.add(guest.host.device(A, PLAIN)).unwrap_err();
+    let error = guest
+        .devices
+        .add(assigned_device(&guest.host, A, PLAIN))
+        .unwrap_err();
     assert!(matches!(error, AddError::SourceTaken { .. }));
 }
 

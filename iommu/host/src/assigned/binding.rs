@@ -2,7 +2,8 @@
 
 use std::io;
 
-use super::target::{Blocked, Target};
+use super::target::Target;
+use crate::blocked::Blocked;
 use crate::ioas::{AttachError, Attached, detach};
 use crate::nested::batch::Tag;
 use crate::shadow::ShadowKey;

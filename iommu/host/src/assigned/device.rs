@@ -5,11 +5,13 @@ use std::io;
 use std::sync::Arc;
 
 use super::binding::{Binding, Slot};
-use super::target::{Blocked, Target};
+use super::target::Target;
+use crate::blocked::Blocked;
 use crate::ioas::{AttachError, Attached, Client, Needs, attach, attach_to_one};
 use crate::nested::NestedKey;
 use crate::nested::batch::Tag;
 use crate::page_requests::PageRequestPath;
+use crate::resources::HostKey;
 use crate::shadow::ShadowKey;
 use crate::{Attachment, HardwareInfo, HostDeviceId, HostIommu, NestedOptions, ObjectId};
 use intel_vtd::spec::ids::{Pasid, SourceId};
@@ -36,10 +38,6 @@ pub struct AssignedDevice {
     /// The guest is shown the device's PRI capability: its page requests go this way. Without, the host answers them.
     pub page_requests: Option<PageRequestPath>,
 }
-
-/// Names one of the machine's iommufds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct HostKey(pub(crate) u64);
 
 /// Names requests of a device, which is at this place in the list: those with a PASID, or those without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

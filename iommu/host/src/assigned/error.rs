@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::target::Blocked;
+use crate::blocked::Blocked;
 use intel_vtd::spec::ids::SourceId;
 
 /// Why a device is not added.

@@ -409,7 +409,7 @@ impl Run {
         if self.with(|model| model.ids[device].is_some()) {
             return;
         }
-        let added = self.guest.host.device(SOURCES[device], FEATURES[device]);
+        let added = assigned_device(&self.guest.host, SOURCES[device], FEATURES[device]);
         let id = added.id;
         self.with(|model| {
             for row in rows(device) {

@@ -528,7 +528,7 @@ fn ids_of_objects_on_two_iommufds_are_told_apart() {
     let (guest, ids) = Guest::with(&[NESTING]);
     let other = FakeHost::new();
     other.set_memory(reader(&guest.world));
-    let added = other.device(B, NESTING);
+    let added = assigned_device(&other, B, NESTING);
     let id = added.id;
     guest.devices.add(added).unwrap();
     let paging = guest.world.first_stage(4);

@@ -41,7 +41,7 @@ fn guest(enabled: bool) -> Guest {
         let enabled = enabled && source == ASKING;
         let device = AssignedDevice {
             page_requests,
-            ..guest.host.device(source, features(enabled))
+            ..assigned_device(&guest.host, source, features(enabled))
         };
         guest.devices.add(device).unwrap();
     }

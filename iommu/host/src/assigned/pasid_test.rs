@@ -281,7 +281,7 @@ fn without_pasids_in_the_host_nothing_is_taken_for_attached() {
     // The kernel says yes to attaching them, and does nothing.
     let (guest, ids) = Guest::with(&[]);
     assert_eq!(ids, []);
-    let mut device = guest.host.device(A, NESTING);
+    let mut device = assigned_device(&guest.host, A, NESTING);
     device.pasids = true;
     let id = device.id;
     guest.devices.add(device).unwrap();
@@ -778,7 +778,7 @@ fn a_rejected_invalidation_of_a_shared_table_detaches_everyone_who_uses_it() {
 /// As [`one`], with a device that keeps translations itself.
 fn with_device_tlb() -> (Guest, HostDeviceId) {
     let (guest, _) = Guest::with(&[]);
-    let mut device = guest.host.device(A, PASIDS);
+    let mut device = assigned_device(&guest.host, A, PASIDS);
     device.ats = true;
     let id = device.id;
     guest.devices.add(device).unwrap();

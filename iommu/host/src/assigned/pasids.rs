@@ -2,11 +2,11 @@
 
 use std::ops::ControlFlow;
 
-use super::target::Tables;
 use crate::budget::{Budget, Exhausted};
+use crate::tables::Tables;
 use intel_vtd::Invalidation;
 use intel_vtd::memory::TableMemory;
-use intel_vtd::spec::descriptors::{ContextScope, PasidCacheScope, ignored_bits};
+use intel_vtd::spec::descriptors::PasidCacheScope;
 use intel_vtd::spec::ids::{Pasid, SourceId};
 use intel_vtd::spec::pasid::{DirectoryEntry, PasidEntry};
 use intel_vtd::translate;
@@ -39,7 +39,7 @@ impl Asked {
                 | Invalidation::PasidCache(PasidCacheScope::Global | PasidCacheScope::Domain(0)) => {
                     asked.all = true
                 }
-                Invalidation::Context(scope) => asked.all |= concerns(scope, source),
+                Invalidation::Context(scope) => asked.all |= scope.concerns(source),
                 Invalidation::PasidCache(PasidCacheScope::Domain(_)) => asked.known = true,
                 Invalidation::PasidCache(PasidCacheScope::Pasid(_, pasid)) => {
                     asked.named.extend(Pasid::new(pasid));
@@ -51,17 +51,6 @@ impl Asked {
         }
         asked.known |= asked.all;
         asked
-    }
-}
-
-/// Whether context entries are invalidated of which that of `source` is one. In scalable mode they have no domain.
-pub(crate) const fn concerns(scope: ContextScope, source: SourceId) -> bool {
-    match scope {
-        ContextScope::Global | ContextScope::Domain(_) => true,
-        ContextScope::Device {
-            source: named,
-            function_mask,
-        } => (source.0 ^ named) & !ignored_bits(function_mask) == 0,
     }
 }
 

@@ -11,15 +11,17 @@ use std::io;
 use std::sync::Arc;
 
 use super::binding::Binding;
-use super::device::{Device, HostKey, Place};
+use super::device::{Device, Place};
 use super::pasids::Asked;
-use super::target::{Blocked, Tables, Target};
+use super::target::Target;
+use crate::blocked::Blocked;
 use crate::budget::Budget;
-use crate::dirty::collect_guest_physical;
+use crate::dirty::tracking::collect_guest_physical;
 use crate::ioas::{AttachError, Attached, INVALID, Space};
 use crate::nested::Nested;
-use crate::resources::Common;
-use crate::shadow::Shadow;
+use crate::resources::{Common, HostKey};
+use crate::shadow::{Scratch, Shadow};
+use crate::tables::Tables;
 use crate::{HostIommu, NestedInvalidation, ObjectId};
 use intel_vtd::Invalidation;
 use intel_vtd::memory::TableMemory;
@@ -60,6 +62,7 @@ pub(crate) struct State {
     pasid_budget: Budget,
     /// What the host has forgotten of nested page tables during this exit; not more than [`FORGOTTEN`] for each.
     forgotten: BTreeMap<(HostKey, ObjectId), Vec<NestedInvalidation>>,
+    scratch: Scratch,
 }
 
 impl State {
@@ -75,6 +78,7 @@ impl State {
             budget: Budget::new(limits.steps_per_exit),
             pasid_budget: Budget::new(limits.pasid_steps_per_exit),
             forgotten: BTreeMap::new(),
+            scratch: Scratch::default(),
         }
     }
 

@@ -434,7 +434,7 @@ impl Run {
         if self.with(|model| model.ids[device].is_some()) {
             return;
         }
-        let added = self.guest.host.device(SOURCES[device], FEATURES[device]);
+        let added = assigned_device(&self.guest.host, SOURCES[device], FEATURES[device]);
         let id = added.id;
         self.with(|model| {
             // It was behind nothing, and goes where it belongs.

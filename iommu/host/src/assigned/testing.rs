@@ -63,6 +63,25 @@ pub(super) fn ram() -> Vec<RamPiece> {
         .collect()
 }
 
+/// A device of `host` with these features, ready to be assigned as `source`.
+pub(super) fn assigned_device(
+    host: &Arc<FakeHost>,
+    source: SourceId,
+    features: FakeFeatures,
+) -> AssignedDevice {
+    let (id, attachment) = host.bind(features);
+    AssignedDevice {
+        source,
+        name: format!("fake{}", id.0),
+        host: Arc::clone(host) as _,
+        id,
+        attachment,
+        pasids: features.pasid_bits != 0,
+        ats: false,
+        page_requests: None,
+    }
+}
+
 /// What the fake reads first-stage tables by.
 pub(super) fn reader(world: &World) -> impl Fn(u64) -> Option<u64> + Send + 'static {
     let memory = Arc::clone(&world.memory);
@@ -118,7 +137,7 @@ impl Guest {
     }
 
     pub(super) fn add(&self, source: SourceId, features: FakeFeatures) -> HostDeviceId {
-        let device = self.host.device(source, features);
+        let device = assigned_device(&self.host, source, features);
         let id = device.id;
         self.devices.add(device).unwrap();
         id
@@ -126,7 +145,7 @@ impl Guest {
 
     /// Another iommufd's device.
     pub(super) fn add_of(&self, host: &Arc<FakeHost>, source: SourceId) -> HostDeviceId {
-        let device: AssignedDevice = host.device(source, FakeFeatures::default());
+        let device: AssignedDevice = assigned_device(host, source, FakeFeatures::default());
         let id = device.id;
         self.devices.add(device).unwrap();
         id

@@ -1,8 +1,7 @@
 //! What the guest's invalidations say about one nested page table.
 
 use crate::NestedInvalidation;
-use crate::assigned::pasids::concerns;
-use crate::ioas::PAGE;
+use crate::run::PAGE;
 use intel_vtd::Invalidation;
 use intel_vtd::spec::descriptors::{
     ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
@@ -71,7 +70,7 @@ fn selected(invalidation: &Invalidation, users: &[User]) -> Option<NestedInvalid
         | Invalidation::PasidCache(PasidCacheScope::Global)
         | Invalidation::Iotlb(IotlbScope::Global) => !users.is_empty(),
         Invalidation::Context(scope @ ContextScope::Device { .. }) => {
-            any(&|user| concerns(scope, user.source))
+            any(&|user| scope.concerns(user.source))
         }
         // Page-selective ones name addresses of the second stage, and take all others of the domain along (section 6.5.2.3).
         Invalidation::PasidCache(PasidCacheScope::Domain(domain))
@@ -133,5 +132,4 @@ fn pages(block: &PageBlock) -> NestedInvalidation {
 }
 
 #[cfg(test)]
-#[path = "batch_test.rs"]
 mod batch_test;

@@ -133,5 +133,4 @@ impl Additions<'_> {
 }
 
 #[cfg(test)]
-#[path = "areas_test.rs"]
 mod areas_test;

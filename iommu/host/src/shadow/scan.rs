@@ -225,5 +225,4 @@ enum Marked {
 }
 
 #[cfg(test)]
-#[path = "scan_test.rs"]
 mod scan_test;

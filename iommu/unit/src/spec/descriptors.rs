@@ -24,6 +24,19 @@ pub enum ContextScope {
     },
 }
 
+impl ContextScope {
+    /// Whether it names the context entry of `source`. In scalable mode entries have no domain.
+    pub const fn concerns(self, source: SourceId) -> bool {
+        match self {
+            Self::Global | Self::Domain(_) => true,
+            Self::Device {
+                source: named,
+                function_mask,
+            } => (source.0 ^ named) & !ignored_bits(function_mask) == 0,
+        }
+    }
+}
+
 /// The bits of a source id that FM, of a context cache invalidation, has ignored.
 pub const fn ignored_bits(function_mask: u8) -> u16 {
     match function_mask {

@@ -70,7 +70,7 @@ fn add_table(
     let less_exact = space.add_table(client, &kinds)?;
     if common.dirty.is_some()
         && let Some(table) = space.tables.last()
-        && let Err(error) = crate::dirty::switch_table(space, table, true)
+        && let Err(error) = crate::dirty::tracking::switch_table(space, table, true)
     {
         // All that it can write counts as written then.
         common.report(|| format!("{}: {error}", client.name));

@@ -6,7 +6,7 @@ use super::State;
 use crate::assigned::binding::Binding;
 use crate::assigned::device::Device;
 use crate::assigned::report::{DeviceBinding, DeviceReport};
-use crate::assigned::target::Blocked;
+use crate::blocked::Blocked;
 
 impl State {
     pub(crate) fn reports(&self) -> impl Iterator<Item = DeviceReport> {

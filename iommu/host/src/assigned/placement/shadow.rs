@@ -6,10 +6,12 @@ use super::page_tables::add_shadow_table;
 use super::{Domain, REMAINS, State, bindings, not_attached, refused};
 use crate::ObjectId;
 use crate::assigned::binding::Binding;
-use crate::assigned::device::{HostKey, Place};
-use crate::assigned::target::{Blocked, Tables};
+use crate::assigned::device::Place;
+use crate::blocked::Blocked;
 use crate::ioas::{AttachError, Space};
+use crate::resources::HostKey;
 use crate::shadow::{Shadow, ShadowKey, Trouble};
+use crate::tables::Tables;
 use intel_vtd::Invalidation;
 use intel_vtd::memory::TableMemory;
 use intel_vtd::spec::descriptors::{IotlbScope, PasidIotlbScope};
@@ -78,7 +80,12 @@ impl State {
                 shadow.invalidate();
             }
             if shadow.is_stale()
-                && let Err(trouble) = shadow.refresh(tables, &mut self.common, &mut self.budget)
+                && let Err(trouble) = shadow.refresh(
+                    tables,
+                    &mut self.common,
+                    &mut self.budget,
+                    &mut self.scratch,
+                )
             {
                 failed.push((at, trouble));
             }
@@ -218,9 +225,12 @@ impl State {
             return Err(Blocked::Host(None));
         };
         domain.shadow.invalidate();
-        let outcome = domain
-            .shadow
-            .refresh(tables, &mut self.common, &mut self.budget);
+        let outcome = domain.shadow.refresh(
+            tables,
+            &mut self.common,
+            &mut self.budget,
+            &mut self.scratch,
+        );
         outcome.map_err(|trouble| self.abandon(at, &trouble))
     }
 
