@@ -4,6 +4,7 @@
 mod error;
 mod files;
 mod page_requests;
+mod remedy;
 mod report;
 mod shown;
 
@@ -28,6 +29,7 @@ use crate::kvm::{AssignedFile, KvmVfio};
 use crate::memory::{self, Memory};
 pub(crate) use error::AssignError;
 use page_requests::PageRequests;
+use remedy::Remedied;
 
 /// The iommufds of a machine.
 pub(crate) struct Host {
@@ -179,20 +181,29 @@ impl BoundDevice {
     /// What prevents first-stage translation of up to `aw_bits` bits.
     fn check_first_stage(&self, aw_bits: u8) -> Result<(), error::Why> {
         self.check_requester()?;
-        Ok(self.capabilities.check_first_stage(aw_bits)?)
+        let remedied = |why| Remedied {
+            why,
+            first_stage: true,
+        };
+        let outcome = self.capabilities.check_first_stage(aw_bits);
+        Ok(outcome.map_err(remedied)?)
     }
 
     /// Refuses to go behind `unit`, or to reach memory up to `ram_end`, where the host cannot do that; and chooses what the
     /// guest is shown.
     fn check(&mut self, unit: Option<&UnitConfig>, ram_end: u64) -> Result<(), AssignError> {
+        let remedied = |why| Remedied {
+            why,
+            first_stage: unit.is_some_and(|unit| unit.first_stage),
+        };
         let check = || -> Result<Shown, error::Why> {
             if let Some(unit) = unit {
                 if unit.first_stage {
                     self.check_requester()?;
                 }
-                self.capabilities.check(unit)?;
+                self.capabilities.check(unit).map_err(remedied)?;
             }
-            self.capabilities.check_memory(ram_end)?;
+            self.capabilities.check_memory(ram_end).map_err(remedied)?;
             let chosen = shown::choose(&self.config, &self.capabilities, self.services, unit);
             Ok(chosen?)
         };

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use devices::vfio::{BindError, FileError, HostAddress, OpenError};
 use intel_vtd_host::assigned::AddError;
-use intel_vtd_host::capabilities::Incompatible;
 use thiserror::Error;
 
 use super::files;
+use super::remedy::Remedied;
 use super::shown::Hidden;
 use crate::config::VfioConfig;
 use crate::layout::MIB;
@@ -96,7 +96,7 @@ pub(crate) enum Why {
     )]
     Pages(io::Error),
     #[error(transparent)]
-    Incompatible(#[from] Incompatible),
+    Incompatible(#[from] Remedied),
     #[error(transparent)]
     Hidden(#[from] Hidden),
 }
