@@ -84,7 +84,7 @@ pub(super) const COMMANDS: &[Command] = &[
 fn help(_: &Monitor, _: &[Value]) -> Result<Answer, String> {
     let lines = COMMANDS
         .iter()
-        .map(|command| format!("{:<34}{}\n", command.syntax(), command.help));
+        .map(|command| format!("{:<41} {}\n", command.syntax(), command.help));
     Ok(lines.collect::<String>().into())
 }
 
