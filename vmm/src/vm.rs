@@ -1,5 +1,6 @@
 //! Running a machine: threads for its vCPUs, and what happens when the guest or the user wants something of the whole.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,6 +35,20 @@ pub(crate) enum Event {
     Quit,
     /// A signal asks the process to end.
     Signal(i32),
+}
+
+/// For people: what has happened, which may be several lines.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("it turned itself off"),
+            Self::Reset => f.write_str("it asked for a reset"),
+            Self::TripleFault { vcpu } => write!(f, "vCPU {vcpu} shut down (triple fault)"),
+            Self::Failed(message) => f.write_str(message.trim_end()),
+            Self::Quit => f.write_str("the user ends it"),
+            Self::Signal(signal) => write!(f, "signal {signal} ends it"),
+        }
+    }
 }
 
 /// How a machine ended.
@@ -71,7 +86,7 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
         let event = events.recv().context("all vCPUs are gone")?;
         stop(&mut machine, running)?;
         let event = most_urgent(event, &events);
-        log::info!("the guest has stopped: {event:?}");
+        log::info!("the guest has stopped: {event}");
         if matches!(event, Event::Signal(_)) && log::log_enabled!(log::Level::Debug) {
             machine
                 .vcpus
@@ -183,6 +198,12 @@ mod tests {
             events.try_recv().is_err(),
             "nothing stale is left for the next run"
         );
+    }
+
+    #[test]
+    fn a_message_of_several_lines_is_shown_as_it_is() {
+        let event = Event::Failed("vCPU 0 cannot go on\n  rip 0x10\n".to_owned());
+        assert_eq!(event.to_string(), "vCPU 0 cannot go on\n  rip 0x10");
     }
 
     #[test]
