@@ -1,7 +1,9 @@
-//! Loading a kernel: what it needs is put into guest memory, and the first vCPU's state is worked out.
+//! Loading a kernel, its initramfs and its boot parameters into guest memory, and the first vCPU's
+//! state.
 //!
-//! A bzImage (Linux boot protocol) and an ELF with a PVH note (Xen's `hvm_start_info`) are entered alike: 32-bit protected
-//! mode, paging off, flat segments. File contents are read straight into guest memory, each byte once.
+//! A bzImage (Linux boot protocol) and an ELF with a PVH note (Xen's `hvm_start_info`) are entered
+//! alike: 32-bit protected mode, paging off, flat segments. File contents are read straight into
+//! guest memory, each byte once.
 
 mod bzimage;
 mod cpu_state;
@@ -13,8 +15,10 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
+use linux_loader::loader::load_cmdline;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::cmdline::{self, CmdlineError};
 use crate::layout;
 use crate::memory::Memory;
 pub(crate) use cpu_state::CpuState;
@@ -83,23 +87,18 @@ pub(crate) enum BootError {
         /// Where it must end.
         limit: u64,
     },
-    /// The command line does not fit.
-    #[error("--cmdline: {size} bytes are more than this kernel takes ({limit}); shorten it")]
-    CmdlineTooLong {
-        /// Its size.
-        size: usize,
-        /// What fits.
-        limit: usize,
-    },
+    /// The command line does not suit the kernel.
+    #[error(transparent)]
+    Cmdline(#[from] CmdlineError),
     /// A structure does not fit into guest memory.
     #[error("--memory: the boot structures do not fit ({0}); write a larger size")]
-    Memory(vm_memory::GuestMemoryError),
-}
-
-impl From<vm_memory::GuestMemoryError> for BootError {
-    fn from(error: vm_memory::GuestMemoryError) -> Self {
-        BootError::Memory(error)
-    }
+    Memory(#[from] vm_memory::GuestMemoryError),
+    /// The same as linux-loader says it of what the boot protocol hands over.
+    #[error("--memory: the boot structures do not fit ({0}); write a larger size")]
+    Parameters(#[from] linux_loader::configurator::Error),
+    /// The same of the command line.
+    #[error("--memory: the command line does not fit ({0}); write a larger size")]
+    Loader(#[from] linux_loader::loader::Error),
 }
 
 /// The files that a guest boots from. They stay open, so that a reboot finds the same ones.
@@ -159,8 +158,9 @@ impl Images {
         })
     }
 
-    /// Loads everything into `memory` of `ram_size` bytes and returns the first vCPU's state. `rsdp` is where the
-    /// ACPI tables begin; `reused` says that memory holds what an earlier boot left there.
+    /// Loads everything into `memory` of `ram_size` bytes and returns the first vCPU's state.
+    /// `rsdp` is where the ACPI tables begin; `reused` says that memory holds what an earlier boot
+    /// left there.
     pub(crate) fn load(
         &mut self,
         memory: &Memory,
@@ -170,7 +170,7 @@ impl Images {
     ) -> Result<CpuState, BootError> {
         let loaded = self.load_kernel(memory, ram_size, reused)?;
         let initramfs = self.load_initramfs(memory, &loaded)?;
-        self.write_cmdline(memory, loaded.cmdline_limit)?;
+        let cmdline_size = self.write_cmdline(memory, loaded.cmdline_limit)?;
         cpu_state::write_gdt(memory)?;
         let map = memmap::memory_map(ram_size);
         match &loaded.format {
@@ -179,7 +179,6 @@ impl Images {
                 Ok(CpuState::pvh(loaded.entry))
             }
             Format::BzImage(header) => {
-                let cmdline_size = self.cmdline.len();
                 bzimage::write_boot_params(memory, header, &map, initramfs, rsdp, cmdline_size)?;
                 Ok(CpuState::bzimage(loaded.entry))
             }
@@ -218,7 +217,8 @@ impl Images {
         }
     }
 
-    /// Puts the initramfs as high as it may go, so that the kernel has the memory below in one piece.
+    /// Puts the initramfs as high as it may go, so that the kernel has the memory below in one
+    /// piece.
     fn load_initramfs(
         &mut self,
         memory: &GuestMemoryMmap<()>,
@@ -250,16 +250,16 @@ impl Images {
         Ok((size > 0).then_some(Initramfs { address, size }))
     }
 
-    fn write_cmdline(&self, memory: &GuestMemoryMmap<()>, limit: usize) -> Result<(), BootError> {
+    /// Writes the command line for a kernel that takes `limit` bytes, and returns its size.
+    fn write_cmdline(
+        &self,
+        memory: &GuestMemoryMmap<()>,
+        limit: usize,
+    ) -> Result<usize, BootError> {
         let limit = limit.min(layout::boot::CMDLINE_MAX - 1);
-        let size = self.cmdline.len();
-        if size > limit {
-            return Err(BootError::CmdlineTooLong { size, limit });
-        }
-        let address = layout::boot::CMDLINE;
-        memory.write_slice(self.cmdline.as_bytes(), GuestAddress(address))?;
-        memory.write_slice(&[0], GuestAddress(address + size as u64))?;
-        Ok(())
+        let cmdline = cmdline::check(&self.cmdline, limit)?;
+        load_cmdline(memory, GuestAddress(layout::boot::CMDLINE), &cmdline)?;
+        Ok(self.cmdline.trim().len())
     }
 }
 

@@ -4,6 +4,7 @@ mod assign;
 mod boot;
 mod bus;
 mod cli;
+mod cmdline;
 mod config;
 mod console;
 mod control;

@@ -1,4 +1,4 @@
-//! Images made byte by byte, loaded into small memories.
+//! Loading of kernel images that are made byte by byte, into small memories.
 
 use std::io::Write;
 
@@ -50,7 +50,8 @@ fn bzimage() -> Vec<u8> {
     image
 }
 
-/// An ELF with a note that gives 0x0100_0010 as PVH entry, and a segment at 16 MiB of 8 bytes that is 0x2000 in memory.
+/// An ELF with a note that gives 0x0100_0010 as PVH entry, and a segment at 16 MiB of 8 bytes that
+/// is 0x2000 in memory.
 fn vmlinux() -> Vec<u8> {
     let mut image = vec![0; 0x200];
     image[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\0");

@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::path::Path;
 
+use linux_loader::configurator::linux::LinuxBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::bzimage::BzImage;
-use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
 
 use super::memmap::Entry;
 use super::{BootError, Format, Initramfs, Loaded};
@@ -44,7 +46,8 @@ pub(super) fn load(
         return Err(refused("it has no setup header".to_owned()));
     };
     let entry = result.kernel_load.raw_value();
-    // The kernel unpacks itself to its preferred address, or to where it is if that is higher, and needs `init_size` there.
+    // The kernel unpacks itself to its preferred address, or to where it is if that is higher, and
+    // needs `init_size` there.
     let unpacked = entry
         .max(header.pref_address)
         .saturating_add(u64::from(header.init_size));
@@ -103,8 +106,8 @@ pub(super) fn write_boot_params(
     }
     params.e820_table = table;
     params.e820_entries = entries;
-    memory.write_slice(params.as_slice(), GuestAddress(BOOT_PARAMS))?;
-    Ok(())
+    let params = BootParams::new(&params, GuestAddress(BOOT_PARAMS));
+    Ok(LinuxBootConfigurator::write_bootparams(&params, memory)?)
 }
 
 /// Everything that the header points to is below 4 GiB.

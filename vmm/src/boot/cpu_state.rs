@@ -1,16 +1,19 @@
-//! The state in which both boot protocols enter a kernel: 32-bit protected mode, paging off, flat segments, interrupts off.
+//! The state in which both boot protocols enter a kernel: 32-bit protected mode, paging off, flat
+//! segments, interrupts off.
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::layout::boot::{BOOT_PARAMS, GDT, PVH_START_INFO};
 
-/// Selectors as the Linux protocol demands them (`__BOOT_CS`, `__BOOT_DS`), and a task state segment as PVH does.
+/// Selectors as the Linux protocol demands them (`__BOOT_CS`, `__BOOT_DS`), and a task state
+/// segment as PVH does.
 const CODE: u16 = 0x10;
 const DATA: u16 = 0x18;
 const TASK: u16 = 0x20;
 
-/// Flat 4 GiB code and data segments, and a busy 32-bit TSS of 0x68 bytes at address 0 (SDM volume 3, 3.4.5 and 7.2.2).
+/// Flat 4 GiB code and data segments, and a busy 32-bit TSS of 0x68 bytes at address 0 (SDM volume
+/// 3, 3.4.5 and 7.2.2).
 const DESCRIPTORS: [u64; 5] = [
     0,
     0,
@@ -60,7 +63,8 @@ impl CpuState {
         }
     }
 
-    /// Sets the segments and control registers in `sregs`, which otherwise keeps what reset put there.
+    /// Sets the segments and control registers in `sregs`, which otherwise keeps what reset put
+    /// there.
     pub(crate) fn apply(&self, sregs: &mut kvm_sregs) {
         let data = segment(DATA);
         sregs.cs = segment(CODE);

@@ -12,7 +12,8 @@ use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 use super::{BootError, Format, Loaded};
 use crate::layout;
 
-/// Longest command line that Linux takes through PVH (its COMMAND_LINE_SIZE on x86, without the zero).
+/// Longest command line that Linux takes through PVH (its COMMAND_LINE_SIZE on x86, without the
+/// zero).
 const CMDLINE_LIMIT: usize = 2047;
 
 /// Loads the image at the addresses that it names.
@@ -45,7 +46,8 @@ pub(super) fn load(
     })
 }
 
-/// Zeroes what segments have in memory beyond their file contents: fresh memory is zero there, used memory is not.
+/// Zeroes what segments have in memory beyond their file contents: fresh memory is zero there, used
+/// memory is not.
 fn clear_tails(file: &mut File, memory: &GuestMemoryMmap<()>) -> io::Result<()> {
     static ZEROES: [u8; 0x1_0000] = [0; 0x1_0000];
 
