@@ -1,4 +1,5 @@
-//! The host's KVM: opening it, checking that it can do what the machine needs, and creating the virtual machine.
+//! The host's KVM: opening it, checking that it can do what the machine needs, and creating the
+//! virtual machine.
 
 #![allow(unsafe_code)] // Handing guest memory to KVM cannot be checked by the compiler.
 
@@ -6,7 +7,6 @@ mod slots;
 mod vfio;
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -15,7 +15,6 @@ use kvm_bindings::{
     KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::layout;
 use crate::memory::{self, Memory};
@@ -107,7 +106,8 @@ pub(crate) fn open(cpus: u8) -> Result<Kvm, KvmError> {
     Ok(kvm)
 }
 
-/// A virtual machine with local APICs in the kernel, an IOAPIC in user space, and guest memory in place.
+/// A virtual machine with local APICs in the kernel, an IOAPIC in user space, and guest memory in
+/// place.
 pub(crate) fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<Arc<VmFd>, KvmError> {
     let vm = loop {
         match kvm.create_vm() {
@@ -133,11 +133,13 @@ pub(crate) fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<Arc<VmFd>, KvmErro
 /// `KVM_SET_TSC_KHZ`, `_IO(KVMIO, 0xa2)`, which kvm-ioctls has for vCPUs only.
 const KVM_SET_TSC_KHZ: libc::c_ulong = 0xaea2;
 
-/// Has vCPUs start with the TSC frequency that the host knows now, instead of the one it knew when KVM was initialized.
+/// Has vCPUs start with the TSC frequency that the host knows now, instead of the one it knew when
+/// KVM was initialized.
 ///
-/// Where the two differ by more than KVM tolerates and the CPU cannot scale, a vCPU created with the old one either believes
-/// that its TSC stands still or is corrected at every entry. Linux 5.16 and later take this for the whole machine; on others
-/// `Vcpu::new` does what can be done afterwards.
+/// Where the two differ by more than KVM tolerates and the CPU cannot scale, a vCPU created with
+/// the old one either believes that its TSC stands still or is corrected at every entry. Linux 5.16
+/// and later take this for the whole machine; on others `Vcpu::new` does what can be done
+/// afterwards.
 fn use_current_tsc_frequency(vm: &VmFd) {
     // SAFETY: the ioctl takes a number and no pointer; zero stands for the host's frequency.
     let result = unsafe { vmm_sys_util::ioctl::ioctl_with_val(vm, KVM_SET_TSC_KHZ, 0) };
@@ -149,9 +151,9 @@ fn use_current_tsc_frequency(vm: &VmFd) {
     }
 }
 
-/// Has KVM forget nothing but what has gone when a part of the guest's memory goes, as the BARs of an assigned device do each time
-/// the guest stops decoding them. Otherwise the guest's next access to each of its pages is an exit. KVM of Linux 6.12 and
-/// later can do that.
+/// Has KVM forget nothing but what has gone when a part of the guest's memory goes, as the BARs of
+/// an assigned device do each time the guest stops decoding them. Otherwise the guest's next access
+/// to each of its pages is an exit. KVM of Linux 6.12 and later can do that.
 fn keep_what_stays_mapped(vm: &VmFd) {
     let quirks = vm.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into());
     let wanted = KVM_X86_QUIRK_SLOT_ZAP_ALL;
@@ -182,8 +184,9 @@ fn add_memory(vm: &VmFd, memory: &Memory) -> Result<(), KvmError> {
             memory_size,
             userspace_addr,
         };
-        // SAFETY: the range is a whole mapping that `memory` owns. `Machine` holds `memory` for as long as the virtual
-        // machine, and everything else reaches it through volatile accesses, so a guest may change it at any time.
+        // SAFETY: the range is a whole mapping that `memory` owns. `Machine` holds `memory` for as
+        // long as the virtual machine, and everything else reaches it through volatile accesses, so
+        // a guest may change it at any time.
         unsafe { vm.set_user_memory_region(region) }.map_err(failed("adding guest memory"))?;
     }
     Ok(())
@@ -192,19 +195,4 @@ fn add_memory(vm: &VmFd, memory: &Memory) -> Result<(), KvmError> {
 /// An `io::Error` with the same number.
 pub(crate) fn io_error(error: kvm_ioctls::Error) -> io::Error {
     io::Error::from_raw_os_error(error.errno())
-}
-
-/// Has reads of `event`, by whoever has it, fail instead of wait when there is nothing to read.
-pub(crate) fn never_wait(event: &EventFd) -> io::Result<()> {
-    let fd = event.as_raw_fd();
-    // SAFETY: the descriptor is open, and the command takes no pointer.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    if flags < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: as above.
-    if unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }

@@ -1,11 +1,11 @@
-//! nido's own messages: one line each on standard error, and never more than a guest could be allowed to cause.
+//! The logger: one line a message on standard error, and not more of them than a guest may cause.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use parking_lot::Mutex;
 
 /// Lines that may come at once.
 const BURST: u32 = 100;
@@ -61,11 +61,7 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let dropped = self
-            .bucket
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take(Instant::now());
+        let dropped = self.bucket.lock().take(Instant::now());
         let Some(dropped) = dropped else { return };
         let mut text = String::new();
         if dropped > 0 {
@@ -79,7 +75,8 @@ impl Log for Logger {
             Level::Trace => "trace",
         };
         let _ = writeln!(text, "nido: {level}: {}", record.args());
-        // One write, so that lines of several threads do not mix. A lost error stream cannot be reported anywhere.
+        // One write, so that lines of several threads do not mix. A lost error stream cannot be
+        // reported anywhere.
         let _ = std::io::stderr().lock().write_all(text.as_bytes());
     }
 

@@ -2,14 +2,15 @@
 //!
 //! The mappings reserve nothing: the host gives a page when the guest first touches it.
 
-#![allow(unsafe_code)] // memfd_create and madvise have no safe wrapper among our dependencies.
+#![allow(unsafe_code)] // madvise, which no library can know to be harmless.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
 use intel_vtd_host::assigned::RamPiece;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::sysinfo::sysinfo;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
 };
@@ -62,69 +63,74 @@ pub(crate) enum MemoryError {
 
 /// Allocates guest RAM as the configuration asks, at the addresses of the machine's map.
 pub(crate) fn allocate(config: &MemoryConfig) -> Result<Memory, MemoryError> {
-    let wanted_mib = config.size / layout::MIB;
-    let host = |what, hint| {
-        move |cause: io::Error| MemoryError::Host {
-            wanted_mib,
-            what,
-            cause,
-            hint,
-        }
-    };
-    let huge_pages = |cause| MemoryError::HugePages {
-        wanted_mib,
-        pages: config.size.div_ceil(2 * layout::MIB),
-        cause,
-    };
     check_total(config)?;
-
-    let file = memfd(config.hugepages).map_err(|error| {
-        if config.hugepages {
-            huge_pages(error)
-        } else {
-            host("creating a memory file", "")(error)
-        }
-    })?;
-    file.set_len(config.size).map_err(host(
-        "sizing the memory file",
-        ", or raise the limit `ulimit -f`",
-    ))?;
+    let failure = Failure(config);
+    let file = memfd(config.hugepages).map_err(failure.reserving("creating a memory file", ""))?;
+    file.set_len(config.size)
+        .map_err(failure.of("sizing the memory file", ", or raise the limit `ulimit -f`"))?;
 
     let file = Arc::new(file);
     let mut offset = 0;
     let mut regions = Vec::new();
     for (address, size) in layout::ram(config.size) {
-        let region = map(&file, offset, size, config.hugepages).map_err(|error| {
-            if config.hugepages {
-                huge_pages(error)
-            } else {
-                host("mapping the memory", ", or raise the limit `ulimit -v`")(error)
-            }
-        })?;
+        let region = map(&file, offset, size, config.hugepages)
+            .map_err(failure.reserving("mapping the memory", ", or raise the limit `ulimit -v`"))?;
         if config.prefault {
-            populate(&region)
-                .map_err(host("allocating all pages", ", or leave out prefault=on"))?;
+            let hint = ", or leave out prefault=on";
+            populate(&region).map_err(failure.of("allocating all pages", hint))?;
         }
         regions.extend(GuestRegionMmap::new(region, GuestAddress(address)));
         offset += size;
     }
     let memory = GuestMemoryMmap::from_regions(regions)
-        .map_err(|error| host("laying out the memory", "")(io::Error::other(error)))?;
+        .map_err(io::Error::other)
+        .map_err(failure.of("laying out the memory", ""))?;
     Ok(Arc::new(memory))
 }
 
-/// Refuses what no amount of reclaiming could provide, rather than letting the kernel kill us later.
-fn check_total(config: &MemoryConfig) -> Result<(), MemoryError> {
-    // SAFETY: all-zero bytes are a valid `sysinfo`, which is a plain structure of integers.
-    let mut info: libc::sysinfo = unsafe { std::mem::zeroed() };
-    // SAFETY: the pointer is to a live, writable `sysinfo`.
-    if unsafe { libc::sysinfo(&raw mut info) } != 0 {
-        return Ok(());
+/// Makes errors of steps of an allocation.
+#[derive(Clone, Copy)]
+struct Failure<'a>(&'a MemoryConfig);
+
+impl<'a> Failure<'a> {
+    /// Of the step `what`, with another remedy than a smaller size.
+    fn of(
+        self,
+        what: &'static str,
+        hint: &'static str,
+    ) -> impl FnOnce(io::Error) -> MemoryError + use<'a> {
+        move |cause| MemoryError::Host {
+            wanted_mib: self.0.size / layout::MIB,
+            what,
+            cause,
+            hint,
+        }
     }
-    let total = info
-        .totalram
-        .saturating_add(info.totalswap)
-        .saturating_mul(u64::from(info.mem_unit));
+
+    /// The same of one that reserves huge pages, if they are wanted.
+    fn reserving(
+        self,
+        what: &'static str,
+        hint: &'static str,
+    ) -> impl FnOnce(io::Error) -> MemoryError + use<'a> {
+        move |cause| match self.0.hugepages {
+            true => MemoryError::HugePages {
+                wanted_mib: self.0.size / layout::MIB,
+                pages: self.0.size.div_ceil(2 * layout::MIB),
+                cause,
+            },
+            false => self.of(what, hint)(cause),
+        }
+    }
+}
+
+/// Refuses what no amount of reclaiming could provide, rather than letting the kernel kill us
+/// later.
+fn check_total(config: &MemoryConfig) -> Result<(), MemoryError> {
+    let Ok(info) = sysinfo() else {
+        return Ok(());
+    };
+    let total = info.ram_total().saturating_add(info.swap_total());
     if config.size > total {
         return Err(MemoryError::TooMuch {
             wanted_mib: config.size / layout::MIB,
@@ -135,19 +141,11 @@ fn check_total(config: &MemoryConfig) -> Result<(), MemoryError> {
 }
 
 fn memfd(hugepages: bool) -> io::Result<File> {
-    let flags = libc::MFD_CLOEXEC
-        | if hugepages {
-            libc::MFD_HUGETLB | libc::MFD_HUGE_2MB
-        } else {
-            0
-        };
-    // SAFETY: the name is a zero-terminated string that outlives the call.
-    let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), flags) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
+    let mut flags = MFdFlags::MFD_CLOEXEC;
+    if hugepages {
+        flags |= MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
     }
-    // SAFETY: the descriptor was just created and nothing else owns it.
-    Ok(unsafe { File::from_raw_fd(fd) })
+    Ok(memfd_create(c"guest-ram", flags)?.into())
 }
 
 fn map(file: &Arc<File>, offset: u64, size: u64, hugepages: bool) -> io::Result<MmapRegion> {

@@ -10,7 +10,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Messages that the hypervisor sends by itself when an event is signalled (irqfd).
 pub trait InterruptRoutes: Send + Sync {
-    /// A route for a message of `source` that is sent whenever `event` is signalled. It has no message yet.
+    /// A route for a message of `source` that is sent whenever `event` is signalled, of which reads do not block
+    /// (`EFD_NONBLOCK`). It has no message yet.
     ///
     /// # Errors
     /// When the hypervisor has no more routes.

@@ -1,12 +1,14 @@
-//! Files that assigned devices need, and the limits on memory that is locked and on files that are opened for them.
+//! Files that assigned devices need, and the limits on memory that is locked and on files that are
+//! opened for them.
 
-#![allow(unsafe_code)] // Duplicating a descriptor by its number, and limits, have no safe wrapper among our dependencies.
+#![allow(unsafe_code)] // A descriptor that is known by its number only has no safe interface.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::FromRawFd;
 
 use intel_vtd_host::iommufd::Iommufd;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 use super::AssignError;
 use crate::config::{FileSource, IommufdConfig};
@@ -44,43 +46,30 @@ pub(super) fn duplicate(fd: i32) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(copy) })
 }
 
-/// Closes what is open as number `fd`, a VFIO device of which [`duplicate`] has made a descriptor that was bound: else the device
-/// would stay in use after its removal.
+/// Closes what is open as number `fd`, a VFIO device of which [`duplicate`] has made a descriptor
+/// that was bound: else the device would stay in use after its removal.
 pub(super) fn close(fd: i32) {
-    // SAFETY: takes a number and no pointer. The descriptor is the user's, who gave it to this process for this device, and no
-    // object here owns it: what is open here for VFIO was bound before, and the kernel binds no file twice, so that a number of
-    // one of those would have been refused when its duplicate was bound.
-    unsafe { libc::close(fd) };
+    // The descriptor is the user's, who gave it to this process for this device, and no object here
+    // owns it: what is open here for VFIO was bound before, and the kernel binds no file twice, so
+    // that a number of one of those would have been refused when its duplicate was bound.
+    let _ = nix::unistd::close(fd);
 }
 
 /// Bytes that this process may lock; `None` if there is no limit.
 pub(super) fn lock_limit() -> Option<u64> {
-    let limit = limit(libc::RLIMIT_MEMLOCK)?;
-    (limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+    let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+    (limit != RLIM_INFINITY).then_some(limit)
 }
 
-/// Lets this process have as many files open as the host allows it at all. Each interrupt vector that a guest enables takes two,
-/// and a device can have 2048 of them; the usual limit of 1024 is for programs that use select(2), which nido does not.
+/// Lets this process have as many files open as the host allows it at all. Each interrupt vector
+/// that a guest enables takes two, and a device can have 2048 of them; the usual limit of 1024 is
+/// for programs that use select(2), which nido does not.
 pub(super) fn raise_file_limit() {
-    let Some(mut limit) = limit(libc::RLIMIT_NOFILE) else {
-        return;
-    };
-    limit.rlim_cur = limit.rlim_max;
-    // SAFETY: the pointer is to a live `rlimit`, which the call only reads.
-    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
-        let error = io::Error::last_os_error();
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
         log::debug!("the limit on open files stays as it is: {error}");
     }
-}
-
-fn limit(resource: libc::__rlimit_resource_t) -> Option<libc::rlimit> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the pointer is to a live, writable `rlimit`.
-    let result = unsafe { libc::getrlimit(resource, &raw mut limit) };
-    (result == 0).then_some(limit)
 }
 
 #[cfg(test)]
@@ -90,7 +79,7 @@ mod tests {
     #[test]
     fn as_many_files_can_be_open_as_the_host_allows() {
         raise_file_limit();
-        let limit = limit(libc::RLIMIT_NOFILE).expect("a limit");
-        assert_eq!(limit.rlim_cur, limit.rlim_max);
+        let (limit, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+        assert_eq!(limit, most);
     }
 }

@@ -16,7 +16,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::watcher::Watcher;
 use super::{Invalidated, Remapper, RoutingTable, is_interrupt};
-use crate::kvm;
 
 /// Routes from events to messages, each with a GSI of its own.
 pub(crate) struct MessageRoutes(Arc<Shared>);
@@ -76,7 +75,6 @@ impl MessageRoutes {
 
 impl InterruptRoutes for MessageRoutes {
     fn add(&self, source: Bdf, event: EventFd) -> io::Result<Arc<dyn InterruptRoute>> {
-        kvm::never_wait(&event)?;
         let mut state = self.0.lock();
         let mut gsis = self.0.table.gsis.clone();
         let Some(gsi) = gsis.find(|gsi| !state.routes.contains_key(gsi)) else {

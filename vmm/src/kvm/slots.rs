@@ -1,4 +1,5 @@
-//! KVM's memory slots besides those of RAM: BARs of assigned devices, which the guest reaches without an exit.
+//! KVM's memory slots besides those of RAM: BARs of assigned devices, which the guest reaches
+//! without an exit.
 
 #![allow(unsafe_code)] // Handing memory to KVM cannot be checked by the compiler.
 
@@ -6,11 +7,12 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use devices::vfio::GuestMappings;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Cap, VmFd};
+use parking_lot::{Mutex, MutexGuard};
 use vm_memory::MmapRegion;
 
 use super::io_error;
@@ -84,9 +86,10 @@ impl GuestMappings for KvmSlots {
             memory_size: length,
             userspace_addr: memory.as_ptr().expose_provenance() as u64 + offset,
         };
-        // SAFETY: the range lies within a mapping that `memory` owns, as was checked, and no other slot has this number. The value
-        // that is returned holds `memory` until the slot is removed. It is memory of a device, which changes at any time; nothing
-        // in this process has references into it.
+        // SAFETY: the range lies within a mapping that `memory` owns, as was checked, and no other
+        // slot has this number. The value that is returned holds `memory` until the slot is
+        // removed. It is memory of a device, which changes at any time; nothing in this process has
+        // references into it.
         unsafe { slots.vm.set_user_memory_region(region) }.map_err(io_error)?;
         mapped.insert(number, range);
         Ok(Box::new(Mapping {
@@ -124,7 +127,7 @@ fn invalid(message: String) -> io::Error {
 
 impl Slots {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Range<u64>>> {
-        self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
+        self.mapped.lock()
     }
 }
 
@@ -142,7 +145,8 @@ impl Drop for Mapping {
             memory_size: 0,
             ..self.region
         };
-        // SAFETY: a size of zero removes the slot, and KVM lets go of the memory before the call returns.
+        // SAFETY: a size of zero removes the slot, and KVM lets go of the memory before the call
+        // returns.
         match unsafe { self.slots.vm.set_user_memory_region(gone) } {
             Ok(()) => drop(mapped.remove(&self.region.slot)),
             Err(error) => {
@@ -158,5 +162,4 @@ impl Drop for Mapping {
 }
 
 #[cfg(test)]
-#[path = "slots_test.rs"]
 mod slots_test;

@@ -1,15 +1,17 @@
-//! KVM's VFIO device: through it KVM learns which host devices the guest has, which tells it whether their DMA is coherent with
-//! the CPUs' caches, and lets the host's interrupts bypass it where the CPU can do that.
+//! KVM's VFIO device: through it KVM learns which host devices the guest has, which tells it
+//! whether their DMA is coherent with the CPUs' caches, and lets the host's interrupts bypass it
+//! where the CPU can do that.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, KVM_DEV_VFIO_FILE_DEL, kvm_create_device,
     kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_VFIO,
 };
 use kvm_ioctls::{DeviceFd, VmFd};
+use parking_lot::Mutex;
 
 use super::io_error;
 
@@ -29,21 +31,22 @@ impl KvmVfio {
         }
     }
 
-    /// Tells KVM of the open VFIO device (or group) `file`, until the returned value is dropped. To be called before the device is
-    /// bound to an iommufd, when VFIO looks for the virtual machine.
+    /// Tells KVM of the open VFIO device (or group) `file`, until the returned value is dropped. To
+    /// be called before the device is bound to an iommufd, when VFIO looks for the virtual machine.
     ///
     /// # Errors
     /// When KVM refuses; ENODEV if the host's kernel was built without CONFIG_KVM_VFIO.
     pub(crate) fn add(&self, file: BorrowedFd<'_>) -> io::Result<AssignedFile> {
         let device = self.device()?;
-        // A descriptor of its own, for taking the file away again when the other one is closed already.
+        // A descriptor of its own, for taking the file away again when the other one is closed
+        // already.
         let file = file.try_clone_to_owned()?;
         change(&device, KVM_DEV_VFIO_FILE_ADD, &file)?;
         Ok(AssignedFile { device, file })
     }
 
     fn device(&self) -> io::Result<Arc<DeviceFd>> {
-        let mut device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut device = self.device.lock();
         if let Some(device) = &*device {
             return Ok(Arc::clone(device));
         }
@@ -84,5 +87,4 @@ fn change(device: &DeviceFd, attribute: u32, file: &OwnedFd) -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[path = "vfio_test.rs"]
 mod vfio_test;

@@ -1,4 +1,4 @@
-//! Against the host's KVM, where it has a VFIO device.
+//! The VFIO device of the host's KVM, where it has one.
 
 use std::fs::File;
 

@@ -1,4 +1,4 @@
-//! Against the host's KVM, where a machine can be made with it.
+//! Memory slots of the host's KVM, where a machine can be made with it.
 
 use kvm_ioctls::Kvm;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
