@@ -1,11 +1,14 @@
-//! What can go wrong before there is a device, on a host without one.
+//! Assigning on a host without devices: what goes wrong before there is one.
 
 use std::io;
 
+use devices::vfio::HostAddress;
 use kvm_ioctls::Kvm;
 
+use super::host::claim;
 use super::*;
-use crate::config::FileSource;
+use crate::config::{FileSource, IommufdConfig};
+use crate::kvm::KvmVfio;
 
 fn iommufd(id: &str, source: FileSource) -> String {
     let config = IommufdConfig {

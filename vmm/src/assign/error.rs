@@ -1,4 +1,4 @@
-//! Why a device of the host is not assigned.
+//! Errors of assigning a device of the host, each with its remedy.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::files;
 use super::remedy::Remedied;
-use super::shown::Hidden;
+use super::services::Hidden;
 use crate::config::VfioConfig;
 use crate::layout::MIB;
 

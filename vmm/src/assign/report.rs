@@ -1,9 +1,9 @@
-//! What people are told about assigned devices.
+//! The report on assigned devices that the control socket prints (`assigned`).
 
 use std::fmt;
 
-use super::shown::Description;
-use super::{Assigner, lock};
+use super::Assigner;
+use super::services::Description;
 
 /// Every device and where it is, what was done for all of them, and what was asked of each iommufd.
 impl fmt::Display for Assigner {
@@ -14,7 +14,7 @@ impl fmt::Display for Assigner {
         }
         for report in reports {
             writeln!(f, "{report}")?;
-            if let Some(device) = lock(&self.devices).get(&report.source.0) {
+            if let Some(device) = self.devices.lock().get(&report.source.0) {
                 writeln!(f, "  host: {}", device.capabilities)?;
                 writeln!(f, "  shown: {}", Description(device.shown))?;
             }

@@ -1,4 +1,5 @@
-//! What the guest is shown of an assigned device's PASIDs, ATS and PRI: what was asked for, as far as the unit and the host have it.
+//! PASIDs, ATS and PRI of assigned devices: which of them the guest is shown, of what was asked for
+//! and the unit and the host have.
 
 use std::fmt;
 
@@ -163,5 +164,4 @@ impl fmt::Display for Description {
 }
 
 #[cfg(test)]
-#[path = "shown_test.rs"]
-mod shown_test;
+mod services_test;

@@ -1,3 +1,5 @@
+//! PASIDs, ATS and PRI for each answer of the host and each wish of the user.
+
 use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
 use intel_vtd_host::IntelInfo;
 use intel_vtd_host::capabilities::TableReach;

@@ -1,0 +1,133 @@
+//! The iommufds of a machine, and binding devices of the host to them.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use devices::vfio::{HostAddress, Shown, VfioCdev};
+use intel_vtd_host::capabilities::HostCapabilities;
+use intel_vtd_host::iommufd::Iommufd;
+use parking_lot::Mutex;
+
+use super::bound::BoundDevice;
+use super::error::{AssignError, Why};
+use super::files;
+use crate::config::{FunctionConfig, FunctionKind, HostDevice, IommufdConfig, VfioConfig};
+use crate::kvm::KvmVfio;
+
+/// The iommufds of a machine.
+pub(crate) struct Host {
+    /// By their names on the command line.
+    pub(super) iommufds: Vec<(String, Arc<Iommufd>)>,
+    kvm: Arc<KvmVfio>,
+    /// Devices in use. Leaf lock.
+    claimed: Arc<Mutex<BTreeSet<HostAddress>>>,
+}
+
+impl Host {
+    /// Opens the iommufds of a machine whose VFIO files are told to `kvm`.
+    pub(crate) fn open(configs: &[IommufdConfig], kvm: Arc<KvmVfio>) -> Result<Self, AssignError> {
+        if !configs.is_empty() {
+            files::raise_file_limit();
+        }
+        let iommufds = configs
+            .iter()
+            .map(|config| Ok((config.id.clone(), Arc::new(files::iommufd(config)?))));
+        Ok(Self {
+            iommufds: iommufds.collect::<Result<_, AssignError>>()?,
+            kvm,
+            claimed: Arc::default(),
+        })
+    }
+
+    /// Binds all devices among `functions`.
+    pub(crate) fn bind_all(
+        &self,
+        functions: &[FunctionConfig],
+    ) -> Result<Vec<BoundDevice>, AssignError> {
+        let devices = functions
+            .iter()
+            .filter_map(|function| match &function.kind {
+                FunctionKind::Vfio(device) => Some(device),
+                _ => None,
+            });
+        devices.map(|device| self.bind(device)).collect()
+    }
+
+    /// Opens a device and binds it.
+    pub(super) fn bind(&self, config: &VfioConfig) -> Result<BoundDevice, AssignError> {
+        let failed = |why| AssignError::device(config, why);
+        let (_, iommufd) = self
+            .iommufds
+            .iter()
+            .find(|(name, _)| *name == config.iommufd)
+            .ok_or_else(|| failed(Why::NoIommufd))?;
+        let cdev = match config.device {
+            HostDevice::Address(address) => VfioCdev::open(address).map_err(Why::from),
+            HostDevice::Descriptor(fd) => files::duplicate(fd)
+                .map_err(|cause| Why::Descriptor(fd, cause))
+                .and_then(|file| Ok(VfioCdev::from_file(file)?)),
+        };
+        let cdev = cdev.map_err(failed)?;
+        let claim = claim(&self.claimed, cdev.address()).map_err(failed)?;
+        // VFIO looks for the virtual machine when the device is bound.
+        let known_to_kvm = self
+            .kvm
+            .add(cdev.as_fd())
+            .map_err(|cause| failed(Why::Kvm(cause)))?;
+        let id = cdev
+            .bind(iommufd.as_fd())
+            .map_err(|cause| failed(cause.into()))?;
+        let can_reset = cdev
+            .has_reset()
+            .map_err(|cause| failed(Why::Asking(cause)))?;
+        if config.needs_reset && !can_reset {
+            return Err(failed(Why::NoReset));
+        }
+        let capabilities = HostCapabilities::probe(iommufd.as_ref(), id)
+            .map_err(|cause| failed(Why::Asking(cause)))?;
+        log::info!("{config}: {capabilities}");
+        let services = cdev
+            .services()
+            .map_err(|cause| failed(Why::Asking(cause)))?;
+        Ok(BoundDevice {
+            config: config.clone(),
+            capabilities,
+            services,
+            shown: Shown::default(),
+            iommufd: Arc::clone(iommufd),
+            id,
+            cdev: Arc::new(cdev),
+            _known_to_kvm: known_to_kvm,
+            _claim: claim,
+        })
+    }
+}
+
+/// A device of the host, for as long as this machine uses it.
+pub(super) struct Claim {
+    address: Option<HostAddress>,
+    claimed: Arc<Mutex<BTreeSet<HostAddress>>>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(address) = &self.address {
+            self.claimed.lock().remove(address);
+        }
+    }
+}
+
+/// Refuses a device that is claimed already. One without a known address is told apart by the kernel.
+pub(super) fn claim(
+    claimed: &Arc<Mutex<BTreeSet<HostAddress>>>,
+    address: Option<HostAddress>,
+) -> Result<Claim, Why> {
+    if address.is_some_and(|address| !claimed.lock().insert(address)) {
+        return Err(Why::Taken);
+    }
+    Ok(Claim {
+        address,
+        claimed: Arc::clone(claimed),
+    })
+}
