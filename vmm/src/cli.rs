@@ -1,21 +1,31 @@
-//! The command line: strings in, typed values out, nothing opened.
+//! Parsing of the command line: strings in, typed values out, nothing opened.
 
 mod assign;
 mod devices;
+mod edu;
+mod error;
+mod intel_iommu;
 mod keys;
 mod options;
 mod places;
 mod values;
+mod virtio;
 
 use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::config::{Config, FunctionConfig, FunctionKind};
-use devices::DeviceError;
+use crate::config::{Config, FunctionConfig, IommuConfig};
+use crate::layout::boot::CMDLINE_MAX;
+use assign::IOMMUFD;
 pub(crate) use devices::{Device, Parsed, parse as parse_device};
-use keys::ListError;
-use options::{CONTROL, DISK, MEMORY, NET};
+pub(crate) use error::UsageError;
+use keys::Table;
+use options::{CONTROL, MEMORY};
+use virtio::{DISK, NET};
+
+/// Options that take a list of keys, but for `--device`.
+const KEY_LISTS: [&Table; 5] = [&MEMORY, &DISK, &NET, &IOMMUFD, &CONTROL];
 
 const EXIT_CODES: &str = "\
 Keys in the terminal:
@@ -30,12 +40,10 @@ Exit codes:
   4  the guest crashed its CPU (triple fault)
   128 + N  ended by signal N";
 
-/// Device numbers on bus 0, without the host bridge's.
-const MOST_FUNCTIONS: usize = 31;
-
 /// A micro-VMM for KVM with a complete Intel VT-d.
 ///
-/// The guest's first serial port is on the standard streams; nido's own messages go to standard error.
+/// The guest's first serial port is on the standard streams; nido's own messages go to standard
+/// error.
 #[derive(Debug, Parser)]
 #[command(name = "nido", version, after_help = EXIT_CODES, max_term_width = 120)]
 struct Arguments {
@@ -76,11 +84,13 @@ struct Arguments {
     #[arg(long, value_name = "TYPE")]
     device: Vec<String>,
 
-    /// iommufd of the host, for assigned devices: iommufd,id=ID[,path=FILE] (repeatable; `help` explains)
+    /// iommufd of the host, for assigned devices: iommufd,id=ID[,path=FILE] (repeatable; `help`
+    /// explains)
     #[arg(long, value_name = "KEYS")]
     object: Vec<String>,
 
-    /// Control socket: path=SOCKET (`help` explains; a client that writes `help` to it gets its commands)
+    /// Control socket: path=SOCKET (`help` explains; a client that writes `help` to it gets its
+    /// commands)
     #[arg(long, value_name = "KEYS")]
     control: Option<String>,
 
@@ -107,29 +117,6 @@ pub(crate) enum Request {
     Print(String),
 }
 
-/// A command line that is not valid.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum UsageError {
-    /// clap's message, with its own formatting; help and version are "errors" too.
-    #[error(transparent)]
-    Clap(#[from] clap::Error),
-    /// A message of ours.
-    #[error("{0}")]
-    Message(String),
-}
-
-impl From<ListError> for UsageError {
-    fn from(error: ListError) -> Self {
-        UsageError::Message(error.to_string())
-    }
-}
-
-impl From<DeviceError> for UsageError {
-    fn from(error: DeviceError) -> Self {
-        UsageError::Message(error.to_string())
-    }
-}
-
 /// Parses a command line, whose first element is the name of the program.
 pub(crate) fn parse<I, T>(arguments: I) -> Result<Request, UsageError>
 where
@@ -141,32 +128,14 @@ where
         return Ok(Request::Print(text));
     }
 
-    let mut iommufds = Vec::new();
-    for argument in &arguments.object {
-        iommufds.push(assign::object(argument)?);
-    }
-    let mut functions = Vec::new();
-    for argument in &arguments.disk {
-        functions.push(options::disk(argument)?);
-    }
-    for argument in &arguments.net {
-        functions.push(options::net(argument)?);
-    }
-    let mut iommu = None;
-    for argument in &arguments.device {
-        match devices::parse(argument)? {
-            Parsed::Help(text) => return Ok(Request::Print(text)),
-            Parsed::Device(Device::Function(function)) => functions.push(function),
-            Parsed::Device(Device::Iommu(unit)) => {
-                if iommu.replace(unit).is_some() {
-                    return Err(UsageError::Message(
-                        "--device intel-iommu is given twice; a machine has one unit, so keep one of them".to_owned(),
-                    ));
-                }
-            }
-        }
-    }
-    check_functions(&functions)?;
+    let objects = arguments.object.iter();
+    let objects = objects.map(|argument| assign::object(argument));
+    let iommufds = objects.collect::<Result<Vec<_>, _>>()?;
+    let Devices { functions, iommu } = match devices(&arguments)? {
+        Asked::Devices(devices) => devices,
+        Asked::Help(text) => return Ok(Request::Print(text)),
+    };
+    places::check(&functions)?;
     assign::check(&iommufds, &functions, iommu.as_ref())?;
 
     let kernel = arguments.kernel.ok_or_else(|| {
@@ -195,26 +164,56 @@ where
     })
 }
 
+/// What `--disk`, `--net` and `--device` ask for.
+enum Asked {
+    Devices(Devices),
+    /// Help of `--device`: the text to print.
+    Help(String),
+}
+
+/// The devices of a machine.
+#[derive(Default)]
+struct Devices {
+    functions: Vec<FunctionConfig>,
+    iommu: Option<IommuConfig>,
+}
+
+fn devices(arguments: &Arguments) -> Result<Asked, UsageError> {
+    let mut devices = Devices::default();
+    for argument in &arguments.disk {
+        devices.functions.push(virtio::disk(argument)?);
+    }
+    for argument in &arguments.net {
+        devices.functions.push(virtio::net(argument)?);
+    }
+    for argument in &arguments.device {
+        match devices::parse(argument)? {
+            Parsed::Help(text) => return Ok(Asked::Help(text)),
+            Parsed::Device(Device::Function(function)) => devices.functions.push(function),
+            Parsed::Device(Device::Iommu(unit)) => {
+                if devices.iommu.replace(unit).is_some() {
+                    return Err(UsageError::Message(
+                        "--device intel-iommu is given twice; a machine has one unit, so keep one of them".to_owned(),
+                    ));
+                }
+            }
+        }
+    }
+    Ok(Asked::Devices(devices))
+}
+
 /// The text of `--disk help` and the like.
 fn key_help(arguments: &Arguments) -> Option<String> {
     let asks = |list: &[String]| list.iter().any(|argument| argument == "help");
-    let table = if arguments.memory == "help" {
-        &MEMORY
-    } else if asks(&arguments.disk) {
-        &DISK
-    } else if asks(&arguments.net) {
-        &NET
-    } else if arguments.control.as_deref() == Some("help") {
-        &CONTROL
-    } else if arguments
-        .object
-        .iter()
-        .any(|text| assign::asks_for_help(text))
-    {
-        &assign::IOMMUFD
-    } else {
-        return None;
-    };
+    let object = |text: &String| assign::asks_for_help(text);
+    let asked = [
+        arguments.memory == "help",
+        asks(&arguments.disk),
+        asks(&arguments.net),
+        arguments.object.iter().any(object),
+        arguments.control.as_deref() == Some("help"),
+    ];
+    let (table, _) = KEY_LISTS.iter().zip(asked).find(|(_, asked)| *asked)?;
     Some(format!(
         "{} key=value[,key=value]...\n{}",
         table.option,
@@ -234,46 +233,14 @@ fn cpus(argument: &str) -> Result<u8, UsageError> {
         })
 }
 
+/// What a kernel that is loaded later takes of it may be less.
 fn cmdline(argument: String) -> Result<String, UsageError> {
-    if argument.contains('\0') {
-        return Err(UsageError::Message(
-            "--cmdline: contains a zero byte; remove it".to_owned(),
-        ));
-    }
-    Ok(argument)
-}
-
-/// Refuses what cannot be together on the bus.
-fn check_functions(functions: &[FunctionConfig]) -> Result<(), UsageError> {
-    places::check(functions)?;
-    let mut taken = Vec::new();
-    for device in functions.iter().filter_map(|function| function.device) {
-        if taken.contains(&device) {
-            return Err(UsageError::Message(format!(
-                "addr={device:x}: two devices ask for this place; give one of them another"
-            )));
-        }
-        taken.push(device);
-    }
-    let on_bus_0 = functions.iter().filter(|function| function.bus.is_none());
-    let on_bus_0 = on_bus_0.count();
-    if on_bus_0 > MOST_FUNCTIONS {
-        return Err(UsageError::Message(format!(
-            "--disk, --net and --device ask for {on_bus_0} PCI devices; the bus has room for {MOST_FUNCTIONS}, so remove some"
-        )));
-    }
-    if functions
-        .iter()
-        .filter(|function| function.kind == FunctionKind::Console)
-        .count()
-        > 1
-    {
-        return Err(UsageError::Message(
-            "--device virtio-console is given twice; the standard streams serve one, so keep one of them".to_owned(),
-        ));
-    }
-    Ok(())
+    crate::cmdline::check(&argument, CMDLINE_MAX - 1)
+        .map(|_| argument)
+        .map_err(|error| UsageError::Message(error.to_string()))
 }
 
 #[cfg(test)]
 mod cli_test;
+#[cfg(test)]
+mod testing;

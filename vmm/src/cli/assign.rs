@@ -4,19 +4,25 @@ use std::path::Path;
 
 use devices::vfio::HostAddress;
 
-use super::UsageError;
-use super::devices::{BUS, ID};
+use super::error::UsageError;
 use super::keys::{Key, ListError, Table, Values, split};
+use super::places::{ADDR, BUS, ID};
 use super::values::Kind;
 use crate::config::{
     FileSource, FunctionConfig, FunctionKind, HostDevice, IommuConfig, IommufdConfig, VfioConfig,
 };
 
+/// The standard streams, which come before, are the guest's console and our own messages.
+const LEAST_DESCRIPTOR: u64 = 3;
+
 /// `fd`, for whatever can be opened beforehand.
 const FD: Key = Key {
     name: "fd",
     aliases: &[],
-    kind: Kind::Number,
+    kind: Kind::Bounded {
+        least: LEAST_DESCRIPTOR,
+        most: i32::MAX as u64,
+    },
     default: "none",
     help: "a file descriptor that nido was started with, instead",
 };
@@ -102,7 +108,7 @@ pub(super) const VFIO_PCI: Table = Table {
         },
         ID,
         BUS,
-        super::devices::ADDR,
+        ADDR,
     ],
 };
 
@@ -179,16 +185,13 @@ fn descriptor(values: &Values) -> Result<Option<i32>, ListError> {
     let Some(number) = values.number(FD.name) else {
         return Ok(None);
     };
-    i32::try_from(number)
-        .ok()
-        // The standard streams are the guest's console and our own messages.
-        .filter(|fd| *fd > 2)
-        .map(Some)
-        .ok_or_else(|| {
-            values.conflict(format!(
-                "fd={number} is no file descriptor for this; open it as 3 or above, for example with `fd=3 3<>FILE` in a shell"
-            ))
-        })
+    let fd = i32::try_from(number).ok();
+    let fd = fd.filter(|_| number >= LEAST_DESCRIPTOR);
+    fd.map(Some).ok_or_else(|| {
+        values.conflict(format!(
+            "fd={number} is no file descriptor for this; open it as 3 or above, for example with `fd=3 3<>FILE` in a shell"
+        ))
+    })
 }
 
 /// Refuses what cannot be together with assigned devices.
@@ -197,55 +200,74 @@ pub(super) fn check(
     functions: &[FunctionConfig],
     unit: Option<&IommuConfig>,
 ) -> Result<(), UsageError> {
-    let problem = |text: String| Err(UsageError::Message(text));
-    let mut ids: Vec<&str> = Vec::new();
-    let mut descriptors = Vec::new();
-    for object in objects {
-        if ids.contains(&object.id.as_str()) {
-            return problem(format!(
-                "--object iommufd,id={}: two objects have this id; give one of them another",
-                object.id
-            ));
-        }
-        ids.push(&object.id);
-        if let FileSource::Descriptor(fd) = object.source {
-            descriptors.push(fd);
-        }
+    let devices: Vec<&VfioConfig> = functions
+        .iter()
+        .filter_map(|function| match &function.kind {
+            FunctionKind::Vfio(device) => Some(device),
+            _ => None,
+        })
+        .collect();
+    check_objects(objects)?;
+    check_devices(&devices, objects)?;
+    check_descriptors(&devices, objects)?;
+    match (unit, devices.first()) {
+        (Some(unit), Some(device)) => check_unit(unit, device),
+        _ => Ok(()),
     }
-    let mut devices = Vec::new();
-    for function in functions {
-        let FunctionKind::Vfio(device) = &function.kind else {
-            continue;
-        };
+}
+
+/// Refuses two objects of one name.
+fn check_objects(objects: &[IommufdConfig]) -> Result<(), UsageError> {
+    let mut ids = Vec::new();
+    for IommufdConfig { id, .. } in objects {
+        if ids.contains(&id) {
+            return Err(UsageError::Message(format!(
+                "--object iommufd,id={id}: two objects have this id; give one of them another"
+            )));
+        }
+        ids.push(id);
+    }
+    Ok(())
+}
+
+/// Refuses a device without its object, and one that is given twice.
+fn check_devices(devices: &[&VfioConfig], objects: &[IommufdConfig]) -> Result<(), UsageError> {
+    let ids: Vec<&str> = objects.iter().map(|object| object.id.as_str()).collect();
+    let mut known = Vec::new();
+    for device in devices {
         if !ids.contains(&device.iommufd.as_str()) {
-            return problem(format!(
+            return Err(UsageError::Message(format!(
                 "{device}: there is no object with this id; add `--object iommufd,id={}`{}",
                 device.iommufd,
                 others(&ids)
-            ));
+            )));
         }
-        if devices.contains(&device.device) {
-            return problem(format!(
+        if known.contains(&device.device) {
+            return Err(UsageError::Message(format!(
                 "{device}: the device is given twice; one guest device is all it can be, so keep one of them"
-            ));
+            )));
         }
-        devices.push(device.device);
-        if let HostDevice::Descriptor(fd) = device.device {
-            descriptors.push(fd);
-        }
+        known.push(device.device);
     }
-    descriptors.sort_unstable();
-    if let Some([fd, _]) = descriptors.windows(2).find(|pair| pair[0] == pair[1]) {
-        return problem(format!(
-            "fd={fd}: the file descriptor is given twice; each file is one thing, so keep one of them"
-        ));
-    }
-    let first = functions.iter().find_map(|function| match &function.kind {
-        FunctionKind::Vfio(device) => Some(device),
-        _ => None,
+    Ok(())
+}
+
+/// Refuses a file descriptor that is given twice.
+fn check_descriptors(devices: &[&VfioConfig], objects: &[IommufdConfig]) -> Result<(), UsageError> {
+    let of_objects = objects.iter().filter_map(|object| match object.source {
+        FileSource::Descriptor(fd) => Some(fd),
+        FileSource::Path(_) => None,
     });
-    match (unit, first) {
-        (Some(unit), Some(device)) => check_unit(unit, device),
+    let of_devices = devices.iter().filter_map(|device| match device.device {
+        HostDevice::Descriptor(fd) => Some(fd),
+        HostDevice::Address(_) => None,
+    });
+    let mut descriptors: Vec<i32> = of_objects.chain(of_devices).collect();
+    descriptors.sort_unstable();
+    match descriptors.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some([fd, _]) => Err(UsageError::Message(format!(
+            "fd={fd}: the file descriptor is given twice; each file is one thing, so keep one of them"
+        ))),
         _ => Ok(()),
     }
 }
@@ -269,5 +291,4 @@ fn others(ids: &[&str]) -> String {
 }
 
 #[cfg(test)]
-#[path = "assign_test.rs"]
 mod assign_test;

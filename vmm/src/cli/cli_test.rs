@@ -1,31 +1,9 @@
-//! What command lines mean, and every way in which one is refused.
+//! Whole command lines: what they mean, and every way in which one is refused.
 
 use ::devices::edu::EduOptions;
 
-use super::*;
-use crate::config::{DiskConfig, MemoryConfig, NetConfig};
-
-fn request(line: &str) -> Result<Request, UsageError> {
-    parse(std::iter::once("nido").chain(line.split_whitespace()))
-}
-
-fn config(line: &str) -> Config {
-    match request(line).expect(line) {
-        Request::Run { config, .. } => *config,
-        Request::Print(text) => panic!("{line}: printed {text}"),
-    }
-}
-
-fn error(line: &str) -> String {
-    request(line).expect_err(line).to_string()
-}
-
-fn printed(line: &str) -> String {
-    match request(line).expect(line) {
-        Request::Print(text) => text,
-        Request::Run { .. } => panic!("{line}: would run"),
-    }
-}
+use super::testing::{config, error, printed};
+use crate::config::{DiskConfig, FunctionConfig, FunctionKind, MemoryConfig, NetConfig};
 
 #[test]
 fn a_kernel_alone_is_a_machine() {

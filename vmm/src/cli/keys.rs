@@ -217,10 +217,11 @@ impl Table {
         let mut lines = String::new();
         for key in self.keys {
             let head = format!("{}={}", key.name, key.kind.syntax());
-            lines.push_str(&format!(
-                "  {head:<28}{} [default: {}]",
-                key.help, key.default
-            ));
+            lines.push_str(&format!("  {head:<28}{}", key.help));
+            if let Some(range) = key.kind.range() {
+                lines.push_str(&format!(" [{range}]"));
+            }
+            lines.push_str(&format!(" [default: {}]", key.default));
             if !key.aliases.is_empty() {
                 lines.push_str(&format!(" (also: {})", key.aliases.join(", ")));
             }

@@ -10,14 +10,27 @@ pub(crate) enum Kind {
     OneOf(&'static [u64]),
     /// A number, decimal or hexadecimal after `0x`.
     Number,
+    /// The same within bounds, which are checked where the value is used: there the message can say
+    /// why they are.
+    Bounded {
+        /// Least value.
+        least: u64,
+        /// Greatest value.
+        most: u64,
+    },
     /// A number of bytes, with an optional suffix K, M, G or T.
-    Size,
+    Size {
+        /// Least value, checked where it is used.
+        least: u64,
+    },
     /// A device number on PCI bus 0, hexadecimal.
     Slot,
     /// Six bytes in hexadecimal, separated by colons.
     Mac,
     /// Anything but the empty text; the string describes it.
     Text(&'static str),
+    /// The same of at most so many bytes, checked where it is used.
+    ShortText(&'static str, usize),
 }
 
 /// A parsed value.
@@ -48,11 +61,23 @@ impl Kind {
                 .map(u64::to_string)
                 .collect::<Vec<_>>()
                 .join("|"),
-            Kind::Number => "NUMBER".to_owned(),
-            Kind::Size => "SIZE".to_owned(),
+            Kind::Number | Kind::Bounded { .. } => "NUMBER".to_owned(),
+            Kind::Size { .. } => "SIZE".to_owned(),
             Kind::Slot => "DEV".to_owned(),
             Kind::Mac => "XX:XX:XX:XX:XX:XX".to_owned(),
-            Kind::Text(placeholder) => (*placeholder).to_owned(),
+            Kind::Text(placeholder) | Kind::ShortText(placeholder, _) => (*placeholder).to_owned(),
+        }
+    }
+
+    /// Which of these values are taken, if not all of them.
+    pub(crate) fn range(&self) -> Option<String> {
+        match self {
+            Kind::OnOff | Kind::OnOffAuto | Kind::OneOf(_) => None,
+            Kind::Number | Kind::Mac | Kind::Text(_) => None,
+            Kind::Bounded { least, most } => Some(format!("{least} to {most}")),
+            Kind::Size { least } => Some(format!("{}M or more", least >> 20)),
+            Kind::Slot => Some("1 to 1f".to_owned()),
+            Kind::ShortText(_, most) => Some(format!("at most {most} bytes")),
         }
     }
 
@@ -61,11 +86,13 @@ impl Kind {
             Kind::OnOff => "`on` or `off`".to_owned(),
             Kind::OnOffAuto => "`on`, `off` or `auto`".to_owned(),
             Kind::OneOf(_) => format!("one of {}", self.syntax()),
-            Kind::Number => "a number, such as 255 or 0xff".to_owned(),
-            Kind::Size => "a size, such as 512M or 2G".to_owned(),
+            Kind::Number | Kind::Bounded { .. } => "a number, such as 255 or 0xff".to_owned(),
+            Kind::Size { .. } => "a size, such as 512M or 2G".to_owned(),
             Kind::Slot => "a PCI device number from 1 to 1f, hexadecimal".to_owned(),
             Kind::Mac => "an individual hardware address, such as 52:54:00:12:34:56".to_owned(),
-            Kind::Text(placeholder) => format!("a {placeholder} that is not empty"),
+            Kind::Text(placeholder) | Kind::ShortText(placeholder, _) => {
+                format!("a {placeholder} that is not empty")
+            }
         }
     }
 }
@@ -80,12 +107,12 @@ pub(crate) fn parse(kind: &Kind, text: &str) -> Result<Value, String> {
         (Kind::OneOf(choices), _) => number(text)
             .filter(|number| choices.contains(number))
             .map(Value::Number),
-        (Kind::Number, _) => number(text).map(Value::Number),
-        (Kind::Size, _) => size(text).map(Value::Number),
+        (Kind::Number | Kind::Bounded { .. }, _) => number(text).map(Value::Number),
+        (Kind::Size { .. }, _) => size(text).map(Value::Number),
         (Kind::Slot, _) => slot(text).map(Value::Slot),
         (Kind::Mac, _) => mac(text).map(Value::Mac),
-        (Kind::Text(_), "") => None,
-        (Kind::Text(_), _) => Some(Value::Text(text.to_owned())),
+        (Kind::Text(_) | Kind::ShortText(..), "") => None,
+        (Kind::Text(_) | Kind::ShortText(..), _) => Some(Value::Text(text.to_owned())),
     };
     value.ok_or_else(|| kind.expected())
 }

@@ -1,23 +1,15 @@
-//! What `--object iommufd` and `--device vfio-pci` mean, and what is refused with them.
+//! `--object iommufd` and `--device vfio-pci`: what they mean, and what is refused with them.
 
-use super::super::{Request, parse};
+use super::super::testing::{self, printed};
 use super::*;
 use crate::config::Config;
 
-fn request(line: &str) -> Result<Request, UsageError> {
-    let line = format!("nido --kernel k {line}");
-    parse(line.split_whitespace())
-}
-
 fn config(line: &str) -> Config {
-    match request(line).expect(line) {
-        Request::Run { config, .. } => *config,
-        Request::Print(text) => panic!("{line}: printed {text}"),
-    }
+    testing::config(&format!("--kernel k {line}"))
 }
 
 fn error(line: &str) -> String {
-    request(line).expect_err(line).to_string()
+    testing::error(&format!("--kernel k {line}"))
 }
 
 fn device(line: &str) -> VfioConfig {
@@ -212,9 +204,7 @@ fn help_lists_the_keys() {
         ("--device vfio-pci,help", "host=ADDRESS"),
         ("--device help", "vfio-pci"),
     ] {
-        match request(line).expect(line) {
-            Request::Print(text) => assert!(text.contains(fragment), "{text}"),
-            Request::Run { .. } => panic!("{line}: would run"),
-        }
+        let text = printed(line);
+        assert!(text.contains(fragment), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! What `--device` means, and every way in which one is refused.
+//! `--device`: what it means, and every way in which one is refused.
 
 use super::*;
 
@@ -56,12 +56,12 @@ fn disks_and_nets_are_devices_as_well_and_errors_name_the_option_that_was_used()
     };
     assert_eq!(
         disk,
-        options::disk("path=d.img,id=d,bus=p").expect("the same")
+        virtio::disk("path=d.img,id=d,bus=p").expect("the same")
     );
     let Ok(Parsed::Device(Device::Function(net))) = parse("virtio-net,tap=t0") else {
         panic!("a network device");
     };
-    assert_eq!(net, options::net("tap=t0").expect("the same"));
+    assert_eq!(net, virtio::net("tap=t0").expect("the same"));
     assert_eq!(
         error("virtio-blk-pci,readonly=on"),
         "--device virtio-blk-pci: key `path` is missing; add `path=FILE`"

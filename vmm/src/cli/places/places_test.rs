@@ -1,25 +1,14 @@
-//! Where devices go that are behind root ports, and what is refused.
+//! Devices behind root ports: where they go, and what is refused.
 
-use super::super::{Request, UsageError, parse};
+use super::super::testing;
 use crate::config::{Config, FunctionKind};
 
-fn request(line: &str) -> Result<Request, UsageError> {
-    parse(
-        ["nido", "--kernel", "k"]
-            .into_iter()
-            .chain(line.split_whitespace()),
-    )
-}
-
 fn config(line: &str) -> Config {
-    match request(line).expect(line) {
-        Request::Run { config, .. } => *config,
-        Request::Print(text) => panic!("{line}: printed {text}"),
-    }
+    testing::config(&format!("--kernel k {line}"))
 }
 
 fn error(line: &str) -> String {
-    request(line).expect_err(line).to_string()
+    testing::error(&format!("--kernel k {line}"))
 }
 
 #[test]

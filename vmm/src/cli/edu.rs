@@ -1,0 +1,65 @@
+//! `--device edu`: the educational device, with nido's extensions.
+
+use devices::edu::{EduFeatures, EduOptions};
+
+use super::keys::{Key, ListError, Table, Values};
+use super::places::{ADDR, BUS, ID};
+use super::values::Kind;
+
+/// The keys.
+pub(super) const TABLE: Table = Table {
+    option: "--device edu",
+    implied: None,
+    keys: &[
+        Key {
+            name: "dma_mask",
+            aliases: &["dma-mask"],
+            kind: Kind::Number,
+            default: "0x0fffffff",
+            help: "address bits that its DMA engine drives",
+        },
+        Key {
+            name: "ats",
+            aliases: &[],
+            kind: Kind::OnOff,
+            default: "off",
+            help: "extension: asks for translations and keeps them",
+        },
+        Key {
+            name: "pasid",
+            aliases: &[],
+            kind: Kind::OnOff,
+            default: "off",
+            help: "extension: makes requests with a PASID",
+        },
+        Key {
+            name: "pri",
+            aliases: &[],
+            kind: Kind::OnOff,
+            default: "off",
+            help: "extension: asks for pages; needs ats=on",
+        },
+        ID,
+        BUS,
+        ADDR,
+    ],
+};
+
+/// The device that the values of [`TABLE`] ask for.
+pub(super) fn options(values: &Values) -> Result<EduOptions, ListError> {
+    let features = EduFeatures {
+        ats: values.on_off("ats").unwrap_or(false),
+        pasid: values.on_off("pasid").unwrap_or(false),
+        pri: values.on_off("pri").unwrap_or(false),
+    };
+    if features.pri && !features.ats {
+        return Err(
+            values.conflict("pri=on needs ats=on; add `ats=on` or drop `pri=on`".to_owned())
+        );
+    }
+    let default = EduOptions::default().dma_mask;
+    Ok(EduOptions {
+        dma_mask: values.number("dma_mask").unwrap_or(default),
+        features,
+    })
+}

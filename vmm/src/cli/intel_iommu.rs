@@ -1,0 +1,152 @@
+//! `--device intel-iommu`: the Intel VT-d remapping unit.
+
+use super::keys::{Key, ListError, Table, Values};
+use super::values::Kind;
+use crate::config::IommuConfig;
+
+/// Widest PASID: what the PASID prefix of a PCI Express request has room for.
+const MOST_PASID_BITS: u64 = 20;
+
+/// The keys.
+pub(super) const TABLE: Table = Table {
+    option: "--device intel-iommu",
+    implied: None,
+    keys: &[
+        Key {
+            name: "x-flts",
+            aliases: &["flts", "fsts"],
+            kind: Kind::OnOffAuto,
+            default: "auto",
+            help: "first-stage translation besides second-stage; auto: if the host nests for every assigned device",
+        },
+        Key {
+            name: "aw-bits",
+            aliases: &[],
+            kind: Kind::OneOf(&[39, 48, 57]),
+            default: "48",
+            help: "width of translated addresses",
+        },
+        Key {
+            name: "intremap",
+            aliases: &[],
+            kind: Kind::OnOff,
+            default: "on",
+            help: "interrupt remapping",
+        },
+        Key {
+            name: "caching-mode",
+            aliases: &[],
+            kind: Kind::OnOffAuto,
+            default: "auto",
+            help: "guest announces new mappings too; auto: with an iommufd",
+        },
+        Key {
+            name: "x-scalable-mode",
+            aliases: &["scalable-mode"],
+            kind: Kind::OnOff,
+            default: "on",
+            help: "scalable mode, which first-stage translation needs",
+        },
+        Key {
+            name: "device-iotlb",
+            aliases: &[],
+            kind: Kind::OnOff,
+            default: "off",
+            help: "devices with ATS may ask for translations and keep them",
+        },
+        Key {
+            name: "pasid-bits",
+            aliases: &[],
+            kind: Kind::Bounded {
+                least: 0,
+                most: MOST_PASID_BITS,
+            },
+            default: "0",
+            help: "width of PASIDs; 0: requests have none",
+        },
+        Key {
+            name: "svm",
+            aliases: &[],
+            kind: Kind::OnOff,
+            default: "off",
+            help: "devices with PRI may ask for pages; needs the two keys above, and x-flts=on",
+        },
+        Key {
+            name: "x-keep-translations",
+            aliases: &[],
+            kind: Kind::OnOff,
+            default: "off",
+            help: "keep translations until the guest invalidates them, to find invalidations that it forgot; slow",
+        },
+    ],
+};
+
+/// The unit that the values of [`TABLE`] ask for.
+pub(super) fn unit(values: &Values) -> Result<IommuConfig, ListError> {
+    let aw_bits = match values.number("aw-bits") {
+        Some(39) => 39,
+        Some(57) => 57,
+        _ => 48,
+    };
+    let scalable = values.on_off("x-scalable-mode").unwrap_or(true);
+    let unit = IommuConfig {
+        aw_bits,
+        scalable,
+        first_stage: first_stage(values, scalable, aw_bits)?,
+        intremap: values.on_off("intremap").unwrap_or(true),
+        caching_mode: values.on_off("caching-mode"),
+        device_iotlb: values.on_off("device-iotlb").unwrap_or(false),
+        pasid_bits: pasid_bits(values)?,
+        page_requests: values.on_off("svm").unwrap_or(false),
+        keep_translations: values.on_off("x-keep-translations").unwrap_or(false),
+    };
+    check_needs(values, &unit)?;
+    Ok(unit)
+}
+
+/// `x-flts`, which is off where the rest of the unit rules it out and nobody insists.
+fn first_stage(values: &Values, scalable: bool, aw_bits: u8) -> Result<Option<bool>, ListError> {
+    let asked = values.on_off("x-flts");
+    let obstacle = if !scalable {
+        "x-flts=on needs scalable mode; drop `x-scalable-mode=off` or write `x-flts=off`"
+    } else if aw_bits == 39 {
+        "x-flts=on needs 48 or 57 address bits; drop `aw-bits=39` or write `x-flts=off`"
+    } else {
+        return Ok(asked);
+    };
+    match asked {
+        Some(true) => Err(values.conflict(obstacle.to_owned())),
+        _ => Ok(Some(false)),
+    }
+}
+
+fn pasid_bits(values: &Values) -> Result<u8, ListError> {
+    let bits = values.number("pasid-bits").unwrap_or(0);
+    let valid = u8::try_from(bits).ok().filter(|_| bits <= MOST_PASID_BITS);
+    valid.ok_or_else(|| {
+        values.conflict(format!(
+            "pasid-bits={bits} is too wide: a PASID has at most {MOST_PASID_BITS} bits; write \
+             `pasid-bits={MOST_PASID_BITS}` or less"
+        ))
+    })
+}
+
+/// Refuses a unit that lacks what another part of it is built on.
+fn check_needs(values: &Values, unit: &IommuConfig) -> Result<(), ListError> {
+    let pasids = unit.pasid_bits != 0;
+    let svm = unit.page_requests;
+    let first_stage = unit.first_stage != Some(false);
+    let flts = "x-flts=on with 48 or 57 address bits";
+    let needs = [
+        (pasids, unit.scalable, "pasid-bits", "x-scalable-mode=on"),
+        (svm, first_stage, "svm=on", flts),
+        (svm, unit.device_iotlb, "svm=on", "device-iotlb=on"),
+        (svm, pasids, "svm=on", "pasid-bits=20"),
+    ];
+    match needs.iter().find(|(asked, there, ..)| *asked && !there) {
+        Some((_, _, what, needs)) => {
+            Err(values.conflict(format!("{what} needs {needs}; add that, or drop {what}")))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,31 @@
+//! Command lines in one string, for tests.
+
+use super::error::UsageError;
+use super::{Request, parse};
+use crate::config::Config;
+
+/// Parses `line`, whose words are separated by blanks.
+pub(super) fn request(line: &str) -> Result<Request, UsageError> {
+    parse(std::iter::once("nido").chain(line.split_whitespace()))
+}
+
+/// The machine that `line` describes.
+pub(super) fn config(line: &str) -> Config {
+    match request(line).expect(line) {
+        Request::Run { config, .. } => *config,
+        Request::Print(text) => panic!("{line}: printed {text}"),
+    }
+}
+
+/// Why `line` is refused.
+pub(super) fn error(line: &str) -> String {
+    request(line).expect_err(line).to_string()
+}
+
+/// What `line` prints.
+pub(super) fn printed(line: &str) -> String {
+    match request(line).expect(line) {
+        Request::Print(text) => text,
+        Request::Run { .. } => panic!("{line}: would run"),
+    }
+}

@@ -1,0 +1,112 @@
+//! virtio disks and network devices: `--disk`, `--net`, and the same as types of `--device`.
+
+use super::keys::{Key, ListError, Table, Values, parse_option};
+use super::places::{ADDR, BUS, ID, placed};
+use super::values::{Kind, Value};
+use crate::config::{DiskConfig, FunctionConfig, FunctionKind, NetConfig};
+
+/// Bytes of the serial number of a virtio disk (virtio 1.3, 5.2.6.1).
+const SERIAL_LENGTH: usize = 20;
+/// Longest name of a network interface: IFNAMSIZ of Linux, without the terminating zero.
+const INTERFACE_LENGTH: usize = 15;
+
+/// The keys of `--disk`.
+pub(super) const DISK: Table = Table {
+    option: "--disk",
+    implied: None,
+    keys: &[
+        Key {
+            name: "path",
+            aliases: &["file"],
+            kind: Kind::Text("FILE"),
+            default: "required",
+            help: "raw image or block device; write `,,` for a comma",
+        },
+        Key {
+            name: "readonly",
+            aliases: &["ro"],
+            kind: Kind::OnOff,
+            default: "off",
+            help: "refuse writes",
+        },
+        Key {
+            name: "id",
+            aliases: &["serial"],
+            kind: Kind::ShortText("ID", SERIAL_LENGTH),
+            default: "none",
+            help: "name, and the serial number that the guest sees",
+        },
+        BUS,
+        ADDR,
+    ],
+};
+
+/// The keys of `--net`.
+pub(super) const NET: Table = Table {
+    option: "--net",
+    implied: None,
+    keys: &[
+        Key {
+            name: "tap",
+            aliases: &["ifname"],
+            kind: Kind::ShortText("NAME", INTERFACE_LENGTH),
+            default: "required",
+            help: "tap interface of the host",
+        },
+        Key {
+            name: "mac",
+            aliases: &[],
+            kind: Kind::Mac,
+            default: "made up",
+            help: "hardware address",
+        },
+        ID,
+        BUS,
+        ADDR,
+    ],
+};
+
+/// The value of one `--disk`.
+pub(super) fn disk(argument: &str) -> Result<FunctionConfig, ListError> {
+    disk_of(&parse_option(&DISK, argument)?)
+}
+
+/// A disk, from the values of the keys of [`DISK`].
+pub(super) fn disk_of(values: &Values) -> Result<FunctionConfig, ListError> {
+    let id = values.text("id");
+    if let Some(id) = id.filter(|id| id.len() > SERIAL_LENGTH) {
+        return Err(values.conflict(format!(
+            "id=`{id}` is longer than {SERIAL_LENGTH} bytes; shorten it"
+        )));
+    }
+    let disk = DiskConfig {
+        path: values.required_text("path", "FILE")?.into(),
+        readonly: values.on_off("readonly").unwrap_or(false),
+        id: id.map(str::to_owned),
+    };
+    placed(values, FunctionKind::Disk(disk))
+}
+
+/// The value of one `--net`.
+pub(super) fn net(argument: &str) -> Result<FunctionConfig, ListError> {
+    net_of(&parse_option(&NET, argument)?)
+}
+
+/// A network device, from the values of the keys of [`NET`].
+pub(super) fn net_of(values: &Values) -> Result<FunctionConfig, ListError> {
+    let tap = values.required_text("tap", "NAME")?;
+    if tap.len() > INTERFACE_LENGTH || tap.contains('/') {
+        return Err(values.conflict(format!(
+            "tap=`{tap}` is no interface name: at most {INTERFACE_LENGTH} bytes without `/`"
+        )));
+    }
+    let mac = match values.get("mac") {
+        Some(Value::Mac(mac)) => Some(*mac),
+        _ => None,
+    };
+    let net = NetConfig {
+        tap: tap.to_owned(),
+        mac,
+    };
+    placed(values, FunctionKind::Net(net))
+}
