@@ -243,4 +243,6 @@ fn cmdline(argument: String) -> Result<String, UsageError> {
 #[cfg(test)]
 mod cli_test;
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod testing;
