@@ -1,4 +1,5 @@
-//! What a virtual machine is to be, as typed values. Nothing here opens or allocates anything.
+//! The configuration of a virtual machine, as typed values. Nothing here opens or allocates
+//! anything.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -101,7 +102,8 @@ pub(crate) struct IommuConfig {
     pub(crate) aw_bits: u8,
     /// Scalable mode.
     pub(crate) scalable: bool,
-    /// First-stage translation, besides second-stage; `None` decides by what is assigned. On only where the rest allows it.
+    /// First-stage translation, besides second-stage; `None` decides by what is assigned. On only
+    /// where the rest allows it.
     pub(crate) first_stage: Option<bool>,
     /// Interrupt remapping.
     pub(crate) intremap: bool,
@@ -125,7 +127,8 @@ impl Config {
 }
 
 impl IommuConfig {
-    /// Whether first-stage translation is shown. `assigns` tells whether devices may be assigned, for which it may not work.
+    /// Whether first-stage translation is shown. `assigns` tells whether devices may be assigned,
+    /// for which it may not work.
     pub(crate) fn shows_first_stage(&self, assigns: bool) -> bool {
         self.first_stage.unwrap_or(!assigns)
     }

@@ -1,7 +1,9 @@
-//! The CPUID leaves of each vCPU: what KVM offers on this host, with identity and topology made the guest's own.
+//! The CPUID leaves of each vCPU: what KVM offers on this host, with identity and topology made the
+//! guest's own.
 //!
-//! All vCPUs are cores of one package, one thread each, and the APIC id is the vCPU's index. Feature bits are passed on as KVM
-//! reports them, those of nested virtualization (VMX, SVM) included.
+//! All vCPUs are cores of one package, one thread each, and the APIC id is the vCPU's index.
+//! Feature bits are passed on as KVM reports them, those of nested virtualization (VMX, SVM)
+//! included.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
@@ -130,7 +132,8 @@ impl Table {
         }
     }
 
-    /// Leaves B and 1F: threads, then cores. B is added where the host has none, because it holds the x2APIC id.
+    /// Leaves B and 1F: threads, then cores. B is added where the host has none, because it holds
+    /// the x2APIC id.
     fn x2apic_topology(&mut self) {
         let (bits, cpus, id) = (self.id_bits(), self.cpus, self.apic_id);
         for entry in self.all(0) {

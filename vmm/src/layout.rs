@@ -29,7 +29,8 @@ pub(crate) const RAM_HOLE: Range<u64> = 0xc000_0000..4 * GIB;
 pub(crate) const PCI_MMIO32: Range<u64> = 0xc000_0000..0xe000_0000;
 /// PCI configuration space (ECAM), from bus 0 on.
 pub(crate) const PCI_ECAM: u64 = 0xe000_0000;
-/// Buses that the ECAM window reaches: bus 0, and one behind each of its root ports, of which there are 31 at most.
+/// Buses that the ECAM window reaches: bus 0, and one behind each of its root ports, of which there
+/// are 31 at most.
 pub(crate) const PCI_BUSES: u8 = 32;
 /// The IOAPIC's register window.
 pub(crate) const IOAPIC: Range<u64> = 0xfec0_0000..0xfec0_1000;
@@ -63,13 +64,15 @@ pub(crate) mod boot {
     pub(crate) const CMDLINE_MAX: usize = 0x1_0000;
 }
 
-/// The 64-bit PCI aperture of a guest with so many physical address bits: the upper half of its space, but not beyond 1 TiB.
+/// The 64-bit PCI aperture of a guest with so many physical address bits: the upper half of its
+/// space, but not beyond 1 TiB.
 pub(crate) fn pci_mmio64(physical_bits: u8) -> Range<u64> {
     let end = 1u64 << physical_bits.clamp(33, 40);
     end / 2..end
 }
 
-/// Guest RAM of `size` bytes as (address, size): below the hole, and above 4 GiB if it does not fit there.
+/// Guest RAM of `size` bytes as (address, size): below the hole, and above 4 GiB if it does not fit
+/// there.
 pub(crate) fn ram(size: u64) -> Vec<(u64, u64)> {
     let low = size.min(RAM_HOLE.start);
     let mut regions = vec![(0, low)];
