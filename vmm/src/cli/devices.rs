@@ -2,7 +2,7 @@
 
 use super::error::DeviceError;
 use super::keys::{Key, ListError, Table, Values, split};
-use super::places::{ADDR, BUS, ID, placed};
+use super::places::{ADDR, ID, PLACE, placed};
 use super::{assign, edu, intel_iommu, virtio};
 use crate::config::{FunctionConfig, FunctionKind, IommuConfig};
 
@@ -101,7 +101,7 @@ pub(super) const TYPES: &[DeviceType] = &[
         table: Table {
             option: "--device virtio-rng-pci",
             implied: None,
-            keys: &[ID, BUS, ADDR],
+            keys: PLACE,
         },
         build: |values| function(values, FunctionKind::Rng),
     },
@@ -112,7 +112,7 @@ pub(super) const TYPES: &[DeviceType] = &[
         table: Table {
             option: "--device virtio-console",
             implied: None,
-            keys: &[ID, BUS, ADDR],
+            keys: PLACE,
         },
         build: |values| function(values, FunctionKind::Console),
     },

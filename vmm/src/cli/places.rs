@@ -36,6 +36,9 @@ pub(super) const ID: Key = Key {
     help: "name for other options and for the control socket",
 };
 
+/// The keys of a function that has no others.
+pub(super) const PLACE: &[Key] = &[ID, BUS, ADDR];
+
 /// A function of that kind with its name and at its place: the values of `id`, `bus` and `addr`.
 pub(super) fn placed(values: &Values, kind: FunctionKind) -> Result<FunctionConfig, ListError> {
     let device = match values.get(ADDR.name) {
