@@ -3,9 +3,11 @@
 //! them.
 
 mod bound;
+mod claim;
 mod error;
 mod files;
 mod host;
+mod limits;
 mod page_requests;
 mod remedy;
 mod report;

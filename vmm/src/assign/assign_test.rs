@@ -5,7 +5,7 @@ use std::io;
 use devices::vfio::HostAddress;
 use kvm_ioctls::Kvm;
 
-use super::host::claim;
+use super::claim::claim;
 use super::*;
 use crate::config::{FileSource, IommufdConfig};
 use crate::kvm::KvmVfio;
@@ -100,7 +100,7 @@ fn a_shortage_of_lockable_memory_is_told_with_both_numbers() {
         cause: io::Error::from_raw_os_error(errno),
     };
     let error = AssignError::add(failure(libc::ENOMEM), u64::MAX);
-    match files::lock_limit() {
+    match limits::lock_limit() {
         Some(limit) => {
             let text = error.to_string();
             let numbers = format!(

@@ -8,8 +8,8 @@ use intel_vtd_host::HostDeviceId;
 use intel_vtd_host::capabilities::HostCapabilities;
 use intel_vtd_host::iommufd::Iommufd;
 
+use super::claim::Claim;
 use super::error::{AssignError, Why};
-use super::host::Claim;
 use super::remedy::Remedied;
 use super::services;
 use crate::config::{IommuConfig, VfioConfig};

@@ -7,7 +7,7 @@ use devices::vfio::{BindError, FileError, HostAddress, OpenError};
 use intel_vtd_host::assigned::AddError;
 use thiserror::Error;
 
-use super::files;
+use super::limits;
 use super::remedy::Remedied;
 use super::services::Hidden;
 use crate::config::VfioConfig;
@@ -113,7 +113,7 @@ impl AssignError {
     pub(super) fn add(error: AddError, memory: u64) -> Self {
         match &error {
             AddError::Map { cause, .. } if cause.raw_os_error() == Some(libc::ENOMEM) => {
-                match files::lock_limit() {
+                match limits::lock_limit() {
                     Some(limit) if limit < memory => Self::Locked {
                         cause: error,
                         limit_mib: limit / MIB,

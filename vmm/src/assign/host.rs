@@ -1,17 +1,16 @@
 //! The iommufds of a machine, and binding devices of the host to them.
 
-use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use devices::vfio::{HostAddress, Shown, VfioCdev};
+use devices::vfio::{Shown, VfioCdev};
 use intel_vtd_host::capabilities::HostCapabilities;
 use intel_vtd_host::iommufd::Iommufd;
-use parking_lot::Mutex;
 
 use super::bound::BoundDevice;
+use super::claim::{Claimed, claim};
 use super::error::{AssignError, Why};
-use super::files;
+use super::{files, limits};
 use crate::config::{FunctionConfig, FunctionKind, HostDevice, IommufdConfig, VfioConfig};
 use crate::kvm::KvmVfio;
 
@@ -21,14 +20,14 @@ pub(crate) struct Host {
     pub(super) iommufds: Vec<(String, Arc<Iommufd>)>,
     kvm: Arc<KvmVfio>,
     /// Devices in use. Leaf lock.
-    claimed: Arc<Mutex<BTreeSet<HostAddress>>>,
+    claimed: Claimed,
 }
 
 impl Host {
     /// Opens the iommufds of a machine whose VFIO files are told to `kvm`.
     pub(crate) fn open(configs: &[IommufdConfig], kvm: Arc<KvmVfio>) -> Result<Self, AssignError> {
         if !configs.is_empty() {
-            files::raise_file_limit();
+            limits::raise_file_limit();
         }
         let iommufds = configs
             .iter()
@@ -102,32 +101,4 @@ impl Host {
             _claim: claim,
         })
     }
-}
-
-/// A device of the host, for as long as this machine uses it.
-pub(super) struct Claim {
-    address: Option<HostAddress>,
-    claimed: Arc<Mutex<BTreeSet<HostAddress>>>,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if let Some(address) = &self.address {
-            self.claimed.lock().remove(address);
-        }
-    }
-}
-
-/// Refuses a device that is claimed already. One without a known address is told apart by the kernel.
-pub(super) fn claim(
-    claimed: &Arc<Mutex<BTreeSet<HostAddress>>>,
-    address: Option<HostAddress>,
-) -> Result<Claim, Why> {
-    if address.is_some_and(|address| !claimed.lock().insert(address)) {
-        return Err(Why::Taken);
-    }
-    Ok(Claim {
-        address,
-        claimed: Arc::clone(claimed),
-    })
 }
