@@ -38,15 +38,7 @@ mod tests {
 
     fn window() -> VtdMmio {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]);
-        let config = UnitConfig {
-            scalable: true,
-            first_stage: true,
-            nested: true,
-            interrupt_remapping: true,
-            x2apic: true,
-            snoop_control: true,
-            ..UnitConfig::default()
-        };
+        let config = UnitConfig::scalable(46);
         let unit = Unit::new(
             Arc::new(memory.expect("mappable")),
             &config,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use devices::edu::EduOptions;
 use devices::vfio::HostAddress;
+use intel_vtd::AddressWidth;
 
 /// A whole virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,8 +99,8 @@ pub(crate) struct NetConfig {
 /// The Intel VT-d remapping unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IommuConfig {
-    /// Guest address width that it translates: 39, 48 or 57.
-    pub(crate) aw_bits: u8,
+    /// Guest address width that it translates.
+    pub(crate) address_width: AddressWidth,
     /// Scalable mode.
     pub(crate) scalable: bool,
     /// First-stage translation, besides second-stage; `None` decides by what is assigned. On only

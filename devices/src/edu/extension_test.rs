@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use intel_vtd::{EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
+use intel_vtd::{EventSink, InterruptMessage, Interrupts, SourceId, Unit, UnitConfig};
 use pci::{Bdf, IntxSink, MsiSink, PciFunction};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -68,17 +68,7 @@ struct Machine {
 fn machine() -> Machine {
     let memory: Memory =
         Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("mappable"));
-    let config = UnitConfig {
-        host_address_width: 40,
-        scalable: true,
-        first_stage: true,
-        nested: true,
-        snoop_control: true,
-        pasid_bits: 20,
-        device_tlb: true,
-        page_requests: true,
-        ..UnitConfig::default()
-    };
+    let config = UnitConfig::svm(40).with_interrupts(Interrupts::Off);
     let unit = Unit::new(Arc::clone(&memory), &config, Arc::new(Nobody)).expect("valid");
     let source = SourceId(0x18);
     let options = EduOptions {

@@ -27,10 +27,7 @@ impl EventSink for Events {
 
 /// All 8 MiB of memory at `IOVA`, in pages of 2 MiB, for 00:03.0; translation is on.
 fn machine() -> (Driver, Arc<Unit<Memory>>) {
-    let config = UnitConfig {
-        host_address_width: 40,
-        ..UnitConfig::default()
-    };
+    let config = UnitConfig::legacy(40);
     let made = Mutex::new(None);
     let driver = Driver::behind(Box::new(Rng::new()), IOVA, |memory| {
         let unit = Unit::new(Arc::clone(memory), &config, Arc::new(Events)).unwrap();

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use thiserror::Error;
 
 use super::{HostDeviceId, HostIommu, IntelInfo, PageTableOptions};
-use intel_vtd::config::{UnitConfig, WalkFeatures};
+use intel_vtd::{Scalable, UnitConfig, WalkFeatures};
 
 /// Interrupts are not translated, so these addresses are missing from what can be mapped.
 const INTERRUPTS: RangeInclusive<u64> = 0xFEE0_0000..=0xFEEF_FFFF;
@@ -202,12 +202,11 @@ impl HostCapabilities {
     /// What the host's walks of first-stage tables can.
     fn walks(&self) -> WalkFeatures {
         let has = |bit: fn(&IntelInfo) -> bool| self.intel.as_ref().is_some_and(bit);
-        WalkFeatures {
-            pages_of_1g: has(|intel| intel.caps.cap.fs1gp()),
-            supervisor_requests: has(|intel| intel.caps.ecap.srs()),
-            extended_accessed: has(|intel| intel.caps.ecap.eafs()),
-            snooped: has(|intel| intel.caps.ecap.smpwcs()),
-        }
+        WalkFeatures::ALL
+            .with_pages_of_1g(has(|intel| intel.caps.cap.fs1gp()))
+            .with_supervisor_requests(has(|intel| intel.caps.ecap.srs()))
+            .with_extended_accessed(has(|intel| intel.caps.ecap.eafs()))
+            .with_snooped(has(|intel| intel.caps.ecap.smpwcs()))
     }
 
     /// Whether the host can make a device's accesses snoop caches. Known of Intel units only.
@@ -221,9 +220,13 @@ impl HostCapabilities {
     /// # Errors
     /// The first thing that prevents it.
     pub fn check(&self, config: &UnitConfig) -> Result<(), Incompatible> {
-        if config.first_stage {
-            self.check_first_stage(config.aw_bits)?;
-            self.check_walks(config)?;
+        let asked = config.address_width.bits();
+        let stages = config.stages();
+        if let Some(scalable) = config.scalable
+            && stages.first()
+        {
+            self.check_first_stage(asked)?;
+            self.check_walks(&scalable)?;
         }
         if !config.caching_mode {
             return Err(Incompatible::CachingMode);
@@ -232,7 +235,7 @@ impl HostCapabilities {
             return Err(Incompatible::SnoopControl);
         }
         // Shadows below first-stage tables are over page tables of another kind.
-        let below = self.nesting_parent.filter(|_| config.nested);
+        let below = self.nesting_parent.filter(|_| stages.nested());
         for reach in [Some(self.shadows()), below].into_iter().flatten() {
             let TableReach {
                 address_bits: host,
@@ -241,18 +244,15 @@ impl HostCapabilities {
             if page_size > PAGE {
                 return Err(Incompatible::PageSize(page_size));
             }
-            if host < config.aw_bits {
-                return Err(Incompatible::AddressWidth {
-                    host,
-                    asked: config.aw_bits,
-                });
+            if host < asked {
+                return Err(Incompatible::AddressWidth { host, asked });
             }
         }
         Ok(())
     }
 
     /// Whether the unit promises of first-stage tables what the host does not keep.
-    fn check_walks(&self, config: &UnitConfig) -> Result<(), Incompatible> {
+    fn check_walks(&self, config: &Scalable) -> Result<(), Incompatible> {
         let (asked, host) = (config.walks, self.walks());
         let pasids = config.pasid_bits != 0;
         let promises = [
@@ -303,24 +303,15 @@ impl HostCapabilities {
 
     /// Takes from `config` what the host cannot do and the guest can do without: promises beyond the host's would be empty.
     #[must_use]
-    pub fn limit(&self, config: UnitConfig) -> UnitConfig {
-        let (asked, host) = (config.walks, self.walks());
-        let walks = if config.first_stage {
-            WalkFeatures {
-                pages_of_1g: asked.pages_of_1g && host.pages_of_1g,
-                supervisor_requests: asked.supervisor_requests && host.supervisor_requests,
-                extended_accessed: asked.extended_accessed && host.extended_accessed,
-                snooped: asked.snooped && host.snooped,
-            }
-        } else {
-            // Nobody but the unit walks tables.
-            asked
-        };
-        UnitConfig {
-            snoop_control: config.snoop_control && self.snoop_control(),
-            walks,
-            ..config
+    pub fn limit(&self, mut config: UnitConfig) -> UnitConfig {
+        config.snoop_control &= self.snoop_control();
+        // Without a first stage, nobody but the unit walks tables.
+        if let Some(scalable) = &mut config.scalable
+            && scalable.stages.first()
+        {
+            scalable.walks = scalable.walks.intersection(self.walks());
         }
+        config
     }
 }
 

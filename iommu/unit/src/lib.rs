@@ -22,7 +22,9 @@ pub mod spec;
 pub mod translate;
 pub mod unit;
 
-pub use config::{ConfigError, UnitConfig, WalkFeatures};
+pub use config::{
+    AddressWidth, ConfigError, Interrupts, Scalable, Stages, UnitConfig, WalkFeatures,
+};
 pub use dma::{AtsRefusal, AtsTranslation, DmaPort, DmaTransaction, DmaView};
 pub use spec::device_tlb::{DeviceTlbInvalidation, DeviceTlbTarget};
 pub use spec::ids::{Pasid, SourceId};

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arbitrary::Arbitrary;
 use intel_vtd::{
-    DmaPort, DmaView, EventSink, InterruptEntryObserver, InterruptMessage, Pasid, SourceId,
-    Statistics, Unit, UnitConfig, WalkFeatures,
+    AddressWidth, DmaPort, DmaView, EventSink, InterruptEntryObserver, InterruptMessage,
+    Interrupts, Pasid, Scalable, SourceId, Stages, Statistics, Unit, UnitConfig, WalkFeatures,
 };
 
 use crate::device::{Deeds, Devices};
@@ -25,40 +25,44 @@ impl Shape {
     fn config(self, host_address_width: u8) -> UnitConfig {
         let on = |bit: u32| self.features >> bit & 1 == 0;
         let scalable = on(0);
-        let aw_bits = match self.features >> 8 & 3 {
-            0 | 1 => 48,
-            2 => 57,
-            _ => 39,
+        let address_width = match self.features >> 8 & 3 {
+            0 | 1 => AddressWidth::Bits48,
+            2 => AddressWidth::Bits57,
+            _ => AddressWidth::Bits39,
         };
-        let first_stage = scalable && aw_bits != 39 && on(1);
-        let second_stage = !first_stage || on(2);
-        let interrupt_remapping = on(4);
+        let stages = match [1, 2, 3].map(on) {
+            _ if address_width == AddressWidth::Bits39 => Stages::Second,
+            [false, ..] => Stages::Second,
+            [true, false, _] => Stages::First,
+            [true, true, false] => Stages::Both,
+            [true, true, true] => Stages::Nested,
+        };
         let device_tlb = on(11);
-        UnitConfig {
-            host_address_width,
-            aw_bits,
-            scalable,
-            first_stage,
-            second_stage,
-            nested: first_stage && second_stage && on(3),
-            interrupt_remapping,
-            x2apic: interrupt_remapping && on(5),
-            caching_mode: on(6),
-            snoop_control: on(7),
-            pasid_bits: if scalable && on(10) {
-                [20, 1, 8, 16][usize::from(self.features >> 13 & 3)]
-            } else {
-                0
-            },
-            device_tlb,
-            page_requests: scalable && device_tlb && on(12),
-            walks: WalkFeatures {
-                pages_of_1g: on(15),
-                ..WalkFeatures::ALL
-            },
+        let pasid_bits = if on(10) {
+            [20, 1, 8, 16][usize::from(self.features >> 13 & 3)]
+        } else {
+            0
+        };
+        let scalable = scalable.then(|| {
+            Scalable::new(stages)
+                .with_pasid_bits(pasid_bits)
+                .with_page_requests(device_tlb && on(12))
+                .with_walks(WalkFeatures::ALL.with_pages_of_1g(on(15)))
+        });
+        let interrupts = if on(4) {
+            Interrupts::Remapped { x2apic: on(5) }
+        } else {
+            Interrupts::Off
+        };
+        UnitConfig::legacy(host_address_width)
+            .with_address_width(address_width)
+            .with_scalable(scalable)
+            .with_interrupts(interrupts)
+            .with_device_tlb(device_tlb)
+            .with_caching_mode(on(6))
+            .with_snoop_control(on(7))
             // One of the two values that both mean 48 bits.
-            keep_translations: self.features >> 8 & 3 == 1,
-        }
+            .with_keep_translations(self.features >> 8 & 3 == 1)
     }
 }
 

@@ -142,16 +142,16 @@ fn a_descriptor_stops_the_queue_exactly_when_the_specification_says_so() {
             .registers
             .0
             .attach_device_tlb(present, Arc::new(Obedient));
-        let scalable = config.scalable && rng.chance(2, 3);
-        let wide = scalable || config.scalable && rng.chance(1, 2);
+        let scalable = config.scalable.is_some() && rng.chance(2, 3);
+        let wide = scalable || config.scalable.is_some() && rng.chance(1, 2);
         driver.set_root(0x3000, u64::from(scalable));
         driver.start_queue(wide);
         let mode = Mode {
             scalable,
             wide,
-            interrupts: config.interrupt_remapping,
+            interrupts: config.interrupts.remapped(),
             device_tlb: config.device_tlb,
-            page_requests: config.page_requests,
+            page_requests: config.page_requests(),
         };
         for _ in 0..200 {
             let mut words = random(&mut rng);
@@ -219,7 +219,7 @@ fn a_queue_of_the_wrong_width_or_a_bad_tail_stops_at_once() {
     let mut rng = Rng::new(1);
     for _ in 0..50 {
         let config = configuration(&mut rng);
-        if !config.scalable {
+        if config.scalable.is_none() {
             let (mut driver, _memory) = machine(&config);
             // DW is reserved without scalable mode: either it does not stick, or descriptors are refused.
             driver.start_queue(true);

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use intel_vtd::{
-    DeviceTlb, DeviceTlbInvalidation, DeviceTlbTarget, DmaPort, PageResponse, Pasid, SourceId,
-    Unit, UnitConfig,
+    DeviceTlb, DeviceTlbInvalidation, DeviceTlbTarget, DmaPort, Interrupts, PageResponse, Pasid,
+    SourceId, Unit, UnitConfig,
 };
 use oracle::bystanders::{
     DATA, FREE, INPUTS, Nowhere, PHYSICAL, SOURCES, beside, fill, input, is_filled, limits, mark,
@@ -256,16 +256,10 @@ fn with_devices<R>(
     seed: u64,
     driver: impl FnOnce(&mut Setting, &Memory, &Arc<Unit<Memory>>, &[Arc<Tlb>]) -> R,
 ) -> R {
-    let config = UnitConfig {
-        scalable: true,
-        first_stage: true,
-        nested: true,
-        caching_mode: true,
-        pasid_bits: 20,
-        device_tlb: true,
-        page_requests: true,
-        ..UnitConfig::default()
-    };
+    let config = UnitConfig::svm(46)
+        .with_interrupts(Interrupts::Off)
+        .with_caching_mode(true)
+        .with_snoop_control(false);
     let memory = memory();
     let unit = Unit::new(memory.clone(), &config, Arc::new(Nowhere)).expect("a unit");
     let tlbs: Vec<Arc<Tlb>> = SOURCES

@@ -35,15 +35,7 @@ fn machine(config: &UnitConfig) -> (Driver, Memory, Arc<Events>, Arc<Unit<Memory
 }
 
 fn full() -> UnitConfig {
-    UnitConfig {
-        scalable: true,
-        first_stage: true,
-        nested: true,
-        interrupt_remapping: true,
-        x2apic: true,
-        snoop_control: true,
-        ..UnitConfig::default()
-    }
+    UnitConfig::scalable(46)
 }
 
 #[test]
@@ -53,11 +45,11 @@ fn every_configuration_starts_with_the_specified_values_and_returns_to_them() {
         let config = configuration(&mut rng);
         let (mut driver, _memory, _events, unit) = machine(&config);
         driver.check_reset().expect("reset values");
-        driver.set_root(0x3000, u64::from(config.scalable));
-        driver.start_queue(config.scalable);
+        driver.set_root(0x3000, u64::from(config.scalable.is_some()));
+        driver.start_queue(config.scalable.is_some());
         driver.set_command(command::TE, true);
-        if config.interrupt_remapping {
-            driver.set_interrupt_table(0x4000, 3, config.x2apic);
+        if config.interrupts.remapped() {
+            driver.set_interrupt_table(0x4000, 3, config.interrupts.x2apic());
             driver.set_command(command::IRE, true);
         }
         for _ in 0..20 {
@@ -65,7 +57,7 @@ fn every_configuration_starts_with_the_specified_values_and_returns_to_them() {
             assert!(view.begin().read_obj::<u32>(GuestAddress(0x5000)).is_err());
         }
         driver.registers.write32(0x38, 0);
-        if config.page_requests {
+        if config.page_requests() {
             for (offset, value) in [(0xc0, 0x20), (0xc8, 0x40), (0xd0, 0x5000)] {
                 driver.registers.write64(offset, value);
             }

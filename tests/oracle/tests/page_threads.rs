@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use intel_vtd::{
-    DeviceTlb, DeviceTlbInvalidation, EventSink, InterruptMessage, PageRequest, PageRequestRefusal,
-    PageResponse, Pasid, ResponseCode, SourceId, Unit, UnitConfig,
+    DeviceTlb, DeviceTlbInvalidation, EventSink, InterruptMessage, Interrupts, PageRequest,
+    PageRequestRefusal, PageResponse, Pasid, ResponseCode, SourceId, Unit, UnitConfig,
 };
 use oracle::bystanders::{SOURCES, beside, which};
 use oracle::driver::entries::{self, PasidEntry};
@@ -150,15 +150,9 @@ fn serve(driver: &mut Driver) {
 #[test]
 fn every_page_request_that_was_taken_is_answered_once() {
     let seed = oracle::seed("page_threads");
-    let config = UnitConfig {
-        scalable: true,
-        first_stage: true,
-        nested: true,
-        pasid_bits: 20,
-        device_tlb: true,
-        page_requests: true,
-        ..UnitConfig::default()
-    };
+    let config = UnitConfig::svm(46)
+        .with_interrupts(Interrupts::Off)
+        .with_snoop_control(false);
     let memory: Memory = Arc::new(
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2_0000)]).expect("guest memory"),
     );

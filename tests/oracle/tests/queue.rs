@@ -192,8 +192,8 @@ fn the_queue_goes_round_stops_at_errors_and_goes_on() {
         let source = SourceId(u16::try_from(PRESENT).expect("16 bits"));
         unit.attach_device_tlb(source, Arc::new(Obedient));
         let mut driver = Driver::new(unit, memory, 0x1000, 0x2000);
-        let scalable = config.scalable && rng.chance(2, 3);
-        let wide = scalable || config.scalable && rng.chance(1, 2);
+        let scalable = config.scalable.is_some() && rng.chance(2, 3);
+        let wide = scalable || config.scalable.is_some() && rng.chance(1, 2);
         driver.set_root(0x3000, u64::from(scalable));
         driver.start_queue(wide);
         driver.set_command(command::TE, rng.chance(1, 2));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use intel_vtd::{DmaPort, SourceId, Unit, UnitConfig};
+use intel_vtd::{DmaPort, Scalable, SourceId, Stages, Unit, UnitConfig};
 use oracle::bystanders::{
     DATA, FREE, Nowhere, SOURCES, beside, fill, is_filled, limits, mark, memory, which,
 };
@@ -336,12 +336,7 @@ fn no_thread_goes_through_what_was_replaced_before_a_completed_wait() {
         (Kind::Nested, What::PasidTable),
         (Kind::Nested, What::Directory),
     ] {
-        let config = UnitConfig {
-            scalable: true,
-            first_stage: true,
-            nested: true,
-            ..UnitConfig::default()
-        };
+        let config = UnitConfig::legacy(46).with_scalable(Scalable::new(Stages::Nested));
         let memory = memory();
         for number in 0..INPUTS {
             fill(&memory, page(1, number), FREE);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use intel_vtd::{DmaPort, SourceId, Unit, UnitConfig};
+use intel_vtd::{DmaPort, Interrupts, Scalable, SourceId, Stages, Unit, UnitConfig};
 use oracle::bystanders::{
     DATA, FREE, INPUTS, Nowhere, PHYSICAL, SOURCES, beside, fill, input, is_filled, limits, mark,
     memory, which,
@@ -256,13 +256,9 @@ fn reclaim(
 fn no_thread_touches_a_page_after_the_wait_that_took_it_away() {
     let seed = oracle::seed("threads");
     for kind in [Kind::Legacy, Kind::Second, Kind::First, Kind::Nested] {
-        let config = UnitConfig {
-            scalable: true,
-            first_stage: true,
-            nested: true,
-            caching_mode: true,
-            ..UnitConfig::default()
-        };
+        let config = UnitConfig::legacy(46)
+            .with_scalable(Scalable::new(Stages::Nested))
+            .with_caching_mode(true);
         let memory = memory();
         let unit = Unit::new(memory.clone(), &config, Arc::new(Nowhere)).expect("a unit");
         let mut setting = Setting::new(kind, &unit, &memory);
@@ -291,12 +287,9 @@ fn no_thread_touches_a_page_after_the_wait_that_took_it_away() {
 
 #[test]
 fn no_interrupt_is_delivered_by_an_entry_after_the_wait_that_replaced_it() {
-    let config = UnitConfig {
-        scalable: true,
-        interrupt_remapping: true,
-        x2apic: true,
-        ..UnitConfig::default()
-    };
+    let config = UnitConfig::legacy(46)
+        .with_scalable(Scalable::new(Stages::Second))
+        .with_interrupts(Interrupts::Remapped { x2apic: true });
     let memory: Memory = Arc::new(
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2_0000)]).expect("guest memory"),
     );

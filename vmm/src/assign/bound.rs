@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use devices::vfio::{HostServices, Shown, VfioCdev};
-use intel_vtd::UnitConfig;
+use intel_vtd::{AddressWidth, UnitConfig};
 use intel_vtd_host::HostDeviceId;
 use intel_vtd_host::capabilities::HostCapabilities;
 use intel_vtd_host::iommufd::Iommufd;
@@ -48,14 +48,14 @@ impl BoundDevice {
         bridge.map_or(Ok(()), |bridge| Err(Why::Bridge(bridge)))
     }
 
-    /// What prevents first-stage translation of up to `aw_bits` bits.
-    fn check_first_stage(&self, aw_bits: u8) -> Result<(), Why> {
+    /// What prevents first-stage translation of addresses as wide as `width`.
+    fn check_first_stage(&self, width: AddressWidth) -> Result<(), Why> {
         self.check_requester()?;
         let remedied = |why| Remedied {
             why,
             first_stage: true,
         };
-        let outcome = self.capabilities.check_first_stage(aw_bits);
+        let outcome = self.capabilities.check_first_stage(width.bits());
         Ok(outcome.map_err(remedied)?)
     }
 
@@ -68,11 +68,11 @@ impl BoundDevice {
     ) -> Result<(), AssignError> {
         let remedied = |why| Remedied {
             why,
-            first_stage: unit.is_some_and(|unit| unit.first_stage),
+            first_stage: unit.is_some_and(|unit| unit.stages().first()),
         };
         let check = || -> Result<Shown, Why> {
             if let Some(unit) = unit {
-                if unit.first_stage {
+                if unit.stages().first() {
                     self.check_requester()?;
                 }
                 self.capabilities.check(unit).map_err(remedied)?;
@@ -98,7 +98,7 @@ pub(crate) fn choose_first_stage(
     }
     let obstacle = || {
         devices.iter().find_map(|device| {
-            let outcome = device.check_first_stage(unit.aw_bits);
+            let outcome = device.check_first_stage(unit.address_width);
             outcome.err().map(|why| (&device.config, why))
         })
     };
@@ -130,11 +130,8 @@ pub(crate) fn choose_first_stage(
 /// What a unit in front of `devices` can be, if it is asked to be `config`. A machine without any
 /// may get some later, of a host that is not known yet: its unit does not promise what a host may
 /// lack.
-pub(crate) fn limit(config: UnitConfig, devices: &[BoundDevice]) -> UnitConfig {
-    let config = UnitConfig {
-        snoop_control: config.snoop_control && !devices.is_empty(),
-        ..config
-    };
+pub(crate) fn limit(mut config: UnitConfig, devices: &[BoundDevice]) -> UnitConfig {
+    config.snoop_control &= !devices.is_empty();
     devices
         .iter()
         .fold(config, |config, device| device.capabilities.limit(config))

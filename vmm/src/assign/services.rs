@@ -110,19 +110,20 @@ fn wanted<T>(
 }
 
 fn pasids(host: &HostCapabilities, unit: Option<&UnitConfig>) -> Result<Pasids, Hidden> {
-    let unit = unit
-        .filter(|unit| unit.pasid_bits != 0)
+    let scalable = unit
+        .and_then(|unit| unit.scalable)
+        .filter(|scalable| scalable.pasid_bits != 0)
         .ok_or(Hidden::NoUnitWithPasids)?;
     if host.pasid_bits == 0 {
         return Err(Hidden::NoHostPasids);
     }
-    if !unit.first_stage && host.intel.is_none_or(|intel| intel.caps.ecap.fsts()) {
+    if !scalable.stages.first() && host.intel.is_none_or(|intel| intel.caps.ecap.fsts()) {
         return Err(Hidden::SecondStage);
     }
     Ok(Pasids {
         // The guest goes by the narrower of the device and the unit.
-        bits: host.pasid_bits.min(unit.pasid_bits),
-        privileged: host.privileged_pasids && unit.walks.supervisor_requests,
+        bits: host.pasid_bits.min(scalable.pasid_bits),
+        privileged: host.privileged_pasids && scalable.walks.supervisor_requests,
     })
 }
 
@@ -138,7 +139,7 @@ fn device_tlb(ats: HostState, unit: Option<&UnitConfig>) -> Result<(), Hidden> {
 }
 
 fn page_requests(pri: HostState, ats: bool, unit: Option<&UnitConfig>) -> Result<(), Hidden> {
-    if !unit.is_some_and(|unit| unit.page_requests) {
+    if !unit.is_some_and(UnitConfig::page_requests) {
         return Err(Hidden::NoUnitWithPageRequests);
     }
     match pri {

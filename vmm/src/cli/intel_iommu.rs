@@ -1,5 +1,7 @@
 //! `--device intel-iommu`: the Intel VT-d remapping unit.
 
+use intel_vtd::AddressWidth;
+
 use super::keys::{Key, ListError, Table, Values};
 use super::values::Kind;
 use crate::config::IommuConfig;
@@ -83,16 +85,16 @@ pub(super) const TABLE: Table = Table {
 
 /// The unit that the values of [`TABLE`] ask for.
 pub(super) fn unit(values: &Values) -> Result<IommuConfig, ListError> {
-    let aw_bits = match values.number("aw-bits") {
-        Some(39) => 39,
-        Some(57) => 57,
-        _ => 48,
+    let address_width = match values.number("aw-bits") {
+        Some(39) => AddressWidth::Bits39,
+        Some(57) => AddressWidth::Bits57,
+        _ => AddressWidth::Bits48,
     };
     let scalable = values.on_off("x-scalable-mode").unwrap_or(true);
     let unit = IommuConfig {
-        aw_bits,
+        address_width,
         scalable,
-        first_stage: first_stage(values, scalable, aw_bits)?,
+        first_stage: first_stage(values, scalable, address_width)?,
         intremap: values.on_off("intremap").unwrap_or(true),
         caching_mode: values.on_off("caching-mode"),
         device_iotlb: values.on_off("device-iotlb").unwrap_or(false),
@@ -105,11 +107,15 @@ pub(super) fn unit(values: &Values) -> Result<IommuConfig, ListError> {
 }
 
 /// `x-flts`, which is off where the rest of the unit rules it out and nobody insists.
-fn first_stage(values: &Values, scalable: bool, aw_bits: u8) -> Result<Option<bool>, ListError> {
+fn first_stage(
+    values: &Values,
+    scalable: bool,
+    width: AddressWidth,
+) -> Result<Option<bool>, ListError> {
     let asked = values.on_off("x-flts");
     let obstacle = if !scalable {
         "x-flts=on needs scalable mode; drop `x-scalable-mode=off` or write `x-flts=off`"
-    } else if aw_bits == 39 {
+    } else if width == AddressWidth::Bits39 {
         "x-flts=on needs 48 or 57 address bits; drop `aw-bits=39` or write `x-flts=off`"
     } else {
         return Ok(asked);

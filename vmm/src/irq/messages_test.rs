@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use intel_vtd::UnitConfig;
+use intel_vtd::{Interrupts, UnitConfig};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
@@ -82,11 +82,7 @@ fn bench(remapping: bool, most: u32) -> Bench {
     let chip: Arc<dyn Chip> = Arc::clone(&fake) as _;
     let local_apics = Arc::new(LocalApics::with_chip(Arc::clone(&chip)));
     let unit = remapping.then(|| {
-        let config = UnitConfig {
-            interrupt_remapping: true,
-            x2apic: true,
-            ..UnitConfig::default()
-        };
+        let config = UnitConfig::legacy(46).with_interrupts(Interrupts::Remapped { x2apic: true });
         Unit::new(Arc::clone(&memory), &config, Arc::clone(&local_apics) as _).expect("valid")
     });
     let remapper = Remapper::new(local_apics, unit.clone());

@@ -1,7 +1,7 @@
 //! The machine as others see it: the guest, through ACPI tables, and the remapping unit, through its configuration.
 
 use devices::power;
-use intel_vtd::{UnitConfig, WalkFeatures};
+use intel_vtd::{Interrupts, Scalable, Stages, UnitConfig};
 
 use crate::config::{Config, IommuConfig};
 use crate::irq::IOAPIC_REQUESTER;
@@ -9,24 +9,29 @@ use crate::layout;
 
 /// What the remapping unit is asked to be. `assigns` tells whether devices of the host may be behind it.
 pub(crate) fn unit_config(config: &IommuConfig, assigns: bool, physical_bits: u8) -> UnitConfig {
-    let first_stage = config.shows_first_stage(assigns);
-    UnitConfig {
-        host_address_width: physical_bits,
-        aw_bits: config.aw_bits,
-        scalable: config.scalable,
-        first_stage,
-        second_stage: true,
-        nested: first_stage,
-        interrupt_remapping: config.intremap,
-        x2apic: config.intremap,
-        caching_mode: config.has_caching_mode(assigns),
-        snoop_control: true,
-        pasid_bits: config.pasid_bits,
-        device_tlb: config.device_iotlb,
-        page_requests: config.page_requests,
-        walks: WalkFeatures::ALL,
-        keep_translations: config.keep_translations,
-    }
+    let stages = if config.shows_first_stage(assigns) {
+        Stages::Nested
+    } else {
+        Stages::Second
+    };
+    let scalable = config.scalable.then(|| {
+        Scalable::new(stages)
+            .with_pasid_bits(config.pasid_bits)
+            .with_page_requests(config.page_requests)
+    });
+    let interrupts = if config.intremap {
+        Interrupts::Remapped { x2apic: true }
+    } else {
+        Interrupts::Off
+    };
+    UnitConfig::legacy(physical_bits)
+        .with_address_width(config.address_width)
+        .with_scalable(scalable)
+        .with_interrupts(interrupts)
+        .with_device_tlb(config.device_iotlb)
+        .with_caching_mode(config.has_caching_mode(assigns))
+        .with_snoop_control(true)
+        .with_keep_translations(config.keep_translations)
 }
 
 /// The ACPI tables that describe this machine.

@@ -110,10 +110,7 @@ fn bench() -> Bench {
     }
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]);
     let memory: Memory = Arc::new(memory.expect("mappable"));
-    let config = UnitConfig {
-        device_tlb: true,
-        ..UnitConfig::default()
-    };
+    let config = UnitConfig::legacy(46).with_device_tlb(true);
     let unit = Unit::new(Arc::clone(&memory), &config, Arc::new(Nowhere)).expect("valid");
     let parts = Arc::new(Parts {
         memory,

@@ -144,7 +144,10 @@ impl Request {
             VIRTIO_BLK_T_GET_ID => {
                 let room =
                     usize::try_from(chain.writable().saturating_sub(1)).unwrap_or(usize::MAX);
-                let id = target.id.get(..room.min(target.id.len())).unwrap_or_default();
+                let id = target
+                    .id
+                    .get(..room.min(target.id.len()))
+                    .unwrap_or_default();
                 session.write(chain, 0, id)?;
                 Ok(id.len() as u64)
             }

@@ -4,11 +4,11 @@ use super::testing::*;
 use super::*;
 use crate::fake::{Call, FakeFeatures, FakeHost, errno};
 use crate::{HostDeviceId, NestedInvalidation, ObjectId};
-use intel_vtd::config::UnitConfig;
 use intel_vtd::spec::descriptors::{IotlbScope, PasidCacheScope};
 use intel_vtd::spec::registers::TableMode;
 use intel_vtd::translate::Latched;
 use intel_vtd::translate::testing::Paging;
+use intel_vtd::{AddressWidth, Scalable, Stages, UnitConfig};
 
 const A: SourceId = SOURCES[0];
 const B: SourceId = SOURCES[1];
@@ -357,16 +357,11 @@ fn legacy_mode_falls_back_to_a_shadow() {
 
 #[test]
 fn what_the_host_lacks_is_found_before_the_device_is_touched() {
-    let config = UnitConfig {
-        aw_bits: 57,
-        scalable: true,
-        first_stage: true,
-        nested: true,
-        caching_mode: true,
-        snoop_control: true,
-        pasid_bits: 20,
-        ..UnitConfig::default()
-    };
+    let config = UnitConfig::legacy(46)
+        .with_address_width(AddressWidth::Bits57)
+        .with_scalable(Scalable::new(Stages::Nested).with_pasid_bits(20))
+        .with_caching_mode(true)
+        .with_snoop_control(true);
     // FSPM for five levels, SRE, EAFE.
     for (bits, name) in [(1 << 2, "FS5LP"), (1, "SRS"), (1 << 7, "EAFS")] {
         for whole_first_stage in [false, true] {

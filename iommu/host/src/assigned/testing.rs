@@ -10,13 +10,13 @@ use super::{AssignedDevice, AssignedDevices, DeviceBinding, Limits, RamPiece};
 use crate::fake::{FakeFeatures, FakeHost, Reached};
 use crate::{HostDeviceId, NestedInvalidation, Rights};
 use intel_vtd::Invalidation;
-use intel_vtd::config::UnitConfig;
 use intel_vtd::spec::descriptors::{
     ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
 };
 use intel_vtd::spec::ids::{Pasid, SourceId};
 use intel_vtd::translate::testing::{Paging, RAM, World};
 use intel_vtd::unit::{EventSink, InterruptMessage, TranslationObserver as _, Unit};
+use intel_vtd::{Scalable, Stages, UnitConfig};
 
 pub(super) type Memory = Arc<GuestMemoryMmap<()>>;
 
@@ -94,15 +94,10 @@ pub(super) fn reader(world: &World) -> impl Fn(u64) -> Option<u64> + Send + 'sta
 impl Guest {
     /// Scalable mode, its tables are empty, and translation is on.
     pub(super) fn new(limits: Limits) -> Self {
-        let config = UnitConfig {
-            scalable: true,
-            first_stage: true,
-            nested: true,
-            caching_mode: true,
-            snoop_control: true,
-            pasid_bits: 20,
-            ..UnitConfig::default()
-        };
+        let config = UnitConfig::legacy(46)
+            .with_scalable(Scalable::new(Stages::Nested).with_pasid_bits(20))
+            .with_caching_mode(true)
+            .with_snoop_control(true);
         Self::of(&config, limits)
     }
 

@@ -9,6 +9,7 @@ use crate::{
     SharedMapping,
 };
 use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
+use intel_vtd::{AddressWidth, Scalable, Stages};
 
 /// A host that has page tables of some kinds, and keeps account of its objects.
 struct Host {
@@ -133,13 +134,11 @@ const LAST_57: u64 = 0x1FF_FFFF_FFFF_FFFF;
 
 /// A unit that shadows.
 fn unit(aw_bits: u8) -> UnitConfig {
-    UnitConfig {
-        aw_bits,
-        scalable: true,
-        caching_mode: true,
-        snoop_control: true,
-        ..UnitConfig::default()
-    }
+    UnitConfig::legacy(46)
+        .with_address_width(AddressWidth::from_bits(aw_bits).unwrap())
+        .with_scalable(Scalable::new(Stages::Second))
+        .with_caching_mode(true)
+        .with_snoop_control(true)
 }
 
 #[test]
@@ -218,10 +217,7 @@ fn second_stage_tables_of_a_host_with_first_stage_ones_reach_further() {
 #[test]
 fn what_cannot_be_mirrored_is_refused_with_what_is_missing() {
     let capabilities = Host::new([Some(LAST_48), None, Some(LAST_48)]).capabilities();
-    let silent = UnitConfig {
-        caching_mode: false,
-        ..unit(48)
-    };
+    let silent = unit(48).with_caching_mode(false);
     assert_eq!(capabilities.check(&silent), Err(Incompatible::CachingMode));
     assert!(
         Incompatible::CachingMode
@@ -266,10 +262,7 @@ fn a_unit_snoops_only_where_the_host_does() {
         Err(Incompatible::SnoopControl)
     );
     assert_eq!(host(!SNOOPING).check(&limited), Ok(()));
-    let unasked = UnitConfig {
-        snoop_control: false,
-        ..unit(48)
-    };
+    let unasked = unit(48).with_snoop_control(false);
     assert_eq!(host(SNOOPING).limit(unasked.clone()), unasked);
 }
 
@@ -292,11 +285,7 @@ fn gaps_other_than_the_interrupts_end_what_can_be_mapped() {
 
 /// A unit that shows first-stage tables.
 fn nesting(aw_bits: u8) -> UnitConfig {
-    UnitConfig {
-        first_stage: true,
-        nested: true,
-        ..unit(aw_bits)
-    }
+    unit(aw_bits).with_scalable(Scalable::new(Stages::Nested))
 }
 
 fn with_registers(last: [Option<u64>; 3], cap: u64, ecap: u64) -> HostCapabilities {
@@ -367,10 +356,7 @@ fn shadows_below_first_stage_tables_must_be_as_wide() {
 #[test]
 fn walks_promise_no_more_than_the_host_has_and_it_is_too_late_afterwards() {
     let all = [Some(LAST_48); 3];
-    let asked = UnitConfig {
-        pasid_bits: 20,
-        ..nesting(48)
-    };
+    let asked = nesting(48).with_scalable(Scalable::new(Stages::Nested).with_pasid_bits(20));
     for (cap, ecap, what) in [
         (0, 0x5_8400_0080 | 1 << 48, "1 GiB"),
         (CAP, 0x5_0400_0080 | 1 << 48, "supervisors"),

@@ -39,15 +39,7 @@ impl World {
         // Two regions, as the hole below 4 GiB makes them.
         let ranges = [(GuestAddress(0), LOW), (GuestAddress(HIGH), 16 << 20)];
         let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
-        let config = UnitConfig {
-            scalable: true,
-            first_stage: true,
-            nested: true,
-            interrupt_remapping: true,
-            x2apic: true,
-            snoop_control: true,
-            ..UnitConfig::default()
-        };
+        let config = UnitConfig::scalable(46);
         let unit = Unit::new(Arc::clone(&memory), &config, Arc::new(Nowhere)).unwrap();
         let world = Self {
             memory,

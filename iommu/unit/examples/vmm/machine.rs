@@ -27,19 +27,8 @@ pub(crate) fn memory() -> Result<Memory, Box<dyn Error>> {
 }
 
 fn config() -> UnitConfig {
-    UnitConfig {
-        // What the guest's CPUID leaf 0x80000008 says.
-        scalable: true,
-        first_stage: true,
-        nested: true,
-        interrupt_remapping: true,
-        x2apic: true,
-        snoop_control: true,
-        pasid_bits: 20,
-        device_tlb: true,
-        page_requests: true,
-        ..UnitConfig::default()
-    }
+    // As many bits as the guest's CPUID leaf 0x80000008 says that physical addresses have.
+    UnitConfig::svm(46)
 }
 
 /// The local APICs. With KVM, `deliver` is `KVM_SIGNAL_MSI`, which takes address and data as they are.
@@ -112,7 +101,7 @@ impl Machine {
     /// What goes into the DMAR table, without which a guest does not look for a unit.
     pub(crate) fn print_description_for_acpi(&self) {
         println!("DMAR: host address width {}", config().host_address_width);
-        println!("DMAR: flags INTR_REMAP {}", config().interrupt_remapping);
+        println!("DMAR: flags INTR_REMAP {}", config().interrupts.remapped());
         println!(
             "DMAR: unit at {UNIT_BASE:#x}, {REGISTER_WINDOW_SIZE:#x} bytes of registers, for all PCI devices"
         );

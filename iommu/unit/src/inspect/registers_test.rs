@@ -107,12 +107,7 @@ fn a_unit_answers_for_bindings_and_addresses() {
 #[test]
 fn the_page_request_queue_is_shown_where_there_is_one() {
     assert_eq!(Bench::new(&full()).unit.describe().register("PQA"), None);
-    let config = UnitConfig {
-        pasid_bits: 20,
-        device_tlb: true,
-        page_requests: true,
-        ..full()
-    };
+    let config = UnitConfig::svm(46);
     let bench = Bench::new(&config);
     bench.write64(0xd0, 0x40_0001);
     let text = bench.unit.describe().to_string();

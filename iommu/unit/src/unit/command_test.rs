@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use crate::config::UnitConfig;
+use crate::config::Interrupts;
 use crate::unit::testing::{Bench, END, full, plain};
 
 /// Every register with a value after reset, as (offset, size, value), of a unit with everything on.
@@ -132,10 +132,7 @@ fn registers_of_absent_features_read_zero_and_ignore_writes() {
         bench.write32(at, u32::MAX);
         assert_eq!(bench.read32(at), 0, "{at:#x}");
     }
-    let xapic = Bench::new(&UnitConfig {
-        x2apic: false,
-        ..full()
-    });
+    let xapic = Bench::new(&full().with_interrupts(Interrupts::Remapped { x2apic: false }));
     xapic.write64(0xB8, u64::MAX);
     assert_eq!(xapic.read64(0xB8), 0xFFFF_FFFF_FFFF_F00F);
     xapic.write32(0x44, u32::MAX);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::config::UnitConfig;
+use crate::config::{Scalable, Stages};
 use crate::dma::DmaPort;
 use crate::spec::ids::{Pasid, SourceId};
 use crate::spec::page_request::{PageRequest, ResponseCode};
@@ -157,10 +157,7 @@ fn registers_have_their_masks_and_reset_values() {
 fn without_the_capability_there_are_no_registers_and_no_requests() {
     for config in [
         full(),
-        UnitConfig {
-            page_requests: false,
-            ..sharing()
-        },
+        sharing().with_scalable(Scalable::new(Stages::Nested).with_pasid_bits(20)),
     ] {
         let bench = Bench::new(&config);
         for at in (0xC0..0xF0).step_by(8) {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::config::UnitConfig;
 use crate::dma::{DmaPort, DmaView};
 use crate::spec::ids::SourceId;
 use crate::unit::testing::{Bench, END, Memory, QUEUE, STATUS, full, plain};
@@ -206,11 +205,7 @@ fn error_3_the_type_does_not_exist() {
         bench.submit_wide(&[[kind, 0, 0, 0]]);
         assert_eq!(state(&bench), (0, 3, true), "{kind:#x}");
     }
-    let narrow = Bench::new(&UnitConfig {
-        interrupt_remapping: false,
-        x2apic: false,
-        ..plain()
-    });
+    let narrow = Bench::new(&plain());
     narrow.enable_narrow_queue();
     narrow.submit_narrow(&[[4, 0]]);
     assert_eq!(state(&narrow), (0, 3, true));

@@ -57,37 +57,17 @@ pub struct Bench {
 
 /// Everything on, 48 bits.
 pub fn full() -> UnitConfig {
-    UnitConfig {
-        scalable: true,
-        first_stage: true,
-        nested: true,
-        interrupt_remapping: true,
-        x2apic: true,
-        snoop_control: true,
-        ..UnitConfig::default()
-    }
+    UnitConfig::scalable(46)
 }
 
 /// Everything on, and what devices need to share address spaces with software.
 pub fn sharing() -> UnitConfig {
-    UnitConfig {
-        pasid_bits: 20,
-        device_tlb: true,
-        page_requests: true,
-        ..full()
-    }
+    UnitConfig::svm(46)
 }
 
 /// Legacy mode only, without interrupt remapping.
 pub fn plain() -> UnitConfig {
-    UnitConfig {
-        scalable: false,
-        first_stage: false,
-        nested: false,
-        interrupt_remapping: false,
-        x2apic: false,
-        ..full()
-    }
+    UnitConfig::legacy(46).with_snoop_control(true)
 }
 
 impl Bench {

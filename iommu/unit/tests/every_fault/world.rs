@@ -20,7 +20,7 @@ use intel_vtd::spec::fault_reason::FaultReason;
 use intel_vtd::translate::{Request, translate};
 use intel_vtd::{
     AtsRefusal, AtsTranslation, EventSink, InterruptMessage, PageRequest, PageRequestRefusal,
-    Pasid, SourceId, Unit, UnitConfig,
+    Pasid, Scalable, SourceId, Stages, Unit, UnitConfig,
 };
 
 pub(super) const SOURCE: SourceId = SourceId(0x0018);
@@ -39,18 +39,11 @@ pub(super) struct World {
 impl World {
     /// The world of `case`, in which the entry at `fpd` has FPD set.
     pub(super) fn of(case: &Case, fpd: Option<u64>) -> Self {
-        let config = UnitConfig {
-            pasid_bits: case.pasid_bits,
-            scalable: true,
-            first_stage: true,
-            nested: true,
-            interrupt_remapping: true,
-            x2apic: true,
-            snoop_control: true,
-            device_tlb: true,
-            page_requests: true,
-            ..UnitConfig::default()
-        };
+        let config = UnitConfig::svm(46).with_scalable(
+            Scalable::new(Stages::Nested)
+                .with_pasid_bits(case.pasid_bits)
+                .with_page_requests(true),
+        );
         let memory = memory();
         let unit = Unit::new(Arc::clone(&memory), &config, Arc::new(Deaf)).unwrap();
         let world = Self { memory, unit };

@@ -4,7 +4,7 @@ mod devices;
 
 use std::collections::BTreeMap;
 
-use intel_vtd::{UnitConfig, WalkFeatures};
+use intel_vtd::{AddressWidth, Interrupts, Scalable, Stages, UnitConfig, WalkFeatures};
 
 use super::dma::{Access, Manner};
 use super::{Check, INTERRUPT_TABLE, LEGACY_ROOT, Machine, POOL, SCALABLE_ROOT, SOURCES};
@@ -23,33 +23,58 @@ pub fn configuration(rng: &mut Rng) -> UnitConfig {
         let interrupt_remapping = rng.chance(4, 5);
         let scalable = rng.chance(3, 4);
         let device_tlb = rng.chance(1, 2);
-        let config = UnitConfig {
-            host_address_width: u8::try_from(rng.pick(&[32_u64, 36, 39, 46, 48, 52])).unwrap_or(46),
-            aw_bits: u8::try_from(rng.pick(&[39_u64, 48, 57])).unwrap_or(48),
-            scalable,
-            first_stage: rng.chance(2, 3),
-            second_stage: rng.chance(4, 5),
-            nested: rng.chance(1, 2),
-            interrupt_remapping,
-            x2apic: interrupt_remapping && rng.chance(1, 2),
-            caching_mode: rng.chance(1, 2),
-            snoop_control: rng.chance(1, 2),
-            pasid_bits: if scalable {
-                u8::try_from(rng.pick(&[0_u64, 0, 1, 3, 7, 16, 20, 20])).unwrap_or(0)
-            } else {
-                0
-            },
-            device_tlb,
-            page_requests: scalable && device_tlb && rng.chance(2, 3),
-            walks: WalkFeatures {
-                pages_of_1g: rng.chance(7, 8),
-                // The walker knows no unit without SRS.
-                supervisor_requests: true,
-                extended_accessed: rng.chance(7, 8),
-                snooped: rng.chance(7, 8),
-            },
-            keep_translations: rng.chance(1, 2),
+        let host_address_width =
+            u8::try_from(rng.pick(&[32_u64, 36, 39, 46, 48, 52])).unwrap_or(46);
+        let address_width = rng.pick(&[39_u64, 48, 57]);
+        let [first_stage, second_stage, nested] =
+            [(2, 3), (4, 5), (1, 2)].map(|(times, of)| rng.chance(times, of));
+        let x2apic = interrupt_remapping && rng.chance(1, 2);
+        let caching_mode = rng.chance(1, 2);
+        let snoop_control = rng.chance(1, 2);
+        let pasid_bits = if scalable {
+            u8::try_from(rng.pick(&[0_u64, 0, 1, 3, 7, 16, 20, 20])).unwrap_or(0)
+        } else {
+            0
         };
+        let page_requests = scalable && device_tlb && rng.chance(2, 3);
+        // The walker knows no unit without SRS.
+        let walks = WalkFeatures::ALL
+            .with_pages_of_1g(rng.chance(7, 8))
+            .with_extended_accessed(rng.chance(7, 8))
+            .with_snooped(rng.chance(7, 8));
+        let keep_translations = rng.chance(1, 2);
+
+        let stages = match (first_stage, second_stage, nested) {
+            (false, true, false) => Stages::Second,
+            (true, false, false) => Stages::First,
+            (true, true, false) => Stages::Both,
+            (true, true, true) => Stages::Nested,
+            _ => continue,
+        };
+        if !scalable && stages != Stages::Second {
+            continue;
+        }
+        let scalable = scalable.then(|| {
+            Scalable::new(stages)
+                .with_pasid_bits(pasid_bits)
+                .with_page_requests(page_requests)
+                .with_walks(walks)
+        });
+        let interrupts = if interrupt_remapping {
+            Interrupts::Remapped { x2apic }
+        } else {
+            Interrupts::Off
+        };
+        let width = u8::try_from(address_width).ok();
+        let width = width.and_then(AddressWidth::from_bits);
+        let config = UnitConfig::legacy(host_address_width)
+            .with_address_width(width.unwrap_or(AddressWidth::Bits48))
+            .with_scalable(scalable)
+            .with_interrupts(interrupts)
+            .with_device_tlb(device_tlb)
+            .with_caching_mode(caching_mode)
+            .with_snoop_control(snoop_control)
+            .with_keep_translations(keep_translations);
         if config.capabilities().is_ok() {
             return config;
         }

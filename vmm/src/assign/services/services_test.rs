@@ -1,6 +1,7 @@
 //! PASIDs, ATS and PRI for each answer of the host and each wish of the user.
 
 use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
+use intel_vtd::{Scalable, Stages};
 use intel_vtd_host::IntelInfo;
 use intel_vtd_host::capabilities::TableReach;
 
@@ -50,13 +51,9 @@ fn services(ats: HostState) -> HostServices {
 
 /// A unit with everything, in scalable mode.
 fn unit() -> UnitConfig {
-    UnitConfig {
-        scalable: true,
-        first_stage: true,
-        pasid_bits: 20,
-        device_tlb: true,
-        ..UnitConfig::default()
-    }
+    UnitConfig::legacy(46)
+        .with_scalable(Scalable::new(Stages::Both).with_pasid_bits(20))
+        .with_device_tlb(true)
 }
 
 fn chosen(config: &VfioConfig, bits: u8, ats: HostState, unit: Option<&UnitConfig>) -> Shown {
@@ -92,10 +89,9 @@ fn what_unit_and_host_have_is_shown_unless_it_is_turned_off() {
     assert_eq!(with(&config(Some(true), Some(true))), shown(20, true));
     assert_eq!(with(&config(Some(false), Some(false))), Shown::default());
     assert_eq!(with(&config(None, Some(false))), shown(20, false));
-    let narrow = UnitConfig {
-        pasid_bits: 12,
-        ..unit.clone()
-    };
+    let narrow = unit
+        .clone()
+        .with_scalable(Scalable::new(Stages::Both).with_pasid_bits(12));
     let width = |bits, unit| chosen(&auto, bits, HostState::Enabled, Some(unit)).pasids;
     assert_eq!(width(20, &narrow), shown(12, true).pasids);
     assert_eq!(width(16, &unit), shown(16, true).pasids);
@@ -119,7 +115,9 @@ fn privileged_requests_are_shown_if_device_and_unit_have_them() {
         ..host.clone()
     };
     assert!(!privileged(&without, &unit));
-    unit.walks.supervisor_requests = false;
+    let mut scalable = unit.scalable.expect("scalable mode");
+    scalable.walks.supervisor_requests = false;
+    unit.scalable = Some(scalable);
     assert!(!privileged(&host, &unit));
 }
 
@@ -130,7 +128,7 @@ fn what_is_left_open_is_hidden_where_it_cannot_be_had() {
     assert_eq!(chosen(&auto, 0, HostState::Absent, Some(&unit)), nothing);
     assert_eq!(chosen(&auto, 0, HostState::Disabled, Some(&unit)), nothing);
     assert_eq!(chosen(&auto, 20, HostState::Enabled, None), nothing);
-    let plain = UnitConfig::default();
+    let plain = UnitConfig::legacy(46);
     assert_eq!(chosen(&auto, 20, HostState::Enabled, Some(&plain)), nothing);
 }
 
@@ -140,7 +138,7 @@ fn pasids_that_cannot_be_had_are_refused_with_the_reason_and_the_remedy() {
     let error = |bits, unit: Option<&UnitConfig>| {
         refused(&on, &host(bits, FIRST_STAGE), HostState::Absent, unit)
     };
-    for unit in [None, Some(&UnitConfig::default())] {
+    for unit in [None, Some(&UnitConfig::legacy(46))] {
         let error = error(20, unit);
         assert!(
             error.contains("no remapping unit that takes them"),
@@ -151,10 +149,7 @@ fn pasids_that_cannot_be_had_are_refused_with_the_reason_and_the_remedy() {
     let none = error(0, Some(&unit()));
     assert!(none.contains("IOMMU_GET_HW_INFO tells of 0 bits"), "{none}");
     assert!(none.ends_with("drop pasid=on"), "{none}");
-    let shadow = UnitConfig {
-        first_stage: false,
-        ..unit()
-    };
+    let shadow = unit().with_scalable(Scalable::new(Stages::Second).with_pasid_bits(20));
     let second = error(20, Some(&shadow));
     assert!(second.contains("write x-flts=on"), "{second}");
     // A host without first-stage tables puts second-stage ones behind PASIDs.
@@ -184,10 +179,11 @@ fn ats_that_cannot_be_had_is_refused_with_the_reason_and_the_remedy() {
 
 #[test]
 fn pri_is_shown_beside_ats_where_unit_and_host_take_page_requests() {
-    let unit = UnitConfig {
-        page_requests: true,
-        ..unit()
-    };
+    let unit = unit().with_scalable(
+        Scalable::new(Stages::Both)
+            .with_pasid_bits(20)
+            .with_page_requests(true),
+    );
     let choose = |pri, ats, host_pri, unit| {
         let config = VfioConfig {
             pri,
@@ -205,7 +201,7 @@ fn pri_is_shown_beside_ats_where_unit_and_host_take_page_requests() {
     assert_eq!(choose(None, None, enabled, with), Ok(true));
     assert_eq!(choose(Some(true), None, enabled, with), Ok(true));
     assert_eq!(choose(Some(false), None, enabled, with), Ok(false));
-    let plain = UnitConfig::default();
+    let plain = UnitConfig::legacy(46);
     let cases = [
         (None, enabled, None, "svm=on"),
         (None, enabled, Some(&plain), "svm=on"),

@@ -1,5 +1,7 @@
 //! `--device`: what it means, and every way in which one is refused.
 
+use intel_vtd::AddressWidth;
+
 use super::*;
 
 fn error(argument: &str) -> String {
@@ -23,7 +25,7 @@ fn every_alias_of_first_stage_means_the_same() {
 #[test]
 fn defaults_are_those_that_help_prints() {
     let expected = IommuConfig {
-        aw_bits: 48,
+        address_width: AddressWidth::Bits48,
         scalable: true,
         first_stage: None,
         intremap: true,
