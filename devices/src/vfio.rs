@@ -1,7 +1,7 @@
 //! Host devices, assigned through VFIO's character devices and iommufd.
 //!
-//! [`VfioCdev`] is the device as the host sees it: opened (or taken over as a file), bound to an iommufd, and attached to page
-//! tables by whoever shadows the guest's. [`VfioPci`] is the function that the guest sees: a configuration space of our own,
+//! [`VfioNode`] is the device as the host sees it: opened, or taken over as a file. Bound to an iommufd it is a [`VfioCdev`],
+//! attached to page tables by whoever shadows the guest's. [`VfioPci`] is the function that the guest sees: a configuration space of our own,
 //! BARs that the guest reaches without the VMM wherever VFIO allows it, and interrupts that go from the host's device to the
 //! guest's processor without passing through this process.
 //!
@@ -10,6 +10,7 @@
 
 mod address;
 mod bars;
+mod bind;
 mod capabilities;
 mod cdev;
 mod config;
@@ -20,18 +21,22 @@ mod function;
 mod host;
 mod intx;
 mod messages;
+mod node;
 mod platform;
-mod region_info;
 mod requester;
+mod retry;
 mod shown;
 mod sys;
 mod sysfs;
 mod watcher;
 
 pub use address::{HostAddress, InvalidHostAddress};
-pub use cdev::{BindError, FileError, VfioCdev};
+pub use bind::{BindError, share_iommufd};
+pub use cdev::VfioCdev;
 pub use function::{VfioPci, VfioPciError, VfioPciParts};
+pub use node::{FileError, VfioNode};
 pub use platform::{EndOfInterrupt, GuestMappings, InterruptRoute, InterruptRoutes};
 pub use shown::{HostServices, HostState, Pasids, Shown};
 pub use sysfs::OpenError;
+pub use vfio_ioctls::VfioIommufd;
 pub use watcher::{HostEvent, HostListener};

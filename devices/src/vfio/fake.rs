@@ -85,7 +85,6 @@ impl FakeHost {
     pub(super) fn new() -> Self {
         let region = |size, mappable: &[Range<u64>]| Region {
             size,
-            offset: 0,
             mappable: mappable.to_vec(),
         };
         let whole: Vec<_> = std::iter::once(0..0x4000).collect();

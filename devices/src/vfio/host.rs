@@ -46,8 +46,6 @@ impl IrqKind {
 pub(super) struct Region {
     /// Bytes; 0 when there is no such region.
     pub(super) size: u64,
-    /// Where it starts in the file.
-    pub(super) offset: u64,
     /// Parts that can be mapped, as VFIO says.
     pub(super) mappable: Vec<Range<u64>>,
 }

@@ -14,7 +14,6 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::host::{Armed, HostDevice, IrqKind};
 use super::platform::{InterruptRoute, InterruptRoutes};
-use super::sys;
 
 /// Why a vector, or all of them, cannot interrupt.
 #[derive(Debug, Error)]
@@ -173,7 +172,7 @@ impl Messages {
     pub(super) fn is_pending(&self, vector: u16) -> bool {
         self.vectors
             .get(&vector)
-            .is_some_and(|vector| vector.message.is_none() && sys::is_signalled(&vector.event))
+            .is_some_and(|vector| vector.message.is_none() && is_signalled(&vector.event))
     }
 
     fn vector(&self, message: Option<MsiMessage>) -> Result<Vector, MessageError> {
@@ -205,6 +204,12 @@ impl Drop for Messages {
             );
         }
     }
+}
+
+/// Whether `event` was signalled and nobody has taken that yet. Nobody else reads the events of a vector without a message; there
+/// is no safe way to look at one, so what was in it is put back.
+fn is_signalled(event: &EventFd) -> bool {
+    event.read().is_ok_and(|count| event.write(count).is_ok())
 }
 
 #[cfg(test)]

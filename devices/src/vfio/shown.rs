@@ -12,12 +12,6 @@
 //! * **PRI.** Where the host has it enabled, the device asks for pages, whatever the guest's enable bit says; those of tables with
 //!   a queue come to us, and the host answers the others.
 
-use std::io;
-
-use super::capabilities;
-use super::cdev::VfioCdev;
-use super::function::read_image;
-
 /// The capabilities that the guest sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shown {
@@ -56,14 +50,4 @@ pub struct HostServices {
     pub ats: HostState,
     /// PRI: the device may ask for pages.
     pub pri: HostState,
-}
-
-impl VfioCdev {
-    /// What the device has of ATS and PRI. It must be bound.
-    ///
-    /// # Errors
-    /// When its configuration space cannot be read.
-    pub fn services(&self) -> io::Result<HostServices> {
-        Ok(capabilities::host_services(&*read_image(self)?))
-    }
 }

@@ -15,7 +15,10 @@ fn iommufd(id: &str, source: FileSource) -> String {
         id: id.to_owned(),
         source,
     };
-    files::iommufd(&config).expect_err("no iommufd").to_string()
+    files::iommufd(&config)
+        .err()
+        .expect("no iommufd")
+        .to_string()
 }
 
 #[test]

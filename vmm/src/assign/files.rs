@@ -4,23 +4,32 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsFd, FromRawFd};
+use std::sync::Arc;
 
+use devices::vfio::{VfioIommufd, share_iommufd};
 use intel_vtd_host::iommufd::Iommufd;
 
 use super::error::AssignError;
 use crate::config::{FileSource, IommufdConfig};
 
-/// Opens an iommufd.
-pub(super) fn iommufd(config: &IommufdConfig) -> Result<Iommufd, AssignError> {
+/// Opens an iommufd; the second value is what devices are bound to.
+pub(super) fn iommufd(config: &IommufdConfig) -> Result<(Iommufd, Arc<VfioIommufd>), AssignError> {
+    let shared = |iommufd: Iommufd| {
+        let shared = share_iommufd(iommufd.as_fd())?;
+        Ok((iommufd, shared))
+    };
     match &config.source {
-        FileSource::Path(path) => Iommufd::open(path).map_err(|cause| AssignError::Iommufd {
-            id: config.id.clone(),
-            path: path.clone(),
-            cause,
-        }),
+        FileSource::Path(path) => {
+            let iommufd = Iommufd::open(path).and_then(shared);
+            iommufd.map_err(|cause| AssignError::Iommufd {
+                id: config.id.clone(),
+                path: path.clone(),
+                cause,
+            })
+        }
         FileSource::Descriptor(fd) => {
-            let iommufd = duplicate(*fd).and_then(Iommufd::from_file);
+            let iommufd = duplicate(*fd).and_then(Iommufd::from_file).and_then(shared);
             iommufd.map_err(|cause| AssignError::Descriptor {
                 id: config.id.clone(),
                 fd: *fd,

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use devices::vfio::{Shown, VfioCdev};
+use devices::vfio::{Shown, VfioIommufd, VfioNode};
 use intel_vtd_host::capabilities::HostCapabilities;
 use intel_vtd_host::iommufd::Iommufd;
 
@@ -16,8 +16,8 @@ use crate::kvm::KvmVfio;
 
 /// The iommufds of a machine.
 pub(crate) struct Host {
-    /// By their names on the command line.
-    pub(super) iommufds: Vec<(String, Arc<Iommufd>)>,
+    /// By their names on the command line; the second form is for binding devices.
+    pub(super) iommufds: Vec<(String, Arc<Iommufd>, Arc<VfioIommufd>)>,
     kvm: Arc<KvmVfio>,
     /// Devices in use. Leaf lock.
     claimed: Claimed,
@@ -29,9 +29,10 @@ impl Host {
         if !configs.is_empty() {
             limits::raise_file_limit();
         }
-        let iommufds = configs
-            .iter()
-            .map(|config| Ok((config.id.clone(), Arc::new(files::iommufd(config)?))));
+        let iommufds = configs.iter().map(|config| {
+            let (iommufd, shared) = files::iommufd(config)?;
+            Ok((config.id.clone(), Arc::new(iommufd), shared))
+        });
         Ok(Self {
             iommufds: iommufds.collect::<Result<_, AssignError>>()?,
             kvm,
@@ -56,27 +57,25 @@ impl Host {
     /// Opens a device and binds it.
     pub(super) fn bind(&self, config: &VfioConfig) -> Result<BoundDevice, AssignError> {
         let failed = |why| AssignError::device(config, why);
-        let (_, iommufd) = self
+        let (_, iommufd, shared) = self
             .iommufds
             .iter()
-            .find(|(name, _)| *name == config.iommufd)
+            .find(|(name, ..)| *name == config.iommufd)
             .ok_or_else(|| failed(Why::NoIommufd))?;
-        let cdev = match config.device {
-            HostDevice::Address(address) => VfioCdev::open(address).map_err(Why::from),
+        let node = match config.device {
+            HostDevice::Address(address) => VfioNode::open(address).map_err(Why::from),
             HostDevice::Descriptor(fd) => files::duplicate(fd)
                 .map_err(|cause| Why::Descriptor(fd, cause))
-                .and_then(|file| Ok(VfioCdev::from_file(file)?)),
+                .and_then(|file| Ok(VfioNode::from_file(file)?)),
         };
-        let cdev = cdev.map_err(failed)?;
-        let claim = claim(&self.claimed, cdev.address()).map_err(failed)?;
+        let node = node.map_err(failed)?;
+        let claim = claim(&self.claimed, node.address()).map_err(failed)?;
         // VFIO looks for the virtual machine when the device is bound.
         let known_to_kvm = self
             .kvm
-            .add(cdev.as_fd())
+            .add(node.as_fd())
             .map_err(|cause| failed(Why::Kvm(cause)))?;
-        let id = cdev
-            .bind(iommufd.as_fd())
-            .map_err(|cause| failed(cause.into()))?;
+        let (cdev, id) = node.bind(shared).map_err(|cause| failed(cause.into()))?;
         let can_reset = cdev
             .has_reset()
             .map_err(|cause| failed(Why::Asking(cause)))?;

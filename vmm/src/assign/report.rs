@@ -25,7 +25,7 @@ impl fmt::Display for Assigner {
         for (name, value) in self.assigned.statistics().entries() {
             writeln!(f, "{name}: {value}")?;
         }
-        for (name, iommufd) in &self.host.iommufds {
+        for (name, iommufd, _) in &self.host.iommufds {
             let counts = iommufd.ioctl_counts();
             writeln!(f, "iommufd {name}:")?;
             for (kind, count) in counts.entries().filter(|(_, count)| *count != 0) {
