@@ -9,8 +9,9 @@ mod entry;
 mod ioapic_test;
 mod line;
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
+use parking_lot::Mutex;
 use pci::{Bdf, MsiMessage, MsiSink};
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
@@ -171,7 +172,7 @@ impl IoApic {
 
     /// One edge on `pin`: up and down in one step.
     pub fn pulse(&self, pin: u8) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let Some(pin) = state.pins.get_mut(usize::from(pin)) else {
             return;
         };
@@ -202,7 +203,7 @@ impl IoApic {
     }
 
     fn tell_end(&self, pin: u8, owner: Weak<dyn EndOfInterrupt>) {
-        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ends = self.ends.lock();
         ends.retain(|(_, owner)| owner.strong_count() > 0);
         ends.push((pin, owner));
     }
@@ -217,7 +218,7 @@ impl IoApic {
     /// when the entry is changed. Without it, [`eoi`](Self::eoi) knows entries in compatibility format only; an operating
     /// system that remaps pins as edges, as Linux does, ends them with the EOI register.
     pub fn set_eoi_vector(&self, pin: u8, vector: Option<u8>) {
-        if let Some(pin) = self.lock().pins.get_mut(usize::from(pin)) {
+        if let Some(pin) = self.state.lock().pins.get_mut(usize::from(pin)) {
             pin.eoi_vector = vector;
         }
     }
@@ -225,7 +226,8 @@ impl IoApic {
     /// Where `pin` leads.
     #[must_use]
     pub fn route(&self, pin: u8) -> Option<Route> {
-        self.lock()
+        self.state
+            .lock()
             .pins
             .get(usize::from(pin))
             .map(|pin| pin.entry.route())
@@ -233,8 +235,8 @@ impl IoApic {
 
     /// Platform reset: all pins masked. Levels stay what the devices make them.
     pub fn reset(&self) {
-        let order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut state = self.lock();
+        let order = self.order.lock();
+        let mut state = self.state.lock();
         state.select = 0;
         state.id = 0;
         for pin in &mut state.pins {
@@ -248,17 +250,13 @@ impl IoApic {
         drop(order);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn send(&self, message: MsiMessage) {
         self.sink
             .signal(self.requester, message.address, message.data);
     }
 
     fn change_level(&self, pin: u8, change: impl FnOnce(&mut Pin)) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let Some(pin) = state.pins.get_mut(usize::from(pin)) else {
             return;
         };
@@ -271,7 +269,7 @@ impl IoApic {
     }
 
     fn end(&self, matches: impl Fn(&Pin) -> bool) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let mut ended = Vec::new();
         for (index, pin) in (0..).zip(&mut state.pins) {
             if matches(pin) && pin.end() {
@@ -289,7 +287,7 @@ impl IoApic {
     /// Tells the owners of the lines of `pin`.
     fn interrupt_ended(&self, pin: u8) {
         let owners: Vec<_> = {
-            let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+            let ends = self.ends.lock();
             let of_pin = ends.iter().filter(|(of, _)| *of == pin);
             of_pin.filter_map(|(_, owner)| owner.upgrade()).collect()
         };
@@ -299,7 +297,7 @@ impl IoApic {
     }
 
     fn read_register(&self) -> u32 {
-        let state = self.lock();
+        let state = self.state.lock();
         match state.select {
             REGISTER_ID | REGISTER_ARBITRATION => state.id,
             REGISTER_VERSION => VERSION,
@@ -310,8 +308,8 @@ impl IoApic {
     }
 
     fn write_register(&self, value: u32) {
-        let order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut state = self.lock();
+        let order = self.order.lock();
+        let mut state = self.state.lock();
         let register = state.select;
         if register == REGISTER_ID {
             state.id = value & ID_MASK;
@@ -361,7 +359,7 @@ fn entry_position(register: u8) -> Option<(u8, entry::Half)> {
 impl DeviceMmio for IoApic {
     fn mmio_read(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
         let value = match offset {
-            SELECT => u32::from(self.lock().select),
+            SELECT => u32::from(self.state.lock().select),
             WINDOW => self.read_register(),
             _ => 0,
         };
@@ -377,7 +375,7 @@ impl DeviceMmio for IoApic {
             return;
         };
         match (offset, data) {
-            (SELECT, _) => self.lock().select = low,
+            (SELECT, _) => self.state.lock().select = low,
             (WINDOW, &[a, b, c, d]) => self.write_register(u32::from_le_bytes([a, b, c, d])),
             (EOI, _) => self.end(|pin| pin.entry.vector() == low),
             _ => {}

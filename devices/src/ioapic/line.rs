@@ -1,7 +1,8 @@
 //! Lines: the sources that share a pin.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use pci::IntxSink;
 
 use super::IoApic;
@@ -26,7 +27,7 @@ impl IntxLine {
 
 impl IntxSink for IntxLine {
     fn set_level(&self, asserted: bool) {
-        let mut current = self.asserted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.asserted.lock();
         if *current == asserted {
             return;
         }

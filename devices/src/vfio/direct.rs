@@ -2,8 +2,9 @@
 
 use std::any::Any;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use pci::BarWindow;
 use vm_memory::MmapRegion;
 
@@ -52,7 +53,7 @@ impl Direct {
 
     /// Follows the windows that the guest decodes. What cannot be mapped is told to `complain`, and is trapped.
     pub(super) fn follow(&self, windows: &[BarWindow], complain: impl Fn(&io::Error)) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state
             .windows
             .retain(|known| windows.contains(&known.window));
@@ -83,17 +84,13 @@ impl Direct {
 
     /// Takes everything out of the guest, until the device answers again and windows are told anew.
     pub(super) fn suspend(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.answers = false;
         state.windows.clear();
     }
 
     /// The device answers again.
     pub(super) fn resume(&self) {
-        self.lock().answers = true;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().answers = true;
     }
 }

@@ -5,8 +5,9 @@ mod interrupts;
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use pci::{Bdf, CONFIG_SPACE_SIZE, IntxSink, MsiSink, MsixTable};
 use thiserror::Error;
 
@@ -227,7 +228,7 @@ impl VfioPci {
             name,
             host,
         };
-        let control = function.lock();
+        let control = function.control.lock();
         function.write_host_command(&control);
         drop(control);
         Ok(Arc::new(function))
@@ -244,7 +245,7 @@ impl VfioPci {
     pub fn connect_intx(&self, line: Arc<dyn IntxSink>) -> bool {
         let connected = self.has_intx && self.intx.connect(line);
         if connected {
-            self.lock().config.set_interrupt_pin(1);
+            self.control.lock().config.set_interrupt_pin(1);
         }
         connected
     }
@@ -256,12 +257,8 @@ impl VfioPci {
         Arc::downgrade(&intx)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Control> {
-        self.control.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn complain(&self, what: fmt::Arguments<'_>) {
-        let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limit = self.limit.lock();
         if let Some(held_back) = limit.pass() {
             log::warn!("{}: {what} ({held_back} messages held back)", self.name);
         }
@@ -391,7 +388,7 @@ impl VfioPci {
 
 impl Drop for VfioPci {
     fn drop(&mut self) {
-        let mut control = self.lock();
+        let mut control = self.control.lock();
         self.turn_off(&mut control);
         self.direct.suspend();
         control.config.reset();

@@ -2,8 +2,9 @@
 //! processor has ended this one and the host was told.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use pci::IntxSink;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -56,7 +57,7 @@ impl Intx {
 
     /// Turns the host's interrupt on.
     pub(super) fn enable(&self) -> io::Result<()> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.armed {
             return Ok(());
         }
@@ -69,7 +70,7 @@ impl Intx {
 
     /// Turns it off, and lowers the line.
     pub(super) fn disable(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if !state.armed {
             return;
         }
@@ -84,7 +85,7 @@ impl Intx {
     /// Follows the guest's Interrupt Disable, which the host's device does, too: once it is cleared, the host asks for an
     /// interrupt that is still wanted.
     pub(super) fn set_quiet(&self, quiet: bool) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.quiet = quiet;
         if quiet {
             self.lower(&mut state);
@@ -93,7 +94,7 @@ impl Intx {
 
     /// The host has signalled [`event`](Self::event).
     pub(super) fn raised(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         self.drain();
         if state.armed && !state.quiet && !state.asserted {
             state.asserted = true;
@@ -118,15 +119,11 @@ impl Intx {
         // Nothing to read is no error here.
         let _ = self.event.read();
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl EndOfInterrupt for Intx {
     fn interrupt_ended(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if !state.asserted {
             return;
         }

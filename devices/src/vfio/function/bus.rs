@@ -7,7 +7,7 @@ use crate::vfio::config::{COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, Msi
 
 impl PciFunction for VfioPci {
     fn read_config(&self, offset: u16, data: &mut [u8]) {
-        let mut control = self.lock();
+        let mut control = self.control.lock();
         let end = offset.saturating_add(u16::try_from(data.len()).unwrap_or(u16::MAX));
         let pending_read = |msi: &MsiLayout| {
             let pending = msi.mask() + 4;
@@ -28,7 +28,7 @@ impl PciFunction for VfioPci {
     }
 
     fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange {
-        let mut control = self.lock();
+        let mut control = self.control.lock();
         let before = control.config.command();
         let effects = control.config.write(offset, data);
         if effects.reset && self.has_reset {
@@ -89,17 +89,17 @@ impl PciFunction for VfioPci {
     }
 
     fn windows(&self) -> Vec<BarWindow> {
-        self.lock().config.windows()
+        self.control.lock().config.windows()
     }
 
     fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
-        let control = self.lock();
+        let control = self.control.lock();
         let bars = control.config.bars.iter();
         bars.map(|bar| (bar.index, bar.kind, bar.size)).collect()
     }
 
     fn assign_bar(&self, bar: usize, address: u64) {
-        self.lock().config.assign_bar(bar, address);
+        self.control.lock().config.assign_bar(bar, address);
     }
 
     fn windows_changed(&self, windows: &[BarWindow]) {
@@ -112,12 +112,12 @@ impl PciFunction for VfioPci {
 
     /// No DMA and no messages from now on.
     fn quiesce(&self) {
-        let control = self.lock();
+        let control = self.control.lock();
         self.write_host(COMMAND, &control.command.to_le_bytes());
     }
 
     fn reset(&self) {
-        self.reset_all(&mut self.lock());
+        self.reset_all(&mut self.control.lock());
     }
 }
 

@@ -122,7 +122,7 @@ impl VfioPci {
         offset: u64,
         data: &[u8],
     ) {
-        let mut control = self.lock();
+        let mut control = self.control.lock();
         let at = offset - layout.table;
         table.write_table(at, data);
         let length = u64::try_from(data.len()).unwrap_or(0);
@@ -136,7 +136,7 @@ impl VfioPci {
 
     /// Pending bits, eight vectors in a byte.
     pub(super) fn read_pba(&self, layout: &MsixLayout, offset: u64, data: &mut [u8]) {
-        let control = self.lock();
+        let control = self.control.lock();
         data.fill(0);
         let Mode::Msix(Some(vectors)) = &control.mode else {
             return;
