@@ -16,7 +16,6 @@ use pci::{Bdf, MsiMessage, MsiSink};
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
-use crate::vfio::EndOfInterrupt;
 use entry::Entry;
 pub use line::IntxLine;
 
@@ -60,6 +59,12 @@ pub trait RouteListener: Send + Sync {
     /// `pin` leads to `route` now. Calls come in the order of the changes. May call [`IoApic::set_eoi_vector`], but must
     /// not access the registers.
     fn route_changed(&self, pin: u8, route: Route);
+}
+
+/// Told when processors end the level-triggered interrupt of a pin.
+pub trait EndOfInterrupt: Send + Sync {
+    /// The pin may be lowered now. It is raised again by the device if it still asks for an interrupt.
+    fn interrupt_ended(&self);
 }
 
 #[derive(Clone, Copy)]

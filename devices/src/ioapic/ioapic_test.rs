@@ -5,8 +5,7 @@ use pci::{Bdf, IntxSink, MsiSink};
 use vm_device::DeviceMmio;
 use vm_device::bus::MmioAddress;
 
-use super::{IntxLine, IoApic, Route, RouteListener};
-use crate::vfio::EndOfInterrupt;
+use super::{EndOfInterrupt, IntxLine, IoApic, Route, RouteListener};
 
 const BASE: MmioAddress = MmioAddress(0xfec0_0000);
 

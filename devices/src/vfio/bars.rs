@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use pci::BarKind;
 
-use super::config::{BAR0, Image, MsixLayout, chunk};
+use super::image::{BAR0, Image, MsixLayout, chunk};
 
 /// Bytes of a page: nothing smaller can be mapped.
 pub(super) const PAGE: u64 = 4096;
@@ -88,18 +88,6 @@ pub(super) fn msix_ranges(bar: usize, msix: &MsixLayout) -> Vec<Range<u64>> {
     ranges
 }
 
-impl MsixLayout {
-    /// Bytes of the table.
-    pub(super) fn table_size(&self) -> u64 {
-        u64::from(self.vectors) * 16
-    }
-
-    /// Bytes of the pending bits.
-    pub(super) fn pba_size(&self) -> u64 {
-        u64::from(self.vectors.div_ceil(64)) * 8
-    }
-}
-
 /// The parts of a region of `size` bytes that the guest may be given as memory: whole pages of `mappable` that hold nothing of
 /// `trapped`, in order and disjoint.
 pub(super) fn direct_parts(
@@ -140,5 +128,4 @@ pub(super) fn direct_parts(
 }
 
 #[cfg(test)]
-#[path = "bars_test.rs"]
-mod tests;
+mod bars_test;

@@ -1,4 +1,4 @@
-//! Making the guest's configuration space from the host's: which capabilities are shown, and what of them is real.
+//! The guest's configuration space, made from the host's: which capabilities are shown, and what of them is real.
 //!
 //! Registers stay at the host's offsets, as some drivers know theirs by heart. Shown are power management, MSI, MSI-X, PCI
 //! Express and vendor-specific capabilities, and of the extended ones the device serial number, error reporting and
@@ -13,12 +13,13 @@ pub(super) use extended::host_services;
 use pci::CONFIG_SPACE_SIZE;
 
 use super::bars::Bar;
-use super::config::{
+use super::config::VirtualConfig;
+use super::image::{
     COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY, COMMAND_PARITY,
     COMMAND_SERR, DEVICE_CONTROL, Image, Layout, MSI_ENABLE, MSIX_ENABLE, MSIX_FUNCTION_MASK,
-    MsiLayout, MsixLayout, PM_CONTROL, STATUS, VirtualConfig, chunk, put,
+    MsiLayout, MsixLayout, PM_CONTROL, STATUS, chunk, put,
 };
-use super::shown::Shown;
+use super::services::Shown;
 
 const POINTER: u16 = 0x34;
 /// Status: there is a capability list.
@@ -385,5 +386,4 @@ fn standard_list(host: &Image) -> Vec<(u16, u8)> {
 }
 
 #[cfg(test)]
-#[path = "capabilities_test.rs"]
-mod tests;
+mod capabilities_test;

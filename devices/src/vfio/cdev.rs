@@ -24,10 +24,10 @@ use vmm_sys_util::eventfd::EventFd;
 use super::address::HostAddress;
 use super::bind::io_error;
 use super::capabilities;
-use super::function::read_image;
 use super::host::{Armed, CONFIG_REGION, HostDevice, IrqKind, Irqs, Region};
+use super::image::read_image;
 use super::retry::{Waited, retry};
-use super::shown::HostServices;
+use super::services::HostServices;
 use super::sys;
 use super::sysfs::Sysfs;
 

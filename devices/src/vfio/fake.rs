@@ -11,8 +11,8 @@ use pci::{Bdf, IntxSink, MsiMessage};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::config::Image;
 use super::host::{Armed, CONFIG_REGION, HostDevice, IrqKind, Irqs, Region};
+use super::image::Image;
 use super::platform::{GuestMappings, InterruptRoute, InterruptRoutes};
 
 /// The configuration space of a made-up device: MSI-X at 40, PM at 60, PCI Express at 80, MSI at c0, vendor-specific at e0, VPD

@@ -8,24 +8,25 @@ use std::io;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use pci::{Bdf, CONFIG_SPACE_SIZE, IntxSink, MsiSink, MsixTable};
+use pci::{Bdf, IntxSink, MsiSink, MsixTable};
 use thiserror::Error;
 
 use super::bars::{self, BAR_COUNT};
 use super::capabilities::{self, CONTROL_FORWARDED, Facts};
 use super::cdev::VfioCdev;
-use super::config::{
-    COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY, COMMAND_PARITY,
-    COMMAND_SERR, DEVICE_CONTROL, Effects, Image, MsiLayout, MsixLayout, PM_CONTROL, PM_STATE,
-    VirtualConfig, chunk,
-};
+use super::config::{Effects, VirtualConfig};
 use super::direct::{Direct, Part};
 use super::host::{CONFIG_REGION, HostDevice, IrqKind};
+use super::image::{
+    COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY, COMMAND_PARITY,
+    COMMAND_SERR, DEVICE_CONTROL, MsiLayout, MsixLayout, PM_CONTROL, PM_STATE, chunk, read_image,
+};
 use super::intx::Intx;
 use super::messages::Messages;
-use super::platform::{EndOfInterrupt, GuestMappings, InterruptRoutes};
-use super::shown::Shown;
+use super::platform::{GuestMappings, InterruptRoutes};
+use super::services::Shown;
 use super::watcher::{HostListener, Watcher};
+use crate::ioapic::EndOfInterrupt;
 use crate::limit::LogLimit;
 
 /// What an assigned function is made of.
@@ -396,20 +397,6 @@ impl Drop for VfioPci {
     }
 }
 
-/// The host's configuration space; zero beyond its end, where a conventional device has none.
-pub(super) fn read_image(host: &dyn HostDevice) -> io::Result<Box<Image>> {
-    let size = host.region(CONFIG_REGION)?.size;
-    let length =
-        usize::try_from(size).map_or(CONFIG_SPACE_SIZE, |size| size.min(CONFIG_SPACE_SIZE));
-    let mut image = Box::new([0; CONFIG_SPACE_SIZE]);
-    host.read(
-        CONFIG_REGION,
-        0,
-        image.get_mut(..length).unwrap_or_default(),
-    )?;
-    Ok(image)
-}
-
 /// The table here only keeps what the guest writes: messages are sent by the hypervisor.
 struct NoSink;
 
@@ -418,5 +405,4 @@ impl MsiSink for NoSink {
 }
 
 #[cfg(test)]
-#[path = "function_test.rs"]
-mod tests;
+mod function_test;

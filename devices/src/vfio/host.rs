@@ -1,4 +1,4 @@
-//! What the model of an assigned device takes from VFIO: regions, interrupts, reset. A trait, so that tests can be the device.
+//! The interface of a host's device to its model: regions, interrupts, reset. A trait, so that tests can be the device.
 
 use std::io;
 use std::ops::Range;

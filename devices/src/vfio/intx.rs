@@ -9,7 +9,7 @@ use pci::IntxSink;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::host::{Armed, HostDevice, IrqKind};
-use super::platform::EndOfInterrupt;
+use crate::ioapic::EndOfInterrupt;
 
 #[derive(Default)]
 struct State {
@@ -135,5 +135,4 @@ impl EndOfInterrupt for Intx {
 }
 
 #[cfg(test)]
-#[path = "intx_test.rs"]
-mod tests;
+mod intx_test;

@@ -213,5 +213,4 @@ fn is_signalled(event: &EventFd) -> bool {
 }
 
 #[cfg(test)]
-#[path = "messages_test.rs"]
-mod tests;
+mod messages_test;

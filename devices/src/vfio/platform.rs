@@ -1,4 +1,5 @@
-//! What an assigned device is given by the machine, besides what every PCI function gets.
+//! The interfaces of the machine that an assigned device needs besides those of every PCI function: interrupt routes and guest
+//! mappings.
 
 use std::any::Any;
 use std::io;
@@ -42,10 +43,4 @@ pub trait GuestMappings: Send + Sync {
         offset: u64,
         length: u64,
     ) -> io::Result<Box<dyn Any + Send + Sync>>;
-}
-
-/// Told when processors end the level-triggered interrupt of a pin.
-pub trait EndOfInterrupt: Send + Sync {
-    /// The pin may be lowered now. It is raised again by the device if it still asks for an interrupt.
-    fn interrupt_ended(&self);
 }

@@ -1,4 +1,4 @@
-//! Whose requester id the requests of a device of the host carry.
+//! The requester id of a host's device that is behind a bridge to conventional PCI.
 //!
 //! A bridge to a conventional PCI bus puts its own id in place of those of the devices behind it (PCI Express to PCI/PCI-X Bridge
 //! Specification, section 2.3), so that an IOMMU cannot tell them apart, and finds the entry of the bridge for all of them.
@@ -11,7 +11,7 @@ use pci::CONFIG_SPACE_SIZE;
 
 use super::address::HostAddress;
 use super::capabilities;
-use super::config::put;
+use super::image::put;
 use super::sysfs::{Sysfs, link_name};
 
 /// What a bridge leads to.
@@ -66,5 +66,4 @@ fn express_type(bridge: &Path) -> Option<u8> {
 }
 
 #[cfg(test)]
-#[path = "requester_test.rs"]
-mod tests;
+mod requester_test;

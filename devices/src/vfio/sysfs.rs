@@ -1,4 +1,4 @@
-//! Finding a device's VFIO node, and finding out what is in the way of using it.
+//! The VFIO node of a PCI device, and its driver and IOMMU group, as sysfs shows them.
 
 use std::fs;
 use std::io;
@@ -200,5 +200,4 @@ pub(super) fn link_name(link: &Path) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "sysfs_test.rs"]
-mod tests;
+mod sysfs_test;

@@ -5,8 +5,8 @@ use pci::{
 };
 
 use super::Builder;
-use crate::vfio::config::{Image, PRI_CONTROL, PRI_ENABLE, PRI_STATUS, chunk, put};
-use crate::vfio::shown::{HostServices, HostState, Pasids};
+use crate::vfio::image::{Image, PRI_CONTROL, PRI_ENABLE, PRI_STATUS, chunk, put};
+use crate::vfio::services::{HostServices, HostState, Pasids};
 
 const FIRST: u16 = super::FIRST_EXTENDED;
 

@@ -3,7 +3,7 @@
 use pci::{BarKind, BarWindow, ConfigChange, PciFunction};
 
 use super::{Mode, VfioPci};
-use crate::vfio::config::{COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, MsiLayout};
+use crate::vfio::image::{COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, MsiLayout};
 
 impl PciFunction for VfioPci {
     fn read_config(&self, offset: u16, data: &mut [u8]) {

@@ -3,9 +3,9 @@
 use pci::{MsiMessage, MsixTable};
 
 use super::{Control, Mode, VfioPci};
-use crate::vfio::config::{
+use crate::vfio::config::VirtualConfig;
+use crate::vfio::image::{
     COMMAND_MEMORY, MSI_ENABLE, MSIX_ENABLE, MSIX_FUNCTION_MASK, MsiLayout, MsixLayout,
-    VirtualConfig,
 };
 use crate::vfio::messages::{MessageError, Messages};
 

@@ -2,7 +2,7 @@ use super::*;
 use crate::vfio::bars;
 use crate::vfio::capabilities::{Facts, build};
 use crate::vfio::fake;
-use crate::vfio::shown::{Pasids, Shown};
+use crate::vfio::services::{Pasids, Shown};
 
 fn config() -> VirtualConfig {
     config_with(Shown::default())

@@ -1,7 +1,7 @@
 use super::*;
 use crate::vfio::bars;
 use crate::vfio::fake;
-use crate::vfio::shown::{HostServices, HostState, Pasids};
+use crate::vfio::services::{HostServices, HostState, Pasids};
 
 const SIZES: [u64; 6] = [0x4000, 0, 0x20, 0x100, 0, 0];
 

@@ -1,4 +1,4 @@
-//! What the guest is shown of a device's dealings with the IOMMU: PASIDs, a device-TLB, and page requests.
+//! PASID, ATS and PRI of an assigned device: what the host has of them, and what the guest is shown.
 //!
 //! The host's kernel alone enables PASID, ATS and PRI in the device; vfio-pci hides the first capability and shows the others
 //! read-only. The guest gets capabilities with control registers of our own, which are state and do nothing to the device:
@@ -43,7 +43,7 @@ pub enum HostState {
     Enabled,
 }
 
-/// What the host has of what the device says of it.
+/// ATS and PRI, as the host has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostServices {
     /// ATS: the device may keep translations.
