@@ -2,6 +2,7 @@
 
 mod bus;
 mod interrupts;
+mod wanted;
 
 use std::fmt;
 use std::io;

@@ -1,78 +1,78 @@
-//! Which way the device interrupts, and what its vectors send: what the guest wrote, made true in the host.
+//! Interrupts of the function: what the guest wrote about them, made true in the host.
 
 use pci::{MsiMessage, MsixTable};
 
+use super::wanted::{Wanted, wanted};
 use super::{Control, Mode, VfioPci};
-use crate::vfio::config::VirtualConfig;
-use crate::vfio::image::{
-    COMMAND_MEMORY, MSI_ENABLE, MSIX_ENABLE, MSIX_FUNCTION_MASK, MsiLayout, MsixLayout,
-};
+use crate::vfio::image::{MSIX_ENABLE, MSIX_FUNCTION_MASK, MsixLayout};
 use crate::vfio::messages::{MessageError, Messages};
 
 impl VfioPci {
     /// Makes the way of interrupting what configuration space says. `messages`: what is sent may have changed, too.
     pub(super) fn follow_interrupts(&self, control: &mut Control, messages: bool) {
-        let config = &control.config;
-        let msix = self.msix.as_ref();
-        let msix_control = msix.map_or(0, |(layout, _)| config.u16(layout.offset + 2));
-        let msi = self
-            .msi
-            .filter(|msi| config.u16(msi.offset + 2) & MSI_ENABLE != 0);
-        if let Some((_, table)) = msix {
-            table.set_control(
-                msix_control & MSIX_ENABLE != 0,
-                msix_control & MSIX_FUNCTION_MASK != 0,
-            );
+        if let Some((layout, table)) = &self.msix {
+            let bits = control.config.u16(layout.offset + 2);
+            table.set_control(bits & MSIX_ENABLE != 0, bits & MSIX_FUNCTION_MASK != 0);
         }
-        if let (Some((layout, _)), true) = (msix, msix_control & MSIX_ENABLE != 0) {
-            if !matches!(control.mode, Mode::Msix(_)) {
-                self.turn_off(control);
-                let vectors = Messages::msix(self.bdf, &self.host, &self.routes, layout.vectors);
-                control.mode = Mode::Msix(self.enabled("MSI-X", vectors));
-            } else if !messages {
-                return;
-            }
-            for vector in 0..layout.vectors {
-                self.follow_vector(control, vector);
-            }
-        } else if let Some(msi) = msi {
-            let wanted = msi_messages(config, msi);
-            let count = u16::try_from(wanted.len()).unwrap_or(0);
-            match &mut control.mode {
-                Mode::Msi(Some(vectors), known) if *known == count => {
-                    for (vector, message) in (0..).zip(wanted) {
-                        if let Err(error) = vectors.set(vector, message) {
-                            self.complain_vector(vector, &error);
-                        }
-                    }
-                }
-                // It failed, and would again.
-                Mode::Msi(None, known) if *known == count => {}
-                _ => {
-                    self.turn_off(control);
-                    let vectors = Messages::msi(
-                        self.bdf,
-                        &self.host,
-                        &self.routes,
-                        &wanted,
-                        &mut |vector, error| self.complain_vector(vector, error),
-                    );
-                    control.mode = Mode::Msi(self.enabled("MSI", vectors), count);
+        match wanted(&control.config, self.intx.is_connected()) {
+            Wanted::Off => self.turn_off(control),
+            Wanted::Intx => self.follow_intx(control),
+            Wanted::Msi(wanted) => self.follow_msi(control, &wanted),
+            Wanted::Msix => self.follow_msix(control, messages),
+        }
+    }
+
+    fn follow_intx(&self, control: &mut Control) {
+        if matches!(control.mode, Mode::Intx) {
+            return;
+        }
+        self.turn_off(control);
+        control.mode = Mode::Intx;
+        if let Err(error) = self.intx.enable() {
+            self.complain(format_args!(
+                "cannot enable INTx, the device will not interrupt: {error}"
+            ));
+        }
+    }
+
+    fn follow_msi(&self, control: &mut Control, wanted: &[Option<MsiMessage>]) {
+        let count = u16::try_from(wanted.len()).unwrap_or(0);
+        if let Mode::Msi(vectors, known) = &mut control.mode
+            && *known == count
+        {
+            // Without vectors, it failed, and would again.
+            let Some(vectors) = vectors else { return };
+            for (vector, message) in (0..).zip(wanted) {
+                if let Err(error) = vectors.set(vector, *message) {
+                    self.complain_vector(vector, &error);
                 }
             }
-        } else if config.command() & COMMAND_MEMORY != 0 && self.intx.is_connected() {
-            // Drivers that use the pin switch the device's memory on first; a device without driver needs no interrupt.
-            if !matches!(control.mode, Mode::Intx) {
-                self.turn_off(control);
-                control.mode = Mode::Intx;
-                if let Err(error) = self.intx.enable() {
-                    self.complain(format_args!(
-                        "cannot enable INTx, the device will not interrupt: {error}"
-                    ));
-                }
-            }
-        } else {
+            return;
+        }
+        self.turn_off(control);
+        let vectors = Messages::msi(
+            self.bdf,
+            &self.host,
+            &self.routes,
+            wanted,
+            &mut |vector, error| self.complain_vector(vector, error),
+        );
+        control.mode = Mode::Msi(self.enabled("MSI", vectors), count);
+    }
+
+    fn follow_msix(&self, control: &mut Control, messages: bool) {
+        let Some((layout, _)) = &self.msix else {
+            return;
+        };
+        if !matches!(control.mode, Mode::Msix(_)) {
             self.turn_off(control);
+            let vectors = Messages::msix(self.bdf, &self.host, &self.routes, layout.vectors);
+            control.mode = Mode::Msix(self.enabled("MSI-X", vectors));
+        } else if !messages {
+            return;
+        }
+        for vector in 0..layout.vectors {
+            self.follow_vector(control, vector);
         }
     }
 
@@ -150,28 +150,4 @@ impl VfioPci {
             }
         }
     }
-}
-
-/// What the vectors that software enabled send; `None` for those that it masked.
-fn msi_messages(config: &VirtualConfig, msi: MsiLayout) -> Vec<Option<MsiMessage>> {
-    let control = config.u16(msi.offset + 2);
-    let (offered, enabled) = (control >> 1 & 7, control >> 4 & 7);
-    let count = 1_u32 << u32::from(enabled.min(offered));
-    let mut address = u64::from(config.u32(msi.offset + 4));
-    if msi.wide {
-        address |= u64::from(config.u32(msi.offset + 8)) << 32;
-    }
-    let data = u32::from(config.u16(msi.data()));
-    let mask = if msi.maskable {
-        config.u32(msi.mask())
-    } else {
-        0
-    };
-    let low = count - 1;
-    (0..count)
-        .map(|vector| {
-            let data = data & !low | vector;
-            (mask >> vector & 1 == 0).then_some(MsiMessage { address, data })
-        })
-        .collect()
 }
