@@ -1,8 +1,10 @@
-//! The I/O APIC (Intel 82093AA, with the version 0x20 EOI register): 24 pins that become message-signalled interrupts.
+//! The I/O APIC (Intel 82093AA, with the version 0x20 EOI register): 24 pins that become
+//! message-signalled interrupts.
 //!
-//! Each pin's message is a plain memory write with the I/O APIC's own requester id, so that the IOMMU remaps it as any
-//! other. Redirection table entries in compatibility and in remappable format (VT-d section 5.1.5.1) map to messages by the
-//! same wires: entry bits 63:48 are address bits 19:4, entry bit 11 is address bit 2.
+//! Each pin's message is a plain memory write with the I/O APIC's own requester id, so that the
+//! IOMMU remaps it as any other. Redirection table entries in compatibility and in remappable
+//! format (VT-d section 5.1.5.1) map to messages by the same wires: entry bits 63:48 are address
+//! bits 19:4, entry bit 11 is address bit 2.
 
 mod entry;
 #[cfg(test)]
@@ -53,17 +55,18 @@ pub struct Route {
     pub masked: bool,
 }
 
-/// Learns of changed redirection entries: for example to mirror level-triggered pins into the hypervisor's routes, so that
-/// it reports the end of their interrupts.
+/// Learns of changed redirection entries: for example to mirror level-triggered pins into the
+/// hypervisor's routes, so that it reports the end of their interrupts.
 pub trait RouteListener: Send + Sync {
-    /// `pin` leads to `route` now. Calls come in the order of the changes. May call [`IoApic::set_eoi_vector`], but must
-    /// not access the registers.
+    /// `pin` leads to `route` now. Calls come in the order of the changes. May call
+    /// [`IoApic::set_eoi_vector`], but must not access the registers.
     fn route_changed(&self, pin: u8, route: Route);
 }
 
 /// Told when processors end the level-triggered interrupt of a pin.
 pub trait EndOfInterrupt: Send + Sync {
-    /// The pin may be lowered now. It is raised again by the device if it still asks for an interrupt.
+    /// The pin may be lowered now. It is raised again by the device if it still asks for an
+    /// interrupt.
     fn interrupt_ended(&self);
 }
 
@@ -90,7 +93,8 @@ impl Pin {
         self.driven || self.lines > 0
     }
 
-    /// The message to send because the pin's level or entry changed; `rising` says that the level just went up.
+    /// The message to send because the pin's level or entry changed; `rising` says that the level
+    /// just went up.
     fn evaluate(&mut self, rising: bool) -> Option<MsiMessage> {
         if self.entry.masked() {
             // An edge at a masked pin is neither delivered nor held.
@@ -137,9 +141,11 @@ pub struct IoApic {
     sink: Arc<dyn MsiSink>,
     requester: Bdf,
     listener: OnceLock<Arc<dyn RouteListener>>,
-    /// Keeps the listener's calls in the order of the changes; taken before `state`, held during the call.
+    /// Keeps the listener's calls in the order of the changes; taken before `state`, held during
+    /// the call.
     order: Mutex<()>,
-    /// Who hears of the ends of each pin's interrupts. A leaf, too: it is not held during the calls.
+    /// Who hears of the ends of each pin's interrupts. A leaf, too: it is not held during the
+    /// calls.
     ends: Mutex<Vec<(u8, Weak<dyn EndOfInterrupt>)>>,
     /// Leaf lock: nothing is called while it is held.
     state: Mutex<State>,
@@ -170,7 +176,8 @@ impl IoApic {
         let _ = self.listener.set(listener);
     }
 
-    /// Drives `pin`. Sources that share a pin use [`line`](Self::line) instead. A pin that does not exist is ignored.
+    /// Drives `pin`. Sources that share a pin use [`line`](Self::line) instead. A pin that does not
+    /// exist is ignored.
     pub fn set_level(&self, pin: u8, asserted: bool) {
         self.change_level(pin, |pin| pin.driven = asserted);
     }
@@ -194,9 +201,10 @@ impl IoApic {
         IntxLine::new(Arc::clone(self), pin)
     }
 
-    /// The same for a source that has to know when processors have ended the pin's interrupt: `owner` hears of it until it is
-    /// dropped. It is called before the pin's level is looked at again, with no lock of the I/O APIC held that it could need:
-    /// it may set the level of lines, but not access the registers. Of a pin that several lines share, all owners hear.
+    /// The same for a source that has to know when processors have ended the pin's interrupt:
+    /// `owner` hears of it until it is dropped. It is called before the pin's level is looked at
+    /// again, with no lock of the I/O APIC held that it could need: it may set the level of lines,
+    /// but not access the registers. Of a pin that several lines share, all owners hear.
     #[must_use]
     pub fn line_with_end(
         self: &Arc<Self>,
@@ -213,15 +221,17 @@ impl IoApic {
         ends.push((pin, owner));
     }
 
-    /// A processor ended its interrupt `vector`: level-triggered pins that sent it may send again. The vector is the one that
-    /// the processor received; see [`set_eoi_vector`](Self::set_eoi_vector).
+    /// A processor ended its interrupt `vector`: level-triggered pins that sent it may send again.
+    /// The vector is the one that the processor received; see
+    /// [`set_eoi_vector`](Self::set_eoi_vector).
     pub fn eoi(&self, vector: u8) {
         self.end(|pin| pin.ends_with(vector));
     }
 
-    /// Names the vector that processors receive for `pin`, where interrupt remapping replaces the entry's own. Forgotten
-    /// when the entry is changed. Without it, [`eoi`](Self::eoi) knows entries in compatibility format only; an operating
-    /// system that remaps pins as edges, as Linux does, ends them with the EOI register.
+    /// Names the vector that processors receive for `pin`, where interrupt remapping replaces the
+    /// entry's own. Forgotten when the entry is changed. Without it, [`eoi`](Self::eoi) knows
+    /// entries in compatibility format only; an operating system that remaps pins as edges, as
+    /// Linux does, ends them with the EOI register.
     pub fn set_eoi_vector(&self, pin: u8, vector: Option<u8>) {
         if let Some(pin) = self.state.lock().pins.get_mut(usize::from(pin)) {
             pin.eoi_vector = vector;
@@ -375,7 +385,8 @@ impl DeviceMmio for IoApic {
     }
 
     fn mmio_write(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
-        // Registers are 32 bits wide and accessed as such; only the low byte of two of them matters.
+        // Registers are 32 bits wide and accessed as such; only the low byte of two of them
+        // matters.
         let Some(low) = data.first().copied() else {
             return;
         };

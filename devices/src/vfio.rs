@@ -1,12 +1,13 @@
 //! Host devices, assigned through VFIO's character devices and iommufd.
 //!
-//! [`VfioNode`] is the device as the host sees it: opened, or taken over as a file. Bound to an iommufd it is a [`VfioCdev`],
-//! attached to page tables by whoever shadows the guest's. [`VfioPci`] is the function that the guest sees: a configuration space of our own,
-//! BARs that the guest reaches without the VMM wherever VFIO allows it, and interrupts that go from the host's device to the
-//! guest's processor without passing through this process.
+//! [`VfioNode`] is the device as the host sees it: opened, or taken over as a file. Bound to an
+//! iommufd it is a [`VfioCdev`], attached to page tables by whoever shadows the guest's.
+//! [`VfioPci`] is the function that the guest sees: a configuration space of our own, BARs that the
+//! guest reaches without the VMM wherever VFIO allows it, and interrupts that go from the host's
+//! device to the guest's processor without passing through this process.
 //!
-//! Not shown to the guest: expansion ROMs, I/O BARs (the machine has no window for them), and the capabilities that
-//! `capabilities.rs` leaves out.
+//! Not shown to the guest: expansion ROMs, I/O BARs (the machine has no window for them), and the
+//! capabilities that `capabilities.rs` leaves out.
 
 mod address;
 mod bars;

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-/// A PCI function of the host: segment, bus, device and function, as `/sys/bus/pci/devices` names it.
+/// A PCI function of the host: segment, bus, device and function, as `/sys/bus/pci/devices` names
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostAddress {
     /// Segment, called domain by Linux; above 0xffff for functions behind a VMD.

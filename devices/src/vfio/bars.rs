@@ -1,4 +1,5 @@
-//! The BARs of an assigned device: which of them the guest gets, and which pages it may touch without the VMM.
+//! The BARs of an assigned device: which of them the guest gets, and which pages it may touch
+//! without the VMM.
 
 use std::ops::Range;
 
@@ -41,8 +42,8 @@ impl Bar {
     }
 }
 
-/// The memory BARs that a host's configuration space and the sizes of its regions describe. I/O BARs are left out, as the
-/// machine has no window for them.
+/// The memory BARs that a host's configuration space and the sizes of its regions describe. I/O
+/// BARs are left out, as the machine has no window for them.
 pub(super) fn decode(host: &Image, sizes: &[u64; BAR_COUNT]) -> Vec<Bar> {
     let mut bars = Vec::new();
     let mut upper_half = false;
@@ -88,8 +89,8 @@ pub(super) fn msix_ranges(bar: usize, msix: &MsixLayout) -> Vec<Range<u64>> {
     ranges
 }
 
-/// The parts of a region of `size` bytes that the guest may be given as memory: whole pages of `mappable` that hold nothing of
-/// `trapped`, in order and disjoint.
+/// The parts of a region of `size` bytes that the guest may be given as memory: whole pages of
+/// `mappable` that hold nothing of `trapped`, in order and disjoint.
 pub(super) fn direct_parts(
     size: u64,
     mappable: &[Range<u64>],

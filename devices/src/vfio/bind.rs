@@ -93,20 +93,23 @@ fn among(others: &[String]) -> String {
     format!(", with {}", others.join(", "))
 }
 
-/// Shares `iommufd` with the devices that will be bound to it. It costs a descriptor and an IOAS that stays empty, which
-/// [`VfioIommufd`] always has; both are given back when the last of its devices is dropped.
+/// Shares `iommufd` with the devices that will be bound to it. It costs a descriptor and an IOAS
+/// that stays empty, which [`VfioIommufd`] always has; both are given back when the value and all
+/// of its devices are dropped.
 ///
 /// # Errors
 /// When there are no more descriptors, or the file is no iommufd.
 pub fn share_iommufd(iommufd: BorrowedFd<'_>) -> io::Result<Arc<VfioIommufd>> {
     let file = File::from(iommufd.try_clone_to_owned()?);
     let iommufd = Arc::new(IommuFd::new_from_fd(file));
-    // KVM hears of the devices from the machine, not from the crate, which stops the process where KVM forgets none.
+    // KVM hears of devices from the machine, not from the crate, which panics where KVM cannot be
+    // made to forget one.
     let shared = VfioIommufd::new(iommufd, None, None).map_err(io_error)?;
     Ok(Arc::new(shared))
 }
 
-/// What the kernel meant. It says EPERM for interrupts that are not isolated and for a group that somebody else owns.
+/// What the kernel meant. It says EPERM for interrupts that are not isolated and for a group that
+/// somebody else owns.
 pub(super) fn bind_error(
     device: String,
     address: Option<HostAddress>,

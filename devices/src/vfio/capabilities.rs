@@ -1,9 +1,11 @@
-//! The guest's configuration space, made from the host's: which capabilities are shown, and what of them is real.
+//! The guest's configuration space, made from the host's: which capabilities are shown, and what of
+//! them is real.
 //!
-//! Registers stay at the host's offsets, as some drivers know theirs by heart. Shown are power management, MSI, MSI-X, PCI
-//! Express and vendor-specific capabilities, and of the extended ones the device serial number, error reporting and
-//! vendor-specific ones; ATS, PASID and PRI if they are asked for. Everything else, known or not, is left out of the lists and
-//! reads as zero: SR-IOV and resizable BARs would need the VMM's help, access control, virtual channels, link and latency
+//! Registers stay at the host's offsets, as some drivers know theirs by heart. Shown are power
+//! management, MSI, MSI-X, PCI Express and vendor-specific capabilities, and of the extended ones
+//! the device serial number, error reporting and vendor-specific ones; ATS, PASID and PRI if they
+//! are asked for. Everything else, known or not, is left out of the lists and reads as zero: SR-IOV
+//! and resizable BARs would need the VMM's help, access control, virtual channels, link and latency
 //! management are the host's.
 
 mod extended;
@@ -40,16 +42,17 @@ mod id {
     pub(super) const MSIX: u8 = 0x11;
 }
 
-/// Device capabilities 2 (7.5.3.15): End-End TLP prefixes, which PASIDs travel in, and how many of them (0 for 4).
+/// Device capabilities 2 (7.5.3.15): End-End TLP prefixes, which PASIDs travel in, and how many of
+/// them (0 for 4).
 const DEVICE_CAPABILITIES_2: u16 = 0x24;
 const PREFIXES: u32 = 1 << 21;
 const PREFIX_COUNT: u32 = 3 << 22;
 
-/// Device control bits that the guest may change (7.5.3.4): error reporting, relaxed ordering, extended tags, no-snoop, the
-/// size of read requests.
+/// Device control bits that the guest may change (7.5.3.4): error reporting, relaxed ordering,
+/// extended tags, no-snoop, the size of read requests.
 const CONTROL_WRITABLE: u16 = 0x791f;
-/// Those of them that the host's device follows: relaxed ordering, no-snoop, the size of read requests. What errors the
-/// host hears of, and the tags that its ports understand, are the host's.
+/// Those of them that the host's device follows: relaxed ordering, no-snoop, the size of read
+/// requests. What errors the host hears of, and the tags that its ports understand, are the host's.
 pub(super) const CONTROL_FORWARDED: u16 = 0x7810;
 
 /// What is known of the host's device besides its configuration space.
@@ -149,7 +152,8 @@ impl Builder<'_> {
     }
 
     fn header(&mut self, bars: &[Bar]) {
-        // Identity; class and revision; subsystem. The header type stays 0: an endpoint of one function.
+        // Identity; class and revision; subsystem. The header type stays 0: an endpoint of one
+        // function.
         self.copy(0x00, 4);
         self.copy(0x08, 4);
         self.copy(0x2c, 4);
@@ -326,7 +330,8 @@ impl Builder<'_> {
         // Device/port type: 9 is an integrated endpoint, 0 an endpoint behind a port.
         let kind = if self.facts.on_root_bus { 9 } else { 0 };
         self.set16(offset + 2, version | kind << 4);
-        // Extended tags and role-based error reporting are kept. Payloads of 128 bytes fit any port; the host decides.
+        // Extended tags and role-based error reporting are kept. Payloads of 128 bytes fit any
+        // port; the host decides.
         let capabilities = self.host32(offset + 4) & 0x0000_8020;
         let reset = u32::from(self.facts.has_reset) << 28;
         self.set32(offset + 4, capabilities | reset);
@@ -364,7 +369,8 @@ pub(super) fn express_type(host: &Image) -> Option<u8> {
     Some(flags >> 4)
 }
 
-/// Offsets and ids of the standard capabilities, in the list's order. A list that loops or leaves its place ends there.
+/// Offsets and ids of the standard capabilities, in the list's order. A list that loops or leaves
+/// its place ends there.
 fn standard_list(host: &Image) -> Vec<(u16, u8)> {
     let mut list: Vec<(u16, u8)> = Vec::new();
     if u16::from_le_bytes(chunk(host, STATUS)) & STATUS_CAPABILITIES == 0 {

@@ -1,6 +1,8 @@
-//! A device of the host that is bound to an iommufd, through VFIO's character device (`/dev/vfio/devices/vfioN`).
+//! A device of the host that is bound to an iommufd, through VFIO's character device
+//! (`/dev/vfio/devices/vfioN`).
 //!
-//! vfio-ioctls carries what it can; on the same file, `sys.rs` has what it cannot do or does without telling errors.
+//! vfio-ioctls carries what it can; on the same file, `sys.rs` has what it cannot do or does
+//! without telling errors.
 
 use std::fs::File;
 use std::io;
@@ -59,15 +61,16 @@ impl VfioCdev {
         self.address
     }
 
-    /// The bridge to conventional PCI that puts its own requester id on the device's requests; `None` for a device behind PCI
-    /// Express ports only, on the root bus, or whose address is not known.
+    /// The bridge to conventional PCI that puts its own requester id on the device's requests;
+    /// `None` for a device behind PCI Express ports only, on the root bus, or whose address is not
+    /// known.
     #[must_use]
     pub fn requester(&self) -> Option<HostAddress> {
         Sysfs::default().requester(self.address?)
     }
 
-    /// Whether the device can be reset (`VFIO_DEVICE_FLAGS_RESET`). One that cannot keeps what a guest left in it, DMA in
-    /// flight included.
+    /// Whether the device can be reset (`VFIO_DEVICE_FLAGS_RESET`). One that cannot keeps what a
+    /// guest left in it, DMA in flight included.
     ///
     /// # Errors
     /// When the kernel does not tell.
@@ -83,8 +86,8 @@ impl VfioCdev {
         Ok(capabilities::host_services(&*read_image(self)?))
     }
 
-    /// The first region that does not lie where vfio-pci puts it. The crate leaves out regions that the kernel does not
-    /// describe, and numbers those that follow anew.
+    /// The first region that does not lie where vfio-pci puts it. The crate leaves out regions that
+    /// the kernel does not describe, and numbers those that follow anew.
     pub(super) fn misplaced_region(&self) -> Option<u32> {
         misplaced(|region| {
             let size = self.device.get_region_size(region);
@@ -93,7 +96,8 @@ impl VfioCdev {
     }
 }
 
-/// The first of BARs, ROM and configuration space that is not in its place, by the size and the offset of each.
+/// The first of BARs, ROM and configuration space that is not in its place, by the size and the
+/// offset of each.
 fn misplaced(region: impl Fn(u32) -> (u64, u64)) -> Option<u32> {
     (0..=CONFIG_REGION).find(|&index| {
         let (size, offset) = region(index);
@@ -115,8 +119,9 @@ pub(super) fn device_name(address: Option<HostAddress>) -> String {
 }
 
 impl Drop for VfioCdev {
-    /// A `VfioDevice` that is dropped detaches itself, and panics where that fails (EIO of a device that is dead). Detached
-    /// already, it cannot fail; otherwise it is never dropped, and only its file is closed.
+    /// A `VfioDevice` that is dropped detaches itself, and panics where that fails (EIO of a device
+    /// that is dead). Detached already, it cannot fail; otherwise it is never dropped, and only its
+    /// file is closed.
     fn drop(&mut self) {
         if let Err(error) = self.device.detach_hwpt() {
             log::warn!("{}: {error}; closing it detaches it", self.name());

@@ -1,5 +1,5 @@
-//! The configuration space that the guest sees of an assigned device: bytes of our own, with masks that say what the guest may
-//! change, what is read from the host's device, and what goes to it.
+//! The configuration space that the guest sees of an assigned device: bytes of our own, with masks
+//! that say what the guest may change, what is read from the host's device, and what goes to it.
 
 use pci::{BarKind, BarWindow, CONFIG_SPACE_SIZE};
 
@@ -126,7 +126,8 @@ impl VirtualConfig {
         effects
     }
 
-    /// After a write to the power state: a state that the device does not have changes nothing. Tells the new one.
+    /// After a write to the power state: a state that the device does not have changes nothing.
+    /// Tells the new one.
     fn settle_power(&mut self, before: u16) -> Option<u16> {
         let power = self.layout.power?;
         let capabilities = self.u16(power + 2);
@@ -181,7 +182,8 @@ impl VirtualConfig {
         }
     }
 
-    /// The windows that the BARs decode: none without Memory Space, and none in a power state other than D0.
+    /// The windows that the BARs decode: none without Memory Space, and none in a power state other
+    /// than D0.
     pub(super) fn windows(&self) -> Vec<BarWindow> {
         if self.command() & COMMAND_MEMORY == 0 || self.power_state() != 0 {
             return Vec::new();

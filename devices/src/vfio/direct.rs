@@ -25,7 +25,8 @@ struct Window {
 }
 
 struct State {
-    /// The device answers: it is in D0 and not being reset. Touching the mapping of one that does not is a bus error.
+    /// The device answers: it is in D0 and not being reset. Touching the mapping of one that does
+    /// not is a bus error.
     answers: bool,
     windows: Vec<Window>,
 }
@@ -34,7 +35,8 @@ struct State {
 pub(super) struct Direct {
     parts: Vec<Part>,
     mappings: Arc<dyn GuestMappings>,
-    /// Taken under the root complex's decode lock, and under the function's own; held during the hypervisor's calls.
+    /// Taken under the root complex's decode lock, and under the function's own; held during the
+    /// hypervisor's calls.
     state: Mutex<State>,
 }
 
@@ -51,7 +53,8 @@ impl Direct {
         }
     }
 
-    /// Follows the windows that the guest decodes. What cannot be mapped is told to `complain`, and is trapped.
+    /// Follows the windows that the guest decodes. What cannot be mapped is told to `complain`, and
+    /// is trapped.
     pub(super) fn follow(&self, windows: &[BarWindow], complain: impl Fn(&io::Error)) {
         let mut state = self.state.lock();
         state

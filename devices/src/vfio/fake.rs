@@ -15,8 +15,9 @@ use super::host::{Armed, CONFIG_REGION, HostDevice, IrqKind, Irqs, Region};
 use super::image::Image;
 use super::platform::{GuestMappings, InterruptRoute, InterruptRoutes};
 
-/// The configuration space of a made-up device: MSI-X at 40, PM at 60, PCI Express at 80, MSI at c0, vendor-specific at e0, VPD
-/// at f0; extended: ATS at 100, serial number at 148, SR-IOV at 160, vendor-specific at 1a0, error reporting at 200.
+/// The configuration space of a made-up device: MSI-X at 40, PM at 60, PCI Express at 80, MSI at
+/// c0, vendor-specific at e0, VPD at f0; extended: ATS at 100, serial number at 148, SR-IOV at 160,
+/// vendor-specific at 1a0, error reporting at 200.
 pub(super) fn image() -> Box<Image> {
     let mut image = Box::new([0; 4096]);
     let mut set = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
@@ -228,8 +229,8 @@ impl HostDevice for FakeHost {
     }
 }
 
-/// Routes: what each of them sends, in the order in which they were added. A dropped one leaves its last message, and counts
-/// as gone.
+/// Routes: what each of them sends, in the order in which they were added. A dropped one leaves its
+/// last message, and counts as gone.
 #[derive(Default)]
 pub(super) struct FakeRoutes {
     pub(super) added: Mutex<Vec<(Bdf, Arc<FakeRoute>)>>,

@@ -32,7 +32,8 @@ use crate::limit::LogLimit;
 
 /// What an assigned function is made of.
 pub struct VfioPciParts {
-    /// Its address in the guest. On bus 0 it appears as an integrated endpoint, elsewhere as an endpoint behind a port.
+    /// Its address in the guest. On bus 0 it appears as an integrated endpoint, elsewhere as an
+    /// endpoint behind a port.
     pub bdf: Bdf,
     /// The device, bound to an iommufd.
     pub device: Arc<VfioCdev>,
@@ -96,7 +97,8 @@ struct Control {
     command: u16,
 }
 
-/// An assigned device. It is created after its device was bound, and puts itself behind no page table.
+/// An assigned device. It is created after its device was bound, and puts itself behind no page
+/// table.
 pub struct VfioPci {
     bdf: Bdf,
     name: String,
@@ -108,8 +110,8 @@ pub struct VfioPci {
     msi: Option<MsiLayout>,
     intx: Arc<Intx>,
     has_intx: bool,
-    /// Taken before the locks of `direct` and `intx`; held during the host's calls. The root complex takes it under its
-    /// decode lock, so the root complex is never called with it.
+    /// Taken before the locks of `direct` and `intx`; held during the host's calls. The root
+    /// complex takes it under its decode lock, so the root complex is never called with it.
     control: Mutex<Control>,
     limit: Mutex<LogLimit>,
     /// Declared last: the thread ends after the interrupts have been turned off.
@@ -242,8 +244,9 @@ impl VfioPci {
         self.has_reset
     }
 
-    /// Gives the function an interrupt pin (INTA), if the host's device has one that the host can use; before the guest
-    /// starts, and once. Returns whether it has one now. The line's owner is [`end_of_interrupt`](Self::end_of_interrupt).
+    /// Gives the function an interrupt pin (INTA), if the host's device has one that the host can
+    /// use; before the guest starts, and once. Returns whether it has one now. The line's owner is
+    /// [`end_of_interrupt`](Self::end_of_interrupt).
     pub fn connect_intx(&self, line: Arc<dyn IntxSink>) -> bool {
         let connected = self.has_intx && self.intx.connect(line);
         if connected {
@@ -292,8 +295,9 @@ impl VfioPci {
         self.write_host(offset, &value.to_le_bytes());
     }
 
-    /// Bus mastering and Interrupt Disable are the guest's. Memory Space stays on in the host: what the guest switches is
-    /// where the BARs appear to it, and the mapping of a BAR that the host does not decode is a bus error.
+    /// Bus mastering and Interrupt Disable are the guest's. Memory Space stays on in the host: what
+    /// the guest switches is where the BARs appear to it, and the mapping of a BAR that the host
+    /// does not decode is a bus error.
     fn write_host_command(&self, control: &Control) {
         let guest = control.config.command();
         let command = control.command | guest & (COMMAND_BUS_MASTER | COMMAND_INTX_DISABLE);
@@ -321,7 +325,8 @@ impl VfioPci {
         }
         if effects.command {
             let disabled = control.config.command() & COMMAND_INTX_DISABLE != 0;
-            // Before the host follows: when Interrupt Disable is cleared, it asks at once for an interrupt that is wanted.
+            // Before the host follows: when Interrupt Disable is cleared, it asks at once for an
+            // interrupt that is wanted.
             self.intx.set_quiet(disabled);
             self.write_host_command(control);
         }
@@ -365,9 +370,9 @@ impl VfioPci {
         self.resume(control);
     }
 
-    /// Lets the guest reach the BARs directly again, if the device answers: a device that a failed reset or power state has
-    /// left without memory would make each access an error of the hypervisor's, and end the machine. Trapped accesses to it
-    /// read as ones.
+    /// Lets the guest reach the BARs directly again, if the device answers: a device that a failed
+    /// reset or power state has left without memory would make each access an error of the
+    /// hypervisor's, and end the machine. Trapped accesses to it read as ones.
     fn resume(&self, control: &Control) {
         let mut command = [0; 2];
         self.read_host(COMMAND, &mut command);

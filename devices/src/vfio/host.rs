@@ -1,4 +1,5 @@
-//! The interface of a host's device to its model: regions, interrupts, reset. A trait, so that tests can be the device.
+//! The interface of a host's device to its model: regions, interrupts, reset. A trait, so that
+//! tests can be the device.
 
 use std::io;
 use std::ops::Range;

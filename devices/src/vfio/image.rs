@@ -1,5 +1,5 @@
-//! The image of a configuration space: its bytes, the offsets and bits that the model of an assigned device knows (PCI Express
-//! sections in the comments), and where its capabilities lie.
+//! The image of a configuration space: its bytes, the offsets and bits that the model of an
+//! assigned device knows (PCI Express sections in the comments), and where its capabilities lie.
 
 use std::io;
 
@@ -24,7 +24,8 @@ pub(super) const COMMAND_INTX_DISABLE: u16 = 1 << 10;
 pub(super) const PM_CONTROL: u16 = 4;
 pub(super) const PM_STATE: u16 = 3;
 
-/// PCI Express capability: device control, and the bit that initiates a function-level reset (7.5.3.4).
+/// PCI Express capability: device control, and the bit that initiates a function-level reset
+/// (7.5.3.4).
 pub(super) const DEVICE_CONTROL: u16 = 8;
 pub(super) const INITIATE_RESET: u16 = 1 << 15;
 
@@ -34,7 +35,8 @@ pub(super) const MSI_ENABLE: u16 = 1;
 pub(super) const MSIX_ENABLE: u16 = 1 << 15;
 pub(super) const MSIX_FUNCTION_MASK: u16 = 1 << 14;
 
-/// PRI: control with its enable and its reset, and status with what tells that nothing is asked for (10.5.2).
+/// PRI: control with its enable and its reset, and status with what tells that nothing is asked for
+/// (10.5.2).
 pub(super) const PRI_CONTROL: u16 = 4;
 pub(super) const PRI_ENABLE: u16 = 1;
 pub(super) const PRI_RESET: u16 = 1 << 1;

@@ -1,5 +1,5 @@
-//! The interrupt pin of an assigned device. The host masks it at each interrupt, so that it comes again only after the guest's
-//! processor has ended this one and the host was told.
+//! The interrupt pin of an assigned device. The host masks it at each interrupt, so that it comes
+//! again only after the guest's processor has ended this one and the host was told.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -26,8 +26,9 @@ pub(super) struct Intx {
     host: Arc<dyn HostDevice>,
     event: EventFd,
     line: OnceLock<Arc<dyn IntxSink>>,
-    /// Held while the line is driven, so that levels arrive in order, and during the host's calls. The I/O APIC calls
-    /// [`interrupt_ended`](EndOfInterrupt::interrupt_ended) with none of its locks.
+    /// Held while the line is driven, so that levels arrive in order, and during the host's calls.
+    /// The I/O APIC calls [`interrupt_ended`](EndOfInterrupt::interrupt_ended) with none of its
+    /// locks.
     state: Mutex<State>,
 }
 
@@ -82,8 +83,8 @@ impl Intx {
         self.lower(&mut state);
     }
 
-    /// Follows the guest's Interrupt Disable, which the host's device does, too: once it is cleared, the host asks for an
-    /// interrupt that is still wanted.
+    /// Follows the guest's Interrupt Disable, which the host's device does, too: once it is
+    /// cleared, the host asks for an interrupt that is still wanted.
     pub(super) fn set_quiet(&self, quiet: bool) {
         let mut state = self.state.lock();
         state.quiet = quiet;

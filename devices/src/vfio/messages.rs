@@ -1,8 +1,8 @@
-//! The message-signalled interrupts of an assigned device: an event for each vector, which the host's device signals and which the
-//! hypervisor turns into the guest's message by itself.
+//! The message-signalled interrupts of an assigned device: an event for each vector, which the
+//! host's device signals and which the hypervisor turns into the guest's message by itself.
 //!
-//! A masked vector has a route without a message: what the device signals stays in its event, which is the vector's pending bit,
-//! and is sent as soon as there is a message again.
+//! A masked vector has a route without a message: what the device signals stays in its event, which
+//! is the vector's pending bit, and is sent as soon as there is a message again.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -82,8 +82,8 @@ impl Messages {
         })
     }
 
-    /// Enables MSI with a vector for each of `messages` (a power of two of them). Vectors for which there are no means stay
-    /// silent, and are reported to `complain`.
+    /// Enables MSI with a vector for each of `messages` (a power of two of them). Vectors for which
+    /// there are no means stay silent, and are reported to `complain`.
     pub(super) fn msi(
         source: Bdf,
         host: &Arc<dyn HostDevice>,
@@ -131,7 +131,8 @@ impl Messages {
         }
     }
 
-    /// What `vector` sends from now on; `None` holds its events back. A vector that was never to send anything uses no means.
+    /// What `vector` sends from now on; `None` holds its events back. A vector that was never to
+    /// send anything uses no means.
     pub(super) fn set(
         &mut self,
         vector: u16,
@@ -206,8 +207,8 @@ impl Drop for Messages {
     }
 }
 
-/// Whether `event` was signalled and nobody has taken that yet. Nobody else reads the events of a vector without a message; there
-/// is no safe way to look at one, so what was in it is put back.
+/// Whether `event` was signalled and nobody has taken that yet. Nobody else reads the events of a
+/// vector without a message; there is no safe way to look at one, so what was in it is put back.
 fn is_signalled(event: &EventFd) -> bool {
     event.read().is_ok_and(|count| event.write(count).is_ok())
 }

@@ -1,4 +1,5 @@
-//! A node of `/dev/vfio/devices`: a device of the host that is open, but not bound to an iommufd yet.
+//! A node of `/dev/vfio/devices`: a device of the host that is open, but not bound to an iommufd
+//! yet.
 
 use std::fs::File;
 use std::io;
@@ -26,8 +27,8 @@ pub enum FileError {
     Io(#[from] io::Error),
 }
 
-/// An open VFIO device that cannot do anything but be [bound](Self::bind). KVM is told of it before: it is asked once, when
-/// the device is bound.
+/// An open VFIO device that cannot do anything but be [bound](Self::bind). KVM is told of it
+/// before: it is asked once, when the device is bound.
 #[derive(Debug)]
 pub struct VfioNode {
     file: File,
@@ -38,8 +39,8 @@ impl VfioNode {
     /// Opens the device at `address` of the host.
     ///
     /// # Errors
-    /// When there is no such device, it is not bound to vfio-pci, shares its IOMMU group with devices in use, or its node
-    /// cannot be opened.
+    /// When there is no such device, it is not bound to vfio-pci, shares its IOMMU group with
+    /// devices in use, or its node cannot be opened.
     pub fn open(address: HostAddress) -> Result<Self, OpenError> {
         let sysfs = Sysfs::default();
         let path = sysfs.node(address)?;
@@ -58,7 +59,8 @@ impl VfioNode {
     /// Takes a device that somebody else opened, so that this process needs no access to the node.
     ///
     /// # Errors
-    /// When the file is no character device. That it is a VFIO device is found out by [`bind`](Self::bind).
+    /// When the file is no character device. That it is a VFIO device is found out by
+    /// [`bind`](Self::bind).
     pub fn from_file(file: File) -> Result<Self, FileError> {
         let metadata = file.metadata()?;
         if !metadata.file_type().is_char_device() {
@@ -75,7 +77,8 @@ impl VfioNode {
         self.address
     }
 
-    /// Binds the device to an iommufd, and tells its number there. Its DMA is blocked until it is attached.
+    /// Binds the device to an iommufd, and tells its number there. Its DMA is blocked until it is
+    /// attached.
     ///
     /// # Errors
     /// See [`BindError`]. The device is closed then.

@@ -1,5 +1,5 @@
-//! The interfaces of the machine that an assigned device needs besides those of every PCI function: interrupt routes and guest
-//! mappings.
+//! The interfaces of the machine that an assigned device needs besides those of every PCI function:
+//! interrupt routes and guest mappings.
 
 use std::any::Any;
 use std::io;
@@ -11,8 +11,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Messages that the hypervisor sends by itself when an event is signalled (irqfd).
 pub trait InterruptRoutes: Send + Sync {
-    /// A route for a message of `source` that is sent whenever `event` is signalled, of which reads do not block
-    /// (`EFD_NONBLOCK`). It has no message yet.
+    /// A route for a message of `source` that is sent whenever `event` is signalled, of which reads
+    /// do not block (`EFD_NONBLOCK`). It has no message yet.
     ///
     /// # Errors
     /// When the hypervisor has no more routes.
@@ -21,8 +21,9 @@ pub trait InterruptRoutes: Send + Sync {
 
 /// One of [`InterruptRoutes`]. It goes away when it is dropped.
 pub trait InterruptRoute: Send + Sync {
-    /// Sends `message` from now on, remapped by the IOMMU as it says at each time; with `None` nothing is sent, and events stay
-    /// in the eventfd until there is a message again, which is then sent at once.
+    /// Sends `message` from now on, remapped by the IOMMU as it says at each time; with `None`
+    /// nothing is sent, and events stay in the eventfd until there is a message again, which is
+    /// then sent at once.
     ///
     /// # Errors
     /// When the hypervisor refuses; nothing is sent then.
@@ -31,8 +32,8 @@ pub trait InterruptRoute: Send + Sync {
 
 /// Puts memory of the host, such as a BAR of an assigned device, into the guest's address space.
 pub trait GuestMappings: Send + Sync {
-    /// Maps `length` bytes of `memory` from `offset` on at guest-physical `address`, until the returned value is dropped. All
-    /// three are multiples of the page size.
+    /// Maps `length` bytes of `memory` from `offset` on at guest-physical `address`, until the
+    /// returned value is dropped. All three are multiples of the page size.
     ///
     /// # Errors
     /// When the hypervisor refuses; accesses then reach the device's BAR as any other.

@@ -1,7 +1,8 @@
 //! The requester id of a host's device that is behind a bridge to conventional PCI.
 //!
-//! A bridge to a conventional PCI bus puts its own id in place of those of the devices behind it (PCI Express to PCI/PCI-X Bridge
-//! Specification, section 2.3), so that an IOMMU cannot tell them apart, and finds the entry of the bridge for all of them.
+//! A bridge to a conventional PCI bus puts its own id in place of those of the devices behind it
+//! (PCI Express to PCI/PCI-X Bridge Specification, section 2.3), so that an IOMMU cannot tell them
+//! apart, and finds the entry of the bridge for all of them.
 
 use std::fs::File;
 use std::io::Read;
@@ -24,7 +25,8 @@ enum Bridge {
 }
 
 impl Sysfs {
-    /// The bridge whose requester id stands for the device's own, the one nearest to the root if there are several.
+    /// The bridge whose requester id stands for the device's own, the one nearest to the root if
+    /// there are several.
     pub(super) fn requester(&self, address: HostAddress) -> Option<HostAddress> {
         let path = self.device(address).canonicalize().ok()?;
         let bridges = path.ancestors().skip(1).map_while(|directory| {
@@ -36,8 +38,8 @@ impl Sysfs {
     }
 }
 
-/// Without the privilege to read capabilities, what the kernel shows everybody decides: its driver for ports takes nothing else,
-/// and only what is PCI Express has a link.
+/// Without the privilege to read capabilities, what the kernel shows everybody decides: its driver
+/// for ports takes nothing else, and only what is PCI Express has a link.
 fn kind(bridge: &Path) -> Bridge {
     if let Some(port) = express_type(bridge) {
         return match port {

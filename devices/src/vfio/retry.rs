@@ -1,4 +1,5 @@
-//! Trying again while the kernel refuses an operation on a device because a reset of it is going on.
+//! Trying again while the kernel refuses an operation on a device because a reset of it is going
+//! on.
 
 use std::io;
 use std::thread;

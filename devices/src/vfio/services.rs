@@ -1,16 +1,20 @@
-//! PASID, ATS and PRI of an assigned device: what the host has of them, and what the guest is shown.
+//! PASID, ATS and PRI of an assigned device: what the host has of them, and what the guest is
+//! shown.
 //!
-//! The host's kernel alone enables PASID, ATS and PRI in the device; vfio-pci hides the first capability and shows the others
-//! read-only. The guest gets capabilities with control registers of our own, which are state and do nothing to the device:
+//! The host's kernel alone enables PASID, ATS and PRI in the device; vfio-pci hides the first
+//! capability and shows the others read-only. The guest gets capabilities with control registers of
+//! our own, which are state and do nothing to the device:
 //!
-//! * **PASID.** The device uses PASIDs that are attached to page tables, whatever the guest's enable bit says; the guest's
-//!   tables decide which ones are.
-//! * **ATS.** Where the host has it enabled, the device keeps translations, whatever the guest's enable bit says. It keeps none
-//!   that the guest has taken away: what the host invalidates for an invalidation of the guest's tables, it invalidates in the
-//!   device as well. So a guest that has not enabled ATS, and sends no invalidations to the device, misses none, and those of a
-//!   guest that has come on top. Where the host has it disabled, the device keeps nothing, and the capability is not shown.
-//! * **PRI.** Where the host has it enabled, the device asks for pages, whatever the guest's enable bit says; those of tables with
-//!   a queue come to us, and the host answers the others.
+//! * **PASID.** The device uses PASIDs that are attached to page tables, whatever the guest's
+//!   enable bit says; the guest's tables decide which ones are.
+//! * **ATS.** Where the host has it enabled, the device keeps translations, whatever the guest's
+//!   enable bit says. It keeps none that the guest has taken away: what the host invalidates for an
+//!   invalidation of the guest's tables, it invalidates in the device as well. So a guest that has
+//!   not enabled ATS, and sends no invalidations to the device, misses none, and those of a guest
+//!   that has come on top. Where the host has it disabled, the device keeps nothing, and the
+//!   capability is not shown.
+//! * **PRI.** Where the host has it enabled, the device asks for pages, whatever the guest's enable
+//!   bit says; those of tables with a queue come to us, and the host answers the others.
 
 /// The capabilities that the guest sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

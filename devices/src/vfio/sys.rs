@@ -1,6 +1,8 @@
-//! The ioctls of a VFIO device that vfio-ioctls has not, or whose outcome it does not tell. Layouts are `linux/vfio.h`'s.
+//! The ioctls of a VFIO device that vfio-ioctls has not, or whose outcome it does not tell. Layouts
+//! are `linux/vfio.h`'s.
 //!
-//! This is the only file of the assigned device that may contain `unsafe`: the kernel interfaces below take pointers.
+//! This is the only file of the assigned device that may contain `unsafe`: the kernel interfaces
+//! below take pointers.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -29,14 +31,16 @@ pub(super) fn can_reset(device: &File) -> io::Result<bool> {
         argsz: size_of::<vfio_device_info>() as u32,
         ..Default::default()
     };
-    // SAFETY: the kernel reads and writes `argsz` bytes at most, which is the size of `info`; it keeps no pointer to it.
+    // SAFETY: the kernel reads and writes `argsz` bytes at most, which is the size of `info`; it
+    // keeps no pointer to it.
     check(unsafe { ioctl_with_mut_ref(device, VFIO_DEVICE_GET_INFO(), &mut info) })?;
     Ok(info.flags & VFIO_DEVICE_FLAGS_RESET != 0)
 }
 
-/// `VFIO_DEVICE_SET_IRQS`: signals `events` for the interrupts from `start` on; `None` stops one. Returns a positive number
-/// when nothing was done because the host has only that many vectors for the device. (The crate's `enable_irq` begins at the
-/// first, stops none, and takes that number for success.)
+/// `VFIO_DEVICE_SET_IRQS`: signals `events` for the interrupts from `start` on; `None` stops one.
+/// Returns a positive number when nothing was done because the host has only that many vectors for
+/// the device. (The crate's `enable_irq` begins at the first, stops none, and takes that number for
+/// success.)
 pub(super) fn set_triggers(
     device: &File,
     index: u32,
@@ -55,7 +59,8 @@ pub(super) fn set_triggers(
     if let Some(argsz) = words.first_mut() {
         *argsz = size;
     }
-    // SAFETY: the kernel only reads, at most `argsz` bytes at the pointer, which is the length of `words`.
+    // SAFETY: the kernel only reads, at most `argsz` bytes at the pointer, which is the length of
+    // `words`.
     check(unsafe { ioctl_with_ptr(device, VFIO_DEVICE_SET_IRQS(), words.as_ptr()) })
 }
 

@@ -36,7 +36,8 @@ pub enum OpenError {
         "PCI device {0} is in no IOMMU group; enable the IOMMU in the host's firmware and kernel (intel_iommu=on)"
     )]
     NoIommu(HostAddress),
-    /// Drivers of the host have other devices of the group, which cannot be told apart from this one by the IOMMU.
+    /// Drivers of the host have other devices of the group, which cannot be told apart from this
+    /// one by the IOMMU.
     #[error(
         "PCI device {address} shares IOMMU group {group} with devices that drivers of the host use: {}; bind them to \
          vfio-pci as well, or move {address} to another slot", list(.others)
@@ -108,7 +109,8 @@ impl Default for Sysfs {
 }
 
 impl Sysfs {
-    /// The node of `address`, if nothing that sysfs knows is in the way of binding it to an iommufd.
+    /// The node of `address`, if nothing that sysfs knows is in the way of binding it to an
+    /// iommufd.
     pub(super) fn node(&self, address: HostAddress) -> Result<PathBuf, OpenError> {
         let device = self.device(address);
         if !device.exists() {
@@ -176,7 +178,8 @@ impl Sysfs {
     }
 }
 
-/// Drivers that leave the device's DMA to VFIO users of its group (`driver_managed_dma` in the kernel).
+/// Drivers that leave the device's DMA to VFIO users of its group (`driver_managed_dma` in the
+/// kernel).
 fn manages_no_dma(driver: &str) -> bool {
     matches!(driver, "pci-stub" | "pcieport" | "shpchp") || driver.contains("vfio")
 }

@@ -135,7 +135,8 @@ fn place_of(config: &VirtualConfig, id: u32) -> Option<u16> {
         .next()
 }
 
-/// PASID as a device has it whose driver is the host's: 18 bits, execute and privileged requests, enabled with both.
+/// PASID as a device has it whose driver is the host's: 18 bits, execute and privileged requests,
+/// enabled with both.
 fn add_pasid(image: &mut Image, at: usize, next: u32) {
     let header = 0x0001_001b | next << 20;
     image[at..at + 4].copy_from_slice(&header.to_le_bytes());
@@ -145,7 +146,8 @@ fn add_pasid(image: &mut Image, at: usize, next: u32) {
 #[test]
 fn ats_stays_where_it_is_and_its_control_register_is_the_guests() {
     let mut image = fake::image();
-    // Enabled by the host, with global invalidations and 5 of them in the queue; what is above the low byte is not known here.
+    // Enabled by the host, with global invalidations and 5 of them in the queue; what is above the
+    // low byte is not known here.
     image[0x104..0x108].copy_from_slice(&[0x65, 0x01, 0x00, 0x80]);
     let config = built_with(&image, SHOWN);
     assert_eq!(place_of(&config, 0x0f), Some(0x100));
@@ -259,7 +261,8 @@ fn prefixes_for_pasids_are_shown_with_them() {
     assert_eq!(bytes(&built_with(&image, SHOWN), 0xa4), [0, 0, 0xe0, 0]);
 }
 
-/// PRI at 148 in place of the serial number: enabled, a request was answered with a failure, in use; 32 requests, 8 allowed.
+/// PRI at 148 in place of the serial number: enabled, a request was answered with a failure, in
+/// use; 32 requests, 8 allowed.
 fn with_pri() -> Box<Image> {
     let mut image = fake::image();
     image[0x148..0x158].copy_from_slice(&[

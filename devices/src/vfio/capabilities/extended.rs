@@ -26,7 +26,8 @@ const ID_MASK: u32 = 0xffff;
 const NEXT_MASK: u32 = 0xfff0_0000;
 /// PASID's, without the next.
 const PASID_HEADER: u32 = 1 << 16 | PASID_EXTENDED_ID as u32;
-/// Bits of its first byte of capabilities that are reserved: all but execute, privileged, translated requests.
+/// Bits of its first byte of capabilities that are reserved: all but execute, privileged,
+/// translated requests.
 const PASID_RESERVED: u8 = 0xf1;
 
 /// Ids of those that are shown.
@@ -59,7 +60,8 @@ impl Builder<'_> {
             self.show_registers(offset, registers);
             chain.push((offset, PASID_HEADER));
         }
-        // The list begins at its fixed place: a null capability stands there for one that is not shown.
+        // The list begins at its fixed place: a null capability stands there for one that is not
+        // shown.
         if chain.first().is_some_and(|(first, _)| *first != FIRST) {
             chain.retain(|(offset, _)| *offset != FIRST);
             chain.insert(0, (FIRST, 0x0001_0000));
@@ -81,7 +83,8 @@ impl Builder<'_> {
         put(&mut self.writable[..], offset + 4, &registers.writable);
     }
 
-    /// Puts a capability into the guest's image, and tells its length; nothing for one that the guest does not see.
+    /// Puts a capability into the guest's image, and tells its length; nothing for one that the
+    /// guest does not see.
     fn show_extended(&mut self, offset: u16, header: u32, room: u16) -> Option<u16> {
         let [a, b, ..] = header.to_le_bytes();
         let vendor_length = || {
@@ -149,9 +152,10 @@ pub(in crate::vfio) fn host_services(host: &Image) -> HostServices {
     }
 }
 
-/// Where PASID goes: where the device has it, if that can be seen, else where the guest finds nothing and the host's device
-/// has zeroes, else where the guest finds nothing. What the guest does not find reads as zero, so nothing is hidden by that.
-/// `taken` are places and lengths of what the guest finds.
+/// Where PASID goes: where the device has it, if that can be seen, else where the guest finds
+/// nothing and the host's device has zeroes, else where the guest finds nothing. What the guest
+/// does not find reads as zero, so nothing is hidden by that. `taken` are places and lengths of
+/// what the guest finds.
 fn pasid_place(
     host: &Image,
     all: &[(u16, u32)],
@@ -177,8 +181,9 @@ fn pasid_place(
         .or_else(|| places.clone().find(free))
 }
 
-/// Where the host's device has PASID. vfio-pci takes it out of the list, and its bytes can be read: it is enabled, not narrower
-/// than what the host says of it, and leads to a capability of the list or ends it.
+/// Where the host's device has PASID. vfio-pci takes it out of the list, and its bytes can be read:
+/// it is enabled, not narrower than what the host says of it, and leads to a capability of the list
+/// or ends it.
 fn hidden_pasid(host: &Image, all: &[(u16, u32)], pasids: Pasids) -> Option<u16> {
     let listed = |offset: u16| all.iter().any(|(other, _)| *other == offset);
     let end = u16::try_from(CONFIG_SPACE_SIZE).unwrap_or(0) - REGISTERS;

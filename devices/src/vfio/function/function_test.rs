@@ -171,7 +171,8 @@ fn bars_leave_the_guest_before_the_device_leaves_d0_and_come_back_after() {
     setup.host.take_calls();
     let windows = setup.function.windows();
     assert!(setup.write(0x64, &[3, 0]).decode);
-    // Even before the root complex decodes; and a decoding that began before finds the device silent.
+    // Even before the root complex decodes; and a decoding that began before finds the device
+    // silent.
     assert_eq!(setup.mappings.sorted(), []);
     setup.function.windows_changed(&windows);
     assert_eq!(setup.mappings.sorted(), []);
@@ -416,7 +417,8 @@ fn a_function_level_reset_resets_the_device_and_everything_that_the_guest_set_up
 fn only_harmless_bits_of_device_control_reach_the_host() {
     let setup = setup();
     setup.write(0x88, &[0xef, 0x57]);
-    // 3f 29 at the host: errors and payload stay, relaxed ordering off, 4096-byte reads, no-snoop off.
+    // 3f 29 at the host: errors and payload stay, relaxed ordering off, 4096-byte reads, no-snoop
+    // off.
     let write = Call::Write(CONFIG, 0x88, vec![0x2f, 0x51]);
     assert_eq!(setup.host.take_calls(), [write]);
     assert_eq!(setup.read(0x88), [0x0f, 0x51]);

@@ -8,7 +8,8 @@ use crate::vfio::image::{MSIX_ENABLE, MSIX_FUNCTION_MASK, MsixLayout};
 use crate::vfio::messages::{MessageError, Messages};
 
 impl VfioPci {
-    /// Makes the way of interrupting what configuration space says. `messages`: what is sent may have changed, too.
+    /// Makes the way of interrupting what configuration space says. `messages`: what is sent may
+    /// have changed, too.
     pub(super) fn follow_interrupts(&self, control: &mut Control, messages: bool) {
         if let Some((layout, table)) = &self.msix {
             let bits = control.config.u16(layout.offset + 2);

@@ -12,14 +12,15 @@ pub(super) enum Wanted {
     Off,
     /// By its pin.
     Intx,
-    /// By messages from configuration space: what the vectors that software enabled send; `None` for those that it masked.
+    /// By messages from configuration space: what the vectors that software enabled send; `None`
+    /// for those that it masked.
     Msi(Vec<Option<MsiMessage>>),
     /// By messages from the table.
     Msix,
 }
 
-/// What `config` asks for. Software enables one of MSI and MSI-X at most (PCI Express 6.1.4); if it does enable both, MSI-X
-/// comes first. Without either it is the pin, if the device `has_pin`.
+/// What `config` asks for. Software enables one of MSI and MSI-X at most (PCI Express 6.1.4); if it
+/// does enable both, MSI-X comes first. Without either it is the pin, if the device `has_pin`.
 pub(super) fn wanted(config: &VirtualConfig, has_pin: bool) -> Wanted {
     let layout = &config.layout;
     if let Some(msix) = layout.msix
@@ -32,7 +33,8 @@ pub(super) fn wanted(config: &VirtualConfig, has_pin: bool) -> Wanted {
     {
         return Wanted::Msi(msi_messages(config, msi));
     }
-    // Drivers that use the pin switch the device's memory on first; a device without driver needs no interrupt.
+    // Drivers that use the pin switch the device's memory on first; a device without driver needs
+    // no interrupt.
     if has_pin && config.command() & COMMAND_MEMORY != 0 {
         return Wanted::Intx;
     }

@@ -4,7 +4,8 @@ use crate::vfio::capabilities::{self, Facts};
 use crate::vfio::fake;
 use crate::vfio::services::Shown;
 
-/// Message control of the made-up device's MSI-X and MSI; the latter has 64-bit addresses, masks and four vectors.
+/// Message control of the made-up device's MSI-X and MSI; the latter has 64-bit addresses, masks
+/// and four vectors.
 const MSIX: u16 = 0x42;
 const MSI: u16 = 0xc2;
 
