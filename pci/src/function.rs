@@ -1,6 +1,8 @@
 //! What a device implements to sit on the bus, and what it is given to raise interrupts.
 
-use crate::{BarKind, BarWindow, Bdf, ConfigChange};
+use crate::bar::{BarKind, BarWindow};
+use crate::bdf::Bdf;
+use crate::config::ConfigChange;
 
 /// Where a function's message-signalled interrupts go: a memory write to the interrupt address range, from a requester.
 pub trait MsiSink: Send + Sync {

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::assign::AssignError;
+use crate::bar_assignment::AssignError;
 use crate::bdf::Bdf;
 use crate::slot::Indicator;
 

@@ -6,8 +6,8 @@
 
 #![forbid(unsafe_code)]
 
-mod assign;
 mod bar;
+mod bar_assignment;
 mod bdf;
 mod bridge;
 mod builder;
@@ -41,8 +41,8 @@ mod root;
 mod root_test;
 mod slot;
 
-pub use assign::AssignError;
 pub use bar::{BarKind, BarWindow};
+pub use bar_assignment::AssignError;
 pub use bdf::Bdf;
 pub use builder::{ConfigBuilder, Identity};
 pub use config::{ConfigChange, ConfigSpace};

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::assign::{self, AssignError, Item, PAGE, Request};
 use crate::bar::BarKind;
+use crate::bar_assignment::{self, AssignError, Item, PAGE, Request};
 use crate::bdf::Bdf;
 use crate::bridge::WINDOW_UNIT;
 use crate::function::PciFunction;
@@ -123,7 +123,7 @@ impl Windows {
         function: Option<&dyn PciFunction>,
     ) -> Result<Vec<(usize, u64)>, AssignError> {
         let bars = bars_behind(port, function);
-        let assigned = assign::assign(bars, &self.memory, &self.prefetchable)?;
+        let assigned = bar_assignment::assign(bars, &self.memory, &self.prefetchable)?;
         let bars = assigned.into_iter().filter_map(|(request, address)| {
             let Item::Bar(_, bar) = request.item else {
                 return None;

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use thiserror::Error;
 
-use crate::assign::{self, AssignError, Item};
 use crate::bar::BarWindow;
+use crate::bar_assignment::{self, AssignError, Item};
 use crate::bdf::Bdf;
 use crate::decode::{self, Map, Member, Target};
 use crate::function::{MsiSink, PciFunction};
@@ -243,7 +243,7 @@ impl RootComplex {
         for (port, function) in &ports {
             requests.extend(port_windows::requests(port, function.as_deref(), &spare));
         }
-        let assigned = assign::assign(requests, mmio32, mmio64)?;
+        let assigned = bar_assignment::assign(requests, mmio32, mmio64)?;
         let mut plan = Plan::default();
         for (request, address) in &assigned {
             if let Item::Bar(bdf, bar) = request.item
