@@ -71,7 +71,8 @@ use std::thread::JoinHandle;
 use intel_vtd::{DeviceTlb, SourceId, Unit};
 use parking_lot::{Condvar, Mutex};
 use pci::{
-    BarKind, BarWindow, Bdf, ConfigChange, ConfigSpace, Identity, IntxSink, MsiSink, PciFunction,
+    BarKind, BarWindow, Bdf, ConfigBuilder, ConfigChange, ConfigSpace, Identity, IntxSink, MsiSink,
+    PciFunction,
 };
 
 pub use extension::EduFeatures;
@@ -168,7 +169,7 @@ impl Drop for Edu {
 }
 
 fn config_space(features: EduFeatures) -> (ConfigSpace, Capabilities) {
-    let mut builder = ConfigSpace::builder(Identity {
+    let mut builder = ConfigBuilder::endpoint(Identity {
         vendor: 0x1234,
         device: 0x11e8,
         class: [0x00, 0xff, 0x00],

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::bar::{Bar, BarKind};
-use crate::config::{ConfigSpace, Layout};
+use crate::config::ConfigSpace;
+use crate::config_layout::Layout;
 use crate::header::{
     BAR_COUNT, BAR0, CACHE_LINE_SIZE, CAPABILITIES_POINTER, CLASS, COMMAND, CONFIG_SPACE_SIZE,
     Command, DEVICE_ID, FIRST_CAPABILITY, FIRST_EXTENDED, INTERRUPT_LINE, INTERRUPT_PIN, REVISION,
@@ -46,8 +47,9 @@ pub struct ConfigBuilder {
 }
 
 impl ConfigBuilder {
-    /// A type 0 header.
-    pub(crate) fn endpoint(identity: Identity) -> Self {
+    /// Starts a configuration space with a type 0 (endpoint) header.
+    #[must_use]
+    pub fn endpoint(identity: Identity) -> Self {
         let mut builder = Self::new(identity);
         builder.put(SUBSYSTEM_VENDOR, &identity.subsystem_vendor.to_le_bytes());
         builder.put(SUBSYSTEM_DEVICE, &identity.subsystem_device.to_le_bytes());

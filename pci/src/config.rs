@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::bar::{Bar, BarKind, BarWindow};
-use crate::builder::{ConfigBuilder, Identity};
+use crate::config_layout::Layout;
 use crate::header::{
     BAR_COUNT, BAR_END, BAR0, COMMAND, CONFIG_SPACE_SIZE, Command, STATUS, STATUS_INTERRUPT,
 };
@@ -26,14 +26,6 @@ pub struct ConfigChange {
     pub intx: bool,
 }
 
-/// Offsets of the capabilities that [`ConfigSpace`] itself understands.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Layout {
-    pub(crate) pcie: Option<u16>,
-    pub(crate) msi: Option<u16>,
-    pub(crate) msix: Option<u16>,
-}
-
 /// The 4096 bytes of a function's configuration space.
 ///
 /// Any access is allowed: bytes beyond the end read as ones and ignore writes, and reserved bits ignore writes.
@@ -48,12 +40,6 @@ pub struct ConfigSpace {
 }
 
 impl ConfigSpace {
-    /// Starts a configuration space of a type 0 (endpoint) header.
-    #[must_use]
-    pub fn builder(identity: Identity) -> ConfigBuilder {
-        ConfigBuilder::endpoint(identity)
-    }
-
     /// Reads `data.len()` bytes at `offset`.
     pub fn read(&self, offset: u16, data: &mut [u8]) {
         let start = usize::from(offset);

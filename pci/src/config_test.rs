@@ -3,7 +3,7 @@ use std::sync::atomic::Ordering;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::{BarKind, BarWindow, ConfigChange, ConfigSpace, Identity};
+use crate::{BarKind, BarWindow, ConfigBuilder, ConfigChange, ConfigSpace, Identity};
 
 const IDENTITY: Identity = Identity {
     vendor: 0x1af4,
@@ -17,7 +17,7 @@ const IDENTITY: Identity = Identity {
 /// BAR 0: 32-bit, 4 KiB. BAR 2: 64-bit, 16 KiB. MSI (4 vectors) at 0x40, MSI-X (3 vectors) at 0x58, PCI Express at 0x64,
 /// ATS at 0x100, PASID at 0x108, PRI at 0x110.
 fn full() -> ConfigSpace {
-    let mut builder = ConfigSpace::builder(IDENTITY);
+    let mut builder = ConfigBuilder::endpoint(IDENTITY);
     builder
         .add_bar(0, BarKind::Memory32, 0x1000)
         .add_bar(2, BarKind::Memory64 { prefetchable: true }, 0x4000)
@@ -98,7 +98,7 @@ fn capabilities_are_linked_in_order() {
     assert_eq!(config.read_u32(0x100), 0x1081_000f);
     assert_eq!(config.read_u32(0x108), 0x1101_001b);
     assert_eq!(config.read_u32(0x110), 0x0001_0013);
-    let plain = ConfigSpace::builder(IDENTITY).build();
+    let plain = ConfigBuilder::endpoint(IDENTITY).build();
     assert_eq!(
         (
             plain.read_u16(0x06),
@@ -288,7 +288,7 @@ fn the_pin_is_asserted_unless_something_keeps_it_quiet() {
 
 #[test]
 fn write_one_to_clear_bits_clear_and_never_set() {
-    let mut builder = ConfigSpace::builder(IDENTITY);
+    let mut builder = ConfigBuilder::endpoint(IDENTITY);
     let offset = builder.add_capability(0x09, &[0x0f], &[]);
     builder.set_write_one_to_clear(offset + 2, &[0x05]);
     let mut config = builder.build();

@@ -4,7 +4,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::builder::Identity;
+use crate::builder::{ConfigBuilder, Identity};
 use crate::config::{ConfigChange, ConfigSpace};
 use crate::function::PciFunction;
 
@@ -21,7 +21,7 @@ impl HostBridge {
             ..Identity::default()
         };
         Self {
-            config: Mutex::new(ConfigSpace::builder(identity).build()),
+            config: Mutex::new(ConfigBuilder::endpoint(identity).build()),
         }
     }
 

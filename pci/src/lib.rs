@@ -12,6 +12,7 @@ mod bdf;
 mod bridge;
 mod builder;
 mod config;
+mod config_layout;
 #[cfg(test)]
 mod config_test;
 mod decode;

@@ -1,10 +1,10 @@
-use crate::{ConfigSpace, Identity, MsiMessage};
+use crate::{ConfigBuilder, ConfigSpace, Identity, MsiMessage};
 
 const MSI: u16 = 0x40;
 
 /// Four vectors, enabled, bus master on, two of them allocated, data 0x4100.
 fn enabled() -> ConfigSpace {
-    let mut builder = ConfigSpace::builder(Identity::default());
+    let mut builder = ConfigBuilder::endpoint(Identity::default());
     assert_eq!(builder.add_msi(2), MSI);
     let mut config = builder.build();
     assert_eq!(
@@ -75,7 +75,7 @@ fn a_masked_vector_stays_pending_until_it_is_unmasked() {
 
 #[test]
 fn a_function_without_msi_sends_nothing() {
-    let mut config = ConfigSpace::builder(Identity::default()).build();
+    let mut config = ConfigBuilder::endpoint(Identity::default()).build();
     assert!(!config.msi_enabled());
     assert_eq!(
         (config.msi_notify(0), config.take_pending_msi()),

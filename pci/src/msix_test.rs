@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::{Bdf, ConfigSpace, Identity, MsiSink, MsixTable};
+use crate::{Bdf, ConfigBuilder, Identity, MsiSink, MsixTable};
 
 #[derive(Default)]
 struct Sent(Mutex<Vec<(u16, u64, u32)>>);
@@ -48,7 +48,7 @@ fn pending(table: &MsixTable) -> u64 {
 
 #[test]
 fn the_capability_tells_size_and_places() {
-    let mut builder = ConfigSpace::builder(Identity::default());
+    let mut builder = ConfigBuilder::endpoint(Identity::default());
     let offset = builder.add_msix(3, 4, 0x2000, 0x3000);
     let config = builder.build();
     assert_eq!(config.read_u16(offset + 2), 2);

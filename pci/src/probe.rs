@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::{BarKind, BarWindow, ConfigChange, ConfigSpace, Identity, PciFunction};
+use crate::{BarKind, BarWindow, ConfigBuilder, ConfigChange, ConfigSpace, Identity, PciFunction};
 
 /// A function that remembers what reached it, and answers BAR reads with its name.
 pub(crate) struct Probe {
@@ -16,7 +16,7 @@ pub(crate) struct Probe {
 
 impl Probe {
     pub(crate) fn new(name: u8, bars: &[(usize, BarKind, u64)]) -> Arc<Self> {
-        let mut builder = ConfigSpace::builder(Identity {
+        let mut builder = ConfigBuilder::endpoint(Identity {
             vendor: 0x1234,
             device: name.into(),
             ..Identity::default()

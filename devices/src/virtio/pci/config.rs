@@ -1,6 +1,6 @@
 //! The configuration space of a virtio function (section 4.1.2): identity, BAR and capabilities.
 
-use pci::{BarKind, ConfigSpace, Identity};
+use pci::{BarKind, ConfigBuilder, ConfigSpace, Identity};
 
 use super::bar::{self, BAR, BAR_SIZE};
 use super::cap::{self, AccessCapability};
@@ -21,7 +21,7 @@ pub(super) fn config_space(
     device_config: bool,
 ) -> (ConfigSpace, AccessCapability) {
     let id = kind as u16;
-    let mut builder = ConfigSpace::builder(Identity {
+    let mut builder = ConfigBuilder::endpoint(Identity {
         vendor: VENDOR,
         device: DEVICE_BASE + id,
         class: class(kind),
