@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use crate::builder::{ConfigBuilder, Identity};
+use crate::capability::id;
 use crate::config::ConfigSpace;
 use crate::header::{HEADER_TYPE, STATUS_ERRORS};
 
@@ -30,8 +31,6 @@ const WIDE: u16 = 1;
 const CONTROL_ERRORS: u16 = 0x3;
 const SECONDARY_BUS_RESET: u16 = 1 << 6;
 
-const SUBSYSTEM_ID: u8 = 0x0d;
-
 /// Unit and alignment of the windows.
 pub(crate) const WINDOW_UNIT: u64 = 1 << 20;
 
@@ -56,7 +55,7 @@ impl ConfigBuilder {
         let mut ids = [0; 6];
         ids[2..4].copy_from_slice(&identity.subsystem_vendor.to_le_bytes());
         ids[4..].copy_from_slice(&identity.subsystem_device.to_le_bytes());
-        builder.add_capability(SUBSYSTEM_ID, &ids, &[]);
+        builder.add_capability(id::SUBSYSTEM, &ids, &[]);
         builder
     }
 }

@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::bar::{Bar, BarKind, BarWindow};
-use crate::config_layout::Layout;
-use crate::header::{
-    BAR_COUNT, BAR_END, BAR0, COMMAND, CONFIG_SPACE_SIZE, Command, STATUS, STATUS_INTERRUPT,
-};
+use crate::command::Command;
+use crate::config_layout::{CONFIG_SPACE_SIZE, Layout};
+use crate::header::{BAR_COUNT, BAR_END, BAR0, COMMAND, STATUS, STATUS_INTERRUPT};
 
 /// What a configuration write changed, for the function and the root complex to act on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,4 +1,7 @@
-//! Where the capabilities of a configuration space lie whose registers act.
+//! The layout of a configuration space: its size, and the offsets of the capabilities whose registers act.
+
+/// Bytes of one function's configuration space.
+pub const CONFIG_SPACE_SIZE: usize = 4096;
 
 /// Offsets of the capabilities that [`ConfigSpace`](crate::ConfigSpace) itself understands.
 #[derive(Clone, Copy, Debug, Default)]

@@ -5,11 +5,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::bar::{BarKind, BarWindow};
 use crate::bdf::Bdf;
+use crate::capability::id;
+use crate::capability::pcie::{CAPABILITIES, LINK_CAPABILITIES, LINK_CAPABILITIES_2, LINK_CONTROL};
 use crate::config::ConfigChange;
 use crate::function::PciFunction;
+use crate::header::CAPABILITIES_POINTER;
 
-const CAPABILITIES_POINTER: u16 = 0x34;
-const PCIE_ID: u8 = 0x10;
 /// As many capabilities as fit below 0x100; a longer list is a loop.
 const MOST_CAPABILITIES: usize = 48;
 
@@ -18,11 +19,11 @@ const TYPE_BITS: u8 = 0xf0;
 const TYPE_INTEGRATED_ENDPOINT: u8 = 0x90;
 
 /// What an endpoint on a 2.5 GT/s link of one lane has in the registers that are hardwired to zero in an integrated
-/// endpoint: Link Capabilities with ASPM optionality, Link Status, Link Capabilities 2. (Link Control stays zero.)
+/// endpoint: Link Capabilities with ASPM optionality, Link Control (zero) with Link Status, Link Capabilities 2.
 const LINK_REGISTERS: [(u16, [u8; 4]); 3] = [
-    (0x0c, [0x11, 0x00, 0x40, 0x00]),
-    (0x10, [0x00, 0x00, 0x11, 0x00]),
-    (0x2c, [0x02, 0x00, 0x00, 0x00]),
+    (LINK_CAPABILITIES, [0x11, 0x00, 0x40, 0x00]),
+    (LINK_CONTROL, [0x00, 0x00, 0x11, 0x00]),
+    (LINK_CAPABILITIES_2, [0x02, 0x00, 0x00, 0x00]),
 ];
 
 /// The function in a port's slot.
@@ -65,7 +66,7 @@ impl Endpoint {
                 *byte = change(*byte);
             }
         };
-        replace(2, &|byte| byte & !TYPE_BITS);
+        replace(CAPABILITIES, &|byte| byte & !TYPE_BITS);
         for (register, bytes) in LINK_REGISTERS {
             for (at, value) in (register..).zip(bytes) {
                 replace(at, &|_| value);
@@ -87,8 +88,8 @@ fn integrated_endpoint(function: &dyn PciFunction) -> Option<u16> {
         if offset == 0 {
             return None;
         }
-        let [id, following, kind] = read(offset);
-        if id == PCIE_ID {
+        let [found, following, kind] = read(offset);
+        if found == id::PCIE {
             return (kind & TYPE_BITS == TYPE_INTEGRATED_ENDPOINT).then_some(offset);
         }
         next = following;

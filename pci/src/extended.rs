@@ -1,6 +1,7 @@
 //! Extended capabilities that decide what the IOMMU may do with a function: ATS, PRI, PASID and ACS.
 
 use crate::builder::ConfigBuilder;
+use crate::capability::pri;
 
 /// Address Translation Services (section 10.5.1).
 pub const ATS_EXTENDED_ID: u16 = 0x0f;
@@ -66,8 +67,8 @@ impl ExtendedRegisters<12> {
 }
 
 impl ConfigBuilder {
-    /// Adds ATS with page-aligned requests and an invalidation queue depth of 32. Returns its offset; the control
-    /// register (enable in bit 15, smallest translation unit in bits 4:0) is at offset 6.
+    /// Adds ATS with page-aligned requests and an invalidation queue depth of 32. Returns its offset; see
+    /// [`ats`](crate::capability::ats).
     pub fn add_ats(&mut self) -> u16 {
         self.add_registers(ATS_EXTENDED_ID, ExtendedRegisters::ats(ATS_CAPABILITY))
     }
@@ -77,7 +78,7 @@ impl ConfigBuilder {
     }
 
     /// Adds PASID with `width` bits (at most 20) and, if asked for, execute and privileged-mode requests. Returns its
-    /// offset; the control register (enable in bit 0) is at offset 6.
+    /// offset; see [`pasid`](crate::capability::pasid).
     pub fn add_pasid(&mut self, width: u8, execute: bool, privileged: bool) -> u16 {
         assert!(width <= 20, "PASIDs have at most 20 bits");
         let registers = ExtendedRegisters::pasid(width, execute, privileged);
@@ -85,11 +86,11 @@ impl ConfigBuilder {
     }
 
     /// Adds PRI with room for `capacity` outstanding page requests; stopped, and page-group responses need a PASID.
-    /// Returns its offset; control (enable in bit 0) is at offset 4, status at 6, capacity at 8, allocation at 12.
+    /// Returns its offset; see [`pri`].
     pub fn add_pri(&mut self, capacity: u32) -> u16 {
         let offset = self.add_registers(PRI_EXTENDED_ID, ExtendedRegisters::pri(capacity, true));
-        // Status: response failure and unexpected page group index.
-        self.set_write_one_to_clear(offset + 6, &[0x03]);
+        let failures = pri::RESPONSE_FAILURE | pri::UNEXPECTED_GROUP_INDEX;
+        self.set_write_one_to_clear(offset + pri::STATUS, &failures.to_le_bytes());
         offset
     }
 

@@ -11,6 +11,8 @@ mod bar_assignment;
 mod bdf;
 mod bridge;
 mod builder;
+pub mod capability;
+mod command;
 mod config;
 mod config_layout;
 #[cfg(test)]
@@ -19,7 +21,7 @@ mod decode;
 mod endpoint;
 mod extended;
 mod function;
-mod header;
+pub mod header;
 mod host_bridge;
 mod hotplug;
 #[cfg(test)]
@@ -46,15 +48,16 @@ pub use bar::{BarKind, BarWindow};
 pub use bar_assignment::AssignError;
 pub use bdf::Bdf;
 pub use builder::{ConfigBuilder, Identity};
+pub use command::Command;
 pub use config::{ConfigChange, ConfigSpace};
+pub use config_layout::CONFIG_SPACE_SIZE;
 pub use extended::{
     ACS_EXTENDED_ID, ATS_EXTENDED_ID, ExtendedRegisters, PASID_EXTENDED_ID, PRI_EXTENDED_ID,
 };
 pub use function::{IntxSink, MsiSink, PciFunction};
-pub use header::{CONFIG_SPACE_SIZE, Command, ECAM_FUNCTION_SHIFT};
 pub use hotplug::{PlugError, RemovalOutcome, SlotState, UnplugError};
 pub use msi::MsiMessage;
 pub use msix::{MSIX_ENTRY_SIZE, MsixEntry, MsixTable};
 pub use port::RootPort;
-pub use root::{AddError, Apertures, RootComplex};
+pub use root::{AddError, Apertures, ECAM_FUNCTION_SHIFT, RootComplex};
 pub use slot::Indicator;

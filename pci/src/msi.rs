@@ -1,9 +1,9 @@
 //! The MSI capability (section 7.7.1): 64-bit addresses, per-vector masking. Its state lives in configuration space.
 
 use crate::builder::ConfigBuilder;
+use crate::capability::id;
 use crate::config::ConfigSpace;
 
-const ID: u8 = 0x05;
 /// Bytes of the structure with 64-bit address and per-vector masking.
 const SIZE: usize = 0x18;
 
@@ -49,7 +49,7 @@ impl ConfigBuilder {
         put(&mut writable, ADDRESS_HIGH, &u32::MAX.to_le_bytes());
         put(&mut writable, DATA, &0xffff_u16.to_le_bytes());
         put(&mut writable, MASK, &vectors.to_le_bytes());
-        let offset = self.add_capability(ID, &body, &writable);
+        let offset = self.add_capability(id::MSI, &body, &writable);
         self.layout_mut().msi = Some(offset);
         offset
     }

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bdf::Bdf;
 use crate::builder::ConfigBuilder;
+use crate::capability::id;
 use crate::config::ConfigSpace;
 use crate::function::MsiSink;
 use crate::msi::MsiMessage;
 
-const ID: u8 = 0x11;
 /// Message Control: enable.
 const ENABLE: u16 = 1 << 15;
 /// Message Control: function mask.
@@ -42,7 +42,7 @@ impl ConfigBuilder {
         body[..2].copy_from_slice(&(vectors - 1).to_le_bytes());
         body[2..6].copy_from_slice(&(table_offset | u32::from(table_bar)).to_le_bytes());
         body[6..].copy_from_slice(&(pba_offset | u32::from(table_bar)).to_le_bytes());
-        let offset = self.add_capability(ID, &body, &(ENABLE | FUNCTION_MASK).to_le_bytes());
+        let offset = self.add_capability(id::MSIX, &body, &(ENABLE | FUNCTION_MASK).to_le_bytes());
         self.layout_mut().msix = Some(offset);
         offset
     }

@@ -4,11 +4,9 @@
 //! integrated endpoint on the root bus forms an IOMMU group of its own.
 
 use crate::builder::ConfigBuilder;
+use crate::capability::id;
+use crate::capability::pcie::{self, INITIATE_FUNCTION_LEVEL_RESET, SIZE};
 use crate::config::ConfigSpace;
-
-const ID: u8 = 0x10;
-/// Bytes of the version 2 structure, header included.
-const SIZE: usize = 0x3c;
 
 /// Capabilities register: version 2, device/port type 9 (root-complex integrated endpoint).
 const CAPABILITIES: u16 = 0x0092;
@@ -21,24 +19,37 @@ const DEVICE_CONTROL_WRITABLE: u16 = 0x781f;
 /// Device Capabilities 2: End-End TLP prefixes supported (bit 21), at most one of them (bits 23:22).
 const DEVICE_CAPABILITIES_2: u32 = 0x0060_0000;
 
-/// Offset of Device Control's high byte, whose bit 7 initiates a function-level reset and always reads as zero.
-const DEVICE_CONTROL_HIGH: u16 = 9;
-const INITIATE_FUNCTION_RESET: u8 = 0x80;
-
 impl ConfigBuilder {
     /// Adds the PCI Express capability of an integrated endpoint that can be reset by itself. Returns its offset.
     pub fn add_pcie_endpoint(&mut self) -> u16 {
         let mut body = [0; SIZE - 2];
         let mut writable = [0; SIZE - 2];
-        let put = |bytes: &mut [u8], register: usize, value: &[u8]| {
-            bytes[register - 2..register - 2 + value.len()].copy_from_slice(value);
+        let put = |bytes: &mut [u8], register: u16, value: &[u8]| {
+            let start = usize::from(register) - 2;
+            bytes[start..start + value.len()].copy_from_slice(value);
         };
-        put(&mut body, 0x02, &CAPABILITIES.to_le_bytes());
-        put(&mut body, 0x04, &DEVICE_CAPABILITIES.to_le_bytes());
-        put(&mut body, 0x08, &DEVICE_CONTROL.to_le_bytes());
-        put(&mut body, 0x24, &DEVICE_CAPABILITIES_2.to_le_bytes());
-        put(&mut writable, 0x08, &DEVICE_CONTROL_WRITABLE.to_le_bytes());
-        let offset = self.add_capability(ID, &body, &writable);
+        put(&mut body, pcie::CAPABILITIES, &CAPABILITIES.to_le_bytes());
+        put(
+            &mut body,
+            pcie::DEVICE_CAPABILITIES,
+            &DEVICE_CAPABILITIES.to_le_bytes(),
+        );
+        put(
+            &mut body,
+            pcie::DEVICE_CONTROL,
+            &DEVICE_CONTROL.to_le_bytes(),
+        );
+        put(
+            &mut body,
+            pcie::DEVICE_CAPABILITIES_2,
+            &DEVICE_CAPABILITIES_2.to_le_bytes(),
+        );
+        put(
+            &mut writable,
+            pcie::DEVICE_CONTROL,
+            &DEVICE_CONTROL_WRITABLE.to_le_bytes(),
+        );
+        let offset = self.add_capability(id::PCIE, &body, &writable);
         self.layout_mut().pcie = Some(offset);
         offset
     }
@@ -49,8 +60,9 @@ impl ConfigSpace {
     pub(crate) fn function_reset_written(&self, start: usize, data: &[u8]) -> bool {
         self.layout
             .pcie
-            .and_then(|pcie| usize::from(pcie + DEVICE_CONTROL_HIGH).checked_sub(start))
+            // The bit is in the high byte, which may be written by itself.
+            .and_then(|offset| usize::from(offset + pcie::DEVICE_CONTROL + 1).checked_sub(start))
             .and_then(|index| data.get(index))
-            .is_some_and(|byte| byte & INITIATE_FUNCTION_RESET != 0)
+            .is_some_and(|byte| u16::from(*byte) << 8 & INITIATE_FUNCTION_LEVEL_RESET != 0)
     }
 }

@@ -10,13 +10,16 @@ use thiserror::Error;
 use crate::bar::BarWindow;
 use crate::bar_assignment::{self, AssignError, Item};
 use crate::bdf::Bdf;
+use crate::config_layout::CONFIG_SPACE_SIZE;
 use crate::decode::{self, Map, Member, Target};
 use crate::function::{MsiSink, PciFunction};
-use crate::header::{CONFIG_SPACE_SIZE, ECAM_FUNCTION_SHIFT};
 use crate::host_bridge::HostBridge;
 use crate::hotplug::{PlugError, UnplugError};
 use crate::port::RootPort;
 use crate::port_windows::{self, Windows};
+
+/// Bit of an ECAM offset at which the function number starts (section 7.2.2); the bits above are the requester id.
+pub const ECAM_FUNCTION_SHIFT: u32 = 12;
 
 /// Where the root complex lies in the guest-physical address space.
 #[derive(Clone, Debug, PartialEq, Eq)]

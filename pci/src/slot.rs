@@ -5,28 +5,15 @@
 //! link is up while there is a function, power is on, and software neither disables the link nor holds the bus in reset.
 
 use crate::builder::{ConfigBuilder, Identity};
+use crate::capability::id;
+use crate::capability::pcie::{
+    CAPABILITIES, DEVICE_CAPABILITIES, DEVICE_CAPABILITIES_2, DEVICE_CONTROL, LINK_CAPABILITIES,
+    LINK_CAPABILITIES_2, LINK_CONTROL, LINK_CONTROL_2, LINK_STATUS, ROOT_CONTROL, ROOT_STATUS,
+    SIZE, SLOT_CAPABILITIES, SLOT_CONTROL, SLOT_STATUS,
+};
 use crate::config::ConfigSpace;
 use crate::extended::{ACS_EXTENDED_ID, ACS_ISOLATION};
 use crate::msi::MsiMessage;
-
-const ID: u8 = 0x10;
-/// Bytes of the version 2 structure, header included.
-const SIZE: usize = 0x3c;
-
-const CAPABILITIES: u16 = 0x02;
-const DEVICE_CAPABILITIES: u16 = 0x04;
-const DEVICE_CONTROL: u16 = 0x08;
-const LINK_CAPABILITIES: u16 = 0x0c;
-const LINK_CONTROL: u16 = 0x10;
-const LINK_STATUS: u16 = 0x12;
-const SLOT_CAPABILITIES: u16 = 0x14;
-const SLOT_CONTROL: u16 = 0x18;
-const SLOT_STATUS: u16 = 0x1a;
-const ROOT_CONTROL: u16 = 0x1c;
-const ROOT_STATUS: u16 = 0x20;
-const DEVICE_CAPABILITIES_2: u16 = 0x24;
-const LINK_CAPABILITIES_2: u16 = 0x2c;
-const LINK_CONTROL_2: u16 = 0x30;
 
 /// Version 2, device/port type 4 (root port), slot implemented; interrupts use message 0.
 const ROOT_PORT: u16 = 0x0142;
@@ -276,7 +263,7 @@ fn add_pcie(builder: &mut ConfigBuilder, number: u8) -> u16 {
     ] {
         put(&mut writable, register, &mask.to_le_bytes());
     }
-    let offset = builder.add_capability(ID, &body, &writable);
+    let offset = builder.add_capability(id::PCIE, &body, &writable);
     builder.set_write_one_to_clear(offset + SLOT_STATUS, &EVENTS.to_le_bytes());
     builder.set_write_one_to_clear(offset + ROOT_STATUS, &ROOT_STATUS_PME.to_le_bytes());
     offset
