@@ -1,8 +1,11 @@
-//! Giving BARs their addresses, as firmware does: largest first, so that natural alignment wastes nothing.
+//! The assignment of addresses to BARs and bridge windows, as firmware does it: largest first, naturally aligned.
+//!
+//! Each assignment is made anew from what is there, so what was unplugged leaves nothing behind.
 
 use std::ops::Range;
 
 use thiserror::Error;
+use vm_allocator::{AddressAllocator, AllocPolicy};
 
 use crate::bar::BarKind;
 use crate::bdf::Bdf;
@@ -86,7 +89,7 @@ pub(crate) fn assign(
     mmio32: &Range<u64>,
     mmio64: &Range<u64>,
 ) -> Result<Vec<(Request, u64)>, AssignError> {
-    let (mut low, mut high) = (mmio32.clone(), mmio64.clone());
+    let (mut low, mut high) = (allocator(mmio32), allocator(mmio64));
     requests.sort_by_key(|request| (std::cmp::Reverse(request.size), request.item));
     let mut assigned = Vec::with_capacity(requests.len());
     for request in requests {
@@ -104,13 +107,17 @@ pub(crate) fn assign(
     Ok(assigned)
 }
 
-/// Cuts `size` naturally aligned bytes off the front of `free`. Address zero means "unassigned", so it is never given.
-fn take(free: &mut Range<u64>, size: u64) -> Option<u64> {
-    let start = free.start.max(1).checked_next_multiple_of(size)?;
-    let end = start.checked_add(size)?;
-    if end > free.end {
-        return None;
-    }
-    free.start = end;
-    Some(start)
+/// Hands out the addresses of an aperture, unless it is empty. Address zero means "unassigned", so it is never given.
+fn allocator(aperture: &Range<u64>) -> Option<AddressAllocator> {
+    let start = aperture.start.max(1);
+    AddressAllocator::new(start, aperture.end.checked_sub(start)?).ok()
+}
+
+/// The lowest naturally aligned range of `size` bytes that is free.
+fn take(free: &mut Option<AddressAllocator>, size: u64) -> Option<u64> {
+    let range = free
+        .as_mut()?
+        .allocate(size, size, AllocPolicy::FirstMatch)
+        .ok()?;
+    Some(range.start())
 }

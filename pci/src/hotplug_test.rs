@@ -347,3 +347,21 @@ fn what_is_plugged_in_before_the_driver_starts_is_found_by_it() {
     driver.enable();
     assert_eq!(machine.load(0xc000_5000), Some(9));
 }
+
+#[test]
+fn a_thousand_functions_come_and_go_and_take_no_room_with_them() {
+    let machine = Machine::new();
+    // Half of the 32-bit aperture: there is no room for a second one.
+    let bars = [(0, BarKind::Memory32, 256 << 20)];
+    machine.root.assign_bars().expect("room");
+    for round in 0..1000 {
+        machine.plug(round % 2, &Probe::new(7, &bars));
+        let port = &machine.ports[round % 2];
+        machine.root.pull(port).expect("it is there");
+    }
+    let last = Probe::new(7, &bars);
+    machine.plug(1, &last);
+    machine.root.reset();
+    machine.root.assign_bars().expect("room");
+    assert_eq!(last.address(0), Some(0xc000_0000));
+}

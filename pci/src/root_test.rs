@@ -122,6 +122,19 @@ fn firmware_assigns_naturally_aligned_addresses_largest_first() {
 }
 
 #[test]
+fn what_alignment_leaves_before_a_large_bar_goes_to_a_smaller_one() {
+    let root = RootComplex::new(Apertures {
+        mmio32: 0xc010_0000..0xc040_0000,
+        ..root().apertures().clone()
+    });
+    let large = add(&root, 1, &[(0, BarKind::Memory32, 0x20_0000)]);
+    let small = add(&root, 2, &[(0, BarKind::Memory32, 0x10_0000)]);
+    root.assign_bars().expect("room");
+    assert_eq!(large.address(0), Some(0xc020_0000));
+    assert_eq!(small.address(0), Some(0xc010_0000));
+}
+
+#[test]
 fn a_full_aperture_is_an_error_that_names_the_bar() {
     let root = root();
     add(&root, 1, &[(0, BarKind::Memory32, 0x10_0000)]);
