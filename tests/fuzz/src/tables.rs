@@ -85,5 +85,4 @@ impl Tables {
 }
 
 #[cfg(test)]
-#[path = "tables_test.rs"]
 mod tables_test;
