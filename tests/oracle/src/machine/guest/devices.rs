@@ -2,9 +2,10 @@
 
 use intel_vtd::PageRequest;
 
-use super::super::dma::{Access, Manner};
-use super::{Check, Guest, PASIDS, SOURCES};
+use super::{Guest, PASIDS};
 use crate::driver::queue;
+use crate::machine::dma::{Access, Manner};
+use crate::machine::{Check, SOURCES};
 
 impl Guest {
     /// One step of a kind that not all units offer.
