@@ -2,7 +2,7 @@
 
 mod agent;
 mod assigned_edu;
-mod checks;
+pub(crate) mod checks;
 mod console;
 pub(crate) mod disk;
 mod disk_speed;

@@ -522,6 +522,32 @@ pub const PROBE: Scenario = Scenario {
     ..DEFAULT
 };
 
+/// A plan of `scenario` parses, and its guest knows each check: otherwise only the guest would find out.
+#[cfg(test)]
+fn assert_plan_is_known(scenario: &Scenario, plan: &str) {
+    let payload = [
+        include_str!("../../payload/src/main.rs"),
+        include_str!("../../payload/src/checks.rs"),
+        include_str!("../../payload/src/smp.rs"),
+    ];
+    for check in crate::plan::parse(plan)
+        .unwrap()
+        .iter()
+        .flat_map(|step| &step.checks)
+    {
+        let name = &check.name;
+        let known = match scenario.kernel {
+            // Either given to a function that reports, or in the text of the line.
+            Kernel::Payload => payload.iter().any(|source| {
+                source.contains(&format!("\"{name}\""))
+                    || source.contains(&format!("@nido report {name} "))
+            }),
+            _ => crate::guest::checks::is_known(name),
+        };
+        assert!(known, "{}: no check is called {name}", scenario.name);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -538,9 +564,13 @@ mod tests {
     }
 
     #[test]
-    fn every_plan_parses_and_every_name_is_unique() {
+    fn every_plan_parses_with_known_checks_and_every_name_is_unique() {
+        assert_plan_is_known(&BOOT, BOOT.plan);
+        assert_plan_is_known(&PROBE, PROBE.plan);
         for (index, scenario) in all().enumerate() {
-            plan::parse(scenario.plan).unwrap();
+            for plan in [scenario.plan].into_iter().chain(scenario.killed) {
+                assert_plan_is_known(scenario, plan);
+            }
             assert!(
                 !scenario.plan.contains(' '),
                 "{}: a plan is one word of a command line",

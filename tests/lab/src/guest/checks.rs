@@ -56,6 +56,12 @@ const CHECKS: &[(&str, Run)] = &[
     ("log", log_contains),
 ];
 
+/// Whether a plan can have a check of this name.
+#[cfg(test)]
+pub(crate) fn is_known(name: &str) -> bool {
+    CHECKS.iter().any(|(known, _)| *known == name)
+}
+
 pub(super) fn run(guest: &Guest, check: &Check) -> Result<String> {
     let Some((_, run)) = CHECKS.iter().find(|(name, _)| *name == check.name) else {
         let names: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();

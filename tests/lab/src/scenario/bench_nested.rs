@@ -88,13 +88,13 @@ const MEASURED_NESTED: &[Exchange] = &[Exchange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan;
+    use crate::scenario::assert_plan_is_known;
 
     #[test]
-    fn the_plans_of_what_is_measured_parse() {
+    fn the_plans_of_what_is_measured_parse_with_known_checks() {
         for guest in MEASURED {
-            plan::parse(guest.plan).unwrap();
+            assert_plan_is_known(guest, guest.plan);
         }
-        plan::parse(&NESTED.plan.replace("{rounds}", "3")).unwrap();
+        assert_plan_is_known(&NESTED, &NESTED.plan.replace("{rounds}", "3"));
     }
 }

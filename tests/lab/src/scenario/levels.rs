@@ -482,6 +482,7 @@ pub fn third(name: &str) -> Option<&'static Scenario> {
 mod tests {
     use super::*;
     use crate::plan;
+    use crate::scenario::assert_plan_is_known;
 
     #[test]
     fn every_level_2_names_a_level_3_whose_plan_parses_and_which_has_less_time() {
@@ -490,7 +491,9 @@ mod tests {
             let mut checks = steps.iter().flat_map(|step| &step.checks);
             let check = checks.find(|check| check.name == "level3").unwrap();
             let guest = third(&check.argument).unwrap();
-            plan::parse(guest.plan).unwrap();
+            for plan in [guest.plan].into_iter().chain(guest.killed) {
+                assert_plan_is_known(guest, plan);
+            }
             for check in plan::parse(guest.plan)
                 .unwrap()
                 .iter()
