@@ -57,7 +57,7 @@ pub(crate) fn cargo_here() -> Result<Command> {
     Ok(command)
 }
 
-fn is_compiled(line: &str) -> bool {
+pub(crate) fn is_compiled(line: &str) -> bool {
     line.trim_start().starts_with("Compiling")
 }
 

@@ -10,6 +10,7 @@ mod bench_shadow;
 mod boot;
 mod build;
 mod bundle;
+mod check;
 mod cloud;
 mod fuzz;
 mod kernel;
@@ -19,6 +20,7 @@ mod paths;
 mod place;
 mod process;
 mod test;
+mod tools;
 
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
@@ -62,6 +64,9 @@ enum Command {
         /// Only list the scenarios.
         #[arg(long)]
         list: bool,
+        /// List them as the table of docs/lab.md.
+        #[arg(long, requires = "list")]
+        markdown: bool,
         /// Show the guest's console.
         #[arg(long, short)]
         verbose: bool,
@@ -75,7 +80,15 @@ enum Command {
         #[arg(value_name = "SCENARIO")]
         scenarios: Vec<String>,
     },
-    /// Run every test: format, lints, unit and property tests, fuzzing for half a minute, all scenarios.
+    /// Check what needs no guest: format, lints, documentation, dependencies, unit and property tests.
+    ///
+    /// Takes about two minutes when everything has been built before.
+    Check {
+        /// Fetch the newest advisories on crates first; those that were fetched once are used from then on.
+        #[arg(long)]
+        fetch_advisories: bool,
+    },
+    /// Run every test: what `check` runs, fuzzing for half a minute, all scenarios.
     Test {
         #[command(flatten)]
         place: PlaceOptions,
@@ -174,8 +187,16 @@ fn run(arguments: Arguments) -> Result<bool> {
             check,
             options,
         } => boot::run(place.place, check, options),
-        Command::Lab { list: true, .. } => {
-            lab_command::list();
+        Command::Lab {
+            list: true,
+            markdown,
+            ..
+        } => {
+            if markdown {
+                print!("{}", lab_command::markdown());
+            } else {
+                lab_command::list();
+            }
             Ok(true)
         }
         Command::Lab {
@@ -194,6 +215,7 @@ fn run(arguments: Arguments) -> Result<bool> {
             };
             lab_command::run(&scenarios, manner)
         }
+        Command::Check { fetch_advisories } => check::run(fetch_advisories),
         Command::Test { place } => test::run(place.place),
         Command::Bench {
             what: Bench::Boot { place, rounds },
