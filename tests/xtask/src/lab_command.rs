@@ -25,6 +25,21 @@ pub(crate) fn list() {
     }
 }
 
+/// The table as docs/lab.md has it.
+pub(crate) fn markdown() -> String {
+    let rows = scenario::all().map(|scenario| {
+        let description = scenario.description.replace('|', "\\|");
+        format!("| `{}` | {description} |\n", scenario.name)
+    });
+    [
+        "| scenario | what it shows |\n".to_owned(),
+        "|---|---|\n".to_owned(),
+    ]
+    .into_iter()
+    .chain(rows)
+    .collect()
+}
+
 /// The named scenarios, or all.
 fn select(names: &[String]) -> Result<Vec<&'static Scenario>> {
     if names.is_empty() {
@@ -193,4 +208,20 @@ pub(crate) fn run(names: &[String], manner: Manner) -> Result<bool> {
     let tally = run_all(manner, &scenarios)?;
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(tally.failed == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_lists_the_scenarios_that_there_are() {
+        let text = include_str!("../../../docs/lab.md");
+        let (_, rest) = text.split_once("<!-- scenarios -->\n").unwrap();
+        let (table, _) = rest.split_once("<!-- end of scenarios -->").unwrap();
+        assert!(
+            table == markdown(),
+            "put the output of `cargo xtask lab --list --markdown` between the marks of docs/lab.md"
+        );
+    }
 }
