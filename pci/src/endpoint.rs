@@ -1,7 +1,9 @@
 //! A function behind a root port, as the rest of the machine sees it: reachable only while the port's link is up, and an
 //! endpoint with a link even if the device model describes itself as part of the root complex.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
 
 use crate::bar::{BarKind, BarWindow};
 use crate::bdf::Bdf;
@@ -50,11 +52,11 @@ impl Endpoint {
 
     /// Lets accesses through, or stops them: none is under way when this returns.
     pub(crate) fn set_link_up(&self, up: bool) {
-        *self.link_up.write().unwrap_or_else(PoisonError::into_inner) = up;
+        *self.link_up.write() = up;
     }
 
     fn with_link<T>(&self, access: impl FnOnce(&dyn PciFunction) -> T) -> Option<T> {
-        let up = self.link_up.read().unwrap_or_else(PoisonError::into_inner);
+        let up = self.link_up.read();
         up.then(|| access(&*self.function))
     }
 

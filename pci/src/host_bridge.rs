@@ -2,7 +2,7 @@
 //!
 //! The ids 8086:0d57 are the ones under which other KVM-based VMMs show their host bridge; Linux attaches no quirk to them.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::builder::{ConfigBuilder, Identity};
 use crate::config::{ConfigChange, ConfigSpace};
@@ -26,7 +26,7 @@ impl HostBridge {
     }
 
     fn config(&self) -> MutexGuard<'_, ConfigSpace> {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+        self.config.lock()
     }
 }
 

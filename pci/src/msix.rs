@@ -1,7 +1,9 @@
 //! MSI-X (section 7.7.2): the capability, and the table and pending bits behind a BAR.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::bdf::Bdf;
 use crate::builder::ConfigBuilder;
@@ -227,7 +229,7 @@ impl MsixTable {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Sends what is pending and not masked, after releasing the lock.

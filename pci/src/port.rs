@@ -30,8 +30,10 @@
 //! There is no power management capability: Linux leaves hot-plug ports in D0 anyway.
 
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::bdf::Bdf;
 use crate::config::ConfigChange;
@@ -173,11 +175,7 @@ impl RootPort {
                 }
                 return RemovalOutcome::TimedOut;
             }
-            state = self
-                .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            self.changed.wait_for(&mut state, left);
         }
     }
 
@@ -264,11 +262,11 @@ impl RootPort {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn in_order(&self) -> MutexGuard<'_, ()> {
-        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+        self.order.lock()
     }
 
     fn send(&self, messages: impl IntoIterator<Item = MsiMessage>) {

@@ -1,7 +1,9 @@
 //! A function for tests.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+
+use parking_lot::Mutex;
 
 use crate::{BarKind, BarWindow, ConfigBuilder, ConfigChange, ConfigSpace, Identity, PciFunction};
 
@@ -36,21 +38,21 @@ impl Probe {
     }
 
     pub(crate) fn address(&self, bar: usize) -> Option<u64> {
-        self.config.lock().expect("not poisoned").bar_address(bar)
+        self.config.lock().bar_address(bar)
     }
 
     pub(crate) fn told(&self) -> Vec<Vec<BarWindow>> {
-        std::mem::take(&mut self.told.lock().expect("not poisoned"))
+        std::mem::take(&mut self.told.lock())
     }
 }
 
 impl PciFunction for Probe {
     fn read_config(&self, offset: u16, data: &mut [u8]) {
-        self.config.lock().expect("not poisoned").read(offset, data);
+        self.config.lock().read(offset, data);
     }
 
     fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange {
-        let mut config = self.config.lock().expect("not poisoned");
+        let mut config = self.config.lock();
         let change = config.write(offset, data);
         if change.function_reset {
             config.reset();
@@ -63,44 +65,27 @@ impl PciFunction for Probe {
     }
 
     fn write_bar(&self, bar: usize, offset: u64, data: &[u8]) {
-        self.writes
-            .lock()
-            .expect("not poisoned")
-            .push((bar, offset, data.to_vec()));
+        self.writes.lock().push((bar, offset, data.to_vec()));
     }
 
     fn windows(&self) -> Vec<BarWindow> {
-        self.config
-            .lock()
-            .expect("not poisoned")
-            .decoded_bars()
-            .collect()
+        self.config.lock().decoded_bars().collect()
     }
 
     fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
-        self.config
-            .lock()
-            .expect("not poisoned")
-            .bar_sizes()
-            .collect()
+        self.config.lock().bar_sizes().collect()
     }
 
     fn assign_bar(&self, bar: usize, address: u64) {
-        self.config
-            .lock()
-            .expect("not poisoned")
-            .set_bar_address(bar, address);
+        self.config.lock().set_bar_address(bar, address);
     }
 
     fn windows_changed(&self, windows: &[BarWindow]) {
-        self.told
-            .lock()
-            .expect("not poisoned")
-            .push(windows.to_vec());
+        self.told.lock().push(windows.to_vec());
     }
 
     fn reset(&self) {
         self.resets.fetch_add(1, Ordering::Relaxed);
-        self.config.lock().expect("not poisoned").reset();
+        self.config.lock().reset();
     }
 }

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use thiserror::Error;
 
 use crate::bar::BarWindow;
@@ -116,10 +117,7 @@ impl RootComplex {
         if bdf.bus() != 0 {
             return Err(AddError::NotOnRootBus(bdf));
         }
-        let mut functions = self
-            .functions
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut functions = self.functions.write();
         if functions.contains_key(&bdf) {
             return Err(AddError::Taken(bdf));
         }
@@ -133,7 +131,7 @@ impl RootComplex {
     /// # Errors
     /// When the address is taken or not on bus 0, or the ECAM region has no bus left.
     pub fn add_port(&self, bdf: Bdf, msi: Arc<dyn MsiSink>) -> Result<Arc<RootPort>, AddError> {
-        let mut ports = self.ports.write().unwrap_or_else(PoisonError::into_inner);
+        let mut ports = self.ports.write();
         let bus = u8::try_from(ports.len() + 1)
             .ok()
             .filter(|bus| u16::from(*bus) < self.apertures.buses)
@@ -147,10 +145,7 @@ impl RootComplex {
     /// The root ports, in the order in which they were added.
     #[must_use]
     pub fn ports(&self) -> Vec<Arc<RootPort>> {
-        self.ports
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.ports.read().clone()
     }
 
     /// Puts `function`, which was created for [`RootPort::function_address`] and is in its reset state, into the slot of
@@ -269,7 +264,7 @@ impl RootComplex {
     }
 
     fn planning(&self) -> MutexGuard<'_, ()> {
-        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
+        self.plans.lock()
     }
 
     /// Reads configuration space; `offset` counts from the ECAM base. Absent functions and bytes beyond the last bus
@@ -330,10 +325,7 @@ impl RootComplex {
 
     /// A copy, so that no lock is held while a function runs.
     fn functions(&self) -> Functions {
-        self.functions
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.functions.read().clone()
     }
 
     fn function_at(&self, offset: u64, length: usize) -> Option<(Arc<dyn PciFunction>, u16)> {
@@ -344,16 +336,13 @@ impl RootComplex {
         }
         let bdf = Bdf::from_requester_id(id);
         if bdf.bus() != 0 {
-            let ports = self.ports.read().unwrap_or_else(PoisonError::into_inner);
+            let ports = self.ports.read();
             let routed = ports
                 .iter()
                 .find_map(|port| port.route(bdf.bus(), bdf.devfn()));
             return Some((routed?? as Arc<dyn PciFunction>, register));
         }
-        let functions = self
-            .functions
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let functions = self.functions.read();
         functions
             .get(&bdf)
             .map(|function| (Arc::clone(function), register))
@@ -396,18 +385,15 @@ impl RootComplex {
     }
 
     fn target(&self, address: u64, length: usize) -> Option<Target> {
-        self.map
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .find(address, length)
+        self.map.read().find(address, length)
     }
 
     /// Builds the address map anew and tells the functions whose reachable windows changed.
     fn decode(&self) {
-        let mut told: MutexGuard<'_, _> = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told: MutexGuard<'_, _> = self.told.lock();
         let members = self.members();
         let (map, reached) = decode::decode(&members);
-        *self.map.write().unwrap_or_else(PoisonError::into_inner) = map;
+        *self.map.write() = map;
         told.retain(|address, (function, windows)| {
             let stays = members.iter().any(|member| {
                 member.address == *address && Arc::ptr_eq(&member.function, function)

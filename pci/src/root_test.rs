@@ -1,5 +1,6 @@
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -175,10 +176,7 @@ fn accesses_reach_the_bar_that_decodes_them() {
     assert_eq!(read(&root, u64::MAX), None);
     assert!(root.write_mmio(0x80_0000_1008, &[1, 2]));
     assert!(!root.write_mmio(0x80_0000_4000, &[1, 2]));
-    assert_eq!(
-        *probe.writes.lock().expect("not poisoned"),
-        [(2, 0x1008, vec![1, 2])]
-    );
+    assert_eq!(*probe.writes.lock(), [(2, 0x1008, vec![1, 2])]);
     ecam(&root, 3, 4, &[0, 0]);
     assert_eq!(read(&root, 0xc000_0000), None);
 }
@@ -236,10 +234,7 @@ fn the_lower_slot_wins_where_windows_overlap() {
     );
     assert_eq!(read(&root, 0xc000_0ffe), None, "across two functions");
     root.write_mmio(0xc000_2010, &[7]);
-    assert_eq!(
-        *high.writes.lock().expect("not poisoned"),
-        [(0, 0x2010, vec![7])]
-    );
+    assert_eq!(*high.writes.lock(), [(0, 0x2010, vec![7])]);
     let whole = BarWindow {
         bar: 0,
         base: 0xc000_0000,
@@ -322,11 +317,11 @@ impl PciFunction for Witness {
     }
 
     fn quiesce(&self) {
-        self.1.lock().expect("not poisoned").push(self.0);
+        self.1.lock().push(self.0);
     }
 
     fn reset(&self) {
-        self.1.lock().expect("not poisoned").push(self.0 | 1);
+        self.1.lock().push(self.0 | 1);
     }
 }
 
@@ -340,8 +335,5 @@ fn reset_tells_every_function_to_stop_before_it_waits_for_one() {
         root.add(bdf, witness).expect("free");
     }
     root.reset();
-    assert_eq!(
-        *order.lock().expect("not poisoned"),
-        [0x10, 0x20, 0x11, 0x21]
-    );
+    assert_eq!(*order.lock(), [0x10, 0x20, 0x11, 0x21]);
 }

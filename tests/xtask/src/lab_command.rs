@@ -1,8 +1,7 @@
 //! `cargo xtask lab`.
 
-use std::collections::VecDeque;
 use std::ops::AddAssign;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
@@ -113,7 +112,7 @@ pub(crate) struct Manner {
 pub(crate) fn run_all(manner: Manner, scenarios: &[&Scenario]) -> Result<Tally> {
     let stage = build::stage(extras(scenarios))?;
     let place = place::choose(manner.place, &stage)?;
-    let mut runs = VecDeque::new();
+    let mut runs = Vec::new();
     for round in 0..manner.repeat {
         for scenario in scenarios {
             let name = if manner.repeat == 1 {
@@ -121,7 +120,7 @@ pub(crate) fn run_all(manner: Manner, scenarios: &[&Scenario]) -> Result<Tally> 
             } else {
                 format!("{}.{round}", scenario.name)
             };
-            runs.push_back((name, *scenario));
+            runs.push((name, *scenario));
         }
     }
     let width = runs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
@@ -130,12 +129,8 @@ pub(crate) fn run_all(manner: Manner, scenarios: &[&Scenario]) -> Result<Tally> 
         Place::Host => 1,
         Place::Level1 => manner.jobs.unwrap_or_else(processors).min(runs.len()),
     };
-    let runs = Mutex::new(runs);
-    let next = || {
-        runs.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
-    };
+    let begun = AtomicUsize::new(0);
+    let next = || runs.get(begun.fetch_add(1, Ordering::Relaxed));
     let worker = || -> Result<Tally> {
         let mut tally = Tally::default();
         while let Some((name, scenario)) = next() {
@@ -143,7 +138,7 @@ pub(crate) fn run_all(manner: Manner, scenarios: &[&Scenario]) -> Result<Tally> 
                 place.of(scenario)?,
                 scenario,
                 &stage,
-                &name,
+                name,
                 width,
                 manner.verbose,
             )?);
