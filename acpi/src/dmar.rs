@@ -1,5 +1,5 @@
-//! DMA Remapping Reporting table (VT-d section 8.1): one unit for the whole segment, and the I/O APIC in its scope; and that
-//! functions behind root ports may use ATS, where that is so.
+//! DMA Remapping Reporting table (VT-d section 8.1): one unit for the whole segment, and the I/O
+//! APIC in its scope; and that functions behind root ports may use ATS, where that is so.
 //!
 //! No reserved memory regions: a device in one could not be assigned further by the guest.
 

@@ -1,4 +1,5 @@
-//! Differentiated System Description Table: the devices that cannot be enumerated, in AML (section 20).
+//! Differentiated System Description Table: the devices that cannot be enumerated, in AML (section
+//! 20).
 
 use std::ops::Range;
 
@@ -13,10 +14,12 @@ use acpi_tables::{Aml, AmlSink};
 use crate::platform::{Ecam, Platform, Uart, intx_gsi};
 use crate::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 
-/// The UUID with which `_OSC` is called for PCI Express (PCI Firmware Specification 3.3, section 4.5).
+/// The UUID with which `_OSC` is called for PCI Express (PCI Firmware Specification 3.3, section
+/// 4.5).
 const OSC_PCI_EXPRESS: &str = "33DB4D5B-1FF7-401C-9657-7441C03DD766";
-/// What the operating system may control: hot plug (bit 0), power management events (bit 2), the PCI Express
-/// capability structure (bit 4). Advanced error reporting is not there to be controlled.
+/// What the operating system may control: hot plug (bit 0), power management events (bit 2), the
+/// PCI Express capability structure (bit 4). Advanced error reporting is not there to be
+/// controlled.
 const OSC_GRANTED: u32 = 0x15;
 /// Status bits that `_OSC` returns: unknown UUID, some control was refused.
 const OSC_UNKNOWN_UUID: u32 = 1 << 2;

@@ -6,7 +6,8 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use crate::platform::Platform;
 use crate::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 
-/// IA-PC boot architecture flags: no VGA (bit 2), no CMOS clock (bit 5); and neither ISA devices nor a keyboard controller.
+/// IA-PC boot architecture flags: no VGA (bit 2), no CMOS clock (bit 5); and neither ISA devices
+/// nor a keyboard controller.
 const BOOT_ARCHITECTURE: u16 = 1 << 2 | 1 << 5;
 
 pub(crate) fn table(platform: &Platform<'_>, dsdt: u64) -> FADT {

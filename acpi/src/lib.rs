@@ -1,8 +1,10 @@
-//! The ACPI tables of nido's machine (ACPI 6.5; DMAR: VT-d section 8): what an operating system needs to find the processors,
-//! the I/O APIC, the PCI Express bus, the remapping unit and the power switch of a hardware-reduced platform.
+//! The ACPI tables of nido's machine (ACPI 6.5; DMAR: VT-d section 8): what an operating system
+//! needs to find the processors, the I/O APIC, the PCI Express bus, the remapping unit and the
+//! power switch of a hardware-reduced platform.
 //!
-//! [`build`] turns a [`Platform`] into one blob. The Root System Description Pointer is its first byte, on a 16-byte boundary
-//! when the base is, so that a blob in 0xe0000-0xfffff is found by a scan, too.
+//! [`build`] turns a [`Platform`] into one blob. The Root System Description Pointer is its first
+//! byte, on a 16-byte boundary when the base is, so that a blob in 0xe0000-0xfffff is found by a
+//! scan, too.
 
 #![forbid(unsafe_code)]
 

@@ -63,12 +63,13 @@ pub struct Dmar {
     pub haw: u8,
     /// The unit remaps interrupts.
     pub interrupt_remapping: bool,
-    /// The unit's interrupt remapping takes 32-bit destinations. Without it the operating system is asked to stay
-    /// out of x2APIC mode.
+    /// The unit's interrupt remapping takes 32-bit destinations. Without it the operating system
+    /// is asked to stay out of x2APIC mode.
     pub x2apic: bool,
     /// Bus, device and function in whose name the I/O APIC sends its interrupts.
     pub ioapic_scope: (u8, u8, u8),
-    /// Functions behind root ports may ask the unit for translations (ATS). Those on the root bus always may.
+    /// Functions behind root ports may ask the unit for translations (ATS). Those on the root bus
+    /// always may.
     pub ats_behind_ports: bool,
 }
 
@@ -96,15 +97,16 @@ pub struct Uart {
     pub gsi: u32,
 }
 
-/// The global system interrupt of a PCI interrupt pin, 0 for INTA to 3 for INTD: 16 to 19, rotated by the slot. It is what
-/// `_PRT` says.
+/// The global system interrupt of a PCI interrupt pin, 0 for INTA to 3 for INTD: 16 to 19, rotated
+/// by the slot. It is what `_PRT` says.
 #[must_use]
 pub const fn intx_gsi(slot: u8, pin: u8) -> u32 {
     16 + (slot as u32 + pin as u32) % 4
 }
 
-/// The global system interrupt of a pin of device `slot` behind the root port in `port_slot`: the port passes pins on rotated
-/// by the device number, as bridges do (PCI Express Base Specification, section 2.2.8.1), and operating systems look up the port.
+/// The global system interrupt of a pin of device `slot` behind the root port in `port_slot`: the
+/// port passes pins on rotated by the device number, as bridges do (PCI Express Base Specification,
+/// section 2.2.8.1), and operating systems look up the port.
 #[must_use]
 pub const fn intx_gsi_behind(port_slot: u8, slot: u8, pin: u8) -> u32 {
     intx_gsi(port_slot, (pin % 4 + slot % 4) % 4)

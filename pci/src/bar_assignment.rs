@@ -1,4 +1,5 @@
-//! The assignment of addresses to BARs and bridge windows, as firmware does it: largest first, naturally aligned.
+//! The assignment of addresses to BARs and bridge windows, as firmware does it: largest first,
+//! naturally aligned.
 //!
 //! Each assignment is made anew from what is there, so what was unplugged leaves nothing behind.
 
@@ -83,7 +84,8 @@ impl Request {
 /// BARs never share a page: each can then be mapped into a user process by itself.
 pub(crate) const PAGE: u64 = 4096;
 
-/// Addresses for all `requests`, naturally aligned and page aligned. 64-bit BARs fall back to the 32-bit aperture.
+/// Addresses for all `requests`, naturally aligned and page aligned. 64-bit BARs fall back to the
+/// 32-bit aperture.
 pub(crate) fn assign(
     mut requests: Vec<Request>,
     mmio32: &Range<u64>,
@@ -107,7 +109,8 @@ pub(crate) fn assign(
     Ok(assigned)
 }
 
-/// Hands out the addresses of an aperture, unless it is empty. Address zero means "unassigned", so it is never given.
+/// Hands out the addresses of an aperture, unless it is empty. Address zero means "unassigned", so
+/// it is never given.
 fn allocator(aperture: &Range<u64>) -> Option<AddressAllocator> {
     let start = aperture.start.max(1);
     AddressAllocator::new(start, aperture.end.checked_sub(start)?).ok()

@@ -7,7 +7,8 @@ use std::fmt;
 pub struct Bdf(u16);
 
 impl Bdf {
-    /// The function `bus:device.function`, or `None` when the device is above 31 or the function above 7.
+    /// The function `bus:device.function`, or `None` when the device is above 31 or the function
+    /// above 7.
     #[must_use]
     pub const fn new(bus: u8, device: u8, function: u8) -> Option<Self> {
         if device > 31 || function > 7 {

@@ -1,5 +1,6 @@
-//! The type 1 configuration header (section 7.5.1.3) of a bridge that forwards memory, but no I/O: bus numbers, the two
-//! memory windows, Bridge Control; and the capability that holds a bridge's subsystem ids (section 7.9.5).
+//! The type 1 configuration header (section 7.5.1.3) of a bridge that forwards memory, but no I/O:
+//! bus numbers, the two memory windows, Bridge Control; and the capability that holds a bridge's
+//! subsystem ids (section 7.9.5).
 
 use std::ops::Range;
 
@@ -76,8 +77,8 @@ impl ConfigSpace {
         self.read_u16(BRIDGE_CONTROL) & SECONDARY_BUS_RESET != 0
     }
 
-    /// The addresses that a bridge forwards: the memory window and the prefetchable one, as far as they exist. None while
-    /// Memory Space is disabled.
+    /// The addresses that a bridge forwards: the memory window and the prefetchable one, as far as
+    /// they exist. None while Memory Space is disabled.
     pub(crate) fn forwarded(&self) -> [Option<Range<u64>>; 2] {
         if !self.command().memory {
             return [None, None];
@@ -97,8 +98,8 @@ impl ConfigSpace {
         ]
     }
 
-    /// Sets the windows of a bridge, as firmware does. Both ends are multiples of [`WINDOW_UNIT`], the first window lies
-    /// below 4 GiB; an empty one is closed.
+    /// Sets the windows of a bridge, as firmware does. Both ends are multiples of [`WINDOW_UNIT`],
+    /// the first window lies below 4 GiB; an empty one is closed.
     pub(crate) fn set_windows(&mut self, memory: &Range<u64>, prefetchable: &Range<u64>) {
         let (base, limit) = ends(memory);
         self.write(MEMORY_BASE, &middle(base));

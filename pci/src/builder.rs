@@ -32,8 +32,9 @@ pub struct Identity {
 
 /// A configuration space under construction.
 ///
-/// Every method panics when it is asked for what no configuration space can hold (a BAR that exists, a full capability
-/// list): such a layout is a mistake in a device model, and no guest can reach it.
+/// Every method panics when it is asked for what no configuration space can hold (a BAR that
+/// exists, a full capability list): such a layout is a mistake in a device model, and no guest can
+/// reach it.
 pub struct ConfigBuilder {
     bytes: Box<[u8; CONFIG_SPACE_SIZE]>,
     writable: Box<[u8; CONFIG_SPACE_SIZE]>,
@@ -114,8 +115,8 @@ impl ConfigBuilder {
         self
     }
 
-    /// Adds a capability whose bytes after the two header bytes are `body`; `writable` holds the body's write mask and
-    /// may be shorter. Returns the capability's offset.
+    /// Adds a capability whose bytes after the two header bytes are `body`; `writable` holds the
+    /// body's write mask and may be shorter. Returns the capability's offset.
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> u16 {
         let offset = self.next;
         let length = u16::try_from(body.len() + 2).expect("capability fits");
@@ -132,8 +133,8 @@ impl ConfigBuilder {
         offset
     }
 
-    /// Adds an extended capability whose bytes after the four header bytes are `body`; `writable` holds the body's write
-    /// mask and may be shorter. Returns the capability's offset.
+    /// Adds an extended capability whose bytes after the four header bytes are `body`; `writable`
+    /// holds the body's write mask and may be shorter. Returns the capability's offset.
     pub fn add_ext_capability(
         &mut self,
         id: u16,

@@ -1,6 +1,7 @@
 //! Ids of PCI capabilities, and the offsets of their registers from a capability's first byte.
 
-/// Ids of the capabilities in the first 256 bytes (PCI Code and ID Assignment Specification, section 2).
+/// Ids of the capabilities in the first 256 bytes (PCI Code and ID Assignment Specification,
+/// section 2).
 pub mod id {
     /// Power management.
     pub const POWER_MANAGEMENT: u8 = 0x01;

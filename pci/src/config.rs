@@ -1,4 +1,5 @@
-//! A function's configuration space: bytes, a write mask and a write-one-to-clear mask, and what a write changed.
+//! A function's configuration space: bytes, a write mask and a write-one-to-clear mask, and what a
+//! write changed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +20,8 @@ pub struct ConfigChange {
     pub msi: bool,
     /// The MSI-X message control was written.
     pub msix: bool,
-    /// Function-level reset was requested. The function resets itself, [`ConfigSpace::reset`] included.
+    /// Function-level reset was requested. The function resets itself, [`ConfigSpace::reset`]
+    /// included.
     pub function_reset: bool,
     /// Interrupt Disable changed.
     pub intx: bool,
@@ -27,7 +29,8 @@ pub struct ConfigChange {
 
 /// The 4096 bytes of a function's configuration space.
 ///
-/// Any access is allowed: bytes beyond the end read as ones and ignore writes, and reserved bits ignore writes.
+/// Any access is allowed: bytes beyond the end read as ones and ignore writes, and reserved bits
+/// ignore writes.
 pub struct ConfigSpace {
     pub(crate) bytes: Box<[u8; CONFIG_SPACE_SIZE]>,
     pub(crate) reset_bytes: Box<[u8; CONFIG_SPACE_SIZE]>,
@@ -89,8 +92,8 @@ impl ConfigSpace {
         Command::from_bits(self.read_u16(COMMAND))
     }
 
-    /// Bus Master Enable, kept up to date by [`write`](Self::write) and [`reset`](Self::reset): the gate of the
-    /// function's DMA and messages.
+    /// Bus Master Enable, kept up to date by [`write`](Self::write) and [`reset`](Self::reset): the
+    /// gate of the function's DMA and messages.
     #[must_use]
     pub fn bus_master_flag(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.bus_master)
@@ -109,7 +112,8 @@ impl ConfigSpace {
         (address != 0).then_some(address)
     }
 
-    /// Sets the address in BAR `index`, as firmware does; low bits that the BAR's size covers are dropped.
+    /// Sets the address in BAR `index`, as firmware does; low bits that the BAR's size covers are
+    /// dropped.
     pub fn set_bar_address(&mut self, index: usize, address: u64) {
         let Some(offset) = bar_offset(index) else {
             return;
@@ -134,7 +138,8 @@ impl ConfigSpace {
             .filter_map(|(index, bar)| bar.map(|bar| (index, bar.kind, bar.size)))
     }
 
-    /// The windows that the BARs decode: none while Memory Space is disabled, none for a BAR that holds zero.
+    /// The windows that the BARs decode: none while Memory Space is disabled, none for a BAR that
+    /// holds zero.
     pub fn decoded_bars(&self) -> impl Iterator<Item = BarWindow> + '_ {
         let enabled = self.command().memory;
         self.bar_sizes()
@@ -149,7 +154,8 @@ impl ConfigSpace {
             .filter(|window| window.last().is_some())
     }
 
-    /// Sets Interrupt Status, the read-only bit that says whether the function wants its INTx pin asserted.
+    /// Sets Interrupt Status, the read-only bit that says whether the function wants its INTx pin
+    /// asserted.
     pub fn set_interrupt_status(&mut self, pending: bool) {
         let status = self.read_u16(STATUS);
         let status = if pending {
@@ -160,7 +166,8 @@ impl ConfigSpace {
         self.set_bytes(STATUS, &status.to_le_bytes());
     }
 
-    /// The level of the INTx pin: Interrupt Status, unless Interrupt Disable, MSI or MSI-X keeps it quiet.
+    /// The level of the INTx pin: Interrupt Status, unless Interrupt Disable, MSI or MSI-X keeps it
+    /// quiet.
     #[must_use]
     pub fn intx_level(&self) -> bool {
         self.read_u16(STATUS) & STATUS_INTERRUPT != 0
@@ -169,7 +176,8 @@ impl ConfigSpace {
             && !self.msix_control().is_some_and(|(enabled, _)| enabled)
     }
 
-    /// Function-level reset (section 6.6.2): every register, BARs included, returns to its initial value.
+    /// Function-level reset (section 6.6.2): every register, BARs included, returns to its initial
+    /// value.
     pub fn reset(&mut self) {
         self.bytes.copy_from_slice(&self.reset_bytes[..]);
         self.bus_master.store(false, Ordering::Release);
@@ -199,8 +207,8 @@ impl ConfigSpace {
         u32::from_le_bytes(data)
     }
 
-    /// Changes bytes from the function's side, without masks: how a device model updates a status field.
-    /// Bytes beyond the end are dropped.
+    /// Changes bytes from the function's side, without masks: how a device model updates a status
+    /// field. Bytes beyond the end are dropped.
     pub fn set_bytes(&mut self, offset: u16, data: &[u8]) {
         for (byte, value) in self.bytes.iter_mut().skip(usize::from(offset)).zip(data) {
             *byte = *value;

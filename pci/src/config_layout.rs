@@ -1,4 +1,5 @@
-//! The layout of a configuration space: its size, and the offsets of the capabilities whose registers act.
+//! The layout of a configuration space: its size, and the offsets of the capabilities whose
+//! registers act.
 
 /// Bytes of one function's configuration space.
 pub const CONFIG_SPACE_SIZE: usize = 4096;

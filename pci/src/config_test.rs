@@ -14,8 +14,8 @@ const IDENTITY: Identity = Identity {
     subsystem_device: 0x1234,
 };
 
-/// BAR 0: 32-bit, 4 KiB. BAR 2: 64-bit, 16 KiB. MSI (4 vectors) at 0x40, MSI-X (3 vectors) at 0x58, PCI Express at 0x64,
-/// ATS at 0x100, PASID at 0x108, PRI at 0x110.
+/// BAR 0: 32-bit, 4 KiB. BAR 2: 64-bit, 16 KiB. MSI (4 vectors) at 0x40, MSI-X (3 vectors) at 0x58,
+/// PCI Express at 0x64, ATS at 0x100, PASID at 0x108, PRI at 0x110.
 fn full() -> ConfigSpace {
     let mut builder = ConfigBuilder::endpoint(IDENTITY);
     builder

@@ -1,4 +1,5 @@
-//! Which function answers an address: the windows of all functions as a sorted list of disjoint pieces.
+//! Which function answers an address: the windows of all functions as a sorted list of disjoint
+//! pieces.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -34,7 +35,8 @@ pub(crate) struct Target {
 }
 
 impl Map {
-    /// Adds a window. What an earlier window covers stays with it; returns whether the window was taken whole.
+    /// Adds a window. What an earlier window covers stays with it; returns whether the window was
+    /// taken whole.
     pub(crate) fn add(&mut self, window: BarWindow, function: &Arc<dyn PciFunction>) -> bool {
         let Some(end) = window.last() else {
             return false;
@@ -72,7 +74,8 @@ impl Map {
         whole
     }
 
-    /// Who answers an access of `length` bytes at `address`; an access across the end of a piece reaches nobody.
+    /// Who answers an access of `length` bytes at `address`; an access across the end of a piece
+    /// reaches nobody.
     pub(crate) fn find(&self, address: u64, length: usize) -> Option<Target> {
         let last = address.checked_add(u64::try_from(length).ok()?.checked_sub(1)?)?;
         let index = self

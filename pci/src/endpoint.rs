@@ -1,5 +1,6 @@
-//! A function behind a root port, as the rest of the machine sees it: reachable only while the port's link is up, and an
-//! endpoint with a link even if the device model describes itself as part of the root complex.
+//! A function behind a root port, as the rest of the machine sees it: reachable only while the
+//! port's link is up, and an endpoint with a link even if the device model describes itself as part
+//! of the root complex.
 
 use std::sync::Arc;
 
@@ -20,8 +21,9 @@ const MOST_CAPABILITIES: usize = 48;
 const TYPE_BITS: u8 = 0xf0;
 const TYPE_INTEGRATED_ENDPOINT: u8 = 0x90;
 
-/// What an endpoint on a 2.5 GT/s link of one lane has in the registers that are hardwired to zero in an integrated
-/// endpoint: Link Capabilities with ASPM optionality, Link Control (zero) with Link Status, Link Capabilities 2.
+/// What an endpoint on a 2.5 GT/s link of one lane has in the registers that are hardwired to zero
+/// in an integrated endpoint: Link Capabilities with ASPM optionality, Link Control (zero) with
+/// Link Status, Link Capabilities 2.
 const LINK_REGISTERS: [(u16, [u8; 4]); 3] = [
     (LINK_CAPABILITIES, [0x11, 0x00, 0x40, 0x00]),
     (LINK_CONTROL, [0x00, 0x00, 0x11, 0x00]),
@@ -60,7 +62,8 @@ impl Endpoint {
         up.then(|| access(&*self.function))
     }
 
-    /// Replaces what an integrated endpoint's PCI Express capability says by what an endpoint's says.
+    /// Replaces what an integrated endpoint's PCI Express capability says by what an endpoint's
+    /// says.
     fn show_link(&self, pcie: u16, offset: u16, data: &mut [u8]) {
         let mut replace = |register: u16, change: &dyn Fn(u8) -> u8| {
             let index = usize::from(pcie + register).checked_sub(usize::from(offset));
@@ -77,7 +80,8 @@ impl Endpoint {
     }
 }
 
-/// The PCI Express capability of `function`, if it says that the function is an integrated endpoint.
+/// The PCI Express capability of `function`, if it says that the function is an integrated
+/// endpoint.
 fn integrated_endpoint(function: &dyn PciFunction) -> Option<u16> {
     let read = |offset: u16| {
         let mut data = [0; 3];

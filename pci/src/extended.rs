@@ -1,4 +1,5 @@
-//! Extended capabilities that decide what the IOMMU may do with a function: ATS, PRI, PASID and ACS.
+//! Extended capabilities that decide what the IOMMU may do with a function: ATS, PRI, PASID and
+//! ACS.
 
 use crate::builder::ConfigBuilder;
 use crate::capability::pri;
@@ -12,9 +13,9 @@ pub const PRI_EXTENDED_ID: u16 = 0x13;
 /// Process Address Space ID (section 7.8.9).
 pub const PASID_EXTENDED_ID: u16 = 0x1b;
 
-/// The body of the ACS capability of a port that keeps what is behind it apart: source validation (bit 0), peer-to-peer
-/// request and completion redirect (bits 2 and 3), upstream forwarding (bit 4). Nothing is redirected in fact: requests of a
-/// function never reach another one.
+/// The body of the ACS capability of a port that keeps what is behind it apart: source validation
+/// (bit 0), peer-to-peer request and completion redirect (bits 2 and 3), upstream forwarding (bit
+/// 4). Nothing is redirected in fact: requests of a function never reach another one.
 pub(crate) const ACS_ISOLATION: [u8; 4] = [0x1d, 0, 0, 0];
 
 /// ATS: requests are page-aligned (bit 5), and the invalidation queue is 32 deep (0 in bits 4:0).
@@ -30,8 +31,9 @@ pub struct ExtendedRegisters<const N: usize> {
 }
 
 impl ExtendedRegisters<4> {
-    /// ATS (section 10.5.1). `capability` is the low byte of its capability register: depth of the invalidation queue (bits
-    /// 4:0), page-aligned requests (5), global invalidations (6), relaxed ordering (7).
+    /// ATS (section 10.5.1). `capability` is the low byte of its capability register: depth of the
+    /// invalidation queue (bits 4:0), page-aligned requests (5), global invalidations (6),
+    /// relaxed ordering (7).
     #[must_use]
     pub const fn ats(capability: u8) -> Self {
         Self {
@@ -40,8 +42,8 @@ impl ExtendedRegisters<4> {
         }
     }
 
-    /// PASID (section 7.8.9) with `width` bits and, if asked for, execute and privileged-mode requests. More than 20 bits
-    /// count as 20.
+    /// PASID (section 7.8.9) with `width` bits and, if asked for, execute and privileged-mode
+    /// requests. More than 20 bits count as 20.
     #[must_use]
     pub fn pasid(width: u8, execute: bool, privileged: bool) -> Self {
         let features = u8::from(execute) << 1 | u8::from(privileged) << 2;
@@ -53,8 +55,8 @@ impl ExtendedRegisters<4> {
 }
 
 impl ExtendedRegisters<12> {
-    /// PRI (section 10.5.2) with room for `capacity` outstanding page requests: stopped, and page-group responses need a PASID if
-    /// `pasid_in_response` says so.
+    /// PRI (section 10.5.2) with room for `capacity` outstanding page requests: stopped, and
+    /// page-group responses need a PASID if `pasid_in_response` says so.
     #[must_use]
     pub fn pri(capacity: u32, pasid_in_response: bool) -> Self {
         let [a, b, c, d] = capacity.to_le_bytes();
@@ -67,8 +69,8 @@ impl ExtendedRegisters<12> {
 }
 
 impl ConfigBuilder {
-    /// Adds ATS with page-aligned requests and an invalidation queue depth of 32. Returns its offset; see
-    /// [`ats`](crate::capability::ats).
+    /// Adds ATS with page-aligned requests and an invalidation queue depth of 32. Returns its
+    /// offset; see [`ats`](crate::capability::ats).
     pub fn add_ats(&mut self) -> u16 {
         self.add_registers(ATS_EXTENDED_ID, ExtendedRegisters::ats(ATS_CAPABILITY))
     }
@@ -77,16 +79,16 @@ impl ConfigBuilder {
         self.add_ext_capability(id, 1, &registers.values, &registers.writable)
     }
 
-    /// Adds PASID with `width` bits (at most 20) and, if asked for, execute and privileged-mode requests. Returns its
-    /// offset; see [`pasid`](crate::capability::pasid).
+    /// Adds PASID with `width` bits (at most 20) and, if asked for, execute and privileged-mode
+    /// requests. Returns its offset; see [`pasid`](crate::capability::pasid).
     pub fn add_pasid(&mut self, width: u8, execute: bool, privileged: bool) -> u16 {
         assert!(width <= 20, "PASIDs have at most 20 bits");
         let registers = ExtendedRegisters::pasid(width, execute, privileged);
         self.add_registers(PASID_EXTENDED_ID, registers)
     }
 
-    /// Adds PRI with room for `capacity` outstanding page requests; stopped, and page-group responses need a PASID.
-    /// Returns its offset; see [`pri`].
+    /// Adds PRI with room for `capacity` outstanding page requests; stopped, and page-group
+    /// responses need a PASID. Returns its offset; see [`pri`].
     pub fn add_pri(&mut self, capacity: u32) -> u16 {
         let offset = self.add_registers(PRI_EXTENDED_ID, ExtendedRegisters::pri(capacity, true));
         let failures = pri::RESPONSE_FAILURE | pri::UNEXPECTED_GROUP_INDEX;
@@ -94,7 +96,8 @@ impl ConfigBuilder {
         offset
     }
 
-    /// Adds ACS without any control: an endpoint that sends nothing to its peers. Returns its offset.
+    /// Adds ACS without any control: an endpoint that sends nothing to its peers. Returns its
+    /// offset.
     pub fn add_acs(&mut self) -> u16 {
         self.add_ext_capability(ACS_EXTENDED_ID, 1, &[0, 0, 0, 0], &[])
     }

@@ -4,7 +4,8 @@ use crate::bar::{BarKind, BarWindow};
 use crate::bdf::Bdf;
 use crate::config::ConfigChange;
 
-/// Where a function's message-signalled interrupts go: a memory write to the interrupt address range, from a requester.
+/// Where a function's message-signalled interrupts go: a memory write to the interrupt address
+/// range, from a requester.
 pub trait MsiSink: Send + Sync {
     /// Delivers the write of `data` to `address` by `requester`. Does not block.
     fn signal(&self, requester: Bdf, address: u64, data: u32);
@@ -18,16 +19,19 @@ pub trait IntxSink: Send + Sync {
 
 /// One PCI function. All methods may be called from several vCPU threads at once.
 ///
-/// What has to do with BARs is ready for functions that have none; one with BARs implements all of it.
+/// What has to do with BARs is ready for functions that have none; one with BARs implements all of
+/// it.
 pub trait PciFunction: Send + Sync {
     /// Reads configuration space at `offset` (below 4096).
     fn read_config(&self, offset: u16, data: &mut [u8]);
 
-    /// Writes configuration space at `offset`. The function applies what the write means for itself (bus-master gate,
-    /// MSI-X control, function-level reset) before it returns; the root complex decodes anew when the change asks for it.
+    /// Writes configuration space at `offset`. The function applies what the write means for itself
+    /// (bus-master gate, MSI-X control, function-level reset) before it returns; the root
+    /// complex decodes anew when the change asks for it.
     fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange;
 
-    /// Reads BAR `bar` at `offset`. `offset + data.len()` may exceed the BAR only through a caller's mistake.
+    /// Reads BAR `bar` at `offset`. `offset + data.len()` may exceed the BAR only through a
+    /// caller's mistake.
     fn read_bar(&self, bar: usize, offset: u64, data: &mut [u8]) {
         let _ = (bar, offset);
         data.fill(0xff);
@@ -53,15 +57,16 @@ pub trait PciFunction: Send + Sync {
         let _ = (bar, address);
     }
 
-    /// Tells which windows accesses reach whole: the part of [`windows`](Self::windows) that lies in an aperture and is
-    /// covered by no other function. Called after each change, in order, under the root complex's decode lock: an
-    /// implementation must not call into the root complex.
+    /// Tells which windows accesses reach whole: the part of [`windows`](Self::windows) that lies
+    /// in an aperture and is covered by no other function. Called after each change, in order,
+    /// under the root complex's decode lock: an implementation must not call into the root
+    /// complex.
     fn windows_changed(&self, windows: &[BarWindow]) {
         let _ = windows;
     }
 
-    /// Tells work in flight to stop, without waiting for it: a [`reset`](Self::reset) follows, and other functions are told
-    /// before that, so that all of them stop at the same time.
+    /// Tells work in flight to stop, without waiting for it: a [`reset`](Self::reset) follows, and
+    /// other functions are told before that, so that all of them stop at the same time.
     fn quiesce(&self) {}
 
     /// Platform reset: back to the power-on state, with work in flight stopped.

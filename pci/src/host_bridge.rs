@@ -1,6 +1,7 @@
 //! The host bridge at 00:00.0: nothing but an identity, so that software finds the bus populated.
 //!
-//! The ids 8086:0d57 are the ones under which other KVM-based VMMs show their host bridge; Linux attaches no quirk to them.
+//! The ids 8086:0d57 are the ones under which other KVM-based VMMs show their host bridge; Linux
+//! attaches no quirk to them.
 
 use parking_lot::{Mutex, MutexGuard};
 

@@ -1,4 +1,5 @@
-//! What hot-plug tells those who plug: the state of a slot, how removals end, why something is refused.
+//! What hot-plug tells those who plug: the state of a slot, how removals end, why something is
+//! refused.
 
 use thiserror::Error;
 
@@ -30,7 +31,8 @@ pub enum RemovalOutcome {
     PoweredOff,
     /// The guest cancelled it or was reset, or nothing was requested.
     Declined,
-    /// Nothing happened in time. The request is withdrawn if the guest has not reacted to it; else it may still be followed.
+    /// Nothing happened in time. The request is withdrawn if the guest has not reacted to it; else
+    /// it may still be followed.
     TimedOut,
 }
 
@@ -74,6 +76,7 @@ pub(crate) enum Removal {
     None,
     /// The button was pressed.
     Requested,
-    /// The guest makes the power indicator blink: it counts the seconds in which another press cancels.
+    /// The guest makes the power indicator blink: it counts the seconds in which another press
+    /// cancels.
     Noticed,
 }

@@ -1,4 +1,5 @@
-//! Hot-plug, driven as Linux's pciehp drives it: what it writes, in which order, and what it waits for.
+//! Hot-plug, driven as Linux's pciehp drives it: what it writes, in which order, and what it waits
+//! for.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -40,7 +41,8 @@ const LONG: Duration = Duration::from_secs(60);
 struct Driver<'a>(&'a Machine);
 
 impl Driver<'_> {
-    /// As at probe: message, bus mastering, no old events; an empty slot is powered off; then events are enabled.
+    /// As at probe: message, bus mastering, no old events; an empty slot is powered off; then
+    /// events are enabled.
     fn start(machine: &Machine) -> Driver<'_> {
         let driver = Driver(machine);
         driver.write(MSI + 4, &0xfee0_1000_u64.to_le_bytes());
@@ -68,7 +70,8 @@ impl Driver<'_> {
         self.read16(SLOT_STATUS)
     }
 
-    /// Reads the events and clears them, until there are none. Nothing is written back but what was read.
+    /// Reads the events and clears them, until there are none. Nothing is written back but what was
+    /// read.
     fn interrupt(&self) -> u16 {
         let mut events = 0;
         loop {
@@ -324,7 +327,8 @@ fn a_message_is_sent_when_the_first_enabled_event_appears() {
     driver.write(SLOT_STATUS, &LINK.to_le_bytes());
     assert_eq!(machine.messages.take(), []);
     driver.write(SLOT_STATUS, &COMPLETED.to_le_bytes());
-    // Without Hot-Plug Interrupt Enable nothing is sent; enabling it with an event there is an edge.
+    // Without Hot-Plug Interrupt Enable nothing is sent; enabling it with an event there is an
+    // edge.
     driver.write(SLOT_CONTROL, &0x17d1_u16.to_le_bytes());
     assert_eq!(machine.messages.take(), []);
     driver.write(SLOT_CONTROL, &0x17f1_u16.to_le_bytes());

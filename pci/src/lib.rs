@@ -1,8 +1,9 @@
-//! PCI Express for an emulated machine: configuration space, base address registers, capabilities, and a root complex
-//! that decodes ECAM and memory accesses.
+//! PCI Express for an emulated machine: configuration space, base address registers, capabilities,
+//! and a root complex that decodes ECAM and memory accesses.
 //!
-//! Nothing here knows KVM, VT-d or a device model: a device implements [`PciFunction`], and the machine hands it an
-//! [`MsiSink`] for its interrupts. Section numbers refer to the PCI Express Base Specification 6.0 unless said otherwise.
+//! Nothing here knows KVM, VT-d or a device model: a device implements [`PciFunction`], and the
+//! machine hands it an [`MsiSink`] for its interrupts. Section numbers refer to the PCI Express
+//! Base Specification 6.0 unless said otherwise.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,5 @@
-//! The MSI capability (section 7.7.1): 64-bit addresses, per-vector masking. Its state lives in configuration space.
+//! The MSI capability (section 7.7.1): 64-bit addresses, per-vector masking. Its state lives in
+//! configuration space.
 
 use crate::builder::ConfigBuilder;
 use crate::capability::id;
@@ -68,8 +69,9 @@ impl ConfigSpace {
             .is_some_and(|msi| self.read_u16(msi + CONTROL) & CONTROL_ENABLE != 0)
     }
 
-    /// The message to send for an event on `vector`. `None` when MSI or bus mastering is off, software allocated fewer
-    /// vectors, or the vector is masked; a masked vector becomes pending. Send it after releasing the lock around `self`.
+    /// The message to send for an event on `vector`. `None` when MSI or bus mastering is off,
+    /// software allocated fewer vectors, or the vector is masked; a masked vector becomes
+    /// pending. Send it after releasing the lock around `self`.
     #[must_use]
     pub fn msi_notify(&mut self, vector: u8) -> Option<MsiMessage> {
         let msi = self.layout.msi?;
@@ -87,8 +89,9 @@ impl ConfigSpace {
             .then(|| self.msi_message(msi, vector))
     }
 
-    /// The messages of vectors that were pending and are not masked any more, which are pending no longer.
-    /// To be called after a write whose [`ConfigChange`](crate::ConfigChange) says `msi` or changed bus mastering.
+    /// The messages of vectors that were pending and are not masked any more, which are pending no
+    /// longer. To be called after a write whose [`ConfigChange`](crate::ConfigChange) says
+    /// `msi` or changed bus mastering.
     #[must_use]
     pub fn take_pending_msi(&mut self) -> Vec<MsiMessage> {
         let Some(msi) = self.layout.msi else {
@@ -106,7 +109,8 @@ impl ConfigSpace {
             .collect()
     }
 
-    /// Vectors that software allocated: Multiple Message Enable, bounded by what the capability offers.
+    /// Vectors that software allocated: Multiple Message Enable, bounded by what the capability
+    /// offers.
     fn msi_allocated(&self, msi: u16) -> u32 {
         let control = self.read_u16(msi + CONTROL);
         let (offered, enabled) = (control >> 1 & 7, control >> 4 & 7);

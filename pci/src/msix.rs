@@ -23,8 +23,8 @@ const MAX_VECTORS: u16 = 2048;
 pub const MSIX_ENTRY_SIZE: usize = 16;
 
 impl ConfigBuilder {
-    /// Adds an MSI-X capability of `vectors` entries whose table and pending bits lie in BAR `table_bar`, at offsets that
-    /// are multiples of eight. Returns the capability's offset.
+    /// Adds an MSI-X capability of `vectors` entries whose table and pending bits lie in BAR
+    /// `table_bar`, at offsets that are multiples of eight. Returns the capability's offset.
     pub fn add_msix(
         &mut self,
         vectors: u16,
@@ -51,7 +51,8 @@ impl ConfigBuilder {
 }
 
 impl ConfigSpace {
-    /// MSI-X Enable and Function Mask, for [`MsixTable::set_control`]; `None` without the capability.
+    /// MSI-X Enable and Function Mask, for [`MsixTable::set_control`]; `None` without the
+    /// capability.
     #[must_use]
     pub fn msix_control(&self) -> Option<(bool, bool)> {
         let control = self.read_u16(self.layout.msix? + 2);
@@ -70,8 +71,9 @@ pub struct MsixEntry {
 
 /// The table and the pending bits of a function's MSI-X vectors.
 ///
-/// Messages are sent after the table's lock is released. A message is sent only while MSI-X is enabled and the
-/// bus-master flag, if one was given, is set; an event on a masked vector stays pending until the vector is unmasked.
+/// Messages are sent after the table's lock is released. A message is sent only while MSI-X is
+/// enabled and the bus-master flag, if one was given, is set; an event on a masked vector stays
+/// pending until the vector is unmasked.
 pub struct MsixTable {
     requester: Bdf,
     sink: Arc<dyn MsiSink>,
@@ -89,7 +91,8 @@ struct State {
 
 /// An entry's reset value: zero, but masked.
 const RESET_ENTRY: [u8; MSIX_ENTRY_SIZE] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
-/// What software may change in an entry: the address' bits 1:0 and Vector Control's reserved bits are zero.
+/// What software may change in an entry: the address' bits 1:0 and Vector Control's reserved bits
+/// are zero.
 const WRITABLE_ENTRY: [u8; MSIX_ENTRY_SIZE] = [
     0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0,
 ];
@@ -137,8 +140,8 @@ impl MsixTable {
         }
     }
 
-    /// Writes the table; bytes beyond it are dropped. An unmasked vector that was pending is sent. Returns the vector
-    /// whose entry was written, for whoever mirrors entries elsewhere.
+    /// Writes the table; bytes beyond it are dropped. An unmasked vector that was pending is sent.
+    /// Returns the vector whose entry was written, for whoever mirrors entries elsewhere.
     pub fn write_table(&self, offset: u64, data: &[u8]) -> Option<u16> {
         let mut written = None;
         let mut state = self.lock();
@@ -193,7 +196,8 @@ impl MsixTable {
         self.lock().enabled
     }
 
-    /// An event on `vector`: sends its message, or makes it pending when masked. A vector that does not exist is ignored.
+    /// An event on `vector`: sends its message, or makes it pending when masked. A vector that does
+    /// not exist is ignored.
     pub fn notify(&self, vector: u16) {
         let mut state = self.lock();
         let vector = usize::from(vector);

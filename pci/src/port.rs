@@ -1,6 +1,7 @@
 //! A PCI Express root port with a hot-plug slot for one function.
 //!
-//! A function is put into a slot and taken out of it through the [`RootComplex`](crate::RootComplex):
+//! A function is put into a slot and taken out of it through the
+//! [`RootComplex`](crate::RootComplex):
 //!
 //! ```
 //! # use std::{sync::Arc, time::Duration};
@@ -23,9 +24,10 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Configuration accesses are routed by the bus numbers that the guest has written into the port. The requester id of the
-//! function stays the one that firmware gives it, so a guest that renumbers buses has to leave the ports' alone. Requests of the
-//! function pass whatever the port's Bus Master Enable says; its own decides.
+//! Configuration accesses are routed by the bus numbers that the guest has written into the port.
+//! The requester id of the function stays the one that firmware gives it, so a guest that renumbers
+//! buses has to leave the ports' alone. Requests of the function pass whatever the port's Bus
+//! Master Enable says; its own decides.
 //!
 //! There is no power management capability: Linux leaves hot-plug ports in D0 anyway.
 
@@ -49,8 +51,8 @@ pub struct RootPort {
     /// The bus behind it, as firmware numbers it.
     bus: u8,
     msi: Arc<dyn MsiSink>,
-    /// Serialises changes of the link with what they do to the function. Taken before all other locks, and never by the
-    /// root complex while it holds one of its own.
+    /// Serialises changes of the link with what they do to the function. Taken before all other
+    /// locks, and never by the root complex while it holds one of its own.
     order: Mutex<()>,
     /// Leaf lock.
     state: Mutex<State>,
@@ -67,7 +69,8 @@ struct State {
 }
 
 impl RootPort {
-    /// A port at `address` with an empty slot; firmware gives number `bus` to the bus behind it, which is also the slot's.
+    /// A port at `address` with an empty slot; firmware gives number `bus` to the bus behind it,
+    /// which is also the slot's.
     pub(crate) fn new(address: Bdf, bus: u8, msi: Arc<dyn MsiSink>) -> Self {
         let state = State {
             registers: Registers::new(bus),
@@ -118,11 +121,13 @@ impl RootPort {
         Some(Arc::clone(&endpoint.function))
     }
 
-    /// Asks the guest to give up the function, by pressing the attention button. Linux waits five seconds, in which another
-    /// press would cancel, and powers the slot off when it has unbound the driver. Does nothing if power is off.
+    /// Asks the guest to give up the function, by pressing the attention button. Linux waits five
+    /// seconds, in which another press would cancel, and powers the slot off when it has
+    /// unbound the driver. Does nothing if power is off.
     ///
     /// # Errors
-    /// When there is no function, or the guest is about to follow an earlier request or changes the power for another reason.
+    /// When there is no function, or the guest is about to follow an earlier request or changes the
+    /// power for another reason.
     pub fn request_removal(&self) -> Result<(), UnplugError> {
         let _order = self.in_order();
         let mut state = self.lock();
@@ -148,8 +153,8 @@ impl RootPort {
         Ok(())
     }
 
-    /// Waits until the guest has powered off the slot and its power indicator no longer blinks, or has declined; at most
-    /// for `timeout`.
+    /// Waits until the guest has powered off the slot and its power indicator no longer blinks, or
+    /// has declined; at most for `timeout`.
     #[must_use]
     pub fn wait_for_removal(&self, timeout: Duration) -> RemovalOutcome {
         let end = Instant::now().checked_add(timeout);
@@ -230,8 +235,9 @@ impl RootPort {
         Ok(Arc::clone(&endpoint.function))
     }
 
-    /// The function behind the port, when a configuration access to `bus` reaches it: the access must be to the secondary
-    /// bus. `None` if the bus is not behind this port; `Some(None)` if it is, but nobody is there.
+    /// The function behind the port, when a configuration access to `bus` reaches it: the access
+    /// must be to the secondary bus. `None` if the bus is not behind this port; `Some(None)` if
+    /// it is, but nobody is there.
     pub(crate) fn route(&self, bus: u8, devfn: u8) -> Option<Option<Arc<Endpoint>>> {
         let state = self.lock();
         let (secondary, subordinate) = state.registers.config.buses_behind();
@@ -323,7 +329,8 @@ impl PciFunction for RootPort {
         }
     }
 
-    /// Back to power-on values: an occupied slot has power, an empty one has not. The function is reset by the root complex.
+    /// Back to power-on values: an occupied slot has power, an empty one has not. The function is
+    /// reset by the root complex.
     fn reset(&self) {
         let _order = self.in_order();
         let mut state = self.lock();

@@ -1,4 +1,5 @@
-//! Root ports as software finds them: registers, routing of configuration accesses, decoding through windows.
+//! Root ports as software finds them: registers, routing of configuration accesses, decoding
+//! through windows.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

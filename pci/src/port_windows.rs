@@ -1,4 +1,5 @@
-//! The windows that firmware gives root ports: for the BARs of the functions behind them, and for functions to come.
+//! The windows that firmware gives root ports: for the BARs of the functions behind them, and for
+//! functions to come.
 
 use std::ops::Range;
 

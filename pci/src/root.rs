@@ -1,5 +1,5 @@
-//! The root complex: the functions on the bus, their configuration space over ECAM (section 7.2.2), and the dispatch of
-//! memory accesses to their BARs.
+//! The root complex: the functions on the bus, their configuration space over ECAM (section 7.2.2),
+//! and the dispatch of memory accesses to their BARs.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,7 +19,8 @@ use crate::hotplug::{PlugError, UnplugError};
 use crate::port::RootPort;
 use crate::port_windows::{self, Windows};
 
-/// Bit of an ECAM offset at which the function number starts (section 7.2.2); the bits above are the requester id.
+/// Bit of an ECAM offset at which the function number starts (section 7.2.2); the bits above are
+/// the requester id.
 pub const ECAM_FUNCTION_SHIFT: u32 = 12;
 
 /// Where the root complex lies in the guest-physical address space.
@@ -71,11 +72,11 @@ pub struct RootComplex {
     /// In the order of the buses behind them, which begin with bus 1.
     ports: RwLock<Vec<Arc<RootPort>>>,
     map: RwLock<Map>,
-    /// Nothing is put into a slot while a plan is made and carried out, so that one that was found to be possible stays so.
-    /// Taken before all other locks.
+    /// Nothing is put into a slot while a plan is made and carried out, so that one that was found
+    /// to be possible stays so. Taken before all other locks.
     plans: Mutex<()>,
-    /// Serialises decoding: the windows each function was told last. Taken before a function's own locks and before
-    /// `functions`, `ports` and `map`; never while one of those is held.
+    /// Serialises decoding: the windows each function was told last. Taken before a function's own
+    /// locks and before `functions`, `ports` and `map`; never while one of those is held.
     told: Mutex<Told>,
 }
 
@@ -125,8 +126,8 @@ impl RootComplex {
         Ok(())
     }
 
-    /// Puts a root port with an empty slot at `bdf`. The bus behind it is the next one that is free, from bus 1 on. Messages
-    /// about hot-plug go to `msi`.
+    /// Puts a root port with an empty slot at `bdf`. The bus behind it is the next one that is
+    /// free, from bus 1 on. Messages about hot-plug go to `msi`.
     ///
     /// # Errors
     /// When the address is taken or not on bus 0, or the ECAM region has no bus left.
@@ -148,13 +149,13 @@ impl RootComplex {
         self.ports.read().clone()
     }
 
-    /// Puts `function`, which was created for [`RootPort::function_address`] and is in its reset state, into the slot of
-    /// `port`. The guest is told if it has started; it powers the slot on, and assigns the BARs. Before that, the function is
-    /// simply there at power-on.
+    /// Puts `function`, which was created for [`RootPort::function_address`] and is in its reset
+    /// state, into the slot of `port`. The guest is told if it has started; it powers the slot
+    /// on, and assigns the BARs. Before that, the function is simply there at power-on.
     ///
     /// # Errors
-    /// When the slot is occupied, or the apertures have no room for the BARs beside all others: the guest might find some, but
-    /// firmware would not when the machine is reset.
+    /// When the slot is occupied, or the apertures have no room for the BARs beside all others: the
+    /// guest might find some, but firmware would not when the machine is reset.
     pub fn plug(&self, port: &RootPort, function: Arc<dyn PciFunction>) -> Result<(), PlugError> {
         let _planning = self.planning();
         if port.function().is_none() {
@@ -165,8 +166,8 @@ impl RootComplex {
         Ok(())
     }
 
-    /// Takes the function out of the slot of `port`. It is in its reset state, nothing reaches it any more, and it knows that
-    /// it has no windows.
+    /// Takes the function out of the slot of `port`. It is in its reset state, nothing reaches it
+    /// any more, and it knows that it has no windows.
     ///
     /// # Errors
     /// When the slot is empty, or the guest has not powered it off.
@@ -174,8 +175,9 @@ impl RootComplex {
         self.take(port, false)
     }
 
-    /// Takes the function out of the slot of `port` while the guest may be using it, as if somebody had pulled it: what it does
-    /// is stopped, and the guest finds it gone. Otherwise like [`unplug`](Self::unplug).
+    /// Takes the function out of the slot of `port` while the guest may be using it, as if somebody
+    /// had pulled it: what it does is stopped, and the guest finds it gone. Otherwise like
+    /// [`unplug`](Self::unplug).
     ///
     /// # Errors
     /// When the slot is empty.
@@ -189,7 +191,8 @@ impl RootComplex {
         Ok(function)
     }
 
-    /// The addresses of all functions, the host bridge included, in order; behind root ports as firmware numbers buses.
+    /// The addresses of all functions, the host bridge included, in order; behind root ports as
+    /// firmware numbers buses.
     #[must_use]
     pub fn addresses(&self) -> Vec<Bdf> {
         self.members()
@@ -198,8 +201,8 @@ impl RootComplex {
             .collect()
     }
 
-    /// Gives every BAR an address, and every root port a bus and windows, as firmware does. Enables nothing. Windows have room
-    /// for functions that are plugged in later.
+    /// Gives every BAR an address, and every root port a bus and windows, as firmware does. Enables
+    /// nothing. Windows have room for functions that are plugged in later.
     ///
     /// # Errors
     /// When an aperture is too small; nothing has been changed then.
@@ -216,7 +219,8 @@ impl RootComplex {
         Ok(())
     }
 
-    /// What [`assign_bars`](Self::assign_bars) does, with `coming` behind its port as well. To be called with the lock on plans.
+    /// What [`assign_bars`](Self::assign_bars) does, with `coming` behind its port as well. To be
+    /// called with the lock on plans.
     fn plan(
         &self,
         coming: Option<(&RootPort, &Arc<dyn PciFunction>)>,
@@ -267,8 +271,9 @@ impl RootComplex {
         self.plans.lock()
     }
 
-    /// Reads configuration space; `offset` counts from the ECAM base. Absent functions and bytes beyond the last bus
-    /// read as ones, as does an access that crosses from one function into the next.
+    /// Reads configuration space; `offset` counts from the ECAM base. Absent functions and bytes
+    /// beyond the last bus read as ones, as does an access that crosses from one function into
+    /// the next.
     pub fn read_ecam(&self, offset: u64, data: &mut [u8]) {
         match self.function_at(offset, data.len()) {
             Some((function, register)) => function.read_config(register, data),
@@ -287,7 +292,8 @@ impl RootComplex {
         }
     }
 
-    /// Reads guest-physical `address` from the BAR that decodes it; ones when none does. Returns whether one did.
+    /// Reads guest-physical `address` from the BAR that decodes it; ones when none does. Returns
+    /// whether one did.
     pub fn read_mmio(&self, address: u64, data: &mut [u8]) -> bool {
         match self.target(address, data.len()) {
             Some(target) => {
@@ -348,7 +354,8 @@ impl RootComplex {
             .map(|function| (Arc::clone(function), register))
     }
 
-    /// All functions, and where accesses reach them: those of bus 0 in the apertures, those behind a port in its windows too.
+    /// All functions, and where accesses reach them: those of bus 0 in the apertures, those behind
+    /// a port in its windows too.
     fn members(&self) -> Vec<Member> {
         let apertures = [self.apertures.mmio32.clone(), self.apertures.mmio64.clone()];
         let mut members: Vec<_> = self

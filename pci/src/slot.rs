@@ -1,8 +1,9 @@
-//! The registers of a root port: its configuration space, with the link and the hot-plug slot of its PCI Express capability
-//! (sections 7.5.3.6 to 7.5.3.14; hot-plug: section 6.7).
+//! The registers of a root port: its configuration space, with the link and the hot-plug slot of
+//! its PCI Express capability (sections 7.5.3.6 to 7.5.3.14; hot-plug: section 6.7).
 //!
-//! The slot has an attention button, a power controller and both indicators; no latch, no interlock, no surprise removal. The
-//! link is up while there is a function, power is on, and software neither disables the link nor holds the bus in reset.
+//! The slot has an attention button, a power controller and both indicators; no latch, no
+//! interlock, no surprise removal. The link is up while there is a function, power is on, and
+//! software neither disables the link nor holds the bus in reset.
 
 use crate::builder::{ConfigBuilder, Identity};
 use crate::capability::id;
@@ -21,11 +22,14 @@ const ROOT_PORT: u16 = 0x0142;
 const DEVICE: u32 = 0x8000;
 /// Error reporting enables, relaxed ordering.
 const DEVICE_CONTROL_WRITABLE: u16 = 0x001f;
-/// End-End TLP prefixes supported (bit 21), at most one of them (bits 23:22): requests with PASID pass.
+/// End-End TLP prefixes supported (bit 21), at most one of them (bits 23:22): requests with PASID
+/// pass.
 const DEVICE_2: u32 = 0x0060_0000;
-/// 2.5 GT/s, one lane, link active reporting (bit 20), ASPM optionality (bit 22). The port number is in bits 31:24.
+/// 2.5 GT/s, one lane, link active reporting (bit 20), ASPM optionality (bit 22). The port number
+/// is in bits 31:24.
 const LINK: u32 = 0x0050_0011;
-/// Link Disable, Common Clock, Extended Synch. Retrain Link reads as zero, and there is nothing to train.
+/// Link Disable, Common Clock, Extended Synch. Retrain Link reads as zero, and there is nothing to
+/// train.
 const LINK_CONTROL_WRITABLE: u16 = 0x00d0;
 const LINK_DISABLE: u16 = 1 << 4;
 /// Link Status of a link that is up: 2.5 GT/s, one lane, active (bit 13).
@@ -34,7 +38,8 @@ const LINK_UP: u16 = 0x2011;
 const LINK_2: u32 = 0x2;
 const TARGET_SPEED: u16 = 1;
 const TARGET_SPEED_WRITABLE: u16 = 0xf;
-/// Attention button, power controller, attention and power indicator, hot-plug capable. The number is in bits 31:19.
+/// Attention button, power controller, attention and power indicator, hot-plug capable. The number
+/// is in bits 31:19.
 const SLOT: u32 = 0x5b;
 /// System error and power management interrupt enables.
 const ROOT_CONTROL_WRITABLE: u16 = 0xf;
@@ -83,7 +88,8 @@ impl Indicator {
     }
 }
 
-/// A root port's registers. Messages that they return are to be sent after releasing the lock around them.
+/// A root port's registers. Messages that they return are to be sent after releasing the lock
+/// around them.
 pub(crate) struct Registers {
     pub(crate) config: ConfigSpace,
     /// Offset of the PCI Express capability.
@@ -132,12 +138,13 @@ impl Registers {
         self.set(LINK_STATUS, self.link_status());
     }
 
-    /// A function is put into the slot or taken out of it. Putting one in also presses the button, as a person would do:
-    /// software need not heed presence where there is a button.
+    /// A function is put into the slot or taken out of it. Putting one in also presses the button,
+    /// as a person would do: software need not heed presence where there is a button.
     pub(crate) fn set_occupied(&mut self, occupied: bool) -> Option<MsiMessage> {
         self.occupied = occupied;
         self.show_presence();
-        // Software that has not yet noticed that the slot was emptied by force would take the button for a wish to turn it off.
+        // Software that has not yet noticed that the slot was emptied by force would take the
+        // button for a wish to turn it off.
         let asks = occupied && !self.powered();
         self.raise(PRESENCE_CHANGED | if asks { BUTTON_PRESSED } else { 0 });
         self.settle()

@@ -1,4 +1,5 @@
-//! Devices that keep translations, and what the page-request queue must do with their requests (section 7.4).
+//! Devices that keep translations, and what the page-request queue must do with their requests
+//! (section 7.4).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

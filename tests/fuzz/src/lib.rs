@@ -1,15 +1,19 @@
 //! What a guest, or a device of it, can do to a remapping unit, decoded from arbitrary bytes.
 //!
-//! Each target is a function of bytes that panics when an invariant breaks. libFuzzer looks for such bytes
-//! (`cargo xtask fuzz`); a test tries the inputs in `seeds/` and some thousand random ones (`cargo test -p fuzz`).
+//! Each target is a function of bytes that panics when an invariant breaks. libFuzzer looks for
+//! such bytes (`cargo xtask fuzz`); a test tries the inputs in `seeds/` and some thousand random
+//! ones (`cargo test -p fuzz`).
 //!
 //! # Invariants of all targets
 //! * Nothing panics, and arithmetic does not overflow.
-//! * Nothing at or beyond the host address width is looked up, be it for tables, for queues or for a device.
+//! * Nothing at or beyond the host address width is looked up, be it for tables, for queues or for
+//!   a device.
 //! * The work of an operation is bounded by what it was asked for: lookups of memory are counted.
 //! * Counters go up by what was done; events and calls of observers are as few.
-//! * A page request that was taken is in the memory of the queue, where there is any; PQT moves by as many as were taken.
-//! * A device-TLB hears of every invalidation and response that the queue executes, or the queue stops with a time-out.
+//! * A page request that was taken is in the memory of the queue, where there is any; PQT moves by
+//!   as many as were taken.
+//! * A device-TLB hears of every invalidation and response that the queue executes, or the queue
+//!   stops with a time-out.
 //! * Who looks changes nothing: neither memory nor registers nor counters.
 //! * A unit that continues the work of another reads and translates as that one.
 

@@ -69,9 +69,11 @@ impl Shape {
 /// A unit of a guest.
 type Behind = Unit<Arc<Guest>>;
 
-/// Lookups of a page request: root, context, directory and PASID entry, and the slot of the queue; with retries.
+/// Lookups of a page request: root, context, directory and PASID entry, and the slot of the queue;
+/// with retries.
 const LOOKUPS_PER_REQUEST: u64 = 16;
-/// Lookups that one page can take: 16 walks of 35 entries with as many updates, and 5 entries before them.
+/// Lookups that one page can take: 16 walks of 35 entries with as many updates, and 5 entries
+/// before them.
 pub(crate) const LOOKUPS_PER_PAGE: u64 = 16 * 2 * 35 + 5;
 
 /// Counts events, and ranges of interrupt entries that became invalid.
@@ -260,7 +262,8 @@ impl Machine {
     pub(crate) fn write(&self, at: u64, bytes: &[u8]) -> Account {
         let account = self.step(|| self.unit.write(at, bytes));
         let words = bytes.len() as u64 / 4;
-        // A fetch for each descriptor and a status for each wait; a fetch that fails stops the queue.
+        // A fetch for each descriptor and a status for each wait; a fetch that fails stops the
+        // queue.
         let most = account.executed + account.waits + words;
         let devices =
             account.asked() * LOOKUPS_PER_REQUEST + account.deeds.translations * LOOKUPS_PER_PAGE;

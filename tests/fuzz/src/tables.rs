@@ -9,7 +9,8 @@ use crate::word::Source;
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub(crate) struct Tables {
     source: Source,
-    /// DTE, PASIDE, PRE from bit 0; bit 3: accessed and dirty bits; bits 5:4: PGTT; bits 7:6: size of the page-request queue.
+    /// DTE, PASIDE, PRE from bit 0; bit 3: accessed and dirty bits; bits 5:4: PGTT; bits 7:6: size
+    /// of the page-request queue.
     flags: u8,
     /// Leaf bits, and where the leaf leads.
     leaf: u8,

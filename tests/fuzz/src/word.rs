@@ -1,4 +1,5 @@
-//! Values as guests write them: mostly pointers with flags, as table entries and registers have them.
+//! Values as guests write them: mostly pointers with flags, as table entries and registers have
+//! them.
 
 use arbitrary::{Arbitrary, Unstructured};
 

@@ -1,4 +1,5 @@
-//! Writes initramfs archives (cpio "newc", Documentation/driver-api/early-userspace/buffer-format.rst of Linux).
+//! Writes initramfs archives (cpio "newc",
+//! Documentation/driver-api/early-userspace/buffer-format.rst of Linux).
 
 use std::io::{self, Write};
 

@@ -1,4 +1,5 @@
-//! guest-init: PID 1 of a Linux guest. Mounts, carries out its boot's step of the plan, reports, and leaves.
+//! guest-init: PID 1 of a Linux guest. Mounts, carries out its boot's step of the plan, reports,
+//! and leaves.
 
 mod agent;
 mod assigned_edu;
@@ -61,8 +62,8 @@ impl Console {
     }
 
     fn line(&mut self, text: &str) {
-        // One record of the log holds about 1000 bytes. The level shows even under `quiet`. Without its newline a record
-        // stays open, and unprinted, until the next one begins.
+        // One record of the log holds about 1000 bytes. The level shows even under `quiet`. Without
+        // its newline a record stays open, and unprinted, until the next one begins.
         let text: String = text
             .chars()
             .map(|c| if c.is_control() { ' ' } else { c })
@@ -93,7 +94,8 @@ pub fn main() {
         ("tmp", "/tmp", "tmpfs"),
     ] {
         let _ = fs::create_dir_all(target);
-        // A kernel with DEVTMPFS_MOUNT has done /dev; what is missing shows in the checks that need it.
+        // A kernel with DEVTMPFS_MOUNT has done /dev; what is missing shows in the checks that need
+        // it.
         let _ = sys::mount(source, target, fstype, "");
     }
     let _ = sys::mount("debugfs", "/sys/kernel/debug", "debugfs", "");

@@ -19,7 +19,8 @@ const FATAL: &[&str] = &[
     "Attempted to kill init",
 ];
 
-/// Whether a message of Linux tells of a fault that the remapping unit reported, or of an error of its queue.
+/// Whether a message of Linux tells of a fault that the remapping unit reported, or of an error of
+/// its queue.
 pub fn is_fault_line(line: &str) -> bool {
     line.contains("DMAR: [")
         || line.contains("DMAR: DRHD: handling fault")

@@ -1,9 +1,11 @@
 //! The lab: real kernels in front of nido, judged by machine.
 //!
-//! * [`scenario`] is the table of what is run: a nido command line, a kernel and a [`plan`] for the guest.
-//! * [`guest`] is the guest's init: it carries out the plan and reports each check as a line ([`protocol`]).
-//! * [`agent`] runs one scenario: tap, disks, nido, time limit; it is init of level 1, or a part of xtask where the
-//!   machine's own KVM runs Linux.
+//! * [`scenario`] is the table of what is run: a nido command line, a kernel and a [`plan`] for the
+//!   guest.
+//! * [`guest`] is the guest's init: it carries out the plan and reports each check as a line
+//!   ([`protocol`]).
+//! * [`agent`] runs one scenario: tap, disks, nido, time limit; it is init of level 1, or a part of
+//!   xtask where the machine's own KVM runs Linux.
 //! * [`judge`] decides from the lines and the exit status.
 
 pub mod agent;

@@ -1,9 +1,9 @@
 //! What a guest does, as `lab.plan=` on its command line.
 //!
-//! A plan is a list of steps separated by `;`, one for each boot. A step is a list of checks separated by `,`, each
-//! `name` or `name=argument`, then `>` and how the boot ends: `poweroff`, `restart`,
-//! `kexec:PARAMETER`, which starts the same kernel again with one more parameter, or `stay`: the guest goes on until it is
-//! ended from outside.
+//! A plan is a list of steps separated by `;`, one for each boot. A step is a list of checks
+//! separated by `,`, each `name` or `name=argument`, then `>` and how the boot ends: `poweroff`,
+//! `restart`, `kexec:PARAMETER`, which starts the same kernel again with one more parameter, or
+//! `stay`: the guest goes on until it is ended from outside.
 
 use anyhow::{Result, bail};
 

@@ -1,7 +1,7 @@
 //! The lines by which guest-init and lab-agent report.
 //!
-//! A guest writes its lines through the kernel log, so that no kernel message can fall into the middle of one; what
-//! stands before the marker (a time stamp) is ignored.
+//! A guest writes its lines through the kernel log, so that no kernel message can fall into the
+//! middle of one; what stands before the marker (a time stamp) is ignored.
 
 use std::fmt;
 
@@ -26,8 +26,9 @@ pub enum GuestLine {
     },
     /// The guest wants this word typed on its console.
     Ask(String),
-    /// The guest wants this said to nido's control socket, and `ok` or the error typed on its serial port. What the agent
-    /// does itself is said in the same way: `count` and what follows ([`crate::agent`]).
+    /// The guest wants this said to nido's control socket, and `ok` or the error typed on its
+    /// serial port. What the agent does itself is said in the same way: `count` and what
+    /// follows ([`crate::agent`]).
     Request(String),
     /// All checks of the boot are over, and the guest leaves.
     End(u32),
@@ -57,8 +58,8 @@ impl fmt::Display for GuestLine {
 }
 
 impl GuestLine {
-    /// Reads a line of the console; None if it is not one of ours. A report without the number of its boot, which a
-    /// guest that boots once may leave out, is of boot 0.
+    /// Reads a line of the console; None if it is not one of ours. A report without the number of
+    /// its boot, which a guest that boots once may leave out, is of boot 0.
     pub fn parse(line: &str) -> Option<Self> {
         let text = line.split_once(MARKER)?.1.trim_end();
         let (kind, rest) = text.split_once(' ')?;

@@ -59,7 +59,8 @@ pub struct Scenario {
     pub initramfs: Initramfs,
     /// nido's `--device intel-iommu...`, if there is a unit.
     pub unit: Option<&'static str>,
-    /// Further arguments of nido. `{edu1}` stands for the address of level 1's second edu, and so on for each [`Model`].
+    /// Further arguments of nido. `{edu1}` stands for the address of level 1's second edu, and so
+    /// on for each [`Model`].
     pub arguments: &'static [&'static str],
     /// What level 1 has for its guests.
     pub host: Host,
@@ -73,14 +74,16 @@ pub struct Scenario {
     pub plan: &'static str,
     /// The plan causes DMA faults.
     pub faults: bool,
-    /// What the agent asks nido's control socket when the guest has carried out its plan; the last request ends the guest,
-    /// whose plan says `stay`. No control socket if there is nothing to ask.
+    /// What the agent asks nido's control socket when the guest has carried out its plan; the last
+    /// request ends the guest, whose plan says `stay`. No control socket if there is nothing
+    /// to ask.
     pub control: &'static [Exchange],
     /// What the agent asks when the guest has it look, which is its check `look`.
     pub look: &'static [Exchange],
     /// What it asks when the guest has it look at something by name, as in `look=off`.
     pub looks: &'static [(&'static str, &'static [Exchange])],
-    /// A plan that ends with `stay`, for a guest before this one: nido is killed in the middle of it.
+    /// A plan that ends with `stay`, for a guest before this one: nido is killed in the middle of
+    /// it.
     pub killed: Option<&'static str>,
     /// Command lines that nido must refuse; then there is no guest.
     pub refusals: &'static [Refusal],
@@ -107,7 +110,8 @@ impl Scenario {
 pub struct Exchange {
     /// The request.
     pub request: &'static str,
-    /// For each of these, a line that contains all words; behind [`NO`], no line that contains the others.
+    /// For each of these, a line that contains all words; behind [`NO`], no line that contains the
+    /// others.
     pub line_with: &'static [&'static [&'static str]],
     /// Lines `name: value` whose values are above zero.
     pub positive: &'static [&'static str],
@@ -183,11 +187,13 @@ pub struct Host {
     pub devices: &'static [Model],
     /// Properties of level 1's remapping unit.
     pub unit: &'static str,
-    /// The devices whose DMA level 1's unit must have blocked, as in `edu0`; it must not have blocked another's.
+    /// The devices whose DMA level 1's unit must have blocked, as in `edu0`; it must not have
+    /// blocked another's.
     pub faults: &'static [&'static str],
 }
 
-/// Properties of level 1's unit, where a scenario asks for no others. QEMU has 39 bits unless told otherwise.
+/// Properties of level 1's unit, where a scenario asks for no others. QEMU has 39 bits unless told
+/// otherwise.
 pub const HOST_UNIT: &str = "intremap=on,aw-bits=48,x-scalable-mode=on";
 
 /// A command line that nido refuses, with nothing changed.
@@ -244,7 +250,8 @@ const DEFAULT: Scenario = Scenario {
     limit: Duration::from_secs(120),
 };
 
-/// What scenario `control` asks. Slot 6 is edu's, and 0x1230000 is where its driver in guest-init maps a page.
+/// What scenario `control` asks. Slot 6 is edu's, and 0x1230000 is where its driver in guest-init
+/// maps a page.
 const CONTROL: &[Exchange] = &[
     Exchange {
         request: "iommu",
@@ -522,7 +529,8 @@ pub const PROBE: Scenario = Scenario {
     ..DEFAULT
 };
 
-/// A plan of `scenario` parses, and its guest knows each check: otherwise only the guest would find out.
+/// A plan of `scenario` parses, and its guest knows each check: otherwise only the guest would find
+/// out.
 #[cfg(test)]
 fn assert_plan_is_known(scenario: &Scenario, plan: &str) {
     let payload = [

@@ -79,7 +79,8 @@ pub fn reboot(how: Leave) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Loads `kernel` (a bzImage) with `initrd` and `command_line` for [`Leave::Kexec`] (kexec_file_load(2)).
+/// Loads `kernel` (a bzImage) with `initrd` and `command_line` for [`Leave::Kexec`]
+/// (kexec_file_load(2)).
 pub fn kexec_load(
     kernel: BorrowedFd<'_>,
     initrd: BorrowedFd<'_>,
@@ -105,7 +106,8 @@ pub fn kexec_load(
     }
 }
 
-/// Loads a kernel module from an open file (finit_module(2)); one that is loaded already is no error.
+/// Loads a kernel module from an open file (finit_module(2)); one that is loaded already is no
+/// error.
 pub fn load_module(file: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the parameter string is a static NUL-terminated string.
     let result =
@@ -173,7 +175,8 @@ pub fn own_terminal(command: &mut Command) {
     unsafe { command.pre_exec(before_exec) };
 }
 
-/// Makes the kernel kill `command` with SIGKILL when the thread that starts it ends, however it ends.
+/// Makes the kernel kill `command` with SIGKILL when the thread that starts it ends, however it
+/// ends.
 pub fn die_with_parent(command: &mut Command) {
     let before_exec = || {
         // SAFETY: the argument of PR_SET_PDEATHSIG is a number.

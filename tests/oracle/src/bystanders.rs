@@ -1,5 +1,5 @@
-//! What several tests put around a unit: an end for its events, a device that only obeys, and memory whose pages show who
-//! wrote them.
+//! What several tests put around a unit: an end for its events, a device that only obeys, and
+//! memory whose pages show who wrote them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -72,7 +72,8 @@ pub fn is_filled(memory: &Memory, page: u64, byte: u8) -> bool {
     bytes == [byte; 4096]
 }
 
-/// How many devices run beside a driver: two of one source, so that views of the same device are among them.
+/// How many devices run beside a driver: two of one source, so that views of the same device are
+/// among them.
 pub const DEVICES: u64 = 3;
 
 /// Which of [`SOURCES`] a device has.
@@ -80,8 +81,9 @@ pub fn which(device: u64) -> usize {
     crate::index(device % 2)
 }
 
-/// Runs devices, each on a thread of its own, while `driver` does what it does. Then the flag is raised that they watch, and
-/// what they returned comes beside what the driver did. A panic on either side goes on here.
+/// Runs devices, each on a thread of its own, while `driver` does what it does. Then the flag is
+/// raised that they watch, and what they returned comes beside what the driver did. A panic on
+/// either side goes on here.
 pub fn beside<T: Send, R>(
     device: impl Fn(u64, &AtomicBool) -> T + Sync,
     driver: impl FnOnce() -> R,

@@ -1,6 +1,8 @@
-//! A fake operating system's driver of the unit: it knows the register window and memory, and nothing else.
+//! A fake operating system's driver of the unit: it knows the register window and memory, and
+//! nothing else.
 //!
-//! Offsets, bits and layouts are raw literals from the specification (sections 6.5, 9 and 11.4); none comes from the crate.
+//! Offsets, bits and layouts are raw literals from the specification (sections 6.5, 9 and 11.4);
+//! none comes from the crate.
 
 pub mod entries;
 pub mod queue;
@@ -63,7 +65,8 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver that has not touched the unit yet. `queue_page` and `status` belong to the invalidation queue.
+    /// A driver that has not touched the unit yet. `queue_page` and `status` belong to the
+    /// invalidation queue.
     pub fn new(unit: Arc<Unit<Memory>>, memory: Memory, queue_page: u64, status: u64) -> Self {
         Self {
             registers: Registers(unit),

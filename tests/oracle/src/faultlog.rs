@@ -168,7 +168,8 @@ impl FaultLog {
         !observed.overflowed && observed.record.is_some_and(|record| fault.matches(record))
     }
 
-    /// Takes what was observed over, with the event that belongs to it. Then checks FRI, FECTL and the events sent.
+    /// Takes what was observed over, with the event that belongs to it. Then checks FRI, FECTL and
+    /// the events sent.
     pub fn accept(
         &mut self,
         observed: &Observed,

@@ -1,4 +1,5 @@
-//! Which invalidations have completed, and whether an old version of an entry can still be in a cache (section 6).
+//! Which invalidations have completed, and whether an old version of an entry can still be in a
+//! cache (section 6).
 
 /// What an entry is, as far as invalidation goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,8 +124,8 @@ impl Flushes {
     }
 
     fn gone_at(&self, stale: Stale, tag: Tag) -> Option<u64> {
-        // Commands are executed one after another; the context cache must be clean before what is filled from it
-        // is flushed, or it would be filled again.
+        // Commands are executed one after another; the context cache must be clean before what is
+        // filled from it is flushed, or it would be filled again.
         let mut time = stale.replaced;
         if stale.kind == Kind::Context {
             time = self.first_after(time, |flush| match flush {

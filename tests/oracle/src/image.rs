@@ -95,7 +95,8 @@ impl Image {
         self.past.clear();
     }
 
-    /// The versions of an entry of `count` words, the present one first. `None` if this is no memory.
+    /// The versions of an entry of `count` words, the present one first. `None` if this is no
+    /// memory.
     pub fn versions(&self, address: u64, count: usize) -> Option<Vec<Version>> {
         let addresses: Vec<u64> = (0..count as u64).map(|word| address + word * 8).collect();
         let words: Option<Vec<u64>> = addresses.iter().map(|at| self.word(*at)).collect();

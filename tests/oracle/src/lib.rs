@@ -1,9 +1,12 @@
-//! An independent check of the remapping unit, written from the VT-d specification and sharing no arithmetic with it.
+//! An independent check of the remapping unit, written from the VT-d specification and sharing no
+//! arithmetic with it.
 //!
 //! * [`driver`] is a fake operating system: registers, tables, invalidations, the fault log;
-//! * [`walker`] says what a DMA request may give, from the bytes of guest memory and what they were before;
+//! * [`walker`] says what a DMA request may give, from the bytes of guest memory and what they were
+//!   before;
 //! * [`interrupt`] says the same of interrupt requests;
-//! * [`machine`] makes both meet: it drives a unit, and compares every address, fault record and byte of memory.
+//! * [`machine`] makes both meet: it drives a unit, and compares every address, fault record and
+//!   byte of memory.
 
 pub mod bystanders;
 pub mod driver;

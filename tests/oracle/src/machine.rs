@@ -24,7 +24,8 @@ use crate::interrupt::{self, InterruptFlushes, Remapping};
 use crate::ram::Memory;
 use crate::walker::Root;
 
-/// Memory of the machine: start and length of each region. The last is where no DMA may ever arrive.
+/// Memory of the machine: start and length of each region. The last is where no DMA may ever
+/// arrive.
 pub const REGIONS: [(u64, u64); 3] = [
     (0, 0x8_0000),
     (0xfee0_0000, 0x1000),
@@ -303,7 +304,8 @@ impl Machine {
     }
 
     fn forget_translations(&mut self) {
-        // Interrupt entries have their own cache, so the past of memory is kept, and only translations forget it.
+        // Interrupt entries have their own cache, so the past of memory is kept, and only
+        // translations forget it.
         for flush in [
             Flush::ContextGlobal,
             Flush::PasidCacheGlobal,
@@ -346,7 +348,8 @@ impl Machine {
         self.image.forget();
     }
 
-    /// Latches another root table. The unit announces that it invalidates all translations by itself (ESRTPS).
+    /// Latches another root table. The unit announces that it invalidates all translations by
+    /// itself (ESRTPS).
     pub fn set_root(&mut self, table: u64, mode: u64) {
         self.driver.set_root(table, mode);
         self.root = Root { table, mode };
@@ -363,7 +366,8 @@ impl Machine {
         self.maybe_reset_log();
     }
 
-    /// Switches interrupt remapping on or off (section 11.4.4: CAP.ESIRTPS, as it is announced with IR).
+    /// Switches interrupt remapping on or off (section 11.4.4: CAP.ESIRTPS, as it is announced with
+    /// IR).
     pub fn remap_interrupts(&mut self, on: bool) {
         self.driver.set_command(command::IRE, on);
         self.remapping.enabled = on;

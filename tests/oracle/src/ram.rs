@@ -1,4 +1,5 @@
-//! Guest memory as the driver writes it. Every store is noted, so that a model of memory can follow.
+//! Guest memory as the driver writes it. Every store is noted, so that a model of memory can
+//! follow.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

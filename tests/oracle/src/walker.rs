@@ -1,18 +1,24 @@
-//! The oracle: a slow and literal reading of sections 3, 6.1 and 7.1 over the bytes of guest memory.
+//! The oracle: a slow and literal reading of sections 3, 6.1 and 7.1 over the bytes of guest
+//! memory.
 //!
-//! Every entry may be taken as it stands or, until its invalidation, as it stood. So a request has a set of permitted
-//! outcomes: one for each combination of versions. Only one is left once everything is invalidated.
+//! Every entry may be taken as it stands or, until its invalidation, as it stood. So a request has
+//! a set of permitted outcomes: one for each combination of versions. Only one is left once
+//! everything is invalidated.
 //!
-//! Where the specification leaves a choice, the oracle takes what the unit does, and says so at the place:
+//! Where the specification leaves a choice, the oracle takes what the unit does, and says so at the
+//! place:
 //! * the top second-stage table cannot be fetched in legacy mode: code 03h or 07h;
 //! * a request is denied for U/S while A cannot be set: 81h, 90h or 77h;
-//! * reading a first-stage entry, when nested with SSADE, is a write of its second-stage page: D is set, lack of W is 77h,
-//!   75h or 76h;
-//! * in a PASID entry, AW is not checked where it is unused even if SSTS=0, and FSPTPTR not even beyond HAW;
-//! * the order of 44h to 48h is open, and any that applies will do; a page request whose PASID exceeds PSS is 89h (no source
-//!   lists it for page requests); one with a PASID in legacy mode is 31h or 32h;
+//! * reading a first-stage entry, when nested with SSADE, is a write of its second-stage page: D is
+//!   set, lack of W is 77h, 75h or 76h;
+//! * in a PASID entry, AW is not checked where it is unused even if SSTS=0, and FSPTPTR not even
+//!   beyond HAW;
+//! * the order of 44h to 48h is open, and any that applies will do; a page request whose PASID
+//!   exceeds PSS is 89h (no source lists it for page requests); one with a PASID in legacy mode is
+//!   31h or 32h;
 //! * a page request while translation is off is not taken, and not recorded;
-//! * a request to FEEx that is no interrupt is 29h; whether it is recorded while interrupt remapping is off is open;
+//! * a request to FEEx that is no interrupt is 29h; whether it is recorded while interrupt
+//!   remapping is off is open;
 //! * an atomic access of a device is a write (store) or a read (load).
 
 mod first;
@@ -241,8 +247,8 @@ impl Walk<'_> {
         }
     }
 
-    /// The entry itself is why the request is blocked. An old version that blocks can only be cached in caching mode,
-    /// and never if it is first-stage (section 6.1).
+    /// The entry itself is why the request is blocked. An old version that blocks can only be
+    /// cached in caching mode, and never if it is first-stage (section 6.1).
     fn blocked_by(&mut self, taken: &Taken, kind: Kind, codes: &[u8]) -> Stop {
         self.note(kind, taken);
         let cacheable = self.facts.caching_mode && !matches!(kind, Kind::First { .. });
@@ -263,7 +269,8 @@ impl Walk<'_> {
         })
     }
 
-    /// Sets bits in an entry. An old version cannot be updated: hardware sees that it changed, and walks again.
+    /// Sets bits in an entry. An old version cannot be updated: hardware sees that it changed, and
+    /// walks again.
     fn update(&mut self, taken: &Taken, bits: u64) -> Step<()> {
         if taken.words[0] & bits == bits {
             return Ok(());
@@ -276,8 +283,8 @@ impl Walk<'_> {
     }
 }
 
-/// Whether a translation request is answered without permissions, and nothing is recorded (sheet E1, columns "ok0" and,
-/// as there is no permission at all then, "okE").
+/// Whether a translation request is answered without permissions, and nothing is recorded (sheet
+/// E1, columns "ok0" and, as there is no permission at all then, "okE").
 fn recoverable(fault: &Fault) -> bool {
     const ANSWERED: [u8; 21] = [
         0x04, 0x05, 0x06, 0x51, 0x59, 0x5c, 0x5d, 0x70, 0x71, 0x72, 0x73, 0x74, 0x75, 0x76, 0x77,

@@ -1,4 +1,5 @@
-//! Random invalidation descriptors: which ones stop the queue, and with what IQEI (section 6.5.2, sheet C7 and A6).
+//! Random invalidation descriptors: which ones stop the queue, and with what IQEI (section 6.5.2,
+//! sheet C7 and A6).
 
 use std::sync::Arc;
 
@@ -74,7 +75,8 @@ fn verdict(words: [u64; 4], mode: Mode) -> &'static [u64] {
         7 => granularity == 2,
         _ => false,
     };
-    // Sheet F2: the specification is silent about AM beyond MAMV and IM beyond MHMV, and a bad G is 4 or 3.
+    // Sheet F2: the specification is silent about AM beyond MAMV and IM beyond MHMV, and a bad G is
+    // 4 or 3.
     let beyond = match kind {
         2 => granularity == 3 && high & 0x3f > 18,
         4 => low >> 4 & 1 == 1 && low >> 27 & 0x1f > 15,
@@ -221,7 +223,8 @@ fn a_queue_of_the_wrong_width_or_a_bad_tail_stops_at_once() {
         let config = configuration(&mut rng);
         if config.scalable.is_none() {
             let (mut driver, _memory) = machine(&config);
-            // DW is reserved without scalable mode: either it does not stick, or descriptors are refused.
+            // DW is reserved without scalable mode: either it does not stick, or descriptors are
+            // refused.
             driver.start_queue(true);
             driver.queue.push(&mut driver.ram, &queue::iotlb_global());
             driver.registers.write64(0x88, 0x20);

@@ -1,5 +1,6 @@
-//! Threads of DMA with PASIDs and device-TLBs, while the driver takes pages away, switches translation off, changes the
-//! root table or resets the unit: nothing arrives where it may not arrive any more.
+//! Threads of DMA with PASIDs and device-TLBs, while the driver takes pages away, switches
+//! translation off, changes the root table or resets the unit: nothing arrives where it may not
+//! arrive any more.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -194,7 +195,8 @@ struct Shared<'a> {
     kind: Kind,
 }
 
-/// A device: asks, keeps, uses; or makes untranslated requests. Returns how much got through: untranslated, translated.
+/// A device: asks, keeps, uses; or makes untranslated requests. Returns how much got through:
+/// untranslated, translated.
 fn device(port: &DmaPort<Memory>, tlb: &Tlb, seed: u64, shared: &Shared<'_>) -> [u64; 2] {
     let mut view = port.view();
     let mut rng = Rng::new(seed);

@@ -162,8 +162,8 @@ fn requests_with_a_pasid_are_blocked_where_pasids_are_not_announced() {
     let mut view = DmaPort::translated(unit.clone(), SourceId(8)).view();
     driver.set_root(0x3000, 0);
     driver.set_command(command::TE, true);
-    // Section 7.1.3: RTA.2 in legacy mode. In scalable mode PASIDE is reserved, so it is SCT.6 or, for what exceeds PSS,
-    // SGN.10.
+    // Section 7.1.3: RTA.2 in legacy mode. In scalable mode PASIDE is reserved, so it is SCT.6 or,
+    // for what exceeds PSS, SGN.10.
     for (root, mode, codes) in [(0x3000, 0, &[0x31][..]), (0x4000, 1, &[0x45, 0x89])] {
         driver.set_root(root, mode);
         let at = GuestAddress(0x9000);

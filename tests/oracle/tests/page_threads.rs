@@ -1,5 +1,5 @@
-//! Threads of devices that make page requests while a driver answers them: every request that the unit took is in the
-//! queue once, and its answer arrives once (sections 7.4 to 7.10).
+//! Threads of devices that make page requests while a driver answers them: every request that the
+//! unit took is in the queue once, and its answer arrives once (sections 7.4 to 7.10).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -73,7 +73,8 @@ fn start(unit: &Arc<Unit<Memory>>, memory: &Memory) -> Driver {
     driver
 }
 
-/// Makes requests until told to stop. Returns how many last ones of a group were taken, and how many dropped.
+/// Makes requests until told to stop. Returns how many last ones of a group were taken, and how
+/// many dropped.
 fn request(
     unit: &Unit<Memory>,
     source: u16,

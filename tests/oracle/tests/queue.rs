@@ -1,4 +1,5 @@
-//! The invalidation queue goes round, stops at errors and goes on (sections 6.5.2 and 11.4.7, sheet F4 and F5).
+//! The invalidation queue goes round, stops at errors and goes on (sections 6.5.2 and 11.4.7, sheet
+//! F4 and F5).
 
 use std::sync::Arc;
 
@@ -86,7 +87,8 @@ impl Round {
             let head = self.driver.registers.read64(0x80);
             let here = next + rest.iter().take_while(|(slot, _)| *slot != head).count();
             assert!(here < entries.len() || head == tail, "IQH is {head:#x}");
-            // From the first invalidation that times out on, nothing need be executed, and no wait may complete.
+            // From the first invalidation that times out on, nothing need be executed, and no wait
+            // may complete.
             let (done, pending) = match entries[next..here]
                 .iter()
                 .position(|(_, entry)| *entry == Entry::Silent)

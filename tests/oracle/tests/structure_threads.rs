@@ -1,7 +1,9 @@
-//! Devices on several threads, while the driver replaces what leads to their pages: a table of level 1, a PASID table, a
-//! PASID directory. After a completed wait, nobody touches the pages that the replaced one leads to.
+//! Devices on several threads, while the driver replaces what leads to their pages: a table of
+//! level 1, a PASID table, a PASID directory. After a completed wait, nobody touches the pages that
+//! the replaced one leads to.
 //!
-//! There are two sides, each with a page for every input but the last, which is in another table and always leads to the same. One word decides, or one for each device, which side is in use.
+//! There are two sides, each with a page for every input but the last, which is in another table
+//! and always leads to the same. One word decides, or one for each device, which side is in use.
 //! The pages of the other are filled with a value that no device writes, and have to stay so.
 
 use std::sync::Arc;
@@ -153,7 +155,8 @@ impl Setting {
                 let mapped = host.map(at, at, 1, 3, &mut pages, &mut driver.ram);
                 mapped.expect("pages");
             }
-            // The first host has both sides; the second has its own where the first one has the other.
+            // The first host has both sides; the second has its own where the first one has the
+            // other.
             let here = |number| page(side, number);
             below.push(map_inputs(host, here, MIDDLE, 3, &mut pages, &mut driver));
             let there = |number| page(1, number);

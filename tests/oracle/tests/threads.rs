@@ -1,8 +1,9 @@
-//! Devices on several threads, while the driver takes pages away from them: after a completed wait, nobody touches what
-//! was taken.
+//! Devices on several threads, while the driver takes pages away from them: after a completed wait,
+//! nobody touches what was taken.
 //!
-//! Each input page has a byte value of its own, which fills whatever physical page it maps to. Devices only ever write that
-//! value, and must only ever read it. A page that was taken away is filled with another value, and has to stay so.
+//! Each input page has a byte value of its own, which fills whatever physical page it maps to.
+//! Devices only ever write that value, and must only ever read it. A page that was taken away is
+//! filled with another value, and has to stay so.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

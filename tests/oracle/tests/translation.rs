@@ -1,4 +1,5 @@
-//! Random guests: every address, permission, fault record and byte of memory agrees with the oracle.
+//! Random guests: every address, permission, fault record and byte of memory agrees with the
+//! oracle.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! Debian packages: installing what is missing, and fetching others without installing them.
 //!
-//! The machine's own apt state is changed only by an installation. What is fetched comes through a private state in the
-//! cache, from the mirror that the machine itself uses.
+//! The machine's own apt state is changed only by an installation. What is fetched comes through a
+//! private state in the cache, from the mirror that the machine itself uses.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -145,7 +145,8 @@ fn parse_deb822(text: &str) -> Vec<Source> {
     sources
 }
 
-/// The machine's main Debian archive: the source of its own release, with component main, that is not for security.
+/// The machine's main Debian archive: the source of its own release, with component main, that is
+/// not for security.
 fn main_mirror(sources: &[Source], codename: &str) -> Option<Source> {
     let fits = |source: &&Source| {
         source

@@ -1,4 +1,5 @@
-//! What the benchmarks that run virtual machines share: where their logs are, and what they print at the end.
+//! What the benchmarks that run virtual machines share: where their logs are, and what they print
+//! at the end.
 
 use std::fs;
 use std::path::Path;
@@ -20,8 +21,8 @@ const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
 /// Takes what is measured, line by line.
 pub(crate) type Report<'a> = dyn FnMut(AgentLine) + 'a;
 
-/// Has `measure` fill the directory of logs of this name and report, then has `print` show what has come of it. Whether
-/// nothing failed.
+/// Has `measure` fill the directory of logs of this name and report, then has `print` show what has
+/// come of it. Whether nothing failed.
 pub(crate) fn run(
     name: &str,
     measure: impl FnOnce(&Path, &mut Report<'_>) -> Result<()>,

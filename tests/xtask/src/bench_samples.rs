@@ -1,4 +1,5 @@
-//! What benchmarks collect: values by who was measured and by what was measured; their medians and ratios.
+//! What benchmarks collect: values by who was measured and by what was measured; their medians and
+//! ratios.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +11,9 @@ const COUNTS: &[&str] = &["exits", "ioctls", "mmio_exits", "waits"];
 pub(crate) struct Samples(BTreeMap<String, BTreeMap<String, Vec<u64>>>);
 
 impl Samples {
-    /// Takes a line of `key=value` words, of which `vmm` says who was measured. With `what` and `times` it is about
-    /// something that happened so often, and has counts; else its words are values, whose names end with their unit.
+    /// Takes a line of `key=value` words, of which `vmm` says who was measured. With `what` and
+    /// `times` it is about something that happened so often, and has counts; else its words are
+    /// values, whose names end with their unit.
     pub(crate) fn add(&mut self, line: &str) {
         let words: BTreeMap<&str, &str> = line
             .split_whitespace()
@@ -62,8 +64,8 @@ impl Samples {
         values.map_or(&[], Vec::as_slice)
     }
 
-    /// Prints the medians: a line for each thing that was measured, a column for `base`, then for each other its column
-    /// and the ratio to `base`.
+    /// Prints the medians: a line for each thing that was measured, a column for `base`, then for
+    /// each other its column and the ratio to `base`.
     pub(crate) fn print(&self, base: &str) {
         let others: Vec<&str> = self.names().filter(|name| *name != base).collect();
         print!("\n{:34} {base:>12}", "medians");

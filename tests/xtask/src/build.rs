@@ -179,7 +179,8 @@ impl Stage {
         let program = Path::new(MKFS);
         let mut files = vec![("sbin/mkfs.ext4".to_owned(), read(program)?)];
         for library in bundle::libraries(program)? {
-            // The loader has its place in every program; the others are found through LD_LIBRARY_PATH.
+            // The loader has its place in every program; the others are found through
+            // LD_LIBRARY_PATH.
             let name = bundle::name(&library)?;
             let directory = if name.starts_with("ld-linux") {
                 "lib64"

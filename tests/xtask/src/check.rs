@@ -1,4 +1,5 @@
-//! `cargo xtask check`: the tests that need no kernel and no guest, in the order in which it is cheap to learn.
+//! `cargo xtask check`: the tests that need no kernel and no guest, in the order in which it is
+//! cheap to learn.
 //!
 //! `cargo xtask test` begins with the same steps.
 
@@ -116,7 +117,8 @@ fn unused_dependencies() -> Result<Prepared> {
     Ok(Prepared::Run(machete))
 }
 
-/// The database is fetched by whoever can reach it, not here: a test does not depend on the network.
+/// The database is fetched by whoever can reach it, not here: a test does not depend on the
+/// network.
 fn advisories() -> Result<Prepared> {
     let databases = tools::cargo_home()?.join("advisory-dbs");
     let there = fs::read_dir(&databases).is_ok_and(|mut entries| entries.next().is_some());
@@ -141,7 +143,8 @@ fn documentation() -> Result<Prepared> {
     Ok(Prepared::Run(doc))
 }
 
-/// Builds with the version of Rust that the workspace asks for, unless the other steps use it anyway.
+/// Builds with the version of Rust that the workspace asks for, unless the other steps use it
+/// anyway.
 fn minimum_rust() -> Result<Prepared> {
     let running = output(Command::new("rustc").arg("--version"))?;
     if running
@@ -170,7 +173,8 @@ fn minimum_rust() -> Result<Prepared> {
     Ok(Prepared::Run(check))
 }
 
-/// Whether `name` is `version` or a patch release of it: `1.95.1 (...)` and `1.95-x86_64-unknown-linux-gnu` are of `1.95`.
+/// Whether `name` is `version` or a patch release of it: `1.95.1 (...)` and
+/// `1.95-x86_64-unknown-linux-gnu` are of `1.95`.
 fn is_release_of(version: &str, name: &str) -> bool {
     name.strip_prefix(version)
         .is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
@@ -248,7 +252,8 @@ fn is_telling(line: &str) -> bool {
             .any(|part| line.contains(part))
 }
 
-/// Counts tests from the closing lines of cargo's test programs; a step without tests counts as one.
+/// Counts tests from the closing lines of cargo's test programs; a step without tests counts as
+/// one.
 fn tally(outcome: &Outcome) -> Tally {
     let mut tally = Tally::default();
     for line in outcome

@@ -116,7 +116,8 @@ impl Cloud {
         {
             return Ok(());
         }
-        // virtio-rng's module is named so in some releases, virtio_rng in others; both are `virtio_rng` here.
+        // virtio-rng's module is named so in some releases, virtio_rng in others; both are
+        // `virtio_rng` here.
         let path = files
             .get(name)
             .with_context(|| format!("the cloud kernel has no module {name}"))?;

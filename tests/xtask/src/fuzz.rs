@@ -1,6 +1,7 @@
 //! `cargo xtask fuzz`: libFuzzer on the targets of `tests/fuzz`.
 //!
-//! The stable compiler instruments for it: what libFuzzer needs are passes of LLVM, which code generation options reach.
+//! The stable compiler instruments for it: what libFuzzer needs are passes of LLVM, which code
+//! generation options reach.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The lab's kernel: built once from Debian's source package, kept in the cache.
 //!
-//! The cache is keyed by the package's version and by the configuration. What is complete there is used without asking
-//! anybody: no network, no package tools.
+//! The cache is keyed by the package's version and by the configuration. What is complete there is
+//! used without asking anybody: no network, no package tools.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,9 +32,10 @@ const TOOLS: &[&str] = &[
 ];
 /// Changes of the source: file, text, replacement.
 ///
-/// KVM takes an intercept for one that came while an event was being delivered when EXITINTINFO has a type, whether or
-/// not its valid bit is set (APM volume 2, 15.7.2). QEMU's emulation of SVM clears only the valid bit after delivery, so
-/// that in level 1 KVM refuses to emulate the first MMIO access after any exception, and the guest is lost.
+/// KVM takes an intercept for one that came while an event was being delivered when EXITINTINFO has
+/// a type, whether or not its valid bit is set (APM volume 2, 15.7.2). QEMU's emulation of SVM
+/// clears only the valid bit after delivery, so that in level 1 KVM refuses to emulate the first
+/// MMIO access after any exception, and the guest is lost.
 const QUIRKS: &[(&str, &str, &str)] = &[(
     "arch/x86/kvm/svm/svm.c",
     "control.exit_int_info & SVM_EXITINTINFO_TYPE_MASK) &&",
@@ -86,7 +87,8 @@ fn numbers(text: &str) -> Vec<u64> {
         .collect()
 }
 
-/// The kernel, from the cache or built now. With `update`, from the newest source package that there is.
+/// The kernel, from the cache or built now. With `update`, from the newest source package that
+/// there is.
 pub(crate) fn provide(update: bool) -> Result<Kernel> {
     let config =
         fs::read_to_string(config_path()).with_context(|| config_path().display().to_string())?;
@@ -185,7 +187,8 @@ fn is_object(line: &str) -> bool {
         .any(|kind| line.starts_with(kind))
 }
 
-/// Says which options the source does not have, or not under these conditions: an older source lacks some.
+/// Says which options the source does not have, or not under these conditions: an older source
+/// lacks some.
 fn tell_missing(wanted: &str, got: &str) {
     let missing: Vec<&str> = wanted
         .lines()

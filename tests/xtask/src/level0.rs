@@ -16,18 +16,20 @@ use crate::apt;
 use crate::build::Stage;
 use crate::process::{Supervised, read_lines};
 
-/// Under emulation Linux measures the frequency of the time-stamp counter twice, and the first result can be 0.2 % off.
-/// KVM keeps the first for its guests; when the second differs by more than this tolerance (by default 250 ppm), it
-/// gives them a counter that stands still for its own purposes, so that every timer of a guest fires later and later.
+/// Under emulation Linux measures the frequency of the time-stamp counter twice, and the first
+/// result can be 0.2 % off. KVM keeps the first for its guests; when the second differs by more
+/// than this tolerance (by default 250 ppm), it gives them a counter that stands still for its own
+/// purposes, so that every timer of a guest fires later and later.
 const TSC: &str = "kvm.tsc_tolerance_ppm=100000";
-/// QEMU changes the word in which a CPU's interrupts are requested without a lock at each exit of a nested guest, so that
-/// now and then a timer or an IPI of level 1 is lost until the next interrupt. Periodic ticks bound that to one tick; with
-/// a single CPU there are no IPIs at all, and the second core is free for another scenario. With two CPUs, nested or
-/// shadow paging, about one guest in ten took level 1 down.
+/// QEMU changes the word in which a CPU's interrupts are requested without a lock at each exit of a
+/// nested guest, so that now and then a timer or an IPI of level 1 is lost until the next
+/// interrupt. Periodic ticks bound that to one tick; with a single CPU there are no IPIs at all,
+/// and the second core is free for another scenario. With two CPUs, nested or shadow paging, about
+/// one guest in ten took level 1 down.
 const PROCESSORS: &str = "1";
 const TICKS: &str = "nohz=off highres=off";
-/// Early on, Linux measures whether the timer's interrupts arrive within some ticks, and panics if they do not. On a machine that
-/// is busy otherwise QEMU may get no processor for that long.
+/// Early on, Linux measures whether the timer's interrupts arrive within some ticks, and panics if
+/// they do not. On a machine that is busy otherwise QEMU may get no processor for that long.
 const TIMER: &str = "no_timer_check";
 /// Environment variable with further parameters for level 1's kernel.
 const EXTRA_PARAMETERS: &str = "NIDO_LEVEL1_PARAMETERS";
@@ -44,14 +46,16 @@ pub(crate) fn install() -> Result<()> {
     )
 }
 
-/// The devices that level 1 gives its guests, each behind a root port: that gives it a group of its own, and a reset.
+/// The devices that level 1 gives its guests, each behind a root port: that gives it a group of its
+/// own, and a reset.
 struct Devices {
     arguments: Vec<String>,
     disks: Vec<PathBuf>,
 }
 
 impl Devices {
-    /// Disks are files in `output`, which hold no bytes until they are written, for as long as the value lives.
+    /// Disks are files in `output`, which hold no bytes until they are written, for as long as the
+    /// value lives.
     fn create(host: &Host, output: &Path) -> Result<Self> {
         let mut devices = Self {
             arguments: Vec::new(),

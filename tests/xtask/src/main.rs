@@ -42,8 +42,9 @@ struct Arguments {
 enum Command {
     /// Boot a Linux guest in nido, with a shell on this terminal (Ctrl-A x quits).
     ///
-    /// Where standard input is no terminal, the guest checks itself and powers off instead. The guest has a remapping
-    /// unit in scalable mode, two disks, a network, an entropy source and an edu device.
+    /// Where standard input is no terminal, the guest checks itself and powers off instead. The
+    /// guest has a remapping unit in scalable mode, two disks, a network, an entropy source and
+    /// an edu device.
     Boot {
         #[command(flatten)]
         place: PlaceOptions,
@@ -56,8 +57,8 @@ enum Command {
     },
     /// Run scenarios: real kernels in front of nido, a line with a verdict for each.
     ///
-    /// Every console is kept, and named when a scenario fails. NIDO_LEVEL1_PARAMETERS in the environment adds to the
-    /// command line of level 1's kernel.
+    /// Every console is kept, and named when a scenario fails. NIDO_LEVEL1_PARAMETERS in the
+    /// environment adds to the command line of level 1's kernel.
     Lab {
         #[command(flatten)]
         place: PlaceOptions,
@@ -80,11 +81,13 @@ enum Command {
         #[arg(value_name = "SCENARIO")]
         scenarios: Vec<String>,
     },
-    /// Check what needs no guest: format, lints, documentation, dependencies, unit and property tests.
+    /// Check what needs no guest: format, lints, documentation, dependencies, unit and property
+    /// tests.
     ///
     /// Takes about two minutes when everything has been built before.
     Check {
-        /// Fetch the newest advisories on crates first; those that were fetched once are used from then on.
+        /// Fetch the newest advisories on crates first; those that were fetched once are used from
+        /// then on.
         #[arg(long)]
         fetch_advisories: bool,
     },
@@ -121,7 +124,8 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Time from the start of the VMM to the guest's init, beside QEMU's microvm and q35; and memory used by nido.
+    /// Time from the start of the VMM to the guest's init, beside QEMU's microvm and q35; and
+    /// memory used by nido.
     Boot {
         #[command(flatten)]
         place: PlaceOptions,
@@ -129,14 +133,15 @@ enum Bench {
         #[arg(long, default_value_t = 7, value_name = "N")]
         rounds: u32,
     },
-    /// What a guest's maps and its direct I/O cost with assigned devices and shadowed tables, beside QEMU's.
+    /// What a guest's maps and its direct I/O cost with assigned devices and shadowed tables,
+    /// beside QEMU's.
     Shadow {
         /// Runs of each.
         #[arg(long, default_value_t = 3, value_name = "N")]
         rounds: u32,
     },
-    /// What a guest's maps and its direct I/O cost with assigned devices three levels deep, in time, exits and ioctls: with
-    /// nested tables, with shadowed ones, and without a unit.
+    /// What a guest's maps and its direct I/O cost with assigned devices three levels deep, in
+    /// time, exits and ioctls: with nested tables, with shadowed ones, and without a unit.
     Nested {
         /// Runs of each.
         #[arg(long, default_value_t = 3, value_name = "N")]

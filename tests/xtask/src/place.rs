@@ -1,6 +1,7 @@
 //! Where nido runs: on this machine, or in level 1 under QEMU.
 //!
-//! That there is a /dev/kvm does not tell whether Linux runs in it (it may be emulated itself), so it is tried.
+//! That there is a /dev/kvm does not tell whether Linux runs in it (it may be emulated itself), so
+//! it is tried.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

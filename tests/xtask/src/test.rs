@@ -1,4 +1,5 @@
-//! `cargo xtask test`: the steps of `cargo xtask check`, a short run of each fuzz target, and every scenario of the lab.
+//! `cargo xtask test`: the steps of `cargo xtask check`, a short run of each fuzz target, and every
+//! scenario of the lab.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! Subcommands of cargo that checks use: installed once into the cache, in a version that is fixed here.
+//! Subcommands of cargo that checks use: installed once into the cache, in a version that is fixed
+//! here.
 
 use std::env;
 use std::fs;
@@ -59,7 +60,8 @@ impl Tool {
         let build = tools.join(format!(".building-{name}-{}", std::process::id()));
         let mut install = Command::new("cargo");
         install
-            // Not in the checkout, whose configuration is for nido; should the cache lie there, at least no flags of its.
+            // Not in the checkout, whose configuration is for nido; should the cache lie there, at
+            // least no flags of its.
             .current_dir(&tools)
             .env("CARGO_ENCODED_RUSTFLAGS", "")
             .env("CARGO_TARGET_DIR", &build)

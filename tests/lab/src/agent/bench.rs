@@ -19,8 +19,8 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    /// QEMU with one vCPU, the serial port on standard input and output, this kernel, initramfs and command line, and
-    /// `options`.
+    /// QEMU with one vCPU, the serial port on standard input and output, this kernel, initramfs and
+    /// command line, and `options`.
     pub(super) fn qemu(
         name: &'static str,
         files: &Path,
@@ -58,8 +58,8 @@ pub(super) fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Measures all candidates in turn, round by round. `measure` gets a name for its logs, and returns what it has measured as
-/// lines of `key=value` words; an error is a reason against the candidate.
+/// Measures all candidates in turn, round by round. `measure` gets a name for its logs, and returns
+/// what it has measured as lines of `key=value` words; an error is a reason against the candidate.
 pub(super) fn in_turn(
     candidates: &[Candidate],
     rounds: u32,

@@ -131,7 +131,8 @@ fn measure(candidate: &Candidate, log: &Path) -> Result<(Duration, u64)> {
     result
 }
 
-/// Resident KiB of a process without the mappings of guest memory: those of a memfd, and one of the guest's whole size.
+/// Resident KiB of a process without the mappings of guest memory: those of a memfd, and one of the
+/// guest's whole size.
 fn resident_beyond_guest(process: u32) -> Result<u64> {
     let path = format!("/proc/{process}/smaps");
     let text = fs::read_to_string(&path).context(path)?;

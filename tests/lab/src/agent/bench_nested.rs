@@ -1,4 +1,5 @@
-//! What level 3's maps and direct I/O cost, with tables that are nested, with tables that are shadowed, and with no unit.
+//! What level 3's maps and direct I/O cost, with tables that are nested, with tables that are
+//! shadowed, and with no unit.
 
 use anyhow::Result;
 
@@ -11,7 +12,8 @@ use super::{Report, Task};
 use crate::protocol::AgentLine;
 use crate::scenario::Scenario;
 
-/// Has level 2 measure its guests in turn, `rounds` times each; what it measures is reported as it comes.
+/// Has level 2 measure its guests in turn, `rounds` times each; what it measures is reported as it
+/// comes.
 pub fn run(task: Task, rounds: u32, report: &mut Report<'_>) -> Result<()> {
     let scenario = Scenario {
         limit: task.scenario.limit * rounds,

@@ -1,5 +1,5 @@
-//! What a guest's maps and direct I/O cost with an assigned device behind tables that are shadowed: nido, and the
-//! distribution's QEMU.
+//! What a guest's maps and direct I/O cost with an assigned device behind tables that are shadowed:
+//! nido, and the distribution's QEMU.
 
 use std::fs;
 
@@ -13,7 +13,8 @@ use super::{Report, Task};
 use crate::judge::Judge;
 use crate::protocol::AgentLine;
 
-/// QEMU with the same devices. It knows VFIO's containers only, and no scalable mode that it could shadow.
+/// QEMU with the same devices. It knows VFIO's containers only, and no scalable mode that it could
+/// shadow.
 const QEMU: &str = "-machine q35,kernel-irqchip=split -device intel-iommu,intremap=on,caching-mode=on,aw-bits=48 \
                     -device vfio-pci,host={nvme0} -device vfio-pci,host={edu0}";
 

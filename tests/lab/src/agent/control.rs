@@ -10,11 +10,12 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::scenario::{Exchange, NO};
 
-/// Time for each answer, on a machine that has more to do. A guest takes its time to let go of a device.
+/// Time for each answer, on a machine that has more to do. A guest takes its time to let go of a
+/// device.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Sends the requests and checks the answers; returns how many were right. What was said is in `transcript`, however it
-/// ends.
+/// Sends the requests and checks the answers; returns how many were right. What was said is in
+/// `transcript`, however it ends.
 pub(super) fn converse(socket: &Path, exchanges: &[Exchange], transcript: &Path) -> Result<usize> {
     let mut said = String::new();
     let result = talk(socket, exchanges, &mut said);

@@ -1,4 +1,5 @@
-//! The disks of a guest: one of random bytes, one for their transformed copy, one that counts boots.
+//! The disks of a guest: one of random bytes, one for their transformed copy, one that counts
+//! boots.
 
 use std::fs::{self, File};
 use std::io::Read;

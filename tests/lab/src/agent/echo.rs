@@ -4,7 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
-/// Serves `port` of `address` (0: any free one) for both protocols until the process ends; returns the port.
+/// Serves `port` of `address` (0: any free one) for both protocols until the process ends; returns
+/// the port.
 pub(super) fn serve(address: Ipv4Addr, port: u16) -> io::Result<u16> {
     let listener = TcpListener::bind(SocketAddrV4::new(address, port))?;
     let port = listener.local_addr()?.port();

@@ -1,4 +1,5 @@
-//! Level 1's devices for its guests: found, given to vfio-pci, watched, and looked after when nido has ended.
+//! Level 1's devices for its guests: found, given to vfio-pci, watched, and looked after when nido
+//! has ended.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -136,8 +137,8 @@ impl Devices {
         text
     }
 
-    /// What the kernel's log says against the scenario: blocked DMA or worse that it does not expect, and expected faults
-    /// that are missing.
+    /// What the kernel's log says against the scenario: blocked DMA or worse that it does not
+    /// expect, and expected faults that are missing.
     pub(super) fn faults(&self) -> Result<Vec<String>> {
         let log = kernel_log::read()?;
         let lines: Vec<&String> = log.iter().filter(|line| is_fault_line(line)).collect();
@@ -159,7 +160,8 @@ impl Devices {
         Ok(failures)
     }
 
-    /// Waits until nothing of a process that has ended is left: no pinned page, and no page that a device reaches.
+    /// Waits until nothing of a process that has ended is left: no pinned page, and no page that a
+    /// device reaches.
     pub(super) fn nothing_left(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -17,7 +17,8 @@ const OPEN: &str = "{open ";
 pub(super) struct Inherited(Vec<File>);
 
 impl Inherited {
-    /// `word` with a descriptor in place of `{open iommufd}`, or of `{open edu0}` for the VFIO node of that device.
+    /// `word` with a descriptor in place of `{open iommufd}`, or of `{open edu0}` for the VFIO node
+    /// of that device.
     pub(super) fn substitute(&mut self, word: &str, devices: &Devices) -> Result<String> {
         let Some((before, rest)) = word.split_once(OPEN) else {
             return Ok(word.to_owned());

@@ -1,7 +1,8 @@
 //! lab-agent: PID 1 of level 1.
 //!
-//! xtask's side is the file `request` of the output share: lines `key=value` with keys `mode` (`scenario`, `shell`,
-//! `bench`), `scenario`, `show-guest` and any number of `argument`s. What the agent says goes to /dev/hvc0.
+//! xtask's side is the file `request` of the output share: lines `key=value` with keys `mode`
+//! (`scenario`, `shell`, `bench`), `scenario`, `show-guest` and any number of `argument`s. What the
+//! agent says goes to /dev/hvc0.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;

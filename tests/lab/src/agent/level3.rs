@@ -1,4 +1,5 @@
-//! Level 3: a guest of nido in level 2, which is itself a guest of nido and gives its own devices away.
+//! Level 3: a guest of nido in level 2, which is itself a guest of nido and gives its own devices
+//! away.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,8 +38,8 @@ pub(crate) struct Verdict {
     pub(crate) seconds: f64,
 }
 
-/// Runs level 3 with `scenario`, whose kernel gets `parameters` too. What level 3 says is repeated to `show` as it comes;
-/// what it has looked at is looked at by `below` as well.
+/// Runs level 3 with `scenario`, whose kernel gets `parameters` too. What level 3 says is repeated
+/// to `show` as it comes; what it has looked at is looked at by `below` as well.
 pub(crate) fn run(
     scenario: &Scenario,
     parameters: &str,

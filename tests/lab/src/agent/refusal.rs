@@ -1,4 +1,5 @@
-//! Command lines that nido must refuse: with a message that tells what to do, and with nothing changed.
+//! Command lines that nido must refuse: with a message that tells what to do, and with nothing
+//! changed.
 
 use std::fs;
 use std::path::Path;

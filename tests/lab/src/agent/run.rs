@@ -158,7 +158,8 @@ fn run_guests(task: &Task, devices: &Devices, report: &mut Report<'_>) -> Result
     Ok(outcome)
 }
 
-/// One run of nido. What it is to look at is looked at by `below` as well, the agent of the level below this one.
+/// One run of nido. What it is to look at is looked at by `below` as well, the agent of the level
+/// below this one.
 pub(super) fn session(
     task: &Task,
     devices: &Devices,

@@ -41,7 +41,8 @@ pub(super) struct Session<'a> {
     pub(super) arguments: &'a [String],
     /// Directory for logs.
     pub(super) output: &'a Path,
-    /// Name of the logs: `NAME.log` is the guest's console, and nido's messages are in `nido-NAME.log`.
+    /// Name of the logs: `NAME.log` is the guest's console, and nido's messages are in
+    /// `nido-NAME.log`.
     pub(super) name: &'a str,
     /// nido's control socket, if it has one.
     pub(super) socket: Option<&'a Path>,
@@ -80,8 +81,8 @@ impl Outcome {
     }
 }
 
-/// Name of a detail: what the guest has said of a time in which something was counted, and ` ioctls=` and the like with
-/// the numbers.
+/// Name of a detail: what the guest has said of a time in which something was counted, and `
+/// ioctls=` and the like with the numbers.
 pub(super) const COUNTED: &str = "counted";
 
 /// A request: what follows was measured by a guest of the guest.
@@ -245,7 +246,8 @@ impl Session<'_> {
         Tally::take(process, self.socket.context("no control socket")?)
     }
 
-    /// Says to nido's control socket what the guest asks for: what is separated by ` & ` at the same time.
+    /// Says to nido's control socket what the guest asks for: what is separated by ` & ` at the
+    /// same time.
     fn control(&self, text: &str) -> Result<()> {
         let socket = self.socket.context("no control socket")?;
         let requests: Vec<String> = text.split(" & ").map(self.substitute).collect();

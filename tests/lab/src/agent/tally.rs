@@ -1,4 +1,5 @@
-//! What nido and KVM have counted for a guest: exits, waits of its remapping unit, ioctls of iommufd.
+//! What nido and KVM have counted for a guest: exits, waits of its remapping unit, ioctls of
+//! iommufd.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +11,8 @@ use super::control;
 
 /// Where KVM counts, in a directory for each machine.
 const KVM: &str = "/sys/kernel/debug/kvm";
-/// All exits, and kinds of them: accesses to registers and ports, halts, interrupts of the host, first accesses to memory.
+/// All exits, and kinds of them: accesses to registers and ports, halts, interrupts of the host,
+/// first accesses to memory.
 const EXITS: [&str; 6] = [
     "exits",
     "mmio_exits",
@@ -67,7 +69,8 @@ fn value(answer: &str, name: &str) -> Option<u64> {
     value.parse().ok()
 }
 
-/// All ioctls of all iommufds: indented lines below those that name an iommufd. What failed is counted as its kind too.
+/// All ioctls of all iommufds: indented lines below those that name an iommufd. What failed is
+/// counted as its kind too.
 fn ioctls(answer: &str) -> u64 {
     let mut total = 0;
     let mut inside = false;

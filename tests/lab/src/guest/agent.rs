@@ -1,4 +1,5 @@
-//! What the guest has the agent do: it asks in the kernel log, and the answer is typed on its terminal.
+//! What the guest has the agent do: it asks in the kernel log, and the answer is typed on its
+//! terminal.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;

@@ -1,5 +1,6 @@
-//! Assigned edu devices, driven by this program through the guest's own VFIO and iommufd: domains, and what a device must
-//! not reach. The guest is not told of what level 1's unit blocks; the agent finds that in level 1's log.
+//! Assigned edu devices, driven by this program through the guest's own VFIO and iommufd: domains,
+//! and what a device must not reach. The guest is not told of what level 1's unit blocks; the agent
+//! finds that in level 1's log.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -39,7 +40,8 @@ fn carry(edu: &Edu, from: u64, to: u64) -> Result<()> {
     edu.transfer(INTERNAL, to, INTERNAL_SIZE, FROM_DEVICE)
 }
 
-/// Two devices in one domain, then each in one of its own with other pages at the same addresses, then together again.
+/// Two devices in one domain, then each in one of its own with other pages at the same addresses,
+/// then together again.
 pub(super) fn domains(_guest: &Guest, _argument: &str) -> Result<String> {
     let addresses = edu::find_all()?;
     let [first, second] = addresses.as_slice() else {
@@ -85,8 +87,8 @@ pub(super) fn domains(_guest: &Guest, _argument: &str) -> Result<String> {
     Ok(format!("{first} and {second} together, apart, together"))
 }
 
-/// DMA of each device to where its tables map nothing, and to where they do not let it write, changes no byte and brings
-/// none: the addresses are those of memory that the test watches.
+/// DMA of each device to where its tables map nothing, and to where they do not let it write,
+/// changes no byte and brings none: the addresses are those of memory that the test watches.
 pub(super) fn isolation(_guest: &Guest, _argument: &str) -> Result<String> {
     let addresses = edu::find_all()?;
     for (index, address) in addresses.iter().enumerate() {
@@ -108,7 +110,8 @@ fn isolate(address: &str) -> Result<()> {
     let all = watched.read(0, watched.len());
     let read_only = readable.read(0, 4096);
 
-    // In the guest's own physical addresses, where the device would reach if nothing were translated.
+    // In the guest's own physical addresses, where the device would reach if nothing were
+    // translated.
     let target = (0..watched.len() / 4096)
         .filter_map(|page| vfio::physical(watched.address() + page as u64 * PAGE).ok())
         .find(|physical| physical + PAGE <= 1 << 28 && physical & !0xFFFF != IOVA)
@@ -137,7 +140,8 @@ fn isolate(address: &str) -> Result<()> {
     ensure_equal(&mapped.read(0, INTERNAL_SIZE), &sent, "after the faults")
 }
 
-/// Again and again: map a page, DMA to it, unmap it while the next DMA is on its way; from the unmap on it keeps its bytes.
+/// Again and again: map a page, DMA to it, unmap it while the next DMA is on its way; from the
+/// unmap on it keeps its bytes.
 pub(super) fn unmap(_guest: &Guest, argument: &str) -> Result<String> {
     let rounds: u64 = argument.parse().context("edu-unmap=ROUNDS")?;
     let address = edu::find()?;
@@ -163,13 +167,15 @@ pub(super) fn unmap(_guest: &Guest, argument: &str) -> Result<String> {
 
 /// Rounds after which the device is given something else to write.
 const RELOAD: u64 = 16;
-/// What is mapped and unmapped as a whole, and where in it a transfer begins: in both pages it changes a part.
+/// What is mapped and unmapped as a whole, and where in it a transfer begins: in both pages it
+/// changes a part.
 const REMAPPED: usize = 8192;
 const MIDDLE: u64 = 2048;
 
-/// Again and again: two buffers in turn at the same addresses, where the device writes what it has, and sometimes reads what it
-/// writes from then on. Only the buffer that is mapped may change. If the argument ends in `/stay`, one is mapped in the end, until
-/// the guest ends: many levels below this one it takes many seconds to open the device once more.
+/// Again and again: two buffers in turn at the same addresses, where the device writes what it has,
+/// and sometimes reads what it writes from then on. Only the buffer that is mapped may change. If
+/// the argument ends in `/stay`, one is mapped in the end, until the guest ends: many levels below
+/// this one it takes many seconds to open the device once more.
 pub(super) fn remap(_guest: &Guest, argument: &str) -> Result<String> {
     let (rounds, stays) = match argument.strip_suffix("/stay") {
         Some(rounds) => (rounds, true),
@@ -260,7 +266,8 @@ impl std::fmt::Display for Times {
     }
 }
 
-/// As many maps of a page as the argument says, each at an address of its own, then as many unmaps: what each costs below.
+/// As many maps of a page as the argument says, each at an address of its own, then as many unmaps:
+/// what each costs below.
 pub(super) fn count_maps(_guest: &Guest, argument: &str) -> Result<String> {
     let times: u64 = argument.parse().context("map-count=TIMES")?;
     let space = Rc::new(Space::new()?);

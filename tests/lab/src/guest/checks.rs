@@ -70,8 +70,8 @@ pub(super) fn run(guest: &Guest, check: &Check) -> Result<String> {
     run(guest, &check.argument)
 }
 
-/// The kernel reported no DMA or interrupt-remapping fault and no queue error; or faults of the function that the argument
-/// names, which there must be, and no others.
+/// The kernel reported no DMA or interrupt-remapping fault and no queue error; or faults of the
+/// function that the argument names, which there must be, and no others.
 fn no_faults(_guest: &Guest, argument: &str) -> Result<String> {
     let log = kernel_log::read()?;
     let (expected, bad): (Vec<&String>, Vec<&String>) = log

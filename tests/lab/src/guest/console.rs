@@ -34,8 +34,9 @@ fn exchange(path: &str) -> Result<String> {
         .custom_flags(libc::O_NOCTTY)
         .open(path)
         .with_context(|| path.to_owned())?;
-    // Both consoles come out of nido in one stream. What is typed is not repeated there, and reports that are still on
-    // their way through the kernel's log are let out first, or the lines would run into each other.
+    // Both consoles come out of nido in one stream. What is typed is not repeated there, and
+    // reports that are still on their way through the kernel's log are let out first, or the
+    // lines would run into each other.
     sys::terminal::without_echo(console.as_fd()).with_context(|| path.to_owned())?;
     std::thread::sleep(QUIET);
     let word = format!(

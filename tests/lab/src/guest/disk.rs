@@ -1,7 +1,8 @@
 //! Block devices: read all of one, write a transformed copy to another, compare.
 //!
-//! The agent fills the first disk with random bytes and names their hash on the command line (`lab.disk=`). It checks
-//! the second disk's file itself when the guest has left, by [`transform`].
+//! The agent fills the first disk with random bytes and names their hash on the command line
+//! (`lab.disk=`). It checks the second disk's file itself when the guest has left, by
+//! [`transform`].
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -18,7 +19,8 @@ pub(crate) const CHUNK: usize = 256 * 1024;
 /// Direct I/O wants aligned memory.
 const ALIGNMENT: usize = 4096;
 
-/// What the guest writes to the second disk for what it reads from the first, in place; `offset` is where `data` stands.
+/// What the guest writes to the second disk for what it reads from the first, in place; `offset` is
+/// where `data` stands.
 pub(crate) fn transform(offset: u64, data: &mut [u8]) {
     let mut mask = offset.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -80,7 +82,8 @@ pub(super) fn each_chunk(size: u64, mut run: impl FnMut(u64, usize) -> Result<()
     Ok(())
 }
 
-/// /dev/vda has the announced hash; its transformed copy is written to /dev/vdb, flushed and read back.
+/// /dev/vda has the announced hash; its transformed copy is written to /dev/vdb, flushed and read
+/// back.
 pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
     let expected = guest
         .parameter("lab.disk")

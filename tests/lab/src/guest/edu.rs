@@ -1,4 +1,5 @@
-//! The edu device (docs/specs/edu.rst of QEMU): DMA both ways, MSI, INTx, and DMA to where nothing is mapped.
+//! The edu device (docs/specs/edu.rst of QEMU): DMA both ways, MSI, INTx, and DMA to where nothing
+//! is mapped.
 
 use std::fs::File;
 use std::io::Read;
@@ -45,9 +46,11 @@ const INTERRUPT_WHEN_DONE: u64 = 4;
 const DMA_DONE: u32 = 0x100;
 /// The device's own memory, as DMA addresses it.
 pub(super) const INTERNAL: u64 = 0x4_0000;
-/// Bytes of a transfer. The device has 4096, but QEMU before 8.0 refuses a transfer that reaches its last byte.
+/// Bytes of a transfer. The device has 4096, but QEMU before 8.0 refuses a transfer that reaches
+/// its last byte.
 pub(super) const INTERNAL_SIZE: usize = 4088;
-/// An I/O virtual address below 2^28, which is all that the device can reach, and where nothing else is mapped.
+/// An I/O virtual address below 2^28, which is all that the device can reach, and where nothing
+/// else is mapped.
 pub(super) const IOVA: u64 = 0x0123_0000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -140,7 +143,8 @@ impl Edu {
             .with_context(|| format!("DMA {source:#x} -> {destination:#x}"))
     }
 
-    /// One transfer, of which the device is asked whether it is over: many levels below this one an interrupt costs more.
+    /// One transfer, of which the device is asked whether it is over: many levels below this one an
+    /// interrupt costs more.
     pub(super) fn transfer_quietly(
         &self,
         source: u64,
@@ -221,7 +225,8 @@ fn reachable(function: &Function, length: usize) -> Result<(Buffer, u64)> {
         function.space()?.map(&buffer, IOVA, Access::ReadWrite)?;
         return Ok((buffer, IOVA));
     }
-    // Without a unit the address is physical; the parts of a buffer need not be adjacent, so it is one page.
+    // Without a unit the address is physical; the parts of a buffer need not be adjacent, so it is
+    // one page.
     ensure!(length == 4096, "{length} bytes without a unit");
     let mut rejected = Vec::new();
     for _ in 0..16384 {
@@ -292,8 +297,9 @@ pub(super) fn dma_and_msi(_guest: &Guest, _argument: &str) -> Result<String> {
     ))
 }
 
-/// The same device by its INTx pin: each processor in turn takes the level-triggered interrupt, which the IOAPIC sends
-/// again only after it was told of the end of the one before. The argument `remapped` or `plain` says whose interrupt it is.
+/// The same device by its INTx pin: each processor in turn takes the level-triggered interrupt,
+/// which the IOAPIC sends again only after it was told of the end of the one before. The argument
+/// `remapped` or `plain` says whose interrupt it is.
 pub(super) fn intx(_guest: &Guest, argument: &str) -> Result<String> {
     let edu = Edu::open_with(Wire::Pin)?;
     let (mut buffer, address) = reachable(&edu.function, 4096)?;
@@ -338,7 +344,8 @@ pub(super) fn intx(_guest: &Guest, argument: &str) -> Result<String> {
     ))
 }
 
-/// One transfer both ways, after which the device and its mapping at [`IOVA`] stay as they are until the guest ends.
+/// One transfer both ways, after which the device and its mapping at [`IOVA`] stay as they are
+/// until the guest ends.
 pub(super) fn stay_mapped(_guest: &Guest, _argument: &str) -> Result<String> {
     let edu = Edu::open()?;
     let (mut buffer, address) = reachable(&edu.function, 4096)?;
@@ -351,9 +358,9 @@ pub(super) fn stay_mapped(_guest: &Guest, _argument: &str) -> Result<String> {
     Ok(detail)
 }
 
-/// DMA to an address without a mapping is reported with the right source, address and reason, and changes no byte: the
-/// address is the physical address of memory that the test watches. The argument is the reason as the kernel prints it,
-/// or two, for writes and for reads: `0x05/0x06`.
+/// DMA to an address without a mapping is reported with the right source, address and reason, and
+/// changes no byte: the address is the physical address of memory that the test watches. The
+/// argument is the reason as the kernel prints it, or two, for writes and for reads: `0x05/0x06`.
 pub(super) fn fault(_guest: &Guest, argument: &str) -> Result<String> {
     let (write_reason, read_reason) = argument.split_once('/').unwrap_or((argument, argument));
     let edu = Edu::open()?;

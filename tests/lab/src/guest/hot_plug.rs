@@ -21,7 +21,8 @@ struct Guise {
     add: &'static str,
     /// The disk that it is.
     disk: &'static str,
-    /// Its driver lets go of requests that a device which is gone never answers. Linux's virtio-blk waits for them for ever.
+    /// Its driver lets go of requests that a device which is gone never answers. Linux's
+    /// virtio-blk waits for them for ever.
     pulled_out: bool,
 }
 
@@ -51,8 +52,8 @@ const SIZE: u64 = 1 << 20;
 /// Pause after a device was pulled out.
 pub(super) const SETTLE: Duration = Duration::from_secs(3);
 
-/// As often as the argument says, both disks are added, used, and removed while they are read: the guest is asked to let
-/// go of them, or, every second time, not.
+/// As often as the argument says, both disks are added, used, and removed while they are read: the
+/// guest is asked to let go of them, or, every second time, not.
 pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     let rounds: u32 = argument.parse().context("hot-plug=ROUNDS")?;
     let mut agent = Agent::open()?;
@@ -107,7 +108,8 @@ fn come_and_go(agent: &mut Agent, pull: bool) -> Result<()> {
         ensure!(reads > 0, "nothing was read from {}", disk.disk);
     }
     if pull {
-        // Linux takes a second to settle, and mistakes a button that is pressed meanwhile for a request to power off.
+        // Linux takes a second to settle, and mistakes a button that is pressed meanwhile for a
+        // request to power off.
         thread::sleep(SETTLE);
     }
     gone

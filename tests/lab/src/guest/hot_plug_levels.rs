@@ -1,4 +1,5 @@
-//! Devices of the level below that come and go: edu, which this program drives through its own iommufd, and a disk.
+//! Devices of the level below that come and go: edu, which this program drives through its own
+//! iommufd, and a disk.
 
 use std::fs;
 use std::path::Path;
@@ -24,8 +25,9 @@ const DISK_SIZE: u64 = 256 << 10;
 /// Longest time until a device has come or gone.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// As often as the argument says: both are plugged in and used, all levels are shown, and they go, as the guest is asked to
-/// let go of them. Every second time it is edu alone, which goes unasked in the middle of its work.
+/// As often as the argument says: both are plugged in and used, all levels are shown, and they go,
+/// as the guest is asked to let go of them. Every second time it is edu alone, which goes unasked
+/// in the middle of its work.
 pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     let rounds: u64 = argument.parse().context("hot-plug-levels=ROUNDS")?;
     let mut agent = Agent::open()?;

@@ -36,7 +36,8 @@ pub(super) fn processors(_guest: &Guest, argument: &str) -> Result<String> {
     Ok(format!("online: {}", online.trim()))
 }
 
-/// Device interrupts arrived; the argument `remapped` or `plain` says which domain they must belong to.
+/// Device interrupts arrived; the argument `remapped` or `plain` says which domain they must belong
+/// to.
 pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     let table = fs::read_to_string("/proc/interrupts")?;
     let rows = virtio_rows(&table);

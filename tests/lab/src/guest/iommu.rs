@@ -18,8 +18,8 @@ fn need(pattern: &str) -> Result<String> {
     find(pattern)?.with_context(|| format!("no line with '{pattern}' in the kernel log"))
 }
 
-/// How the unit reads its root table (RTADDR_REG.TTM, VT-d 11.4.5), as debugfs shows the register; None where the kernel
-/// has no such file.
+/// How the unit reads its root table (RTADDR_REG.TTM, VT-d 11.4.5), as debugfs shows the register;
+/// None where the kernel has no such file.
 fn root_table_mode() -> Result<Option<u64>> {
     let path = "/sys/kernel/debug/iommu/intel/iommu_regset";
     let Ok(registers) = fs::read_to_string(path) else {
@@ -72,7 +72,8 @@ fn no_groups() -> Result<()> {
     Ok(())
 }
 
-/// Every function has a group of its own, and its default domain has the argument's type (`DMA`, `DMA-FQ`, `identity`).
+/// Every function has a group of its own, and its default domain has the argument's type (`DMA`,
+/// `DMA-FQ`, `identity`).
 pub(super) fn groups(_guest: &Guest, argument: &str) -> Result<String> {
     let mut count = 0;
     for group in fs::read_dir("/sys/kernel/iommu_groups")? {
@@ -103,8 +104,9 @@ pub(super) fn groups(_guest: &Guest, argument: &str) -> Result<String> {
     Ok(format!("{count} functions, a group each"))
 }
 
-/// Every function's table entry has the argument's kind: `first-stage`, `second-stage`, `nested`, `pass-through`
-/// (scalable mode), `legacy` or `legacy-pass-through`; or the argument is `off`, and there is a unit that Linux leaves off.
+/// Every function's table entry has the argument's kind: `first-stage`, `second-stage`, `nested`,
+/// `pass-through` (scalable mode), `legacy` or `legacy-pass-through`; or the argument is `off`, and
+/// there is a unit that Linux leaves off.
 pub(super) fn translation(_guest: &Guest, argument: &str) -> Result<String> {
     if argument == "off" {
         let unit = need("DRHD base")?;
@@ -127,7 +129,8 @@ pub(super) fn translation(_guest: &Guest, argument: &str) -> Result<String> {
 }
 
 /// From the text of dmar_translation_struct: function -> kind. Rows are
-/// `B.D.F  root(hi:lo)  context(hi:lo)  PASID  entry(word 2:word 1:word 0)`; PASID is -1 in legacy mode.
+/// `B.D.F  root(hi:lo)  context(hi:lo)  PASID  entry(word 2:word 1:word 0)`; PASID is -1 in legacy
+/// mode.
 fn table_kinds(table: &str) -> Result<BTreeMap<&str, &'static str>> {
     let mut kinds = BTreeMap::new();
     for line in table.lines() {

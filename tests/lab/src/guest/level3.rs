@@ -76,7 +76,8 @@ fn keep_logs() -> Result<()> {
     Ok(())
 }
 
-/// Has the agents of all levels below look at what this guest has set up, or at what the argument names.
+/// Has the agents of all levels below look at what this guest has set up, or at what the argument
+/// names.
 pub(super) fn look(_guest: &Guest, argument: &str) -> Result<String> {
     Agent::open()?.request(format!("look {argument}").trim())?;
     Ok("as expected".to_owned())

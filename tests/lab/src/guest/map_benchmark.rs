@@ -1,5 +1,5 @@
-//! The kernel's own measurement of mapping for DMA (CONFIG_DMA_MAP_BENCHMARK), in the name of edu: threads map and unmap
-//! pages, again and again, through the function's default domain.
+//! The kernel's own measurement of mapping for DMA (CONFIG_DMA_MAP_BENCHMARK), in the name of edu:
+//! threads map and unmap pages, again and again, through the function's default domain.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -54,7 +54,8 @@ fn measure(
     Ok(run)
 }
 
-/// Reports the latencies for each number of threads in the argument (`1/2`). They only need to be there.
+/// Reports the latencies for each number of threads in the argument (`1/2`). They only need to be
+/// there.
 pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     let file = open()?;
     let mut results = Vec::new();
@@ -82,8 +83,9 @@ fn times(pages: u32, run: &MapBenchmark) -> String {
     )
 }
 
-/// For each number of pages in the argument (`1/256`): these times, and what a map and its unmap cost below. The kernel does
-/// not say how many there were: what a round takes besides the two is left out of account.
+/// For each number of pages in the argument (`1/256`): these times, and what a map and its unmap
+/// cost below. The kernel does not say how many there were: what a round takes besides the two is
+/// left out of account.
 pub(super) fn speed(_guest: &Guest, argument: &str) -> Result<String> {
     const SECONDS: u32 = 2;
     let file = open()?;
@@ -101,8 +103,9 @@ pub(super) fn speed(_guest: &Guest, argument: &str) -> Result<String> {
     Ok(results.join(" "))
 }
 
-/// For each number of pages in the argument (`1/256`): how long one thread takes to map them at once and to unmap them;
-/// then, in a run of its own, how many ioctls the VMM issues meanwhile, which the agent counts.
+/// For each number of pages in the argument (`1/256`): how long one thread takes to map them at
+/// once and to unmap them; then, in a run of its own, how many ioctls the VMM issues meanwhile,
+/// which the agent counts.
 pub(super) fn cost(_guest: &Guest, argument: &str) -> Result<String> {
     let file = open()?;
     let mut agent = Agent::open()?;

@@ -1,7 +1,7 @@
 //! The network device: data echoed by a server on the other side of the tap.
 //!
-//! `lab.net=ADDRESS/PREFIX,SERVER:PORT` on the command line names the guest's address and the server; `lab.link=` does for
-//! an interface that is assigned.
+//! `lab.net=ADDRESS/PREFIX,SERVER:PORT` on the command line names the guest's address and the
+//! server; `lab.link=` does for an interface that is assigned.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -16,7 +16,8 @@ use crate::agent::tap;
 
 /// Bytes exchanged over TCP.
 const STREAM: usize = 4 << 20;
-/// The same over the link of an assigned interface, each of whose interrupts goes through all levels.
+/// The same over the link of an assigned interface, each of whose interrupts goes through all
+/// levels.
 const LINK_STREAM: usize = 1 << 20;
 /// Longest time until an interface has found its link.
 const LINK: Duration = Duration::from_secs(15);
@@ -85,7 +86,8 @@ fn pattern(length: usize) -> Vec<u8> {
     data
 }
 
-/// Datagrams of every size class and a long stream, or one of as many KiB as the argument says, come back as they were sent.
+/// Datagrams of every size class and a long stream, or one of as many KiB as the argument says,
+/// come back as they were sent.
 pub(super) fn check(guest: &Guest, argument: &str) -> Result<String> {
     let length = match argument {
         "" => STREAM,

@@ -86,8 +86,9 @@ pub(super) fn exercise(path: &str, size: u64) -> Result<()> {
     read_pattern(&file, size)
 }
 
-/// Makes a file system, writes a file of as many MiB as the argument says, mounts again and reads back, all by direct
-/// I/O. With a second number, as in `256/32`, the second disk gets a file of that size too.
+/// Makes a file system, writes a file of as many MiB as the argument says, mounts again and reads
+/// back, all by direct I/O. With a second number, as in `256/32`, the second disk gets a file of
+/// that size too.
 pub(super) fn file_system(_guest: &Guest, argument: &str) -> Result<String> {
     let mut results = Vec::new();
     for (index, size) in argument.split('/').enumerate() {
@@ -137,7 +138,8 @@ fn fill_disk(path: &str, size: u64) -> Result<String> {
     ))
 }
 
-/// Threads read and write the disk until the guest ends; returns when each has had some of its requests answered.
+/// Threads read and write the disk until the guest ends; returns when each has had some of its
+/// requests answered.
 pub(super) fn load(_guest: &Guest, _argument: &str) -> Result<String> {
     const THREADS: u64 = 4;
     const ENOUGH: u32 = 20;

@@ -1,5 +1,6 @@
-//! PASIDs of edu with page tables of this program's own iommufd, beside those of its requests without PASID: the same addresses
-//! are other pages for each. What the unit blocks is found in the log of the level that has it.
+//! PASIDs of edu with page tables of this program's own iommufd, beside those of its requests
+//! without PASID: the same addresses are other pages for each. What the unit blocks is found in the
+//! log of the level that has it.
 
 use std::rc::Rc;
 
@@ -108,8 +109,9 @@ fn apart(edu: &Edu, views: &[View]) -> Result<()> {
     Ok(())
 }
 
-/// Again and again: two pages in turn at one address of a PASID, written by the device, in turns with addresses that it had
-/// translated beforehand and with addresses that it keeps translated. Only the page that is mapped may change.
+/// Again and again: two pages in turn at one address of a PASID, written by the device, in turns
+/// with addresses that it had translated beforehand and with addresses that it keeps translated.
+/// Only the page that is mapped may change.
 fn remap(edu: &Edu, view: &View, rounds: u64) -> Result<()> {
     let (mut mapped, mut other) = (Buffer::new(4096)?, Buffer::new(4096)?);
     let mut held = Vec::new();
@@ -134,9 +136,9 @@ fn remap(edu: &Edu, view: &View, rounds: u64) -> Result<()> {
     Ok(())
 }
 
-/// Two PASIDs and requests without, each with pages of its own; remapped so many times as the argument says; a PASID that is
-/// taken away reaches nothing, and one that is given another's table reaches that. In the end all of them have addresses, and
-/// keep them until the guest ends.
+/// Two PASIDs and requests without, each with pages of its own; remapped so many times as the
+/// argument says; a PASID that is taken away reaches nothing, and one that is given another's table
+/// reaches that. In the end all of them have addresses, and keep them until the guest ends.
 pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     let rounds: u64 = argument.parse().context("pasid=ROUNDS")?;
     let address = edu::find()?;

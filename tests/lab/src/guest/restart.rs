@@ -50,8 +50,8 @@ pub(super) fn count_boot() -> Result<u32> {
     Ok(u32::try_from(count)?)
 }
 
-/// Starts [`KERNEL`] with the command line of now and `parameter`. Its initramfs is this one, with the kernel in it, so that it
-/// can do the same. Returns on error only.
+/// Starts [`KERNEL`] with the command line of now and `parameter`. Its initramfs is this one, with
+/// the kernel in it, so that it can do the same. Returns on error only.
 pub(super) fn kexec(guest: &Guest, parameter: &str) -> Result<()> {
     let kernel = File::open(KERNEL).context(KERNEL)?;
     let archive = Archive::new(BufWriter::new(File::create(INITRD).context(INITRD)?))?;

@@ -1,5 +1,6 @@
-//! Shared virtual addressing: edu's extension (see nido's `edu`) works on this process's own addresses, by PASID, address
-//! translation requests and page requests, as the kernel's uio_pci_sva driver sets them up.
+//! Shared virtual addressing: edu's extension (see nido's `edu`) works on this process's own
+//! addresses, by PASID, address translation requests and page requests, as the kernel's uio_pci_sva
+//! driver sets them up.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -110,8 +111,8 @@ fn pattern(seed: u64) -> Vec<u8> {
     data
 }
 
-/// Present pages, by untranslated requests with PASID, and by translated ones through the device-TLB. Returns the page that was
-/// written.
+/// Present pages, by untranslated requests with PASID, and by translated ones through the
+/// device-TLB. Returns the page that was written.
 fn present_pages(edu: &Edu) -> Result<Buffer> {
     let mut source = Buffer::new(PAGE)?;
     let target = Buffer::new(PAGE)?;
@@ -139,8 +140,8 @@ fn present_pages(edu: &Edu) -> Result<Buffer> {
     Ok(target)
 }
 
-/// Plain requests with PASID, translated requests through a device-TLB, page requests for absent pages and for forbidden
-/// ones, and invalidations that reach the device-TLB.
+/// Plain requests with PASID, translated requests through a device-TLB, page requests for absent
+/// pages and for forbidden ones, and invalidations that reach the device-TLB.
 pub(super) fn check(_guest: &Guest, _argument: &str) -> Result<String> {
     let edu = Edu::open(&edu::find()?)?;
     ensure!(
@@ -217,8 +218,9 @@ pub(super) fn check(_guest: &Guest, _argument: &str) -> Result<String> {
 /// How often a page is taken away and another comes in its place.
 const ROUNDS: u64 = 64;
 
-/// A device without page requests reaches the pages of this process that are there, and none that was taken away: another page
-/// at its address is found at once, and with none there the device is denied.
+/// A device without page requests reaches the pages of this process that are there, and none that
+/// was taken away: another page at its address is found at once, and with none there the device is
+/// denied.
 pub(super) fn present(_guest: &Guest, _argument: &str) -> Result<String> {
     let edu = Edu::open(&edu::find()?)?;
     let features = edu.count(FEATURES);

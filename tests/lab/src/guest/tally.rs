@@ -1,4 +1,5 @@
-//! What work of this guest costs below it: exits, waits of its remapping unit and ioctls, which the agent counts.
+//! What work of this guest costs below it: exits, waits of its remapping unit and ioctls, which the
+//! agent counts.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,8 @@ pub(super) fn count(
     Ok(times)
 }
 
-/// The same, then for as long while nothing but this processor's own timer happens, as `what` with `-idle`.
+/// The same, then for as long while nothing but this processor's own timer happens, as `what` with
+/// `-idle`.
 pub(super) fn count_beside_idle(
     agent: &mut Agent,
     what: &str,

@@ -1,4 +1,5 @@
-//! A PCI function driven from user space through VFIO: with iommufd where there is a remapping unit, else no-iommu.
+//! A PCI function driven from user space through VFIO: with iommufd where there is a remapping
+//! unit, else no-iommu.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -116,9 +117,10 @@ impl Space {
 
 /// Registers of a BAR, accessed by the kernel for us.
 ///
-/// They are not mapped on purpose. The first access to a mapping is a page fault, and QEMU 7.2's emulation of SVM leaves
-/// the type of a delivered exception in the VMCB; KVM in level 1 then refuses to emulate the access that follows, since
-/// it seems to happen while an event is being delivered.
+/// They are not mapped on purpose. The first access to a mapping is a page fault, and QEMU 7.2's
+/// emulation of SVM leaves the type of a delivered exception in the VMCB; KVM in level 1 then
+/// refuses to emulate the access that follows, since it seems to happen while an event is being
+/// delivered.
 pub(super) struct Bar {
     file: File,
     offset: u64,
@@ -176,8 +178,8 @@ pub(super) fn open_node(path: &Path) -> Result<File> {
 }
 
 impl Function {
-    /// Binds the function to vfio-pci, opens it, with addresses of its own where there is a unit, and makes it a bus
-    /// master.
+    /// Binds the function to vfio-pci, opens it, with addresses of its own where there is a unit,
+    /// and makes it a bus master.
     pub(super) fn open(address: &str) -> Result<Self> {
         Self::open_in(address, None)
     }
@@ -231,7 +233,8 @@ impl Function {
         Ok(function)
     }
 
-    /// Gives the function the addresses of `space`, of the same iommufd, in place of those that it has.
+    /// Gives the function the addresses of `space`, of the same iommufd, in place of those that it
+    /// has.
     pub(super) fn attach(&mut self, space: Rc<Space>) -> Result<()> {
         self.attach_to(space.id, None)?;
         self.space = Some(space);

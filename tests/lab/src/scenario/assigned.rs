@@ -58,7 +58,8 @@ const TWO_IOMMUFDS: &[&str] = &[
     "vfio-pci,fd={open edu1},iommufd=iommufd1",
 ];
 
-/// What `cargo xtask bench shadow` runs: a guest that maps much, with a disk and with a device that is only mapped for.
+/// What `cargo xtask bench shadow` runs: a guest that maps much, with a disk and with a device that
+/// is only mapped for.
 pub const SHADOW: Scenario = Scenario {
     name: "shadow",
     description: "the guest of `cargo xtask bench shadow`",
@@ -182,7 +183,8 @@ pub const ASSIGNED: &[Scenario] = &[
             "--device",
             "pcie-root-port,id=rp2",
         ],
-        // The lab's kernel has no ASPM, without which it does not ask the firmware for control of hot-plug.
+        // The lab's kernel has no ASPM, without which it does not ask the firmware for control of
+        // hot-plug.
         command_line: "intel_iommu=on,sm_on",
         plan: "scalable,translation=second-stage,hot-plug=20,disk,nofaults>poweroff",
         limit: Duration::from_secs(400),

@@ -1,4 +1,5 @@
-//! The scenarios of three levels: a guest of nido that is a host, whose unit can nest, and runs nido again.
+//! The scenarios of three levels: a guest of nido that is a host, whose unit can nest, and runs
+//! nido again.
 
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ pub(super) const HOST: Scenario = Scenario {
     ..DEFAULT
 };
 
-/// Level 1's unit, which forgets no translation by itself, so that an invalidation that is missing shows.
+/// Level 1's unit, which forgets no translation by itself, so that an invalidation that is missing
+/// shows.
 const KEEPING: &str = "intel-iommu,x-flts=on,x-keep-translations=on";
 
 /// Level 3. What each line of its log costs is some thousand exits of level 1.
@@ -121,8 +123,8 @@ const PAGES_ASKED_FOR: &[Exchange] = &[Exchange {
     positive: &["page_requests", "page_responses"],
 }];
 
-/// Level 1's bindings of what level 3 has: nested; shadowed by page tables of level 2's kernel; and all of level 3's memory, by
-/// the second stage of a parent.
+/// Level 1's bindings of what level 3 has: nested; shadowed by page tables of level 2's kernel; and
+/// all of level 3's memory, by the second stage of a parent.
 const ALL_ON: &[Exchange] = &[Exchange {
     request: "bindings",
     line_with: &[

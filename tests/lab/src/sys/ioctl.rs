@@ -19,8 +19,9 @@ pub struct ValueRequest(u64);
 /// Issues `request` with a pointer to `argument`; the kernel may change it.
 pub fn ioctl<T>(file: impl AsFd, request: &Request<T>, argument: &mut T) -> io::Result<i32> {
     let file = file.as_fd();
-    // SAFETY: a Request is made only in this module, which pairs each number with the structure that the kernel reads
-    // and writes for it, so `argument` is large enough; the exclusive reference keeps it valid for the call.
+    // SAFETY: a Request is made only in this module, which pairs each number with the structure
+    // that the kernel reads and writes for it, so `argument` is large enough; the exclusive
+    // reference keeps it valid for the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request.0, std::ptr::from_mut(argument)) };
     if result < 0 {
         Err(io::Error::last_os_error())
@@ -32,7 +33,8 @@ pub fn ioctl<T>(file: impl AsFd, request: &Request<T>, argument: &mut T) -> io::
 /// Issues `request` with a number as argument.
 pub fn ioctl_value(file: impl AsFd, request: &ValueRequest, value: u64) -> io::Result<i32> {
     let file = file.as_fd();
-    // SAFETY: a ValueRequest is made only in this module, from numbers whose argument is no pointer.
+    // SAFETY: a ValueRequest is made only in this module, from numbers whose argument is no
+    // pointer.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request.0, value) };
     if result < 0 {
         Err(io::Error::last_os_error())

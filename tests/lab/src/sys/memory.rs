@@ -56,7 +56,8 @@ impl Buffer {
         unsafe { self.base.as_ptr().add(offset) }
     }
 
-    /// Gives the pages back to the kernel: they read as zeros, and are absent until they are touched.
+    /// Gives the pages back to the kernel: they read as zeros, and are absent until they are
+    /// touched.
     pub fn discard(&mut self) -> io::Result<()> {
         // SAFETY: the mapping belongs to the value, and no reference to it exists.
         let result =
@@ -70,7 +71,8 @@ impl Buffer {
     /// Copies `data` in.
     pub fn write(&mut self, offset: usize, data: &[u8]) {
         let target = self.at(offset, data.len());
-        // SAFETY: at() checked that all of the bytes are inside the mapping, and no reference to it exists.
+        // SAFETY: at() checked that all of the bytes are inside the mapping, and no reference to it
+        // exists.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()) };
         // The device must find the bytes when it is told of them.
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
@@ -82,8 +84,8 @@ impl Buffer {
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let source = self.at(offset, length);
         let mut data = vec![0; length];
-        // SAFETY: at() checked that all of the bytes are inside the mapping; no reference to it exists, and the device
-        // that writes to it is not at work while the caller reads.
+        // SAFETY: at() checked that all of the bytes are inside the mapping; no reference to it
+        // exists, and the device that writes to it is not at work while the caller reads.
         unsafe { std::ptr::copy_nonoverlapping(source, data.as_mut_ptr(), length) };
         data
     }
@@ -185,7 +187,8 @@ pub fn adopt(descriptor: i32) -> io::Result<OwnedFd> {
             "{descriptor} is no new descriptor"
         )));
     }
-    // SAFETY: the only caller passes what VFIO_GROUP_GET_DEVICE_FD has just returned, which nobody else owns.
+    // SAFETY: the only caller passes what VFIO_GROUP_GET_DEVICE_FD has just returned, which nobody
+    // else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 

@@ -119,7 +119,8 @@ struct Thread {
     ended: bool,
 }
 
-/// Waits until something has happened to a thread that this one traces, and leaves it to be asked for.
+/// Waits until something has happened to a thread that this one traces, and leaves it to be asked
+/// for.
 fn next_event() -> io::Result<Thread> {
     let flags = libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL | libc::__WNOTHREAD;
     // SAFETY: siginfo_t is plain data, for which zero is a valid value.
@@ -142,7 +143,8 @@ fn next_event() -> io::Result<Thread> {
 fn ioctl_at_entry(thread: i32) -> io::Result<Option<u64>> {
     const ENTRY: u64 = 1;
     const IOCTL: u64 = 16;
-    // struct ptrace_syscall_info: kind, instruction and stack pointer, then number and six arguments.
+    // struct ptrace_syscall_info: kind, instruction and stack pointer, then number and six
+    // arguments.
     let mut words = [0_u64; 16];
     let buffer = words.as_mut_ptr() as usize;
     match ptrace(

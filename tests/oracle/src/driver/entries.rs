@@ -10,7 +10,8 @@ pub fn scalable_root(lower: u64, upper: u64) -> [u64; 2] {
     [lower | u64::from(lower != 0), upper | u64::from(upper != 0)]
 }
 
-/// Legacy context entry (9.3): TT 0 is second-stage, 1 the same for all requests, 2 is pass-through.
+/// Legacy context entry (9.3): TT 0 is second-stage, 1 the same for all requests, 2 is
+/// pass-through.
 pub fn context(tt: u64, table: u64, aw: u64, did: u64) -> [u64; 2] {
     [1 | tt << 2 | table, aw | did << 8]
 }

@@ -1,6 +1,7 @@
 //! Page tables of one address space, built page by page (sections 9.7 and 9.8).
 //!
-//! The builder remembers where its tables are, and writes every entry on the way again: so it repairs what a test broke.
+//! The builder remembers where its tables are, and writes every entry on the way again: so it
+//! repairs what a test broke.
 
 use std::collections::HashMap;
 
@@ -49,7 +50,8 @@ pub struct Space {
     pub levels: u32,
     /// Memory address of the top table.
     pub top: u64,
-    /// Added to memory addresses of tables in pointers: tables of a nested first stage are at guest addresses.
+    /// Added to memory addresses of tables in pointers: tables of a nested first stage are at
+    /// guest addresses.
     pub shift: u64,
     tables: HashMap<(u32, u64), u64>,
 }
@@ -88,7 +90,8 @@ impl Space {
         self.top + self.shift
     }
 
-    /// All entries on the way to `input`, from the top down to that of `level`. Makes the tables that are missing.
+    /// All entries on the way to `input`, from the top down to that of `level`. Makes the tables
+    /// that are missing.
     pub fn slots(
         &mut self,
         input: u64,
@@ -128,7 +131,8 @@ impl Space {
         }
     }
 
-    /// Maps `input` to `target` with a leaf of `level` whose low bits are `flags`; PS is added for large pages.
+    /// Maps `input` to `target` with a leaf of `level` whose low bits are `flags`; PS is added for
+    /// large pages.
     pub fn map(
         &mut self,
         input: u64,

@@ -1,4 +1,5 @@
-//! Translation requests, what a device keeps of the answers, and invalidations that have to reach it.
+//! Translation requests, what a device keeps of the answers, and invalidations that have to reach
+//! it.
 
 use std::sync::{Arc, Mutex};
 
@@ -133,7 +134,8 @@ fn decode(words: &[u64; 4]) -> (u64, Message) {
 }
 
 impl Machine {
-    /// Submits descriptors of types 3, 8 and 9 with a wait: each device has heard its own, in order, and no other.
+    /// Submits descriptors of types 3, 8 and 9 with a wait: each device has heard its own, in
+    /// order, and no other.
     ///
     /// # Errors
     /// Says what the devices heard.
@@ -159,7 +161,8 @@ impl Machine {
         Ok(())
     }
 
-    /// A translation request, and whether the answer is permitted. What is permitted to be kept is kept.
+    /// A translation request, and whether the answer is permitted. What is permitted to be kept is
+    /// kept.
     ///
     /// # Errors
     /// Says what the unit answered, and what was permitted.
@@ -265,8 +268,8 @@ impl Machine {
         });
     }
 
-    /// A translation that the device of `view` keeps: its physical page of 4 KiB around the address that was asked
-    /// for, and whether it may read and write there.
+    /// A translation that the device of `view` keeps: its physical page of 4 KiB around the address
+    /// that was asked for, and whether it may read and write there.
     pub fn kept(&self, view: usize, number: u64) -> Option<(u64, bool, bool)> {
         let kept = self.tlbs.get(view % 3)?.kept.lock().expect("kept");
         let count = u64::try_from(kept.len()).ok().filter(|count| *count != 0)?;

@@ -363,8 +363,9 @@ impl Machine {
         self.check_quiet()
     }
 
-    /// Asks whether an access would succeed. That is no request, so nothing is recorded. A may be set, as for what
-    /// hardware does speculatively (sections 3.6.3 and 3.7.4), and D of the page may not.
+    /// Asks whether an access would succeed. That is no request, so nothing is recorded. A may be
+    /// set, as for what hardware does speculatively (sections 3.6.3 and 3.7.4), and D of the
+    /// page may not.
     ///
     /// # Errors
     /// When the answer is not permitted, or something changed.
@@ -392,7 +393,8 @@ impl Machine {
                     .iter()
                     .all(|(at, _, length)| self.image.bytes(*at, *length).is_some())
         };
-        // It is about permissions: that D cannot be set (77h, 7Ch, 90h), only the write itself finds out.
+        // It is about permissions: that D cannot be set (77h, 7Ch, 90h), only the write itself
+        // finds out.
         let undirtied = |course: &Course| {
             access.write
                 && course.fault.as_ref().is_some_and(|(_, fault)| {
@@ -408,7 +410,8 @@ impl Machine {
                 "check_range of {source:#x} at {at:x?}+{length:#x} for {permissions:?} is {answer}; permitted {courses:x?}"
             ));
         }
-        // Every page by itself: what stops a read does not stop the question whether writes are permitted.
+        // Every page by itself: what stops a read does not stop the question whether writes are
+        // permitted.
         let last = access.address + (length as u64 - 1);
         let mut speculative = Vec::new();
         for page in (access.address >> 12..=last >> 12).map(|page| page << 12) {
@@ -468,8 +471,9 @@ impl Machine {
         address & !0xfff & ((1 << widest) - 1)
     }
 
-    /// What the image takes over: bits that hardware set are no edit, data that a device wrote is one. In a context or
-    /// PASID table, where no such bit belongs, it changes what the entry says; so there it is an edit.
+    /// What the image takes over: bits that hardware set are no edit, data that a device wrote is
+    /// one. In a context or PASID table, where no such bit belongs, it changes what the entry
+    /// says; so there it is an edit.
     pub(super) fn adopt(&mut self, differences: &[(u64, u64, u64)], courses: &[Course]) {
         let updates: BTreeMap<u64, u64> = courses
             .iter()
@@ -562,7 +566,8 @@ impl Machine {
         self.judge_memory(course, &[], differences)
     }
 
-    /// Memory differs from the image by `written`, by the required bits, and by nothing but optional bits.
+    /// Memory differs from the image by `written`, by the required bits, and by nothing but
+    /// optional bits.
     fn judge_memory(
         &self,
         course: &Course,

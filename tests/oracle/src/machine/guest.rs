@@ -1,4 +1,5 @@
-//! A random guest on a machine with a remapping unit: it builds and spoils tables, invalidates, and makes requests.
+//! A random guest on a machine with a remapping unit: it builds and spoils tables, invalidates, and
+//! makes requests.
 
 mod changes;
 mod configuration;

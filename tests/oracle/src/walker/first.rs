@@ -5,8 +5,8 @@ use super::{Found, Step, Taken, Walk};
 use crate::flushes::Kind;
 
 impl Walk<'_> {
-    /// Translates the request; `accessed` is what is set in each entry; with `nested`, through that second stage of so many input bits;
-    /// `protect` is WPE.
+    /// Translates the request; `accessed` is what is set in each entry; with `nested`, through that
+    /// second stage of so many input bits; `protect` is WPE.
     pub(super) fn first_stage(
         &mut self,
         table: u64,
@@ -57,7 +57,8 @@ impl Walk<'_> {
             let writable = writable || self.request.privileged && !protect;
             if leaf && !user && !self.request.privileged {
                 self.cached = true;
-                // A may be set for requests that are denied (section 3.6.3), and may be what cannot be done.
+                // A may be set for requests that are denied (section 3.6.3), and may be what cannot
+                // be done.
                 let unset = word & accessed != accessed;
                 let unwritable = backing.as_ref().is_some_and(|(mapped, _)| !mapped.write);
                 let codes: &[u8] = match (unset, unwritable, snooped) {
@@ -128,8 +129,9 @@ impl Walk<'_> {
             self.cached = true;
             return Err(self.fault(&[0x77, unreadable]));
         }
-        // The facts sheet leaves open whether reading a first-stage entry is a write of its second-stage page even if no
-        // bit of the entry has to be set. The unit takes it for one, as the CPU does with EPT; so D is required.
+        // The facts sheet leaves open whether reading a first-stage entry is a write of its
+        // second-stage page even if no bit of the entry has to be set. The unit takes it
+        // for one, as the CPU does with EPT; so D is required.
         self.dirty(&mapped, stage)?;
         Ok(mapped)
     }

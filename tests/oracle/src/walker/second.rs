@@ -102,7 +102,8 @@ impl Walk<'_> {
         unreachable!("level 1 is a leaf")
     }
 
-    /// Permissions and the D bit, for the request's own access. `writable`: nothing else forbids writes.
+    /// Permissions and the D bit, for the request's own access. `writable`: nothing else forbids
+    /// writes.
     pub(super) fn finish_second(
         &mut self,
         mapped: &Mapped,

@@ -179,7 +179,8 @@ impl Walk<'_> {
             return Err(self.blocked_by(&context, CONTEXT, &[0x43]));
         }
         self.note(CONTEXT, &context);
-        // Sheet D3: the order of these is not fixed. They are no fault of the entry, which other requests may have cached.
+        // Sheet D3: the order of these is not fixed. They are no fault of the entry, which other
+        // requests may have cached.
         let asked = self.request.pasid;
         let translation = matches!(form, Form::Translation { .. } | Form::Translated);
         let denials: Vec<u8> = [
@@ -234,8 +235,9 @@ impl Walk<'_> {
             u64::MAX,
         ];
         if !facts.second {
-            // AW, too, is reserved by the letter. But Linux writes it in first-stage and pass-through entries whatever SSTS
-            // says, so the unit does not look at it, which section 9.6 permits to read as "ignored where it is unused".
+            // AW, too, is reserved by the letter. But Linux writes it in first-stage and
+            // pass-through entries whatever SSTS says, so the unit does not look at it,
+            // which section 9.6 permits to read as "ignored where it is unused".
             reserved[0] |= 1 << 9 | facts.pointer();
         }
         if facts.pasid_bits == 0 {
@@ -255,8 +257,8 @@ impl Walk<'_> {
         if !facts.snoop_control {
             reserved[1] |= 1 << 24;
         }
-        // FSPTPTR is a field of 52 bits, ignored where it is unused; only what uses it reserves its upper ones. (SSPTPTR
-        // ends at HAW, and 63:HAW is reserved for itself.)
+        // FSPTPTR is a field of 52 bits, ignored where it is unused; only what uses it reserves its
+        // upper ones. (SSPTPTR ends at HAW, and 63:HAW is reserved for itself.)
         if matches!(word(0) >> 6 & 7, 1 | 3) {
             reserved[2] |= facts.beyond();
         }

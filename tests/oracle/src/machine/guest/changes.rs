@@ -1,4 +1,5 @@
-//! Changes that the guest makes as the specification asks, with their invalidations; invalidations of all kinds; changes of mode.
+//! Changes that the guest makes as the specification asks, with their invalidations; invalidations
+//! of all kinds; changes of mode.
 
 use super::{Guest, PASIDS, pasid_at};
 use crate::driver::queue;
@@ -8,7 +9,8 @@ use crate::machine::dma::{Access, Manner};
 use crate::machine::{Check, SOURCES};
 
 impl Guest {
-    /// Changes a mapping and invalidates it as section 6.5.3 says. Afterwards only the new one may be used.
+    /// Changes a mapping and invalidates it as section 6.5.3 says. Afterwards only the new one may
+    /// be used.
     pub(super) fn remap_properly(&mut self) -> Check {
         if !self.machine.queue_runs() {
             return Ok(());

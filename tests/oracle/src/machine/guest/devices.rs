@@ -1,4 +1,5 @@
-//! What devices with PASIDs, a device-TLB and page requests do, and what their guest does with them.
+//! What devices with PASIDs, a device-TLB and page requests do, and what their guest does with
+//! them.
 
 use intel_vtd::PageRequest;
 
@@ -110,7 +111,8 @@ impl Guest {
         Ok(())
     }
 
-    /// Uses a mapping, changes it, and asks for the page: afterwards only the new mapping may be used.
+    /// Uses a mapping, changes it, and asks for the page: afterwards only the new mapping may be
+    /// used.
     fn page_fault(&mut self) -> Check {
         let view = crate::index(self.rng.below(6));
         let pasid = self.random_pasid(view);

@@ -1,4 +1,5 @@
-//! DMA requests of the guest's devices: to addresses of interest, to any others, and again while an entry changes.
+//! DMA requests of the guest's devices: to addresses of interest, to any others, and again while an
+//! entry changes.
 
 use super::{END, Guest, PASIDS};
 use crate::machine::Check;
@@ -123,7 +124,8 @@ impl Guest {
         self.machine.dma(access)
     }
 
-    /// Uses a mapping, changes an entry on its way, and uses it again, before and after an invalidation.
+    /// Uses a mapping, changes an entry on its way, and uses it again, before and after an
+    /// invalidation.
     pub(super) fn hot(&mut self) -> Check {
         let view = crate::index(self.rng.below(6));
         let pasid = self.random_pasid(view);

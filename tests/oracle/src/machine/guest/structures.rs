@@ -1,4 +1,5 @@
-//! The guest's root, context and PASID tables: valid entries of every kind, and such that are spoilt.
+//! The guest's root, context and PASID tables: valid entries of every kind, and such that are
+//! spoilt.
 
 use super::{Guest, NESTED, PASIDS, SECOND, pasid_at};
 use crate::driver::entries::{self, PasidEntry};
