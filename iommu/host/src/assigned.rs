@@ -60,7 +60,6 @@ use super::ram::Ram;
 use super::{HostIommu, Rights};
 use crate::dirty::{DirtyPages, tracking};
 use crate::resources::{Common, HostKey};
-use crate::tables::Tables;
 use binding::Binding;
 use device::Device;
 use intel_vtd::Invalidation;
@@ -69,6 +68,7 @@ use intel_vtd::memory::Nearby;
 use intel_vtd::spec::device_tlb::DeviceTlbInvalidation;
 use intel_vtd::spec::ids::SourceId;
 use intel_vtd::spec::page_request::PageResponse;
+use intel_vtd::translate::GuestTables;
 use intel_vtd::unit::{DeviceTlb, TranslationObserver, Unit};
 use placement::{Host, State};
 
@@ -290,17 +290,12 @@ where
 
     fn with_tables<R>(
         &self,
-        use_them: impl FnOnce(Option<&Tables<'_, Nearby<'_, M::Target>>>) -> R,
+        use_them: impl FnOnce(Option<&GuestTables<'_, Nearby<'_, M::Target>>>) -> R,
     ) -> R {
         let Some(unit) = &self.unit else {
             return use_them(None);
         };
-        let memory = Nearby::new(unit.guest_memory());
-        use_them(Some(&Tables {
-            memory: &memory,
-            gates: unit.gates(),
-            latched: unit.latched(),
-        }))
+        use_them(Some(&unit.tables()))
     }
 }
 

@@ -24,7 +24,6 @@ mod resources;
 mod run;
 mod shadow;
 mod statistics;
-mod tables;
 
 use std::io;
 use std::ops::RangeInclusive;

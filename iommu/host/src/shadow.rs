@@ -21,11 +21,10 @@ use crate::dirty::tracking::collect_unmapped;
 use crate::ioas::Space;
 use crate::resources::Common;
 use crate::run::Run;
-use crate::tables::Tables;
 use areas::Areas;
 use intel_vtd::memory::TableMemory;
 use intel_vtd::spec::descriptors::PageBlock;
-use intel_vtd::translate::SecondStage;
+use intel_vtd::translate::{GuestTables, SecondStage};
 
 /// What makes shadows the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,9 +126,9 @@ impl Shadow {
     ///
     /// # Errors
     /// The shadow must not be used any more.
-    pub(crate) fn refresh<T: TableMemory + ?Sized>(
+    pub(crate) fn refresh<T: TableMemory>(
         &mut self,
-        tables: &Tables<'_, T>,
+        tables: &GuestTables<'_, T>,
         common: &mut Common,
         budget: &mut Budget,
         scratch: &mut Scratch,
@@ -145,10 +144,10 @@ impl Shadow {
     }
 
     /// Unmaps what changed in `stale`, and lists what is to be mapped.
-    fn unmap_changed<T: TableMemory + ?Sized>(
+    fn unmap_changed<T: TableMemory>(
         &mut self,
         stale: &mut [Range<u64>],
-        tables: &Tables<'_, T>,
+        tables: &GuestTables<'_, T>,
         common: &mut Common,
         budget: &mut Budget,
         scratch: &mut Scratch,
@@ -195,10 +194,10 @@ impl Shadow {
     }
 
     /// Adds what can be mapped of what the guest's tables map in `inputs`.
-    fn scan<T: TableMemory + ?Sized>(
+    fn scan<T: TableMemory>(
         &mut self,
         inputs: &Range<u64>,
-        tables: &Tables<'_, T>,
+        tables: &GuestTables<'_, T>,
         common: &mut Common,
         budget: &mut Budget,
         runs: &mut Vec<Run>,
@@ -208,8 +207,8 @@ impl Shadow {
         let takes_read_only = !self.key.parent;
         let (mut write_only, mut read_only) = (0, 0);
         let outcome = scan::scan(
-            tables.memory,
-            tables.gates,
+            tables.memory(),
+            tables.gates(),
             &self.key.stage,
             inputs,
             budget,

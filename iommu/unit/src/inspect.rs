@@ -26,7 +26,7 @@ pub use field::{Field, FieldValue};
 pub use registers::{PendingFault, RegisterDescription, UnitDescription};
 
 use crate::spec::ids::{Pasid, SourceId};
-use crate::translate::{self, Binding};
+use crate::translate::Binding;
 use crate::unit::Unit;
 
 impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
@@ -39,20 +39,17 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
 
     /// What translates untranslated requests of `source`, with `pasid` or without.
     pub fn binding_of(&self, source: SourceId, pasid: Option<Pasid>) -> Binding {
-        let state = self.dma_state();
-        let latched = state.latched();
-        translate::binding(state.guest_memory(), state.gates(), &latched, source, pasid)
+        self.dma_state().tables().binding(source, pasid)
     }
 
     /// What translates the requests of each of `sources`, and of their PASIDs.
     ///
     /// For each source up to 2^14 PASID directory entries and [`SEARCHED_TABLES`] PASID tables are looked at, whatever the guest has.
     pub fn bindings(&self, sources: impl IntoIterator<Item = SourceId>) -> Vec<SourceBindings> {
-        let state = self.dma_state();
-        let latched = state.latched();
+        let tables = self.dma_state().tables();
         sources
             .into_iter()
-            .map(|source| bindings_of(state.guest_memory(), state.gates(), &latched, source))
+            .map(|source| bindings_of(&tables, source))
             .collect()
     }
 
@@ -60,9 +57,6 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     ///
     /// Tables are read as they are now; a device may still use what it cached before the guest's last invalidation.
     pub fn explain(&self, source: SourceId, pasid: Option<Pasid>, address: u64) -> Explanation {
-        let state = self.dma_state();
-        let latched = state.latched();
-        let (memory, gates) = (state.guest_memory(), state.gates());
-        explain(memory, gates, &latched, source, pasid, address)
+        explain(&self.dma_state().tables(), source, pasid, address)
     }
 }

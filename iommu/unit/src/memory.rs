@@ -14,8 +14,6 @@ use vm_memory::{
     VolatileSlice,
 };
 
-use crate::translate::StructureCaches;
-
 /// There is no memory at an address, or the access is not aligned to its size.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("no guest memory for an access to {address:#x}")]
@@ -53,56 +51,22 @@ pub trait TableMemory {
         old: u64,
         new: u64,
     ) -> Result<Result<u64, u64>, MemoryError>;
-
-    /// Writes 32 bits in one piece, after everything that this thread wrote before.
-    ///
-    /// # Errors
-    /// When there is no memory, or `address` is not aligned to 4.
-    fn write_u32(&self, address: u64, value: u32) -> Result<(), MemoryError>;
-
-    /// Writes the words of an entry, in ascending order, each of them atomically.
-    ///
-    /// # Errors
-    /// As [`read_words`](Self::read_words).
-    fn write_words<const N: usize>(
-        &self,
-        address: u64,
-        words: &[u64; N],
-    ) -> Result<(), MemoryError>;
-
-    /// The caches in front of the tables. Memory as such has none.
-    #[inline]
-    fn caches(&self) -> Option<&dyn StructureCaches> {
-        None
-    }
 }
 
-impl<M: GuestMemoryBackend + ?Sized> TableMemory for M {
+impl<T: TableMemory + ?Sized> TableMemory for &T {
     #[inline]
     fn read_words<const N: usize>(&self, address: u64) -> Result<[u64; N], MemoryError> {
-        read_words(self.to_region_addr(GuestAddress(address)), address)
+        (**self).read_words(address)
     }
 
+    #[inline]
     fn compare_exchange_u64(
         &self,
         address: u64,
         old: u64,
         new: u64,
     ) -> Result<Result<u64, u64>, MemoryError> {
-        let place = self.to_region_addr(GuestAddress(address));
-        compare_exchange(place, address, old, new)
-    }
-
-    fn write_u32(&self, address: u64, value: u32) -> Result<(), MemoryError> {
-        write_u32(self.to_region_addr(GuestAddress(address)), address, value)
-    }
-
-    fn write_words<const N: usize>(
-        &self,
-        address: u64,
-        words: &[u64; N],
-    ) -> Result<(), MemoryError> {
-        write_words(self.to_region_addr(GuestAddress(address)), address, words)
+        (**self).compare_exchange_u64(address, old, new)
     }
 }
 
@@ -136,6 +100,26 @@ impl<'a, M: GuestMemoryBackend + ?Sized> Nearby<'a, M> {
             memory,
             last: Cell::new(None),
         }
+    }
+
+    /// Writes 32 bits in one piece, after everything that this thread wrote before.
+    ///
+    /// # Errors
+    /// When there is no memory, or `address` is not aligned to 4.
+    pub(crate) fn write_u32(&self, address: u64, value: u32) -> Result<(), MemoryError> {
+        write_u32(self.find(address), address, value)
+    }
+
+    /// Writes the words of an entry, in ascending order, each of them atomically.
+    ///
+    /// # Errors
+    /// As [`read_words`](TableMemory::read_words).
+    pub(crate) fn write_words<const N: usize>(
+        &self,
+        address: u64,
+        words: &[u64; N],
+    ) -> Result<(), MemoryError> {
+        write_words(self.find(address), address, words)
     }
 
     /// The region that `address` is in, and where.
@@ -175,18 +159,6 @@ impl<M: GuestMemoryBackend + ?Sized> TableMemory for Nearby<'_, M> {
         new: u64,
     ) -> Result<Result<u64, u64>, MemoryError> {
         compare_exchange(self.find(address), address, old, new)
-    }
-
-    fn write_u32(&self, address: u64, value: u32) -> Result<(), MemoryError> {
-        write_u32(self.find(address), address, value)
-    }
-
-    fn write_words<const N: usize>(
-        &self,
-        address: u64,
-        words: &[u64; N],
-    ) -> Result<(), MemoryError> {
-        write_words(self.find(address), address, words)
     }
 }
 

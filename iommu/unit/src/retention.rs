@@ -28,7 +28,7 @@ use crate::memory::unmarked::Unmarked;
 use crate::spec::fault_reason::FaultReason;
 use crate::spec::invalidation::Invalidation;
 use crate::translate::{
-    self, Access, Binding, Fault, Gates, Latched, Request, RequestKind, Resolved, Translation,
+    self, Access, Binding, Fault, Gates, GuestTables, Request, RequestKind, Resolved, Translation,
     TranslationType,
 };
 
@@ -36,15 +36,6 @@ use crate::translate::{
 pub(crate) struct Kept {
     /// Leaf lock, held for a walk at most. Speed is not what this is for.
     store: Mutex<Store>,
-}
-
-/// Where a request comes from and what it depends on.
-pub(crate) struct Asker<'a, T: ?Sized> {
-    pub(crate) memory: &'a T,
-    pub(crate) gates: &'a Gates,
-    pub(crate) latched: &'a Latched,
-    /// Under which its transaction runs.
-    pub(crate) generation: u64,
 }
 
 /// An answer, and how it was found.
@@ -82,16 +73,19 @@ impl Kept {
         store.floor = store.floor.max(generation.saturating_add(1));
     }
 
-    /// As [`translate::translate`], from what is kept if there is something, or else by a walk that leaves something behind.
-    pub(crate) fn translate<T: TableMemory + ?Sized>(
+    /// As [`GuestTables::translate`] in a transaction of `generation`, from what is kept if there is something, or else by a
+    /// walk that leaves something behind.
+    pub(crate) fn translate<T: TableMemory>(
         &self,
-        asker: &Asker<'_, T>,
+        tables: &GuestTables<'_, T>,
+        generation: u64,
         request: &Request,
     ) -> Answer {
-        let (outcome, found) = self.find(asker, request);
+        let (outcome, found) = self.find(tables, generation, request);
         // No guest changes what its devices are using, so this is no race, but an invalidation that is missing or to come.
-        let memory = Unmarked(asker.memory);
-        let now = translate::translate(&memory, asker.gates, asker.latched, request);
+        let now = tables
+            .in_memory(Unmarked(tables.memory()))
+            .translate(request);
         let instead = (reaches(&outcome, request) != reaches(&now, request)).then_some(now);
         Answer {
             outcome,
@@ -100,55 +94,50 @@ impl Kept {
         }
     }
 
-    fn find<T: TableMemory + ?Sized>(
+    fn find<T: TableMemory>(
         &self,
-        asker: &Asker<'_, T>,
+        tables: &GuestTables<'_, T>,
+        generation: u64,
         request: &Request,
     ) -> (Result<Translation, Fault>, Found) {
-        let Asker {
-            memory,
-            gates,
-            latched,
-            generation,
-        } = *asker;
+        let enabled = tables.latched().enabled;
         let mut store = self.lock();
-        if latched.enabled
+        if enabled
             && let Some(page) = store.page(request)
-            && let Some(outcome) = answer(asker, &store, page, request)
+            && let Some(outcome) = answer(tables, &store, page, request)
         {
             return (outcome, Found::Kept);
         }
-        let recorder = Recorder::new(memory, &store);
-        let outcome = translate::translate(&recorder, gates, latched, request);
-        let notes = recorder.into_notes();
+        let cached = tables.behind(Recorder::new(&store));
+        let outcome = cached.translate(request);
+        let notes = cached.into_caches().into_notes();
         if let Ok(translation) = &outcome
-            && latched.enabled
+            && enabled
             && generation >= store.floor
         {
-            let page = is_for_all(request, translation, gates).then_some(translation);
+            let page = is_for_all(request, translation, tables.gates()).then_some(translation);
             store.keep(&notes, request, page);
         }
         let nested = is_nested(&notes);
         (outcome, Found::Walked { nested })
     }
 
-    /// As [`translate::resolve`]. Nothing is left behind.
-    pub(crate) fn resolve<T: TableMemory + ?Sized>(
+    /// As [`GuestTables::resolve_request`]. Nothing is left behind.
+    pub(crate) fn resolve<T: TableMemory>(
         &self,
-        memory: &T,
-        gates: &Gates,
-        latched: &Latched,
+        tables: &GuestTables<'_, T>,
         request: &Request,
     ) -> Result<Resolved, Fault> {
         let store = self.lock();
-        let recorder = Recorder::new(memory, &store);
-        translate::resolve(&recorder, gates, latched, request)
+        tables
+            .behind(Recorder::new(&store))
+            .resolve_request(request)
     }
 
-    /// As [`translate::probe`]. Nothing is left behind.
-    pub(crate) fn probe<T: TableMemory + ?Sized>(
+    /// As [`GuestTables::probe`]. Nothing is left behind.
+    pub(crate) fn probe<T: TableMemory>(
         &self,
-        asker: &Asker<'_, T>,
+        tables: &GuestTables<'_, T>,
         request: &Request,
     ) -> Result<Translation, Fault> {
         let store = self.lock();
@@ -158,8 +147,7 @@ impl Kept {
         {
             return Ok(page);
         }
-        let recorder = Recorder::new(asker.memory, &store);
-        let walked = translate::probe(&recorder, asker.gates, asker.latched, request);
+        let walked = tables.behind(Recorder::new(&store)).probe(request);
         let Some(page) = page else {
             return walked;
         };
@@ -172,8 +160,8 @@ impl Kept {
 }
 
 /// What a kept page answers; `None` when the tables are to be walked, as something is to be set in them.
-fn answer<T: TableMemory + ?Sized>(
-    asker: &Asker<'_, T>,
+fn answer<T: TableMemory>(
+    tables: &GuestTables<'_, T>,
     store: &Store,
     page: &Page,
     request: &Request,
@@ -193,15 +181,17 @@ fn answer<T: TableMemory + ?Sized>(
             (found.dirty || request.access == Access::Read).then_some(Ok(found))
         }
         RequestKind::TranslationRequest { no_write } => {
-            let withheld = no_write && asker.gates.caps.ecap.nwfs();
+            let withheld = no_write && tables.gates().caps.ecap.nwfs();
             // In legacy mode, what passes through (TT 10b) answers no translation requests.
             let passes = found.translated_by == Some(TranslationType::PassThrough);
             if found.writable && !found.dirty && !withheld || page.legacy && passes {
                 return None;
             }
             // Whether the device may ask is said by its context entry.
-            let recorder = Recorder::new(asker.memory, store);
-            translate::resolve(&recorder, asker.gates, asker.latched, request).ok()?;
+            tables
+                .behind(Recorder::new(store))
+                .resolve_request(request)
+                .ok()?;
             Some(Ok(Translation {
                 writable: found.writable && !withheld,
                 ..found

@@ -1,13 +1,14 @@
 //! From a request to a guest-physical address (sec. 3, 7 and 9).
 //!
-//! [`resolve`] finds out what translates the requests of a (source-id, PASID): a canonical [`Binding`].
-//! [`translate`] then walks the tables of that binding. Both are functions of guest memory, of what the guest
-//! has latched by commands, and of the capabilities; they keep nothing.
+//! [`GuestTables::resolve`] finds out what translates the requests of a (source-id, PASID): a canonical [`Binding`].
+//! [`GuestTables::translate`] then walks the tables of that binding. Both are functions of guest memory, of what the
+//! guest has latched by commands, and of the capabilities; they keep nothing.
 
 mod accessed_dirty;
 mod binding;
 mod caches;
 mod first_stage;
+mod guest_tables;
 mod paging_cache;
 mod request;
 mod resolve;
@@ -16,12 +17,13 @@ mod second_stage;
 mod walk;
 
 pub use binding::{Binding, FirstStage, SecondStage};
-pub use caches::{Stage, StructureCaches, UpperEntry};
+pub use caches::{NoCaches, Stage, StructureCaches, UpperEntry};
+pub use guest_tables::GuestTables;
 pub(crate) use paging_cache::{Permitted, Structures, Tag, Trail};
 pub use request::{
     Access, Fault, Latched, Request, RequestKind, RootPointer, Translation, TranslationType,
 };
-pub use resolve::{Directory, Resolved, directory, resolve};
+pub use resolve::{PasidDirectory, Resolved};
 
 pub use crate::spec::gates::Gates;
 
@@ -34,135 +36,109 @@ use rights::Demand;
 use walk::Walker;
 pub(crate) use walk::is_interrupt_range;
 
-/// Translates one request.
-///
-/// A page request is only resolved: the answer stands for its tables being in order, and grants nothing.
-///
-/// # Errors
-/// The fault for which the request is blocked. It is for the caller to record it.
-pub fn translate<T: TableMemory + ?Sized>(
-    memory: &T,
-    gates: &Gates,
-    latched: &Latched,
-    request: &Request,
-) -> Result<Translation, Fault> {
-    let resolve = || resolve(memory, gates, latched, request);
-    translate_with(memory, gates, latched, request, resolve).map(|(translation, _)| translation)
-}
-
-/// As [`translate`], with what `resolve` remembers about the source and PASID of the request. There is also what the walk
-/// leaves behind for others.
-///
-/// # Errors
-/// As [`translate`].
-#[inline]
-pub(crate) fn translate_with<T: TableMemory + ?Sized, R: Borrow<Resolved>>(
-    memory: &T,
-    gates: &Gates,
-    latched: &Latched,
-    request: &Request,
-    resolve: impl FnOnce() -> Result<R, Fault>,
-) -> Result<(Translation, Trail), Fault> {
-    run(
-        memory,
-        gates,
-        latched,
-        request,
-        Demand::of(request, gates),
-        resolve,
-    )
-}
-
-/// What is permitted at the address of `request`, whatever access it names. No dirty bit is set.
-///
-/// # Errors
-/// As [`translate`], apart from missing permissions.
-pub fn probe<T: TableMemory + ?Sized>(
-    memory: &T,
-    gates: &Gates,
-    latched: &Latched,
-    request: &Request,
-) -> Result<Translation, Fault> {
-    let resolve = || resolve(memory, gates, latched, request);
-    run(memory, gates, latched, request, Demand::PROBE, resolve).map(|(translation, _)| translation)
-}
-
-/// What translates the untranslated requests of `source`, with `pasid` or without.
-pub fn binding<T: TableMemory + ?Sized>(
-    memory: &T,
-    gates: &Gates,
-    latched: &Latched,
-    source: SourceId,
-    pasid: Option<Pasid>,
-) -> Binding {
-    if !latched.enabled {
-        return Binding::PassThrough;
+impl<T: TableMemory, C: StructureCaches> GuestTables<'_, T, C> {
+    /// Translates one request.
+    ///
+    /// A page request is only resolved: the answer stands for its tables being in order, and grants nothing.
+    ///
+    /// # Errors
+    /// The fault for which the request is blocked. It is for the caller to record it.
+    pub fn translate(&self, request: &Request) -> Result<Translation, Fault> {
+        let resolve = || self.resolve_request(request);
+        self.translate_with(request, resolve)
+            .map(|(translation, _)| translation)
     }
-    let request = Request {
-        pasid,
-        ..Request::untranslated(source, 0, Access::Read)
-    };
-    resolve(memory, gates, latched, &request).map_or(Binding::Blocked, |resolved| resolved.binding)
-}
 
-#[inline]
-fn run<T: TableMemory + ?Sized, R: Borrow<Resolved>>(
-    memory: &T,
-    gates: &Gates,
-    latched: &Latched,
-    request: &Request,
-    demand: Demand,
-    resolve: impl FnOnce() -> Result<R, Fault>,
-) -> Result<(Translation, Trail), Fault> {
-    if !latched.enabled {
-        return Ok((disabled(request)?, Trail::default()));
+    /// As [`translate`](Self::translate), with what `resolve` remembers about the source and PASID of the request. There is
+    /// also what the walk leaves behind for others.
+    ///
+    /// # Errors
+    /// As [`translate`](Self::translate).
+    #[inline]
+    pub(crate) fn translate_with<R: Borrow<Resolved>>(
+        &self,
+        request: &Request,
+        resolve: impl FnOnce() -> Result<R, Fault>,
+    ) -> Result<(Translation, Trail), Fault> {
+        self.run(request, Demand::of(request, self.gates()), resolve)
     }
-    if request.pasid.is_none()
-        && is_interrupt_range(request.address)
-        && let Some(outcome) = to_interrupt_range(request)
-    {
-        return Ok((outcome?, Trail::default()));
+
+    /// What is permitted at the address of `request`, whatever access it names. No dirty bit is set.
+    ///
+    /// # Errors
+    /// As [`translate`](Self::translate), apart from missing permissions.
+    pub fn probe(&self, request: &Request) -> Result<Translation, Fault> {
+        let resolve = || self.resolve_request(request);
+        self.run(request, Demand::PROBE, resolve)
+            .map(|(translation, _)| translation)
     }
-    // Borrowed where it is remembered: copies of it are felt.
-    let resolved = resolve()?;
-    let resolved = resolved.borrow();
-    if request.kind == RequestKind::PageRequest {
-        let translation = Translation {
-            domain: resolved.domain,
-            ..unchanged(request.address, false, false)
-        };
-        return Ok((translation, Trail::default()));
-    }
-    let walker = Walker {
-        memory,
-        gates,
-        resolved,
-        address: request.address,
-        demand,
-        to_be_kept: matches!(request.kind, RequestKind::TranslationRequest { .. }),
-    };
-    let outcome = walker.run();
-    let RequestKind::TranslationRequest { no_write } = request.kind else {
-        return outcome.map_err(|reason| Fault::new(reason, resolved.fault_disable, request.kind));
-    };
-    match outcome {
-        Ok((translation, trail)) => {
-            let withheld = no_write && gates.caps.ecap.nwfs();
-            let translation = Translation {
-                writable: translation.writable && !withheld,
-                ..translation
-            };
-            Ok((translation, trail))
+
+    /// What translates the untranslated requests of `source`, with `pasid` or without.
+    pub fn binding(&self, source: SourceId, pasid: Option<Pasid>) -> Binding {
+        if !self.latched().enabled {
+            return Binding::PassThrough;
         }
-        // Legacy mode: a page that grants nothing is an answer to a translation request, not a fault.
-        Err(FaultReason::ReadDenied | FaultReason::WriteDenied) => {
+        self.resolve(source, pasid)
+            .map_or(Binding::Blocked, |resolved| resolved.binding)
+    }
+
+    #[inline]
+    fn run<R: Borrow<Resolved>>(
+        &self,
+        request: &Request,
+        demand: Demand,
+        resolve: impl FnOnce() -> Result<R, Fault>,
+    ) -> Result<(Translation, Trail), Fault> {
+        if !self.latched().enabled {
+            return Ok((disabled(request)?, Trail::default()));
+        }
+        if request.pasid.is_none()
+            && is_interrupt_range(request.address)
+            && let Some(outcome) = to_interrupt_range(request)
+        {
+            return Ok((outcome?, Trail::default()));
+        }
+        // Borrowed where it is remembered: copies of it are felt.
+        let resolved = resolve()?;
+        let resolved = resolved.borrow();
+        if request.kind == RequestKind::PageRequest {
             let translation = Translation {
                 domain: resolved.domain,
                 ..unchanged(request.address, false, false)
             };
-            Ok((translation, Trail::default()))
+            return Ok((translation, Trail::default()));
         }
-        Err(reason) => Err(Fault::new(reason, resolved.fault_disable, request.kind)),
+        let walker = Walker {
+            tables: self,
+            resolved,
+            address: request.address,
+            demand,
+            to_be_kept: matches!(request.kind, RequestKind::TranslationRequest { .. }),
+        };
+        let outcome = walker.run();
+        let RequestKind::TranslationRequest { no_write } = request.kind else {
+            return outcome
+                .map_err(|reason| Fault::new(reason, resolved.fault_disable, request.kind));
+        };
+        match outcome {
+            Ok((translation, trail)) => {
+                let withheld = no_write && self.gates().caps.ecap.nwfs();
+                let translation = Translation {
+                    writable: translation.writable && !withheld,
+                    ..translation
+                };
+                Ok((translation, trail))
+            }
+            // Legacy mode: a page that grants nothing is an answer to a translation request, not a fault.
+            Err(FaultReason::ReadDenied | FaultReason::WriteDenied) => {
+                let translation = Translation {
+                    domain: resolved.domain,
+                    ..unchanged(request.address, false, false)
+                };
+                Ok((translation, Trail::default()))
+            }
+            Err(reason) => Err(Fault::new(reason, resolved.fault_disable, request.kind)),
+        }
     }
 }
 

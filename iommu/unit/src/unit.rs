@@ -45,6 +45,7 @@ pub use statistics::Statistics;
 
 use crate::config::{ConfigError, UnitConfig};
 use crate::dma::DmaState;
+use crate::memory::Nearby;
 use crate::spec::ids::SourceId;
 use crate::spec::invalidation::Invalidation;
 use crate::spec::registers::{Caps, FaultRecord, offset};
@@ -283,7 +284,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         let width = self.dma.gates().host_address_width;
         let request = InterruptMessage { address, data };
         remapping
-            .resolve(self.memory(), width, source, request)
+            .resolve(&self.memory(), width, source, request)
             .map(then)
     }
 
@@ -306,7 +307,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         });
     }
 
-    fn memory(&self) -> &M::Target {
+    fn memory(&self) -> Nearby<'_, M::Target> {
         self.dma.guest_memory()
     }
 

@@ -3,13 +3,12 @@
 use std::ops::ControlFlow;
 
 use crate::budget::{Budget, Exhausted};
-use crate::tables::Tables;
 use intel_vtd::Invalidation;
 use intel_vtd::memory::TableMemory;
 use intel_vtd::spec::descriptors::PasidCacheScope;
 use intel_vtd::spec::ids::{Pasid, SourceId};
 use intel_vtd::spec::pasid::{DirectoryEntry, PasidEntry};
-use intel_vtd::translate;
+use intel_vtd::translate::GuestTables;
 
 /// PASIDs of a directory entry: those of a table.
 const PER_TABLE: u32 = 64;
@@ -58,18 +57,14 @@ impl Asked {
 ///
 /// # Errors
 /// The budget was used up first.
-pub(crate) fn scan<T: TableMemory + ?Sized>(
-    tables: &Tables<'_, T>,
+pub(crate) fn scan<T: TableMemory>(
+    tables: &GuestTables<'_, T>,
     source: SourceId,
     budget: &mut Budget,
     mut found: impl FnMut(Pasid, &mut Budget) -> ControlFlow<Result<(), Exhausted>>,
 ) -> Result<(), Exhausted> {
-    let Tables {
-        memory,
-        gates,
-        latched,
-    } = tables;
-    let Some(directory) = translate::directory(*memory, gates, latched, source) else {
+    let (memory, gates) = (tables.memory(), tables.gates());
+    let Some(directory) = tables.pasid_directory(source) else {
         return Ok(());
     };
     for index in 0..directory.pasids.div_ceil(PER_TABLE) {

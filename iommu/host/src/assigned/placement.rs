@@ -21,10 +21,10 @@ use crate::ioas::{AttachError, Attached, INVALID, Space};
 use crate::nested::Nested;
 use crate::resources::{Common, HostKey};
 use crate::shadow::{Scratch, Shadow};
-use crate::tables::Tables;
 use crate::{HostIommu, NestedInvalidation, ObjectId};
 use intel_vtd::Invalidation;
 use intel_vtd::memory::TableMemory;
+use intel_vtd::translate::GuestTables;
 use moves::Moves;
 pub(crate) use page_tables::add_memory_table;
 
@@ -95,9 +95,9 @@ impl State {
     /// What is to be reached no more goes first, then shadows follow the guest's tables, then the host forgets what it keeps of
     /// first-stage tables, then devices are put behind others. So a device is attached to what is complete, and only what nobody
     /// uses any more is torn down.
-    pub(crate) fn update<T: TableMemory + ?Sized>(
+    pub(crate) fn update<T: TableMemory>(
         &mut self,
-        tables: &Tables<'_, T>,
+        tables: &GuestTables<'_, T>,
         invalidations: &[Invalidation],
     ) {
         let all = invalidations.contains(&Invalidation::All);
@@ -123,9 +123,9 @@ impl State {
     }
 
     /// Puts one device where it belongs, with a budget of its own.
-    pub(crate) fn place<T: TableMemory + ?Sized>(
+    pub(crate) fn place<T: TableMemory>(
         &mut self,
-        tables: Option<&Tables<'_, T>>,
+        tables: Option<&GuestTables<'_, T>>,
         index: usize,
     ) {
         let Some(source) = self.devices.get(index).map(|device| device.source) else {
@@ -261,9 +261,9 @@ impl State {
     }
 
     /// Puts requests behind what they are to reach, which is completed before; or blocks them.
-    fn put<T: TableMemory + ?Sized>(
+    fn put<T: TableMemory>(
         &mut self,
-        tables: Option<&Tables<'_, T>>,
+        tables: Option<&GuestTables<'_, T>>,
         place: Place,
         target: &Target,
     ) {

@@ -3,11 +3,10 @@
 use crate::blocked::Blocked;
 use crate::nested::batch::Tag;
 use crate::shadow::ShadowKey;
-use crate::tables::Tables;
 use intel_vtd::memory::TableMemory;
 use intel_vtd::spec::fault_reason::FaultReason;
 use intel_vtd::spec::ids::{Pasid, SourceId};
-use intel_vtd::translate::{self, Access, Binding, FirstStage, Request, Resolved, SecondStage};
+use intel_vtd::translate::{Binding, FirstStage, GuestTables, Resolved, SecondStage};
 
 /// Where a device is to be put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,23 +38,18 @@ impl Target {
     ///
     /// A PASID that is RID_PASID is blocked, and one of which the entry is not present, or not reached. So are all of them while
     /// translation is off or legacy: then there are none.
-    pub(crate) fn of<T: TableMemory + ?Sized>(
-        tables: Option<&Tables<'_, T>>,
+    pub(crate) fn of<T: TableMemory>(
+        tables: Option<&GuestTables<'_, T>>,
         source: SourceId,
         pasid: Option<Pasid>,
     ) -> Self {
-        let Some(tables) = tables.filter(|tables| tables.latched.enabled) else {
+        let Some(tables) = tables.filter(|tables| tables.latched().enabled) else {
             return match pasid {
                 None => Self::GuestPhysical,
                 Some(_) => Self::Blocked(Blocked::Guest(FaultReason::PasidDisabled)),
             };
         };
-        let request = Request {
-            pasid,
-            ..Request::untranslated(source, 0, Access::Read)
-        };
-        let resolved = translate::resolve(tables.memory, tables.gates, &tables.latched, &request);
-        match resolved {
+        match tables.resolve(source, pasid) {
             // No request was made, so no fault is recorded.
             Err(fault) => Self::Blocked(Blocked::Guest(fault.reason)),
             Ok(resolved) => match resolved.binding {

@@ -8,7 +8,7 @@ use vm_memory::GuestMemoryBackend;
 use super::port::Path;
 use super::view::DmaTransaction;
 use crate::spec::fault_reason::Reply;
-use crate::translate::{self, Access, Request, RequestKind};
+use crate::translate::{Access, Request, RequestKind};
 
 /// The answer to a translation request. Its Global and Exe bits are always 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,16 +72,14 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
             kind: RequestKind::TranslationRequest { no_write },
         };
         // It looks up nothing that this view remembers: a device-TLB is there to make it rare.
+        let tables = self.tables(state);
         let outcome = match state.kept() {
             Some(kept) => {
-                let answer = kept.translate(&self.asker(state), &request);
+                let answer = kept.translate(&tables, self.generation(), &request);
                 self.compare(state, &request, &answer);
                 answer.outcome
             }
-            None => {
-                let (memory, gates) = (state.guest_memory(), state.gates());
-                translate::translate(memory, gates, self.latched(), &request)
-            }
+            None => tables.translate(&request),
         };
         match outcome {
             Ok(translation) => Ok(AtsTranslation {

@@ -8,9 +8,10 @@ use std::{hint, thread};
 
 use vm_memory::GuestMemoryBackend;
 
+use crate::memory::Nearby;
 use crate::retention::Kept;
 use crate::spec::invalidation::Invalidation;
-use crate::translate::{self, Fault, Gates, Latched, Request, Resolved, Translation};
+use crate::translate::{Fault, Gates, GuestTables, Latched, Request, Resolved, Translation};
 
 /// Where blocked requests are reported.
 ///
@@ -314,17 +315,22 @@ impl<M> DmaState<M> {
 }
 
 impl<M: Deref<Target: GuestMemoryBackend>> DmaState<M> {
+    /// The guest's tables, as the guest has latched them by now.
+    pub fn tables(&self) -> GuestTables<'_, Nearby<'_, M::Target>> {
+        GuestTables::new(self.guest_memory(), &self.gates, self.latched())
+    }
+
     /// What translates a request that no transaction makes, from what is kept if there is something.
     pub(crate) fn resolve(&self, latched: &Latched, request: &Request) -> Result<Resolved, Fault> {
-        let (memory, gates) = (self.guest_memory(), &self.gates);
+        let tables = GuestTables::new(self.guest_memory(), &self.gates, *latched);
         match &self.kept {
-            Some(kept) => kept.resolve(memory, gates, latched, request),
-            None => translate::resolve(memory, gates, latched, request),
+            Some(kept) => kept.resolve(&tables, request),
+            None => tables.resolve_request(request),
         }
     }
 
     /// Guest memory.
-    pub fn guest_memory(&self) -> &M::Target {
-        &self.memory
+    pub fn guest_memory(&self) -> Nearby<'_, M::Target> {
+        Nearby::new(&*self.memory)
     }
 }

@@ -14,11 +14,11 @@ use super::guest_memory::DmaSlices;
 use super::iotlb::Cache;
 use super::port::{DmaPort, Path};
 use super::shared::{DmaState, Slot};
-use crate::memory::Nearby;
-use crate::retention::{Answer, Asker, Found, Kept};
+use crate::memory::{Nearby, TableMemory};
+use crate::retention::{Answer, Found, Kept};
 use crate::spec::ids::{Pasid, SourceId};
 use crate::translate::{
-    self, Access, Binding, Fault, Gates, Latched, Permitted, Request, RequestKind, Resolved,
+    Access, Binding, Fault, GuestTables, Latched, Permitted, Request, RequestKind, Resolved,
     Structures, Tag,
 };
 
@@ -204,10 +204,6 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         self.privileged
     }
 
-    pub(super) fn latched(&self) -> &Latched {
-        &self.view.latched
-    }
-
     /// Reports a blocked request, if there is anything to say: translation that is off, and conditions that a device may
     /// meet when it asks for a translation, are no faults.
     pub(super) fn blocked(&self, state: &DmaState<M>, request: &Request, fault: &Fault) {
@@ -266,13 +262,13 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
             return self.walk_kept(state, kept, self.request(*source, address, access));
         }
         view.walks.set(view.walks.get().wrapping_add(1));
-        let (tables, gates) = (&self.tables, state.gates());
+        let tables = self.tables(state);
         let remembers = self.tag.generation != NEVER;
         if remembers
             && let Some(resolved) = view.bound.get()
             && let Some(found) = view
                 .structures
-                .translate(tables, gates, resolved, self.tag, address, access)
+                .translate(&tables, resolved, self.tag, address, access)
         {
             view.cache.insert(self.tag, address, &found);
             self.count_nested(resolved);
@@ -281,21 +277,22 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         let request = self.request(*source, address, access);
         let outcome = if remembers {
             let resolve = || {
-                let resolved = self.resolve(gates, &request)?;
+                let resolved = self.resolve(&tables, &request)?;
                 self.count_nested(resolved);
                 Ok(resolved)
             };
-            translate::translate_with(tables, gates, &view.latched, &request, resolve).map(
-                |(translation, trail)| {
+            tables
+                .translate_with(&request, resolve)
+                .map(|(translation, trail)| {
                     view.structures.keep(self.tag, address, &trail);
                     let found = Permitted::new(&translation);
                     view.cache.insert(self.tag, address, &found);
                     found
-                },
-            )
+                })
         } else {
             // What untranslated requests are bound to is no permission for translated ones, nor the other way round.
-            translate::translate(tables, gates, &view.latched, &request)
+            tables
+                .translate(&request)
                 .map(|translation| Permitted::new(&translation))
         };
         outcome
@@ -319,7 +316,7 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
     #[inline(never)]
     fn walk_kept(&self, state: &DmaState<M>, kept: &Kept, request: Request) -> Option<Permitted> {
         let view = self.view;
-        let answer = kept.translate(&self.asker(state), &request);
+        let answer = kept.translate(&self.tables(state), self.generation(), &request);
         if let Found::Walked { .. } = answer.found {
             view.walks.set(view.walks.get().wrapping_add(1));
         }
@@ -354,24 +351,32 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         }
     }
 
-    /// For what is kept.
-    pub(super) fn asker<'s>(&'s self, state: &'s DmaState<M>) -> Asker<'s, Nearby<'v, M::Target>> {
-        Asker {
-            memory: &self.tables,
-            gates: state.gates(),
-            latched: &self.view.latched,
-            generation: self.view.latched_in,
-        }
+    /// The guest's tables, as this transaction sees them.
+    #[inline]
+    pub(super) fn tables<'s>(
+        &'s self,
+        state: &'s DmaState<M>,
+    ) -> GuestTables<'s, &'s Nearby<'v, M::Target>> {
+        GuestTables::new(&self.tables, state.gates(), self.view.latched)
+    }
+
+    /// Under which this transaction runs.
+    pub(super) fn generation(&self) -> u64 {
+        self.view.latched_in
     }
 
     /// What translates `request`, from memory or from the tables.
     #[inline]
-    fn resolve(&self, gates: &Gates, request: &Request) -> Result<&Resolved, Fault> {
+    fn resolve<T: TableMemory>(
+        &self,
+        tables: &GuestTables<'_, T>,
+        request: &Request,
+    ) -> Result<&Resolved, Fault> {
         let view = self.view;
         if let Some(resolved) = view.bound.get() {
             return Ok(resolved);
         }
-        let resolved = translate::resolve(&self.tables, gates, &view.latched, request)?;
+        let resolved = tables.resolve_request(request)?;
         Ok(view.bound.get_or_init(|| resolved))
     }
 
@@ -388,12 +393,10 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
             return None;
         };
         let request = self.request(*source, address, Access::Read);
+        let tables = self.tables(state);
         let outcome = match state.kept() {
-            Some(kept) => kept.probe(&self.asker(state), &request),
-            None => {
-                let (memory, gates) = (state.guest_memory(), state.gates());
-                translate::probe(memory, gates, &self.view.latched, &request)
-            }
+            Some(kept) => kept.probe(&tables, &request),
+            None => tables.probe(&request),
         };
         let translation = outcome.ok()?;
         Some(Permitted {

@@ -10,7 +10,7 @@ use crate::spec::ids::{Pasid, SourceId};
 use crate::spec::pasid::{DirectoryEntry, PasidEntry};
 use crate::spec::registers::TableMode;
 use crate::spec::root::{self, RootHalf};
-use crate::translate::{self, Access, Binding, Fault, FirstStage, Latched, Request, SecondStage};
+use crate::translate::{Binding, Fault, FirstStage, GuestTables, Latched, SecondStage};
 
 /// How many PASIDs of a source are shown.
 pub const SHOWN_PASIDS: usize = 64;
@@ -50,12 +50,11 @@ pub struct Bound {
 /// Finds out what translates untranslated requests of `source`. It reads tables and nothing else.
 ///
 /// Up to 2^14 entries of the PASID directory are looked at, and those of [`SEARCHED_TABLES`] PASID tables, 64 each.
-pub fn bindings_of<T: TableMemory + ?Sized>(
-    memory: &T,
-    gates: &Gates,
-    latched: &Latched,
+pub fn bindings_of<T: TableMemory>(
+    tables: &GuestTables<'_, T>,
     source: SourceId,
 ) -> SourceBindings {
+    let (memory, gates, latched) = (tables.memory(), tables.gates(), tables.latched());
     let bound = |pasid| {
         if !latched.enabled {
             return Ok(Bound {
@@ -63,11 +62,7 @@ pub fn bindings_of<T: TableMemory + ?Sized>(
                 domain: 0,
             });
         }
-        let request = Request {
-            pasid,
-            ..Request::untranslated(source, 0, Access::Read)
-        };
-        translate::resolve(memory, gates, latched, &request).map(|resolved| Bound {
+        tables.resolve(source, pasid).map(|resolved| Bound {
             binding: resolved.binding,
             domain: resolved.domain,
         })
@@ -88,8 +83,8 @@ pub fn bindings_of<T: TableMemory + ?Sized>(
         return bindings;
     };
     let rid_pasid = context.rid_pasid(gates);
-    let mut tables = tables(memory, gates, &context);
-    let present = tables
+    let mut pasid_tables = pasid_tables(memory, gates, &context);
+    let present = pasid_tables
         .by_ref()
         .take(SEARCHED_TABLES)
         .flat_map(|(first, table)| present(memory, gates, first, table));
@@ -100,12 +95,12 @@ pub fn bindings_of<T: TableMemory + ?Sized>(
             bindings.more += 1;
         }
     }
-    bindings.unsearched = tables.next().is_some();
+    bindings.unsearched = pasid_tables.next().is_some();
     bindings
 }
 
 /// The context entry of `source` in scalable mode, if it can be used.
-fn context<T: TableMemory + ?Sized>(
+fn context<T: TableMemory>(
     memory: &T,
     gates: &Gates,
     latched: &Latched,
@@ -126,7 +121,7 @@ fn context<T: TableMemory + ?Sized>(
 }
 
 /// The PASID tables that can be used, in ascending order: the first PASID of each, and its address.
-fn tables<'a, T: TableMemory + ?Sized>(
+fn pasid_tables<'a, T: TableMemory>(
     memory: &'a T,
     gates: &'a Gates,
     context: &ScalableContextEntry,
@@ -141,7 +136,7 @@ fn tables<'a, T: TableMemory + ?Sized>(
 }
 
 /// The PASIDs from `first` on whose entry in `table` is present, in ascending order.
-fn present<'a, T: TableMemory + ?Sized>(
+fn present<'a, T: TableMemory>(
     memory: &'a T,
     gates: &'a Gates,
     first: u32,

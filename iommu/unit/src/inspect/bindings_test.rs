@@ -4,7 +4,7 @@ use super::*;
 use crate::translate::testing::{NOWHERE, SOURCE, World};
 
 fn listed(world: &World) -> SourceBindings {
-    bindings_of(&*world.memory, &world.gates, &world.latched, SOURCE)
+    bindings_of(&world.tables(), SOURCE)
 }
 
 #[test]

@@ -7,11 +7,10 @@ use super::entry::{EntryKind, SecondStageInput, Size, Step};
 use super::recorder::Recorder;
 use crate::memory::TableMemory;
 use crate::spec::first_stage::FirstStageEntry;
-use crate::spec::gates::Gates;
 use crate::spec::ids::{Pasid, SourceId};
 use crate::spec::registers::TableMode;
 use crate::spec::second_stage::SecondStageEntry;
-use crate::translate::{self, Access, Binding, Fault, Latched, Request, Translation};
+use crate::translate::{Access, Binding, Fault, GuestTables, Latched, Request, Translation};
 
 /// How untranslated requests for one address fare.
 ///
@@ -42,25 +41,23 @@ pub struct Explanation {
 ///
 /// It has no effect on anything: no fault is recorded, and no accessed or dirty bit is set, although its answers are those that a
 /// device gets, for which they are.
-pub fn explain<T: TableMemory + ?Sized>(
-    memory: &T,
-    gates: &Gates,
-    latched: &Latched,
+pub fn explain<T: TableMemory>(
+    tables: &GuestTables<'_, T>,
     source: SourceId,
     pasid: Option<Pasid>,
     address: u64,
 ) -> Explanation {
-    let recorder = Recorder::new(memory);
+    let (gates, latched) = (tables.gates(), *tables.latched());
+    let tables = tables.in_memory(Recorder::new(tables.memory()));
     let request = |access| Request {
         pasid,
         ..Request::untranslated(source, address, access)
     };
-    let outcome = translate::probe(&recorder, gates, latched, &request(Access::Read));
+    let outcome = tables.probe(&request(Access::Read));
     // What an access reads, the probe has read before, so the following agrees with it.
-    let reads = recorder.reads();
-    let binding = translate::binding(&recorder, gates, latched, source, pasid);
-    let attempt =
-        |access| translate::translate(&recorder, gates, latched, &request(access)).map(|_| ());
+    let reads = tables.memory().reads();
+    let binding = tables.binding(source, pasid);
+    let attempt = |access| tables.translate(&request(access)).map(|_| ());
 
     let scalable = latched.root.mode != TableMode::Legacy;
     let mut next = Some(EntryKind::Root);
@@ -86,7 +83,7 @@ pub fn explain<T: TableMemory + ?Sized>(
         source,
         pasid,
         address,
-        latched: *latched,
+        latched,
         binding,
         steps,
         outcome,

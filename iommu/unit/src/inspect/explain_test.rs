@@ -11,14 +11,7 @@ const SSADE: u64 = 0x200;
 
 fn explained(world: &World, pasid: Option<u32>, address: u64) -> Explanation {
     let pasid = pasid.map(|pasid| Pasid::new(pasid).unwrap());
-    explain(
-        &*world.memory,
-        &world.gates,
-        &world.latched,
-        SOURCE,
-        pasid,
-        address,
-    )
+    explain(&world.tables(), SOURCE, pasid, address)
 }
 
 /// All of memory that tables are in.

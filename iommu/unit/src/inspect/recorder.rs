@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use crate::memory::unmarked::Unmarked;
 use crate::memory::{MemoryError, TableMemory};
 
 /// One entry that was read.
@@ -18,15 +19,15 @@ pub(super) struct Read {
 /// through one recorder agrees with what it noted.
 ///
 /// Accessed and dirty bits that a walk sets count as set, and the memory stays as it is.
-pub(super) struct Recorder<'a, T: ?Sized> {
-    memory: &'a T,
+pub(super) struct Recorder<T> {
+    memory: Unmarked<T>,
     reads: RefCell<Vec<Read>>,
 }
 
-impl<'a, T: TableMemory + ?Sized> Recorder<'a, T> {
-    pub(super) fn new(memory: &'a T) -> Self {
+impl<T: TableMemory> Recorder<T> {
+    pub(super) fn new(memory: T) -> Self {
         Self {
-            memory,
+            memory: Unmarked(memory),
             reads: RefCell::default(),
         }
     }
@@ -48,7 +49,7 @@ impl<'a, T: TableMemory + ?Sized> Recorder<'a, T> {
     }
 }
 
-impl<T: TableMemory + ?Sized> TableMemory for Recorder<'_, T> {
+impl<T: TableMemory> TableMemory for Recorder<T> {
     fn read_words<const N: usize>(&self, address: u64) -> Result<[u64; N], MemoryError> {
         let outcome = self
             .remembered(address)
@@ -62,22 +63,10 @@ impl<T: TableMemory + ?Sized> TableMemory for Recorder<'_, T> {
 
     fn compare_exchange_u64(
         &self,
-        _address: u64,
-        old: u64,
-        _new: u64,
-    ) -> Result<Result<u64, u64>, MemoryError> {
-        Ok(Ok(old))
-    }
-
-    fn write_u32(&self, address: u64, _value: u32) -> Result<(), MemoryError> {
-        Err(MemoryError { address })
-    }
-
-    fn write_words<const N: usize>(
-        &self,
         address: u64,
-        _words: &[u64; N],
-    ) -> Result<(), MemoryError> {
-        Err(MemoryError { address })
+        old: u64,
+        new: u64,
+    ) -> Result<Result<u64, u64>, MemoryError> {
+        self.memory.compare_exchange_u64(address, old, new)
     }
 }

@@ -1,11 +1,11 @@
-//! Guest memory that a walk leaves as it is: no page of it is marked accessed or dirty.
+//! Guest memory that a walk leaves as it is: no entry in it is marked accessed or dirty.
 
 use crate::memory::{MemoryError, TableMemory};
 
 /// What a walk writes is not written, and it goes on as if it were.
-pub(crate) struct Unmarked<'a, T: ?Sized>(pub(crate) &'a T);
+pub(crate) struct Unmarked<T>(pub(crate) T);
 
-impl<T: TableMemory + ?Sized> TableMemory for Unmarked<'_, T> {
+impl<T: TableMemory> TableMemory for Unmarked<T> {
     fn read_words<const N: usize>(&self, address: u64) -> Result<[u64; N], MemoryError> {
         self.0.read_words(address)
     }
@@ -17,17 +17,5 @@ impl<T: TableMemory + ?Sized> TableMemory for Unmarked<'_, T> {
         _new: u64,
     ) -> Result<Result<u64, u64>, MemoryError> {
         Ok(Ok(old))
-    }
-
-    fn write_u32(&self, address: u64, _value: u32) -> Result<(), MemoryError> {
-        Err(MemoryError { address })
-    }
-
-    fn write_words<const N: usize>(
-        &self,
-        address: u64,
-        _words: &[u64; N],
-    ) -> Result<(), MemoryError> {
-        Err(MemoryError { address })
     }
 }

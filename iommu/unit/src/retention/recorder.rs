@@ -1,9 +1,8 @@
-//! Guest memory with kept entries in front of it, and what a walk finds in addition.
+//! The retained caches in front of a walk, and what it finds in addition (sec. 6.2).
 
 use std::cell::RefCell;
 
 use super::caches::Store;
-use crate::memory::{MemoryError, TableMemory};
 use crate::spec::ids::{Pasid, SourceId};
 use crate::translate::{Resolved, Stage, StructureCaches, UpperEntry};
 
@@ -18,16 +17,15 @@ pub(crate) struct Notes {
     pub(crate) uppers: Vec<(Stage, u64, UpperEntry)>,
 }
 
-pub(crate) struct Recorder<'a, T: ?Sized> {
-    memory: &'a T,
+/// The caches that a walk asks, and notes of what it has used.
+pub(crate) struct Recorder<'a> {
     store: &'a Store,
     notes: RefCell<Notes>,
 }
 
-impl<'a, T: ?Sized> Recorder<'a, T> {
-    pub(crate) fn new(memory: &'a T, store: &'a Store) -> Self {
+impl<'a> Recorder<'a> {
+    pub(crate) fn new(store: &'a Store) -> Self {
         Self {
-            memory,
             store,
             notes: RefCell::default(),
         }
@@ -38,38 +36,7 @@ impl<'a, T: ?Sized> Recorder<'a, T> {
     }
 }
 
-impl<T: TableMemory + ?Sized> TableMemory for Recorder<'_, T> {
-    fn read_words<const N: usize>(&self, address: u64) -> Result<[u64; N], MemoryError> {
-        self.memory.read_words(address)
-    }
-
-    fn compare_exchange_u64(
-        &self,
-        address: u64,
-        old: u64,
-        new: u64,
-    ) -> Result<Result<u64, u64>, MemoryError> {
-        self.memory.compare_exchange_u64(address, old, new)
-    }
-
-    fn write_u32(&self, address: u64, value: u32) -> Result<(), MemoryError> {
-        self.memory.write_u32(address, value)
-    }
-
-    fn write_words<const N: usize>(
-        &self,
-        address: u64,
-        words: &[u64; N],
-    ) -> Result<(), MemoryError> {
-        self.memory.write_words(address, words)
-    }
-
-    fn caches(&self) -> Option<&dyn StructureCaches> {
-        Some(self)
-    }
-}
-
-impl<T: ?Sized> StructureCaches for Recorder<'_, T> {
+impl StructureCaches for Recorder<'_> {
     fn context(&self, source: SourceId) -> Option<[u64; 4]> {
         self.store.context(source)
     }

@@ -59,7 +59,7 @@ impl Updates {
         self.0.first().map(|update| update.failure)
     }
 
-    pub(super) fn apply<T: TableMemory + ?Sized>(&self, memory: &T) -> Applied {
+    pub(super) fn apply<T: TableMemory>(&self, memory: &T) -> Applied {
         for update in &self.0 {
             let mut current = update.seen;
             // Another walk may set bits in between, and each of the few bits once. More rounds mean that the guest

@@ -2,20 +2,22 @@
 
 use std::cell::Cell;
 
+use vm_memory::GuestMemoryMmap;
+
 use super::testing::{SOURCE, World};
-use super::{Access, Fault, Request, Translation, translate};
-use crate::memory::{MemoryError, TableMemory};
+use super::{Access, Fault, Request, Translation};
+use crate::memory::{MemoryError, Nearby, TableMemory};
 
 /// Guest memory that something happens to before a compare-and-swap.
 struct Meddler<'a, F> {
-    world: &'a World,
+    memory: Nearby<'a, GuestMemoryMmap<()>>,
     swaps: Cell<u32>,
     meddle: F,
 }
 
 impl<F: Fn(u32) -> Result<(), MemoryError>> TableMemory for Meddler<'_, F> {
     fn read_words<const N: usize>(&self, address: u64) -> Result<[u64; N], MemoryError> {
-        self.world.memory.read_words(address)
+        self.memory.read_words(address)
     }
 
     fn compare_exchange_u64(
@@ -26,19 +28,7 @@ impl<F: Fn(u32) -> Result<(), MemoryError>> TableMemory for Meddler<'_, F> {
     ) -> Result<Result<u64, u64>, MemoryError> {
         self.swaps.set(self.swaps.get() + 1);
         (self.meddle)(self.swaps.get())?;
-        self.world.memory.compare_exchange_u64(address, old, new)
-    }
-
-    fn write_u32(&self, address: u64, value: u32) -> Result<(), MemoryError> {
-        self.world.memory.write_u32(address, value)
-    }
-
-    fn write_words<const N: usize>(
-        &self,
-        address: u64,
-        words: &[u64; N],
-    ) -> Result<(), MemoryError> {
-        self.world.memory.write_words(address, words)
+        self.memory.compare_exchange_u64(address, old, new)
     }
 }
 
@@ -56,12 +46,12 @@ fn write_while(
     meddle: impl Fn(u32) -> Result<(), MemoryError>,
 ) -> (Result<Translation, Fault>, u32) {
     let memory = Meddler {
-        world,
+        memory: Nearby::new(&*world.memory),
         swaps: Cell::new(0),
         meddle,
     };
     let request = Request::untranslated(SOURCE, 0x1000, Access::Write);
-    let outcome = translate(&memory, &world.gates, &world.latched, &request);
+    let outcome = world.tables().in_memory(&memory).translate(&request);
     (outcome, memory.swaps.get())
 }
 

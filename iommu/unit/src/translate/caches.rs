@@ -56,3 +56,36 @@ pub trait StructureCaches {
     /// The entry was read on the way of `input`.
     fn found_upper(&self, stage: Stage, input: u64, entry: UpperEntry);
 }
+
+/// No caches: every walk reads all of its entries.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoCaches;
+
+impl StructureCaches for NoCaches {
+    #[inline]
+    fn context(&self, _: SourceId) -> Option<[u64; 4]> {
+        None
+    }
+
+    #[inline]
+    fn found_context(&self, _: SourceId, _: [u64; 4], _: Option<u16>) {}
+
+    #[inline]
+    fn pasid(&self, _: SourceId, _: Pasid) -> Option<([u64; 8], bool)> {
+        None
+    }
+
+    #[inline]
+    fn found_pasid(&self, _: SourceId, _: Pasid, _: [u64; 8], _: bool, _: u16) {}
+
+    #[inline]
+    fn begin(&self, _: &Resolved) {}
+
+    #[inline]
+    fn upper(&self, _: Stage, _: u64) -> Option<UpperEntry> {
+        None
+    }
+
+    #[inline]
+    fn found_upper(&self, _: Stage, _: u64, _: UpperEntry) {}
+}

@@ -2,14 +2,14 @@
 
 use super::accessed_dirty::Updates;
 use super::binding::{FirstStage, SecondStage};
-use super::caches::{Stage, UpperEntry};
+use super::caches::{Stage, StructureCaches, UpperEntry};
+use super::guest_tables::GuestTables;
 use super::paging_cache::Upper;
 use super::second_stage;
 use crate::memory::TableMemory;
 use crate::spec::entry::EntryError;
 use crate::spec::fault_reason::FaultReason;
 use crate::spec::first_stage::{ACCESSED, DIRTY, EXTENDED_ACCESSED, FirstStageEntry};
-use crate::spec::gates::Gates;
 
 const VOLATILE: u64 = ACCESSED | DIRTY | EXTENDED_ACCESSED;
 
@@ -67,14 +67,13 @@ impl FirstStage {
 }
 
 /// A walk of `stage` on top of `below`.
-pub(super) struct Walk<'a, T: ?Sized> {
-    pub(super) memory: &'a T,
-    pub(super) gates: &'a Gates,
+pub(super) struct Walk<'a, T, C> {
+    pub(super) tables: &'a GuestTables<'a, T, C>,
     pub(super) stage: &'a FirstStage,
     pub(super) below: Option<&'a SecondStage>,
 }
 
-impl<T: TableMemory + ?Sized> Walk<'_, T> {
+impl<T: TableMemory, C: StructureCaches> Walk<'_, T, C> {
     /// Walks the tables for `input`, which is canonical.
     pub(super) fn run(&self, input: u64, updates: &mut Updates) -> Result<Leaf, FaultReason> {
         let stage = self.stage;
@@ -82,8 +81,8 @@ impl<T: TableMemory + ?Sized> Walk<'_, T> {
         let (mut user, mut write) = (true, true);
         let mut table = stage.table;
         let mut level = stage.levels;
-        let kept = self.memory.caches();
-        if let Some(upper) = kept.and_then(|kept| kept.upper(Stage::First, input)) {
+        let caches = self.tables.caches();
+        if let Some(upper) = caches.upper(Stage::First, input) {
             (user, write) = upper.rights;
             table = upper.table;
             level = upper.level - 1;
@@ -93,7 +92,7 @@ impl<T: TableMemory + ?Sized> Walk<'_, T> {
             let page_shift = 12 + 9 * (level - 1);
             let at = table + (input >> page_shift & 0x1ff) * 8;
             let (entry_address, updatable) = self.entry_address(at, top, updates)?;
-            let word = self.memory.read_u64(entry_address).map_err(|_| {
+            let word = self.tables.memory().read_u64(entry_address).map_err(|_| {
                 if top {
                     FaultReason::FirstStageTopFetch
                 } else {
@@ -102,7 +101,7 @@ impl<T: TableMemory + ?Sized> Walk<'_, T> {
             })?;
             let entry = FirstStageEntry(word);
             entry
-                .validate(level, self.gates)
+                .validate(level, self.tables.gates())
                 .map_err(|error| match error {
                     EntryError::NotPresent => FaultReason::FirstStageNotPresent,
                     _ => FaultReason::FirstStageReserved,
@@ -138,18 +137,12 @@ impl<T: TableMemory + ?Sized> Walk<'_, T> {
             if missing != 0 {
                 push(updates, entry_address, word, missing);
             }
-            if let Some(kept) = kept {
-                let rights = (user, write);
-                kept.found_upper(
-                    Stage::First,
-                    input,
-                    UpperEntry {
-                        level,
-                        table: next,
-                        rights,
-                    },
-                );
-            }
+            let upper = UpperEntry {
+                level,
+                table: next,
+                rights: (user, write),
+            };
+            caches.found_upper(Stage::First, input, upper);
             table = next;
             // A leaf at level 1 ends the loop.
             level -= 1;
@@ -185,8 +178,7 @@ impl<T: TableMemory + ?Sized> Walk<'_, T> {
             return Ok((at, true));
         };
         let mut leaf = second_stage::walk(
-            self.memory,
-            self.gates,
+            self.tables,
             below,
             &second_stage::SCALABLE,
             at,
@@ -211,9 +203,9 @@ impl<T: TableMemory + ?Sized> Walk<'_, T> {
     }
 
     fn check_width(&self, address: u64) -> Result<(), FaultReason> {
-        let beyond = self
-            .below
-            .is_some_and(|below| address >> self.gates.second_stage_width(below.levels) != 0);
+        let beyond = self.below.is_some_and(|below| {
+            address >> self.tables.gates().second_stage_width(below.levels) != 0
+        });
         if beyond {
             Err(FaultReason::FirstStageBeyondSecond)
         } else {

@@ -12,6 +12,7 @@
 use std::cell::{Cell, OnceCell};
 
 use super::binding::{Binding, FirstStage, SecondStage};
+use super::guest_tables::GuestTables;
 use super::request::{Access, Translation};
 use super::resolve::Resolved;
 use super::walk::{block_shift, is_interrupt_range};
@@ -110,7 +111,7 @@ impl Upper {
 
     /// The entry of level 1 for `input`, if there is such a level.
     #[inline]
-    fn entry<T: TableMemory + ?Sized>(&self, memory: &T, input: u64) -> Option<Option<u64>> {
+    fn entry<T: TableMemory>(&self, memory: &T, input: u64) -> Option<Option<u64>> {
         if self.shift != 12 {
             return Some(None);
         }
@@ -130,7 +131,7 @@ impl Upper {
     }
 
     #[inline]
-    fn first<T: TableMemory + ?Sized>(
+    fn first<T: TableMemory>(
         &self,
         memory: &T,
         gates: &Gates,
@@ -154,7 +155,7 @@ impl Upper {
     }
 
     #[inline]
-    fn second<T: TableMemory + ?Sized>(
+    fn second<T: TableMemory>(
         &self,
         memory: &T,
         gates: &Gates,
@@ -241,16 +242,16 @@ impl Structures {
     /// Translates an untranslated request, if what is remembered for `tag` is enough for that. `resolved` is what
     /// translates such requests.
     #[inline]
-    pub(crate) fn translate<T: TableMemory + ?Sized>(
+    pub(crate) fn translate<T: TableMemory>(
         &self,
-        memory: &T,
-        gates: &Gates,
+        tables: &GuestTables<'_, T>,
         resolved: &Resolved,
         tag: Tag,
         address: u64,
         access: Access,
     ) -> Option<Permitted> {
         let upper = self.find(INPUT, tag, address)?;
+        let (memory, gates) = (tables.memory(), tables.gates());
         let mut found = match &resolved.binding {
             Binding::SecondStage(stage) => upper.second(memory, gates, stage, address)?,
             Binding::FirstStage(stage) => {

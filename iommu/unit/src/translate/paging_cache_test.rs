@@ -7,16 +7,16 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::testing::{Paging, SOURCE, World};
-use super::super::{Fault, Translation, resolve, translate_with};
+use super::super::{Fault, Translation};
 use super::*;
-use crate::memory::MemoryError;
+use crate::memory::{MemoryError, Nearby};
 use crate::translate::Request;
 
 const PWSNP: u64 = 0x80_0000;
 
 /// Memory that counts the entries that are read from it.
 struct Counted<'a> {
-    memory: &'a GuestMemoryMmap<()>,
+    memory: Nearby<'a, GuestMemoryMmap<()>>,
     reads: Cell<u32>,
 }
 
@@ -33,14 +33,6 @@ impl TableMemory for Counted<'_> {
         new: u64,
     ) -> Result<Result<u64, u64>, MemoryError> {
         self.memory.compare_exchange_u64(address, old, new)
-    }
-
-    fn write_u32(&self, _: u64, _: u32) -> Result<(), MemoryError> {
-        unreachable!("translation writes no status")
-    }
-
-    fn write_words<const N: usize>(&self, _: u64, _: &[u64; N]) -> Result<(), MemoryError> {
-        unreachable!("translation writes no entry")
     }
 }
 
@@ -61,39 +53,28 @@ impl<'a> Walks<'a> {
     }
 
     fn full(&self, address: u64, access: Access) -> Result<Translation, Fault> {
-        let World {
-            memory,
-            gates,
-            latched,
-            ..
-        } = self.world;
+        let tables = self.world.tables();
         let request = Request::untranslated(SOURCE, address, access);
-        let resolve = || resolve(&**memory, gates, latched, &request);
-        let (translation, trail) = translate_with(&**memory, gates, latched, &request, resolve)?;
+        let resolve = || tables.resolve_request(&request);
+        let (translation, trail) = tables.translate_with(&request, resolve)?;
         self.structures.keep(self.tag, address, &trail);
         Ok(translation)
     }
 
     /// What is answered without a full walk, and how many entries were read for that.
     fn short(&self, address: u64, access: Access) -> (Option<Permitted>, u32) {
-        let World {
-            memory,
-            gates,
-            latched,
-            ..
-        } = self.world;
-        let request = Request::untranslated(SOURCE, address, access);
-        let Ok(resolved) = resolve(&**memory, gates, latched, &request) else {
+        let tables = self.world.tables();
+        let Ok(resolved) = tables.resolve(SOURCE, None) else {
             return (None, 0);
         };
-        let counted = Counted {
-            memory,
+        let counted = tables.in_memory(Counted {
+            memory: Nearby::new(&*self.world.memory),
             reads: Cell::new(0),
-        };
+        });
         let found = self
             .structures
-            .translate(&counted, gates, &resolved, self.tag, address, access);
-        (found, counted.reads.get())
+            .translate(&counted, &resolved, self.tag, address, access);
+        (found, counted.memory().reads.get())
     }
 
     #[track_caller]

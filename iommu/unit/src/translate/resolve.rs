@@ -1,7 +1,9 @@
 //! From a request to the tables that translate it: root, context, PASID directory, PASID table.
 
 use super::binding::{Binding, FirstStage, SecondStage};
-use super::request::{Access, Fault, Latched, Request, RequestKind};
+use super::caches::StructureCaches;
+use super::guest_tables::GuestTables;
+use super::request::{Access, Fault, Request, RequestKind};
 use crate::memory::TableMemory;
 use crate::spec::context::{ContextEntry, ContextType, ScalableContextEntry};
 use crate::spec::entry::EntryError;
@@ -31,66 +33,61 @@ pub struct Resolved {
     pub legacy: bool,
 }
 
-/// Finds out what translates `request`, while translation is enabled.
-///
-/// # Errors
-/// The fault for which the request is blocked.
-pub fn resolve<T: TableMemory + ?Sized>(
-    memory: &T,
-    gates: &Gates,
-    latched: &Latched,
-    request: &Request,
-) -> Result<Resolved, Fault> {
-    let mut resolver = Resolver {
-        memory,
-        gates,
-        request,
-        table: latched.root.address,
-        fault_disable: false,
-    };
-    let outcome = match latched.root.mode {
-        TableMode::Legacy => resolver.legacy(),
-        TableMode::Scalable if gates.caps.ecap.smts() => resolver.scalable(),
-        TableMode::AbortDma if gates.caps.ecap.adms() => Err(FaultReason::AbortDmaMode),
-        TableMode::Scalable | TableMode::AbortDma | TableMode::Reserved => {
-            Err(FaultReason::RootPointerInvalid)
-        }
-    };
-    outcome.map_err(|reason| Fault::new(reason, resolver.fault_disable, request.kind))
-}
-
 /// The PASID directory of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Directory {
+pub struct PasidDirectory {
     /// Guest-physical address of its first entry.
     pub address: u64,
     /// PASIDs that requests of the device can have: 64 for each entry, and at least as many entries as that needs.
     pub pasids: u32,
 }
 
-/// The PASID directory of `source`, while translation is enabled; `None` if its requests with PASIDs do not get that far.
-pub fn directory<T: TableMemory + ?Sized>(
-    memory: &T,
-    gates: &Gates,
-    latched: &Latched,
-    source: SourceId,
-) -> Option<Directory> {
-    if latched.root.mode != TableMode::Scalable || !gates.caps.ecap.smts() {
-        return None;
+impl<T: TableMemory, C: StructureCaches> GuestTables<'_, T, C> {
+    /// Finds out what translates the untranslated requests of `source`, with `pasid` or without, while translation is
+    /// enabled.
+    ///
+    /// # Errors
+    /// The fault for which such a request is blocked.
+    pub fn resolve(&self, source: SourceId, pasid: Option<Pasid>) -> Result<Resolved, Fault> {
+        self.resolve_request(&Request {
+            pasid,
+            ..Request::untranslated(source, 0, Access::Read)
+        })
     }
-    let mut resolver = Resolver {
-        memory,
-        gates,
-        request: &Request::untranslated(source, 0, Access::Read),
-        table: latched.root.address,
-        fault_disable: false,
-    };
-    let context = resolver.scalable_context().ok()?;
-    let width = 1 << (u32::from(gates.caps.ecap.pss()) + 1);
-    context.pasid().then(|| Directory {
-        address: context.directory(),
-        pasids: context.pasid_count().min(width),
-    })
+
+    /// Finds out what translates `request`, while translation is enabled.
+    ///
+    /// # Errors
+    /// The fault for which the request is blocked.
+    pub fn resolve_request(&self, request: &Request) -> Result<Resolved, Fault> {
+        let caps = self.gates().caps;
+        let mut resolver = Resolver::new(self, request);
+        let outcome = match self.latched().root.mode {
+            TableMode::Legacy => resolver.legacy(),
+            TableMode::Scalable if caps.ecap.smts() => resolver.scalable(),
+            TableMode::AbortDma if caps.ecap.adms() => Err(FaultReason::AbortDmaMode),
+            TableMode::Scalable | TableMode::AbortDma | TableMode::Reserved => {
+                Err(FaultReason::RootPointerInvalid)
+            }
+        };
+        outcome.map_err(|reason| Fault::new(reason, resolver.fault_disable, request.kind))
+    }
+
+    /// The PASID directory of `source`, while translation is enabled; `None` if its requests with PASIDs do not get that
+    /// far.
+    pub fn pasid_directory(&self, source: SourceId) -> Option<PasidDirectory> {
+        let caps = self.gates().caps;
+        if self.latched().root.mode != TableMode::Scalable || !caps.ecap.smts() {
+            return None;
+        }
+        let request = Request::untranslated(source, 0, Access::Read);
+        let context = Resolver::new(self, &request).scalable_context().ok()?;
+        let width = 1 << (u32::from(caps.ecap.pss()) + 1);
+        context.pasid().then(|| PasidDirectory {
+            address: context.directory(),
+            pasids: context.pasid_count().min(width),
+        })
+    }
 }
 
 /// The fault reasons of an entry: not present, reserved bits, unsupported.
@@ -107,17 +104,25 @@ fn entry_fault(
     }
 }
 
-struct Resolver<'a, T: ?Sized> {
-    memory: &'a T,
+struct Resolver<'a, T, C> {
+    tables: &'a GuestTables<'a, T, C>,
     gates: &'a Gates,
     request: &'a Request,
-    /// The root table.
-    table: u64,
     /// The disjunction of the FPD bits so far.
     fault_disable: bool,
 }
 
-impl<T: TableMemory + ?Sized> Resolver<'_, T> {
+impl<'a, T: TableMemory, C: StructureCaches> Resolver<'a, T, C> {
+    #[inline]
+    fn new(tables: &'a GuestTables<'a, T, C>, request: &'a Request) -> Self {
+        Self {
+            tables,
+            gates: tables.gates(),
+            request,
+            fault_disable: false,
+        }
+    }
+
     fn is_translation_or_translated(&self) -> bool {
         matches!(
             self.request.kind,
@@ -126,14 +131,13 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
     }
 
     fn root_words(&self, fetch: FaultReason) -> Result<[u64; 2], FaultReason> {
-        let address = self
-            .table
-            .wrapping_add(u64::from(self.request.source.bus()) * root::SIZE);
+        let table = self.tables.latched().root.address;
+        let address = table.wrapping_add(u64::from(self.request.source.bus()) * root::SIZE);
         // RTADDR takes any bits; all other pointers are checked for reserved ones.
         if !self.gates.within_host(address) {
             return Err(fetch);
         }
-        self.memory.read_words(address).map_err(|_| fetch)
+        self.tables.memory().read_words(address).map_err(|_| fetch)
     }
 
     fn legacy(&mut self) -> Result<Resolved, FaultReason> {
@@ -145,8 +149,8 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
             return Err(FaultReason::PageRequestInLegacyMode);
         }
 
-        let kept = self.memory.caches();
-        let context = match kept.and_then(|kept| kept.context(request.source)) {
+        let caches = self.tables.caches();
+        let context = match caches.context(request.source) {
             Some([low, high, ..]) => ContextEntry([low, high]),
             None => self.legacy_context()?,
         };
@@ -163,10 +167,8 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
         else {
             return Err(FaultReason::ContextInvalid);
         };
-        if let Some(kept) = kept {
-            let [low, high] = context.0;
-            kept.found_context(request.source, [low, high, 0, 0], Some(context.domain()));
-        }
+        let [low, high] = context.0;
+        caches.found_context(request.source, [low, high, 0, 0], Some(context.domain()));
         if self.is_translation_or_translated() && kind != ContextType::DeviceTlb {
             return Err(FaultReason::TranslationTypeBlocks);
         }
@@ -203,7 +205,8 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
             )
         })?;
         let devfn = u64::from(self.request.source.devfn());
-        self.memory
+        self.tables
+            .memory()
             .read_words(root.context_table() + devfn * ContextEntry::SIZE)
             .map(ContextEntry)
             .map_err(|_| FaultReason::ContextFetch)
@@ -255,8 +258,8 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
 
     fn scalable_context(&mut self) -> Result<ScalableContextEntry, FaultReason> {
         let source = self.request.source;
-        let kept = self.memory.caches();
-        let words = match kept.and_then(|kept| kept.context(source)) {
+        let caches = self.tables.caches();
+        let words = match caches.context(source) {
             Some(words) => words,
             None => self.scalable_context_words()?,
         };
@@ -270,9 +273,7 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
                 FaultReason::ScalableContextInvalid,
             )
         })?;
-        if let Some(kept) = kept {
-            kept.found_context(source, words, None);
-        }
+        caches.found_context(source, words, None);
         Ok(context)
     }
 
@@ -288,7 +289,8 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
             )
         })?;
         let address = half.context_table() + u64::from(devfn & 0x7f) * ScalableContextEntry::SIZE;
-        self.memory
+        self.tables
+            .memory()
             .read_words(address)
             .map_err(|_| FaultReason::ScalableContextFetch)
     }
@@ -331,9 +333,8 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
         pasid: Pasid,
     ) -> Result<PasidEntry, FaultReason> {
         let source = self.request.source;
-        let kept = self.memory.caches();
-        let (words, directory_fault_disable) = match kept.and_then(|kept| kept.pasid(source, pasid))
-        {
+        let caches = self.tables.caches();
+        let (words, directory_fault_disable) = match caches.pasid(source, pasid) {
             Some(found) => found,
             None => self.pasid_words(context, pasid)?,
         };
@@ -348,15 +349,8 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
                 FaultReason::PasidInvalid,
             )
         })?;
-        if let Some(kept) = kept {
-            kept.found_pasid(
-                source,
-                pasid,
-                words,
-                directory_fault_disable,
-                entry.domain(),
-            );
-        }
+        let domain = entry.domain();
+        caches.found_pasid(source, pasid, words, directory_fault_disable, domain);
         Ok(entry)
     }
 
@@ -369,7 +363,8 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
         let pasid = u64::from(pasid.get());
         let address = context.directory() + (pasid >> 6) * DirectoryEntry::SIZE;
         let word = self
-            .memory
+            .tables
+            .memory()
             .read_u64(address)
             .map_err(|_| FaultReason::DirectoryFetch)?;
         let directory = DirectoryEntry(word);
@@ -385,7 +380,8 @@ impl<T: TableMemory + ?Sized> Resolver<'_, T> {
 
         let address = directory.table() + (pasid & 0x3f) * PasidEntry::SIZE;
         let words = self
-            .memory
+            .tables
+            .memory()
             .read_words(address)
             .map_err(|_| FaultReason::PasidFetch)?;
         Ok((words, directory.fault_disable()))

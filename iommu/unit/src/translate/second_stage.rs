@@ -2,11 +2,11 @@
 
 use super::accessed_dirty::Updates;
 use super::binding::SecondStage;
-use super::caches::{Stage, UpperEntry};
+use super::caches::{Stage, StructureCaches, UpperEntry};
+use super::guest_tables::GuestTables;
 use super::paging_cache::Upper;
 use crate::memory::TableMemory;
 use crate::spec::fault_reason::FaultReason;
-use crate::spec::gates::Gates;
 use crate::spec::second_stage::{ACCESSED, DIRTY, SecondStageEntry};
 
 /// The fault reasons of a walk. Legacy and scalable mode differ in them only.
@@ -67,9 +67,8 @@ impl Leaf {
 /// Walks the tables for `input`, which is within their width.
 ///
 /// `denied` is asked at each level about the rights that are left (read, write): it can end the walk.
-pub(super) fn walk<T: TableMemory + ?Sized>(
-    memory: &T,
-    gates: &Gates,
+pub(super) fn walk<T: TableMemory, C: StructureCaches>(
+    tables: &GuestTables<'_, T, C>,
     stage: &SecondStage,
     reasons: &Reasons,
     input: u64,
@@ -79,8 +78,8 @@ pub(super) fn walk<T: TableMemory + ?Sized>(
     let (mut read, mut write) = (true, true);
     let mut table = stage.table;
     let mut level = stage.levels;
-    let kept = memory.caches();
-    if let Some(upper) = kept.and_then(|kept| kept.upper(Stage::Second, input)) {
+    let caches = tables.caches();
+    if let Some(upper) = caches.upper(Stage::Second, input) {
         (read, write) = upper.rights;
         table = upper.table;
         level = upper.level - 1;
@@ -88,7 +87,7 @@ pub(super) fn walk<T: TableMemory + ?Sized>(
     loop {
         let page_shift = 12 + 9 * (level - 1);
         let entry_address = table + (input >> page_shift & 0x1ff) * 8;
-        let word = memory.read_u64(entry_address).map_err(|_| {
+        let word = tables.memory().read_u64(entry_address).map_err(|_| {
             if level == stage.levels {
                 reasons.top_fetch
             } else {
@@ -102,7 +101,9 @@ pub(super) fn walk<T: TableMemory + ?Sized>(
         if let Some(reason) = denied(read, write) {
             return Err(reason);
         }
-        entry.validate(level, gates).map_err(|_| reasons.reserved)?;
+        entry
+            .validate(level, tables.gates())
+            .map_err(|_| reasons.reserved)?;
         if stage.accessed_dirty && word & ACCESSED == 0 {
             require_snoop(stage)?;
             push(updates, entry_address, word, ACCESSED);
@@ -122,18 +123,12 @@ pub(super) fn walk<T: TableMemory + ?Sized>(
             });
         }
         table = entry.table();
-        if let Some(kept) = kept {
-            let rights = (read, write);
-            kept.found_upper(
-                Stage::Second,
-                input,
-                UpperEntry {
-                    level,
-                    table,
-                    rights,
-                },
-            );
-        }
+        let upper = UpperEntry {
+            level,
+            table,
+            rights: (read, write),
+        };
+        caches.found_upper(Stage::Second, input, upper);
         // A leaf at level 1 ends the loop.
         level -= 1;
     }

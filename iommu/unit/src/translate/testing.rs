@@ -9,7 +9,10 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::{Access, Fault, Gates, Latched, Request, RequestKind, RootPointer, Translation};
+use super::{
+    Access, Fault, Gates, GuestTables, Latched, Request, RequestKind, RootPointer, Translation,
+};
+use crate::memory::Nearby;
 use crate::spec::ids::{Pasid, SourceId};
 use crate::spec::registers::{Capability, Caps, ExtendedCapability, TableMode};
 
@@ -201,8 +204,13 @@ impl World {
         slot
     }
 
+    /// The tables, as a unit has them.
+    pub fn tables(&self) -> GuestTables<'_, Nearby<'_, GuestMemoryMmap<()>>> {
+        GuestTables::new(Nearby::new(&*self.memory), &self.gates, self.latched)
+    }
+
     pub fn translate(&self, request: &Request) -> Result<Translation, Fault> {
-        super::translate(&*self.memory, &self.gates, &self.latched, request)
+        self.tables().translate(request)
     }
 
     pub fn access(&self, address: u64, access: Access) -> Result<Translation, Fault> {

@@ -2,6 +2,8 @@
 
 use super::accessed_dirty::{Applied, Updates};
 use super::binding::{Binding, FirstStage, SecondStage};
+use super::caches::StructureCaches;
+use super::guest_tables::GuestTables;
 use super::paging_cache::Trail;
 use super::request::{Translation, TranslationType};
 use super::resolve::Resolved;
@@ -9,7 +11,6 @@ use super::rights::Demand;
 use super::{first_stage, second_stage};
 use crate::memory::TableMemory;
 use crate::spec::fault_reason::FaultReason;
-use crate::spec::gates::Gates;
 
 /// The interrupt address range is 0xfeex_xxxx (sec. 3.14): these are its address bits 63:20.
 const INTERRUPT_RANGE: u64 = 0xfee;
@@ -24,9 +25,8 @@ pub(crate) const fn is_interrupt_range(address: u64) -> bool {
     address >> 20 == INTERRUPT_RANGE
 }
 
-pub(super) struct Walker<'a, T: ?Sized> {
-    pub(super) memory: &'a T,
-    pub(super) gates: &'a Gates,
+pub(super) struct Walker<'a, T, C> {
+    pub(super) tables: &'a GuestTables<'a, T, C>,
     pub(super) resolved: &'a Resolved,
     pub(super) address: u64,
     pub(super) demand: Demand,
@@ -46,14 +46,14 @@ struct Found {
     trail: Trail,
 }
 
-impl<T: TableMemory + ?Sized> Walker<'_, T> {
+impl<T: TableMemory, C: StructureCaches> Walker<'_, T, C> {
     #[inline]
     pub(super) fn run(&self) -> Result<(Translation, Trail), FaultReason> {
         let mut updates = Updates::default();
         for _ in 0..ATTEMPTS {
             updates.clear();
             let outcome = self.attempt(&mut updates)?;
-            match updates.apply(self.memory) {
+            match updates.apply(self.tables.memory()) {
                 Applied::Done => return Ok(outcome),
                 Applied::Changed => {}
                 Applied::Failed(reason) => return Err(reason),
@@ -66,9 +66,7 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
 
     #[inline]
     fn attempt(&self, updates: &mut Updates) -> Result<(Translation, Trail), FaultReason> {
-        if let Some(kept) = self.memory.caches() {
-            kept.begin(self.resolved);
-        }
+        self.tables.caches().begin(self.resolved);
         let (found, translated_by) = match &self.resolved.binding {
             Binding::Blocked => return Err(FaultReason::ContextInvalid),
             Binding::PassThrough => (self.pass_through()?, TranslationType::PassThrough),
@@ -109,7 +107,7 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
     }
 
     fn pass_through(&self) -> Result<Found, FaultReason> {
-        if !self.gates.within_host(self.address) {
+        if !self.tables.gates().within_host(self.address) {
             return Err(if self.resolved.legacy {
                 FaultReason::AddressBeyondWidth
             } else {
@@ -118,7 +116,7 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
         }
         Ok(Found {
             address: self.address,
-            page_shift: PASS_THROUGH_SHIFT.min(self.gates.host_address_width),
+            page_shift: PASS_THROUGH_SHIFT.min(self.tables.gates().host_address_width),
             readable: true,
             writable: true,
             dirty: true,
@@ -132,7 +130,7 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
         stage: &SecondStage,
         updates: &mut Updates,
     ) -> Result<Found, FaultReason> {
-        let (gates, demand) = (self.gates, self.demand);
+        let (gates, demand) = (self.tables.gates(), self.demand);
         let legacy = self.resolved.legacy;
         let reasons = if legacy {
             &second_stage::LEGACY
@@ -143,8 +141,7 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
             return Err(reasons.beyond);
         }
         let mut leaf = second_stage::walk(
-            self.memory,
-            gates,
+            self.tables,
             stage,
             reasons,
             self.address,
@@ -179,14 +176,13 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
 
     fn first_stage(&self, stage: &FirstStage, updates: &mut Updates) -> Result<Found, FaultReason> {
         let walk = first_stage::Walk {
-            memory: self.memory,
-            gates: self.gates,
+            tables: self.tables,
             stage,
             below: None,
         };
         let mut leaf = self.walk_first(&walk, updates)?;
         let writable = stage.writes(leaf.write, self.resolved.privileged);
-        self.demand.check(self.gates, true, writable)?;
+        self.demand.check(self.tables.gates(), true, writable)?;
         walk.mark(&mut leaf, self.demand.dirties(writable), updates)?;
         Ok(Found {
             address: leaf.address,
@@ -209,15 +205,13 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
         updates: &mut Updates,
     ) -> Result<Found, FaultReason> {
         let walk = first_stage::Walk {
-            memory: self.memory,
-            gates: self.gates,
+            tables: self.tables,
             stage: first,
             below: Some(second),
         };
         let mut leaf = self.walk_first(&walk, updates)?;
         let mut page = second_stage::walk(
-            self.memory,
-            self.gates,
+            self.tables,
             second,
             &second_stage::SCALABLE,
             leaf.address,
@@ -226,7 +220,8 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
         )?;
         let first_writable = first.writes(leaf.write, self.resolved.privileged);
         let writable = first_writable && page.write;
-        self.demand.check(self.gates, page.read, writable)?;
+        self.demand
+            .check(self.tables.gates(), page.read, writable)?;
         let dirties = self.demand.dirties(writable);
         if dirties {
             second_stage::mark_dirty(second, &mut page, updates)?;
@@ -248,7 +243,7 @@ impl<T: TableMemory + ?Sized> Walker<'_, T> {
 
     fn walk_first(
         &self,
-        walk: &first_stage::Walk<'_, T>,
+        walk: &first_stage::Walk<'_, T, C>,
         updates: &mut Updates,
     ) -> Result<first_stage::Leaf, FaultReason> {
         if !is_canonical(self.address, walk.stage.levels) {

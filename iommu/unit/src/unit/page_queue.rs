@@ -4,10 +4,12 @@
 //! leaf: what is done under it is a write to guest memory and no call of anyone, and messages are handed out to be
 //! delivered once it is released.
 
+use vm_memory::GuestMemoryBackend;
+
 use super::events::{Event, InterruptMessage};
 use super::layout::page_registers;
 use super::register_file::RegisterFile;
-use crate::memory::TableMemory;
+use crate::memory::Nearby;
 use crate::spec::page_request::PageRequestDescriptor;
 use crate::spec::registers::{Caps, PageQueueAddress, PageRequestStatus, offset};
 
@@ -74,9 +76,9 @@ impl PageQueue {
     /// Puts a request behind the others, if there is room. `admitted` is called before it becomes visible.
     ///
     /// Head and tail are the guest's: what lies beyond the queue is taken modulo its size.
-    pub(crate) fn push<T: TableMemory + ?Sized>(
+    pub(crate) fn push<M: GuestMemoryBackend + ?Sized>(
         &mut self,
-        memory: &T,
+        memory: &Nearby<'_, M>,
         host_address_width: u8,
         descriptor: PageRequestDescriptor,
         admitted: impl FnOnce(),

@@ -88,7 +88,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         };
         let queued = self
             .page_queue()
-            .push(self.memory(), width, descriptor, admitted);
+            .push(&self.memory(), width, descriptor, admitted);
         match queued {
             Queued::Written(message) => {
                 self.faults.deliver(message);

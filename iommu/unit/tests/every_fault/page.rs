@@ -30,7 +30,7 @@ cases of that test.
 ";
 
 const NOTES: &str = "
-¹ No port of this crate makes such requests, but `translate::translate` takes them. There is no record, so the test looks at
+¹ No port of this crate makes such requests, but `GuestTables::translate` takes them. There is no record, so the test looks at
 the answer and at whether a record is due.
 
 ² The PASID is checked before any entry is read. The specification qualifies the reason.

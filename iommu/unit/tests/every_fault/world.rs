@@ -17,7 +17,7 @@ use super::case::{Ask, Case};
 use super::memory::{Memory, memory};
 use intel_vtd::dma::DmaPort;
 use intel_vtd::spec::fault_reason::FaultReason;
-use intel_vtd::translate::{Request, translate};
+use intel_vtd::translate::Request;
 use intel_vtd::{
     AtsRefusal, AtsTranslation, EventSink, InterruptMessage, PageRequest, PageRequestRefusal,
     Pasid, Scalable, SourceId, Stages, Unit, UnitConfig,
@@ -140,8 +140,9 @@ impl World {
 
     /// Translates a request: the reason for which it is blocked, and whether a record is due.
     pub(super) fn walk(&self, request: &Request) -> Result<(), (FaultReason, bool)> {
-        let state = self.unit.dma_state();
-        translate(&*self.memory, state.gates(), &state.latched(), request)
+        let tables = self.unit.dma_state().tables();
+        tables
+            .translate(request)
             .map(|_| ())
             .map_err(|fault| (fault.reason, fault.record))
     }

@@ -9,19 +9,19 @@ use crate::assigned::pasids::{self, Asked};
 use crate::assigned::target::Target;
 use crate::blocked::Blocked;
 use crate::budget::{Budget, Exhausted};
-use crate::tables::Tables;
 use intel_vtd::Invalidation;
 use intel_vtd::memory::TableMemory;
 use intel_vtd::spec::ids::Pasid;
+use intel_vtd::translate::GuestTables;
 
 /// Where requests are to go.
 pub(super) type Moves = BTreeMap<Place, Target>;
 
 impl State {
     /// Compares where requests are with what the guest's tables say, for all entries that `invalidations` name.
-    pub(super) fn moves<T: TableMemory + ?Sized>(
+    pub(super) fn moves<T: TableMemory>(
         &mut self,
-        tables: &Tables<'_, T>,
+        tables: &GuestTables<'_, T>,
         invalidations: &[Invalidation],
     ) -> Moves {
         let mut moves = Moves::new();
@@ -46,9 +46,9 @@ impl State {
     }
 
     /// As [`moves`](Self::moves), for the PASIDs of the device at `index`.
-    pub(super) fn moves_of_pasids<T: TableMemory + ?Sized>(
+    pub(super) fn moves_of_pasids<T: TableMemory>(
         &mut self,
-        tables: &Tables<'_, T>,
+        tables: &GuestTables<'_, T>,
         index: usize,
         asked: &Asked,
         moves: &mut Moves,

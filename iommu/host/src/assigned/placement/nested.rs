@@ -14,11 +14,10 @@ use crate::nested::batch::{ALL, Tag, User, batch};
 use crate::nested::{Nested, NestedKey, missing};
 use crate::resources::HostKey;
 use crate::shadow::ShadowKey;
-use crate::tables::Tables;
 use crate::{NestedInvalidation, NestedOptions, ObjectId};
 use intel_vtd::Invalidation;
 use intel_vtd::memory::TableMemory;
-use intel_vtd::translate::{FirstStage, SecondStage};
+use intel_vtd::translate::{FirstStage, GuestTables, SecondStage};
 
 /// `EOPNOTSUPP`: what a kernel answers that does not nest, or not for this device.
 const UNSUPPORTED: i32 = 95;
@@ -38,9 +37,9 @@ impl State {
     }
 
     /// Puts a device behind first-stage tables, on top of guest memory or of the shadow of `below`.
-    pub(super) fn put_behind_first_stage<T: TableMemory + ?Sized>(
+    pub(super) fn put_behind_first_stage<T: TableMemory>(
         &mut self,
-        tables: &Tables<'_, T>,
+        tables: &GuestTables<'_, T>,
         place: Place,
         first: FirstStage,
         below: Option<SecondStage>,

@@ -11,11 +11,10 @@ use crate::blocked::Blocked;
 use crate::ioas::{AttachError, Space};
 use crate::resources::HostKey;
 use crate::shadow::{Shadow, ShadowKey, Trouble};
-use crate::tables::Tables;
 use intel_vtd::Invalidation;
 use intel_vtd::memory::TableMemory;
 use intel_vtd::spec::descriptors::{IotlbScope, PasidIotlbScope};
-use intel_vtd::translate::SecondStage;
+use intel_vtd::translate::{GuestTables, SecondStage};
 
 /// How many bindings are compared with shadows for a step of the budget. A guest with as many PASIDs as it can have, each behind
 /// tables of its own, would have millions compared by one write to its queue's tail.
@@ -23,9 +22,9 @@ const COMPARISONS: u64 = 64;
 
 impl State {
     /// Brings the shadows up to date that requests stay behind.
-    pub(super) fn refresh<T: TableMemory + ?Sized>(
+    pub(super) fn refresh<T: TableMemory>(
         &mut self,
-        tables: &Tables<'_, T>,
+        tables: &GuestTables<'_, T>,
         invalidations: &[Invalidation],
         all: bool,
         moves: &Moves,
@@ -115,9 +114,9 @@ impl State {
     }
 
     /// Puts requests behind the shadow of second-stage tables.
-    pub(super) fn put_behind_shadow<T: TableMemory + ?Sized>(
+    pub(super) fn put_behind_shadow<T: TableMemory>(
         &mut self,
-        tables: &Tables<'_, T>,
+        tables: &GuestTables<'_, T>,
         place: Place,
         stage: &SecondStage,
         domain: u16,
@@ -168,9 +167,9 @@ impl State {
     }
 
     /// Makes one more page table over the shadow at `at`, which suits the requests at `place`.
-    fn add_shadow_table<T: TableMemory + ?Sized>(
+    fn add_shadow_table<T: TableMemory>(
         &mut self,
-        tables: &Tables<'_, T>,
+        tables: &GuestTables<'_, T>,
         place: Place,
         at: usize,
     ) -> Result<ObjectId, Blocked> {
@@ -191,9 +190,9 @@ impl State {
     }
 
     /// The shadow for a device, complete.
-    pub(super) fn find_shadow<T: TableMemory + ?Sized>(
+    pub(super) fn find_shadow<T: TableMemory>(
         &mut self,
-        tables: &Tables<'_, T>,
+        tables: &GuestTables<'_, T>,
         place: Place,
         key: ShadowKey,
     ) -> Result<(HostKey, usize), Blocked> {
@@ -216,9 +215,9 @@ impl State {
     }
 
     /// Compares all of a shadow with the guest's tables.
-    fn complete<T: TableMemory + ?Sized>(
+    fn complete<T: TableMemory>(
         &mut self,
-        tables: &Tables<'_, T>,
+        tables: &GuestTables<'_, T>,
         at: usize,
     ) -> Result<(), Blocked> {
         let Some(domain) = self.domains.get_mut(at) else {

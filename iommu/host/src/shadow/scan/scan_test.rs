@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use intel_vtd::translate::testing::{CAP, ECAP, Paging, SOURCE, World, gates};
-use intel_vtd::translate::{self, Request};
+use intel_vtd::translate::{Access, Request};
 
 fn stage(paging: &Paging) -> SecondStage {
     SecondStage {
@@ -25,7 +25,7 @@ fn scan_all(
     let mut runs = Vec::new();
     let mut budget = Budget::new(10_000);
     scan(
-        &*world.memory,
+        world.tables().memory(),
         &world.gates,
         stage,
         &inputs,
@@ -118,7 +118,7 @@ fn one_page_costs_one_step_for_each_level_and_one_for_itself() {
         let mut budget = Budget::new(steps);
         let inputs = 0x1234_5000..0x1234_6000;
         scan(
-            &*world.memory,
+            world.tables().memory(),
             &world.gates,
             &stage,
             &inputs,
@@ -141,7 +141,7 @@ fn tables_that_hold_themselves_end_with_the_budget() {
     }
     let mut budget = Budget::new(5_000);
     let outcome = scan(
-        &*world.memory,
+        world.tables().memory(),
         &world.gates,
         &stage(&paging),
         &(0..u64::MAX),
@@ -235,7 +235,7 @@ proptest! {
         let mut found = std::collections::BTreeMap::new();
         let mut last_end = 0;
         let mut budget = Budget::new(1 << 20);
-        scan(&*world.memory, &world.gates, &stage, &inputs, &mut budget, |run| {
+        scan(world.tables().memory(), &world.gates, &stage, &inputs, &mut budget, |run| {
             assert!(run.input >= last_end && run.length > 0);
             last_end = run.end();
             for page in (0..run.length).step_by(4096) {
@@ -246,8 +246,8 @@ proptest! {
             if page >> 20 == 0xfee {
                 continue;
             }
-            let request = Request::untranslated(SOURCE, page, translate::Access::Read);
-            let reached = translate::probe(&*world.memory, &world.gates, &world.latched, &request).ok();
+            let request = Request::untranslated(SOURCE, page, Access::Read);
+            let reached = world.tables().probe(&request).ok();
             let reached = reached.map(|to| (to.address, Rights { read: to.readable, write: to.writable }));
             // To the interrupt range no request goes, which is not RAM.
             let scanned = found.get(&page).copied().filter(|(output, _)| output >> 20 != 0xfee);
