@@ -5,10 +5,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
+use parking_lot::MutexGuard;
+
 use super::copier::Copier;
 use super::extension::Outcome;
 use super::registers::{self, BUFFER_SIZE, Copy};
-use super::shared::Shared;
+use super::shared::{Inner, Shared};
 use crate::Dma;
 
 pub(super) fn start(shared: Arc<Shared>, dma: Dma) -> io::Result<JoinHandle<()>> {
@@ -20,43 +22,58 @@ pub(super) fn start(shared: Arc<Shared>, dma: Dma) -> io::Result<JoinHandle<()>>
         })
 }
 
+/// A command that the worker took.
 enum Work {
     Factorial(u32),
     Copy(Copy),
 }
 
+/// What came of it.
+enum Done {
+    Factorial(u32),
+    Copy(Outcome),
+}
+
+impl Work {
+    fn take(inner: &mut Inner) -> Option<Self> {
+        let factorial = inner.factorial.take().map(Self::Factorial);
+        factorial.or_else(|| inner.dma.take().map(Self::Copy))
+    }
+
+    /// Carries the command out on the device's `buffer`. It was taken after `aborts` aborts.
+    fn carry_out(&self, copier: &mut Copier, buffer: &mut [u8; BUFFER_SIZE], aborts: u64) -> Done {
+        match self {
+            Self::Factorial(value) => Done::Factorial(registers::factorial(*value)),
+            Self::Copy(copy) => {
+                let range: Range<usize> = copy.offset..copy.offset.saturating_add(copy.length);
+                let outcome = buffer
+                    .get_mut(range)
+                    .map_or(Outcome::Done, |own| copier.copy(copy, own, aborts));
+                Done::Copy(outcome)
+            }
+        }
+    }
+}
+
+/// Carries out commands, without the lock, until the device goes away.
 fn run(shared: &Shared, mut copier: Copier) {
     let mut buffer = [0; BUFFER_SIZE];
     let mut epoch = 0;
     let mut inner = shared.inner.lock();
-    loop {
-        if inner.ending {
-            return;
-        }
+    while !inner.ending {
         if inner.epoch != epoch {
             epoch = inner.epoch;
             buffer.fill(0);
         }
-        let factorial = inner.factorial.take().map(Work::Factorial);
-        let Some(work) = factorial.or_else(|| inner.dma.take().map(Work::Copy)) else {
+        let Some(work) = Work::take(&mut inner) else {
             shared.changed.wait(&mut inner);
             continue;
         };
         inner.working = true;
         let aborts = shared.link.aborts();
-        drop(inner);
-        let mut outcome = Outcome::Done;
-        let result = match &work {
-            Work::Factorial(value) => registers::factorial(*value),
-            Work::Copy(copy) => {
-                let range: Range<usize> = copy.offset..copy.offset.saturating_add(copy.length);
-                if let Some(own) = buffer.get_mut(range) {
-                    outcome = copier.copy(copy, own, aborts);
-                }
-                0
-            }
-        };
-        inner = shared.inner.lock();
+        let done = MutexGuard::unlocked(&mut inner, || {
+            work.carry_out(&mut copier, &mut buffer, aborts)
+        });
         inner.working = false;
         shared.changed.notify_all();
         // Of a command from before a reset nothing is left.
@@ -65,18 +82,16 @@ fn run(shared: &Shared, mut copier: Copier) {
             continue;
         }
         shared.count_pages(&mut inner, counts);
-        let bits = match work {
-            Work::Factorial(_) => inner.registers.finish_factorial(result),
-            Work::Copy(_) => {
+        let bits = match done {
+            Done::Factorial(result) => inner.registers.finish_factorial(result),
+            Done::Copy(outcome) => {
                 inner.registers.extension.outcome = outcome;
                 inner.registers.finish_copy()
             }
         };
         if bits != 0 {
             let message = shared.raise(&mut inner, bits);
-            drop(inner);
-            shared.send(message);
-            inner = shared.inner.lock();
+            MutexGuard::unlocked(&mut inner, || shared.send(message));
         }
     }
 }

@@ -43,8 +43,43 @@ pub(super) struct Table {
     pub(super) address: u64,
     /// Entries.
     pub(super) size: u16,
-    /// Whether `INDIRECT_DESC` was negotiated.
+    /// Whether descriptors may name further tables: `INDIRECT_DESC` was negotiated.
     pub(super) indirect: bool,
+}
+
+impl Table {
+    /// Address of descriptor `index`.
+    fn descriptor(&self, index: u16) -> Result<GuestAddress, QueueError> {
+        if index >= self.size {
+            return Err(QueueError::DescriptorIndex {
+                index,
+                size: self.size,
+            });
+        }
+        self.address
+            .checked_add(u64::from(index) * u64::from(DESCRIPTOR_SIZE))
+            .map(GuestAddress)
+            .ok_or(QueueError::Address)
+    }
+
+    /// The table that `descriptor` of this one names, in which no other is named
+    /// (section 2.7.5.3.1).
+    fn follow(&self, descriptor: &Descriptor) -> Result<Self, QueueError> {
+        let entries = descriptor.len() / DESCRIPTOR_SIZE;
+        if !self.indirect
+            || descriptor.has_next()
+            || entries == 0
+            || !descriptor.len().is_multiple_of(DESCRIPTOR_SIZE)
+        {
+            return Err(QueueError::Indirect);
+        }
+        Ok(Self {
+            address: descriptor.addr().0,
+            // An index is 16 bits wide, so entries from 65535 on cannot be named anyway.
+            size: u16::try_from(entries).unwrap_or(u16::MAX),
+            indirect: false,
+        })
+    }
 }
 
 impl Chain {
@@ -136,38 +171,16 @@ impl Chain {
         let mut table = table;
         let mut index = head;
         let mut left = table.size;
-        let mut inside_indirect = false;
         loop {
-            if index >= table.size {
-                return Err(QueueError::DescriptorIndex {
-                    index,
-                    size: table.size,
-                });
-            }
+            let address = table.descriptor(index)?;
             left = left.checked_sub(1).ok_or(QueueError::ChainTooLong)?;
-            let address = table
-                .address
-                .checked_add(u64::from(index) * u64::from(DESCRIPTOR_SIZE))
-                .ok_or(QueueError::Address)?;
-            let descriptor: Descriptor = memory.read_obj(GuestAddress(address))?;
-
+            let descriptor: Descriptor = memory.read_obj(address)?;
             if descriptor.refers_to_indirect_table() {
-                if inside_indirect || !table.indirect || descriptor.has_next() {
-                    return Err(QueueError::Indirect);
-                }
-                let entries = descriptor.len() / DESCRIPTOR_SIZE;
-                if entries == 0 || !descriptor.len().is_multiple_of(DESCRIPTOR_SIZE) {
-                    return Err(QueueError::Indirect);
-                }
-                inside_indirect = true;
+                table = table.follow(&descriptor)?;
                 left = MAX_INDIRECT;
                 index = 0;
-                table.address = descriptor.addr().0;
-                // An index is 16 bits wide, so entries from 65535 on cannot be named anyway.
-                table.size = u16::try_from(entries).unwrap_or(u16::MAX);
                 continue;
             }
-
             self.push(&descriptor)?;
             if !descriptor.has_next() {
                 return Ok(());
