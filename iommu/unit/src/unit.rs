@@ -15,6 +15,7 @@
 
 mod command;
 mod device_tlb;
+mod event_registers;
 mod events;
 mod fault_log;
 mod fault_reporter;
@@ -28,10 +29,11 @@ mod register_file;
 mod snapshot;
 mod statistics;
 
-use std::ops::{Deref, Range};
+use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use vm_memory::GuestMemoryBackend;
 
 pub use device_tlb::DeviceTlb;
@@ -46,14 +48,13 @@ pub use statistics::Statistics;
 use crate::config::{ConfigError, UnitConfig};
 use crate::dma::DmaState;
 use crate::memory::Nearby;
-use crate::spec::ids::SourceId;
 use crate::spec::invalidation::Invalidation;
-use crate::spec::registers::{Caps, FaultRecord, offset};
+use crate::spec::registers::{Caps, offset};
 use crate::translate::{Gates, Latched};
 use command::Command;
 use device_tlb::DeviceTlbs;
 use fault_reporter::FaultReporter;
-use interrupt_remapping::{Refusal, Remapping, Resolved};
+use interrupt_remapping::Remapping;
 use layout::{is_fault_register, is_page_register};
 use page_queue::PageQueue;
 use statistics::Shared;
@@ -97,14 +98,6 @@ impl<M> Unit<M> {
         self.shared.counters.snapshot(self.dma.counts())
     }
 
-    /// Adds an observer of changes to interrupt remapping, for as long as the unit lives.
-    pub fn observe_interrupt_entries(&self, observer: Arc<dyn InterruptEntryObserver>) {
-        self.observers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(observer);
-    }
-
     /// Adds an observer of changes to translation, for as long as the unit lives: it hears of every command that begins after
     /// this returns. It must not be called by an observer of translations.
     pub fn observe_translations(&self, observer: Arc<dyn TranslationObserver>) {
@@ -112,7 +105,7 @@ impl<M> Unit<M> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Command> {
-        self.command.lock().unwrap_or_else(PoisonError::into_inner)
+        self.command.lock()
     }
 }
 
@@ -210,103 +203,6 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         self.publish_status(0);
     }
 
-    /// Remaps an interrupt request: a write of `data` to `address`, which is in 0xFEEx_xxxx, by `source`.
-    ///
-    /// # Errors
-    /// The request is blocked; the fault has been recorded, unless the guest disabled that.
-    pub fn remap(
-        &self,
-        source: SourceId,
-        address: u64,
-        data: u32,
-    ) -> Result<InterruptMessage, InterruptBlocked> {
-        self.remap_with(source, address, data, |message| message)
-    }
-
-    /// Like [`remap`](Self::remap), and delivers the message before an invalidation of its entry can complete.
-    ///
-    /// `deliver` must neither remap another request nor access registers, and must not block for long.
-    ///
-    /// # Errors
-    /// As [`remap`](Self::remap); `deliver` is not called then.
-    pub fn remap_with<R>(
-        &self,
-        source: SourceId,
-        address: u64,
-        data: u32,
-        deliver: impl FnOnce(InterruptMessage) -> R,
-    ) -> Result<R, InterruptBlocked> {
-        let counters = &self.shared.counters;
-        let outcome = self.in_flight(source, address, data, |resolved| {
-            match resolved {
-                Resolved::Unchanged(_) => counters.interrupts_passed.add(),
-                Resolved::Remapped(_) => counters.interrupts_remapped.add(),
-            }
-            deliver(resolved.message())
-        });
-        outcome.map_err(|refusal| {
-            counters.interrupts_blocked.add();
-            self.record_refusal(source, refusal);
-            InterruptBlocked {
-                reason: refusal.reason,
-            }
-        })
-    }
-
-    /// What [`remap`](Self::remap) would answer, without a request: nothing is recorded or counted.
-    ///
-    /// # Errors
-    /// Such a request would be blocked.
-    pub fn resolve_interrupt(
-        &self,
-        source: SourceId,
-        address: u64,
-        data: u32,
-    ) -> Result<InterruptMessage, InterruptBlocked> {
-        self.in_flight(source, address, data, Resolved::message)
-            .map_err(|refusal| InterruptBlocked {
-                reason: refusal.reason,
-            })
-    }
-
-    /// Resolves a request, and calls `then` while a drain would still wait for it.
-    fn in_flight<R>(
-        &self,
-        SourceId(source): SourceId,
-        address: u64,
-        data: u32,
-        then: impl FnOnce(Resolved) -> R,
-    ) -> Result<R, Refusal> {
-        let remapping = self
-            .remapping
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        let width = self.dma.gates().host_address_width;
-        let request = InterruptMessage { address, data };
-        remapping
-            .resolve(&self.memory(), width, source, request)
-            .map(then)
-    }
-
-    fn record_refusal(&self, source: SourceId, refusal: Refusal) {
-        if !refusal.record {
-            self.shared.counters.faults_suppressed.add();
-            return;
-        }
-        // The index goes to bits 63:48 of a field that begins at bit 12.
-        let record = FaultRecord::new()
-            .with_info(u64::from(refusal.index) << 36)
-            .with_source(source.0)
-            .with_reason(refusal.reason.code());
-        self.faults.record(record);
-        self.shared.debug(|| {
-            format!(
-                "blocked interrupt {:#x} of {:#06x}: {:?}",
-                refusal.index, source.0, refusal.reason
-            )
-        });
-    }
-
     fn memory(&self) -> Nearby<'_, M::Target> {
         self.dma.guest_memory()
     }
@@ -332,41 +228,6 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     fn drain_translations(&self) {
         self.dma.drain();
         self.drain_page_requests();
-    }
-
-    /// Changes how interrupts are remapped, once no request is in flight, and tells observers to resolve all of theirs.
-    fn change_remapping(&self, change: impl FnOnce(&mut Remapping)) {
-        change(
-            &mut self
-                .remapping
-                .write()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
-        self.notify_observers(0..0x1_0000);
-    }
-
-    /// Waits for the interrupt requests in flight.
-    fn drain_interrupts(&self) {
-        drop(
-            self.remapping
-                .write()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
-    }
-
-    fn notify_observers(&self, entries: Range<u32>) {
-        let observers = self
-            .observers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let count = entries.end.saturating_sub(entries.start);
-        let Ok(first) = u16::try_from(entries.start) else {
-            return;
-        };
-        for observer in observers {
-            observer.interrupt_entries_invalidated(first, count);
-        }
     }
 }
 

@@ -3,12 +3,13 @@
 //! It has a device-TLB. Devices without one need no more than the port, a view for each of their threads, and transactions: see
 //! `read_untranslated`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use intel_vtd::{
     AtsTranslation, DeviceTlb, DeviceTlbInvalidation, DmaPort, DmaView, EventSink, PageResponse,
     SourceId, Unit,
 };
+use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::machine::{Apics, Memory};
@@ -25,7 +26,7 @@ struct Tlb(Mutex<Option<(u64, AtsTranslation)>>);
 
 impl DeviceTlb for Tlb {
     fn invalidate(&self, invalidation: DeviceTlbInvalidation) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.lock();
         if kept.is_some_and(|(address, answer)| {
             invalidation.concerns(None) && invalidation.overlaps(address, answer.page_shift)
         }) {
@@ -68,13 +69,13 @@ impl Device {
     }
 
     fn capitalize(&self, address: u64) -> Result<(), GuestMemoryError> {
-        let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut view = self.view.lock();
         let mut text = Self::read_untranslated(&mut view, address)?;
         text.make_ascii_uppercase();
 
         // The answer goes by way of the device-TLB. Lookup and use are in one transaction: no invalidation completes in between.
         let transaction = view.begin_translated();
-        let kept = *self.tlb.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = *self.tlb.0.lock();
         if let Some((page, answer)) = kept
             && page == address
         {
@@ -87,8 +88,7 @@ impl Device {
         match transaction.translate(address, false) {
             Ok(answer) if answer.writable => {
                 println!("device: asked for a translation, {:#x}", answer.address);
-                *self.tlb.0.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some((address, answer));
+                *self.tlb.0.lock() = Some((address, answer));
             }
             _ => println!("device: got no translation"),
         }

@@ -1,13 +1,14 @@
 //! The parts of a VMM that a unit touches: guest memory, exits for MMIO, interrupts, ACPI, snapshots.
 
 use std::error::Error;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use intel_vtd::inspect::Explanation;
 use intel_vtd::{
     ConfigError, EventSink, InterruptMessage, REGISTER_WINDOW_SIZE, StateError, Statistics, Unit,
     UnitConfig, UnitState,
 };
+use parking_lot::Mutex;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::device::{Device, SOURCE};
@@ -40,17 +41,14 @@ pub(crate) struct Apics {
 impl Apics {
     /// The interrupts since the last call: APIC id, vector.
     pub(crate) fn take(&self) -> Vec<(u64, u32)> {
-        std::mem::take(&mut self.arrived.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.arrived.lock())
     }
 }
 
 impl EventSink for Apics {
     fn deliver(&self, message: InterruptMessage) {
         let destination = message.address >> 40 << 8 | message.address >> 12 & 0xFF;
-        self.arrived
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((destination, message.data & 0xFF));
+        self.arrived.lock().push((destination, message.data & 0xFF));
     }
 }
 

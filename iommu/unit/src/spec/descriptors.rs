@@ -402,5 +402,4 @@ fn low_byte(word: u64) -> u8 {
 }
 
 #[cfg(test)]
-#[path = "descriptors_test.rs"]
 mod descriptors_test;

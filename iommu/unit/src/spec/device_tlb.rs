@@ -60,5 +60,4 @@ impl DeviceTlbInvalidation {
 }
 
 #[cfg(test)]
-#[path = "device_tlb_test.rs"]
 mod device_tlb_test;

@@ -1,6 +1,6 @@
 //! One invalidation of the guest: by a descriptor of the queue (section 6.5.2) or by a register (section 11.4.8).
 
-use super::descriptors::{ContextScope, IotlbScope, PasidCacheScope, PasidIotlbScope};
+use super::descriptors::{ContextScope, Descriptor, IotlbScope, PasidCacheScope, PasidIotlbScope};
 use super::device_tlb::DeviceTlbInvalidation;
 use super::ids::SourceId;
 
@@ -32,4 +32,28 @@ pub enum Invalidation {
     },
     /// Everything: stands for invalidations too many to list, too.
     All,
+}
+
+impl Invalidation {
+    /// What `descriptor` invalidates of the unit's own caches of translations and of the entries that lead to them.
+    pub(crate) const fn of(descriptor: &Descriptor) -> Option<Self> {
+        match *descriptor {
+            Descriptor::Context(scope) => Some(Self::Context(scope)),
+            Descriptor::Iotlb(scope) => Some(Self::Iotlb(scope)),
+            Descriptor::PasidCache(scope) => Some(Self::PasidCache(scope)),
+            Descriptor::PasidIotlb {
+                domain,
+                pasid,
+                scope,
+            } => Some(Self::PasidIotlb {
+                domain,
+                pasid,
+                scope,
+            }),
+            Descriptor::DeviceTlb { .. }
+            | Descriptor::Interrupt(_)
+            | Descriptor::Wait(_)
+            | Descriptor::PageResponse { .. } => None,
+        }
+    }
 }

@@ -126,5 +126,4 @@ impl RequestAddress {
 }
 
 #[cfg(test)]
-#[path = "irte_test.rs"]
 mod irte_test;

@@ -138,5 +138,4 @@ pub struct PageResponse {
 }
 
 #[cfg(test)]
-#[path = "page_request_test.rs"]
 mod page_request_test;

@@ -422,9 +422,7 @@ fn translation_requests_are_told_recoverable_conditions_without_a_record() {
 #[test]
 fn bindings_are_canonical() {
     let (mut world, paging) = second_stage();
-    let bind = |world: &World, pasid| {
-        world.tables().binding(SOURCE, pasid)
-    };
+    let bind = |world: &World, pasid| world.tables().binding(SOURCE, pasid);
     let Binding::SecondStage(stage) = bind(&world, None) else {
         panic!("second stage");
     };

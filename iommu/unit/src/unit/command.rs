@@ -230,5 +230,4 @@ fn register_invalidation_works(command: &Command) -> bool {
 }
 
 #[cfg(test)]
-#[path = "command_test.rs"]
 mod command_test;

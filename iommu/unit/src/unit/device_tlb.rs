@@ -1,7 +1,9 @@
 //! Device-TLBs: the translations that devices keep (section 4.1), and how software reaches them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::Unit;
 use crate::spec::device_tlb::DeviceTlbInvalidation;
@@ -34,7 +36,7 @@ pub(crate) struct DeviceTlbs(Mutex<BTreeMap<u16, Arc<dyn DeviceTlb>>>);
 
 impl DeviceTlbs {
     fn set(&self, SourceId(source): SourceId, tlb: Option<Arc<dyn DeviceTlb>>) {
-        let mut tlbs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tlbs = self.0.lock();
         let former = match tlb {
             Some(tlb) => tlbs.insert(source, tlb),
             None => tlbs.remove(&source),
@@ -45,11 +47,7 @@ impl DeviceTlbs {
     }
 
     fn get(&self, SourceId(source): SourceId) -> Option<Arc<dyn DeviceTlb>> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&source)
-            .cloned()
+        self.0.lock().get(&source).cloned()
     }
 }
 
@@ -100,5 +98,4 @@ impl<M> Unit<M> {
 }
 
 #[cfg(test)]
-#[path = "device_tlb_test.rs"]
 mod device_tlb_test;

@@ -3,6 +3,7 @@
 //! It has a lock of its own, because faults come from device threads while the command mutex may be held. That lock is a
 //! leaf: nothing else is taken under it, and messages are handed out to be delivered once it is released.
 
+use super::event_registers::EventRegisters;
 use super::events::{Event, InterruptMessage};
 use super::layout::fault_registers;
 use super::register_file::RegisterFile;
@@ -10,7 +11,13 @@ use crate::spec::registers::{
     Caps, FAULT_RECORD_COUNT, FAULT_RECORDS, FaultRecord, FaultStatus, offset,
 };
 
-const EVENT: Event = Event::new(offset::FECTL);
+/// Any of these makes a further one no new event.
+const CONDITIONS: FaultStatus = FaultStatus::new()
+    .with_pending(true)
+    .with_overflow(true)
+    .with_queue_error(true)
+    .with_completion_error(true)
+    .with_timeout_error(true);
 
 /// What became of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,21 +31,24 @@ pub(crate) enum Recorded {
 /// Fault status, fault event and fault records.
 #[derive(Debug)]
 pub(crate) struct FaultLog {
-    file: RegisterFile,
+    registers: EventRegisters,
     /// The record that the next fault goes to.
     next: u8,
 }
 
 impl FaultLog {
     pub(crate) fn new(caps: &Caps) -> Self {
+        let event = Event::new(offset::FECTL);
+        let conditions = CONDITIONS.into_bits();
+        let registers = fault_registers(caps);
         Self {
-            file: RegisterFile::new(&fault_registers(caps)),
+            registers: EventRegisters::new(&registers, event, offset::FSTS, conditions),
             next: 0,
         }
     }
 
     pub(crate) fn reset(&mut self) {
-        self.file.reset();
+        self.registers.file_mut().reset();
         self.next = 0;
     }
 
@@ -49,11 +59,11 @@ impl FaultLog {
 
     /// What a snapshot keeps.
     pub(crate) fn parts<R>(&mut self, change: impl FnOnce(&mut RegisterFile, &mut u8) -> R) -> R {
-        change(&mut self.file, &mut self.next)
+        change(self.registers.file_mut(), &mut self.next)
     }
 
     pub(crate) fn status(&self) -> FaultStatus {
-        FaultStatus::from_bits(self.file.get(offset::FSTS))
+        FaultStatus::from_bits(self.registers.status())
     }
 
     /// Records a fault, which the caller has checked against FPD (section 7.2.1).
@@ -65,90 +75,57 @@ impl FaultLog {
         let at = record_offset(self.next);
         if self.load_record(self.next).fault() {
             // An overflow is no event of its own: some fault is pending, which was.
-            self.set_status(status.with_overflow(true));
+            self.registers.lower(status.with_overflow(true).into_bits());
             return Recorded::Lost;
         }
         let [low, high] = split(record.with_fault(true));
-        self.file.set_quad(at, low);
-        self.file.set_quad(at + 8, high);
+        let file = self.registers.file_mut();
+        file.set_quad(at, low);
+        file.set_quad(at + 8, high);
         let mut after = status.with_pending(true);
         if !status.pending() {
             after.set_record(self.next);
         }
         self.next = (self.next + 1) % FAULT_RECORD_COUNT;
-        Recorded::Logged(self.change_status(status, after))
+        Recorded::Logged(self.registers.raise(after.into_bits()))
     }
 
     /// Sets FSTS.IQE, and with it the fault event.
     #[must_use]
     pub(crate) fn queue_failed(&mut self) -> Option<InterruptMessage> {
-        let status = self.status();
-        self.change_status(status, status.with_queue_error(true))
+        let status = self.status().with_queue_error(true);
+        self.registers.raise(status.into_bits())
     }
 
     /// Sets FSTS.ITE, and with it the fault event.
     #[must_use]
     pub(crate) fn device_timed_out(&mut self) -> Option<InterruptMessage> {
-        let status = self.status();
-        self.change_status(status, status.with_timeout_error(true))
+        let status = self.status().with_timeout_error(true);
+        self.registers.raise(status.into_bits())
     }
 
     /// What software reads.
     pub(crate) fn load(&self, at: u16) -> u32 {
-        self.file.load(at)
+        self.registers.file().load(at)
     }
 
     /// What software writes. A message is to be delivered after the lock is released.
     #[must_use]
     pub(crate) fn store(&mut self, at: u16, value: u32) -> Option<InterruptMessage> {
-        self.file.store(at, value);
-        if at == EVENT.control() {
-            return EVENT.control_written(&mut self.file);
-        }
-        let mut status = self.status();
+        let message = self.registers.store(at, value);
         if at >= FAULT_RECORDS {
             let pending = (0..FAULT_RECORD_COUNT).any(|index| self.load_record(index).fault());
-            status.set_pending(pending);
-            self.set_status(status);
+            let status = self.status().with_pending(pending);
+            self.registers.lower(status.into_bits());
         }
-        if !is_event(status) {
-            EVENT.withdraw(&mut self.file);
-        }
-        None
-    }
-
-    /// Stores a status in which something new is set, and raises the event unless something was set before.
-    fn change_status(
-        &mut self,
-        before: FaultStatus,
-        after: FaultStatus,
-    ) -> Option<InterruptMessage> {
-        self.set_status(after);
-        if is_event(before) {
-            None
-        } else {
-            EVENT.raise(&mut self.file)
-        }
-    }
-
-    fn set_status(&mut self, status: FaultStatus) {
-        self.file.set(offset::FSTS, status.into_bits());
+        message
     }
 
     fn load_record(&self, index: u8) -> FaultRecord {
-        let at = record_offset(index);
-        let low = u128::from(self.file.get_quad(at));
-        FaultRecord::from_bits(low | u128::from(self.file.get_quad(at + 8)) << 64)
+        let (at, file) = (record_offset(index), self.registers.file());
+        let low = u128::from(file.get_quad(at));
+        FaultRecord::from_bits(low | u128::from(file.get_quad(at + 8)) << 64)
     }
-}
-
-/// Whether any of the conditions holds that make a further one no new event.
-fn is_event(status: FaultStatus) -> bool {
-    status.pending()
-        || status.overflow()
-        || status.queue_error()
-        || status.completion_error()
-        || status.timeout_error()
 }
 
 fn record_offset(index: u8) -> u16 {
@@ -165,5 +142,4 @@ fn split(record: FaultRecord) -> [u64; 2] {
 }
 
 #[cfg(test)]
-#[path = "faults_test.rs"]
-mod faults_test;
+mod fault_log_test;

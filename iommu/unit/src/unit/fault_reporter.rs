@@ -3,7 +3,9 @@
 //! It owns the lock around the [`FaultLog`], a leaf lock: nothing is taken and nothing is called while it is held. Events are
 //! delivered after it is released. A device thread may be within a DMA transaction when it reports.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::events::{EventSink, InterruptMessage};
 use super::fault_log::{FaultLog, Recorded};
@@ -101,7 +103,7 @@ impl FaultReporter {
     }
 
     fn lock(&self) -> MutexGuard<'_, FaultLog> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+        self.log.lock()
     }
 
     /// The record of a blocked request (section 11.4.14). Fields of absent features stay 0.
@@ -151,7 +153,7 @@ impl FaultSink for FaultReporter {
         self.shared.warn(|| {
             let pasid = request.pasid.map(|pasid| format!(" with PASID {:#x}", pasid.get()));
             format!(
-                "x-keep-translations: {}{} at {:#x} ({:?}): kept is {}, but the tables now say {}: an invalidation is \
+                "stale translation of {}{} at {:#x} ({:?}): kept is {}, but the tables now say {}: an invalidation is \
                  missing, or late",
                 request.source,
                 pasid.unwrap_or_default(),

@@ -1,15 +1,23 @@
-//! Interrupt remapping (section 5.1): from a request to the message that the platform delivers.
+//! Interrupt remapping (section 5.1): requests of devices, and who resolves them in advance.
 //!
 //! Entries are read anew for every request, so there is no cache to invalidate. What an invalidation has to wait for is
 //! requests that have read an entry and are not delivered yet: they hold the read side of the lock around [`Remapping`].
 
-use thiserror::Error;
+mod resolve;
 
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use thiserror::Error;
+use vm_memory::GuestMemoryBackend;
+
+use super::Unit;
 use super::events::InterruptMessage;
-use crate::memory::TableMemory;
 use crate::spec::fault_reason::FaultReason;
-use crate::spec::irte::{IRTE_SIZE, Irte, RequestAddress};
-use crate::spec::registers::InterruptTableAddress;
+use crate::spec::ids::SourceId;
+use crate::spec::registers::FaultRecord;
+pub(super) use resolve::Remapping;
+use resolve::{Refusal, Resolved};
 
 /// An interrupt request did not get through. The write that carried it is dropped; the requester is told nothing.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -28,173 +36,130 @@ pub trait InterruptEntryObserver: Send + Sync {
     fn interrupt_entries_invalidated(&self, first: u16, count: u32);
 }
 
-/// What the interrupt remapping commands have latched. Its lock is a leaf.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Remapping {
-    /// IRES.
-    pub(crate) enabled: bool,
-    /// CFIS.
-    pub(crate) compatibility: bool,
-    /// IRTA, as SIRTP latched it.
-    pub(crate) table: InterruptTableAddress,
-}
+impl<M> Unit<M> {
+    /// Adds an observer of changes to interrupt remapping, for as long as the unit lives.
+    pub fn observe_interrupt_entries(&self, observer: Arc<dyn InterruptEntryObserver>) {
+        self.observers.lock().push(observer);
+    }
 
-/// A request that is to be blocked, with what the fault log wants to know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) reason: FaultReason,
-    /// The index that the fault record reports.
-    pub(crate) index: u16,
-    /// Whether the fault is to be recorded.
-    pub(crate) record: bool,
-}
+    /// Changes how interrupts are remapped, once no request is in flight, and tells observers to resolve all of theirs.
+    pub(super) fn change_remapping(&self, change: impl FnOnce(&mut Remapping)) {
+        change(&mut self.remapping.write());
+        self.notify_observers(0..0x1_0000);
+    }
 
-impl Refusal {
-    const fn new(reason: FaultReason, index: u16) -> Self {
-        Self {
-            reason,
-            index,
-            record: true,
+    /// Waits for the interrupt requests in flight.
+    pub(super) fn drain_interrupts(&self) {
+        drop(self.remapping.write());
+    }
+
+    pub(super) fn notify_observers(&self, entries: Range<u32>) {
+        let observers = self.observers.lock().clone();
+        let count = entries.end.saturating_sub(entries.start);
+        let Ok(first) = u16::try_from(entries.start) else {
+            return;
+        };
+        for observer in observers {
+            observer.interrupt_entries_invalidated(first, count);
         }
     }
 }
 
-/// How an interrupt gets through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Resolved {
-    /// As it came.
-    Unchanged(InterruptMessage),
-    /// As its entry says.
-    Remapped(InterruptMessage),
-}
-
-impl Resolved {
-    pub(crate) const fn message(self) -> InterruptMessage {
-        match self {
-            Self::Unchanged(message) | Self::Remapped(message) => message,
-        }
-    }
-}
-
-impl Remapping {
-    /// Resolves a request of `source`; `host_address_width` bounds where entries can be.
-    pub(crate) fn resolve<T: TableMemory + ?Sized>(
+impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
+    /// Remaps an interrupt request: a write of `data` to `address`, which is in 0xFEEx_xxxx, by `source`.
+    ///
+    /// # Errors
+    /// The request is blocked; the fault has been recorded, unless the guest disabled that.
+    pub fn remap(
         &self,
-        memory: &T,
-        host_address_width: u8,
-        source: u16,
-        request: InterruptMessage,
-    ) -> Result<Resolved, Refusal> {
-        if !self.enabled {
-            return Ok(Resolved::Unchanged(request));
-        }
-        let address = match u32::try_from(request.address) {
-            Ok(address) if address >> 20 == 0xFEE => RequestAddress::from_bits(address),
-            // Not the interrupt address range, so no interrupt, and nothing that section 5.1 would record.
-            _ => {
-                return Err(Refusal {
-                    record: false,
-                    ..Refusal::new(FaultReason::NotAnInterrupt, 0)
-                });
+        source: SourceId,
+        address: u64,
+        data: u32,
+    ) -> Result<InterruptMessage, InterruptBlocked> {
+        self.remap_with(source, address, data, |message| message)
+    }
+
+    /// Like [`remap`](Self::remap), and delivers the message before an invalidation of its entry can complete.
+    ///
+    /// `deliver` must neither remap another request nor access registers, and must not block for long.
+    ///
+    /// # Errors
+    /// As [`remap`](Self::remap); `deliver` is not called then.
+    pub fn remap_with<R>(
+        &self,
+        source: SourceId,
+        address: u64,
+        data: u32,
+        deliver: impl FnOnce(InterruptMessage) -> R,
+    ) -> Result<R, InterruptBlocked> {
+        let counters = &self.shared.counters;
+        let outcome = self.in_flight(source, address, data, |resolved| {
+            match resolved {
+                Resolved::Unchanged(_) => counters.interrupts_passed.add(),
+                Resolved::Remapped(_) => counters.interrupts_remapped.add(),
             }
-        };
-        if !address.remappable() {
-            return if self.table.extended() || !self.compatibility {
-                Err(Refusal::new(FaultReason::CompatibilityFormatBlocked, 0))
-            } else {
-                Ok(Resolved::Unchanged(request))
-            };
-        }
-        let index = index(address, request.data)?;
-        let entry = self.fetch(memory, host_address_width, index)?;
-        // The index fits: no table has more than 65536 entries.
-        let index = low_half(index);
-        let refuse = |reason| Refusal {
-            record: !entry.fault_disable(),
-            ..Refusal::new(reason, index)
-        };
-        if !entry.present() {
-            return Err(refuse(FaultReason::InterruptEntryNotPresent));
-        }
-        // An undefined SVT is a matter of the format; otherwise the source comes first.
-        if entry.verification() != 0b11 && !entry.accepts(source) {
-            return Err(refuse(FaultReason::InterruptSourceMismatch));
-        }
-        if !entry.is_valid(self.table.extended()) {
-            return Err(refuse(FaultReason::InterruptEntryReserved));
-        }
-        Ok(Resolved::Remapped(message(entry, self.table.extended())))
+            deliver(resolved.message())
+        });
+        outcome.map_err(|refusal| {
+            counters.interrupts_blocked.add();
+            self.record_refusal(source, refusal);
+            InterruptBlocked {
+                reason: refusal.reason,
+            }
+        })
     }
 
-    fn fetch<T: TableMemory + ?Sized>(
+    /// What [`remap`](Self::remap) would answer, without a request: nothing is recorded or counted.
+    ///
+    /// # Errors
+    /// Such a request would be blocked.
+    pub fn resolve_interrupt(
         &self,
-        memory: &T,
-        host_address_width: u8,
-        index: u32,
-    ) -> Result<Irte, Refusal> {
-        let beyond = Refusal::new(FaultReason::InterruptIndexBeyondTable, low_half(index));
-        if index >= self.table.entries() {
-            return Err(beyond);
+        source: SourceId,
+        address: u64,
+        data: u32,
+    ) -> Result<InterruptMessage, InterruptBlocked> {
+        self.in_flight(source, address, data, Resolved::message)
+            .map_err(|refusal| InterruptBlocked {
+                reason: refusal.reason,
+            })
+    }
+
+    /// Resolves a request, and calls `then` while a drain would still wait for it.
+    fn in_flight<R>(
+        &self,
+        SourceId(source): SourceId,
+        address: u64,
+        data: u32,
+        then: impl FnOnce(Resolved) -> R,
+    ) -> Result<R, Refusal> {
+        let remapping = self.remapping.read();
+        let width = self.dma.gates().host_address_width;
+        let request = InterruptMessage { address, data };
+        remapping
+            .resolve(&self.memory(), width, source, request)
+            .map(then)
+    }
+
+    fn record_refusal(&self, source: SourceId, refusal: Refusal) {
+        if !refusal.record {
+            self.shared.counters.faults_suppressed.add();
+            return;
         }
-        let address = self
-            .table
-            .table()
-            .checked_add(u64::from(index) * IRTE_SIZE)
-            .filter(|address| address >> host_address_width == 0)
-            .ok_or(beyond)?;
-        let [low, high] = memory
-            .read_words::<2>(address)
-            .map_err(|_| Refusal::new(FaultReason::InterruptEntryFetch, low_half(index)))?;
-        Ok(Irte::from_bits(u128::from(high) << 64 | u128::from(low)))
+        // The index goes to bits 63:48 of a field that begins at bit 12.
+        let record = FaultRecord::new()
+            .with_info(u64::from(refusal.index) << 36)
+            .with_source(source.0)
+            .with_reason(refusal.reason.code());
+        self.faults.record(record);
+        self.shared.debug(|| {
+            format!(
+                "blocked interrupt {:#x} of {:#06x}: {:?}",
+                refusal.index, source.0, refusal.reason
+            )
+        });
     }
-}
-
-impl InterruptMessage {
-    /// The index of the remapping entry that this request names (section 5.1.3), for whoever keeps what
-    /// [`Unit::resolve_interrupt`](super::Unit::resolve_interrupt) answered and has to know when that is void. It may be
-    /// beyond every table. `None` in compatibility format, or if this is no interrupt request.
-    pub fn entry_index(self) -> Option<u32> {
-        let address = u32::try_from(self.address).ok()?;
-        let address = RequestAddress::from_bits(address);
-        if self.address >> 20 != 0xFEE || !address.remappable() {
-            return None;
-        }
-        index(address, self.data).ok()
-    }
-}
-
-/// The index that a remappable request names (section 5.1.3). It may exceed every table.
-fn index(address: RequestAddress, data: u32) -> Result<u32, Refusal> {
-    let handle = u32::from(address.handle());
-    if !address.subhandle_valid() {
-        return Ok(handle);
-    }
-    if data >> 16 != 0 {
-        return Err(Refusal::new(FaultReason::InterruptRequestReserved, 0));
-    }
-    Ok(handle + data)
-}
-
-/// The message that an entry describes.
-fn message(entry: Irte, extended: bool) -> InterruptMessage {
-    let destination = entry.apic_id(extended);
-    let low = 0xFEE0_0000
-        | (destination & 0xFF) << 12
-        | u32::from(entry.redirection_hint()) << 3
-        | u32::from(entry.logical()) << 2;
-    // Level-triggered messages are always asserting ones.
-    let level = if entry.level() { 0xC000 } else { 0 };
-    InterruptMessage {
-        address: u64::from(destination & 0xFFFF_FF00) << 32 | u64::from(low),
-        data: u32::from(entry.vector()) | u32::from(entry.delivery_mode()) << 8 | level,
-    }
-}
-
-fn low_half(index: u32) -> u16 {
-    let [a, b, ..] = index.to_le_bytes();
-    u16::from_le_bytes([a, b])
 }
 
 #[cfg(test)]
-#[path = "interrupt_remapping_test.rs"]
 mod interrupt_remapping_test;

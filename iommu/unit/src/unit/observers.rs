@@ -94,5 +94,4 @@ impl InvalidationList {
 }
 
 #[cfg(test)]
-#[path = "observers_test.rs"]
 mod observers_test;

@@ -6,14 +6,13 @@
 
 use vm_memory::GuestMemoryBackend;
 
+use super::event_registers::EventRegisters;
 use super::events::{Event, InterruptMessage};
 use super::layout::page_registers;
 use super::register_file::RegisterFile;
 use crate::memory::Nearby;
 use crate::spec::page_request::PageRequestDescriptor;
 use crate::spec::registers::{Caps, PageQueueAddress, PageRequestStatus, offset};
-
-const EVENT: Event = Event::new(offset::PECTL);
 
 /// What became of a request. If there is a message, it is to be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,46 +30,40 @@ pub(crate) enum Queued {
 /// The registers from PQH to PEUADDR.
 #[derive(Debug)]
 pub(crate) struct PageQueue {
-    file: RegisterFile,
+    registers: EventRegisters,
 }
 
 impl PageQueue {
     pub(crate) fn new(caps: &Caps) -> Self {
-        Self {
-            file: RegisterFile::new(&page_registers(caps)),
-        }
+        let event = Event::new(offset::PECTL);
+        // Both bits of the status are conditions, and the others are 0.
+        let registers = EventRegisters::new(&page_registers(caps), event, offset::PRS, u32::MAX);
+        Self { registers }
     }
 
     pub(crate) fn reset(&mut self) {
-        self.file.reset();
+        self.registers.file_mut().reset();
     }
 
     /// The registers.
     pub(crate) fn file(&self) -> &RegisterFile {
-        &self.file
+        self.registers.file()
     }
 
     /// The registers, to be restored.
     pub(crate) fn file_mut(&mut self) -> &mut RegisterFile {
-        &mut self.file
+        self.registers.file_mut()
     }
 
     /// What software reads.
     pub(crate) fn load(&self, at: u16) -> u32 {
-        self.file.load(at)
+        self.registers.file().load(at)
     }
 
     /// What software writes. A message is to be delivered after the lock is released.
     #[must_use]
     pub(crate) fn store(&mut self, at: u16, value: u32) -> Option<InterruptMessage> {
-        self.file.store(at, value);
-        if at == EVENT.control() {
-            return EVENT.control_written(&mut self.file);
-        }
-        if self.status().into_bits() == 0 {
-            EVENT.withdraw(&mut self.file);
-        }
-        None
+        self.registers.store(at, value)
     }
 
     /// Puts a request behind the others, if there is room. `admitted` is called before it becomes visible.
@@ -87,12 +80,14 @@ impl PageQueue {
         if status.overflow() {
             return Queued::Stopped;
         }
-        let address = PageQueueAddress::from_bits(self.file.get_quad(offset::PQA));
+        let file = self.registers.file_mut();
+        let address = PageQueueAddress::from_bits(file.get_quad(offset::PQA));
         let within = address.bytes() - 1;
-        let tail = self.file.get(offset::PQT) & within;
+        let tail = file.get(offset::PQT) & within;
         let next = (tail + PageRequestDescriptor::SIZE) & within;
-        if next == self.file.get(offset::PQH) & within {
-            return Queued::Full(self.change_status(status, status.with_overflow(true)));
+        if next == file.get(offset::PQH) & within {
+            let full = status.with_overflow(true);
+            return Queued::Full(self.registers.raise(full.into_bits()));
         }
         admitted();
         let written = address
@@ -100,8 +95,8 @@ impl PageQueue {
             .checked_add(u64::from(tail))
             .filter(|at| at >> host_address_width == 0)
             .is_some_and(|at| memory.write_words(at, &descriptor.words()).is_ok());
-        self.file.set_quad(offset::PQT, u64::from(next));
-        let message = self.change_status(status, status.with_pending(true));
+        file.set_quad(offset::PQT, u64::from(next));
+        let message = self.registers.raise(status.with_pending(true).into_bits());
         if written {
             Queued::Written(message)
         } else {
@@ -110,20 +105,6 @@ impl PageQueue {
     }
 
     fn status(&self) -> PageRequestStatus {
-        PageRequestStatus::from_bits(self.file.get(offset::PRS))
-    }
-
-    /// Stores a status in which something new is set, and raises the event unless something was set before.
-    fn change_status(
-        &mut self,
-        before: PageRequestStatus,
-        after: PageRequestStatus,
-    ) -> Option<InterruptMessage> {
-        self.file.set(offset::PRS, after.into_bits());
-        if before.into_bits() != 0 {
-            None
-        } else {
-            EVENT.raise(&mut self.file)
-        }
+        PageRequestStatus::from_bits(self.registers.status())
     }
 }

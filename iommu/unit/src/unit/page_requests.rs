@@ -1,8 +1,8 @@
 //! Page requests of devices (sections 7.4 to 7.10).
 
 use std::ops::Deref;
-use std::sync::{MutexGuard, PoisonError};
 
+use parking_lot::MutexGuard;
 use thiserror::Error;
 use vm_memory::GuestMemoryBackend;
 
@@ -74,10 +74,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         }
         // Whoever invalidates waits for this: a request is in the queue under the tables that let it pass, and its event is
         // sent.
-        let _in_flight = self
-            .page_requests_in_flight
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _in_flight = self.page_requests_in_flight.read();
         let resolved = self.check_page_request(source, request)?;
         let descriptor = PageRequestDescriptor::describe(source, request);
         let width = self.dma.gates().host_address_width;
@@ -174,20 +171,13 @@ impl<M> Unit<M> {
     /// A request is in the queue when [`request_page`](Unit::request_page) returns, and nothing is on its way between a
     /// device and the unit. So this is all that an invalidation wait with PD has to do (section 7.10).
     pub(super) fn drain_page_requests(&self) {
-        drop(
-            self.page_requests_in_flight
-                .write()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        drop(self.page_requests_in_flight.write());
     }
 
     pub(super) fn page_queue(&self) -> MutexGuard<'_, PageQueue> {
-        self.page_queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.page_queue.lock()
     }
 }
 
 #[cfg(test)]
-#[path = "page_requests_test.rs"]
 mod page_requests_test;

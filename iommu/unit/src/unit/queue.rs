@@ -8,43 +8,25 @@
 //! threads are told once, transactions in flight are waited for once, observers of translations hear of all invalidations in
 //! one call, and observers of interrupt entries hear what changed and nothing else, up to 16 ranges.
 
-use std::ops::{Deref, Range};
+mod pending;
+
+use std::ops::Deref;
 
 use vm_memory::GuestMemoryBackend;
 
 use super::Unit;
 use super::command::Command;
-use super::observers::InvalidationList;
 use crate::memory::TableMemory;
-use crate::spec::descriptors::{Descriptor, InterruptScope, Wait, check_mode, decode};
+use crate::spec::descriptors::{Descriptor, Wait, check_mode, decode};
+use crate::spec::device_tlb::DeviceTlbInvalidation;
 use crate::spec::ids::SourceId;
 use crate::spec::invalidation::Invalidation;
 use crate::spec::registers::{QueueAddress, QueueError, QueueErrorRecord, offset};
-
-/// Invalidations that were taken from the queue and did not take effect yet.
-#[derive(Debug)]
-struct Pending {
-    translations: bool,
-    /// What observers of translations are to hear of.
-    invalidations: InvalidationList,
-    /// Indices of interrupt entries, a range for each descriptor unless they touch or are too many.
-    interrupts: Vec<Range<u32>>,
-    /// Requests that were in flight when this run of the queue began are over: tables that software changed before are not
-    /// in use any more. That much a device-TLB relies on, and once is enough.
-    drained: bool,
-    /// Waits that complete, in this order, once all of the above is true.
-    waits: Vec<Wait>,
-    /// Whose device-TLB does not answer. Everything up to the next fence is started nevertheless, but no wait completes:
-    /// so it looks to software when the time-out is noticed.
-    timed_out: Option<SourceId>,
-}
+use pending::Pending;
 
 /// How many waits are completed together. Each time, the transactions in flight are waited for, which takes as long as they
 /// do: a queue full of waits would otherwise hold its vCPU up for seconds while a device copies.
 const WAITS_AT_ONCE: usize = 64;
-
-/// How many ranges of interrupt entries observers hear apart; further ones widen the first.
-const RANGES_AT_ONCE: usize = 16;
 
 /// Whether the next descriptor may be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,43 +34,6 @@ enum Flow {
     Continue,
     /// A fence waits for a device that does not answer.
     Held,
-}
-
-impl Pending {
-    fn new(invalidations: InvalidationList) -> Self {
-        Self {
-            translations: false,
-            invalidations,
-            interrupts: Vec::new(),
-            drained: false,
-            waits: Vec::new(),
-            timed_out: None,
-        }
-    }
-
-    fn add(&mut self, invalidation: Invalidation) {
-        self.translations = true;
-        self.invalidations.add(invalidation);
-    }
-
-    fn add_interrupts(&mut self, scope: InterruptScope) {
-        let added = match scope {
-            InterruptScope::Global => 0..0x1_0000,
-            InterruptScope::Entries { first, count } => {
-                u32::from(first)..u32::from(first).saturating_add(count)
-            }
-        };
-        let touches = |range: &Range<u32>| range.start <= added.end && added.start <= range.end;
-        let crowded = self.interrupts.len() == RANGES_AT_ONCE;
-        match self
-            .interrupts
-            .iter_mut()
-            .find(|range| touches(range) || crowded)
-        {
-            Some(range) => *range = range.start.min(added.start)..range.end.max(added.end),
-            None => self.interrupts.push(added),
-        }
-    }
 }
 
 impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
@@ -171,83 +116,83 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         descriptor: Descriptor,
         pending: &mut Pending,
     ) -> Flow {
-        let counters = &self.shared.counters;
+        self.count(&descriptor);
+        if let Some(invalidation) = Invalidation::of(&descriptor) {
+            // What is kept goes at once, and the rest together with what else is pending.
+            self.dma.forget(&invalidation);
+            pending.add(invalidation);
+        }
         match descriptor {
-            Descriptor::Context(scope) => {
-                counters.context_invalidations.add();
-                self.invalidate(pending, Invalidation::Context(scope));
-            }
-            Descriptor::Iotlb(scope) => {
-                counters.iotlb_invalidations.add();
-                self.invalidate(pending, Invalidation::Iotlb(scope));
-            }
-            Descriptor::PasidIotlb {
-                domain,
-                pasid,
-                scope,
-            } => {
-                counters.pasid_iotlb_invalidations.add();
-                let invalidation = Invalidation::PasidIotlb {
-                    domain,
-                    pasid,
-                    scope,
-                };
-                self.invalidate(pending, invalidation);
-            }
-            Descriptor::PasidCache(scope) => {
-                counters.pasid_cache_invalidations.add();
-                self.invalidate(pending, Invalidation::PasidCache(scope));
-            }
+            Descriptor::Context(_)
+            | Descriptor::Iotlb(_)
+            | Descriptor::PasidIotlb { .. }
+            | Descriptor::PasidCache(_) => {}
             Descriptor::DeviceTlb {
                 source,
                 invalidation,
-            } => {
-                // What the device asks for after it forgot is to come from the new tables; and the wait that follows is
-                // to see the end of what the device began before it forgot.
-                if !std::mem::replace(&mut pending.drained, true) {
-                    pending.translations = true;
-                    self.settle(command, pending);
-                }
-                pending.translations = true;
-                if self.invalidate_device_tlb(source, invalidation) {
-                    pending.add(Invalidation::DeviceTlb {
-                        source,
-                        invalidation,
-                    });
-                } else {
-                    self.finish_waits(command, pending);
-                    pending.timed_out.get_or_insert(source);
-                }
-            }
+            } => self.invalidate_at_device(command, pending, source, invalidation),
             Descriptor::PageResponse { source, response } => self.respond(source, response),
-            Descriptor::Interrupt(scope) => {
-                counters.interrupt_invalidations.add();
-                pending.add_interrupts(scope);
-            }
-            Descriptor::Wait(wait) => {
-                counters.waits.add();
-                if pending.timed_out.is_some() {
-                    // Aborted: software sees neither its status nor its interrupt.
-                    return if wait.fence {
-                        Flow::Held
-                    } else {
-                        Flow::Continue
-                    };
-                }
-                let now = wait.fence || wait.page_drain;
-                pending.waits.push(wait);
-                if now || pending.waits.len() == WAITS_AT_ONCE {
-                    self.finish_waits(command, pending);
-                }
-            }
+            Descriptor::Interrupt(scope) => pending.add_interrupts(scope),
+            Descriptor::Wait(wait) => return self.wait(command, pending, wait),
         }
         Flow::Continue
     }
 
-    /// What is kept goes at once, and the rest together with what else is pending.
-    fn invalidate(&self, pending: &mut Pending, invalidation: Invalidation) {
-        self.dma.forget(&invalidation);
-        pending.add(invalidation);
+    fn count(&self, descriptor: &Descriptor) {
+        let counters = &self.shared.counters;
+        match descriptor {
+            Descriptor::Context(_) => counters.context_invalidations.add(),
+            Descriptor::Iotlb(_) => counters.iotlb_invalidations.add(),
+            Descriptor::PasidIotlb { .. } => counters.pasid_iotlb_invalidations.add(),
+            Descriptor::PasidCache(_) => counters.pasid_cache_invalidations.add(),
+            Descriptor::Interrupt(_) => counters.interrupt_invalidations.add(),
+            Descriptor::Wait(_) => counters.waits.add(),
+            // These are counted where they succeed.
+            Descriptor::DeviceTlb { .. } | Descriptor::PageResponse { .. } => {}
+        }
+    }
+
+    /// Has a device forget translations, or notes that there is none to do so.
+    fn invalidate_at_device(
+        &self,
+        command: &mut Command,
+        pending: &mut Pending,
+        source: SourceId,
+        invalidation: DeviceTlbInvalidation,
+    ) {
+        // What the device asks for after it forgot is to come from the new tables; and the wait that follows is
+        // to see the end of what the device began before it forgot.
+        if !std::mem::replace(&mut pending.drained, true) {
+            pending.translations = true;
+            self.settle(command, pending);
+        }
+        pending.translations = true;
+        if self.invalidate_device_tlb(source, invalidation) {
+            pending.add(Invalidation::DeviceTlb {
+                source,
+                invalidation,
+            });
+        } else {
+            self.finish_waits(command, pending);
+            pending.timed_out.get_or_insert(source);
+        }
+    }
+
+    fn wait(&self, command: &mut Command, pending: &mut Pending, wait: Wait) -> Flow {
+        if pending.timed_out.is_some() {
+            // Aborted: software sees neither its status nor its interrupt.
+            return if wait.fence {
+                Flow::Held
+            } else {
+                Flow::Continue
+            };
+        }
+        let now = wait.fence || wait.page_drain;
+        pending.waits.push(wait);
+        if now || pending.waits.len() == WAITS_AT_ONCE {
+            self.finish_waits(command, pending);
+        }
+        Flow::Continue
     }
 
     /// Completes the waits so far.
@@ -329,5 +274,4 @@ fn error_record(command: &Command) -> QueueErrorRecord {
 }
 
 #[cfg(test)]
-#[path = "queue_test.rs"]
 mod queue_test;

@@ -191,5 +191,4 @@ pub(crate) fn words(offset: u64, length: usize) -> impl Iterator<Item = u16> + C
 }
 
 #[cfg(test)]
-#[path = "register_file_test.rs"]
 mod register_file_test;

@@ -5,9 +5,9 @@
 //! and the queues, which are in guest memory.
 
 use std::ops::Deref;
-use std::sync::PoisonError;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 use vm_memory::GuestMemoryBackend;
 
@@ -32,8 +32,17 @@ pub struct RegisterWord {
 }
 
 /// The state of a unit. See [`Unit::save`].
+///
+/// # Versions
+/// [`UnitState::VERSION`] goes up whenever what a state holds, or what it means, changes. A unit takes states
+/// of its own version and refuses all others, already when they are deserialized: `version` comes first, so
+/// that a reader stops there. The changelog says which release began which version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct UnitState {
+    /// [`UnitState::VERSION`] of the release that saved it.
+    #[serde(deserialize_with = "known_version")]
+    pub version: u32,
     /// CAP: what the unit was, as another one does not continue its work.
     pub capability: u64,
     /// ECAP.
@@ -50,9 +59,34 @@ pub struct UnitState {
     pub next_fault_record: u8,
 }
 
+impl UnitState {
+    /// The version that this release writes, and the only one that it reads.
+    pub const VERSION: u32 = 1;
+}
+
+fn known_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let version = u32::deserialize(deserializer)?;
+    check_version(version).map_err(D::Error::custom)?;
+    Ok(version)
+}
+
+const fn check_version(version: u32) -> Result<(), StateError> {
+    match version {
+        UnitState::VERSION => Ok(()),
+        other => Err(StateError::Version(other)),
+    }
+}
+
 /// Why a unit does not take a state.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StateError {
+    /// Another release saved it.
+    #[error(
+        "the state has version {0}, and this release reads version {version} only: restore it with the release that saved it",
+        version = UnitState::VERSION
+    )]
+    Version(u32),
     /// It is of a unit with other capabilities.
     #[error(
         "the state is of a unit with {field} {saved:#x}, and this one has {own:#x}: make it with the same configuration"
@@ -93,6 +127,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             .with_mode(command.root.mode)
             .with_page(command.root.address >> 12);
         UnitState {
+            version: UnitState::VERSION,
             capability: self.caps.cap.into_bits(),
             extended_capability: self.caps.ecap.into_bits(),
             host_address_width: self.dma.gates().host_address_width,
@@ -135,10 +170,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     }
 
     fn interrupt_table(&self) -> InterruptTableAddress {
-        self.remapping
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .table
+        self.remapping.read().table
     }
 
     fn latch_remapping(&self, status: GlobalCommand, table: InterruptTableAddress) {
@@ -150,6 +182,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     }
 
     fn check(&self, state: &UnitState) -> Result<(), StateError> {
+        check_version(state.version)?;
         let width = self.dma.gates().host_address_width;
         let fields = [
             ("CAP", state.capability, self.caps.cap.into_bits()),
@@ -222,5 +255,4 @@ impl super::fault_reporter::FaultReporter {
 }
 
 #[cfg(test)]
-#[path = "snapshot_test.rs"]
 mod snapshot_test;

@@ -1,8 +1,9 @@
 //! Counters, and the limit on what a guest can make the unit log.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::dma::DmaCounts;
 
@@ -148,7 +149,7 @@ fn log(limiter: &Mutex<Limiter>, level: log::Level, message: impl FnOnce() -> St
         return;
     }
     let passed = {
-        let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limiter = limiter.lock();
         limiter.pass(Instant::now())
     };
     match passed {
@@ -183,5 +184,4 @@ impl Limiter {
 }
 
 #[cfg(test)]
-#[path = "statistics_test.rs"]
 mod statistics_test;

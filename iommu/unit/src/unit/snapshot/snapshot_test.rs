@@ -96,6 +96,27 @@ fn a_state_survives_serialization() {
 }
 
 #[test]
+fn a_state_of_another_version_is_refused_before_the_rest_is_read() {
+    let state = busy().unit.save();
+    let text = serde_json::to_string(&state).unwrap();
+    assert!(text.starts_with("{\"version\":1,"), "{text}");
+    // A later release may have other fields.
+    let later = "{\"version\":2,\"capability\":\"a text\"}";
+    let error = serde_json::from_str::<UnitState>(later).unwrap_err();
+    let words = "the state has version 2, and this release reads version 1 only";
+    assert!(error.to_string().contains(words), "{error}");
+    // So is one that did not come through a deserializer.
+    let later = UnitState {
+        version: 2,
+        ..state
+    };
+    let next = Bench::new(&sharing());
+    let fresh = next.unit.save();
+    assert_eq!(next.unit.restore(&later), Err(StateError::Version(2)));
+    assert_eq!(next.unit.save(), fresh);
+}
+
+#[test]
 fn a_state_of_another_unit_or_a_damaged_one_changes_nothing() {
     let bench = busy();
     let state = bench.unit.save();

@@ -284,7 +284,7 @@ fn waits_wait_for_requests_in_flight() {
     // One that drains page requests, and one behind an invalidation.
     for first in [0x0000_0000_0000_0005, 0x0000_0005_0002_0026] {
         let bench = bench();
-        let in_flight = bench.unit.page_requests_in_flight.read().unwrap();
+        let in_flight = bench.unit.page_requests_in_flight.read();
         let (done, finished) = mpsc::channel();
         let drain = if first == 5 { 0x80 } else { 0 };
         thread::scope(|scope| {
