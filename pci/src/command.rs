@@ -12,11 +12,16 @@ pub struct Command {
 }
 
 impl Command {
-    const MEMORY: u16 = 1 << 1;
-    const BUS_MASTER: u16 = 1 << 2;
-    const PARITY_RESPONSE: u16 = 1 << 6;
-    const SERR: u16 = 1 << 8;
-    const INTX_DISABLE: u16 = 1 << 10;
+    /// See [`memory`](Self::memory).
+    pub const MEMORY: u16 = 1 << 1;
+    /// See [`bus_master`](Self::bus_master).
+    pub const BUS_MASTER: u16 = 1 << 2;
+    /// Parity errors are acted upon: nothing here makes any.
+    pub const PARITY_RESPONSE: u16 = 1 << 6;
+    /// System errors are reported.
+    pub const SERR: u16 = 1 << 8;
+    /// See [`intx_disable`](Self::intx_disable).
+    pub const INTX_DISABLE: u16 = 1 << 10;
 
     /// What software may change. I/O space is hardwired to zero, as no function has an I/O BAR.
     pub(crate) const WRITABLE: u16 =

@@ -4,13 +4,12 @@
 use std::ops::Range;
 
 use pci::BarKind;
+use pci::header::{BAR_COUNT, BAR0};
 
-use super::image::{BAR0, Image, MsixLayout, chunk};
+use super::image::{Image, MsixLayout, chunk};
 
 /// Bytes of a page: nothing smaller can be mapped.
 pub(super) const PAGE: u64 = 4096;
-/// BARs of an endpoint.
-pub(super) const BAR_COUNT: usize = 6;
 /// No BAR is larger than this: it would fit no aperture.
 const LARGEST: u64 = 1 << 52;
 

@@ -12,39 +12,24 @@ mod extended;
 
 pub(super) use extended::host_services;
 
-use pci::CONFIG_SPACE_SIZE;
+use pci::capability::{id, pcie};
+use pci::header::{
+    CACHE_LINE_SIZE, CAPABILITIES_POINTER, COMMAND, FIRST_CAPABILITY, FIRST_EXTENDED,
+    INTERRUPT_LINE, REVISION, STATUS, STATUS_CAPABILITIES, STATUS_INTERRUPT, SUBSYSTEM_VENDOR,
+    VENDOR_ID,
+};
+use pci::{CONFIG_SPACE_SIZE, Command};
 
 use super::bars::Bar;
 use super::config::VirtualConfig;
 use super::image::{
-    COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY, COMMAND_PARITY,
-    COMMAND_SERR, DEVICE_CONTROL, Image, Layout, MSI_ENABLE, MSIX_ENABLE, MSIX_FUNCTION_MASK,
-    MsiLayout, MsixLayout, PM_CONTROL, STATUS, chunk, put,
+    Image, Layout, MSI_ENABLE, MSIX_ENABLE, MSIX_FUNCTION_MASK, MsiLayout, MsixLayout, PM_CONTROL,
+    chunk, put,
 };
 use super::services::Shown;
 
-const POINTER: u16 = 0x34;
-/// Status: there is a capability list.
-const STATUS_CAPABILITIES: u16 = 1 << 4;
-/// Status: the interrupt pin is wanted.
-const STATUS_INTERRUPT: u16 = 1 << 3;
-/// First byte after the header.
-const FIRST: u16 = 0x40;
-/// First byte after the standard capabilities.
-const FIRST_EXTENDED: u16 = 0x100;
-
-/// Capability ids.
-mod id {
-    pub(super) const POWER: u8 = 0x01;
-    pub(super) const MSI: u8 = 0x05;
-    pub(super) const VENDOR: u8 = 0x09;
-    pub(super) const PCIE: u8 = 0x10;
-    pub(super) const MSIX: u8 = 0x11;
-}
-
 /// Device capabilities 2 (7.5.3.15): End-End TLP prefixes, which PASIDs travel in, and how many of
 /// them (0 for 4).
-const DEVICE_CAPABILITIES_2: u16 = 0x24;
 const PREFIXES: u32 = 1 << 21;
 const PREFIX_COUNT: u32 = 3 << 22;
 
@@ -154,21 +139,21 @@ impl Builder<'_> {
     fn header(&mut self, bars: &[Bar]) {
         // Identity; class and revision; subsystem. The header type stays 0: an endpoint of one
         // function.
-        self.copy(0x00, 4);
-        self.copy(0x08, 4);
-        self.copy(0x2c, 4);
+        self.copy(VENDOR_ID, 4);
+        self.copy(REVISION, 4);
+        self.copy(SUBSYSTEM_VENDOR, 4);
         self.writable16(
             COMMAND,
-            COMMAND_MEMORY
-                | COMMAND_BUS_MASTER
-                | COMMAND_PARITY
-                | COMMAND_SERR
-                | COMMAND_INTX_DISABLE,
+            Command::MEMORY
+                | Command::BUS_MASTER
+                | Command::PARITY_RESPONSE
+                | Command::SERR
+                | Command::INTX_DISABLE,
         );
         self.live16(STATUS, STATUS_INTERRUPT);
         // Cache line size and interrupt line mean nothing to the device.
-        Self::fill(&mut self.writable, 0x0c, 1, 0xff);
-        Self::fill(&mut self.writable, 0x3c, 1, 0xff);
+        Self::fill(&mut self.writable, CACHE_LINE_SIZE, 1, 0xff);
+        Self::fill(&mut self.writable, INTERRUPT_LINE, 1, 0xff);
         for bar in bars {
             let register = bar.register();
             self.set32(register, bar.type_bits());
@@ -183,8 +168,13 @@ impl Builder<'_> {
     fn standard(&mut self, bars: &[Bar]) {
         let all = standard_list(self.host);
         // What belongs to no capability may be registers that a driver reads; it sees the host's.
-        Self::fill(&mut self.live, FIRST, FIRST_EXTENDED - FIRST, 0xff);
-        let mut link = POINTER;
+        Self::fill(
+            &mut self.live,
+            FIRST_CAPABILITY,
+            FIRST_EXTENDED - FIRST_CAPABILITY,
+            0xff,
+        );
+        let mut link = CAPABILITIES_POINTER;
         for &(offset, id) in &all {
             let end = all
                 .iter()
@@ -203,7 +193,7 @@ impl Builder<'_> {
             put(&mut self.bytes[..], offset, &[id]);
             link = offset + 1;
         }
-        if link != POINTER {
+        if link != CAPABILITIES_POINTER {
             self.set16(STATUS, STATUS_CAPABILITIES);
         }
     }
@@ -211,7 +201,7 @@ impl Builder<'_> {
     /// Bytes of a capability whose kind says how long it is.
     fn standard_length(&self, offset: u16, id: u8) -> Option<u16> {
         let length = match id {
-            id::POWER => 8,
+            id::POWER_MANAGEMENT => 8,
             id::MSI => self.msi_layout(offset).size(),
             id::VENDOR => {
                 let [length] = chunk(self.host, offset + 2);
@@ -228,7 +218,9 @@ impl Builder<'_> {
     /// Puts a capability into the guest's image; `false` for one that the guest does not see.
     fn show(&mut self, offset: u16, id: u8, length: u16, bars: &[Bar]) -> bool {
         match id {
-            id::POWER if length == 8 && self.layout.power.is_none() => self.power(offset),
+            id::POWER_MANAGEMENT if length == 8 && self.layout.power.is_none() => {
+                self.power(offset)
+            }
             id::MSI if self.layout.msi.is_none() => return self.msi(offset, length),
             id::MSIX if length == 12 && self.layout.msix.is_none() => {
                 return self.msix(offset, bars);
@@ -322,39 +314,39 @@ impl Builder<'_> {
     }
 
     fn pcie_version(&self, offset: u16) -> u16 {
-        self.host16(offset + 2) & 0xf
+        self.host16(offset + pcie::CAPABILITIES) & 0xf
     }
 
     fn pcie(&mut self, offset: u16, length: u16) {
         let version = self.pcie_version(offset).clamp(1, 2);
         // Device/port type: 9 is an integrated endpoint, 0 an endpoint behind a port.
         let kind = if self.facts.on_root_bus { 9 } else { 0 };
-        self.set16(offset + 2, version | kind << 4);
+        self.set16(offset + pcie::CAPABILITIES, version | kind << 4);
         // Extended tags and role-based error reporting are kept. Payloads of 128 bytes fit any
         // port; the host decides.
-        let capabilities = self.host32(offset + 4) & 0x0000_8020;
+        let capabilities = self.host32(offset + pcie::DEVICE_CAPABILITIES) & 0x0000_8020;
         let reset = u32::from(self.facts.has_reset) << 28;
-        self.set32(offset + 4, capabilities | reset);
-        let control = self.host16(offset + DEVICE_CONTROL) & 0x7910;
-        self.set16(offset + DEVICE_CONTROL, control);
-        self.writable16(offset + DEVICE_CONTROL, CONTROL_WRITABLE);
-        if self.facts.shown.pasids.is_some() && length >= DEVICE_CAPABILITIES_2 + 4 {
-            let count = self.host32(offset + DEVICE_CAPABILITIES_2) & PREFIX_COUNT;
-            self.set32(offset + DEVICE_CAPABILITIES_2, PREFIXES | count);
+        self.set32(offset + pcie::DEVICE_CAPABILITIES, capabilities | reset);
+        let control = self.host16(offset + pcie::DEVICE_CONTROL) & 0x7910;
+        self.set16(offset + pcie::DEVICE_CONTROL, control);
+        self.writable16(offset + pcie::DEVICE_CONTROL, CONTROL_WRITABLE);
+        if self.facts.shown.pasids.is_some() && length >= pcie::DEVICE_CAPABILITIES_2 + 4 {
+            let count = self.host32(offset + pcie::DEVICE_CAPABILITIES_2) & PREFIX_COUNT;
+            self.set32(offset + pcie::DEVICE_CAPABILITIES_2, PREFIXES | count);
         }
         // Device status: transactions pending, which software waits for before a reset.
-        self.live16(offset + 0x0a, 1 << 5);
+        self.live16(offset + pcie::DEVICE_STATUS, 1 << 5);
         if !self.facts.on_root_bus {
             // Link: port number, width and speed, without power management.
-            let link = self.host32(offset + 0x0c) & 0xff00_03ff;
-            self.set32(offset + 0x0c, link);
-            self.writable16(offset + 0x10, 0x00c0);
-            self.live16(offset + 0x12, 0x13ff);
+            let link = self.host32(offset + pcie::LINK_CAPABILITIES) & 0xff00_03ff;
+            self.set32(offset + pcie::LINK_CAPABILITIES, link);
+            self.writable16(offset + pcie::LINK_CONTROL, 0x00c0);
+            self.live16(offset + pcie::LINK_STATUS, 0x13ff);
             if version == 2 && length >= 0x34 {
-                let speeds = self.host32(offset + 0x2c) & 0xfe;
-                self.set32(offset + 0x2c, speeds);
-                let target = self.host16(offset + 0x30) & 0xf;
-                self.set16(offset + 0x30, target);
+                let speeds = self.host32(offset + pcie::LINK_CAPABILITIES_2) & 0xfe;
+                self.set32(offset + pcie::LINK_CAPABILITIES_2, speeds);
+                let target = self.host16(offset + pcie::LINK_CONTROL_2) & 0xf;
+                self.set16(offset + pcie::LINK_CONTROL_2, target);
             }
         }
         self.layout.pcie = Some(offset);
@@ -365,7 +357,7 @@ impl Builder<'_> {
 pub(super) fn express_type(host: &Image) -> Option<u8> {
     let list = standard_list(host);
     let (offset, _) = list.iter().find(|(_, id)| *id == id::PCIE)?;
-    let [flags] = chunk(host, offset + 2);
+    let [flags] = chunk(host, offset + pcie::CAPABILITIES);
     Some(flags >> 4)
 }
 
@@ -376,10 +368,10 @@ fn standard_list(host: &Image) -> Vec<(u16, u8)> {
     if u16::from_le_bytes(chunk(host, STATUS)) & STATUS_CAPABILITIES == 0 {
         return list;
     }
-    let [mut pointer] = chunk(host, POINTER);
+    let [mut pointer] = chunk(host, CAPABILITIES_POINTER);
     loop {
         let offset = u16::from(pointer & 0xfc);
-        if offset < FIRST || list.iter().any(|(seen, _)| *seen == offset) {
+        if offset < FIRST_CAPABILITY || list.iter().any(|(seen, _)| *seen == offset) {
             return list;
         }
         let [id, next] = chunk(host, offset);

@@ -1,14 +1,12 @@
 //! The configuration space that the guest sees of an assigned device: bytes of our own, with masks
 //! that say what the guest may change, what is read from the host's device, and what goes to it.
 
-use pci::{BarKind, BarWindow, CONFIG_SPACE_SIZE};
+use pci::capability::{pcie, pri};
+use pci::header::{BAR_END, BAR0, COMMAND, INTERRUPT_PIN};
+use pci::{BarKind, BarWindow, CONFIG_SPACE_SIZE, Command};
 
 use super::bars::Bar;
-use super::image::{
-    BAR_END, BAR0, COMMAND, COMMAND_MEMORY, DEVICE_CONTROL, INITIATE_RESET, INTERRUPT_PIN, Image,
-    Layout, PM_CONTROL, PM_STATE, PRI_CONTROL, PRI_ENABLE, PRI_RESET, PRI_STATUS, PRI_STOPPED,
-    chunk, put,
-};
+use super::image::{Image, Layout, PM_CONTROL, PM_STATE, chunk, put};
 
 /// What a write did, besides changing bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -100,20 +98,20 @@ impl VirtualConfig {
         };
         let now = self.command();
         effects.command = now != command;
-        effects.decode |= (now ^ command) & COMMAND_MEMORY != 0;
+        effects.decode |= (now ^ command) & Command::MEMORY != 0;
         if self.power_state() != power {
             effects.power = self.settle_power(power);
             effects.decode |= effects.power.is_some();
         }
-        if let Some(pri) = self.layout.pri {
-            self.settle_page_requests(pri);
+        if let Some(offset) = self.layout.pri {
+            self.settle_page_requests(offset);
         }
-        if let Some(pcie) = self.layout.pcie {
-            let control = pcie + DEVICE_CONTROL;
+        if let Some(offset) = self.layout.pcie {
+            let control = offset + pcie::DEVICE_CONTROL;
             effects.device_control = touches(control, 2);
             let high = usize::from(control + 1).checked_sub(start);
             let high = high.and_then(|at| data.get(at)).copied().unwrap_or(0);
-            effects.reset = u16::from(high) << 8 & INITIATE_RESET != 0;
+            effects.reset = u16::from(high) << 8 & pcie::INITIATE_FUNCTION_LEVEL_RESET != 0;
         }
         effects.msi = self
             .layout
@@ -146,15 +144,15 @@ impl VirtualConfig {
     }
 
     /// After a write to PRI's control register. A reset is done at once, and reads as 0.
-    fn settle_page_requests(&mut self, pri: u16) {
-        let control = self.u16(pri + PRI_CONTROL) & !PRI_RESET;
-        let status = self.u16(pri + PRI_STATUS) & !PRI_STOPPED;
-        let stopped = match control & PRI_ENABLE {
-            0 => PRI_STOPPED,
+    fn settle_page_requests(&mut self, offset: u16) {
+        let control = self.u16(offset + pri::CONTROL) & !pri::RESET;
+        let status = self.u16(offset + pri::STATUS) & !pri::STOPPED;
+        let stopped = match control & pri::ENABLE {
+            0 => pri::STOPPED,
             _ => 0,
         };
-        self.set_u16(pri + PRI_CONTROL, control);
-        self.set_u16(pri + PRI_STATUS, status | stopped);
+        self.set_u16(offset + pri::CONTROL, control);
+        self.set_u16(offset + pri::STATUS, status | stopped);
     }
 
     /// The power state: 0 to 3.
@@ -185,7 +183,7 @@ impl VirtualConfig {
     /// The windows that the BARs decode: none without Memory Space, and none in a power state other
     /// than D0.
     pub(super) fn windows(&self) -> Vec<BarWindow> {
-        if self.command() & COMMAND_MEMORY == 0 || self.power_state() != 0 {
+        if self.command() & Command::MEMORY == 0 || self.power_state() != 0 {
             return Vec::new();
         }
         let windows = self.bars.iter().filter_map(|bar| {

@@ -9,19 +9,18 @@ use std::io;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use pci::{Bdf, IntxSink, MsiSink, MsixTable};
+use pci::capability::pcie;
+use pci::header::{BAR_COUNT, COMMAND, HEADER_TYPE, VENDOR_ID};
+use pci::{Bdf, Command, IntxSink, MsiSink, MsixTable};
 use thiserror::Error;
 
-use super::bars::{self, BAR_COUNT};
+use super::bars;
 use super::capabilities::{self, CONTROL_FORWARDED, Facts};
 use super::cdev::VfioCdev;
 use super::config::{Effects, VirtualConfig};
 use super::direct::{Direct, Part};
 use super::host::{CONFIG_REGION, HostDevice, IrqKind};
-use super::image::{
-    COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY, COMMAND_PARITY,
-    COMMAND_SERR, DEVICE_CONTROL, MsiLayout, MsixLayout, PM_CONTROL, PM_STATE, chunk, read_image,
-};
+use super::image::{MsiLayout, MsixLayout, PM_CONTROL, PM_STATE, chunk, read_image};
 use super::intx::Intx;
 use super::messages::Messages;
 use super::platform::{GuestMappings, InterruptRoutes};
@@ -157,8 +156,8 @@ impl VfioPci {
             host.reset().map_err(failed("resetting it"))?;
         }
         let image = read_image(&*host).map_err(failed("reading its configuration space"))?;
-        let [header] = chunk(&image[..], 0x0e);
-        if chunk(&image[..], 0) == [0xff; 4] {
+        let [header] = chunk(&image[..], HEADER_TYPE);
+        if chunk(&image[..], VENDOR_ID) == [0xff; 4] {
             return Err(VfioPciError::Gone { device: name });
         }
         if header & 0x7f != 0 {
@@ -225,7 +224,7 @@ impl VfioPci {
             control: Mutex::new(Control {
                 config,
                 mode: Mode::Off,
-                command: COMMAND_MEMORY | command & (COMMAND_PARITY | COMMAND_SERR),
+                command: Command::MEMORY | command & (Command::PARITY_RESPONSE | Command::SERR),
             }),
             limit: Mutex::default(),
             _watcher: watcher,
@@ -300,7 +299,7 @@ impl VfioPci {
     /// does not decode is a bus error.
     fn write_host_command(&self, control: &Control) {
         let guest = control.config.command();
-        let command = control.command | guest & (COMMAND_BUS_MASTER | COMMAND_INTX_DISABLE);
+        let command = control.command | guest & (Command::BUS_MASTER | Command::INTX_DISABLE);
         self.write_host(COMMAND, &command.to_le_bytes());
     }
 
@@ -318,13 +317,13 @@ impl VfioPci {
                 self.resume(control);
             }
         }
-        if let (true, Some(pcie)) = (effects.device_control, control.config.layout.pcie) {
-            let register = pcie + DEVICE_CONTROL;
+        if let (true, Some(offset)) = (effects.device_control, control.config.layout.pcie) {
+            let register = offset + pcie::DEVICE_CONTROL;
             let value = control.config.u16(register);
             self.update_host(register, CONTROL_FORWARDED, value);
         }
         if effects.command {
-            let disabled = control.config.command() & COMMAND_INTX_DISABLE != 0;
+            let disabled = control.config.command() & Command::INTX_DISABLE != 0;
             // Before the host follows: when Interrupt Disable is cleared, it asks at once for an
             // interrupt that is wanted.
             self.intx.set_quiet(disabled);
@@ -347,7 +346,7 @@ impl VfioPci {
             self.update_host(power + PM_CONTROL, PM_STATE, 0);
         }
         let device_control = |control: &Control| {
-            let register = control.config.layout.pcie? + DEVICE_CONTROL;
+            let register = control.config.layout.pcie? + pcie::DEVICE_CONTROL;
             Some((register, control.config.u16(register)))
         };
         let before = device_control(control);
@@ -382,7 +381,7 @@ impl VfioPci {
             self.read_host(at + PM_CONTROL, &mut power);
         }
         let power = u16::from_le_bytes(power) & PM_STATE;
-        if command != u16::MAX && command & COMMAND_MEMORY != 0 && power == 0 {
+        if command != u16::MAX && command & Command::MEMORY != 0 && power == 0 {
             self.direct.resume();
         } else {
             self.complain(format_args!(

@@ -1,5 +1,5 @@
-//! The image of a configuration space: its bytes, the offsets and bits that the model of an
-//! assigned device knows (PCI Express sections in the comments), and where its capabilities lie.
+//! The image of a configuration space: its bytes, the bits that the model of an assigned device
+//! knows besides those of `pci`, and where its capabilities lie.
 
 use std::io;
 
@@ -7,41 +7,15 @@ use pci::CONFIG_SPACE_SIZE;
 
 use super::host::{CONFIG_REGION, HostDevice};
 
-pub(super) const COMMAND: u16 = 0x04;
-pub(super) const STATUS: u16 = 0x06;
-pub(super) const BAR0: u16 = 0x10;
-pub(super) const BAR_END: u16 = 0x28;
-pub(super) const INTERRUPT_PIN: u16 = 0x3d;
-
-/// Command register (PCI Express 7.5.1.1.3).
-pub(super) const COMMAND_MEMORY: u16 = 1 << 1;
-pub(super) const COMMAND_BUS_MASTER: u16 = 1 << 2;
-pub(super) const COMMAND_PARITY: u16 = 1 << 6;
-pub(super) const COMMAND_SERR: u16 = 1 << 8;
-pub(super) const COMMAND_INTX_DISABLE: u16 = 1 << 10;
-
 /// Power management: control and status, and its state field (PCI Express 7.5.2.2).
 pub(super) const PM_CONTROL: u16 = 4;
 pub(super) const PM_STATE: u16 = 3;
-
-/// PCI Express capability: device control, and the bit that initiates a function-level reset
-/// (7.5.3.4).
-pub(super) const DEVICE_CONTROL: u16 = 8;
-pub(super) const INITIATE_RESET: u16 = 1 << 15;
 
 /// MSI: message control, its enable, and the fields (7.7.1.2).
 pub(super) const MSI_ENABLE: u16 = 1;
 /// MSI-X: message control, enable and function mask (7.7.2.2).
 pub(super) const MSIX_ENABLE: u16 = 1 << 15;
 pub(super) const MSIX_FUNCTION_MASK: u16 = 1 << 14;
-
-/// PRI: control with its enable and its reset, and status with what tells that nothing is asked for
-/// (10.5.2).
-pub(super) const PRI_CONTROL: u16 = 4;
-pub(super) const PRI_ENABLE: u16 = 1;
-pub(super) const PRI_RESET: u16 = 1 << 1;
-pub(super) const PRI_STATUS: u16 = 6;
-pub(super) const PRI_STOPPED: u16 = 1 << 8;
 
 /// The image of a configuration space.
 pub(super) type Image = [u8; CONFIG_SPACE_SIZE];

@@ -1,25 +1,19 @@
 //! The extended capabilities (PCI Express 7.6.3), from 0x100 on.
 
+use pci::capability::{ats, pri};
+use pci::header::FIRST_EXTENDED;
 use pci::{
     ATS_EXTENDED_ID, CONFIG_SPACE_SIZE, ExtendedRegisters, PASID_EXTENDED_ID, PRI_EXTENDED_ID,
 };
 
 use super::Builder;
-use crate::vfio::image::{Image, PRI_CONTROL, PRI_ENABLE, PRI_STATUS, chunk, put};
+use crate::vfio::image::{Image, chunk, put};
 use crate::vfio::services::{HostServices, HostState, Pasids};
-
-const FIRST: u16 = super::FIRST_EXTENDED;
 
 /// Bytes of ATS, and of PASID.
 const REGISTERS: u16 = 8;
-/// ATS: its capability and control registers, and the bit that enables it.
-const ATS_CAPABILITY: u16 = 4;
-const ATS_CONTROL: u16 = 6;
-const ATS_ENABLE: u16 = 1 << 15;
-/// PRI: its length, how many requests may be outstanding, and whether responses need a PASID.
+/// Bytes of PRI.
 const PRI_LENGTH: u16 = 16;
-const PRI_CAPACITY: u16 = 8;
-const PRI_PASID_IN_RESPONSE: u16 = 1 << 15;
 
 /// A header: the id, and where the next one is. Between them is the version.
 const ID_MASK: u32 = 0xffff;
@@ -62,9 +56,12 @@ impl Builder<'_> {
         }
         // The list begins at its fixed place: a null capability stands there for one that is not
         // shown.
-        if chain.first().is_some_and(|(first, _)| *first != FIRST) {
-            chain.retain(|(offset, _)| *offset != FIRST);
-            chain.insert(0, (FIRST, 0x0001_0000));
+        if chain
+            .first()
+            .is_some_and(|(first, _)| *first != FIRST_EXTENDED)
+        {
+            chain.retain(|(offset, _)| *offset != FIRST_EXTENDED);
+            chain.insert(0, (FIRST_EXTENDED, 0x0001_0000));
         }
         let nexts = chain.iter().skip(1).map(|(next, _)| *next).chain([0]);
         let headers: Vec<_> = chain
@@ -102,15 +99,15 @@ impl Builder<'_> {
                 Some(12)
             }
             ATS_EXTENDED_ID if room >= REGISTERS && self.facts.shown.ats => {
-                let [capability] = chunk(self.host, offset + ATS_CAPABILITY);
+                let [capability] = chunk(self.host, offset + ats::CAPABILITY);
                 self.show_registers(offset, ExtendedRegisters::ats(capability));
                 Some(REGISTERS)
             }
             PRI_EXTENDED_ID
                 if room >= PRI_LENGTH && self.facts.shown.pri && self.layout.pri.is_none() =>
             {
-                let capacity = self.host32(offset + PRI_CAPACITY);
-                let pasid = self.host16(offset + PRI_STATUS) & PRI_PASID_IN_RESPONSE != 0;
+                let capacity = self.host32(offset + pri::CAPACITY);
+                let pasid = self.host16(offset + pri::STATUS) & pri::PASID_IN_RESPONSE != 0;
                 self.show_registers(offset, ExtendedRegisters::pri(capacity, pasid));
                 self.layout.pri = Some(offset);
                 Some(PRI_LENGTH)
@@ -147,8 +144,8 @@ pub(in crate::vfio) fn host_services(host: &Image) -> HostServices {
         }
     };
     HostServices {
-        ats: state(ATS_EXTENDED_ID, ATS_CONTROL, ATS_ENABLE),
-        pri: state(PRI_EXTENDED_ID, PRI_CONTROL, PRI_ENABLE),
+        ats: state(ATS_EXTENDED_ID, ats::CONTROL, ats::ENABLE),
+        pri: state(PRI_EXTENDED_ID, pri::CONTROL, pri::ENABLE),
     }
 }
 
@@ -170,7 +167,7 @@ fn pasid_place(
     let all_zero = |offset: &u16| chunk(host, *offset) == [0; REGISTERS as usize];
     let end = u16::try_from(CONFIG_SPACE_SIZE).unwrap_or(0);
     // At the list's fixed place there may be a null capability.
-    let places = (FIRST + REGISTERS..end).step_by(usize::from(REGISTERS));
+    let places = (FIRST_EXTENDED + REGISTERS..end).step_by(usize::from(REGISTERS));
     hidden_pasid(host, all, pasids)
         .filter(free)
         .or_else(|| {
@@ -187,7 +184,7 @@ fn pasid_place(
 fn hidden_pasid(host: &Image, all: &[(u16, u32)], pasids: Pasids) -> Option<u16> {
     let listed = |offset: u16| all.iter().any(|(other, _)| *other == offset);
     let end = u16::try_from(CONFIG_SPACE_SIZE).unwrap_or(0) - REGISTERS;
-    (FIRST..=end).step_by(4).find(|&offset| {
+    (FIRST_EXTENDED..=end).step_by(4).find(|&offset| {
         let header = u32::from_le_bytes(chunk(host, offset));
         let next = u16::try_from(header >> 20).unwrap_or(0);
         let [capability, width, enabled, _] = chunk(host, offset + 4);
@@ -203,7 +200,7 @@ fn hidden_pasid(host: &Image, all: &[(u16, u32)], pasids: Pasids) -> Option<u16>
 /// Offsets and headers of the extended capabilities, in the list's order.
 fn extended_list(host: &Image) -> Vec<(u16, u32)> {
     let mut list: Vec<(u16, u32)> = Vec::new();
-    let mut offset = FIRST;
+    let mut offset = FIRST_EXTENDED;
     loop {
         let header = u32::from_le_bytes(chunk(host, offset));
         if header == 0 || header == u32::MAX {
@@ -211,7 +208,7 @@ fn extended_list(host: &Image) -> Vec<(u16, u32)> {
         }
         list.push((offset, header));
         offset = u16::try_from(header >> 20 & 0xffc).unwrap_or(0);
-        if offset < FIRST || list.iter().any(|(seen, _)| *seen == offset) {
+        if offset < FIRST_EXTENDED || list.iter().any(|(seen, _)| *seen == offset) {
             return list;
         }
     }

@@ -1,9 +1,10 @@
 //! The function on the bus: accesses of the guest, and what the root complex asks of it.
 
-use pci::{BarKind, BarWindow, ConfigChange, PciFunction};
+use pci::header::COMMAND;
+use pci::{BarKind, BarWindow, Command, ConfigChange, PciFunction};
 
 use super::{Mode, VfioPci};
-use crate::vfio::image::{COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, MsiLayout};
+use crate::vfio::image::MsiLayout;
 
 impl PciFunction for VfioPci {
     fn read_config(&self, offset: u16, data: &mut [u8]) {
@@ -44,12 +45,12 @@ impl PciFunction for VfioPci {
         let changed = before ^ after;
         ConfigChange {
             decode: effects.decode,
-            bus_master: (changed & COMMAND_BUS_MASTER != 0)
-                .then_some(after & COMMAND_BUS_MASTER != 0),
+            bus_master: (changed & Command::BUS_MASTER != 0)
+                .then_some(after & Command::BUS_MASTER != 0),
             msi: effects.msi,
             msix: effects.msix,
             function_reset: false,
-            intx: changed & COMMAND_INTX_DISABLE != 0,
+            intx: changed & Command::INTX_DISABLE != 0,
         }
     }
 

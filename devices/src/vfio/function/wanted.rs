@@ -1,9 +1,9 @@
 //! The kind of interrupt that a configuration space asks for, and the messages of MSI.
 
-use pci::MsiMessage;
+use pci::{Command, MsiMessage};
 
 use crate::vfio::config::VirtualConfig;
-use crate::vfio::image::{COMMAND_MEMORY, MSI_ENABLE, MSIX_ENABLE, MsiLayout};
+use crate::vfio::image::{MSI_ENABLE, MSIX_ENABLE, MsiLayout};
 
 /// How a device is to interrupt.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub(super) fn wanted(config: &VirtualConfig, has_pin: bool) -> Wanted {
     }
     // Drivers that use the pin switch the device's memory on first; a device without driver needs
     // no interrupt.
-    if has_pin && config.command() & COMMAND_MEMORY != 0 {
+    if has_pin && config.command() & Command::MEMORY != 0 {
         return Wanted::Intx;
     }
     Wanted::Off
