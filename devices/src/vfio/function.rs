@@ -1,26 +1,25 @@
 //! The PCI function that the guest sees of an assigned device.
 
 mod bus;
+mod describe;
+mod error;
 mod interrupts;
 mod wanted;
 
 use std::fmt;
-use std::io;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use pci::capability::pcie;
-use pci::header::{BAR_COUNT, COMMAND, HEADER_TYPE, VENDOR_ID};
+use pci::header::COMMAND;
 use pci::{Bdf, Command, IntxSink, MsiSink, MsixTable};
-use thiserror::Error;
 
-use super::bars;
-use super::capabilities::{self, CONTROL_FORWARDED, Facts};
+use super::capabilities::CONTROL_FORWARDED;
 use super::cdev::VfioCdev;
 use super::config::{Effects, VirtualConfig};
-use super::direct::{Direct, Part};
-use super::host::{CONFIG_REGION, HostDevice, IrqKind};
-use super::image::{MsiLayout, MsixLayout, PM_CONTROL, PM_STATE, chunk, read_image};
+use super::direct::Direct;
+use super::host::{CONFIG_REGION, HostDevice};
+use super::image::{MsiLayout, MsixLayout, PM_CONTROL, PM_STATE};
 use super::intx::Intx;
 use super::messages::Messages;
 use super::platform::{GuestMappings, InterruptRoutes};
@@ -28,6 +27,8 @@ use super::services::Shown;
 use super::watcher::{HostListener, Watcher};
 use crate::ioapic::EndOfInterrupt;
 use crate::limit::LogLimit;
+use describe::{Described, describe};
+pub use error::VfioPciError;
 
 /// What an assigned function is made of.
 pub struct VfioPciParts {
@@ -44,37 +45,6 @@ pub struct VfioPciParts {
     pub mappings: Arc<dyn GuestMappings>,
     /// Who hears of what the host says about it; it is logged in any case.
     pub listener: Option<HostListener>,
-}
-
-/// A device cannot be assigned.
-#[derive(Debug, Error)]
-pub enum VfioPciError {
-    /// It is a bridge, or what its configuration space says makes no sense.
-    #[error("{device} has a header of type {header:#04x}; only endpoints (type 0) can be assigned")]
-    NotAnEndpoint {
-        /// The device.
-        device: String,
-        /// The header type.
-        header: u8,
-    },
-    /// It does not answer.
-    #[error(
-        "{device} does not answer (its configuration space reads as ones); it may have been removed, or need a power cycle"
-    )]
-    Gone {
-        /// The device.
-        device: String,
-    },
-    /// VFIO refused something.
-    #[error("{device}: {what} failed: {source}")]
-    Io {
-        /// The device.
-        device: String,
-        /// What was tried.
-        what: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
 }
 
 /// How the device interrupts.
@@ -143,67 +113,14 @@ impl VfioPci {
         listener: Option<HostListener>,
     ) -> Result<Arc<Self>, VfioPciError> {
         let name = host.name();
-        let failed = |what| {
-            let device = name.clone();
-            move |source| VfioPciError::Io {
-                device,
-                what,
-                source,
-            }
-        };
-        let has_reset = host.has_reset().map_err(failed("VFIO_DEVICE_GET_INFO"))?;
-        if has_reset {
-            host.reset().map_err(failed("resetting it"))?;
-        }
-        let image = read_image(&*host).map_err(failed("reading its configuration space"))?;
-        let [header] = chunk(&image[..], HEADER_TYPE);
-        if chunk(&image[..], VENDOR_ID) == [0xff; 4] {
-            return Err(VfioPciError::Gone { device: name });
-        }
-        if header & 0x7f != 0 {
-            return Err(VfioPciError::NotAnEndpoint {
-                device: name,
-                header,
-            });
-        }
-        let mut regions = Vec::new();
-        let mut sizes = [0; BAR_COUNT];
-        for (index, size) in (0..).zip(&mut sizes) {
-            let region = host.region(index).map_err(failed("describing its BARs"))?;
-            *size = region.size;
-            regions.push(region);
-        }
-        let count = |kind| host.irqs(kind).map_or(0, |irqs| irqs.count);
-        let facts = Facts {
-            on_root_bus: bdf.bus() == 0,
+        let Described {
             has_reset,
-            shown,
-            msi: count(IrqKind::Msi),
-            msix: count(IrqKind::Msix),
-        };
-        let config = capabilities::build(&image, bars::decode(&image, &sizes), facts);
-        let mut direct = Vec::new();
-        for bar in &config.bars {
-            let Some(region) = regions.get(bar.index) else {
-                continue;
-            };
-            let trapped = config
-                .layout
-                .msix
-                .map(|msix| bars::msix_ranges(bar.index, &msix))
-                .unwrap_or_default();
-            for part in bars::direct_parts(region.size, &region.mappable, &trapped) {
-                let offset = part.start;
-                let index = u32::try_from(bar.index).unwrap_or(0);
-                let memory = host.map(index, part).map_err(failed("mapping its BARs"))?;
-                direct.push(Part {
-                    bar: bar.index,
-                    offset,
-                    memory,
-                });
-            }
-        }
-        let command = u16::from_le_bytes(chunk(&image[..], COMMAND));
+            has_intx,
+            config,
+            parts,
+            command,
+        } = describe(&*host, bdf, shown)?;
+        let failed = |what| VfioPciError::failed(&name, what);
         let intx = Intx::new(Arc::clone(&host)).map_err(failed("creating an eventfd"))?;
         let intx = Arc::new(intx);
         let watcher = Watcher::start(&host, Arc::clone(&intx), listener)
@@ -216,15 +133,15 @@ impl VfioPci {
             bdf,
             has_reset,
             routes,
-            direct: Direct::new(direct, mappings),
+            direct: Direct::new(parts, mappings),
             msix: config.layout.msix.map(table),
             msi: config.layout.msi,
             intx,
-            has_intx: count(IrqKind::Intx) > 0,
+            has_intx,
             control: Mutex::new(Control {
                 config,
                 mode: Mode::Off,
-                command: Command::MEMORY | command & (Command::PARITY_RESPONSE | Command::SERR),
+                command,
             }),
             limit: Mutex::default(),
             _watcher: watcher,

@@ -4,6 +4,7 @@ use pci::{ConfigChange, MsiMessage, PciFunction};
 
 use super::*;
 use crate::vfio::fake::{Call, FakeHost, FakeLine, FakeMappings, FakeRoutes};
+use crate::vfio::host::IrqKind;
 
 const CONFIG: u32 = 7;
 
