@@ -18,6 +18,8 @@ mod config;
 mod direct;
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod fake_loop;
 mod function;
 mod host;
 mod image;
@@ -41,4 +43,4 @@ pub use platform::{GuestMappings, InterruptRoute, InterruptRoutes};
 pub use services::{HostServices, HostState, Pasids, Shown};
 pub use sysfs::OpenError;
 pub use vfio_ioctls::VfioIommufd;
-pub use watcher::{HostEvent, HostListener};
+pub use watcher::{EventLoop, HostEvent, HostListener};

@@ -23,6 +23,7 @@ use intel_vtd_host::page_requests::PageRequestPath;
 use parking_lot::Mutex;
 
 use crate::config::{HostDevice, VfioConfig};
+use crate::event_loop;
 use crate::irq::Unit;
 use crate::memory::{self, Memory};
 pub(crate) use bound::{BoundDevice, choose_first_stage, limit};
@@ -38,6 +39,7 @@ pub(crate) struct Assigner {
     /// By the names of iommufds that have devices with page requests. No lock is taken under it but
     /// those of the host.
     page_requests: Mutex<BTreeMap<String, PageRequests>>,
+    event_loop: event_loop::Handle,
     ram_end: u64,
     ram_size: u64,
     /// Bound before the machine was made, and not part of it yet. Leaf lock.
@@ -57,6 +59,7 @@ impl Assigner {
         mut devices: Vec<BoundDevice>,
         memory: &Memory,
         unit: Option<(&Arc<Unit>, UnitConfig)>,
+        event_loop: &event_loop::Handle,
     ) -> Result<Arc<Self>, AssignError> {
         let ram = memory::pieces(memory);
         let ram_end = ram
@@ -74,6 +77,7 @@ impl Assigner {
             assigned: AssignedDevices::new(ram, device_unit, Limits::default()),
             unit: unit.map(|(unit, config)| (Arc::clone(unit), config)),
             page_requests: Mutex::default(),
+            event_loop: event_loop.clone(),
             ram_end,
             ram_size,
             waiting: Mutex::new(devices),
@@ -132,7 +136,7 @@ impl Assigner {
         let of_iommufd = match all.entry(device.config.iommufd.clone()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
-                let started = PageRequests::start(&device.iommufd, unit);
+                let started = PageRequests::start(&device.iommufd, unit, &self.event_loop);
                 let failed = |cause| AssignError::device(&device.config, error::Why::Pages(cause));
                 place.insert(started.map_err(failed)?)
             }

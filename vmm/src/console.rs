@@ -1,16 +1,25 @@
-//! Standard input for the guest: a thread that reads it, with the escape key taken out.
+//! Standard input for the guest's console: a subscriber of the event loop that reads it, with the
+//! escape key taken out.
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::mpsc::Sender;
-use std::thread;
 use std::time::Duration;
 
-use crate::vm::Event;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::event::Event;
+use crate::event_loop::{Handle, Subscription, Timer};
 
 /// Ctrl-A.
 const ESCAPE: u8 = 1;
 /// How long to wait when the guest takes no more input.
 const RETRY: Duration = Duration::from_millis(10);
+/// Bytes that are read at a time.
+const PIECE: usize = 4096;
 
 /// Recognizes `Ctrl-A x` (quit) and `Ctrl-A Ctrl-A` (one Ctrl-A for the guest).
 #[derive(Default)]
@@ -34,64 +43,181 @@ impl Filter {
     }
 }
 
-/// Reads standard input until it ends. `push` takes what it has room for and returns how much that was.
+/// Standard input, so that reading it does not block where that can be had.
 ///
-/// The thread is never joined: it ends with the process, since nothing interrupts a read of a terminal.
+/// # Errors
+/// When the host has no descriptor left.
+pub(crate) fn standard_input() -> io::Result<File> {
+    let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    Ok(reopen(&input).unwrap_or(input))
+}
+
+/// Opens a terminal or a pipe anew: whether reads block is a property that other processes share
+/// with the file as it is.
+fn reopen(input: &File) -> Option<File> {
+    let metadata = input.metadata().ok()?;
+    // Opening this one makes another terminal.
+    let is_multiplexer = metadata.rdev() == libc::makedev(5, 2);
+    if !metadata.file_type().is_fifo() && (!input.is_terminal() || is_multiplexer) {
+        return None;
+    }
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(format!("/proc/self/fd/{}", input.as_raw_fd()))
+        .ok()
+}
+
+/// Reads `input` until it ends. `push` takes what it has room for and returns how much that was.
+/// The key to quit goes to `events`.
+///
+/// # Errors
+/// When the host has no descriptor left.
 pub(crate) fn start(
+    event_loop: &Handle,
+    input: File,
     events: Sender<Event>,
     push: impl Fn(&[u8]) -> usize + Send + 'static,
-) -> io::Result<()> {
-    let read = move || {
-        let mut filter = Filter::default();
-        let mut buffer = [0; 4096];
-        loop {
-            let length = match io::stdin().lock().read(&mut buffer) {
-                Ok(0) => return,
-                Ok(length) => length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    log::warn!("standard input is lost: {error}");
-                    return;
-                }
-            };
-            let (output, quit) = filter.pass(buffer.get(..length).unwrap_or_default());
-            let mut rest = output.as_slice();
-            while !rest.is_empty() && !quit {
-                rest = rest.get(push(rest)..).unwrap_or_default();
-                if !rest.is_empty() {
-                    thread::sleep(RETRY);
-                }
-            }
-            if quit {
-                let _ = events.send(Event::Quit);
-                return;
-            }
-        }
+) -> io::Result<Subscription> {
+    let mut timer = Timer::new()?;
+    // The first look, on the loop's thread.
+    timer.set(Duration::ZERO);
+    let sources = [Events::new(&timer, EventSet::IN)];
+    let reader = Reader {
+        input,
+        listening: false,
+        timer,
+        filter: Filter::default(),
+        waiting: Vec::new(),
+        events,
+        push,
     };
-    thread::Builder::new()
-        .name("stdin".to_owned())
-        .spawn(read)
-        .map(drop)
+    event_loop.subscribe(reader, &sources)
+}
+
+struct Reader<P> {
+    input: File,
+    /// The loop tells when there is input. Otherwise the timer says when to look.
+    listening: bool,
+    timer: Timer,
+    filter: Filter,
+    /// What the guest had no room for. Nothing more is read before it is gone.
+    waiting: Vec<u8>,
+    events: Sender<Event>,
+    push: P,
+}
+
+/// When to look at the input again.
+enum Next {
+    WhenReady,
+    After(Duration),
+    Never,
+}
+
+impl<P: Fn(&[u8]) -> usize> Reader<P> {
+    /// One look at the input: because it is `ready`, or because the time has come.
+    fn look(&mut self, ready: bool, ops: &mut EventOps<'_>) -> Next {
+        if !self.deliver() {
+            return Next::After(RETRY);
+        }
+        if !ready && self.listen(ops) {
+            return Next::WhenReady;
+        }
+        let input = match self.read() {
+            Ok(Some(input)) if input.is_empty() => return Next::Never,
+            Ok(input) => input.unwrap_or_default(),
+            Err(error) => {
+                log::warn!("standard input is lost: {error}");
+                return Next::Never;
+            }
+        };
+        let (output, quit) = self.filter.pass(&input);
+        if quit {
+            let _ = self.events.send(Event::Quit);
+            return Next::Never;
+        }
+        self.waiting = output;
+        match (self.deliver(), self.listening) {
+            (true, true) => Next::WhenReady,
+            (true, false) if !input.is_empty() => Next::After(Duration::ZERO),
+            _ => Next::After(RETRY),
+        }
+    }
+
+    /// Gives the guest what waits. Whether nothing is left.
+    fn deliver(&mut self) -> bool {
+        if !self.waiting.is_empty() {
+            let taken = (self.push)(&self.waiting).min(self.waiting.len());
+            self.waiting.drain(..taken);
+        }
+        self.waiting.is_empty()
+    }
+
+    /// Reads what is there, which is nothing at the end. `None` if there may be something later.
+    fn read(&self) -> io::Result<Option<Vec<u8>>> {
+        // Another process that has the same terminal may have been faster, and not everything can
+        // be opened anew.
+        let mut files = [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)];
+        let read = poll(&mut files, PollTimeout::ZERO)
+            .map_err(io::Error::from)
+            .and_then(|count| match count {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                _ => {
+                    let mut piece = vec![0; PIECE];
+                    let length = (&self.input).read(&mut piece)?;
+                    piece.truncate(length);
+                    Ok(piece)
+                }
+            });
+        match read {
+            Ok(piece) => Ok(Some(piece)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Has the loop tell when there is input. Whether it can: the kernel waits for no regular file
+    /// and not for `/dev/null`, which can be read at any time.
+    fn listen(&mut self, ops: &mut EventOps<'_>) -> bool {
+        if !self.listening {
+            let added = ops.add(Events::new(&self.input, EventSet::IN));
+            self.listening = added
+                .inspect_err(|error| log::debug!("standard input is read without waiting: {error}"))
+                .is_ok();
+        }
+        self.listening
+    }
+
+    /// Undoes it: even a source that is asked for nothing tells that its other end is closed, again
+    /// and again.
+    fn ignore(&mut self, ops: &mut EventOps<'_>) {
+        if std::mem::take(&mut self.listening) {
+            // It fails only for one that is not listened to.
+            let _ = ops.remove(Events::empty(&self.input));
+        }
+    }
+}
+
+impl<P: Fn(&[u8]) -> usize> MutEventSubscriber for Reader<P> {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        let ready = events.fd() == self.input.as_raw_fd();
+        if !ready {
+            self.timer.stop();
+        }
+        match self.look(ready, ops) {
+            Next::WhenReady => {}
+            Next::After(delay) => {
+                self.ignore(ops);
+                self.timer.set(delay);
+            }
+            Next::Never => self.ignore(ops),
+        }
+    }
+
+    fn init(&mut self, _ops: &mut EventOps<'_>) {}
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ctrl_a_x_quits_even_across_reads() {
-        assert_eq!(Filter::default().pass(b"ab\x01xc"), (b"ab".to_vec(), true));
-        let mut filter = Filter::default();
-        assert_eq!(filter.pass(b"ab\x01"), (b"ab".to_vec(), false));
-        assert_eq!(filter.pass(b"x"), (vec![], true));
-    }
-
-    #[test]
-    fn ctrl_a_twice_is_one_ctrl_a_and_other_keys_pass() {
-        assert_eq!(
-            Filter::default().pass(b"\x01\x01x"),
-            (b"\x01x".to_vec(), false)
-        );
-        assert_eq!(Filter::default().pass(b"\x01b"), (b"\x01b".to_vec(), false));
-    }
-}
+mod console_test;

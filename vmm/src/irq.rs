@@ -1,4 +1,5 @@
-//! Interrupts on their way to KVM: through the remapping unit, if there is one, and into the local APICs.
+//! Interrupts on their way to KVM: through the remapping unit, if there is one, and into the local
+//! APICs.
 
 mod chip;
 mod level;
@@ -8,12 +9,13 @@ mod watcher;
 
 use std::fmt::Display;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use devices::limit::LogLimit;
 use intel_vtd::SourceId;
 use intel_vtd::unit::{EventSink, InterruptMessage};
 use kvm_ioctls::VmFd;
+use parking_lot::Mutex;
 use pci::{Bdf, MsiMessage, MsiSink};
 
 use crate::memory::Memory;
@@ -52,11 +54,7 @@ impl LocalApics {
     }
 
     fn complain(&self, what: &str, error: impl Display) {
-        let pass = self
-            .refused
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pass();
+        let pass = self.refused.lock().pass();
         if let Some(held_back) = pass {
             log::warn!("{what}: {error} ({held_back} messages held back)");
         }
@@ -84,8 +82,9 @@ impl EventSink for LocalApics {
     }
 }
 
-/// Whether local APICs take a message: it goes to the interrupt address range, and bits 39:32, which are neither address nor
-/// destination, are zero. Anything else is a write to memory that does not exist.
+/// Whether local APICs take a message: it goes to the interrupt address range, and bits 39:32,
+/// which are neither address nor destination, are zero. Anything else is a write to memory that
+/// does not exist.
 fn is_interrupt(message: InterruptMessage) -> bool {
     let (low, high) = halves(message.address);
     u64::from(low) >> 20 == INTERRUPT_RANGE && high & 0xff == 0
@@ -100,7 +99,8 @@ impl Invalidated {
         Self(first..first.saturating_add(count))
     }
 
-    /// A change of all entries concerns messages in compatibility format, too: it may be remapping that went on or off.
+    /// A change of all entries concerns messages in compatibility format, too: it may be remapping
+    /// that went on or off.
     fn all(&self) -> bool {
         self.0 == (0..0x1_0000)
     }

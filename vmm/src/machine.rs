@@ -1,8 +1,9 @@
 //! The machine: everything that a configuration asks for, created and wired.
 
-pub(crate) mod description;
+mod acpi;
 mod functions;
 mod hotplug;
+pub(crate) mod unit;
 
 use std::fs::File;
 use std::io::Write;
@@ -26,14 +27,16 @@ use crate::boot::Images;
 use crate::bus::{Aperture, Bus, Ecam};
 use crate::config::Config;
 use crate::cpuid::Template;
+use crate::event::Event;
+use crate::event_loop::Handle;
 use crate::irq::{
     IOAPIC_REQUESTER, LevelRoutes, LocalApics, MessageRoutes, Remapper, RoutingTable, Unit,
 };
 use crate::layout;
 use crate::memory::{self, Memory};
 use crate::vcpu::{Shared, Vcpu};
-use crate::vm::Event;
 use crate::{doorbell, kvm};
+use functions::{Assignment, Platform};
 pub(crate) use hotplug::HotPlug;
 #[cfg(test)]
 pub(crate) use hotplug::Maker;
@@ -41,7 +44,7 @@ pub(crate) use hotplug::Maker;
 /// A whole machine. Its vCPUs do not run while anyone has it as `&mut`.
 pub(crate) struct Machine {
     images: Images,
-    tables: acpi::Tables,
+    tables: ::acpi::Tables,
     ram_size: u64,
     /// In the order of their APIC ids; empty while they run.
     pub(crate) vcpus: Vec<Vcpu>,
@@ -61,99 +64,75 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Creates the machine. What the guest asks of it as a whole goes to `events`.
-    pub(crate) fn new(config: &Config, events: &Sender<Event>) -> anyhow::Result<Self> {
+    /// Creates the machine. What the guest asks of it as a whole goes to `events`; `event_loop`
+    /// serves its devices.
+    pub(crate) fn new(
+        config: &Config,
+        events: &Sender<Event>,
+        event_loop: &Handle,
+    ) -> anyhow::Result<Self> {
         let images = Images::open(&config.kernel, config.initramfs.as_deref(), &config.cmdline)?;
-        let kvm = kvm::open(config.cpus)?;
-        let cpuid =
-            Template::new(&kvm, config.cpus).map_err(kvm::failed("reading the supported CPUID"))?;
-        let physical_bits = cpuid.physical_bits();
-        check_address_space(config.memory.size, physical_bits)?;
-        let memory = memory::allocate(&config.memory)?;
-        let vm = kvm::create_vm(&kvm, &memory)?;
-
-        // Devices of the host come first: the unit promises nothing that the host's IOMMU does not keep.
-        let host = assign::Host::open(
-            &config.iommufds,
-            Arc::new(kvm::KvmVfio::new(Arc::clone(&vm))),
-        )?;
+        let Ground {
+            vm,
+            cpuid,
+            physical_bits,
+            memory,
+        } = Ground::new(config)?;
+        // Devices of the host come first: the unit promises nothing that the host's IOMMU does not
+        // keep.
+        let kvm = Arc::new(kvm::KvmVfio::new(Arc::clone(&vm)));
+        let host = assign::Host::open(&config.iommufds, kvm)?;
         let host_devices = host.bind_all(&config.functions)?;
-        let unit_config = config.iommu.map(|unit| {
-            let unit = assign::choose_first_stage(unit, config.assigns(), &host_devices);
-            let asked = description::unit_config(&unit, config.assigns(), physical_bits);
-            if config.assigns() {
-                assign::limit(asked, &host_devices)
-            } else {
-                asked
-            }
-        });
-
         let local_apics = Arc::new(LocalApics::new(Arc::clone(&vm)));
-        let unit = match &unit_config {
-            Some(unit) => Some(
-                Unit::new(Arc::clone(&memory), unit, Arc::clone(&local_apics) as _)
-                    .context("--device intel-iommu")?,
-            ),
-            None => None,
-        };
+        let unit = unit::create(config, &host_devices, &memory, &local_apics, physical_bits)?;
         let assigner = if config.assigns() {
-            let unit = unit.as_ref().zip(unit_config);
-            Some(Assigner::new(host, host_devices, &memory, unit)?)
+            let unit = unit.as_ref().map(|(unit, config)| (unit, config.clone()));
+            Some(Assigner::new(
+                host,
+                host_devices,
+                &memory,
+                unit,
+                event_loop,
+            )?)
         } else {
             None
         };
-        let remapper = Remapper::new(local_apics, unit.clone());
-        let msi = Arc::clone(&remapper) as Arc<dyn MsiSink>;
-        let ioapic = IoApic::new(Arc::clone(&msi), Bdf::from_requester_id(IOAPIC_REQUESTER));
-        let routing = RoutingTable::new(Arc::clone(&vm));
-        LevelRoutes::install(
-            Arc::clone(&remapper),
-            Arc::clone(&routing),
-            Arc::clone(&ioapic),
-        );
-        let serial = Arc::new(SerialPort::new(
-            Arc::clone(&ioapic),
-            layout::COM1_IRQ,
-            standard_output()?,
-        ));
-
-        let apertures = Apertures {
-            ecam_base: layout::PCI_ECAM,
-            buses: u16::from(layout::PCI_BUSES),
-            mmio32: layout::PCI_MMIO32,
-            mmio64: layout::pci_mmio64(physical_bits),
-        };
-        let root = Arc::new(RootComplex::new(apertures));
-        let platform = functions::Platform {
+        let unit = unit.map(|(unit, _)| unit);
+        let interrupts = Interrupts::new(&vm, local_apics, unit.clone());
+        let root = Arc::new(RootComplex::new(apertures(physical_bits)));
+        let platform = Platform {
             root: Arc::clone(&root),
             memory: Arc::clone(&memory),
             unit: unit.clone(),
-            ioapic: Arc::clone(&ioapic),
-            msi,
+            ioapic: Arc::clone(&interrupts.ioapic),
+            msi: Arc::clone(&interrupts.remapper) as _,
             doorbells: Arc::new(doorbell::KvmDoorbells(Arc::clone(&vm))),
-            assignment: functions::Assignment {
-                interrupts: Arc::new(MessageRoutes::new(remapper, routing)),
+            assignment: Assignment {
+                interrupts: interrupts.of_assigned_devices(event_loop)?,
                 mappings: Arc::new(kvm::KvmSlots::new(Arc::clone(&vm), &memory)),
                 assigner: assigner.clone(),
+                event_loop: Arc::new(event_loop.clone()),
             },
             hotplug: Arc::default(),
         };
         let console = platform.add_functions(&config.functions)?;
         let hotplug = functions::hotplug(platform, &config.functions);
-
+        let ioapic = interrupts.ioapic;
+        let output = standard_output()?;
+        let serial = SerialPort::new(Arc::clone(&ioapic), layout::COM1_IRQ, output);
+        let serial = Arc::new(serial);
         let mut bus = Bus::new(Arc::clone(&ioapic));
         add_windows(&mut bus, &root, unit.as_ref(), &ioapic)?;
         add_ports(&mut bus, &serial, events)?;
-        let shared = Arc::new(Shared {
-            bus,
-            stop: AtomicBool::new(false),
-        });
         Ok(Self {
             images,
-            tables: description::tables(config, physical_bits),
+            tables: acpi::tables(config, physical_bits),
             ram_size: config.memory.size,
             vcpus: create_vcpus(&vm, config.cpus, &cpuid)?,
-            shared,
+            shared: Arc::new(Shared {
+                bus,
+                stop: AtomicBool::new(false),
+            }),
             root,
             unit,
             assigner,
@@ -186,7 +165,8 @@ impl Machine {
         &self.hotplug
     }
 
-    /// Takes what is typed, to where the configuration has the console. Returns how much there was room for.
+    /// Takes what is typed, to where the configuration has the console. Returns how much there was
+    /// room for.
     pub(crate) fn input(&self) -> impl Fn(&[u8]) -> usize + Send + 'static {
         let (console, serial) = (self.console.clone(), Arc::clone(&self.serial));
         move |bytes| match &console {
@@ -196,7 +176,8 @@ impl Machine {
         }
     }
 
-    /// Brings everything to its power-on state, if it is not there, and loads the guest: firmware's work.
+    /// Brings everything to its power-on state, if it is not there, and loads the guest: firmware's
+    /// work.
     pub(crate) fn boot(&mut self) -> anyhow::Result<()> {
         if self.used {
             self.reset_devices();
@@ -222,7 +203,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Stops all devices: what they have begun is finished or abandoned, and nothing touches guest memory afterwards.
+    /// Stops all devices: what they have begun is finished or abandoned, and nothing touches guest
+    /// memory afterwards.
     pub(crate) fn reset_devices(&self) {
         self.root.reset();
         if let Some(unit) = &self.unit {
@@ -230,6 +212,74 @@ impl Machine {
         }
         self.serial.reset();
         self.ioapic.reset();
+    }
+}
+
+/// What a machine stands on: a virtual machine of KVM with memory.
+struct Ground {
+    vm: Arc<VmFd>,
+    cpuid: Template,
+    /// Width of the guest's physical addresses.
+    physical_bits: u8,
+    memory: Memory,
+}
+
+impl Ground {
+    fn new(config: &Config) -> anyhow::Result<Self> {
+        let kvm = kvm::open(config.cpus)?;
+        let cpuid =
+            Template::new(&kvm, config.cpus).map_err(kvm::failed("reading the supported CPUID"))?;
+        let physical_bits = cpuid.physical_bits();
+        check_address_space(config.memory.size, physical_bits)?;
+        let memory = memory::allocate(&config.memory)?;
+        Ok(Self {
+            vm: kvm::create_vm(&kvm, &memory)?,
+            cpuid,
+            physical_bits,
+            memory,
+        })
+    }
+}
+
+/// The ways of interrupts to the local APICs.
+struct Interrupts {
+    remapper: Arc<Remapper>,
+    routing: Arc<RoutingTable>,
+    ioapic: Arc<IoApic>,
+}
+
+impl Interrupts {
+    fn new(vm: &Arc<VmFd>, local_apics: Arc<LocalApics>, unit: Option<Arc<Unit>>) -> Self {
+        let remapper = Remapper::new(local_apics, unit);
+        let msi = Arc::clone(&remapper) as Arc<dyn MsiSink>;
+        let ioapic = IoApic::new(msi, Bdf::from_requester_id(IOAPIC_REQUESTER));
+        let routing = RoutingTable::new(Arc::clone(vm));
+        LevelRoutes::install(
+            Arc::clone(&remapper),
+            Arc::clone(&routing),
+            Arc::clone(&ioapic),
+        );
+        Self {
+            remapper,
+            routing,
+            ioapic,
+        }
+    }
+
+    /// Messages that KVM sends by itself.
+    fn of_assigned_devices(&self, event_loop: &Handle) -> anyhow::Result<Arc<MessageRoutes>> {
+        let (remapper, routing) = (Arc::clone(&self.remapper), Arc::clone(&self.routing));
+        let routes = MessageRoutes::new(remapper, routing, event_loop);
+        Ok(Arc::new(routes.context("waiting for interrupts")?))
+    }
+}
+
+fn apertures(physical_bits: u8) -> Apertures {
+    Apertures {
+        ecam_base: layout::PCI_ECAM,
+        buses: u16::from(layout::PCI_BUSES),
+        mmio32: layout::PCI_MMIO32,
+        mmio64: layout::pci_mmio64(physical_bits),
     }
 }
 

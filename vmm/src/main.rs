@@ -10,6 +10,8 @@ mod console;
 mod control;
 mod cpuid;
 mod doorbell;
+mod event;
+mod event_loop;
 mod irq;
 mod kvm;
 mod layout;
@@ -26,7 +28,7 @@ use std::process::ExitCode;
 
 use cli::{Request, UsageError};
 use config::Config;
-use vm::Outcome;
+use event::Outcome;
 
 /// Exit codes; `--help` documents them.
 mod code {

@@ -1,18 +1,25 @@
 //! Signals: the one that makes a vCPU leave the guest, and those that end the process.
 
-#![allow(unsafe_code)] // A signal handler that writes into the page that a vCPU shares with KVM; and sigwait.
+#![allow(unsafe_code)] // A signal handler that writes into the page that a vCPU shares with KVM.
 
 use std::cell::Cell;
 use std::io;
 use std::marker::PhantomData;
 use std::ptr;
+use std::sync::mpsc::Sender;
 
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::VcpuFd;
 use libc::{c_int, c_void, siginfo_t};
-use vmm_sys_util::signal::{SIGRTMIN, block_signal, create_sigset, register_signal_handler};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use crate::event::Event;
+use crate::event_loop::{Handle, Subscription};
 
 /// Signals that end the process in an orderly way.
-const ENDING: [c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 thread_local! {
     /// `kvm_run.immediate_exit` of the vCPU that this thread runs, or null.
@@ -30,13 +37,15 @@ pub(crate) fn install_kick() -> io::Result<()> {
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
-/// Makes the next (or current) KVM_RUN of this thread return: the signal alone would be lost just before it.
+/// Makes the next (or current) KVM_RUN of this thread return: the signal alone would be lost just
+/// before it.
 extern "C" fn on_kick(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_void) {
     IMMEDIATE_EXIT.with(|pointer| {
         let pointer = pointer.get();
         if !pointer.is_null() {
-            // SAFETY: only `Kickable` stores a pointer that is not null: it points into the page that a live `VcpuFd` of
-            // this very thread maps. KVM reads the byte whenever it likes, hence the volatile write.
+            // SAFETY: only `Kickable` stores a pointer that is not null: it points into the page
+            // that a live `VcpuFd` of this very thread maps. KVM reads the byte whenever it likes,
+            // hence the volatile write.
             unsafe { pointer.write_volatile(1) };
         }
     });
@@ -72,22 +81,40 @@ impl Drop for Kickable<'_> {
     }
 }
 
-/// Keeps the ending signals from interrupting any thread; to be called before the first thread is started.
-pub(crate) fn block_ending() {
-    for signal in ENDING {
-        // Failure means that the number is no signal's, which these are.
-        let _ = block_signal(signal);
-    }
+/// Keeps the ending signals from interrupting any thread; to be called before the first thread is
+/// started.
+pub(crate) fn block_ending() -> io::Result<()> {
+    Ok(ending().thread_block()?)
 }
 
-/// Waits for one of the ending signals and returns its number.
-pub(crate) fn wait_ending() -> io::Result<c_int> {
-    let set =
-        create_sigset(&ENDING).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-    let mut signal = 0;
-    // SAFETY: both pointers are to live values of the right types.
-    match unsafe { libc::sigwait(&raw const set, &raw mut signal) } {
-        0 => Ok(signal),
-        error => Err(io::Error::from_raw_os_error(error)),
+/// Turns the ending signals, which are blocked, into events.
+///
+/// # Errors
+/// When the host has no descriptor left.
+pub(crate) fn watch_ending(event_loop: &Handle, events: Sender<Event>) -> io::Result<Subscription> {
+    let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+    let signals = SignalFd::with_flags(&ending(), flags)?;
+    let sources = [Events::new(&signals, EventSet::IN)];
+    event_loop.subscribe(Watcher { signals, events }, &sources)
+}
+
+fn ending() -> SigSet {
+    ENDING.into_iter().collect()
+}
+
+struct Watcher {
+    signals: SignalFd,
+    events: Sender<Event>,
+}
+
+impl MutEventSubscriber for Watcher {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
+            // Nobody waits for it any more only when the process ends anyway.
+            let _ = self.events.send(Event::Signal(number));
+        }
     }
+
+    fn init(&mut self, _ops: &mut EventOps<'_>) {}
 }

@@ -14,9 +14,9 @@ use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use crate::boot::CpuState;
 use crate::bus::Bus;
 use crate::cpuid::Template;
+use crate::event::Event;
 use crate::kvm::{KvmError, failed};
 use crate::signals::Kickable;
-use crate::vm::Event;
 use state::PowerOn;
 
 /// IA32_TIME_STAMP_COUNTER.
@@ -118,9 +118,10 @@ impl Vcpu {
 
 /// Gives the vCPU the host's TSC frequency, and starts its TSC together with the others'.
 ///
-/// KVM by itself takes the frequency that the host had when KVM was initialized. A host without an invariant TSC may have
-/// measured it again since; KVM then wants to scale, cannot, and leaves the vCPU with a TSC that it believes to stand still:
-/// deadline timers fire seconds late, or never. Zero stands for the frequency as the host knows it now.
+/// KVM by itself takes the frequency that the host had when KVM was initialized. A host without an
+/// invariant TSC may have measured it again since; KVM then wants to scale, cannot, and leaves the
+/// vCPU with a TSC that it believes to stand still: deadline timers fire seconds late, or never.
+/// Zero stands for the frequency as the host knows it now.
 fn synchronize_tsc(vcpu: &VcpuFd) -> Result<(), KvmError> {
     if let Err(error) = vcpu.set_tsc_khz(0) {
         log::debug!("KVM keeps its own TSC frequency: {error}");
@@ -209,7 +210,8 @@ fn step(vcpu: &mut VcpuFd, id: u8, bus: &Bus) -> Step {
     )))
 }
 
-/// KVM finishes an access that it exited for when the vCPU is entered again: do that, without running the guest.
+/// KVM finishes an access that it exited for when the vCPU is entered again: do that, without
+/// running the guest.
 fn complete(vcpu: &mut VcpuFd) {
     vcpu.set_kvm_immediate_exit(1);
     let _ = vcpu.run();

@@ -1,6 +1,6 @@
-//! Running a machine: threads for its vCPUs, and what happens when the guest or the user wants something of the whole.
+//! Running a machine: threads for its vCPUs, and what happens when the guest or the user wants
+//! something of the whole.
 
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,74 +13,37 @@ use vmm_sys_util::signal::Killable;
 
 use crate::config::Config;
 use crate::control::{Control, Monitor, Socket, Workers};
+use crate::event::{Event, Outcome};
+use crate::event_loop::EventLoop;
 use crate::machine::Machine;
 use crate::vcpu::Vcpu;
 use crate::{console, signals, terminal};
 
-/// Something that concerns the machine as a whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
-    /// The guest turned itself off.
-    PowerOff,
-    /// The guest asked for a reset.
-    Reset,
-    /// A vCPU shut down.
-    TripleFault {
-        /// Which one.
-        vcpu: u8,
-    },
-    /// A vCPU cannot go on.
-    Failed(String),
-    /// The user typed the key to quit.
-    Quit,
-    /// A signal asks the process to end.
-    Signal(i32),
-}
-
-/// For people: what has happened, which may be several lines.
-impl fmt::Display for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::PowerOff => f.write_str("it turned itself off"),
-            Self::Reset => f.write_str("it asked for a reset"),
-            Self::TripleFault { vcpu } => write!(f, "vCPU {vcpu} shut down (triple fault)"),
-            Self::Failed(message) => f.write_str(message.trim_end()),
-            Self::Quit => f.write_str("the user ends it"),
-            Self::Signal(signal) => write!(f, "signal {signal} ends it"),
-        }
-    }
-}
-
-/// How a machine ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// The guest turned itself off, or the user quit.
-    Off,
-    /// The guest asked for a reset, which was not wanted.
-    Reset,
-    /// The guest crashed a CPU.
-    TripleFault,
-    /// A signal asked the process to end.
-    Signal(i32),
-}
-
 /// Creates a machine and runs it to its end.
 pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
-    signals::block_ending();
+    signals::block_ending().context("blocking signals")?;
     signals::install_kick().context("installing a signal handler")?;
     let (sender, events) = channel();
     let socket = config.control.as_deref().map(Socket::bind).transpose()?;
-    let mut machine = Machine::new(config, &sender)?;
-    watch_signals(sender.clone())?;
+    let event_loop = EventLoop::start(sender.clone()).context("starting the event loop")?;
+    let mut machine = Machine::new(config, &sender, event_loop.handle())?;
+    let _signals = signals::watch_ending(event_loop.handle(), sender.clone())
+        .context("waiting for signals")?;
     machine.boot()?;
     terminal::make_raw().context("the terminal cannot be put into raw mode")?;
-    console::start(sender.clone(), machine.input())
-        .context("starting the thread for standard input")?;
+    let _input = console::standard_input()
+        .and_then(|input| {
+            console::start(event_loop.handle(), input, sender.clone(), machine.input())
+        })
+        .context("standard input cannot be read")?;
     // Dropped before the machine: no client sees it half gone.
     let _control = socket
-        .map(|socket| Control::start(socket, monitor(config, &machine, &sender)?))
+        .map(|socket| {
+            let monitor = monitor(config, &machine, &sender)?;
+            Control::start(socket, monitor, event_loop.handle())
+        })
         .transpose()
-        .context("--control: starting its thread")?;
+        .context("--control: serving clients")?;
     loop {
         let running = start(&mut machine, &sender)?;
         let event = events.recv().context("all vCPUs are gone")?;
@@ -127,8 +90,8 @@ fn monitor(config: &Config, machine: &Machine, events: &Sender<Event>) -> io::Re
     })
 }
 
-/// The process's end comes before whatever else was reported while the vCPUs stopped; the rest concerned a machine that no
-/// longer runs.
+/// The process's end comes before whatever else was reported while the vCPUs stopped; the rest
+/// concerned a machine that no longer runs.
 fn most_urgent(first: Event, events: &Receiver<Event>) -> Event {
     let ends = |event: &Event| matches!(event, Event::Quit | Event::Signal(_));
     let later = events.try_iter().find(ends);
@@ -167,20 +130,6 @@ fn stop(machine: &mut Machine, running: Vec<JoinHandle<Vcpu>>) -> anyhow::Result
             .map_err(|_| anyhow::anyhow!("a vCPU thread panicked"))?;
         machine.vcpus.push(vcpu);
     }
-    Ok(())
-}
-
-/// Turns the signals that end the process into events. The thread ends with the process.
-fn watch_signals(events: Sender<Event>) -> anyhow::Result<()> {
-    let wait = move || {
-        if let Ok(signal) = signals::wait_ending() {
-            let _ = events.send(Event::Signal(signal));
-        }
-    };
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(wait)
-        .context("starting the thread for signals")?;
     Ok(())
 }
 

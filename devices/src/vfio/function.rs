@@ -6,6 +6,7 @@ mod error;
 mod interrupts;
 mod wanted;
 
+use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
@@ -24,7 +25,7 @@ use super::intx::Intx;
 use super::messages::Messages;
 use super::platform::{GuestMappings, InterruptRoutes};
 use super::services::Shown;
-use super::watcher::{HostListener, Watcher};
+use super::watcher::{EventLoop, HostListener, Watcher};
 use crate::ioapic::EndOfInterrupt;
 use crate::limit::LogLimit;
 use describe::{Described, describe};
@@ -45,6 +46,8 @@ pub struct VfioPciParts {
     pub mappings: Arc<dyn GuestMappings>,
     /// Who hears of what the host says about it; it is logged in any case.
     pub listener: Option<HostListener>,
+    /// Where it waits for that.
+    pub event_loop: Arc<dyn EventLoop>,
 }
 
 /// How the device interrupts.
@@ -83,8 +86,8 @@ pub struct VfioPci {
     /// complex takes it under its decode lock, so the root complex is never called with it.
     control: Mutex<Control>,
     limit: Mutex<LogLimit>,
-    /// Declared last: the thread ends after the interrupts have been turned off.
-    _watcher: Watcher,
+    /// Declared last: it ends after the interrupts have been turned off.
+    _watcher: Box<dyn Any + Send + Sync>,
 }
 
 impl VfioPci {
@@ -100,8 +103,10 @@ impl VfioPci {
             routes,
             mappings,
             listener,
+            event_loop,
         } = parts;
-        Self::with_host(bdf, device, shown, routes, mappings, listener)
+        let host: Arc<dyn HostDevice> = device;
+        Self::with_host(bdf, host, shown, routes, mappings, (listener, &*event_loop))
     }
 
     pub(super) fn with_host(
@@ -110,7 +115,7 @@ impl VfioPci {
         shown: Shown,
         routes: Arc<dyn InterruptRoutes>,
         mappings: Arc<dyn GuestMappings>,
-        listener: Option<HostListener>,
+        (listener, event_loop): (Option<HostListener>, &dyn EventLoop),
     ) -> Result<Arc<Self>, VfioPciError> {
         let name = host.name();
         let Described {
@@ -123,8 +128,8 @@ impl VfioPci {
         let failed = |what| VfioPciError::failed(&name, what);
         let intx = Intx::new(Arc::clone(&host)).map_err(failed("creating an eventfd"))?;
         let intx = Arc::new(intx);
-        let watcher = Watcher::start(&host, Arc::clone(&intx), listener)
-            .map_err(failed("starting its thread"))?;
+        let watcher = Watcher::start(&host, Arc::clone(&intx), listener, event_loop)
+            .map_err(failed("waiting for its events"))?;
         let table = |layout: MsixLayout| {
             let table = MsixTable::new(layout.vectors, bdf, Arc::new(NoSink));
             (layout, table)

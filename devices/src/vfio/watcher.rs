@@ -1,11 +1,11 @@
-//! The thread that waits for what the host says about a device: its interrupt pin, errors, and that the host wants it back.
+//! Events by which the host tells about a device: its interrupt pin, errors, and that the host
+//! wants it back.
 
+use std::any::Any;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::host::{HostDevice, IrqKind};
@@ -21,130 +21,98 @@ pub enum HostEvent {
     Requested,
 }
 
-/// Told of [`HostEvent`]s, on a thread of the device's.
+/// Told of [`HostEvent`]s, on the event loop, which it must not hold up.
 pub type HostListener = Box<dyn Fn(HostEvent) + Send + Sync>;
 
-const STOP: u64 = 0;
-const INTX: u64 = 1;
-const ERROR: u64 = 2;
-const REQUEST: u64 = 3;
+/// The machine's event loop.
+pub trait EventLoop: Send + Sync {
+    /// Has `subscriber` process the events of `sources`, which it owns, until the returned value is
+    /// dropped: then it is dropped as well, and processes nothing any more.
+    ///
+    /// # Errors
+    /// When the kernel cannot wait for one of the sources.
+    fn subscribe(
+        &self,
+        subscriber: Box<dyn MutEventSubscriber + Send>,
+        sources: &[Events],
+    ) -> io::Result<Box<dyn Any + Send + Sync>>;
+}
 
-/// The thread; it ends when this is dropped.
+const INTX: u32 = 0;
+const ERROR: u32 = 1;
+const REQUEST: u32 = 2;
+
+/// Listens to the events of a device.
 pub(super) struct Watcher {
-    stop: EventFd,
-    thread: Option<JoinHandle<()>>,
+    name: String,
+    intx: Arc<Intx>,
+    error: EventFd,
+    request: EventFd,
+    listener: Option<HostListener>,
+    requested: bool,
+    /// What a guest has the device do can be an error each time.
+    limit: LogLimit,
 }
 
 impl Watcher {
+    /// Listens on `event_loop` for as long as the returned value exists.
     pub(super) fn start(
         host: &Arc<dyn HostDevice>,
         intx: Arc<Intx>,
         listener: Option<HostListener>,
-    ) -> io::Result<Self> {
-        let epoll = Epoll::new()?;
-        let stop = EventFd::new(EFD_NONBLOCK)?;
-        let error = EventFd::new(EFD_NONBLOCK)?;
-        let request = EventFd::new(EFD_NONBLOCK)?;
-        for (event, token) in [
-            (&stop, STOP),
-            (intx.event(), INTX),
-            (&error, ERROR),
-            (&request, REQUEST),
-        ] {
-            let interest = EpollEvent::new(EventSet::IN, token);
-            epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
-        }
+        event_loop: &dyn EventLoop,
+    ) -> io::Result<Box<dyn Any + Send + Sync>> {
+        let watcher = Self {
+            name: host.name(),
+            intx,
+            error: EventFd::new(EFD_NONBLOCK)?,
+            request: EventFd::new(EFD_NONBLOCK)?,
+            listener,
+            requested: false,
+            limit: LogLimit::default(),
+        };
         // Not every device has them, and nothing depends on them.
-        for (kind, event) in [(IrqKind::Error, &error), (IrqKind::Request, &request)] {
+        for (kind, event) in [
+            (IrqKind::Error, &watcher.error),
+            (IrqKind::Request, &watcher.request),
+        ] {
             if host.irqs(kind).is_ok_and(|irqs| irqs.count > 0)
                 && let Err(error) = host.arm(kind, 0, &[Some(event)])
             {
                 log::debug!("{}: no {kind:?} interrupt: {error}", host.name());
             }
         }
-        let name = host.name();
-        let thread = thread::Builder::new()
-            .name("vfio".to_owned())
-            .spawn(move || {
-                let watching = Loop {
-                    name,
-                    intx,
-                    error,
-                    request,
-                    listener,
-                };
-                watching.run(&epoll);
-            })?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        let sources = [
+            Events::with_data(watcher.intx.event(), INTX, EventSet::IN),
+            Events::with_data(&watcher.error, ERROR, EventSet::IN),
+            Events::with_data(&watcher.request, REQUEST, EventSet::IN),
+        ];
+        event_loop.subscribe(Box::new(watcher), &sources)
     }
-}
 
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        // A full counter wakes the thread as well.
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+    fn failed(&mut self) {
+        let _ = self.error.read();
+        if let Some(held_back) = self.limit.pass() {
+            log::error!(
+                "{}: the host reports an uncorrectable error; the device may not work until it is reset ({held_back} messages \
+                 held back)",
+                self.name
+            );
         }
+        self.tell(HostEvent::Error);
     }
-}
 
-struct Loop {
-    name: String,
-    intx: Arc<Intx>,
-    error: EventFd,
-    request: EventFd,
-    listener: Option<HostListener>,
-}
-
-impl Loop {
-    fn run(&self, epoll: &Epoll) {
-        let mut requested = false;
-        // What a guest has the device do can be an error each time.
-        let mut limit = LogLimit::default();
-        loop {
-            let mut events = [EpollEvent::default(); 4];
-            let count = match epoll.wait(-1, &mut events) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    log::error!("{}: waiting for the host failed: {error}", self.name);
-                    return;
-                }
-            };
-            for event in events.iter().take(count) {
-                match event.data() {
-                    STOP => return,
-                    INTX => self.intx.raised(),
-                    ERROR => {
-                        let _ = self.error.read();
-                        if let Some(held_back) = limit.pass() {
-                            log::error!(
-                                "{}: the host reports an uncorrectable error; the device may not work until it is reset \
-                                 ({held_back} messages held back)",
-                                self.name
-                            );
-                        }
-                        self.tell(HostEvent::Error);
-                    }
-                    _ => {
-                        let _ = self.request.read();
-                        // The host asks again every few seconds.
-                        if !std::mem::replace(&mut requested, true) {
-                            log::warn!(
-                                "{}: the host wants the device back (its driver is being unbound); it waits until the \
-                                 device is removed from the guest, or the guest is stopped",
-                                self.name
-                            );
-                        }
-                        self.tell(HostEvent::Requested);
-                    }
-                }
-            }
+    fn requested(&mut self) {
+        let _ = self.request.read();
+        // The host asks again every few seconds.
+        if !std::mem::replace(&mut self.requested, true) {
+            log::warn!(
+                "{}: the host wants the device back (its driver is being unbound); it waits until the device is removed from \
+                 the guest, or the guest is stopped",
+                self.name
+            );
         }
+        self.tell(HostEvent::Requested);
     }
 
     fn tell(&self, event: HostEvent) {
@@ -152,4 +120,16 @@ impl Loop {
             listener(event);
         }
     }
+}
+
+impl MutEventSubscriber for Watcher {
+    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+        match events.data() {
+            INTX => self.intx.raised(),
+            ERROR => self.failed(),
+            _ => self.requested(),
+        }
+    }
+
+    fn init(&mut self, _ops: &mut EventOps<'_>) {}
 }

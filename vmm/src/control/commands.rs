@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use intel_vtd::SourceId;
-use pci::{Bdf, ECAM_FUNCTION_SHIFT};
+use pci::{Bdf, ECAM_FUNCTION_SHIFT, RootComplex};
 
-use super::Monitor;
 use super::hotplug;
+use super::monitor::Monitor;
 use super::parser::{Answer, Argument, Command, Value};
+use crate::event::Event;
 use crate::irq::Unit;
-use crate::vm::Event;
+use crate::machine::HotPlug;
 
 /// All commands, in the order in which help shows them.
 pub(super) const COMMANDS: &[Command] = &[
@@ -104,32 +105,37 @@ fn status(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
     .into())
 }
 
+/// Looked at by a thread of its own, as a device that is being reset answers late.
 fn devices(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
-    let lines = monitor.root.addresses().into_iter().map(|bdf| {
-        let [vendor_low, vendor_high, device_low, device_high] = read(monitor, bdf, 0x00);
-        let [revision, interface, subclass, class] = read(monitor, bdf, 0x08);
-        let vendor = u16::from_le_bytes([vendor_low, vendor_high]);
-        let device = u16::from_le_bytes([device_low, device_high]);
-        format!(
-            "{bdf} {:<16} {vendor:04x}:{device:04x} class {class:02x}{subclass:02x}{interface:02x} rev {revision:02x}{}\n",
-            kind(vendor, device),
-            monitor.hotplug.describe(bdf)
-        )
-    });
-    Ok(lines.collect::<String>().into())
+    let (root, hotplug) = (Arc::clone(&monitor.root), Arc::clone(&monitor.hotplug));
+    let work = move || {
+        let functions = root.addresses().into_iter();
+        Ok(functions.map(|bdf| device(&root, &hotplug, bdf)).collect())
+    };
+    Ok(monitor.workers.begin(work)?.into())
+}
+
+fn device(root: &RootComplex, hotplug: &HotPlug, bdf: Bdf) -> String {
+    let [vendor_low, vendor_high, device_low, device_high] = read(root, hotplug, bdf, 0x00);
+    let [revision, interface, subclass, class] = read(root, hotplug, bdf, 0x08);
+    let vendor = u16::from_le_bytes([vendor_low, vendor_high]);
+    let device = u16::from_le_bytes([device_low, device_high]);
+    format!(
+        "{bdf} {:<16} {vendor:04x}:{device:04x} class {class:02x}{subclass:02x}{interface:02x} rev {revision:02x}{}\n",
+        kind(vendor, device),
+        hotplug.describe(bdf)
+    )
 }
 
 /// A dword of the configuration space of `bdf`.
-fn read(monitor: &Monitor, bdf: Bdf, register: u16) -> [u8; 4] {
+fn read(root: &RootComplex, hotplug: &HotPlug, bdf: Bdf, register: u16) -> [u8; 4] {
     let mut data = [0; 4];
-    match monitor.hotplug.function(bdf) {
+    match hotplug.function(bdf) {
         // In a slot without power as well, or with another bus number of the guest's.
         Some(function) => function.read_config(register, &mut data),
         None => {
             let offset = u64::from(bdf.as_u16()) << ECAM_FUNCTION_SHIFT;
-            monitor
-                .root
-                .read_ecam(offset | u64::from(register), &mut data);
+            root.read_ecam(offset | u64::from(register), &mut data);
         }
     }
     data
@@ -150,24 +156,39 @@ fn kind(vendor: u16, device: u16) -> &'static str {
 }
 
 fn iommu(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
-    Ok(unit(monitor)?.describe().to_string().into())
+    look(monitor, |unit| unit.describe().to_string())
 }
 
 fn bindings(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
-    let functions = monitor.root.addresses().into_iter();
-    // The host bridge, which comes first, makes no requests.
-    let sources = functions.skip(1).map(|bdf| SourceId(bdf.as_u16()));
-    let bindings = unit(monitor)?.bindings(sources);
-    let lines = bindings.iter().map(ToString::to_string);
-    Ok(lines.collect::<String>().into())
+    let root = Arc::clone(&monitor.root);
+    look(monitor, move |unit| {
+        let functions = root.addresses().into_iter();
+        // The host bridge, which comes first, makes no requests.
+        let sources = functions.skip(1).map(|bdf| SourceId(bdf.as_u16()));
+        let bindings = unit.bindings(sources);
+        bindings.iter().map(ToString::to_string).collect()
+    })
 }
 
 fn translate(monitor: &Monitor, values: &[Value]) -> Result<Answer, String> {
     let [Value::Requester(source, pasid), Value::Address(address)] = values else {
         return Err("translate: the arguments are missing".to_owned());
     };
-    let explanation = unit(monitor)?.explain(*source, *pasid, *address);
-    Ok(explanation.to_string().into())
+    let (source, pasid, address) = (*source, *pasid, *address);
+    look(monitor, move |unit| {
+        unit.explain(source, pasid, address).to_string()
+    })
+}
+
+/// Looks at the unit with a thread of its own: the guest's tables may be large, and the unit waits
+/// for the host while it carries out a command of the guest's.
+fn look(
+    monitor: &Monitor,
+    description: impl FnOnce(&Unit) -> String + Send + 'static,
+) -> Result<Answer, String> {
+    let unit = Arc::clone(unit(monitor)?);
+    let work = move || Ok(description(&unit));
+    Ok(monitor.workers.begin(work)?.into())
 }
 
 fn stats(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
@@ -183,13 +204,11 @@ fn assigned(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
         let none = "no assigned devices, as there is no iommufd (`--object iommufd,id=ID`)\n";
         return Ok(none.to_owned().into());
     };
-    // Not on the server's thread: it waits while guest memory is locked for a device, which can take many seconds.
+    // By a thread of its own: it waits while guest memory is locked for a device, which can take
+    // many seconds.
     let assigner = Arc::clone(assigner);
     let work = move || Ok(assigner.to_string());
-    Ok(Answer {
-        later: Some(monitor.workers.begin(work)?),
-        ..Answer::default()
-    })
+    Ok(monitor.workers.begin(work)?.into())
 }
 
 fn quit(_: &Monitor, _: &[Value]) -> Result<Answer, String> {

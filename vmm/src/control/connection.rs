@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::parser::{self, Answer};
 use super::workers::Pending;
-use crate::vm::Event;
+use crate::event::Event;
 
 /// Longest request in bytes, without its newline.
 pub(super) const REQUEST_LIMIT: usize = 1024;
@@ -185,7 +185,8 @@ impl Connection {
         Ok(true)
     }
 
-    /// Receives what is there, up to a little more than a request. Whether there may be something to carry out.
+    /// Receives what is there, up to a little more than a request. Whether there may be something
+    /// to carry out.
     fn receive(&mut self) -> io::Result<bool> {
         let mut buffer = [0; REQUEST_LIMIT];
         match self.stream.read(&mut buffer) {
@@ -258,5 +259,4 @@ impl AsRawFd for Connection {
 }
 
 #[cfg(test)]
-#[path = "connection_test.rs"]
 mod connection_test;

@@ -4,19 +4,23 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use intel_vtd::unit::{EventSink, InterruptMessage};
-use pci::{Apertures, Bdf, MsiSink, PciFunction};
+use pci::{Apertures, Bdf, MsiSink, PciFunction, RootComplex};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::cli::{self, Request};
 use crate::config::FunctionKind;
-use crate::machine::Maker;
-use crate::machine::description::unit_config;
+use crate::event::Event;
+use crate::event_loop::EventLoop;
+use crate::irq::Unit;
+use crate::machine::unit::unit_config;
+use crate::machine::{HotPlug, Maker};
 
 /// A directory that goes with its owner.
 pub(super) struct Scratch(PathBuf);
@@ -100,7 +104,12 @@ struct Bench {
     path: PathBuf,
     events: Receiver<Event>,
     control: Control,
+    _event_loop: EventLoop,
     _scratch: Scratch,
+}
+
+fn event_loop() -> EventLoop {
+    EventLoop::start(channel().0).expect("a thread")
 }
 
 fn serving() -> Bench {
@@ -108,11 +117,13 @@ fn serving() -> Bench {
     let path = scratch.path("socket");
     let (monitor, events) = with_unit();
     let socket = Socket::bind(&path).expect("a free name");
-    let control = Control::start(socket, monitor).expect("a thread");
+    let event_loop = event_loop();
+    let control = Control::start(socket, monitor, event_loop.handle()).expect("descriptors");
     Bench {
         path,
         events,
         control,
+        _event_loop: event_loop,
         _scratch: scratch,
     }
 }
@@ -321,11 +332,14 @@ fn work_that_takes_time_holds_up_nobody_else() {
     let ports = vec![("p".to_owned(), port)];
     let hotplug = HotPlug::new(Arc::clone(&monitor.root), Box::new(maker), ports, &[]);
     let socket = Socket::bind(&path).expect("a free name");
-    let control = Control::start(socket, Monitor { hotplug, ..monitor }).expect("a thread");
+    let event_loop = event_loop();
+    let monitor = Monitor { hotplug, ..monitor };
+    let control = Control::start(socket, monitor, event_loop.handle()).expect("descriptors");
     let bench = Bench {
         path,
         events,
         control,
+        _event_loop: event_loop,
         _scratch: scratch,
     };
     let mut slow = bench.client();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Monitor;
+use super::monitor::Monitor;
 use super::parser::{Answer, Value};
 use crate::cli::{self, Device, Parsed};
 
@@ -23,10 +23,7 @@ pub(super) fn add(monitor: &Monitor, values: &[Value]) -> Result<Answer, String>
     };
     let hotplug = Arc::clone(&monitor.hotplug);
     let work = move || hotplug.add(&config).map_err(|error| error.to_string());
-    Ok(Answer {
-        later: Some(monitor.workers.begin(work)?),
-        ..Answer::default()
-    })
+    Ok(monitor.workers.begin(work)?.into())
 }
 
 /// `device-del`: when the guest has let go of the device, or has not.
@@ -40,8 +37,5 @@ pub(super) fn remove(monitor: &Monitor, values: &[Value]) -> Result<Answer, Stri
         let outcome = hotplug.remove(&id, force);
         outcome.map_err(|error| error.to_string())
     };
-    Ok(Answer {
-        later: Some(monitor.workers.begin(work)?),
-        ..Answer::default()
-    })
+    Ok(monitor.workers.begin(work)?.into())
 }

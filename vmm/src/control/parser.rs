@@ -1,14 +1,14 @@
-//! Requests: a command and its arguments, in words that are separated by blanks. A last argument may have blanks in it.
+//! Requests: a command and its arguments, in words that are separated by blanks. A last argument
+//! may have blanks in it.
 //!
 //! One table says what there is: it drives the parser, and it is what `help` prints.
 
 use intel_vtd::{Pasid, SourceId};
 use pci::Bdf;
 
-use super::Monitor;
-use super::commands::COMMANDS;
+use super::monitor::Monitor;
 use super::workers::Pending;
-use crate::vm::Event;
+use crate::event::Event;
 
 /// A command.
 pub(super) struct Command {
@@ -18,7 +18,8 @@ pub(super) struct Command {
     pub(super) arguments: &'static [Argument],
     /// One line of explanation.
     pub(super) help: &'static str,
-    /// Carries it out, given a value for each argument. The error tells the user what to do instead.
+    /// Carries it out, given a value for each argument. The error tells the user what to do
+    /// instead.
     pub(super) run: fn(&Monitor, &[Value]) -> Result<Answer, String>,
 }
 
@@ -57,6 +58,15 @@ pub(super) struct Answer {
     pub(super) later: Option<Pending>,
     /// What happens to the machine once the client was told.
     pub(super) event: Option<Event>,
+}
+
+impl From<Pending> for Answer {
+    fn from(work: Pending) -> Self {
+        Self {
+            later: Some(work),
+            ..Self::default()
+        }
+    }
 }
 
 impl From<String> for Answer {
@@ -141,9 +151,9 @@ impl Command {
     }
 }
 
-/// Carries out one request, and writes what the client is to be sent.
-pub(super) fn answer(monitor: &Monitor, request: &str) -> Answer {
-    let answer = run(monitor, request);
+/// Carries out one request, which is one of `commands`, and writes what the client is to be sent.
+pub(super) fn answer(commands: &[Command], monitor: &Monitor, request: &str) -> Answer {
+    let answer = run(commands, monitor, request);
     let answer = answer.unwrap_or_else(|problem| Answer::from(refusal(&problem)));
     Answer {
         text: framed(&answer.text),
@@ -168,7 +178,7 @@ fn framed(text: &str) -> String {
     framed
 }
 
-fn run(monitor: &Monitor, request: &str) -> Result<Answer, String> {
+fn run(commands: &[Command], monitor: &Monitor, request: &str) -> Result<Answer, String> {
     let (name, rest) = request
         .trim()
         .split_once(char::is_whitespace)
@@ -176,7 +186,7 @@ fn run(monitor: &Monitor, request: &str) -> Result<Answer, String> {
     if name.is_empty() {
         return Err("the request is empty; `help` lists the commands".to_owned());
     }
-    let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
+    let Some(command) = commands.iter().find(|command| command.name == name) else {
         return Err(format!(
             "unknown command `{}`; `help` lists the commands",
             name.escape_debug()
@@ -238,5 +248,4 @@ fn unsigned(digits: &str, radix: u32) -> Option<u64> {
 }
 
 #[cfg(test)]
-#[path = "parser_test.rs"]
 mod parser_test;

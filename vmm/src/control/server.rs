@@ -1,174 +1,177 @@
-//! The thread of the control socket: it accepts clients and gives each its turn.
+//! The server of the control socket: a subscriber of the event loop that accepts clients and gives
+//! each its turn.
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::EventFd;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
+use super::commands::COMMANDS;
 use super::connection::{Connection, Wants};
+use super::monitor::Monitor;
 use super::parser::answer;
-use super::{Monitor, Socket};
+use super::socket::Socket;
+use crate::event_loop::{Timer, io_error};
 
 /// Greatest number of connections.
 pub(super) const CONNECTIONS: usize = 8;
 /// How long to wait when the host has no descriptor left for a new client.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// What an event is about. Connections are all looked at, whichever it came from.
+/// What an event is about.
 mod token {
-    pub(super) const STOP: u64 = 0;
-    pub(super) const LISTENER: u64 = 1;
-    pub(super) const CONNECTION: u64 = 2;
-    pub(super) const WORK: u64 = 3;
+    pub(super) const LISTENER: u32 = 0;
+    pub(super) const CONNECTION: u32 = 1;
+    pub(super) const WORK: u32 = 2;
+    pub(super) const TIMER: u32 = 3;
 }
 
 pub(super) struct Server {
     socket: Socket,
-    stop: EventFd,
+    stop: Arc<AtomicBool>,
     monitor: Monitor,
-    epoll: Epoll,
+    /// For what has to be done without an event.
+    timer: Timer,
     connections: Vec<(Connection, Wants)>,
+    /// No client can be accepted before.
+    accept_again: Option<Instant>,
 }
 
 impl Server {
-    pub(super) fn new(socket: Socket, stop: EventFd, monitor: Monitor) -> io::Result<Self> {
-        let epoll = Epoll::new()?;
-        for (fd, token) in [
-            (stop.as_raw_fd(), token::STOP),
-            (socket.listener().as_raw_fd(), token::LISTENER),
-            (monitor.workers.done().as_raw_fd(), token::WORK),
-        ] {
-            epoll.ctl(
-                ControlOperation::Add,
-                fd,
-                EpollEvent::new(EventSet::IN, token),
-            )?;
-        }
+    /// A server without clients. Once `stop` is set it carries nothing out any more.
+    pub(super) fn new(socket: Socket, stop: Arc<AtomicBool>, monitor: Monitor) -> io::Result<Self> {
         Ok(Self {
             socket,
             stop,
             monitor,
-            epoll,
+            timer: Timer::new()?,
             connections: Vec::new(),
+            accept_again: None,
         })
     }
 
-    /// Serves clients until it is told to stop.
-    pub(super) fn run(mut self) {
-        // Room for all that can happen at once.
-        let mut events = [EpollEvent::default(); CONNECTIONS + 3];
-        loop {
-            let count = match self.epoll.wait(self.timeout(), &mut events) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(error) => {
-                    log::warn!("the control socket is lost: {error}");
-                    return;
-                }
-            };
-            let mut tokens = events.iter().take(count).map(EpollEvent::data);
-            if self.stop.read().is_ok() {
-                return;
-            }
-            if tokens.any(|token| token == token::LISTENER) {
-                self.accept();
-            }
-            // Read before the connections look for what was done, so that none of it is missed.
-            let _ = self.monitor.workers.done().read();
-            if self.serve().is_break() {
-                return;
-            }
+    /// What to listen to, besides connections.
+    pub(super) fn sources(&self) -> [Events; 3] {
+        [
+            self.listener(),
+            Events::with_data(self.monitor.workers.done(), token::WORK, EventSet::IN),
+            Events::with_data(&self.timer, token::TIMER, EventSet::IN),
+        ]
+    }
+
+    fn listener(&self) -> Events {
+        Events::with_data(self.socket.listener(), token::LISTENER, EventSet::IN)
+    }
+
+    /// Has the timer tell when something has to be done without an event.
+    fn set_timer(&mut self) {
+        let now = Instant::now();
+        let moments = self.connections.iter().map(|(connection, wants)| {
+            // It has a request at hand.
+            let at_once = *wants == Wants::Turn;
+            if at_once { now } else { connection.deadline() }
+        });
+        match moments.chain(self.accept_again).min() {
+            Some(first) => self.timer.set(first.saturating_duration_since(now)),
+            None => self.timer.stop(),
         }
     }
 
-    /// Milliseconds until something has to be done without an event.
-    fn timeout(&self) -> i32 {
-        if self
-            .connections
-            .iter()
-            .any(|(_, wants)| *wants == Wants::Turn)
-        {
-            return 0;
-        }
-        let deadlines = self
-            .connections
-            .iter()
-            .map(|(connection, _)| connection.deadline());
-        let Some(first) = deadlines.min() else {
-            return -1;
-        };
-        let left = first.saturating_duration_since(Instant::now());
-        // Rounded up: the deadline is to have passed.
-        i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
-    }
-
-    fn accept(&mut self) {
+    fn accept(&mut self, ops: &mut EventOps<'_>) {
         match self.socket.listener().accept() {
             Ok((stream, _)) if self.connections.len() >= CONNECTIONS => refuse(stream),
             Ok((stream, _)) => {
-                if let Err(error) = self.add(stream) {
+                if let Err(error) = self.add(stream, ops) {
                     log::debug!("control socket: a client is lost: {error}");
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 log::debug!("control socket: no client can be accepted: {error}");
-                thread::sleep(RETRY);
+                if ops.remove(self.listener()).is_ok() {
+                    self.accept_again = Some(Instant::now() + RETRY);
+                }
             }
         }
     }
 
-    fn add(&mut self, stream: UnixStream) -> io::Result<()> {
+    /// Accepts clients again when it is time.
+    fn listen(&mut self, ops: &mut EventOps<'_>) {
+        let is_due = |again| Instant::now() >= again;
+        if self.accept_again.is_some_and(is_due) {
+            self.accept_again = match ops.add(self.listener()) {
+                Ok(()) => None,
+                Err(_) => Some(Instant::now() + RETRY),
+            };
+        }
+    }
+
+    fn add(&mut self, stream: UnixStream, ops: &mut EventOps<'_>) -> io::Result<()> {
         let connection = Connection::new(stream, Instant::now())?;
-        self.epoll.ctl(
-            ControlOperation::Add,
-            connection.as_raw_fd(),
-            EpollEvent::new(EventSet::IN, token::CONNECTION),
-        )?;
+        ops.add(source(&connection, Wants::Input))
+            .map_err(io_error)?;
         self.connections.push((connection, Wants::Input));
         Ok(())
     }
 
-    /// Lets each connection get further, until the thread is to stop.
+    /// Lets each connection get further, until the server is to stop.
     ///
     /// An answer takes some time, so both the clock and the wish to stop are looked at before each.
-    fn serve(&mut self) -> ControlFlow<()> {
-        let (monitor, epoll, stop) = (&self.monitor, &self.epoll, &self.stop);
+    fn serve(&mut self, ops: &mut EventOps<'_>) -> ControlFlow<()> {
+        let (monitor, stop) = (&self.monitor, &self.stop);
         let mut flow = ControlFlow::Continue(());
         self.connections.retain_mut(|(connection, wants)| {
-            if flow.is_break() || stop.read().is_ok() {
+            if flow.is_break() || stop.load(Ordering::Acquire) {
                 flow = ControlFlow::Break(());
                 return true;
             }
             let before = *wants;
             *wants = connection.step(
                 Instant::now(),
-                |request| answer(monitor, request),
+                |request| answer(COMMANDS, monitor, request),
                 |event| {
                     // Nobody waits for events any more only when the machine ends anyway.
                     let _ = monitor.events.send(event);
                 },
             );
-            if *wants == Wants::Close {
-                // Closing the descriptor takes it out of the set.
-                return false;
+            let stays = *wants != Wants::Close
+                && (interest(before) == interest(*wants)
+                    || ops.modify(source(connection, *wants)).is_ok());
+            if !stays {
+                // It fails only for one that is not listened to.
+                let _ = ops.remove(source(connection, *wants));
             }
-            interest(before) == interest(*wants)
-                || epoll
-                    .ctl(
-                        ControlOperation::Modify,
-                        connection.as_raw_fd(),
-                        EpollEvent::new(interest(*wants), token::CONNECTION),
-                    )
-                    .is_ok()
+            stays
         });
         flow
     }
+}
+
+impl MutEventSubscriber for Server {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        match events.data() {
+            token::LISTENER => self.accept(ops),
+            token::TIMER => self.listen(ops),
+            _ => {}
+        }
+        // Read before the connections look for what was done, so that none of it is missed.
+        let _ = self.monitor.workers.done().read();
+        if self.serve(ops).is_continue() {
+            self.set_timer();
+        } else {
+            self.timer.stop();
+        }
+    }
+
+    fn init(&mut self, _ops: &mut EventOps<'_>) {}
+}
+
+fn source(connection: &Connection, wants: Wants) -> Events {
+    Events::with_data(connection, token::CONNECTION, interest(wants))
 }
 
 fn interest(wants: Wants) -> EventSet {
@@ -191,5 +194,4 @@ fn refuse(mut stream: UnixStream) {
 }
 
 #[cfg(test)]
-#[path = "server_test.rs"]
 mod server_test;

@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 
 use staging::Staging;
 
-/// Bytes of the longest path that a socket can have: those of `sun_path`, but for the one that ends it.
+/// Bytes of the longest path that a socket can have: those of `sun_path`, but for the one that ends
+/// it.
 const LONGEST: usize = 107;
-/// Bytes of the longest path of its directory, which has to leave room for the staging directory as well.
+/// Bytes of the longest path of its directory, which has to leave room for the staging directory as
+/// well.
 const LONGEST_DIRECTORY: usize = LONGEST - Staging::LENGTH;
 /// How long to wait for whoever may listen on a socket, and for whoever has locked its directory.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -65,8 +67,8 @@ pub(crate) struct Socket {
 impl Socket {
     /// Makes a socket at `path`. One that a process has left behind is replaced.
     ///
-    /// It gets its mode before its name, so nobody but the owner can connect to it at any time, whatever the umask is. It waits
-    /// for others for three seconds at most.
+    /// It gets its mode before its name, so nobody but the owner can connect to it at any time,
+    /// whatever the umask is. It waits for others for three seconds at most.
     ///
     /// # Errors
     /// When anything else is there, the path is too long, or the host refuses.
@@ -176,8 +178,9 @@ fn is_live(path: &Path) -> io::Result<bool> {
 
 /// Keeps other nidos from taking or giving a name in the directory of `path`, until it is dropped.
 ///
-/// Whoever can read the directory can hold its lock, and some file systems have none. Then it is done without: what the lock adds is
-/// that nobody takes the name of a socket in the moment in which [`remove_dead`] looks at it.
+/// Whoever can read the directory can hold its lock, and some file systems have none. Then it is
+/// done without: what the lock adds is that nobody takes the name of a socket in the moment in
+/// which [`remove_dead`] looks at it.
 fn lock(path: &Path) -> Option<File> {
     let directory = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -196,8 +199,9 @@ fn lock(path: &Path) -> Option<File> {
 
 /// Frees `path` of a socket that was found to be dead.
 ///
-/// Another nido may have found the same, and have put its own socket there since. So what is at `path` now is taken out of
-/// everyone's reach first, looked at there, and put back if it is not dead.
+/// Another nido may have found the same, and have put its own socket there since. So what is at
+/// `path` now is taken out of everyone's reach first, looked at there, and put back if it is not
+/// dead.
 fn remove_dead(path: &Path, staging: &Staging) -> Result<(), SocketError> {
     let refused = |cause: io::Error| SocketError::Refused {
         path: path.to_owned(),
@@ -223,5 +227,4 @@ fn remove_dead(path: &Path, staging: &Staging) -> Result<(), SocketError> {
 }
 
 #[cfg(test)]
-#[path = "socket_test.rs"]
 mod socket_test;

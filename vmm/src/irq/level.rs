@@ -1,12 +1,15 @@
-//! Keeps KVM informed about the level-triggered pins of the IOAPIC, so that it reports the end of their interrupts.
+//! Keeps KVM informed about the level-triggered pins of the IOAPIC, so that it reports the end of
+//! their interrupts.
 //!
-//! KVM looks at the routes of the first 24 GSIs for that, and at nothing else: no interrupt is sent through these routes.
+//! KVM looks at the routes of the first 24 GSIs for that, and at nothing else: no interrupt is sent
+//! through these routes.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use devices::ioapic::{self, IoApic, Route, RouteListener};
 use intel_vtd::SourceId;
 use intel_vtd::unit::InterruptEntryObserver;
+use parking_lot::Mutex;
 
 use super::{IOAPIC_REQUESTER, Invalidated, Remapper, RoutingTable};
 
@@ -18,8 +21,8 @@ pub(crate) struct LevelRoutes {
     remapper: Arc<Remapper>,
     table: Arc<RoutingTable>,
     ioapic: Arc<IoApic>,
-    /// Taken before the routing table's lock and the IOAPIC's and the unit's leaf locks. Held while KVM is told, so that it
-    /// learns of changes in order.
+    /// Taken before the routing table's lock and the IOAPIC's and the unit's leaf locks. Held while
+    /// KVM is told, so that it learns of changes in order.
     pins: Mutex<Pins>,
 }
 
@@ -46,8 +49,9 @@ impl LevelRoutes {
     fn update(&self, pins: &Pins) {
         let mut messages = Vec::new();
         for (pin, route) in (0..).zip(pins) {
-            // Masked pins as well: an interrupt of theirs may be in service, and KVM tells of the end of those only that it
-            // has routes for. Linux masks a pin before it ends the interrupt whenever it moves it to another CPU.
+            // Masked pins as well: an interrupt of theirs may be in service, and KVM tells of the
+            // end of those only that it has routes for. Linux masks a pin before it ends the
+            // interrupt whenever it moves it to another CPU.
             let Some(Route {
                 message,
                 level: true,
@@ -76,7 +80,7 @@ impl LevelRoutes {
 
 impl RouteListener for LevelRoutes {
     fn route_changed(&self, pin: u8, route: Route) {
-        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pins = self.pins.lock();
         let Some(slot) = pins.get_mut(usize::from(pin)) else {
             return;
         };
@@ -89,7 +93,7 @@ impl RouteListener for LevelRoutes {
 
 impl InterruptEntryObserver for LevelRoutes {
     fn interrupt_entries_invalidated(&self, first: u16, count: u32) {
-        let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let pins = self.pins.lock();
         let invalidated = Invalidated::new(first, count);
         let concerned = |route: &Route| route.level && invalidated.concerns(route.message);
         if invalidated.all() || pins.iter().flatten().any(concerned) {

@@ -1,46 +1,52 @@
-//! Interrupts of assigned devices: messages that KVM sends by itself when the host signals an event (irqfd).
+//! Interrupts of assigned devices: messages that KVM sends by itself when the host signals an event
+//! (irqfd).
 //!
-//! KVM knows nothing of interrupt remapping, so a route holds the message as the unit remaps it, and is resolved again whenever
-//! the guest says that the entry behind it has changed. Whatever KVM cannot send as it stands is sent by a thread of ours, as any
-//! other device's messages are: those that the unit blocks, which it then records as faults, and those that are no interrupts.
+//! KVM knows nothing of interrupt remapping, so a route holds the message as the unit remaps it,
+//! and is resolved again whenever the guest says that the entry behind it has changed. Whatever KVM
+//! cannot send as it stands is sent by our event loop, as any other device's messages are: those
+//! that the unit blocks, which it then records as faults, and those that are no interrupts.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use devices::vfio::{InterruptRoute, InterruptRoutes};
 use intel_vtd::SourceId;
 use intel_vtd::unit::{InterruptEntryObserver, InterruptMessage};
+use parking_lot::{Mutex, MutexGuard};
 use pci::{Bdf, MsiMessage, MsiSink};
+use vm_allocator::IdAllocator;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::watcher::Watcher;
 use super::{Invalidated, Remapper, RoutingTable, is_interrupt};
+use crate::event_loop;
 
 /// Routes from events to messages, each with a GSI of its own.
 pub(crate) struct MessageRoutes(Arc<Shared>);
 
 struct Shared {
-    /// For the thread.
-    this: Weak<Self>,
+    /// Of routes that KVM cannot serve.
+    watcher: Watcher,
     remapper: Arc<Remapper>,
     table: Arc<RoutingTable>,
-    /// Taken before the routing table's lock and the unit's leaf locks; after the unit's command mutex. Held from the moment that
-    /// a message is resolved until KVM has it, so that no older resolution can overwrite a newer one.
+    /// Taken before the routing table's lock and the unit's leaf locks; after the unit's command
+    /// mutex. Held from the moment that a message is resolved until KVM has it, so that no older
+    /// resolution can overwrite a newer one.
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
+    /// Not there if KVM has no GSIs for messages.
+    gsis: Option<IdAllocator>,
     /// By GSI.
     routes: BTreeMap<u32, Route>,
-    /// There while there are routes that needed it.
-    watcher: Option<Watcher>,
 }
 
 struct Route {
     source: Bdf,
-    event: EventFd,
+    /// Shared with the watcher, which closes it last.
+    event: Arc<EventFd>,
     /// As the guest wrote it.
     message: Option<MsiMessage>,
     path: Path,
@@ -53,31 +59,53 @@ enum Path {
     Nobody,
     /// KVM, which sends this message.
     Kvm(InterruptMessage),
-    /// The thread.
-    Thread,
+    /// The event loop.
+    Loop,
 }
 
 impl MessageRoutes {
     /// Routes in `table` that are remapped by `remapper`.
-    pub(crate) fn new(remapper: Arc<Remapper>, table: Arc<RoutingTable>) -> Self {
-        let shared = Arc::new_cyclic(|this| Shared {
-            this: Weak::clone(this),
+    ///
+    /// # Errors
+    /// When the host has no descriptor left.
+    pub(crate) fn new(
+        remapper: Arc<Remapper>,
+        table: Arc<RoutingTable>,
+        event_loop: &event_loop::Handle,
+    ) -> io::Result<Self> {
+        // Known to the loop before it is there.
+        let place = Arc::new(OnceLock::<Weak<Shared>>::new());
+        let known = Arc::clone(&place);
+        let watcher = Watcher::start(event_loop, move |gsi| {
+            if let Some(shared) = known.get().and_then(Weak::upgrade) {
+                shared.arrived(gsi);
+            }
+        })?;
+        let last = table.gsis.end.saturating_sub(1);
+        let state = State {
+            gsis: IdAllocator::new(table.gsis.start, last).ok(),
+            routes: BTreeMap::new(),
+        };
+        let shared = Arc::new(Shared {
+            watcher,
             remapper,
             table,
-            state: Mutex::default(),
+            state: Mutex::new(state),
         });
+        // It is set once only.
+        let _ = place.set(Arc::downgrade(&shared));
         if let Some(unit) = &shared.remapper.unit {
             unit.observe_interrupt_entries(Arc::clone(&shared) as _);
         }
-        Self(shared)
+        Ok(Self(shared))
     }
 }
 
 impl InterruptRoutes for MessageRoutes {
     fn add(&self, source: Bdf, event: EventFd) -> io::Result<Arc<dyn InterruptRoute>> {
         let mut state = self.0.lock();
-        let mut gsis = self.0.table.gsis.clone();
-        let Some(gsi) = gsis.find(|gsi| !state.routes.contains_key(gsi)) else {
+        let gsi = state.gsis.as_mut().and_then(|gsis| gsis.allocate_id().ok());
+        let Some(gsi) = gsi else {
             return Err(io::Error::other(format!(
                 "all {} interrupt routes of this machine are in use; assign fewer devices",
                 self.0.table.gsis.len()
@@ -85,7 +113,7 @@ impl InterruptRoutes for MessageRoutes {
         };
         let route = Route {
             source,
-            event,
+            event: Arc::new(event),
             message: None,
             path: Path::Nobody,
         };
@@ -110,7 +138,8 @@ impl InterruptRoute for Handle {
             return Ok(());
         };
         route.message = message;
-        self.shared.update(&mut state, &[self.gsi])
+        self.shared.update(&mut state, &[self.gsi]);
+        Ok(())
     }
 }
 
@@ -119,21 +148,17 @@ impl Drop for Handle {
         let mut state = self.shared.lock();
         self.shared.leave(&mut state, self.gsi);
         state.routes.remove(&self.gsi);
+        if let Some(gsis) = &mut state.gsis {
+            // It fails only for one that is free.
+            let _ = gsis.free_id(self.gsi);
+        }
         self.shared.table.forget(self.gsi);
-        let watcher = if state.routes.is_empty() {
-            state.watcher.take()
-        } else {
-            None
-        };
-        // Its thread may be waiting for the lock.
-        drop(state);
-        drop(watcher);
     }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Where the events of a route are to go now.
@@ -145,12 +170,12 @@ impl Shared {
         let message = self.remapper.resolve(source, address, data);
         message
             .filter(|message| is_interrupt(*message))
-            .map_or(Path::Thread, Path::Kvm)
+            .map_or(Path::Loop, Path::Kvm)
     }
 
-    /// Resolves the routes of `gsis`, and puts into effect what is new, with one change of KVM's table for all of them. No
-    /// interrupt is sent as it was resolved before when this returns.
-    fn update(&self, state: &mut State, gsis: &[u32]) -> io::Result<()> {
+    /// Resolves the routes of `gsis`, and puts into effect what is new, with one change of KVM's
+    /// table for all of them. No interrupt is sent as it was resolved before when this returns.
+    fn update(&self, state: &mut State, gsis: &[u32]) {
         let mut targets = Vec::new();
         for gsi in gsis {
             let Some(route) = state.routes.get(gsi) else {
@@ -165,7 +190,7 @@ impl Shared {
         for (gsi, target) in &targets {
             match target {
                 Path::Kvm(message) => changes.push((*gsi, Some(*message))),
-                Path::Nobody | Path::Thread => self.leave(state, *gsi),
+                Path::Nobody | Path::Loop => self.leave(state, *gsi),
             }
         }
         // Routes first, events second: an event that is attached to a GSI without a route is lost.
@@ -174,16 +199,13 @@ impl Shared {
             for (gsi, target) in &mut targets {
                 if matches!(target, Path::Kvm(_)) {
                     self.leave(state, *gsi);
-                    *target = Path::Thread;
+                    *target = Path::Loop;
                 }
             }
         }
-        let mut result = Ok(());
         for (gsi, target) in targets {
-            let entered = self.enter(state, gsi, target);
-            result = result.and(entered);
+            self.enter(state, gsi, target);
         }
-        result
     }
 
     /// Takes the events of a route from who has them.
@@ -198,74 +220,50 @@ impl Shared {
                     self.complain("KVM did not let go of an event", &error);
                 }
             }
-            Path::Thread => {
-                if let Some(watcher) = &state.watcher {
-                    watcher.unwatch(&route.event);
-                }
-            }
+            Path::Loop => self.watcher.unwatch(gsi),
         }
         route.path = Path::Nobody;
     }
 
     /// Gives the events of a route to `target`, whose message KVM has by now.
-    fn enter(&self, state: &mut State, gsi: u32, target: Path) -> io::Result<()> {
+    fn enter(&self, state: &mut State, gsi: u32, target: Path) {
         let Some(route) = state.routes.get_mut(&gsi) else {
-            return Ok(());
+            return;
         };
         match (route.path, target) {
-            (_, Path::Nobody) => Ok(()),
-            (Path::Kvm(_), Path::Kvm(_)) => {
-                route.path = target;
-                Ok(())
-            }
+            (_, Path::Nobody) => {}
+            (Path::Kvm(_), Path::Kvm(_)) => route.path = target,
             (_, Path::Kvm(_)) => {
-                if route.path == Path::Thread
-                    && let Some(watcher) = &state.watcher
-                {
-                    watcher.unwatch(&route.event);
+                if route.path == Path::Loop {
+                    self.watcher.unwatch(gsi);
                 }
-                route.path = Path::Nobody;
                 if let Err(error) = self.table.chip.attach(gsi, &route.event) {
                     self.complain("KVM refused an event for interrupts", &error);
-                    return self.watch(state, gsi);
+                    self.watch(route, gsi);
+                    return;
                 }
                 route.path = target;
-                // KVM has sent an interrupt for what was there, and left it there: it must not count again when the route is
-                // attached the next time. Later events KVM reads itself, before anyone else can.
+                // KVM has sent an interrupt for what was there, and left it there: it must not
+                // count again when the route is attached the next time. Later events KVM reads
+                // itself, before anyone else can.
                 let _ = route.event.read();
-                Ok(())
             }
-            (_, Path::Thread) => self.watch(state, gsi),
+            (_, Path::Loop) => self.watch(route, gsi),
         }
     }
 
-    fn watch(&self, state: &mut State, gsi: u32) -> io::Result<()> {
-        let watcher = match &state.watcher {
-            Some(watcher) => watcher,
-            None => {
-                let shared = Weak::clone(&self.this);
-                let watcher = Watcher::start(move |gsi| {
-                    if let Some(shared) = shared.upgrade() {
-                        shared.arrived(gsi);
-                    }
-                })?;
-                state.watcher.insert(watcher)
-            }
-        };
-        if let Some(route) = state.routes.get_mut(&gsi) {
-            watcher.watch(gsi, &route.event)?;
-            route.path = Path::Thread;
-        }
-        Ok(())
+    fn watch(&self, route: &mut Route, gsi: u32) {
+        self.watcher.watch(gsi, &route.event);
+        route.path = Path::Loop;
     }
 
-    /// The thread has seen an event.
+    /// The loop has seen an event.
     fn arrived(&self, gsi: u32) {
         let state = self.lock();
         let Some(route) = state.routes.get(&gsi) else {
             return;
         };
-        let Some(message) = route.message.filter(|_| route.path == Path::Thread) else {
+        let Some(message) = route.message.filter(|_| route.path == Path::Loop) else {
             return;
         };
         if route.event.read().is_err() {
@@ -293,12 +291,9 @@ impl InterruptEntryObserver for Shared {
         };
         let routes = state.routes.iter().filter(|(_, route)| concerned(route));
         let gsis: Vec<u32> = routes.map(|(gsi, _)| *gsi).collect();
-        if let Err(error) = self.update(&mut state, &gsis) {
-            self.complain("blocked interrupts are not recorded as faults", &error);
-        }
+        self.update(&mut state, &gsis);
     }
 }
 
 #[cfg(test)]
-#[path = "messages_test.rs"]
 mod messages_test;

@@ -1,12 +1,14 @@
-//! KVM's table of interrupt routes. KVM takes it only as a whole, so that all who have routes in it share this one.
+//! KVM's table of interrupt routes. KVM takes it only as a whole, so that all who have routes in it
+//! share this one.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use intel_vtd::unit::InterruptMessage;
 use kvm_ioctls::{Cap, VmFd};
+use parking_lot::Mutex;
 
 use super::chip::{Chip, KvmChip};
 use crate::layout;
@@ -19,7 +21,8 @@ pub(crate) struct RoutingTable {
     pub(super) chip: Arc<dyn Chip>,
     /// GSIs for messages.
     pub(super) gsis: Range<u32>,
-    /// Routes that KVM has; it may have others, which nobody uses. Held while KVM is told; nothing else is called then.
+    /// Routes that KVM has; it may have others, which nobody uses. Held while KVM is told; nothing
+    /// else is called then.
     routes: Mutex<BTreeMap<u32, InterruptMessage>>,
 }
 
@@ -38,7 +41,8 @@ impl RoutingTable {
         })
     }
 
-    /// Gives GSIs other routes, or none, all at once. When it returns, no event becomes an interrupt by an old one.
+    /// Gives GSIs other routes, or none, all at once. When it returns, no event becomes an
+    /// interrupt by an old one.
     ///
     /// # Errors
     /// When KVM refuses; then nothing has changed.
@@ -46,8 +50,9 @@ impl RoutingTable {
         &self,
         changes: impl IntoIterator<Item = (u32, Option<InterruptMessage>)>,
     ) -> io::Result<()> {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        // Most changes change nothing: a guest may invalidate all entries thousands of times in a row.
+        let mut routes = self.routes.lock();
+        // Most changes change nothing: a guest may invalidate all entries thousands of times in a
+        // row.
         let changes: Vec<_> = changes
             .into_iter()
             .filter(|(gsi, message)| routes.get(gsi) != message.as_ref())
@@ -70,7 +75,7 @@ impl RoutingTable {
 
     /// Drops the route of a GSI that has no event any more, when the table is next told to KVM.
     pub(super) fn forget(&self, gsi: u32) {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = self.routes.lock();
         routes.remove(&gsi);
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use devices::edu::Edu;
 use devices::ioapic::IoApic;
 use devices::vfio::{
-    GuestMappings, HostEvent, HostListener, InterruptRoutes, VfioPci, VfioPciParts,
+    EventLoop, GuestMappings, HostEvent, HostListener, InterruptRoutes, VfioPci, VfioPciParts,
 };
 use devices::virtio::VirtioDevice;
 use devices::virtio::blk::{Block, BlockOptions};
@@ -47,6 +47,7 @@ pub(super) struct Assignment {
     pub(super) mappings: Arc<dyn GuestMappings>,
     /// If there are iommufds.
     pub(super) assigner: Option<Arc<Assigner>>,
+    pub(super) event_loop: Arc<dyn EventLoop>,
 }
 
 impl Platform {
@@ -153,6 +154,7 @@ impl Platform {
             routes: Arc::clone(&parts.interrupts),
             mappings: Arc::clone(&parts.mappings),
             listener: Some(self.listener(bdf)),
+            event_loop: Arc::clone(&parts.event_loop),
         })
         .with_context(|| config.to_string())?;
         let pin = self.interrupt_pin(bdf)?;
@@ -237,7 +239,8 @@ fn named_ports(functions: &[FunctionConfig], root: &RootComplex) -> Vec<(String,
     names.zip(root.ports()).collect()
 }
 
-/// Where each function of bus 0 goes: to the device number that it asks for, or to the next one that nobody asks for.
+/// Where each function of bus 0 goes: to the device number that it asks for, or to the next one
+/// that nobody asks for.
 fn places(functions: &[FunctionConfig]) -> impl Iterator<Item = (&FunctionConfig, Bdf)> {
     let on_bus_0 = functions.iter().filter(|function| function.bus.is_none());
     let taken: Vec<u8> = on_bus_0

@@ -1,20 +1,23 @@
 //! Hot-plug: devices that come and go behind root ports while the guest runs.
 //!
-//! What is plugged in stays there across a reset of the guest. A device leaves either when the guest has let go of it, which it
-//! is asked for by the slot's attention button, or by force, which a guest may take badly.
+//! What is plugged in stays there across a reset of the guest. A device leaves either when the
+//! guest has let go of it, which it is asked for by the slot's attention button, or by force, which
+//! a guest may take badly.
 
 mod error;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use pci::{Bdf, PciFunction, RemovalOutcome, RootComplex, RootPort};
 
 use crate::config::{FunctionConfig, FunctionKind};
 pub(crate) use error::HotPlugError;
 
-/// How long a guest has to let go of a device. Linux waits five seconds before it begins, and one before it is done.
+/// How long a guest has to let go of a device. Linux waits five seconds before it begins, and one
+/// before it is done.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// How long accesses that are under way may keep a function that nobody can reach any more.
 const LINGER: Duration = Duration::from_secs(5);
@@ -69,8 +72,8 @@ enum Stage {
 }
 
 impl HotPlug {
-    /// For the root ports of `root`, by their names, and what is behind them from the start: `functions` is what the machine was
-    /// made from, with their addresses.
+    /// For the root ports of `root`, by their names, and what is behind them from the start:
+    /// `functions` is what the machine was made from, with their addresses.
     pub(crate) fn new(
         root: Arc<RootComplex>,
         maker: Box<dyn Maker>,
@@ -107,8 +110,9 @@ impl HotPlug {
         })
     }
 
-    /// Makes a function and puts it into the slot of the port that it names. The guest is told, and does the rest. May take long:
-    /// files are opened, and for devices of the host guest memory may have to be pinned.
+    /// Makes a function and puts it into the slot of the port that it names. The guest is told, and
+    /// does the rest. May take long: files are opened, and for devices of the host guest memory may
+    /// have to be pinned.
     ///
     /// # Errors
     /// See [`HotPlugError`].
@@ -134,8 +138,9 @@ impl HotPlug {
         Ok(format!("{id} is in the slot of {name}, at {bdf}\n"))
     }
 
-    /// Takes out the device named `id`, or the one behind the port of that name, when the guest has let go of it. Waits for that
-    /// as long as [`PATIENCE`], unless by `force`. When it returns, nothing of the device is left.
+    /// Takes out the device named `id`, or the one behind the port of that name, when the guest has
+    /// let go of it. Waits for that as long as [`PATIENCE`], unless by `force`. When it returns,
+    /// nothing of the device is left.
     ///
     /// # Errors
     /// See [`HotPlugError`].
@@ -163,13 +168,14 @@ impl HotPlug {
         Ok(format!("{id} is out of the slot of {name}\n"))
     }
 
-    /// The host wants the device at `bdf` back, and may say so again and again: the guest is asked for it, if it is behind a port.
+    /// The host wants the device at `bdf` back, and may say so again and again: the guest is asked
+    /// for it, if it is behind a port.
     pub(crate) fn give_back(self: &Arc<Self>, bdf: Bdf) {
         let Some(port) = self.port_of_function(bdf) else {
             return;
         };
         let (plug, name) = (Arc::clone(self), port.name.clone());
-        // Not here: this is the device's own thread, which the removal ends.
+        // Not here: this is the event loop, which the removal waits for.
         let asking = move || {
             if let Err(error) = plug.remove(&name, false) {
                 log::debug!("the host wants the device behind `{name}` back: {error}");
@@ -181,7 +187,8 @@ impl HotPlug {
         }
     }
 
-    /// What is to be said about the function at `bdf`, in words that begin with a blank: its name, its port, its slot.
+    /// What is to be said about the function at `bdf`, in words that begin with a blank: its name,
+    /// its port, its slot.
     pub(crate) fn describe(&self, bdf: Bdf) -> String {
         let name = |id: Option<&str>| id.map(|id| format!(" id={id}")).unwrap_or_default();
         for (index, Port { name: bus, port }) in self.ports.iter().enumerate() {
@@ -237,8 +244,8 @@ impl HotPlug {
         }
     }
 
-    /// Nobody else takes out what is in that slot from now on, and nothing is put there. Another device may be there by now: it
-    /// stays.
+    /// Nobody else takes out what is in that slot from now on, and nothing is put there. Another
+    /// device may be there by now: it stays.
     fn depart(&self, id: &str, (index, count): (usize, u64)) -> Result<(), HotPlugError> {
         let mut slots = self.lock();
         let there = slots
@@ -359,7 +366,8 @@ impl HotPlug {
         self.maker.release(bdf);
         let rest = Arc::downgrade(&function);
         drop(function);
-        // An access that began before may still hold it. The next function at this address must find nothing of this one.
+        // An access that began before may still hold it. The next function at this address must
+        // find nothing of this one.
         let end = Instant::now() + LINGER;
         while rest.strong_count() != 0 {
             if Instant::now() >= end {
@@ -371,7 +379,7 @@ impl HotPlug {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Slot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.lock()
     }
 }
 
@@ -410,5 +418,4 @@ fn pluggable(kind: &FunctionKind) -> Result<(), HotPlugError> {
 }
 
 #[cfg(test)]
-#[path = "hotplug_test.rs"]
 mod hotplug_test;

@@ -4,6 +4,7 @@ use pci::{ConfigChange, MsiMessage, PciFunction};
 
 use super::*;
 use crate::vfio::fake::{Call, FakeHost, FakeLine, FakeMappings, FakeRoutes};
+use crate::vfio::fake_loop::FakeLoop;
 use crate::vfio::host::IrqKind;
 
 const CONFIG: u32 = 7;
@@ -30,7 +31,7 @@ fn create_shown(host: FakeHost, shown: Shown) -> Result<Setup, VfioPciError> {
         shown,
         routes.clone(),
         mappings.clone(),
-        None,
+        (None, &FakeLoop),
     )?;
     Ok(Setup {
         host,
@@ -363,7 +364,7 @@ fn a_device_whose_pin_the_host_cannot_use_has_none() {
 }
 
 #[test]
-fn the_pin_reaches_the_line_through_the_thread_and_its_end_reaches_the_host() {
+fn the_pin_reaches_the_line_through_the_loop_and_its_end_reaches_the_host() {
     let setup = setup();
     let line = Arc::new(FakeLine::default());
     setup.function.connect_intx(line.clone());
@@ -552,8 +553,15 @@ fn behind_a_port_it_is_an_endpoint_with_a_link() {
     let host = Arc::new(FakeHost::new());
     let bdf = Bdf::new(1, 0, 0).expect("address");
     let (routes, mappings) = (Arc::<FakeRoutes>::default(), Arc::<FakeMappings>::default());
-    let function =
-        VfioPci::with_host(bdf, host, Shown::default(), routes, mappings, None).expect("created");
+    let function = VfioPci::with_host(
+        bdf,
+        host,
+        Shown::default(),
+        routes,
+        mappings,
+        (None, &FakeLoop),
+    )
+    .expect("created");
     let mut data = [0; 2];
     function.read_config(0x82, &mut data);
     assert_eq!(data, [0x02, 0]);

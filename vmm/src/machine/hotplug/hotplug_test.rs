@@ -36,12 +36,12 @@ struct Bells(Mutex<BTreeSet<u64>>);
 
 impl Doorbells for Bells {
     fn add(&self, address: u64, _fd: &EventFd) -> std::io::Result<()> {
-        assert!(self.0.lock().expect("not poisoned").insert(address));
+        assert!(self.0.lock().insert(address));
         Ok(())
     }
 
     fn remove(&self, address: u64, _fd: &EventFd) {
-        assert!(self.0.lock().expect("not poisoned").remove(&address));
+        assert!(self.0.lock().remove(&address));
     }
 }
 
@@ -220,11 +220,11 @@ fn a_device_comes_and_goes_when_the_guest_has_let_go() {
         " id=left slot=occupied,power-on"
     );
     bench.start(1, 0xc000_0000);
-    assert!(!bench.parts.bells.0.lock().expect("not poisoned").is_empty());
+    assert!(!bench.parts.bells.0.lock().is_empty());
     let told = bench.obey(1, || bench.plug.remove("r0", false));
     assert_eq!(told.expect("let go"), "r0 is out of the slot of left\n");
     assert_eq!(bench.vendor(1), 0xffff);
-    assert!(bench.parts.bells.0.lock().expect("not poisoned").is_empty());
+    assert!(bench.parts.bells.0.lock().is_empty());
     assert_eq!(bench.parts.released.load(Ordering::Relaxed), 1);
     assert_eq!(
         bench.plug.describe(port(1)),
@@ -380,7 +380,8 @@ fn what_cannot_be_added_is_refused_and_leaves_nothing_behind() {
     );
 }
 
-/// The number of this process's threads and descriptors, which other tests change: so it is counted in a process of its own.
+/// The number of this process's threads and descriptors, which other tests change: so it is counted
+/// in a process of its own.
 fn counts() -> (usize, usize) {
     let count = |path| fs::read_dir(path).expect("readable").count();
     (count("/proc/self/task"), count("/proc/self/fd"))

@@ -1,10 +1,19 @@
 //! Requests in words, and what is said about those that are not valid.
 
+use super::super::commands::COMMANDS;
 use super::super::control_test::{bare, with_unit};
 use super::*;
 
 fn told(request: &str) -> String {
-    answer(&bare().0, request).text
+    answer(COMMANDS, &bare().0, request).text
+}
+
+/// What the client is sent in the end.
+fn sent(answer: Answer) -> String {
+    match answer.later {
+        None => answer.text,
+        Some(pending) => outcome(pending.recv().expect("it comes to something")),
+    }
 }
 
 #[test]
@@ -19,7 +28,7 @@ fn an_answer_ends_with_its_only_empty_line() {
             "device-del" => continue,
             _ => {}
         }
-        let text = answer(&monitor, &request).text;
+        let text = sent(answer(COMMANDS, &monitor, &request));
         assert!(!text.starts_with("error"), "{text}");
         // A list may have nothing in it: this machine has nothing but a host bridge.
         let end = text.strip_suffix('\n').expect("an empty line");
@@ -110,10 +119,10 @@ fn devices_to_remove_have_a_name_and_perhaps_force() {
 fn a_device_to_add_may_have_blanks_and_is_refused_as_on_the_command_line() {
     let (monitor, _events) = bare();
     let later = |request| {
-        let answer = answer(&monitor, request);
+        let answer = answer(COMMANDS, &monitor, request);
         assert_eq!(answer.text, "\n");
-        let pending = answer.later.expect("it takes time");
-        outcome(pending.recv().expect("it comes to something"))
+        assert!(answer.later.is_some(), "it takes time");
+        sent(answer)
     };
     let no_ports = "error: this machine has no root port; start nido with `--device pcie-root-port,id=PORT`, \
                     once for each device to come\n\n";

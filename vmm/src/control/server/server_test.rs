@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use vmm_sys_util::eventfd::EFD_NONBLOCK;
+use event_manager::{EventManager, SubscriberOps};
 
 use super::super::control_test::{Scratch, bare};
 use super::*;
@@ -12,30 +12,40 @@ fn the_wish_to_stop_is_heard_before_the_next_answer() {
     let scratch = Scratch::new();
     let path = scratch.path("socket");
     let socket = Socket::bind(&path).expect("a free name");
-    let stop = EventFd::new(EFD_NONBLOCK).expect("a descriptor");
+    let stop = Arc::<AtomicBool>::default();
     let (monitor, _events) = bare();
-    let other_end = stop.try_clone().expect("a descriptor");
-    let mut server = Server::new(socket, other_end, monitor).expect("descriptors");
+    let server = Server::new(socket, Arc::clone(&stop), monitor).expect("descriptors");
+    let sources = server.sources();
+    let mut manager = EventManager::<Server>::new().expect("descriptors");
+    let id = manager.add_subscriber(server);
+    let mut ops = manager.event_ops(id).expect("added");
+    for source in sources {
+        ops.add(source).expect("a source");
+    }
     let mut clients: Vec<UnixStream> = (0..2)
         .map(|_| {
             let client = UnixStream::connect(&path).expect("someone listens");
             client.set_nonblocking(true).expect("a socket");
-            server.accept();
             client
         })
         .collect();
+    let settle = |manager: &mut EventManager<Server>| {
+        while manager.run_with_timeout(100).expect("served") > 0 {}
+    };
     let mut answer = [0; 1024];
 
     for client in &mut clients {
         client.write_all(b"status\n").expect("taken");
     }
-    assert!(server.serve().is_continue());
+    settle(&mut manager);
     for client in &mut clients {
         assert!(client.read(&mut answer).expect("an answer") > 0);
         client.write_all(b"status\n").expect("taken");
     }
-    stop.write(1).expect("far from its limit");
-    assert!(server.serve().is_break());
+    stop.store(true, Ordering::Release);
+    for _ in 0..10 {
+        manager.run_with_timeout(0).expect("served");
+    }
     for client in &mut clients {
         let error = client.read(&mut answer).expect_err("no answer");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);

@@ -1,38 +1,10 @@
-//! The machine as others see it: the guest, through ACPI tables, and the remapping unit, through its configuration.
+//! The machine's ACPI tables: what they are to describe.
 
 use devices::power;
-use intel_vtd::{Interrupts, Scalable, Stages, UnitConfig};
 
-use crate::config::{Config, IommuConfig};
+use crate::config::Config;
 use crate::irq::IOAPIC_REQUESTER;
 use crate::layout;
-
-/// What the remapping unit is asked to be. `assigns` tells whether devices of the host may be behind it.
-pub(crate) fn unit_config(config: &IommuConfig, assigns: bool, physical_bits: u8) -> UnitConfig {
-    let stages = if config.shows_first_stage(assigns) {
-        Stages::Nested
-    } else {
-        Stages::Second
-    };
-    let scalable = config.scalable.then(|| {
-        Scalable::new(stages)
-            .with_pasid_bits(config.pasid_bits)
-            .with_page_requests(config.page_requests)
-    });
-    let interrupts = if config.intremap {
-        Interrupts::Remapped { x2apic: true }
-    } else {
-        Interrupts::Off
-    };
-    UnitConfig::legacy(physical_bits)
-        .with_address_width(config.address_width)
-        .with_scalable(scalable)
-        .with_interrupts(interrupts)
-        .with_device_tlb(config.device_iotlb)
-        .with_caching_mode(config.has_caching_mode(assigns))
-        .with_snoop_control(true)
-        .with_keep_translations(config.keep_translations)
-}
 
 /// The ACPI tables that describe this machine.
 pub(super) fn tables(config: &Config, physical_bits: u8) -> acpi::Tables {

@@ -1,0 +1,35 @@
+//! The running machine, as the commands of the control socket see it.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use pci::RootComplex;
+
+use super::workers::Workers;
+use crate::assign::Assigner;
+use crate::event::Event;
+use crate::irq::Unit;
+use crate::machine::HotPlug;
+
+/// What commands look at.
+pub(crate) struct Monitor {
+    /// Number of vCPUs.
+    pub(crate) cpus: u8,
+    /// Bytes of guest memory.
+    pub(crate) memory: u64,
+    /// When the machine was started.
+    pub(crate) started: Instant,
+    /// The PCI functions.
+    pub(crate) root: Arc<RootComplex>,
+    /// The remapping unit, if there is one.
+    pub(crate) unit: Option<Arc<Unit>>,
+    /// What assigns devices of the host, if there are iommufds.
+    pub(crate) assigner: Option<Arc<Assigner>>,
+    /// What can be plugged in and out.
+    pub(crate) hotplug: Arc<HotPlug>,
+    /// For what takes time.
+    pub(crate) workers: Workers,
+    /// Where the wish to end the machine goes.
+    pub(crate) events: Sender<Event>,
+}
