@@ -17,6 +17,26 @@ pub mod id {
     pub const MSIX: u8 = 0x11;
 }
 
+/// MSI (section 7.7.1).
+pub mod msi {
+    /// Message Control, 16 bits.
+    pub const CONTROL: u16 = 2;
+
+    /// Message Control: the function sends messages.
+    pub const ENABLE: u16 = 1;
+}
+
+/// MSI-X (section 7.7.2).
+pub mod msix {
+    /// Message Control, 16 bits.
+    pub const CONTROL: u16 = 2;
+
+    /// Message Control: the function sends messages.
+    pub const ENABLE: u16 = 1 << 15;
+    /// Message Control: all vectors are masked.
+    pub const FUNCTION_MASK: u16 = 1 << 14;
+}
+
 /// The PCI Express capability (section 7.5.3).
 pub mod pcie {
     /// Bytes of the version 2 structure, header included.

@@ -3,22 +3,21 @@
 
 use crate::builder::ConfigBuilder;
 use crate::capability::id;
+use crate::capability::msi::{CONTROL, ENABLE};
 use crate::config::ConfigSpace;
 
 /// Bytes of the structure with 64-bit address and per-vector masking.
 const SIZE: usize = 0x18;
 
-const CONTROL: u16 = 0x02;
 const ADDRESS: u16 = 0x04;
 const ADDRESS_HIGH: u16 = 0x08;
 const DATA: u16 = 0x0c;
 const MASK: u16 = 0x10;
 const PENDING: u16 = 0x14;
 
-const CONTROL_ENABLE: u16 = 1;
 /// 64-bit address capable, per-vector masking capable.
 const CONTROL_FEATURES: u16 = 1 << 7 | 1 << 8;
-const CONTROL_WRITABLE: u16 = CONTROL_ENABLE | 0x70;
+const CONTROL_WRITABLE: u16 = ENABLE | 0x70;
 
 /// One memory write that is an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +65,7 @@ impl ConfigSpace {
     pub fn msi_enabled(&self) -> bool {
         self.layout
             .msi
-            .is_some_and(|msi| self.read_u16(msi + CONTROL) & CONTROL_ENABLE != 0)
+            .is_some_and(|msi| self.read_u16(msi + CONTROL) & ENABLE != 0)
     }
 
     /// The message to send for an event on `vector`. `None` when MSI or bus mastering is off,

@@ -8,14 +8,11 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::bdf::Bdf;
 use crate::builder::ConfigBuilder;
 use crate::capability::id;
+use crate::capability::msix::{ENABLE, FUNCTION_MASK};
 use crate::config::ConfigSpace;
 use crate::function::MsiSink;
 use crate::msi::MsiMessage;
 
-/// Message Control: enable.
-const ENABLE: u16 = 1 << 15;
-/// Message Control: function mask.
-const FUNCTION_MASK: u16 = 1 << 14;
 /// Largest table.
 const MAX_VECTORS: u16 = 2048;
 

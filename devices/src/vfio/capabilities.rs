@@ -12,7 +12,7 @@ mod extended;
 
 pub(super) use extended::host_services;
 
-use pci::capability::{id, pcie};
+use pci::capability::{id, msi, msix, pcie};
 use pci::header::{
     CACHE_LINE_SIZE, CAPABILITIES_POINTER, COMMAND, FIRST_CAPABILITY, FIRST_EXTENDED,
     INTERRUPT_LINE, REVISION, STATUS, STATUS_CAPABILITIES, STATUS_INTERRUPT, SUBSYSTEM_VENDOR,
@@ -22,10 +22,7 @@ use pci::{CONFIG_SPACE_SIZE, Command};
 
 use super::bars::Bar;
 use super::config::VirtualConfig;
-use super::image::{
-    Image, Layout, MSI_ENABLE, MSIX_ENABLE, MSIX_FUNCTION_MASK, MsiLayout, MsixLayout, PM_CONTROL,
-    chunk, put,
-};
+use super::image::{Image, Layout, MsiLayout, MsixLayout, PM_CONTROL, chunk, put};
 use super::services::Shown;
 
 /// Device capabilities 2 (7.5.3.15): End-End TLP prefixes, which PASIDs travel in, and how many of
@@ -247,7 +244,7 @@ impl Builder<'_> {
     }
 
     fn msi_layout(&self, offset: u16) -> MsiLayout {
-        let control = self.host16(offset + 2);
+        let control = self.host16(offset + msi::CONTROL);
         MsiLayout {
             offset,
             wide: control & 1 << 7 != 0,
@@ -260,14 +257,14 @@ impl Builder<'_> {
         if length < layout.size() || self.facts.msi == 0 {
             return false;
         }
-        let control = self.host16(offset + 2);
+        let control = self.host16(offset + msi::CONTROL);
         let offered = u32::from(control >> 1 & 7)
             .min(self.facts.msi.ilog2())
             .min(5);
         let vectors = u32::MAX >> (32 - (1 << offered));
         let offered = u16::try_from(offered).unwrap_or(0);
-        self.set16(offset + 2, control & 0x0180 | offered << 1);
-        self.writable16(offset + 2, 0x70 | MSI_ENABLE);
+        self.set16(offset + msi::CONTROL, control & 0x0180 | offered << 1);
+        self.writable16(offset + msi::CONTROL, 0x70 | msi::ENABLE);
         self.writable32(offset + 4, 0xffff_fffc);
         if layout.wide {
             self.writable32(offset + 8, u32::MAX);
@@ -281,7 +278,7 @@ impl Builder<'_> {
     }
 
     fn msix(&mut self, offset: u16, bars: &[Bar]) -> bool {
-        let control = self.host16(offset + 2);
+        let control = self.host16(offset + msix::CONTROL);
         let vectors = u32::from(control & 0x7ff) + 1;
         let Ok(vectors) = u16::try_from(vectors.min(self.facts.msix)) else {
             return false;
@@ -305,8 +302,8 @@ impl Builder<'_> {
         {
             return false;
         }
-        self.set16(offset + 2, vectors - 1);
-        self.writable16(offset + 2, MSIX_ENABLE | MSIX_FUNCTION_MASK);
+        self.set16(offset + msix::CONTROL, vectors - 1);
+        self.writable16(offset + msix::CONTROL, msix::ENABLE | msix::FUNCTION_MASK);
         self.set32(offset + 4, table);
         self.set32(offset + 8, pba);
         self.layout.msix = Some(layout);

@@ -1,7 +1,7 @@
 //! The configuration space that the guest sees of an assigned device: bytes of our own, with masks
 //! that say what the guest may change, what is read from the host's device, and what goes to it.
 
-use pci::capability::{pcie, pri};
+use pci::capability::{msi, msix, pcie, pri};
 use pci::header::{BAR_END, BAR0, COMMAND, INTERRUPT_PIN};
 use pci::{BarKind, BarWindow, CONFIG_SPACE_SIZE, Command};
 
@@ -116,11 +116,11 @@ impl VirtualConfig {
         effects.msi = self
             .layout
             .msi
-            .is_some_and(|msi| touches(msi.offset + 2, msi.size() - 2));
+            .is_some_and(|msi| touches(msi.offset + msi::CONTROL, msi.size() - msi::CONTROL));
         effects.msix = self
             .layout
             .msix
-            .is_some_and(|msix| touches(msix.offset + 2, 2));
+            .is_some_and(|msix| touches(msix.offset + msix::CONTROL, 2));
         effects
     }
 

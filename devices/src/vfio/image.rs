@@ -11,12 +11,6 @@ use super::host::{CONFIG_REGION, HostDevice};
 pub(super) const PM_CONTROL: u16 = 4;
 pub(super) const PM_STATE: u16 = 3;
 
-/// MSI: message control, its enable, and the fields (7.7.1.2).
-pub(super) const MSI_ENABLE: u16 = 1;
-/// MSI-X: message control, enable and function mask (7.7.2.2).
-pub(super) const MSIX_ENABLE: u16 = 1 << 15;
-pub(super) const MSIX_FUNCTION_MASK: u16 = 1 << 14;
-
 /// The image of a configuration space.
 pub(super) type Image = [u8; CONFIG_SPACE_SIZE];
 

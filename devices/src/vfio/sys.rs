@@ -1,4 +1,4 @@
-//! The ioctls of a VFIO device that vfio-ioctls has not, or whose outcome it does not tell. Layouts
+//! The ioctls of a VFIO device that vfio-ioctls lacks, or whose outcome it does not report. Layouts
 //! are `linux/vfio.h`'s.
 //!
 //! This is the only file of the assigned device that may contain `unsafe`: the kernel interfaces

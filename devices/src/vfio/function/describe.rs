@@ -1,4 +1,5 @@
-//! A host's device as it is when it is taken over: what VFIO says of it, and what the guest will see.
+//! The description of a host's device as it is taken over: what VFIO says of it, and what the guest
+//! will see.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! Why a device of the host cannot be assigned.
+//! The errors of assigning a device of the host.
 
 use std::io;
 

@@ -1,10 +1,11 @@
 //! Interrupts of the function: what the guest wrote about them, made true in the host.
 
+use pci::capability::msix;
 use pci::{MsiMessage, MsixTable};
 
 use super::wanted::{Wanted, wanted};
 use super::{Control, Mode, VfioPci};
-use crate::vfio::image::{MSIX_ENABLE, MSIX_FUNCTION_MASK, MsixLayout};
+use crate::vfio::image::MsixLayout;
 use crate::vfio::messages::{MessageError, Messages};
 
 impl VfioPci {
@@ -12,8 +13,8 @@ impl VfioPci {
     /// have changed, too.
     pub(super) fn follow_interrupts(&self, control: &mut Control, messages: bool) {
         if let Some((layout, table)) = &self.msix {
-            let bits = control.config.u16(layout.offset + 2);
-            table.set_control(bits & MSIX_ENABLE != 0, bits & MSIX_FUNCTION_MASK != 0);
+            let bits = control.config.u16(layout.offset + msix::CONTROL);
+            table.set_control(bits & msix::ENABLE != 0, bits & msix::FUNCTION_MASK != 0);
         }
         match wanted(&control.config, self.intx.is_connected()) {
             Wanted::Off => self.turn_off(control),
@@ -109,7 +110,7 @@ impl VfioPci {
         let Some(entry) = table.entry(vector) else {
             return;
         };
-        let function = control.config.u16(layout.offset + 2) & MSIX_FUNCTION_MASK != 0;
+        let function = control.config.u16(layout.offset + msix::CONTROL) & msix::FUNCTION_MASK != 0;
         let message = (!entry.masked && !function).then_some(entry.message);
         if let Err(error) = vectors.set(vector, message) {
             self.complain_vector(vector, &error);

@@ -1,9 +1,10 @@
 //! The kind of interrupt that a configuration space asks for, and the messages of MSI.
 
+use pci::capability::{msi, msix};
 use pci::{Command, MsiMessage};
 
 use crate::vfio::config::VirtualConfig;
-use crate::vfio::image::{MSI_ENABLE, MSIX_ENABLE, MsiLayout};
+use crate::vfio::image::MsiLayout;
 
 /// How a device is to interrupt.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,12 +25,12 @@ pub(super) enum Wanted {
 pub(super) fn wanted(config: &VirtualConfig, has_pin: bool) -> Wanted {
     let layout = &config.layout;
     if let Some(msix) = layout.msix
-        && config.u16(msix.offset + 2) & MSIX_ENABLE != 0
+        && config.u16(msix.offset + msix::CONTROL) & msix::ENABLE != 0
     {
         return Wanted::Msix;
     }
     if let Some(msi) = layout.msi
-        && config.u16(msi.offset + 2) & MSI_ENABLE != 0
+        && config.u16(msi.offset + msi::CONTROL) & msi::ENABLE != 0
     {
         return Wanted::Msi(msi_messages(config, msi));
     }
@@ -42,7 +43,7 @@ pub(super) fn wanted(config: &VirtualConfig, has_pin: bool) -> Wanted {
 }
 
 fn msi_messages(config: &VirtualConfig, msi: MsiLayout) -> Vec<Option<MsiMessage>> {
-    let control = config.u16(msi.offset + 2);
+    let control = config.u16(msi.offset + msi::CONTROL);
     let (offered, enabled) = (control >> 1 & 7, control >> 4 & 7);
     let count = 1_u32 << u32::from(enabled.min(offered));
     let mut address = u64::from(config.u32(msi.offset + 4));
