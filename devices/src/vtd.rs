@@ -22,8 +22,7 @@ impl DeviceMmio for VtdMmio {
 
 #[cfg(test)]
 mod tests {
-    use intel_vtd::unit::{EventSink, InterruptMessage};
-    use intel_vtd::{Unit, UnitConfig};
+    use intel_vtd::{EventSink, InterruptMessage, Unit, UnitConfig};
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     use super::*;

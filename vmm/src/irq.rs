@@ -12,8 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devices::limit::LogLimit;
-use intel_vtd::SourceId;
-use intel_vtd::unit::{EventSink, InterruptMessage};
+use intel_vtd::{EventSink, InterruptMessage, SourceId};
 use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
 use pci::{Bdf, MsiMessage, MsiSink};

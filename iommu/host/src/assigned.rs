@@ -62,14 +62,10 @@ use crate::dirty::{DirtyPages, tracking};
 use crate::resources::{Common, HostKey};
 use binding::Binding;
 use device::Device;
-use intel_vtd::Invalidation;
-use intel_vtd::dma::DmaState;
-use intel_vtd::memory::Nearby;
-use intel_vtd::spec::device_tlb::DeviceTlbInvalidation;
-use intel_vtd::spec::ids::SourceId;
-use intel_vtd::spec::page_request::PageResponse;
-use intel_vtd::translate::GuestTables;
-use intel_vtd::unit::{DeviceTlb, TranslationObserver, Unit};
+use intel_vtd::{
+    DeviceTlb, DeviceTlbInvalidation, DmaState, GuestTables, Invalidation, Nearby, PageResponse,
+    SourceId, TranslationObserver, Unit,
+};
 use placement::{Host, State};
 
 /// The assigned devices of a machine.

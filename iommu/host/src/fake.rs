@@ -20,7 +20,7 @@ use super::{
     Attachment, HardwareInfo, HostDeviceId, HostIommu, HostMemory, IntelInfo, NestedInvalidation,
     NestedOptions, NestedTable, ObjectId, PageTableOptions, Rights, SharedMapping,
 };
-use intel_vtd::spec::ids::Pasid;
+use intel_vtd::Pasid;
 use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
 use ioas::{Area, Space};
 use nested::{Memory, Nested};

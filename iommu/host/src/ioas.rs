@@ -12,7 +12,7 @@ use super::{
 };
 use crate::resources::{Common, Remains};
 use crate::run::PAGE;
-use intel_vtd::spec::ids::Pasid;
+use intel_vtd::Pasid;
 
 /// `EINVAL`: what a page table answers that is not for this device.
 pub(crate) const INVALID: i32 = 22;

@@ -29,7 +29,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::BorrowedFd;
 
-use intel_vtd::spec::ids::Pasid;
+use intel_vtd::Pasid;
 
 /// Names an I/O address space or a page table of one iommufd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::resources::{Common, HostKey, Remains};
 use batch::ALL;
-use intel_vtd::translate::{FirstStage, SecondStage};
+use intel_vtd::{FirstStage, SecondStage};
 
 /// What makes nested page tables the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use vm_memory::GuestMemoryBackend;
 
 use super::{HostDeviceId, ObjectId};
-use intel_vtd::spec::ids::{Pasid, SourceId};
-use intel_vtd::spec::page_request::{PageRequest, PageResponse, ResponseCode};
-use intel_vtd::unit::{PageRequestRefusal, Unit};
+use intel_vtd::{
+    PageRequest, PageRequestRefusal, PageResponse, Pasid, ResponseCode, SourceId, Unit,
+};
 
 /// Groups of one device that wait for the guest. A PRG index has 9 bits, and there are as many for each PASID.
 const GROUPS: usize = 4096;

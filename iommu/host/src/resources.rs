@@ -8,7 +8,7 @@ use crate::dirty::DirtyPages;
 use crate::ram::Ram;
 use crate::statistics::AssignedStatistics;
 use crate::{HostIommu, ObjectId};
-use intel_vtd::unit::Limiter;
+use intel_vtd::Limiter;
 
 /// How much a guest can have of the host for its assigned devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,9 +22,8 @@ use crate::ioas::Space;
 use crate::resources::Common;
 use crate::run::Run;
 use areas::Areas;
-use intel_vtd::memory::TableMemory;
 use intel_vtd::spec::descriptors::PageBlock;
-use intel_vtd::translate::{GuestTables, SecondStage};
+use intel_vtd::{GuestTables, SecondStage, TableMemory};
 
 /// What makes shadows the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,7 +25,7 @@ pub use request::{
 };
 pub use resolve::{PasidDirectory, Resolved};
 
-pub use crate::spec::gates::Gates;
+pub(crate) use crate::spec::gates::Gates;
 
 use std::borrow::Borrow;
 

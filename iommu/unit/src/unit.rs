@@ -39,6 +39,7 @@ use vm_memory::GuestMemoryBackend;
 pub use device_tlb::DeviceTlb;
 pub use events::{EventSink, InterruptMessage};
 pub use interrupt_remapping::{InterruptBlocked, InterruptEntryObserver};
+pub use layout::REGISTER_WINDOW_SIZE;
 pub use observers::TranslationObserver;
 pub use page_requests::PageRequestRefusal;
 pub use snapshot::{RegisterWord, StateError, UnitState};

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use intel_vtd::unit::{EventSink, InterruptMessage};
+use intel_vtd::{EventSink, InterruptMessage};
 use pci::{Apertures, Bdf, MsiSink, PciFunction, RootComplex};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 

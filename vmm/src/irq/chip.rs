@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use intel_vtd::unit::InterruptMessage;
+use intel_vtd::InterruptMessage;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
     kvm_irq_routing_msi, kvm_irq_routing_msi__bindgen_ty_1, kvm_msi,

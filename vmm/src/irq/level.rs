@@ -7,8 +7,7 @@
 use std::sync::Arc;
 
 use devices::ioapic::{self, IoApic, Route, RouteListener};
-use intel_vtd::SourceId;
-use intel_vtd::unit::InterruptEntryObserver;
+use intel_vtd::{InterruptEntryObserver, SourceId};
 use parking_lot::Mutex;
 
 use super::{IOAPIC_REQUESTER, Invalidated, Remapper, RoutingTable};

@@ -11,8 +11,7 @@ use std::io;
 use std::sync::{Arc, OnceLock, Weak};
 
 use devices::vfio::{InterruptRoute, InterruptRoutes};
-use intel_vtd::SourceId;
-use intel_vtd::unit::{InterruptEntryObserver, InterruptMessage};
+use intel_vtd::{InterruptEntryObserver, InterruptMessage, SourceId};
 use parking_lot::{Mutex, MutexGuard};
 use pci::{Bdf, MsiMessage, MsiSink};
 use vm_allocator::IdAllocator;

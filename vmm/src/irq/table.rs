@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use intel_vtd::unit::InterruptMessage;
+use intel_vtd::InterruptMessage;
 use kvm_ioctls::{Cap, VmFd};
 use parking_lot::Mutex;
 

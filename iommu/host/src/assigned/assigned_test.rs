@@ -3,9 +3,9 @@
 use super::testing::*;
 use super::*;
 use crate::fake::{Call, FakeFeatures, FakeHost, errno};
+use intel_vtd::Latched;
 use intel_vtd::spec::descriptors::IotlbScope;
 use intel_vtd::spec::registers::TableMode;
-use intel_vtd::translate::Latched;
 
 const A: SourceId = SOURCES[0];
 const B: SourceId = SOURCES[1];

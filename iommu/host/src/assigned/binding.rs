@@ -8,8 +8,7 @@ use crate::ioas::{AttachError, Attached, detach};
 use crate::nested::batch::Tag;
 use crate::shadow::ShadowKey;
 use crate::{Attachment, ObjectId};
-use intel_vtd::spec::ids::Pasid;
-use intel_vtd::translate::{FirstStage, SecondStage};
+use intel_vtd::{FirstStage, Pasid, SecondStage};
 
 /// What requests reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use crate::page_requests::PageRequestPath;
 use crate::resources::HostKey;
 use crate::shadow::ShadowKey;
 use crate::{Attachment, HardwareInfo, HostDeviceId, HostIommu, NestedOptions, ObjectId};
-use intel_vtd::spec::ids::{Pasid, SourceId};
+use intel_vtd::{Pasid, SourceId};
 
 /// What a machine is given to assign a device.
 #[derive(Clone)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::blocked::Blocked;
-use intel_vtd::spec::ids::SourceId;
+use intel_vtd::SourceId;
 
 /// Why a device is not added.
 #[derive(Debug, Error)]

@@ -6,9 +6,8 @@ use crate::fake::{Call, FakeFeatures, FakeHost, errno};
 use crate::{HostDeviceId, NestedInvalidation, ObjectId};
 use intel_vtd::spec::descriptors::{IotlbScope, PasidCacheScope};
 use intel_vtd::spec::registers::TableMode;
-use intel_vtd::translate::Latched;
-use intel_vtd::translate::testing::Paging;
-use intel_vtd::{AddressWidth, Scalable, Stages, UnitConfig};
+use intel_vtd::testing::tables::Paging;
+use intel_vtd::{AddressWidth, Latched, Scalable, Stages, UnitConfig};
 
 const A: SourceId = SOURCES[0];
 const B: SourceId = SOURCES[1];

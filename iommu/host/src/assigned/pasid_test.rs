@@ -7,11 +7,9 @@ use super::*;
 use crate::fake::{Call, FakeFeatures, errno};
 use crate::{HostDeviceId, NestedInvalidation, PageTableOptions};
 use intel_vtd::spec::descriptors::{IotlbScope, PasidCacheScope};
-use intel_vtd::spec::device_tlb::{DeviceTlbInvalidation, DeviceTlbTarget};
-use intel_vtd::spec::ids::Pasid;
 use intel_vtd::spec::registers::TableMode;
-use intel_vtd::translate::Latched;
-use intel_vtd::translate::testing::Paging;
+use intel_vtd::testing::tables::Paging;
+use intel_vtd::{DeviceTlbInvalidation, DeviceTlbTarget, Latched, Pasid};
 
 const A: SourceId = SOURCES[0];
 const B: SourceId = SOURCES[1];

@@ -3,12 +3,9 @@
 use std::ops::ControlFlow;
 
 use crate::budget::{Budget, Exhausted};
-use intel_vtd::Invalidation;
-use intel_vtd::memory::TableMemory;
 use intel_vtd::spec::descriptors::PasidCacheScope;
-use intel_vtd::spec::ids::{Pasid, SourceId};
 use intel_vtd::spec::pasid::{DirectoryEntry, PasidEntry};
-use intel_vtd::translate::GuestTables;
+use intel_vtd::{GuestTables, Invalidation, Pasid, SourceId, TableMemory};
 
 /// PASIDs of a directory entry: those of a table.
 const PER_TABLE: u32 = 64;

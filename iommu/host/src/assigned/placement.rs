@@ -22,9 +22,7 @@ use crate::nested::Nested;
 use crate::resources::{Common, HostKey};
 use crate::shadow::{Scratch, Shadow};
 use crate::{HostIommu, NestedInvalidation, ObjectId};
-use intel_vtd::Invalidation;
-use intel_vtd::memory::TableMemory;
-use intel_vtd::translate::GuestTables;
+use intel_vtd::{GuestTables, Invalidation, TableMemory};
 use moves::Moves;
 pub(crate) use page_tables::add_memory_table;
 

@@ -18,9 +18,8 @@ use super::*;
 use crate::fake::{FakeFeatures, View, errno};
 use crate::{HostDeviceId, Rights};
 use intel_vtd::spec::descriptors::{IotlbScope, PageBlock, PasidCacheScope};
-use intel_vtd::spec::ids::Pasid;
-use intel_vtd::translate::Latched;
-use intel_vtd::translate::testing::Paging;
+use intel_vtd::testing::tables::Paging;
+use intel_vtd::{Latched, Pasid};
 
 const DEVICES: usize = 3;
 /// Who makes requests.

@@ -4,8 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::blocked::Blocked;
-use intel_vtd::spec::ids::{Pasid, SourceId};
-use intel_vtd::translate::{FirstStage, SecondStage};
+use intel_vtd::{FirstStage, Pasid, SecondStage, SourceId};
 
 /// Where a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

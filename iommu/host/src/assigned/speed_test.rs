@@ -12,7 +12,7 @@ use crate::{
     Attachment, HardwareInfo, HostDeviceId, HostMemory, NestedInvalidation, NestedOptions,
     NestedTable, ObjectId, PageTableOptions, Rights, SharedMapping,
 };
-use intel_vtd::spec::ids::Pasid;
+use intel_vtd::Pasid;
 
 /// Does nothing, and that successfully.
 struct Nothing;

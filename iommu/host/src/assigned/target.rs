@@ -3,10 +3,10 @@
 use crate::blocked::Blocked;
 use crate::nested::batch::Tag;
 use crate::shadow::ShadowKey;
-use intel_vtd::memory::TableMemory;
 use intel_vtd::spec::fault_reason::FaultReason;
-use intel_vtd::spec::ids::{Pasid, SourceId};
-use intel_vtd::translate::{Binding, FirstStage, GuestTables, Resolved, SecondStage};
+use intel_vtd::{
+    Binding, FirstStage, GuestTables, Pasid, Resolved, SecondStage, SourceId, TableMemory,
+};
 
 /// Where a device is to be put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,14 +9,14 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 use super::{AssignedDevice, AssignedDevices, DeviceBinding, Limits, RamPiece};
 use crate::fake::{FakeFeatures, FakeHost, Reached};
 use crate::{HostDeviceId, NestedInvalidation, Rights};
-use intel_vtd::Invalidation;
 use intel_vtd::spec::descriptors::{
     ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
 };
-use intel_vtd::spec::ids::{Pasid, SourceId};
-use intel_vtd::translate::testing::{Paging, RAM, World};
-use intel_vtd::unit::{EventSink, InterruptMessage, TranslationObserver as _, Unit};
-use intel_vtd::{Scalable, Stages, UnitConfig};
+use intel_vtd::testing::tables::{Paging, RAM, World};
+use intel_vtd::{
+    EventSink, InterruptMessage, Invalidation, Pasid, Scalable, SourceId, Stages,
+    TranslationObserver as _, Unit, UnitConfig,
+};
 
 pub(super) type Memory = Arc<GuestMemoryMmap<()>>;
 

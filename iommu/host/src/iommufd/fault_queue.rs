@@ -10,8 +10,7 @@ use iommufd_bindings as uapi;
 
 use crate::page_requests::{HostPageRequest, HostPageRequests};
 use crate::{HostDeviceId, ObjectId};
-use intel_vtd::spec::ids::Pasid;
-use intel_vtd::spec::page_request::PageRequest;
+use intel_vtd::{PageRequest, Pasid};
 
 const RECORD: usize = size_of::<uapi::iommu_hwpt_pgfault>();
 /// Records that one read makes room for at first. It takes whole groups only, so that a larger one needs more.

@@ -2,11 +2,10 @@
 
 use crate::NestedInvalidation;
 use crate::run::PAGE;
-use intel_vtd::Invalidation;
 use intel_vtd::spec::descriptors::{
     ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
 };
-use intel_vtd::spec::ids::{Pasid, SourceId};
+use intel_vtd::{Invalidation, Pasid, SourceId};
 
 /// Every translation.
 pub(crate) const ALL: NestedInvalidation = NestedInvalidation {

@@ -3,9 +3,8 @@
 use std::sync::Mutex;
 
 use super::*;
-use intel_vtd::spec::device_tlb::DeviceTlbInvalidation;
-use intel_vtd::unit::DeviceTlb;
-use intel_vtd::unit::testing::{Bench, Memory, sharing};
+use intel_vtd::testing::bench::{Bench, Memory, sharing};
+use intel_vtd::{DeviceTlb, DeviceTlbInvalidation};
 
 const SOURCE: SourceId = SourceId(0x0018);
 const DEVICE: HostDeviceId = HostDeviceId(4);

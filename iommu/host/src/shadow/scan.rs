@@ -14,10 +14,9 @@ use std::ops::Range;
 use crate::Rights;
 use crate::budget::{Budget, Exhausted};
 use crate::run::Run;
-use intel_vtd::memory::TableMemory;
 use intel_vtd::spec::gates::Gates;
 use intel_vtd::spec::second_stage::{ACCESSED, DIRTY, SecondStageEntry};
-use intel_vtd::translate::SecondStage;
+use intel_vtd::{SecondStage, TableMemory};
 
 /// Runs end here, whatever goes on behind: no block that an invalidation names is larger (MAMV 18), and it limits what has to be
 /// done over when one is taken apart.

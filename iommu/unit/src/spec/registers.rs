@@ -8,9 +8,6 @@ use bitfield_struct::bitfield;
 
 pub use capabilities::{Capability, Caps, ExtendedCapability};
 
-/// Size in bytes of the register window.
-pub const REGISTER_WINDOW_SIZE: u64 = 0x1000;
-
 /// VER of the revision that is modelled: major 5, minor 0 (section 11.4.1).
 ///
 /// Major 6 and later do without the register-based invalidation that older drivers start with.

@@ -3,7 +3,7 @@
 //! A file knows masks and values and nothing about effects. Every access ends up as aligned 32-bit words, so an effect belongs
 //! to the word that holds the bit: the high one for CCMD.ICC, IOTLB_REG.IVT and FRCD.F, as the section asks.
 
-use crate::spec::registers::REGISTER_WINDOW_SIZE;
+use super::layout::REGISTER_WINDOW_SIZE;
 
 /// One register of 32 or 64 bits. Bits that no mask names are read-only.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,7 @@
 //! What a case is made of, and the worlds that cases begin with.
 
+use intel_vtd::Request;
 use intel_vtd::spec::fault_reason::FaultReason;
-use intel_vtd::translate::Request;
 
 /// A request of 00:03.0. The first of two numbers is the PASID, if there is one; the other the address.
 #[derive(Clone, Copy, Debug)]

@@ -4,8 +4,7 @@ use super::case::Told::{Aborted, NoAccess, Nothing, Unsupported};
 use super::case::{AT_1000, Ask, CONTEXT, Case, DIRECTORY, PASID_5, SCALABLE};
 use super::world::SOURCE;
 use intel_vtd::spec::fault_reason::FaultReason as Reason;
-use intel_vtd::spec::ids::Pasid;
-use intel_vtd::translate::{Access, Request, RequestKind};
+use intel_vtd::{Access, Pasid, Request, RequestKind};
 
 /// A request with PASID 5 for 1000h.
 const WITH_PASID: Request = Request {

@@ -15,12 +15,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::case::{Ask, Case};
 use super::memory::{Memory, memory};
-use intel_vtd::dma::DmaPort;
 use intel_vtd::spec::fault_reason::FaultReason;
-use intel_vtd::translate::Request;
 use intel_vtd::{
-    AtsRefusal, AtsTranslation, EventSink, InterruptMessage, PageRequest, PageRequestRefusal,
-    Pasid, Scalable, SourceId, Stages, Unit, UnitConfig,
+    AtsRefusal, AtsTranslation, DmaPort, EventSink, InterruptMessage, PageRequest,
+    PageRequestRefusal, Pasid, Request, Scalable, SourceId, Stages, Unit, UnitConfig,
 };
 
 pub(super) const SOURCE: SourceId = SourceId(0x0018);

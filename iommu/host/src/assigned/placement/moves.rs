@@ -9,10 +9,7 @@ use crate::assigned::pasids::{self, Asked};
 use crate::assigned::target::Target;
 use crate::blocked::Blocked;
 use crate::budget::{Budget, Exhausted};
-use intel_vtd::Invalidation;
-use intel_vtd::memory::TableMemory;
-use intel_vtd::spec::ids::Pasid;
-use intel_vtd::translate::GuestTables;
+use intel_vtd::{GuestTables, Invalidation, Pasid, TableMemory};
 
 /// Where requests are to go.
 pub(super) type Moves = BTreeMap<Place, Target>;

@@ -15,9 +15,7 @@ use crate::nested::{Nested, NestedKey, missing};
 use crate::resources::HostKey;
 use crate::shadow::ShadowKey;
 use crate::{NestedInvalidation, NestedOptions, ObjectId};
-use intel_vtd::Invalidation;
-use intel_vtd::memory::TableMemory;
-use intel_vtd::translate::{FirstStage, GuestTables, SecondStage};
+use intel_vtd::{FirstStage, GuestTables, Invalidation, SecondStage, TableMemory};
 
 /// `EOPNOTSUPP`: what a kernel answers that does not nest, or not for this device.
 const UNSUPPORTED: i32 = 95;

@@ -11,10 +11,8 @@ use crate::blocked::Blocked;
 use crate::ioas::{AttachError, Space};
 use crate::resources::HostKey;
 use crate::shadow::{Shadow, ShadowKey, Trouble};
-use intel_vtd::Invalidation;
-use intel_vtd::memory::TableMemory;
 use intel_vtd::spec::descriptors::{IotlbScope, PasidIotlbScope};
-use intel_vtd::translate::{GuestTables, SecondStage};
+use intel_vtd::{GuestTables, Invalidation, SecondStage, TableMemory};
 
 /// How many bindings are compared with shadows for a step of the budget. A guest with as many PASIDs as it can have, each behind
 /// tables of its own, would have millions compared by one write to its queue's tail.

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use intel_vtd::translate::testing::{CAP, ECAP, Paging, SOURCE, World, gates};
-use intel_vtd::translate::{Access, Request};
+use intel_vtd::testing::tables::{CAP, ECAP, Paging, SOURCE, World, gates};
+use intel_vtd::{Access, Request};
 
 fn stage(paging: &Paging) -> SecondStage {
     SecondStage {
