@@ -1,5 +1,5 @@
-//! Output of a guest's console to a file that somebody reads, such as standard output. A reader that
-//! does not read holds no vCPU.
+//! Output of a guest's console to a file that somebody reads, such as standard output. A reader
+//! that does not read holds no vCPU.
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -1,13 +1,11 @@
 //! The capabilities that tell a driver where the structures are (section 4.1.4), among them the one
 //! through which configuration accesses reach the BAR (section 4.1.4.9).
 
+use pci::capability::id;
 use pci::{ConfigBuilder, ConfigSpace};
 
 use super::bar::{self, BAR, BAR_SIZE};
 use super::common::COMMON_SIZE;
-
-/// Vendor-specific capability.
-const VENDOR_SPECIFIC: u8 = 0x09;
 
 /// `VIRTIO_PCI_CAP_*` of <linux/virtio_pci.h>, which virtio-bindings lacks (section 4.1.4).
 const COMMON_CFG: u8 = 1;
@@ -63,7 +61,7 @@ fn add_one(
     body.extend_from_slice(&offset.to_le_bytes());
     body.extend_from_slice(&length.to_le_bytes());
     body.extend(extra.into_iter().flat_map(u32::to_le_bytes));
-    builder.add_capability(VENDOR_SPECIFIC, &body, &[])
+    builder.add_capability(id::VENDOR, &body, &[])
 }
 
 /// `VIRTIO_PCI_CAP_PCI_CFG`: a window into the BAR for software that cannot reach memory space.
