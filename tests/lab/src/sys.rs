@@ -16,41 +16,28 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-fn c_string(text: &str) -> io::Result<CString> {
-    CString::new(text)
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "string with a NUL byte"))
-}
-
-fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
-}
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::mount::MsFlags;
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::reboot::RebootMode;
+use nix::sys::signal::{self, Signal, killpg};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{Pid, geteuid, setsid, sync};
 
 /// Mounts `source` of type `fstype` on `target`, as mount(2).
 pub fn mount(source: &str, target: &str, fstype: &str, data: &str) -> io::Result<()> {
-    let (source, target) = (c_string(source)?, c_string(target)?);
-    let (fstype, data) = (c_string(fstype)?, c_string(data)?);
-    // SAFETY: all four are NUL-terminated strings that live until the call returns.
-    checked(unsafe {
-        libc::mount(
-            source.as_ptr(),
-            target.as_ptr(),
-            fstype.as_ptr(),
-            0,
-            data.as_ptr().cast(),
-        )
-    })?;
+    let flags = MsFlags::empty();
+    nix::mount::mount(Some(source), target, Some(fstype), flags, Some(data))?;
     Ok(())
 }
 
 /// Unmounts `target`, as umount(2).
 pub fn unmount(target: &str) -> io::Result<()> {
-    let target = c_string(target)?;
-    // SAFETY: the string is NUL-terminated and lives until the call returns.
-    checked(unsafe { libc::umount(target.as_ptr()) })?;
+    nix::mount::umount(target)?;
     Ok(())
 }
 
@@ -67,16 +54,16 @@ pub enum Leave {
 
 /// Leaves the machine; returns only on an error. Needs CAP_SYS_BOOT.
 pub fn reboot(how: Leave) -> io::Error {
-    let command = match how {
-        Leave::PowerOff => libc::LINUX_REBOOT_CMD_POWER_OFF,
-        Leave::Restart => libc::LINUX_REBOOT_CMD_RESTART,
-        Leave::Kexec => libc::LINUX_REBOOT_CMD_KEXEC,
+    let mode = match how {
+        Leave::PowerOff => RebootMode::RB_POWER_OFF,
+        Leave::Restart => RebootMode::RB_AUTOBOOT,
+        Leave::Kexec => RebootMode::RB_KEXEC,
     };
-    // SAFETY: takes no pointer.
-    unsafe { libc::sync() };
-    // SAFETY: takes no pointer for these commands.
-    unsafe { libc::reboot(command) };
-    io::Error::last_os_error()
+    sync();
+    match nix::sys::reboot::reboot(mode) {
+        Ok(never) => match never {},
+        Err(error) => error.into(),
+    }
 }
 
 /// Loads `kernel` (a bzImage) with `initrd` and `command_line` for [`Leave::Kexec`]
@@ -86,7 +73,7 @@ pub fn kexec_load(
     initrd: BorrowedFd<'_>,
     command_line: &str,
 ) -> io::Result<()> {
-    let command_line = c_string(command_line)?;
+    let command_line = CString::new(command_line)?;
     let length = command_line.as_bytes_with_nul().len();
     // SAFETY: the command line is `length` bytes long with its NUL, and the descriptors are open.
     let result = unsafe {
@@ -109,64 +96,44 @@ pub fn kexec_load(
 /// Loads a kernel module from an open file (finit_module(2)); one that is loaded already is no
 /// error.
 pub fn load_module(file: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: the parameter string is a static NUL-terminated string.
-    let result =
-        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
-    if result < 0 {
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() != Some(libc::EEXIST) {
-            return Err(error);
-        }
+    match finit_module(file, c"", ModuleInitFlags::empty()) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error.into()),
     }
-    Ok(())
 }
 
 /// Lets the calling thread run on `cpu` only, and returns the CPU that it then runs on.
 pub fn run_on_cpu(cpu: usize) -> io::Result<usize> {
-    // SAFETY: cpu_set_t is a plain bit array, for which zero is a valid value.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    if cpu >= libc::CPU_SETSIZE as usize {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
-    // SAFETY: cpu is inside the set, as checked above.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: set is valid and its size is given.
-    checked(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) })?;
-    // SAFETY: takes no pointer.
-    let now = checked(unsafe { libc::sched_getcpu() })?;
-    usize::try_from(now).map_err(io::Error::other)
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &set)?;
+    Ok(sched_getcpu()?)
 }
 
 /// CLOCK_MONOTONIC in nanoseconds.
 pub fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
+    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else {
+        return 0;
     };
-    // SAFETY: now is valid for writing.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+    u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000
+        + u64::try_from(now.tv_nsec()).unwrap_or(0)
 }
 
 /// Whether the effective user is root.
 pub fn is_root() -> bool {
-    // SAFETY: takes no pointer and cannot fail.
-    unsafe { libc::geteuid() == 0 }
+    geteuid().is_root()
 }
 
 /// Waits for any child to change state, for PID 1, which inherits orphans. None when there is none.
 pub fn reap() -> Option<i32> {
-    let mut status = 0;
-    // SAFETY: status is valid for writing.
-    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
-    (pid > 0).then_some(pid)
+    let status = waitpid(None, Some(WaitPidFlag::WNOHANG)).ok()?;
+    status.pid().map(Pid::as_raw)
 }
 
 /// Makes `command` lead a session of its own with its standard input as the controlling terminal.
 pub fn own_terminal(command: &mut Command) {
     let before_exec = || {
-        // SAFETY: takes no pointer.
-        unsafe { libc::setsid() };
+        let _ = setsid();
         // SAFETY: the argument of TIOCSCTTY is a number.
         unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) };
         Ok(())
@@ -179,8 +146,7 @@ pub fn own_terminal(command: &mut Command) {
 /// ends.
 pub fn die_with_parent(command: &mut Command) {
     let before_exec = || {
-        // SAFETY: the argument of PR_SET_PDEATHSIG is a number.
-        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        let _ = set_pdeathsig(Signal::SIGKILL);
         Ok(())
     };
     // SAFETY: the closure calls only prctl, which is async-signal-safe, and allocates nothing.
@@ -189,28 +155,25 @@ pub fn die_with_parent(command: &mut Command) {
 
 /// Leaves `file` open, under its number, in the programs that are started from now on.
 pub fn inherit(file: &File) -> io::Result<()> {
-    // SAFETY: takes a descriptor that is open, and no pointer.
-    checked(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) })?;
+    fcntl(file, FcntlArg::F_SETFD(FdFlag::empty()))?;
     Ok(())
 }
 
-/// Sends `signal` to every process of the group that `leader` leads.
-pub fn kill_group(leader: u32, signal: i32) {
+/// Kills every process of the group that `leader` leads.
+pub fn kill_group(leader: u32) {
     if let Ok(leader) = i32::try_from(leader)
         && leader > 1
     {
-        // SAFETY: takes no pointer.
-        unsafe { libc::kill(-leader, signal) };
+        let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
     }
 }
 
-/// Sends `signal` to one process.
-pub fn kill(process: u32, signal: i32) {
+/// Kills one process.
+pub fn kill(process: u32) {
     if let Ok(process) = i32::try_from(process)
         && process > 1
     {
-        // SAFETY: takes no pointer.
-        unsafe { libc::kill(process, signal) };
+        let _ = signal::kill(Pid::from_raw(process), Signal::SIGKILL);
     }
 }
 

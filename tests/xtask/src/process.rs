@@ -50,7 +50,7 @@ impl Supervised {
 impl Drop for Supervised {
     fn drop(&mut self) {
         // Its children may live on when it has ended itself.
-        sys::kill_group(self.0.id(), libc::SIGKILL);
+        sys::kill_group(self.0.id());
         let _ = self.0.wait();
     }
 }

@@ -126,7 +126,7 @@ fn measure(candidate: &Candidate, log: &Path) -> Result<(Duration, u64)> {
             Err(RecvTimeoutError::Disconnected) => break Err(anyhow::anyhow!("it ended: {last}")),
         }
     };
-    sys::kill(child.id(), libc::SIGKILL);
+    sys::kill(child.id());
     child.wait()?;
     result
 }

@@ -56,7 +56,7 @@ fn refused(task: &Task, devices: &Devices, refusal: &Refusal, log: &Path) -> Res
             break status;
         }
         if started.elapsed() > LIMIT {
-            sys::kill(child.id(), libc::SIGKILL);
+            sys::kill(child.id());
             child.wait()?;
             bail!("nido took what it must refuse");
         }

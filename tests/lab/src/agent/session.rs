@@ -213,7 +213,7 @@ impl Session<'_> {
             }
         }
         if amid.is_some() {
-            sys::kill(child.id(), libc::SIGKILL);
+            sys::kill(child.id());
         }
         let ended = end(&mut child)?;
         for line in lines.try_iter() {
@@ -317,7 +317,7 @@ fn end(child: &mut Child) -> Result<Ended> {
             break status;
         }
         if Instant::now() > deadline {
-            sys::kill_group(child.id(), libc::SIGKILL);
+            sys::kill_group(child.id());
             break child.wait()?;
         }
         std::thread::sleep(Duration::from_millis(5));

@@ -4,6 +4,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
 /// Anonymous memory, locked, page-aligned, zeroed; the target of DMA.
 #[derive(Debug)]
 pub struct Buffer {
@@ -171,13 +174,7 @@ impl Drop for Window {
 
 /// A new eventfd with counter 0.
 pub fn eventfd() -> io::Result<OwnedFd> {
-    // SAFETY: takes no pointer.
-    let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-    if descriptor < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and belongs to nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+    Ok(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?.into())
 }
 
 /// Takes ownership of a descriptor that an ioctl returned.
@@ -194,16 +191,7 @@ pub fn adopt(descriptor: i32) -> io::Result<OwnedFd> {
 
 /// Waits until `file` is readable, at most `milliseconds`.
 pub fn wait_readable(file: BorrowedFd<'_>, milliseconds: i32) -> io::Result<bool> {
-    let mut poll = libc::pollfd {
-        fd: file.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: poll is one valid structure.
-    let ready = unsafe { libc::poll(&raw mut poll, 1, milliseconds) };
-    if ready < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(ready > 0)
-    }
+    let timeout = PollTimeout::try_from(milliseconds).map_err(io::Error::other)?;
+    let mut files = [PollFd::new(file, PollFlags::POLLIN)];
+    Ok(poll(&mut files, timeout)? > 0)
 }

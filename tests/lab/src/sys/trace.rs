@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 /// ioctl numbers, and how often each was issued.
 pub type Counts = BTreeMap<u64, u64>;
 
@@ -47,8 +50,7 @@ impl IoctlCount {
     pub fn stop(self) -> io::Result<Counts> {
         self.stop.store(true, Ordering::SeqCst);
         // Nothing heeds this signal, but the tracer is told of it.
-        // SAFETY: takes no pointer.
-        unsafe { libc::kill(self.process, libc::SIGURG) };
+        let _ = kill(Pid::from_raw(self.process), Signal::SIGURG);
         self.tracer
             .join()
             .map_err(|_| io::Error::other("the tracer failed"))?
