@@ -1,4 +1,4 @@
-//! What the tables describe.
+//! The machine that the tables describe: processors, memory map, interrupt routing, remapping unit.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Layouts by raw offset, and checksums by an independent sum.
+//! The tables, read by raw offsets, with their checksums added up independently.
 
 use crate::{
     Apertures, Dmar, Ecam, IoApic, Platform, Power, Tables, Uart, build, intx_gsi, intx_gsi_behind,

@@ -1,4 +1,4 @@
-//! Building a configuration space: identity, BARs and the two capability lists.
+//! The builder of a configuration space: identity, BARs and the two capability lists.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

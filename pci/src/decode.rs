@@ -1,4 +1,4 @@
-//! Which function answers an address: the windows of all functions as a sorted list of disjoint
+//! The address map of the bus: the BAR windows of all functions as a sorted list of disjoint
 //! pieces.
 
 use std::ops::Range;

@@ -1,5 +1,5 @@
-//! Extended capabilities that decide what the IOMMU may do with a function: ATS, PRI, PASID and
-//! ACS.
+//! The extended capabilities that concern the IOMMU: ATS, PRI, PASID and ACS (sections 10.5 and
+//! 7.8.9).
 
 use crate::builder::ConfigBuilder;
 use crate::capability::pri;

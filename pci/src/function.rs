@@ -1,4 +1,4 @@
-//! What a device implements to sit on the bus, and what it is given to raise interrupts.
+//! The interface of a PCI function, and of the sinks that its interrupts go to.
 
 use crate::bar::{BarKind, BarWindow};
 use crate::bdf::Bdf;

@@ -1,5 +1,4 @@
-//! What hot-plug tells those who plug: the state of a slot, how removals end, why something is
-//! refused.
+//! The state of a hot-plug slot, outcomes of removals, and the errors of plugging (section 6.7).
 
 use thiserror::Error;
 

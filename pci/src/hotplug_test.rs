@@ -1,5 +1,4 @@
-//! Hot-plug, driven as Linux's pciehp drives it: what it writes, in which order, and what it waits
-//! for.
+//! Hot-plug, driven as Linux's pciehp drives it: its writes, their order, and what it waits for.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

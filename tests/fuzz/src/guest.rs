@@ -1,4 +1,4 @@
-//! Little guest memory, and a watch on who looks where.
+//! A small guest memory that counts lookups, with canary bytes at the host address width.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

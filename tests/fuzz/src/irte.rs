@@ -1,4 +1,4 @@
-//! Arbitrary interrupt remapping tables, and requests that use them.
+//! The target `irte`: arbitrary interrupt remapping tables, and requests that use them.
 
 use arbitrary::Arbitrary;
 use intel_vtd::{InterruptMessage, SourceId};

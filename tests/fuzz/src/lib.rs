@@ -1,4 +1,4 @@
-//! What a guest, or a device of it, can do to a remapping unit, decoded from arbitrary bytes.
+//! Fuzz targets: the accesses of a guest and its devices to a remapping unit, decoded from bytes.
 //!
 //! Each target is a function of bytes that panics when an invariant breaks. libFuzzer looks for
 //! such bytes (`cargo xtask fuzz`); a test tries the inputs in `seeds/` and some thousand random

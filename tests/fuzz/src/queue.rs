@@ -1,4 +1,5 @@
-//! An invalidation queue of valid geometry with arbitrary descriptors, in batches.
+//! The target `queue`: an invalidation queue of valid geometry with arbitrary descriptors, in
+//! batches.
 
 use arbitrary::Arbitrary;
 

@@ -1,4 +1,4 @@
-//! Tables of scalable mode that work, as arbitrary words rarely are.
+//! Valid tables of scalable mode, which arbitrary words rarely are.
 
 use arbitrary::Arbitrary;
 

@@ -1,5 +1,5 @@
-//! Everything at once: registers in any width, DMA, interrupts and resets over memory that the
-//! guest has filled.
+//! The target `unit`: registers in any width, DMA, interrupts and resets over memory that the guest
+//! has filled.
 
 use std::cell::Cell;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Decides whether a guest did what its plan says, from the lines of its console.
+//! The verdict on a guest: whether it did what its plan says, from the lines of its console.
 
 use crate::plan::{self, Step};
 use crate::protocol::GuestLine;

@@ -1,4 +1,4 @@
-//! What a guest does, as `lab.plan=` on its command line.
+//! A guest's plan, which is `lab.plan=` on its command line.
 //!
 //! A plan is a list of steps separated by `;`, one for each boot. A step is a list of checks
 //! separated by `,`, each `name` or `name=argument`, then `>` and how the boot ends: `poweroff`,

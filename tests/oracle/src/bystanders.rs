@@ -1,5 +1,5 @@
-//! What several tests put around a unit: an end for its events, a device that only obeys, and
-//! memory whose pages show who wrote them.
+//! Fixtures of several tests: an end for events, a device that only obeys, and memory whose pages
+//! show who wrote them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What a unit says it can do, decoded from its raw capability words (sections 11.4.2 and 11.4.3).
+//! A unit's capabilities, decoded from its raw capability words (sections 11.4.2 and 11.4.3).
 
 /// The capabilities that translation depends on.
 #[derive(Clone, Copy, Debug)]

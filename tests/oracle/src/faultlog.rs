@@ -1,4 +1,4 @@
-//! What the fault log has to show (sections 7.2.1 and 7.3).
+//! The expected fault log (sections 7.2.1 and 7.3).
 
 use crate::driver::{Driver, FaultRecord};
 

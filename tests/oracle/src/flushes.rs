@@ -1,5 +1,5 @@
-//! Which invalidations have completed, and whether an old version of an entry can still be in a
-//! cache (section 6).
+//! The invalidations that have completed, and whether an old version of an entry can still be
+//! cached (section 6).
 
 /// What an entry is, as far as invalidation goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! What guest memory has to contain, and what its words contained before.
+//! The expected contents of guest memory, and the earlier contents of its words.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What the firmware tables say: vCPUs, the remapping unit, the ECAM window, and where `edu` is.
+//! The firmware's tables: vCPUs, the remapping unit, the ECAM window, and the address of `edu`.
 
 use crate::load;
 

@@ -1,5 +1,4 @@
-//! What the benchmarks that run virtual machines share: where their logs are, and what they print
-//! at the end.
+//! Common parts of the benchmarks that run virtual machines: their logs and their closing lines.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! `cargo xtask bench boot`.
+//! `cargo xtask bench boot`: boot time and memory, beside QEMU's microvm and q35.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `cargo xtask bench nested`.
+//! `cargo xtask bench nested`: assigned devices three levels deep.
 
 use anyhow::Result;
 use lab::scenario::NESTED;

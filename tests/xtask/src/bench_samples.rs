@@ -1,5 +1,4 @@
-//! What benchmarks collect: values by who was measured and by what was measured; their medians and
-//! ratios.
+//! Samples of benchmarks: values by subject and quantity, their medians and ratios.
 
 use std::collections::BTreeMap;
 

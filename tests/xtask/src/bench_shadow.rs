@@ -1,4 +1,4 @@
-//! `cargo xtask bench shadow`.
+//! `cargo xtask bench shadow`: an assigned device behind shadowed tables, beside QEMU.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `cargo xtask boot`.
+//! `cargo xtask boot`: one guest, with a shell or with a check of itself.
 
 use std::io::IsTerminal;
 

@@ -1,4 +1,4 @@
-//! `cargo xtask lab`.
+//! `cargo xtask lab`: runs and lists scenarios.
 
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicUsize, Ordering};

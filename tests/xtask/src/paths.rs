@@ -1,4 +1,4 @@
-//! Where things are.
+//! Paths: the checkout, the target directory, logs, and the cache.
 
 use std::env;
 use std::path::{Path, PathBuf};

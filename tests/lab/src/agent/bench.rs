@@ -1,4 +1,5 @@
-//! What the benchmarks share: VMMs that are measured in turn, and how QEMU is started in level 1.
+//! Common parts of the benchmarks: VMMs that are measured in turn, and the start of QEMU in level
+//! 1.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! What level 3's maps and direct I/O cost, with tables that are nested, with tables that are
-//! shadowed, and with no unit.
+//! The nested benchmark in level 1: maps and direct I/O of level 3 with nested tables, with
+//! shadowed tables, and with no unit.
 
 use anyhow::Result;
 

@@ -1,5 +1,5 @@
-//! What a guest's maps and direct I/O cost with an assigned device behind tables that are shadowed:
-//! nido, and the distribution's QEMU.
+//! The shadow benchmark in level 1: maps and direct I/O of a guest with an assigned device behind
+//! shadowed tables, in nido and in the distribution's QEMU.
 
 use std::fs;
 

@@ -1,4 +1,5 @@
-//! Asks nido's control socket what a scenario wants to know, while the guest runs.
+//! The client of nido's control socket, which asks what a scenario wants to know of a running
+//! guest.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

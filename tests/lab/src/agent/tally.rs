@@ -1,5 +1,4 @@
-//! What nido and KVM have counted for a guest: exits, waits of its remapping unit, ioctls of
-//! iommufd.
+//! Counters of nido and KVM for a guest: exits, waits of its remapping unit, ioctls of iommufd.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,5 +1,4 @@
-//! What the guest has the agent do: it asks in the kernel log, and the answer is typed on its
-//! terminal.
+//! Requests of the guest to the agent: made in the kernel log, answered on the terminal.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;

@@ -1,4 +1,4 @@
-//! How fast a disk is by direct I/O.
+//! The check `disk-speed`: direct I/O of a disk.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

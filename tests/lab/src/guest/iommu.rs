@@ -1,4 +1,4 @@
-//! What Linux made of the remapping unit: its log, its groups, its tables (debugfs).
+//! The remapping unit as Linux shows it: its log, its groups, its tables (debugfs).
 
 use std::collections::BTreeMap;
 use std::fs;

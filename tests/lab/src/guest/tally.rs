@@ -1,4 +1,4 @@
-//! What work of this guest costs below it: exits, waits of its remapping unit and ioctls, which the
+//! The cost of this guest's work below it: exits, waits of its remapping unit and ioctls, which the
 //! agent counts.
 
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! What `cargo xtask bench nested` runs.
+//! The guests of `cargo xtask bench nested`.
 
 use super::levels::{GUEST, HOST};
 use super::{Exchange, FIRST_STAGE, SECOND_STAGE, Scenario};

@@ -1,5 +1,5 @@
-//! Changes that the guest makes as the specification asks, with their invalidations; invalidations
-//! of all kinds; changes of mode.
+//! Proper changes of tables, each with the invalidations that section 6.5.3 asks for; random
+//! invalidations; changes of mode.
 
 use super::{Guest, PASIDS, pasid_at};
 use crate::driver::queue;

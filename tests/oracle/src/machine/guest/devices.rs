@@ -1,5 +1,4 @@
-//! What devices with PASIDs, a device-TLB and page requests do, and what their guest does with
-//! them.
+//! Devices with PASIDs, a device-TLB and page requests, and what their guest does with them.
 
 use intel_vtd::PageRequest;
 

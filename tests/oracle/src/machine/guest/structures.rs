@@ -1,5 +1,4 @@
-//! The guest's root, context and PASID tables: valid entries of every kind, and such that are
-//! spoilt.
+//! The guest's root, context and PASID tables: valid entries of every kind, and corrupted ones.
 
 use super::{Guest, NESTED, PASIDS, SECOND, pasid_at};
 use crate::driver::entries::{self, PasidEntry};

@@ -1,4 +1,4 @@
-//! The guest's page tables: address spaces, their mappings, and entries that are spoilt.
+//! The guest's page tables: address spaces, mappings, and corrupted entries.
 
 use super::{DATA, END, Guest, NESTED, SECOND};
 use crate::driver::tables::{Slot, Space, Stage};
