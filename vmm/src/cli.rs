@@ -46,6 +46,8 @@ Exit codes:
 /// error.
 #[derive(Debug, Parser)]
 #[command(name = "nido", version, after_help = EXIT_CODES, max_term_width = 120)]
+// Brackets mean here what they mean in usage texts.
+#[allow(rustdoc::broken_intra_doc_links)]
 struct Arguments {
     /// Kernel: a bzImage, or an ELF vmlinux with a PVH entry note
     #[arg(long, value_name = "FILE")]
