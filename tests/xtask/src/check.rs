@@ -137,6 +137,7 @@ fn documentation() -> Result<Prepared> {
     doc.env("RUSTDOCFLAGS", "--deny warnings").args([
         "doc",
         "--no-deps",
+        "--keep-going",
         "--workspace",
         "--all-features",
     ]);
