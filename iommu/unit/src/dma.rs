@@ -14,15 +14,21 @@
 mod ats;
 mod guest_memory;
 mod iotlb;
+mod physical;
 mod port;
 mod shared;
 mod view;
+#[cfg(feature = "vm-memory-iommu")]
+mod vm_memory_iommu;
 
 pub use ats::{AtsRefusal, AtsTranslation};
 pub use guest_memory::DmaSlices;
+pub use physical::{DmaBlocked, PhysicalRange};
 pub use port::DmaPort;
 pub use shared::{DmaCounts, DmaState, FaultSink};
 pub use view::{DmaTransaction, DmaView};
+#[cfg(feature = "vm-memory-iommu")]
+pub use vm_memory_iommu::UnitIommu;
 
 #[cfg(test)]
 pub(crate) mod dma_test;

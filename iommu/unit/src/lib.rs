@@ -10,7 +10,7 @@
 //! | the unit in the machine | [`Unit`], [`REGISTER_WINDOW_SIZE`], [`EventSink`], [`Statistics`] |
 //! | saving and restoring | [`UnitState`], [`RegisterWord`], [`StateError`] |
 //! | requesters | [`SourceId`], [`Pasid`] |
-//! | DMA of devices | [`DmaPort`], [`DmaView`], [`DmaTransaction`], [`DmaSlices`] |
+//! | DMA of devices | [`DmaPort`], [`DmaView`], [`DmaTransaction`], [`DmaSlices`], [`PhysicalRange`], [`DmaBlocked`] |
 //! | interrupts of devices | [`InterruptMessage`], [`InterruptBlocked`], [`InterruptEntryObserver`] |
 //! | device-TLBs (PCIe ATS) | [`DeviceTlb`], [`DeviceTlbInvalidation`], [`DeviceTlbTarget`], [`AtsTranslation`], [`AtsRefusal`] |
 //! | page requests (PCIe PRI) | [`PageRequest`], [`PageRequestRefusal`], [`PageResponse`], [`ResponseCode`] |
@@ -37,7 +37,12 @@ mod unit;
 pub use config::{
     AddressWidth, ConfigError, Interrupts, Scalable, Stages, UnitConfig, WalkFeatures,
 };
-pub use dma::{AtsRefusal, AtsTranslation, DmaPort, DmaSlices, DmaTransaction, DmaView};
+#[cfg(feature = "vm-memory-iommu")]
+pub use dma::UnitIommu;
+pub use dma::{
+    AtsRefusal, AtsTranslation, DmaBlocked, DmaPort, DmaSlices, DmaTransaction, DmaView,
+    PhysicalRange,
+};
 pub use memory::{MemoryError, TableMemory};
 pub use spec::device_tlb::{DeviceTlbInvalidation, DeviceTlbTarget};
 pub use spec::ids::{Pasid, SourceId};
