@@ -12,7 +12,7 @@ const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/FAULTS.md");
 const HEAD: &str = "\
 # Which faults a unit gives
 
-Codes and names of section 7.1. A test (`src/every_fault`) provokes each reason in every way that the table names: it writes
+Codes and names of section 7.1. A test (`tests/every_fault`) provokes each reason in every way that the table names: it writes
 tables into guest memory, has a device make the request, and compares the fault record bit by bit. This page is made of the
 cases of that test.
 
