@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use intel_vtd::Pasid;
-use intel_vtd_host::{Attachment, ObjectId};
+use intel_vtd_host::{Attachment, HwptId};
 use parking_lot::Mutex;
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_INFO_NORESIZE, VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ,
@@ -135,7 +135,7 @@ impl Drop for VfioCdev {
 }
 
 impl Attachment for VfioCdev {
-    fn attach(&self, pasid: Option<Pasid>, table: ObjectId) -> io::Result<()> {
+    fn attach(&self, pasid: Option<Pasid>, table: HwptId) -> io::Result<()> {
         let attach = || match pasid {
             None => self.device.attach_hwpt(table.0),
             Some(pasid) => self.device.attach_iommufd_pt_pasid(table.0, pasid.get()),

@@ -54,11 +54,11 @@ pub use device::AssignedDevice;
 pub use error::AddError;
 pub use report::{DeviceBinding, DeviceReport};
 
-use super::ioas::Space;
+use super::ioas::Ioas;
 use super::page_requests::PageRequestPath;
 use super::ram::Ram;
-use super::{HostIommu, Rights};
 use crate::dirty::{DirtyPages, tracking};
+use crate::host_iommu::{HostIommu, Rights};
 use crate::resources::{Common, HostKey};
 use binding::Binding;
 use device::Device;
@@ -212,7 +212,7 @@ where
     /// Areas that all shadows have, and bytes that they map.
     pub fn mapped(&self) -> (usize, u64) {
         let state = self.lock();
-        let shadows = state.spaces().filter_map(|(_, shadow)| shadow);
+        let shadows = state.ioases().filter_map(|(_, shadow)| shadow);
         shadows.fold((0, 0), |(areas, bytes), shadow| {
             let shadow = shadow.areas();
             (areas + shadow.len(), bytes + shadow.bytes())
@@ -233,8 +233,8 @@ where
         let state = &mut *state;
         state.common.dirty = None;
         let mut outcome = Ok(());
-        for (space, _) in state.spaces() {
-            outcome = tracking::switch(space, true);
+        for (ioas, _) in state.ioases() {
+            outcome = tracking::switch(ioas, true);
             if outcome.is_err() {
                 break;
             }
@@ -262,13 +262,13 @@ where
     pub fn dirty_pages(&self, found: &mut dyn FnMut(u64, u64)) -> Result<(), DirtyTrackingError> {
         let mut state = self.lock();
         let mut pages = state.common.dirty.take().ok_or(DirtyTrackingError::Off)?;
-        for (space, shadow) in state.spaces() {
+        for (ioas, shadow) in state.ioases() {
             match shadow {
-                None => tracking::collect_guest_physical(space, &state.common.ram, &mut pages),
+                None => tracking::collect_guest_physical(ioas, &state.common.ram, &mut pages),
                 Some(shadow) => shadow
                     .areas()
                     .iter()
-                    .for_each(|area| tracking::collect(space, area, &mut pages)),
+                    .for_each(|area| tracking::collect(ioas, area, &mut pages)),
             }
         }
         pages.take(found);
@@ -358,9 +358,9 @@ impl DeviceTlb for HostDeviceTlb {
 }
 
 fn stop(state: &State) {
-    for (space, _) in state.spaces() {
+    for (ioas, _) in state.ioases() {
         // What has none of it needs none of this.
-        let _ = tracking::switch(space, false);
+        let _ = tracking::switch(ioas, false);
     }
 }
 
@@ -369,42 +369,43 @@ fn map_all_memory(
     iommu: &Arc<dyn HostIommu>,
     device: &Device,
     common: &mut Common,
-) -> Result<Space, AddError> {
+) -> Result<Ioas, AddError> {
     let name = || device.name.to_string();
-    let mut space = Space::allocate(iommu).map_err(|cause| AddError::Space {
+    let mut ioas = Ioas::allocate(iommu).map_err(|cause| AddError::Ioas {
         name: name(),
         cause,
     })?;
     // The page table first: it tells how far the host's addresses go.
-    let mut outcome = placement::add_memory_table(&mut space, &device.client(None), common)
-        .map_err(|cause| AddError::PageTable {
-            name: name(),
-            cause,
+    let mut outcome =
+        placement::add_memory_table(&mut ioas, &device.client(None), common).map_err(|cause| {
+            AddError::Hwpt {
+                name: name(),
+                cause,
+            }
         });
     if outcome.is_ok() {
-        outcome = map_memory(&space, &device.name, common);
+        outcome = map_memory(&ioas, &device.name, common);
     }
     match outcome {
-        Ok(()) => Ok(space),
+        Ok(()) => Ok(ioas),
         Err(error) => {
-            space.destroy(common);
+            ioas.destroy(common);
             Err(error)
         }
     }
 }
 
-fn map_memory(space: &Space, name: &str, common: &Common) -> Result<(), AddError> {
+fn map_memory(ioas: &Ioas, name: &str, common: &Common) -> Result<(), AddError> {
     for (range, memory) in common.ram.parts() {
-        if !space.mappable(range.clone()).eq([range.clone()]) {
+        if !ioas.mappable(range.clone()).eq([range.clone()]) {
             return Err(AddError::OutOfReach {
                 name: name.to_owned(),
                 start: range.start,
                 last: range.end - 1,
             });
         }
-        space
-            .host
-            .map(space.id, range.start, &memory, Rights::ALL)
+        ioas.host
+            .map(ioas.id, range.start, &memory, Rights::ALL)
             .map_err(|cause| AddError::Map {
                 name: name.to_owned(),
                 start: range.start,

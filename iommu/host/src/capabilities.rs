@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use thiserror::Error;
 
-use super::{HostDeviceId, HostIommu, IntelInfo, PageTableOptions};
+use crate::host_iommu::{HostDeviceId, HostIommu, HwptOptions, IntelInfo};
 use intel_vtd::{Scalable, UnitConfig, WalkFeatures};
 
 /// Interrupts are not translated, so these addresses are missing from what can be mapped.
@@ -142,17 +142,17 @@ impl HostCapabilities {
                 Err(Refused::Other(error)) => Err(error),
             }
         };
-        let plain = reach(host, device, PageTableOptions::default());
+        let plain = reach(host, device, HwptOptions::default());
         Ok(Self {
             intel: info.intel,
             plain: plain.map_err(io::Error::from)?,
-            dirty_tracking: attempt(PageTableOptions {
+            dirty_tracking: attempt(HwptOptions {
                 dirty_tracking: true,
-                ..PageTableOptions::default()
+                ..HwptOptions::default()
             })?,
-            nesting_parent: attempt(PageTableOptions {
+            nesting_parent: attempt(HwptOptions {
                 nesting_parent: true,
-                ..PageTableOptions::default()
+                ..HwptOptions::default()
             })?,
             pasid_bits: info.pasid_bits,
             privileged_pasids: info.privileged_pasids,
@@ -361,18 +361,18 @@ impl From<Refused> for io::Error {
 fn reach(
     host: &dyn HostIommu,
     device: HostDeviceId,
-    options: PageTableOptions,
+    options: HwptOptions,
 ) -> Result<TableReach, Refused> {
-    let space = host.allocate_space().map_err(Refused::Other)?;
+    let ioas = host.allocate_ioas().map_err(Refused::Other)?;
     let outcome = host
-        .allocate_page_table(device, space, options)
+        .allocate_hwpt(device, ioas, options)
         .map_err(Refused::Table)
         .and_then(|table| {
-            let ranges = host.address_ranges(space).map_err(Refused::Other);
-            host.destroy(table).map_err(Refused::Other)?;
+            let ranges = host.address_ranges(ioas).map_err(Refused::Other);
+            host.destroy(table.into()).map_err(Refused::Other)?;
             ranges
         });
-    let destroyed = host.destroy(space).map_err(Refused::Other);
+    let destroyed = host.destroy(ioas.into()).map_err(Refused::Other);
     let (ranges, page_size) = outcome?;
     destroyed?;
     Ok(TableReach {

@@ -16,14 +16,14 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{
-    Attachment, HardwareInfo, HostDeviceId, HostIommu, HostMemory, IntelInfo, NestedInvalidation,
-    NestedOptions, NestedTable, ObjectId, PageTableOptions, Rights, SharedMapping,
+use crate::host_iommu::{
+    Attachment, HardwareInfo, HostDeviceId, HostIommu, HostMemory, HwptId, HwptOptions, IntelInfo,
+    IoasId, NestedInvalidation, NestedOptions, NestedTable, ObjectId, Rights, SharedMapping,
 };
 use intel_vtd::Pasid;
 use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
-use ioas::{Area, Space};
-use nested::{Memory, Nested};
+use ioas::{Area, FakeIoas};
+use nested::{FakeNested, Memory};
 
 /// Error numbers of Linux.
 pub mod errno {
@@ -87,47 +87,47 @@ impl Default for FakeFeatures {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // The fields are the calls' arguments.
 pub enum Call {
-    AllocateSpace,
+    AllocateIoas,
     Destroy(ObjectId),
-    AddressRanges(ObjectId),
+    AddressRanges(IoasId),
     Map {
-        space: ObjectId,
+        ioas: IoasId,
         address: u64,
         length: u64,
         rights: Rights,
     },
     Share(SharedMapping),
     Unmap {
-        space: ObjectId,
+        ioas: IoasId,
         address: u64,
         length: u64,
     },
-    AllocatePageTable {
+    AllocateHwpt {
         device: HostDeviceId,
-        space: ObjectId,
-        options: PageTableOptions,
+        ioas: IoasId,
+        options: HwptOptions,
     },
     AllocateNested {
         device: HostDeviceId,
-        parent: ObjectId,
+        parent: HwptId,
         table: NestedTable,
         options: NestedOptions,
     },
-    Invalidate(ObjectId),
+    Invalidate(HwptId),
     HardwareInfo(HostDeviceId),
     SetDirtyTracking {
-        table: ObjectId,
+        table: HwptId,
         on: bool,
     },
     DirtyPages {
-        table: ObjectId,
+        table: HwptId,
         address: u64,
         length: u64,
     },
     Attach {
         device: HostDeviceId,
         pasid: Option<Pasid>,
-        table: ObjectId,
+        table: HwptId,
     },
     Detach {
         device: HostDeviceId,
@@ -149,29 +149,29 @@ type Watch = Box<dyn FnMut(&View<'_>) + Send>;
 /// One fake iommufd and its devices.
 #[derive(Default)]
 pub struct FakeHost {
-    state: Mutex<State>,
+    state: Mutex<FakeState>,
 }
 
 #[derive(Default)]
-struct State {
+struct FakeState {
     next_object: u32,
-    spaces: BTreeMap<ObjectId, Space>,
-    tables: BTreeMap<ObjectId, Table>,
-    devices: BTreeMap<HostDeviceId, Device>,
+    ioases: BTreeMap<IoasId, FakeIoas>,
+    tables: BTreeMap<HwptId, FakeHwpt>,
+    devices: BTreeMap<HostDeviceId, FakeDevice>,
     calls: Vec<(Call, Result<(), i32>)>,
     made: u64,
     failures: BTreeMap<u64, i32>,
     watch: Option<Watch>,
     memory: Option<Memory>,
-    invalidations: Vec<(ObjectId, Vec<NestedInvalidation>)>,
+    invalidations: Vec<(HwptId, Vec<NestedInvalidation>)>,
 }
 
-struct Table {
+struct FakeHwpt {
     /// The space, and the parent of a nested one.
-    on: ObjectId,
-    parent: Option<ObjectId>,
-    nested: Option<Nested>,
-    options: PageTableOptions,
+    on: IoasId,
+    parent: Option<HwptId>,
+    nested: Option<FakeNested>,
+    options: HwptOptions,
     coherent: bool,
     /// Pages that can only be written can be read, too.
     write_is_read: bool,
@@ -179,16 +179,16 @@ struct Table {
     dirty: Option<BTreeSet<u64>>,
 }
 
-struct Device {
+struct FakeDevice {
     features: FakeFeatures,
     /// What iommufd takes its requests to be behind, by PASID.
-    believed: BTreeMap<Option<Pasid>, ObjectId>,
+    believed: BTreeMap<Option<Pasid>, HwptId>,
     /// What they are behind.
-    actual: BTreeMap<Option<Pasid>, ObjectId>,
+    actual: BTreeMap<Option<Pasid>, HwptId>,
 }
 
 /// A look at a [`FakeHost`] between two steps of its calls.
-pub struct View<'a>(&'a State);
+pub struct View<'a>(&'a FakeState);
 
 impl View<'_> {
     /// Where an access of `device` without PASID to `address` goes.
@@ -207,15 +207,15 @@ impl View<'_> {
     }
 }
 
-impl State {
+impl FakeState {
     fn dma(&self, device: HostDeviceId, pasid: Option<Pasid>, address: u64) -> Option<Reached> {
         let table = self.devices.get(&device)?.actual.get(&pasid)?;
         let table = self.tables.get(table)?;
         if let Some(nested) = &table.nested {
-            let (space, memory) = (self.spaces.get(&table.on)?, self.memory.as_ref()?);
-            return nested.reach(address, space, memory);
+            let (ioas, memory) = (self.ioases.get(&table.on)?, self.memory.as_ref()?);
+            return nested.reach(address, ioas, memory);
         }
-        let (offset, mut rights) = self.spaces.get(&table.on)?.find(address)?;
+        let (offset, mut rights) = self.ioases.get(&table.on)?.find(address)?;
         rights.read |= table.write_is_read;
         Some(Reached { offset, rights })
     }
@@ -227,35 +227,35 @@ impl State {
         }
     }
 
-    fn new_object(&mut self) -> ObjectId {
+    fn new_object(&mut self) -> u32 {
         self.next_object += 1;
-        ObjectId(self.next_object)
+        self.next_object
     }
 
-    fn space(&mut self, id: ObjectId) -> Result<&mut Space, i32> {
-        self.spaces.get_mut(&id).ok_or(ENOENT)
+    fn ioas(&mut self, id: IoasId) -> Result<&mut FakeIoas, i32> {
+        self.ioases.get_mut(&id).ok_or(ENOENT)
     }
 
-    /// Whether page tables over `space` take no read-only mappings.
-    fn is_parent(&self, space: ObjectId) -> bool {
+    /// Whether page tables over `ioas` take no read-only mappings.
+    fn is_parent(&self, ioas: IoasId) -> bool {
         self.tables
             .values()
-            .any(|table| table.on == space && table.options.nesting_parent)
+            .any(|table| table.on == ioas && table.options.nesting_parent)
     }
 
-    fn check_rights(&self, space: ObjectId, rights: Rights) -> Result<(), i32> {
-        let refused = rights == Rights::NONE || self.is_parent(space) && !rights.write;
+    fn check_rights(&self, ioas: IoasId, rights: Rights) -> Result<(), i32> {
+        let refused = rights == Rights::NONE || self.is_parent(ioas) && !rights.write;
         if refused { Err(EINVAL) } else { Ok(()) }
     }
 
     /// What the kernel finds out about PASIDs before it touches anything; `Ok(false)` if it then does nothing, and says nothing.
     fn check_pasid(
         &self,
-        of_device: &Device,
+        of_device: &FakeDevice,
         pasid: Option<Pasid>,
-        table: ObjectId,
+        table: HwptId,
     ) -> Result<bool, i32> {
-        let is_for_pasids = |table: &ObjectId| {
+        let is_for_pasids = |table: &HwptId| {
             let table = self.tables.get(table);
             table.is_some_and(|table| table.options.pasid)
         };
@@ -284,7 +284,7 @@ impl State {
         &mut self,
         device: HostDeviceId,
         pasid: Option<Pasid>,
-        table: ObjectId,
+        table: HwptId,
         fails: bool,
     ) -> Result<(), i32> {
         let of_device = self.devices.get(&device).ok_or(ENOENT)?;
@@ -322,7 +322,7 @@ impl State {
         }
         let on = used.on;
         // That is done for a device, not for each of its PASIDs.
-        if pasid.is_none() && !self.space(on)?.reserve_interrupts() {
+        if pasid.is_none() && !self.ioas(on)?.reserve_interrupts() {
             return Err(EADDRINUSE);
         }
         if let Some(of_device) = self.devices.get_mut(&device) {
@@ -333,7 +333,7 @@ impl State {
     }
 
     /// What is kept of a nested page table goes with the last who uses it.
-    fn leave(&mut self, table: Option<ObjectId>) {
+    fn leave(&mut self, table: Option<HwptId>) {
         let mut used = self
             .devices
             .values()
@@ -348,22 +348,25 @@ impl State {
     }
 
     fn destroy(&mut self, object: ObjectId) -> Result<(), i32> {
-        let used = self
-            .devices
-            .values()
-            .any(|device| device.believed.values().any(|table| *table == object))
-            || self.tables.values().any(|table| {
-                table.parent == Some(object) || table.parent.is_none() && table.on == object
-            });
+        let used = match object {
+            ObjectId::Ioas(ioas) => {
+                let mut hwpts = self.tables.values();
+                hwpts.any(|hwpt| hwpt.parent.is_none() && hwpt.on == ioas)
+            }
+            ObjectId::Hwpt(hwpt) => {
+                let mut devices = self.devices.values();
+                devices.any(|device| device.believed.values().any(|table| *table == hwpt))
+                    || self.tables.values().any(|table| table.parent == Some(hwpt))
+            }
+        };
         if used {
             return Err(EBUSY);
         }
-        let table = self.tables.remove(&object).is_some();
-        if table || self.spaces.remove(&object).is_some() {
-            Ok(())
-        } else {
-            Err(ENOENT)
-        }
+        let was_there = match object {
+            ObjectId::Ioas(ioas) => self.ioases.remove(&ioas).is_some(),
+            ObjectId::Hwpt(hwpt) => self.tables.remove(&hwpt).is_some(),
+        };
+        was_there.then_some(()).ok_or(ENOENT)
     }
 }
 
@@ -376,10 +379,10 @@ impl FakeHost {
     /// Binds one more device.
     pub fn bind(self: &Arc<Self>, features: FakeFeatures) -> (HostDeviceId, Arc<dyn Attachment>) {
         let mut state = self.lock();
-        let device = HostDeviceId(state.new_object().0);
+        let device = HostDeviceId(state.new_object());
         state.devices.insert(
             device,
-            Device {
+            FakeDevice {
                 features,
                 believed: BTreeMap::new(),
                 actual: BTreeMap::new(),
@@ -407,7 +410,7 @@ impl FakeHost {
     }
 
     /// What was invalidated by each call since the last time this was asked, be it carried out or not.
-    pub fn take_invalidations(&self) -> Vec<(ObjectId, Vec<NestedInvalidation>)> {
+    pub fn take_invalidations(&self) -> Vec<(HwptId, Vec<NestedInvalidation>)> {
         std::mem::take(&mut self.lock().invalidations)
     }
 
@@ -447,8 +450,8 @@ impl FakeHost {
         // Of a nested page table, its parent tells, by its own addresses.
         let (table, page) = match (&of_device.nested, of_device.parent) {
             (Some(nested), Some(parent)) => {
-                let (space, memory) = (state.spaces.get(&of_device.on)?, state.memory.as_ref()?);
-                (parent, nested.translate(address, space, memory)?.0)
+                let (ioas, memory) = (state.ioases.get(&of_device.on)?, state.memory.as_ref()?);
+                (parent, nested.translate(address, ioas, memory)?.0)
             }
             _ => (table, address),
         };
@@ -459,12 +462,12 @@ impl FakeHost {
     }
 
     /// What requests of `device` without PASID are behind.
-    pub fn attached(&self, device: HostDeviceId) -> Option<ObjectId> {
+    pub fn attached(&self, device: HostDeviceId) -> Option<HwptId> {
         self.attached_with(device, None)
     }
 
     /// What requests of `device` with `pasid`, or without, are behind.
-    pub fn attached_with(&self, device: HostDeviceId, pasid: Option<Pasid>) -> Option<ObjectId> {
+    pub fn attached_with(&self, device: HostDeviceId, pasid: Option<Pasid>) -> Option<HwptId> {
         let state = self.lock();
         state.devices.get(&device)?.actual.get(&pasid).copied()
     }
@@ -481,10 +484,10 @@ impl FakeHost {
     /// How many spaces and page tables there are.
     pub fn objects(&self) -> usize {
         let state = self.lock();
-        state.spaces.len() + state.tables.len()
+        state.ioases.len() + state.tables.len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FakeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -492,7 +495,7 @@ impl FakeHost {
     fn call_in_steps<R>(
         &self,
         call: Call,
-        carry_out: impl FnOnce(&mut State, bool) -> Result<R, i32>,
+        carry_out: impl FnOnce(&mut FakeState, bool) -> Result<R, i32>,
     ) -> io::Result<R> {
         let mut state = self.lock();
         let made = state.made;
@@ -512,7 +515,7 @@ impl FakeHost {
     fn call<R>(
         &self,
         call: Call,
-        carry_out: impl FnOnce(&mut State) -> Result<R, i32>,
+        carry_out: impl FnOnce(&mut FakeState) -> Result<R, i32>,
     ) -> io::Result<R> {
         self.call_in_steps(
             call,
@@ -530,10 +533,10 @@ impl fmt::Debug for FakeHost {
 }
 
 impl HostIommu for FakeHost {
-    fn allocate_space(&self) -> io::Result<ObjectId> {
-        self.call(Call::AllocateSpace, |state| {
-            let id = state.new_object();
-            state.spaces.insert(id, Space::default());
+    fn allocate_ioas(&self) -> io::Result<IoasId> {
+        self.call(Call::AllocateIoas, |state| {
+            let id = IoasId(state.new_object());
+            state.ioases.insert(id, FakeIoas::default());
             Ok(id)
         })
     }
@@ -542,59 +545,59 @@ impl HostIommu for FakeHost {
         self.call(Call::Destroy(object), |state| state.destroy(object))
     }
 
-    fn address_ranges(&self, space: ObjectId) -> io::Result<(Vec<RangeInclusive<u64>>, u64)> {
-        self.call(Call::AddressRanges(space), |state| {
-            Ok((state.space(space)?.ranges(), 4096))
+    fn address_ranges(&self, ioas: IoasId) -> io::Result<(Vec<RangeInclusive<u64>>, u64)> {
+        self.call(Call::AddressRanges(ioas), |state| {
+            Ok((state.ioas(ioas)?.ranges(), 4096))
         })
     }
 
     fn map(
         &self,
-        space: ObjectId,
+        ioas: IoasId,
         address: u64,
         memory: &HostMemory<'_>,
         rights: Rights,
     ) -> io::Result<()> {
         let call = Call::Map {
-            space,
+            ioas,
             address,
             length: memory.length,
             rights,
         };
         self.call(call, |state| {
-            state.check_rights(space, rights)?;
+            state.check_rights(ioas, rights)?;
             let area = Area {
                 length: memory.length,
                 offset: memory.file.1,
                 rights,
             };
-            state.space(space)?.map(address, &[area])
+            state.ioas(ioas)?.map(address, &[area])
         })
     }
 
     fn share(&self, mapping: &SharedMapping) -> io::Result<()> {
         self.call(Call::Share(*mapping), |state| {
             state.check_rights(mapping.target, mapping.rights)?;
-            let areas = state.space(mapping.source)?.pieces(
+            let areas = state.ioas(mapping.source)?.pieces(
                 mapping.source_address,
                 mapping.length,
                 mapping.rights,
             )?;
             state
-                .space(mapping.target)?
+                .ioas(mapping.target)?
                 .map(mapping.target_address, &areas)
         })
     }
 
-    fn unmap(&self, space: ObjectId, address: u64, length: u64) -> io::Result<u64> {
+    fn unmap(&self, ioas: IoasId, address: u64, length: u64) -> io::Result<u64> {
         let call = Call::Unmap {
-            space,
+            ioas,
             address,
             length,
         };
         self.call(call, |state| {
-            let (pages, outcome) = state.space(space)?.unmap(address, length);
-            for table in state.tables.values_mut().filter(|table| table.on == space) {
+            let (pages, outcome) = state.ioas(ioas)?.unmap(address, length);
+            for table in state.tables.values_mut().filter(|table| table.on == ioas) {
                 if let Some(nested) = &table.nested {
                     nested.forget_all();
                 }
@@ -606,15 +609,15 @@ impl HostIommu for FakeHost {
         })
     }
 
-    fn allocate_page_table(
+    fn allocate_hwpt(
         &self,
         device: HostDeviceId,
-        space: ObjectId,
-        options: PageTableOptions,
-    ) -> io::Result<ObjectId> {
-        let call = Call::AllocatePageTable {
+        ioas: IoasId,
+        options: HwptOptions,
+    ) -> io::Result<HwptId> {
+        let call = Call::AllocateHwpt {
             device,
-            space,
+            ioas,
             options,
         };
         self.call(call, |state| {
@@ -624,19 +627,19 @@ impl HostIommu for FakeHost {
             if cannot {
                 return Err(EOPNOTSUPP);
             }
-            let on = state.space(space)?;
+            let on = state.ioas(ioas)?;
             if options.nesting_parent && on.has_read_only() {
                 return Err(EINVAL);
             }
             if !on.narrow(features.address_bits) {
                 return Err(EADDRINUSE);
             }
-            let id = state.new_object();
+            let id = HwptId(state.new_object());
             let second_stage = options.nesting_parent
                 || options.dirty_tracking
                 || !(features.first_stage || features.nesting);
-            let table = Table {
-                on: space,
+            let table = FakeHwpt {
+                on: ioas,
                 parent: None,
                 nested: None,
                 options,
@@ -652,10 +655,10 @@ impl HostIommu for FakeHost {
     fn allocate_nested(
         &self,
         device: HostDeviceId,
-        parent: ObjectId,
+        parent: HwptId,
         table: &NestedTable,
         options: NestedOptions,
-    ) -> io::Result<ObjectId> {
+    ) -> io::Result<HwptId> {
         let call = Call::AllocateNested {
             device,
             parent,
@@ -671,11 +674,11 @@ impl HostIommu for FakeHost {
             if !below.options.nesting_parent {
                 return Err(EINVAL);
             }
-            let table = Table {
+            let table = FakeHwpt {
                 on: below.on,
                 parent: Some(parent),
-                nested: Some(Nested::new(*table, options.page_requests)),
-                options: PageTableOptions {
+                nested: Some(FakeNested::new(*table, options.page_requests)),
+                options: HwptOptions {
                     pasid: options.pasid,
                     dirty_tracking: below.options.dirty_tracking,
                     nesting_parent: false,
@@ -684,7 +687,7 @@ impl HostIommu for FakeHost {
                 write_is_read: false,
                 dirty: None,
             };
-            let id = state.new_object();
+            let id = HwptId(state.new_object());
             state.tables.insert(id, table);
             Ok(id)
         })
@@ -692,18 +695,17 @@ impl HostIommu for FakeHost {
 
     fn invalidate(
         &self,
-        nested: ObjectId,
+        nested: HwptId,
         invalidations: &[NestedInvalidation],
-        done: &mut usize,
-    ) -> io::Result<()> {
-        *done = 0;
-        self.call_in_steps(Call::Invalidate(nested), |state, fails| {
+    ) -> (usize, io::Result<()>) {
+        let mut done = 0;
+        let outcome = self.call_in_steps(Call::Invalidate(nested), |state, fails| {
             state.invalidations.push((nested, invalidations.to_vec()));
             let table = state.tables.get(&nested).ok_or(ENOENT)?;
             let table = table.nested.as_ref().ok_or(EINVAL)?;
             // When it fails, it does so half-way.
-            *done = invalidations.len() / if fails { 2 } else { 1 };
-            for invalidation in &invalidations[..*done] {
+            done = invalidations.len() / if fails { 2 } else { 1 };
+            for invalidation in &invalidations[..done] {
                 if invalidation.address & 0xfff != 0
                     || invalidation.pages == u64::MAX && invalidation.address != 0
                 {
@@ -712,7 +714,8 @@ impl HostIommu for FakeHost {
                 table.forget(invalidation);
             }
             Ok(())
-        })
+        });
+        (done, outcome)
     }
 
     fn hardware_info(&self, device: HostDeviceId) -> io::Result<HardwareInfo> {
@@ -741,7 +744,7 @@ impl HostIommu for FakeHost {
         })
     }
 
-    fn set_dirty_tracking(&self, table: ObjectId, on: bool) -> io::Result<()> {
+    fn set_dirty_tracking(&self, table: HwptId, on: bool) -> io::Result<()> {
         self.call(Call::SetDirtyTracking { table, on }, |state| {
             let table = state.tables.get_mut(&table).ok_or(ENOENT)?;
             if !table.options.dirty_tracking {
@@ -754,7 +757,7 @@ impl HostIommu for FakeHost {
 
     fn dirty_pages(
         &self,
-        table: ObjectId,
+        table: HwptId,
         address: u64,
         length: u64,
         page_size: u64,
@@ -767,7 +770,7 @@ impl HostIommu for FakeHost {
         };
         self.call(call, |state| {
             let on = state.tables.get(&table).ok_or(ENOENT)?.on;
-            if page_size != 4096 || !state.space(on)?.is_mapped(address, length) {
+            if page_size != 4096 || !state.ioas(on)?.is_mapped(address, length) {
                 return Err(EINVAL);
             }
             let dirty = state.tables.get_mut(&table).ok_or(ENOENT)?.dirty.as_mut();
@@ -790,7 +793,7 @@ struct FakeAttachment {
 }
 
 impl Attachment for FakeAttachment {
-    fn attach(&self, pasid: Option<Pasid>, table: ObjectId) -> io::Result<()> {
+    fn attach(&self, pasid: Option<Pasid>, table: HwptId) -> io::Result<()> {
         let device = self.device;
         let call = Call::Attach {
             device,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ram::INTERRUPTS;
-use super::{
-    Attachment, HardwareInfo, HostDeviceId, HostIommu, ObjectId, PageTableOptions, Rights,
+use crate::host_iommu::{
+    Attachment, HardwareInfo, HostDeviceId, HostIommu, HwptId, HwptOptions, IoasId, Rights,
     SharedMapping,
 };
 use crate::resources::{Common, Remains};
@@ -20,18 +20,18 @@ pub(crate) const INVALID: i32 = 22;
 const BUSY: i32 = 16;
 
 /// An I/O address space and its page tables.
-pub(crate) struct Space {
+pub(crate) struct Ioas {
     pub(crate) host: Arc<dyn HostIommu>,
-    pub(crate) id: ObjectId,
-    pub(crate) tables: Vec<PageTable>,
+    pub(crate) id: IoasId,
+    pub(crate) tables: Vec<Hwpt>,
     /// What can be mapped, in ascending order, in whole pages.
     aperture: Vec<Range<u64>>,
 }
 
-/// A page table over a [`Space`].
-pub(crate) struct PageTable {
-    pub(crate) id: ObjectId,
-    pub(crate) options: PageTableOptions,
+/// A page table over a [`Ioas`].
+pub(crate) struct Hwpt {
+    pub(crate) id: HwptId,
+    pub(crate) options: HwptOptions,
     /// The device that it was made for.
     pub(crate) made_for: Arc<str>,
     /// Others that are made for it could tell which pages were written.
@@ -59,14 +59,14 @@ pub(crate) struct Needs {
 
 impl Needs {
     /// Whether a page table with these options is for them.
-    pub(crate) const fn takes(self, options: PageTableOptions) -> bool {
+    pub(crate) const fn takes(self, options: HwptOptions) -> bool {
         let is_for_pasids = options.pasid || !self.pasids;
         is_for_pasids && !(options.dirty_tracking && self.with_pasid)
     }
 
     /// `kind` as it is for them, if there is such a one.
-    pub(crate) fn adapt(self, kind: PageTableOptions) -> Option<PageTableOptions> {
-        let kind = PageTableOptions {
+    pub(crate) fn adapt(self, kind: HwptOptions) -> Option<HwptOptions> {
+        let kind = HwptOptions {
             pasid: self.pasids,
             ..kind
         };
@@ -74,10 +74,10 @@ impl Needs {
     }
 }
 
-impl Space {
+impl Ioas {
     /// An empty one without page tables.
     pub(crate) fn allocate(host: &Arc<dyn HostIommu>) -> io::Result<Self> {
-        let id = host.allocate_space()?;
+        let id = host.allocate_ioas()?;
         Ok(Self {
             host: Arc::clone(host),
             id,
@@ -91,13 +91,13 @@ impl Space {
     pub(crate) fn add_table(
         &mut self,
         client: &Client<'_>,
-        kinds: &[PageTableOptions],
+        kinds: &[HwptOptions],
     ) -> io::Result<bool> {
         let mut outcome = Err(io::Error::from_raw_os_error(INVALID));
         for &options in kinds {
             outcome = self
                 .host
-                .allocate_page_table(client.device, self.id, options)
+                .allocate_hwpt(client.device, self.id, options)
                 .map(|id| (id, options));
             if outcome.is_ok() {
                 break;
@@ -106,7 +106,7 @@ impl Space {
         let (id, options) = outcome?;
         let exact_rights = has_exact_rights(client.info, options);
         let less_exact = self.has_exact_rights() && !exact_rights;
-        self.tables.push(PageTable {
+        self.tables.push(Hwpt {
             id,
             options,
             made_for: Arc::clone(client.name),
@@ -158,7 +158,7 @@ impl Space {
     /// Maps what `source` has at `output`.
     pub(crate) fn share(
         &self,
-        source: ObjectId,
+        source: IoasId,
         output: u64,
         input: u64,
         length: u64,
@@ -175,7 +175,7 @@ impl Space {
     }
 
     /// The page tables that are for these requests.
-    pub(crate) fn suitable(&self, needs: Needs) -> Vec<ObjectId> {
+    pub(crate) fn suitable(&self, needs: Needs) -> Vec<HwptId> {
         let suitable = self
             .tables
             .iter()
@@ -184,7 +184,7 @@ impl Space {
     }
 
     /// The page tables that nested ones for these requests can be on top of.
-    pub(crate) fn parents(&self, needs: Needs) -> Vec<ObjectId> {
+    pub(crate) fn parents(&self, needs: Needs) -> Vec<HwptId> {
         let parents = self
             .tables
             .iter()
@@ -193,22 +193,23 @@ impl Space {
     }
 
     /// Gives one page table back to the host, behind which nobody is.
-    pub(crate) fn remove_table(&mut self, id: ObjectId, common: &mut Common) {
+    pub(crate) fn remove_table(&mut self, id: HwptId, common: &mut Common) {
         self.tables.retain(|table| table.id != id);
-        if self.host.destroy(id).is_err() {
+        if self.host.destroy(id.into()).is_err() {
             common
                 .remains
-                .push(Remains::new(Arc::clone(&self.host), id));
+                .push(Remains::new(Arc::clone(&self.host), id.into()));
         }
     }
 
     /// Gives it back to the host. What is still in use is kept to be tried again, after everything was unmapped.
     pub(crate) fn destroy(self, common: &mut Common) {
-        let objects = self.tables.iter().map(|table| table.id).chain([self.id]);
+        let objects = self.tables.iter().map(|table| table.id.into());
+        let objects = objects.chain([self.id.into()]);
         let left: Vec<_> = objects
             .filter(|object| self.host.destroy(*object).is_err())
             .collect();
-        if left.contains(&self.id)
+        if left.contains(&self.id.into())
             && let Err(error) = self.host.unmap(self.id, 0, u64::MAX)
         {
             common.report(|| {
@@ -227,7 +228,7 @@ impl Space {
 
 /// Whether a page table keeps pages unreadable that can only be written. First-stage tables cannot: a kernel with scalable mode
 /// uses them where nothing is asked for that only second-stage tables have. Of other IOMMUs it is not known.
-fn has_exact_rights(info: &HardwareInfo, options: PageTableOptions) -> bool {
+fn has_exact_rights(info: &HardwareInfo, options: HwptOptions) -> bool {
     let Some(intel) = &info.intel else {
         return false;
     };
@@ -252,7 +253,7 @@ pub(crate) type Attached = Option<io::Error>;
 pub(crate) fn attach_to_one(
     attachment: &dyn Attachment,
     pasid: Option<Pasid>,
-    tables: &[ObjectId],
+    tables: &[HwptId],
 ) -> Result<Attached, AttachError> {
     let mut outcome = Err(AttachError::Incompatible);
     for table in tables {
@@ -271,7 +272,7 @@ pub(crate) fn attach_to_one(
 pub(crate) fn attach(
     attachment: &dyn Attachment,
     pasid: Option<Pasid>,
-    table: ObjectId,
+    table: HwptId,
 ) -> Result<Attached, AttachError> {
     let Err(error) = attachment.attach(pasid, table) else {
         return Ok(None);

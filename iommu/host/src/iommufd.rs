@@ -15,9 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use iommufd_bindings as uapi;
 
-use super::{
-    HardwareInfo, HostDeviceId, HostIommu, HostMemory, IntelInfo, NestedInvalidation,
-    NestedOptions, NestedTable, ObjectId, PageTableOptions, Rights, SharedMapping,
+use crate::host_iommu::{
+    FaultQueueId, HardwareInfo, HostDeviceId, HostIommu, HostMemory, HwptId, HwptOptions,
+    IntelInfo, IoasId, NestedInvalidation, NestedOptions, NestedTable, ObjectId, Rights,
+    SharedMapping,
 };
 use commands::{Argument, size_of};
 use counts::Counters;
@@ -117,7 +118,7 @@ impl Iommufd {
 
     fn map_file(
         &self,
-        space: ObjectId,
+        ioas: IoasId,
         address: u64,
         memory: &HostMemory<'_>,
         flags: u32,
@@ -126,7 +127,7 @@ impl Iommufd {
         self.call(&mut uapi::iommu_ioas_map_file {
             size: size_of::<uapi::iommu_ioas_map_file>(),
             flags,
-            ioas_id: space.0,
+            ioas_id: ioas.0,
             fd: file.as_raw_fd(),
             start,
             length: memory.length,
@@ -136,7 +137,7 @@ impl Iommufd {
 
     fn map_address(
         &self,
-        space: ObjectId,
+        ioas: IoasId,
         address: u64,
         memory: &HostMemory<'_>,
         flags: u32,
@@ -146,7 +147,7 @@ impl Iommufd {
         self.call(&mut uapi::iommu_ioas_map {
             size: size_of::<uapi::iommu_ioas_map>(),
             flags,
-            ioas_id: space.0,
+            ioas_id: ioas.0,
             user_va: memory.address,
             length: memory.length,
             iova: address,
@@ -167,13 +168,49 @@ impl Iommufd {
         let fd = i32::try_from(request.out_fault_fd).map_err(io::Error::other)?;
         // SAFETY: the kernel has just opened it for this call, and nothing else owns it.
         let file = unsafe { File::from_raw_fd(fd) };
-        Ok(FaultQueue::new(ObjectId(request.out_fault_id), file))
+        Ok(FaultQueue::new(FaultQueueId(request.out_fault_id), file))
     }
 
-    fn allocate_table(&self, mut request: uapi::iommu_hwpt_alloc) -> io::Result<ObjectId> {
+    /// Invalidates in order what one call of the kernel takes of `entries`; returns how many it carried out. Without an error it
+    /// is worth while to go on with the others.
+    fn invalidate_some(
+        &self,
+        nested: HwptId,
+        entries: &[uapi::iommu_hwpt_vtd_s1_invalidate],
+    ) -> (usize, io::Result<()>) {
+        let Ok(given) = u32::try_from(entries.len()) else {
+            return (0, Err(io::ErrorKind::InvalidInput.into()));
+        };
+        let mut request = uapi::iommu_hwpt_invalidate {
+            size: size_of::<uapi::iommu_hwpt_invalidate>(),
+            hwpt_id: nested.0,
+            // Readable, as many entries of that length as the other two fields say.
+            data_uptr: address_of(entries),
+            data_type: uapi::iommu_hwpt_invalidate_data_type_IOMMU_HWPT_INVALIDATE_DATA_VTD_S1,
+            entry_len: size_of::<uapi::iommu_hwpt_vtd_s1_invalidate>(),
+            entry_num: given,
+            ..Default::default()
+        };
+        let outcome = self.call(&mut request);
+        let carried_out = match &outcome {
+            // An early error leaves the number as it was given.
+            Err(_) if request.entry_num == given => 0,
+            _ => usize::try_from(request.entry_num)
+                .unwrap_or(0)
+                .min(entries.len()),
+        };
+        let outcome = match outcome {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Ok(()) if carried_out == 0 => Err(io::Error::other("the kernel invalidates nothing")),
+            outcome => outcome,
+        };
+        (carried_out, outcome)
+    }
+
+    fn allocate_table(&self, mut request: uapi::iommu_hwpt_alloc) -> io::Result<HwptId> {
         request.size = size_of::<uapi::iommu_hwpt_alloc>();
         self.call(&mut request)?;
-        Ok(ObjectId(request.out_hwpt_id))
+        Ok(HwptId(request.out_hwpt_id))
     }
 }
 
@@ -185,29 +222,30 @@ impl AsFd for Iommufd {
 }
 
 impl HostIommu for Iommufd {
-    fn allocate_space(&self) -> io::Result<ObjectId> {
+    fn allocate_ioas(&self) -> io::Result<IoasId> {
         let mut request = uapi::iommu_ioas_alloc {
             size: size_of::<uapi::iommu_ioas_alloc>(),
             ..Default::default()
         };
         self.call(&mut request)?;
-        Ok(ObjectId(request.out_ioas_id))
+        Ok(IoasId(request.out_ioas_id))
     }
 
     fn destroy(&self, object: ObjectId) -> io::Result<()> {
+        let (ObjectId::Ioas(IoasId(id)) | ObjectId::Hwpt(HwptId(id))) = object;
         self.call(&mut uapi::iommu_destroy {
             size: size_of::<uapi::iommu_destroy>(),
-            id: object.0,
+            id,
         })
     }
 
-    fn address_ranges(&self, space: ObjectId) -> io::Result<(Vec<RangeInclusive<u64>>, u64)> {
+    fn address_ranges(&self, ioas: IoasId) -> io::Result<(Vec<RangeInclusive<u64>>, u64)> {
         let mut room = 16;
         loop {
             let mut ranges = vec![uapi::iommu_iova_range::default(); room];
             let mut request = uapi::iommu_ioas_iova_ranges {
                 size: size_of::<uapi::iommu_ioas_iova_ranges>(),
-                ioas_id: space.0,
+                ioas_id: ioas.0,
                 num_iovas: u32::try_from(room).map_err(io::Error::other)?,
                 // Writable, with room for this many.
                 allowed_iovas: address_of_mut(&mut ranges),
@@ -235,14 +273,14 @@ impl HostIommu for Iommufd {
 
     fn map(
         &self,
-        space: ObjectId,
+        ioas: IoasId,
         address: u64,
         memory: &HostMemory<'_>,
         rights: Rights,
     ) -> io::Result<()> {
         let flags = map_flags(rights);
         if self.maps_files.load(Ordering::Relaxed) {
-            match self.map_file(space, address, memory, flags) {
+            match self.map_file(ioas, address, memory, flags) {
                 Err(error)
                     if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EOPNOTSUPP)) =>
                 {
@@ -251,7 +289,7 @@ impl HostIommu for Iommufd {
                 outcome => return outcome,
             }
         }
-        self.map_address(space, address, memory, flags)
+        self.map_address(ioas, address, memory, flags)
     }
 
     fn share(&self, mapping: &SharedMapping) -> io::Result<()> {
@@ -266,10 +304,10 @@ impl HostIommu for Iommufd {
         })
     }
 
-    fn unmap(&self, space: ObjectId, address: u64, length: u64) -> io::Result<u64> {
+    fn unmap(&self, ioas: IoasId, address: u64, length: u64) -> io::Result<u64> {
         let mut request = uapi::iommu_ioas_unmap {
             size: size_of::<uapi::iommu_ioas_unmap>(),
-            ioas_id: space.0,
+            ioas_id: ioas.0,
             iova: address,
             length,
         };
@@ -277,12 +315,12 @@ impl HostIommu for Iommufd {
         Ok(request.length)
     }
 
-    fn allocate_page_table(
+    fn allocate_hwpt(
         &self,
         device: HostDeviceId,
-        space: ObjectId,
-        options: PageTableOptions,
-    ) -> io::Result<ObjectId> {
+        ioas: IoasId,
+        options: HwptOptions,
+    ) -> io::Result<HwptId> {
         let flag = |wanted: bool, flag: u32| if wanted { flag } else { 0 };
         self.allocate_table(uapi::iommu_hwpt_alloc {
             flags: flag(
@@ -296,7 +334,7 @@ impl HostIommu for Iommufd {
                 uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_PASID,
             ),
             dev_id: device.0,
-            pt_id: space.0,
+            pt_id: ioas.0,
             data_type: uapi::iommu_hwpt_data_type_IOMMU_HWPT_DATA_NONE,
             ..Default::default()
         })
@@ -305,10 +343,10 @@ impl HostIommu for Iommufd {
     fn allocate_nested(
         &self,
         device: HostDeviceId,
-        parent: ObjectId,
+        parent: HwptId,
         table: &NestedTable,
         options: NestedOptions,
-    ) -> io::Result<ObjectId> {
+    ) -> io::Result<HwptId> {
         let kind = |wanted: bool, flag: u32| if wanted { flag } else { 0 };
         let flag = |wanted: bool, flag: u32| u64::from(kind(wanted, flag));
         let data = uapi::iommu_hwpt_vtd_s1 {
@@ -347,45 +385,23 @@ impl HostIommu for Iommufd {
 
     fn invalidate(
         &self,
-        nested: ObjectId,
+        nested: HwptId,
         invalidations: &[NestedInvalidation],
-        done: &mut usize,
-    ) -> io::Result<()> {
-        *done = 0;
+    ) -> (usize, io::Result<()>) {
+        let mut done = 0;
         for batch in invalidations.chunks(INVALIDATIONS_AT_ONCE) {
             let entries: Vec<_> = batch.iter().map(nested_entry).collect();
             let mut left = entries.as_slice();
             while !left.is_empty() {
-                let mut request = uapi::iommu_hwpt_invalidate {
-                    size: size_of::<uapi::iommu_hwpt_invalidate>(),
-                    hwpt_id: nested.0,
-                    // Readable, as many entries of that length as the other two fields say.
-                    data_uptr: address_of(left),
-                    data_type:
-                        uapi::iommu_hwpt_invalidate_data_type_IOMMU_HWPT_INVALIDATE_DATA_VTD_S1,
-                    entry_len: size_of::<uapi::iommu_hwpt_vtd_s1_invalidate>(),
-                    entry_num: u32::try_from(left.len()).map_err(io::Error::other)?,
-                    ..Default::default()
-                };
-                let outcome = self.call(&mut request);
-                let carried_out = match outcome {
-                    // An early error leaves the number as it was given.
-                    Err(_) if usize::try_from(request.entry_num) == Ok(left.len()) => 0,
-                    _ => usize::try_from(request.entry_num).map_err(io::Error::other)?,
-                };
-                let carried_out = carried_out.min(left.len());
+                let (carried_out, outcome) = self.invalidate_some(nested, left);
+                done += carried_out;
                 left = left.get(carried_out..).unwrap_or_default();
-                *done += carried_out;
-                match outcome {
-                    Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                    Ok(()) if carried_out == 0 => {
-                        return Err(io::Error::other("the kernel invalidates nothing"));
-                    }
-                    _ => {}
+                if outcome.is_err() {
+                    return (done, outcome);
                 }
             }
         }
-        Ok(())
+        (done, Ok(()))
     }
 
     fn hardware_info(&self, device: HostDeviceId) -> io::Result<HardwareInfo> {
@@ -422,7 +438,7 @@ impl HostIommu for Iommufd {
         })
     }
 
-    fn set_dirty_tracking(&self, table: ObjectId, on: bool) -> io::Result<()> {
+    fn set_dirty_tracking(&self, table: HwptId, on: bool) -> io::Result<()> {
         self.call(&mut uapi::iommu_hwpt_set_dirty_tracking {
             size: size_of::<uapi::iommu_hwpt_set_dirty_tracking>(),
             flags: u32::from(on),
@@ -433,7 +449,7 @@ impl HostIommu for Iommufd {
 
     fn dirty_pages(
         &self,
-        table: ObjectId,
+        table: HwptId,
         address: u64,
         length: u64,
         page_size: u64,

@@ -9,8 +9,8 @@ pub(crate) mod batch;
 use std::io;
 use std::sync::Arc;
 
-use super::{
-    HardwareInfo, HostDeviceId, HostIommu, NestedInvalidation, NestedOptions, NestedTable, ObjectId,
+use crate::host_iommu::{
+    HardwareInfo, HostDeviceId, HostIommu, HwptId, NestedInvalidation, NestedOptions, NestedTable,
 };
 use crate::resources::{Common, HostKey, Remains};
 use batch::ALL;
@@ -27,10 +27,10 @@ pub(crate) struct NestedKey {
 
 /// A nested page table.
 pub(crate) struct Nested {
-    pub(crate) id: ObjectId,
+    pub(crate) id: HwptId,
     pub(crate) key: NestedKey,
     /// The page table that it is on top of.
-    pub(crate) parent: ObjectId,
+    pub(crate) parent: HwptId,
     pub(crate) options: NestedOptions,
     iommu: Arc<dyn HostIommu>,
 }
@@ -40,7 +40,7 @@ impl Nested {
     pub(crate) fn allocate(
         iommu: &Arc<dyn HostIommu>,
         device: HostDeviceId,
-        parent: ObjectId,
+        parent: HwptId,
         key: NestedKey,
         options: NestedOptions,
     ) -> io::Result<Self> {
@@ -98,18 +98,18 @@ impl Nested {
         list: &[NestedInvalidation],
         common: &mut Common,
     ) -> Result<(), (usize, io::Error)> {
-        let mut done = 0;
-        let outcome = self.iommu.invalidate(self.id, list, &mut done);
-        let entries = if outcome.is_ok() { list.len() } else { done };
+        let (done, outcome) = self.iommu.invalidate(self.id, list);
         common.statistics.invalidation_calls += 1;
-        common.statistics.invalidations += u64::try_from(entries).unwrap_or(u64::MAX);
+        common.statistics.invalidations += u64::try_from(done).unwrap_or(u64::MAX);
         outcome.map_err(|error| (done, error))
     }
 
     /// Gives it back to the host; what is still in use is kept to be tried again.
     pub(crate) fn destroy(self, common: &mut Common) {
-        if self.iommu.destroy(self.id).is_err() {
-            common.remains.push(Remains::new(self.iommu, self.id));
+        if self.iommu.destroy(self.id.into()).is_err() {
+            common
+                .remains
+                .push(Remains::new(self.iommu, self.id.into()));
         }
     }
 }

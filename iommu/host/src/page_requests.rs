@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vm_memory::GuestMemoryBackend;
 
-use super::{HostDeviceId, ObjectId};
+use crate::host_iommu::{FaultQueueId, HostDeviceId};
 use intel_vtd::{
     PageRequest, PageRequestRefusal, PageResponse, Pasid, ResponseCode, SourceId, Unit,
 };
@@ -50,7 +50,7 @@ pub trait HostPageRequests: Send + Sync {
 #[derive(Clone)]
 pub struct PageRequestPath {
     /// The host's queue, for page tables.
-    pub queue: ObjectId,
+    pub queue: FaultQueueId,
     /// Where the guest's responses go.
     pub responses: Arc<dyn PageResponses>,
 }
@@ -76,7 +76,7 @@ struct Group {
 }
 
 #[derive(Default)]
-struct State {
+struct Waiting {
     devices: BTreeMap<HostDeviceId, SourceId>,
     /// Cookies of groups that wait for the guest, in the order in which they came. A well-behaved device has one of a kind.
     waiting: BTreeMap<Group, VecDeque<u32>>,
@@ -89,7 +89,7 @@ pub struct PageRequestRelay<M> {
     host: Box<dyn HostPageRequests>,
     /// Held while the host hands out cookies and takes them back, so that none is another's in between. No lock is taken under
     /// it, and the host does not wait for anything.
-    state: Mutex<State>,
+    state: Mutex<Waiting>,
 }
 
 impl<M> PageRequestRelay<M>
@@ -183,7 +183,7 @@ where
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -215,7 +215,7 @@ where
     }
 }
 
-impl State {
+impl Waiting {
     fn has_room(&self, source: SourceId) -> bool {
         let groups = self.waiting.iter();
         let groups = groups.filter(|(group, _)| group.source == source);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use super::HostMemory;
+use crate::host_iommu::HostMemory;
 
 /// The interrupt address range (sec. 3.14), which no IOMMU of a PC translates.
 pub(crate) const INTERRUPTS: Range<u64> = 0xfee0_0000..0xfef0_0000;

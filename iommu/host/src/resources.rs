@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::dirty::DirtyPages;
+use crate::host_iommu::{HostIommu, ObjectId};
 use crate::ram::Ram;
 use crate::statistics::AssignedStatistics;
-use crate::{HostIommu, ObjectId};
 use intel_vtd::Limiter;
 
 /// How much a guest can have of the host for its assigned devices.

@@ -3,7 +3,7 @@
 use std::iter;
 use std::ops::Range;
 
-use crate::Rights;
+use crate::host_iommu::Rights;
 
 /// What mappings are aligned to.
 pub(crate) const PAGE: u64 = 0x1000;

@@ -15,10 +15,10 @@ use std::cmp::Reverse;
 use std::io;
 use std::ops::Range;
 
-use crate::ObjectId;
 use crate::budget::{Budget, Exhausted};
 use crate::dirty::tracking::collect_unmapped;
-use crate::ioas::Space;
+use crate::host_iommu::IoasId;
+use crate::ioas::Ioas;
 use crate::resources::Common;
 use crate::run::Run;
 use areas::Areas;
@@ -38,9 +38,9 @@ pub(crate) struct ShadowKey {
 /// The shadow of one second-stage root.
 pub(crate) struct Shadow {
     pub(crate) key: ShadowKey,
-    pub(crate) space: Space,
+    pub(crate) ioas: Ioas,
     /// The space with guest-physical memory.
-    source: ObjectId,
+    source: IoasId,
     areas: Areas,
     /// What is to be compared with the guest's tables again.
     stale: Vec<Range<u64>>,
@@ -86,10 +86,10 @@ impl Scratch {
 
 impl Shadow {
     /// An empty one, which is to be [invalidated](Self::invalidate) and [brought up to date](Self::refresh).
-    pub(crate) fn new(key: ShadowKey, space: Space, source: ObjectId) -> Self {
+    pub(crate) fn new(key: ShadowKey, ioas: Ioas, source: IoasId) -> Self {
         Self {
             key,
-            space,
+            ioas,
             source,
             areas: Areas::default(),
             stale: Vec::new(),
@@ -201,7 +201,7 @@ impl Shadow {
         budget: &mut Budget,
         runs: &mut Vec<Run>,
     ) -> Result<(), Trouble> {
-        let exact_rights = self.space.has_exact_rights();
+        let exact_rights = self.ioas.has_exact_rights();
         let limit = runs.len() + common.limits.areas;
         let takes_read_only = !self.key.parent;
         let (mut write_only, mut read_only) = (0, 0);
@@ -223,7 +223,7 @@ impl Shadow {
                 for output in common.ram.within(run.output..run.output + run.length) {
                     let start = run.input + (output.start - run.output);
                     let piece = start..start + (output.end - output.start);
-                    for input in self.space.mappable(piece) {
+                    for input in self.ioas.mappable(piece) {
                         // One more than the limit is enough to know.
                         if runs.len() <= limit {
                             runs.push(run.part(&input));
@@ -269,9 +269,9 @@ impl Shadow {
                 self.forget(next, common);
             }
             budget.step()?;
-            self.space
+            self.ioas
                 .host
-                .unmap(self.space.id, first.input, last.end() - first.input)
+                .unmap(self.ioas.id, first.input, last.end() - first.input)
                 .map_err(Trouble::Host)?;
             common.statistics.unmaps += 1;
         }
@@ -280,7 +280,7 @@ impl Shadow {
 
     /// An area is about to be unmapped.
     fn forget(&mut self, area: &Run, common: &mut Common) {
-        collect_unmapped(&self.space, area, common);
+        collect_unmapped(&self.ioas, area, common);
         self.areas.remove(area);
         common.areas -= 1;
     }
@@ -297,7 +297,7 @@ impl Shadow {
             }
             budget.step()?;
             let outcome =
-                self.space
+                self.ioas
                     .share(self.source, run.output, run.input, run.length, run.rights);
             match outcome {
                 Ok(()) => {
@@ -363,9 +363,9 @@ impl Shadow {
     pub(crate) fn destroy(mut self, common: &mut Common) {
         let areas = std::mem::take(&mut self.areas);
         for area in areas.iter() {
-            collect_unmapped(&self.space, area, common);
+            collect_unmapped(&self.ioas, area, common);
         }
         common.areas -= areas.len();
-        self.space.destroy(common);
+        self.ioas.destroy(common);
     }
 }

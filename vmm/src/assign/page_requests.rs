@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use intel_vtd_host::ObjectId;
+use intel_vtd_host::FaultQueueId;
 use intel_vtd_host::iommufd::Iommufd;
 use intel_vtd_host::page_requests::{PageRequestPath, PageRequestRelay};
 
@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 /// The page requests of one iommufd's devices. Once it is dropped nothing more is passed on.
 pub(super) struct PageRequests {
-    queue: ObjectId,
+    queue: FaultQueueId,
     relay: Arc<PageRequestRelay<Memory>>,
     _subscription: Subscription,
 }

@@ -175,23 +175,23 @@ fn one_call_maps_what_one_invalidation_announced_and_one_unmaps_it() {
 
     guest.unmap(&paging, 0x4000_1000, 256);
     guest.invalidate(&[pages(5, 0x4000_0000, 9)]);
-    let space = match guest.host.take_calls()[..] {
+    let ioas = match guest.host.take_calls()[..] {
         [
             (
                 Call::Unmap {
-                    space,
+                    ioas,
                     address: 0x4000_1000,
                     length: 0x10_0000,
                 },
                 Ok(()),
             ),
-        ] => space,
+        ] => ioas,
         ref calls => panic!("{calls:?}"),
     };
     guest.unmap(&paging, 0x4000_0000, 1);
     guest.invalidate(&[pages(5, 0x4000_0000, 0)]);
     let gone = Call::Unmap {
-        space,
+        ioas,
         address: 0x4000_0000,
         length: 0x1000,
     };
@@ -667,7 +667,7 @@ fn guest_memory_is_a_nesting_parent_where_the_host_can() {
         );
         let calls = guest.host.take_calls();
         let options = calls.iter().find_map(|(call, outcome)| match call {
-            Call::AllocatePageTable { options, .. } if outcome.is_ok() => Some(*options),
+            Call::AllocateHwpt { options, .. } if outcome.is_ok() => Some(*options),
             _ => None,
         });
         let options = options.unwrap();

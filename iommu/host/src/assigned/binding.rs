@@ -4,10 +4,10 @@ use std::io;
 
 use super::target::Target;
 use crate::blocked::Blocked;
+use crate::host_iommu::{Attachment, HwptId};
 use crate::ioas::{AttachError, Attached, detach};
 use crate::nested::batch::Tag;
 use crate::shadow::ShadowKey;
-use crate::{Attachment, ObjectId};
 use intel_vtd::{FirstStage, Pasid, SecondStage};
 
 /// What requests reach.
@@ -25,7 +25,7 @@ pub(crate) enum Binding {
         first: FirstStage,
         below: Option<SecondStage>,
         tag: Tag,
-        table: ObjectId,
+        table: HwptId,
     },
 }
 
@@ -60,7 +60,7 @@ impl Binding {
     }
 
     /// The nested page table that it is.
-    pub(crate) const fn nested(&self) -> Option<ObjectId> {
+    pub(crate) const fn nested(&self) -> Option<HwptId> {
         match *self {
             Self::Nested { table, .. } => Some(table),
             _ => None,

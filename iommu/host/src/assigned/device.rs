@@ -7,13 +7,15 @@ use std::sync::Arc;
 use super::binding::{Binding, Slot};
 use super::target::Target;
 use crate::blocked::Blocked;
+use crate::host_iommu::{
+    Attachment, FaultQueueId, HardwareInfo, HostDeviceId, HostIommu, HwptId, NestedOptions,
+};
 use crate::ioas::{AttachError, Attached, Client, Needs, attach, attach_to_one};
 use crate::nested::NestedKey;
 use crate::nested::batch::Tag;
 use crate::page_requests::PageRequestPath;
 use crate::resources::HostKey;
 use crate::shadow::ShadowKey;
-use crate::{Attachment, HardwareInfo, HostDeviceId, HostIommu, NestedOptions, ObjectId};
 use intel_vtd::{Pasid, SourceId};
 
 /// What a machine is given to assign a device.
@@ -55,7 +57,7 @@ pub(crate) struct Device {
     attachment: Arc<dyn Attachment>,
     pub(crate) has_pasids: bool,
     pub(crate) has_ats: bool,
-    page_requests: Option<ObjectId>,
+    page_requests: Option<FaultQueueId>,
     without: Slot,
     /// PASIDs that are not here are blocked.
     with: BTreeMap<Pasid, Slot>,
@@ -218,7 +220,7 @@ impl Device {
     pub(crate) fn attach(
         &mut self,
         pasid: Option<Pasid>,
-        tables: &[ObjectId],
+        tables: &[HwptId],
         binding: Binding,
     ) -> Result<Attached, AttachError> {
         if tables.is_empty() {
@@ -233,7 +235,7 @@ impl Device {
     pub(crate) fn attach_nested(
         &mut self,
         pasid: Option<Pasid>,
-        table: ObjectId,
+        table: HwptId,
         key: &NestedKey,
         tag: Tag,
     ) -> Result<Attached, AttachError> {

@@ -32,7 +32,7 @@ pub enum AddError {
     },
     /// There is no I/O address space to be had.
     #[error("{name}: the host gives no I/O address space (IOMMU_IOAS_ALLOC): {cause}")]
-    Space {
+    Ioas {
         /// The device.
         name: String,
         /// What the kernel said.
@@ -40,7 +40,7 @@ pub enum AddError {
     },
     /// There is no page table to be had.
     #[error("{name}: the host makes no page table for the device (IOMMU_HWPT_ALLOC): {cause}")]
-    PageTable {
+    Hwpt {
         /// The device.
         name: String,
         /// What the kernel said.

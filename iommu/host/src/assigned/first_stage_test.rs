@@ -3,7 +3,7 @@
 use super::testing::*;
 use super::*;
 use crate::fake::{Call, FakeFeatures, FakeHost, errno};
-use crate::{HostDeviceId, NestedInvalidation, ObjectId};
+use crate::host_iommu::{HostDeviceId, HwptId, NestedInvalidation};
 use intel_vtd::spec::descriptors::{IotlbScope, PasidCacheScope};
 use intel_vtd::spec::registers::TableMode;
 use intel_vtd::testing::tables::Paging;
@@ -229,7 +229,7 @@ fn another_root_is_another_page_table_and_the_old_one_is_given_back() {
     assert_eq!(guest.dma(device, 0x8000_0000), Some((0x50_0000, "rw")));
     assert_eq!(guest.devices.nested(), 1);
     let calls = guest.host.take_calls();
-    assert!(calls.contains(&(Call::Destroy(before), Ok(()))));
+    assert!(calls.contains(&(Call::Destroy(before.into()), Ok(()))));
     // A domain id alone is none, but nothing is kept under another one.
     guest.enter_first_stage_as(A, other.top, 9);
     guest.map(&other, 0x8000_0000, 0x51_0000, 1, LEAF);
@@ -531,7 +531,7 @@ fn ids_of_objects_on_two_iommufds_are_told_apart() {
         guest.enter_first_stage_as(source, paging.top, domain);
     }
     guest.invalidate(&[CONTEXT]);
-    let on_both: [Option<ObjectId>; 2] = [guest.host.attached(ids[0]), other.attached(id)];
+    let on_both: [Option<HwptId>; 2] = [guest.host.attached(ids[0]), other.attached(id)];
     assert_eq!(on_both[0], on_both[1], "the same numbers");
     assert_eq!(guest.devices.nested(), 2);
     guest.host.take_invalidations();

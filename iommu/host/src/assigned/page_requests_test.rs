@@ -3,12 +3,12 @@
 use super::testing::*;
 use super::*;
 use crate::fake::{Call, FakeFeatures, errno};
+use crate::host_iommu::{FaultQueueId, NestedOptions};
 use crate::page_requests::PageResponses;
-use crate::{NestedOptions, ObjectId};
 
 const ASKING: SourceId = SOURCES[0];
 const SILENT: SourceId = SOURCES[1];
-const QUEUE: ObjectId = ObjectId(99);
+const QUEUE: FaultQueueId = FaultQueueId(99);
 
 /// Where no response goes.
 struct Nobody;

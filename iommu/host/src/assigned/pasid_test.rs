@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::testing::*;
 use super::*;
 use crate::fake::{Call, FakeFeatures, errno};
-use crate::{HostDeviceId, NestedInvalidation, PageTableOptions};
+use crate::host_iommu::{HostDeviceId, HwptOptions, NestedInvalidation};
 use intel_vtd::spec::descriptors::{IotlbScope, PasidCacheScope};
 use intel_vtd::spec::registers::TableMode;
 use intel_vtd::testing::tables::Paging;
@@ -179,13 +179,13 @@ fn page_tables_are_of_the_kinds_that_the_kernel_takes_for_pasids() {
     for (call, outcome) in guest.host.take_calls() {
         assert_eq!(outcome, Ok(()), "{call:?}");
         match call {
-            Call::AllocatePageTable { options, .. } => made.push(options),
+            Call::AllocateHwpt { options, .. } => made.push(options),
             Call::AllocateNested { options, .. } => assert!(options.pasid),
             _ => {}
         }
     }
     // The one for requests without PASID was made before; it has dirty tracking.
-    let parent = PageTableOptions {
+    let parent = HwptOptions {
         nesting_parent: true,
         dirty_tracking: false,
         pasid: true,

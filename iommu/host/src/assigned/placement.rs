@@ -17,11 +17,11 @@ use super::target::Target;
 use crate::blocked::Blocked;
 use crate::budget::Budget;
 use crate::dirty::tracking::collect_guest_physical;
-use crate::ioas::{AttachError, Attached, INVALID, Space};
+use crate::host_iommu::{HostIommu, HwptId, NestedInvalidation};
+use crate::ioas::{AttachError, Attached, INVALID, Ioas};
 use crate::nested::Nested;
 use crate::resources::{Common, HostKey};
 use crate::shadow::{Scratch, Shadow};
-use crate::{HostIommu, NestedInvalidation, ObjectId};
 use intel_vtd::{GuestTables, Invalidation, TableMemory};
 use moves::Moves;
 pub(crate) use page_tables::add_memory_table;
@@ -39,7 +39,7 @@ const FORGOTTEN: usize = 16;
 pub(crate) struct Host {
     pub(crate) key: HostKey,
     pub(crate) iommu: Arc<dyn HostIommu>,
-    pub(crate) memory: Space,
+    pub(crate) memory: Ioas,
 }
 
 struct Domain {
@@ -59,7 +59,7 @@ pub(crate) struct State {
     /// What is left of it for PASIDs.
     pasid_budget: Budget,
     /// What the host has forgotten of nested page tables during this exit; not more than [`FORGOTTEN`] for each.
-    forgotten: BTreeMap<(HostKey, ObjectId), Vec<NestedInvalidation>>,
+    forgotten: BTreeMap<(HostKey, HwptId), Vec<NestedInvalidation>>,
     scratch: Scratch,
 }
 
@@ -370,12 +370,12 @@ impl State {
     }
 
     /// Every space in use, and the areas that are mapped in it; those with all guest memory first.
-    pub(crate) fn spaces(&self) -> impl Iterator<Item = (&Space, Option<&Shadow>)> {
+    pub(crate) fn ioases(&self) -> impl Iterator<Item = (&Ioas, Option<&Shadow>)> {
         let memory = self.hosts.iter().map(|host| (&host.memory, None));
         let shadows = self
             .domains
             .iter()
-            .map(|domain| (&domain.shadow.space, Some(&domain.shadow)));
+            .map(|domain| (&domain.shadow.ioas, Some(&domain.shadow)));
         memory.chain(shadows)
     }
 }

@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use super::testing::*;
 use super::*;
 use crate::fake::{FakeFeatures, View, errno};
-use crate::{HostDeviceId, Rights};
+use crate::host_iommu::{HostDeviceId, Rights};
 use intel_vtd::spec::descriptors::{IotlbScope, PageBlock, PasidCacheScope};
 use intel_vtd::testing::tables::Paging;
 use intel_vtd::{Latched, Pasid};

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::testing::*;
 use super::*;
-use crate::{
-    Attachment, HardwareInfo, HostDeviceId, HostMemory, NestedInvalidation, NestedOptions,
-    NestedTable, ObjectId, PageTableOptions, Rights, SharedMapping,
+use crate::host_iommu::{
+    Attachment, HardwareInfo, HostDeviceId, HostMemory, HwptId, HwptOptions, IoasId,
+    NestedInvalidation, NestedOptions, NestedTable, ObjectId, Rights, SharedMapping,
 };
 use intel_vtd::Pasid;
 
@@ -18,43 +18,38 @@ use intel_vtd::Pasid;
 struct Nothing;
 
 impl HostIommu for Nothing {
-    fn allocate_space(&self) -> io::Result<ObjectId> {
-        Ok(ObjectId(1))
+    fn allocate_ioas(&self) -> io::Result<IoasId> {
+        Ok(IoasId(1))
     }
     fn destroy(&self, _: ObjectId) -> io::Result<()> {
         Ok(())
     }
-    fn address_ranges(&self, _: ObjectId) -> io::Result<(Vec<RangeInclusive<u64>>, u64)> {
+    fn address_ranges(&self, _: IoasId) -> io::Result<(Vec<RangeInclusive<u64>>, u64)> {
         Ok((vec![0..=0xffff_ffff_ffff], 4096))
     }
-    fn map(&self, _: ObjectId, _: u64, _: &HostMemory<'_>, _: Rights) -> io::Result<()> {
+    fn map(&self, _: IoasId, _: u64, _: &HostMemory<'_>, _: Rights) -> io::Result<()> {
         Ok(())
     }
     fn share(&self, _: &SharedMapping) -> io::Result<()> {
         Ok(())
     }
-    fn unmap(&self, _: ObjectId, _: u64, length: u64) -> io::Result<u64> {
+    fn unmap(&self, _: IoasId, _: u64, length: u64) -> io::Result<u64> {
         Ok(length)
     }
-    fn allocate_page_table(
-        &self,
-        _: HostDeviceId,
-        _: ObjectId,
-        _: PageTableOptions,
-    ) -> io::Result<ObjectId> {
-        Ok(ObjectId(2))
+    fn allocate_hwpt(&self, _: HostDeviceId, _: IoasId, _: HwptOptions) -> io::Result<HwptId> {
+        Ok(HwptId(2))
     }
     fn allocate_nested(
         &self,
         _: HostDeviceId,
-        _: ObjectId,
+        _: HwptId,
         _: &NestedTable,
         _: NestedOptions,
-    ) -> io::Result<ObjectId> {
-        Ok(ObjectId(3))
+    ) -> io::Result<HwptId> {
+        Ok(HwptId(3))
     }
-    fn invalidate(&self, _: ObjectId, _: &[NestedInvalidation], _: &mut usize) -> io::Result<()> {
-        Ok(())
+    fn invalidate(&self, _: HwptId, list: &[NestedInvalidation]) -> (usize, io::Result<()>) {
+        (list.len(), Ok(()))
     }
     fn hardware_info(&self, _: HostDeviceId) -> io::Result<HardwareInfo> {
         Ok(HardwareInfo {
@@ -64,16 +59,16 @@ impl HostIommu for Nothing {
             dirty_tracking: false,
         })
     }
-    fn set_dirty_tracking(&self, _: ObjectId, _: bool) -> io::Result<()> {
+    fn set_dirty_tracking(&self, _: HwptId, _: bool) -> io::Result<()> {
         Ok(())
     }
-    fn dirty_pages(&self, _: ObjectId, _: u64, _: u64, _: u64, _: &mut [u64]) -> io::Result<()> {
+    fn dirty_pages(&self, _: HwptId, _: u64, _: u64, _: u64, _: &mut [u64]) -> io::Result<()> {
         Ok(())
     }
 }
 
 impl Attachment for Nothing {
-    fn attach(&self, _: Option<Pasid>, _: ObjectId) -> io::Result<()> {
+    fn attach(&self, _: Option<Pasid>, _: HwptId) -> io::Result<()> {
         Ok(())
     }
     fn detach(&self, _: Option<Pasid>) -> io::Result<()> {

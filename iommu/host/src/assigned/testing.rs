@@ -8,7 +8,7 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use super::{AssignedDevice, AssignedDevices, DeviceBinding, Limits, RamPiece};
 use crate::fake::{FakeFeatures, FakeHost, Reached};
-use crate::{HostDeviceId, NestedInvalidation, Rights};
+use crate::host_iommu::{HostDeviceId, NestedInvalidation, Rights};
 use intel_vtd::spec::descriptors::{
     ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
 };

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use super::*;
-use crate::{
-    HardwareInfo, HostMemory, NestedInvalidation, NestedOptions, NestedTable, ObjectId, Rights,
-    SharedMapping,
+use crate::host_iommu::{
+    HardwareInfo, HostMemory, HwptId, IoasId, NestedInvalidation, NestedOptions, NestedTable,
+    ObjectId, Rights, SharedMapping,
 };
 use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
 use intel_vtd::{AddressWidth, Scalable, Stages};
@@ -49,11 +49,11 @@ impl Host {
         capabilities
     }
 
-    fn add(&self) -> ObjectId {
+    fn add(&self) -> u32 {
         let mut objects = self.objects.lock().unwrap();
         let id = objects.last_key_value().map_or(1, |(id, _)| id + 1);
         objects.insert(id, None);
-        ObjectId(id)
+        id
     }
 }
 
@@ -62,26 +62,27 @@ fn not_asked<T>() -> io::Result<T> {
 }
 
 impl HostIommu for Host {
-    fn allocate_space(&self) -> io::Result<ObjectId> {
-        Ok(self.add())
+    fn allocate_ioas(&self) -> io::Result<IoasId> {
+        Ok(IoasId(self.add()))
     }
     fn destroy(&self, object: ObjectId) -> io::Result<()> {
+        let (ObjectId::Ioas(IoasId(id)) | ObjectId::Hwpt(HwptId(id))) = object;
         let mut objects = self.objects.lock().unwrap();
         // Tables come after their spaces here.
-        assert_eq!(objects.last_key_value().map(|(id, _)| *id), Some(object.0));
-        objects.remove(&object.0);
+        assert_eq!(objects.last_key_value().map(|(id, _)| *id), Some(id));
+        objects.remove(&id);
         Ok(())
     }
-    fn address_ranges(&self, space: ObjectId) -> io::Result<(Vec<RangeInclusive<u64>>, u64)> {
-        let last = self.objects.lock().unwrap()[&space.0].expect("a table");
+    fn address_ranges(&self, ioas: IoasId) -> io::Result<(Vec<RangeInclusive<u64>>, u64)> {
+        let last = self.objects.lock().unwrap()[&ioas.0].expect("a table");
         Ok((vec![0..=0xFEDF_FFFF, 0xFEF0_0000..=last], 0x1000))
     }
-    fn allocate_page_table(
+    fn allocate_hwpt(
         &self,
         device: HostDeviceId,
-        space: ObjectId,
-        options: PageTableOptions,
-    ) -> io::Result<ObjectId> {
+        ioas: IoasId,
+        options: HwptOptions,
+    ) -> io::Result<HwptId> {
         assert_eq!(device, HostDeviceId(7));
         let [plain, dirty, parent] = self.last;
         let last = match (options.nesting_parent, options.dirty_tracking) {
@@ -92,37 +93,37 @@ impl HostIommu for Host {
         };
         // EOPNOTSUPP
         let last = last.ok_or_else(|| io::Error::from_raw_os_error(95))?;
-        self.objects.lock().unwrap().insert(space.0, Some(last));
-        Ok(self.add())
+        self.objects.lock().unwrap().insert(ioas.0, Some(last));
+        Ok(HwptId(self.add()))
     }
     fn hardware_info(&self, _: HostDeviceId) -> io::Result<HardwareInfo> {
         Ok(self.info)
     }
-    fn map(&self, _: ObjectId, _: u64, _: &HostMemory<'_>, _: Rights) -> io::Result<()> {
+    fn map(&self, _: IoasId, _: u64, _: &HostMemory<'_>, _: Rights) -> io::Result<()> {
         not_asked()
     }
     fn share(&self, _: &SharedMapping) -> io::Result<()> {
         not_asked()
     }
-    fn unmap(&self, _: ObjectId, _: u64, _: u64) -> io::Result<u64> {
+    fn unmap(&self, _: IoasId, _: u64, _: u64) -> io::Result<u64> {
         not_asked()
     }
     fn allocate_nested(
         &self,
         _: HostDeviceId,
-        _: ObjectId,
+        _: HwptId,
         _: &NestedTable,
         _: NestedOptions,
-    ) -> io::Result<ObjectId> {
+    ) -> io::Result<HwptId> {
         not_asked()
     }
-    fn invalidate(&self, _: ObjectId, _: &[NestedInvalidation], _: &mut usize) -> io::Result<()> {
+    fn invalidate(&self, _: HwptId, _: &[NestedInvalidation]) -> (usize, io::Result<()>) {
+        (0, not_asked())
+    }
+    fn set_dirty_tracking(&self, _: HwptId, _: bool) -> io::Result<()> {
         not_asked()
     }
-    fn set_dirty_tracking(&self, _: ObjectId, _: bool) -> io::Result<()> {
-        not_asked()
-    }
-    fn dirty_pages(&self, _: ObjectId, _: u64, _: u64, _: u64, _: &mut [u64]) -> io::Result<()> {
+    fn dirty_pages(&self, _: HwptId, _: u64, _: u64, _: u64, _: &mut [u64]) -> io::Result<()> {
         not_asked()
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::{DirtyPages, runs};
-use crate::ioas::{PageTable, Space};
+use crate::host_iommu::{HwptId, Rights};
+use crate::ioas::{Hwpt, Ioas};
 use crate::ram::Ram;
 use crate::resources::Common;
 use crate::run::{PAGE, Run};
-use crate::{ObjectId, Rights};
 
 /// Bytes that are asked for at a time.
 const PIECE: u64 = 1 << 30;
@@ -49,24 +49,24 @@ pub enum DirtyTrackingError {
     },
 }
 
-/// `area` of `space` is about to be unmapped: what was written through it would be forgotten.
-pub(crate) fn collect_unmapped(space: &Space, area: &Run, common: &mut Common) {
+/// `area` of `ioas` is about to be unmapped: what was written through it would be forgotten.
+pub(crate) fn collect_unmapped(ioas: &Ioas, area: &Run, common: &mut Common) {
     if let Some(dirty) = &mut common.dirty {
-        collect(space, area, dirty);
+        collect(ioas, area, dirty);
     }
 }
 
 /// Adds what devices wrote through `area` since it was asked for last. Where the host does not say, all of it was written.
-pub(crate) fn collect(space: &Space, area: &Run, dirty: &mut DirtyPages) {
+pub(crate) fn collect(ioas: &Ioas, area: &Run, dirty: &mut DirtyPages) {
     if !area.rights.write {
         return;
     }
-    for table in &space.tables {
+    for table in &ioas.tables {
         let mut start = area.input;
         while start < area.end() {
             let end = area.end().min(start + PIECE);
             let piece = area.part(&(start..end));
-            if query(space, table.id, &piece, dirty).is_err() {
+            if query(ioas, table.id, &piece, dirty).is_err() {
                 dirty.mark(&(piece.output..piece.output + piece.length));
             }
             start = end;
@@ -74,16 +74,10 @@ pub(crate) fn collect(space: &Space, area: &Run, dirty: &mut DirtyPages) {
     }
 }
 
-fn query(
-    space: &Space,
-    table: ObjectId,
-    piece: &Run,
-    dirty: &mut DirtyPages,
-) -> std::io::Result<()> {
+fn query(ioas: &Ioas, table: HwptId, piece: &Run, dirty: &mut DirtyPages) -> std::io::Result<()> {
     let words = usize::try_from((piece.length / PAGE).div_ceil(64)).unwrap_or(0);
     let mut bitmap = vec![0; words];
-    space
-        .host
+    ioas.host
         .dirty_pages(table, piece.input, piece.length, PAGE, &mut bitmap)?;
     runs(&bitmap, |first, pages| {
         let start = piece.output + first * PAGE;
@@ -93,7 +87,7 @@ fn query(
 }
 
 /// As [`collect`], for a space that maps guest memory at its own addresses.
-pub(crate) fn collect_guest_physical(space: &Space, ram: &Ram, dirty: &mut DirtyPages) {
+pub(crate) fn collect_guest_physical(ioas: &Ioas, ram: &Ram, dirty: &mut DirtyPages) {
     for range in ram.ranges() {
         let all = Run {
             input: range.start,
@@ -101,24 +95,19 @@ pub(crate) fn collect_guest_physical(space: &Space, ram: &Ram, dirty: &mut Dirty
             length: range.end - range.start,
             rights: Rights::ALL,
         };
-        collect(space, &all, dirty);
+        collect(ioas, &all, dirty);
     }
 }
 
-/// Has all page tables of `space` tell what is written, beginning with nothing, or stop to.
-pub(crate) fn switch(space: &Space, on: bool) -> Result<(), DirtyTrackingError> {
-    space
-        .tables
+/// Has all page tables of `ioas` tell what is written, beginning with nothing, or stop to.
+pub(crate) fn switch(ioas: &Ioas, on: bool) -> Result<(), DirtyTrackingError> {
+    ioas.tables
         .iter()
-        .try_for_each(|table| switch_table(space, table, on))
+        .try_for_each(|table| switch_table(ioas, table, on))
 }
 
 /// As [`switch`], for one of them.
-pub(crate) fn switch_table(
-    space: &Space,
-    table: &PageTable,
-    on: bool,
-) -> Result<(), DirtyTrackingError> {
+pub(crate) fn switch_table(ioas: &Ioas, table: &Hwpt, on: bool) -> Result<(), DirtyTrackingError> {
     let device = || Arc::clone(&table.made_for);
     if !table.options.dirty_tracking && table.options.pasid && table.can_track {
         return Err(DirtyTrackingError::Pasids { device: device() });
@@ -126,7 +115,7 @@ pub(crate) fn switch_table(
     if !table.options.dirty_tracking {
         return Err(DirtyTrackingError::Unsupported { device: device() });
     }
-    let outcome = space.host.set_dirty_tracking(table.id, on);
+    let outcome = ioas.host.set_dirty_tracking(table.id, on);
     outcome.map_err(|cause| DirtyTrackingError::Host {
         device: device(),
         cause,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 
 use super::errno::{EEXIST, EINVAL, ENOENT};
-use crate::Rights;
+use crate::host_iommu::Rights;
 
 /// What interrupts are written to.
 const INTERRUPTS: RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
@@ -18,7 +18,7 @@ pub(super) struct Area {
     pub(super) rights: Rights,
 }
 
-pub(super) struct Space {
+pub(super) struct FakeIoas {
     areas: BTreeMap<u64, Area>,
     /// The last address that page tables have.
     last: u64,
@@ -26,7 +26,7 @@ pub(super) struct Space {
     interrupts_free: bool,
 }
 
-impl Default for Space {
+impl Default for FakeIoas {
     fn default() -> Self {
         Self {
             areas: BTreeMap::new(),
@@ -36,7 +36,7 @@ impl Default for Space {
     }
 }
 
-impl Space {
+impl FakeIoas {
     pub(super) fn ranges(&self) -> Vec<RangeInclusive<u64>> {
         if self.interrupts_free {
             return vec![0..=self.last];

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use super::Reached;
-use super::ioas::Space;
-use crate::{NestedInvalidation, NestedTable, ObjectId, Rights};
+use super::ioas::FakeIoas;
+use crate::host_iommu::{FaultQueueId, NestedInvalidation, NestedTable, Rights};
 
 /// Reads a word of guest memory, by its offset in the file.
 pub(super) type Memory = Box<dyn Fn(u64) -> Option<u64> + Send>;
@@ -24,10 +24,10 @@ struct Entry {
 }
 
 /// A nested page table.
-pub(super) struct Nested {
+pub(super) struct FakeNested {
     pub(super) table: NestedTable,
     /// Where page requests go.
-    pub(super) page_requests: Option<ObjectId>,
+    pub(super) page_requests: Option<FaultQueueId>,
     /// By level, and by the address in units of what an entry of the level covers.
     kept: RefCell<BTreeMap<(u8, u64), Entry>>,
 }
@@ -36,8 +36,8 @@ const fn shift(level: u8) -> u32 {
     12 + 9 * (level as u32 - 1)
 }
 
-impl Nested {
-    pub(super) fn new(table: NestedTable, page_requests: Option<ObjectId>) -> Self {
+impl FakeNested {
+    pub(super) fn new(table: NestedTable, page_requests: Option<FaultQueueId>) -> Self {
         Self {
             table,
             page_requests,
@@ -49,10 +49,10 @@ impl Nested {
         (self.table.address_width - 12) / 9
     }
 
-    /// Where `address` goes on top of `space`.
-    pub(super) fn reach(&self, address: u64, space: &Space, memory: &Memory) -> Option<Reached> {
-        let (output, writable) = self.translate(address, space, memory)?;
-        let (offset, rights) = space.find(output)?;
+    /// Where `address` goes on top of `ioas`.
+    pub(super) fn reach(&self, address: u64, ioas: &FakeIoas, memory: &Memory) -> Option<Reached> {
+        let (output, writable) = self.translate(address, ioas, memory)?;
+        let (offset, rights) = ioas.find(output)?;
         let rights = Rights {
             read: rights.read,
             write: rights.write && writable,
@@ -60,11 +60,11 @@ impl Nested {
         (rights != Rights::NONE).then_some(Reached { offset, rights })
     }
 
-    /// What `address` is in `space`, whose mappings lead to the tables, and whether it can be written.
+    /// What `address` is in `ioas`, whose mappings lead to the tables, and whether it can be written.
     pub(super) fn translate(
         &self,
         address: u64,
-        space: &Space,
+        ioas: &FakeIoas,
         memory: &Memory,
     ) -> Option<(u64, bool)> {
         let unused = 64 - u32::from(self.table.address_width);
@@ -86,7 +86,7 @@ impl Nested {
                 Some(entry) => entry,
                 None => {
                     let at = table + (address >> shift(level) & 0x1ff) * 8;
-                    let (offset, rights) = space.find(at)?;
+                    let (offset, rights) = ioas.find(at)?;
                     let word = memory(offset).filter(|word| rights.read && word & PRESENT != 0)?;
                     let entry = Entry {
                         word,

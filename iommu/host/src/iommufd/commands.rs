@@ -31,14 +31,14 @@ macro_rules! arguments {
 
 arguments! {
     iommu_destroy => Destroy;
-    iommu_ioas_alloc => SpaceAlloc;
+    iommu_ioas_alloc => IoasAlloc;
     iommu_ioas_copy => Copy;
     iommu_ioas_iova_ranges => AddressRanges;
     iommu_ioas_map => Map;
     iommu_ioas_map_file => MapFile;
     iommu_ioas_unmap => Unmap;
     iommu_option => Option;
-    iommu_hwpt_alloc => TableAlloc;
+    iommu_hwpt_alloc => HwptAlloc;
     iommu_fault_alloc => FaultQueueAlloc;
     iommu_hw_info => HardwareInfo;
     iommu_hwpt_set_dirty_tracking => SetDirtyTracking;

@@ -31,7 +31,7 @@ kinds! {
     /// Destroys an object.
     Destroy = 0x80, "DESTROY";
     /// Makes an address space.
-    SpaceAlloc = 0x81, "IOAS_ALLOC";
+    IoasAlloc = 0x81, "IOAS_ALLOC";
     /// Shares a mapping.
     Copy = 0x83, "IOAS_COPY";
     /// Asks what can be mapped.
@@ -43,7 +43,7 @@ kinds! {
     /// Reads or sets an option.
     Option = 0x87, "OPTION";
     /// Makes a page table.
-    TableAlloc = 0x89, "HWPT_ALLOC";
+    HwptAlloc = 0x89, "HWPT_ALLOC";
     /// Asks for the hardware's capabilities.
     HardwareInfo = 0x8A, "GET_HW_INFO";
     /// Switches dirty tracking.

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use iommufd_bindings as uapi;
 
+use crate::host_iommu::{FaultQueueId, HostDeviceId};
 use crate::page_requests::{HostPageRequest, HostPageRequests};
-use crate::{HostDeviceId, ObjectId};
 use intel_vtd::{PageRequest, Pasid};
 
 const RECORD: usize = size_of::<uapi::iommu_hwpt_pgfault>();
@@ -21,13 +21,13 @@ const MOST: usize = 1 << 18;
 /// One of an iommufd's queues. Dropping it leaves the queue to the page tables that use it.
 #[derive(Debug)]
 pub struct FaultQueue {
-    id: ObjectId,
+    id: FaultQueueId,
     file: File,
     room: AtomicUsize,
 }
 
 impl FaultQueue {
-    pub(super) fn new(id: ObjectId, file: File) -> Self {
+    pub(super) fn new(id: FaultQueueId, file: File) -> Self {
         Self {
             id,
             file,
@@ -36,7 +36,7 @@ impl FaultQueue {
     }
 
     /// Names it, for page tables whose page requests are to come here.
-    pub const fn id(&self) -> ObjectId {
+    pub const fn id(&self) -> FaultQueueId {
         self.id
     }
 

@@ -108,7 +108,7 @@ fn a_kernel_that_maps_no_files_is_asked_once() {
         length: 0x1000,
     };
     for _ in 0..2 {
-        let outcome = iommufd.map(ObjectId(1), 0, &memory, Rights::ALL);
+        let outcome = iommufd.map(IoasId(1), 0, &memory, Rights::ALL);
         assert_eq!(
             outcome.expect_err("deaf").raw_os_error(),
             Some(libc::ENOTTY)
@@ -123,39 +123,38 @@ fn a_kernel_that_maps_no_files_is_asked_once() {
 #[test]
 fn every_call_is_counted_by_its_kind() {
     let iommufd = deaf();
-    let (object, device) = (ObjectId(1), HostDeviceId(2));
-    assert!(iommufd.allocate_space().is_err());
-    assert!(iommufd.destroy(object).is_err());
-    assert!(iommufd.address_ranges(object).is_err());
-    assert!(iommufd.unmap(object, 0, 0x1000).is_err());
+    let (ioas, hwpt, device) = (IoasId(1), HwptId(2), HostDeviceId(3));
+    assert!(iommufd.allocate_ioas().is_err());
+    assert!(iommufd.destroy(ioas.into()).is_err());
+    assert!(iommufd.address_ranges(ioas).is_err());
+    assert!(iommufd.unmap(ioas, 0, 0x1000).is_err());
     let shared = SharedMapping {
-        source: object,
+        source: ioas,
         source_address: 0,
-        target: object,
+        target: ioas,
         target_address: 0,
         length: 0x1000,
         rights: Rights::ALL,
     };
     assert!(iommufd.share(&shared).is_err());
     assert!(iommufd.hardware_info(device).is_err());
-    assert!(iommufd.set_dirty_tracking(object, true).is_err());
+    assert!(iommufd.set_dirty_tracking(hwpt, true).is_err());
     assert!(iommufd.allocate_fault_queue().is_err());
     assert!(
         iommufd
-            .allocate_page_table(device, object, PageTableOptions::default())
+            .allocate_hwpt(device, ioas, HwptOptions::default())
             .is_err()
     );
-    let mut done = 7;
     let all = NestedInvalidation {
         address: 0,
         pages: u64::MAX,
         leaf_only: false,
     };
-    assert!(iommufd.invalidate(object, &[all; 3], &mut done).is_err());
-    assert_eq!(done, 0);
+    let (done, outcome) = iommufd.invalidate(hwpt, &[all; 3]);
+    assert!(outcome.is_err() && done == 0);
     assert!(
         iommufd
-            .dirty_pages(object, 0, 0x4_0000, 0x1000, &mut [0])
+            .dirty_pages(hwpt, 0, 0x4_0000, 0x1000, &mut [0])
             .is_err()
     );
     let counts: Vec<u64> = iommufd
@@ -176,7 +175,7 @@ fn a_bitmap_that_is_too_small_never_reaches_the_kernel() {
         (0x1800, 0x1000),
         (0x3000, 0x3000),
     ] {
-        let outcome = iommufd.dirty_pages(ObjectId(1), 0, length, page_size, &mut [0]);
+        let outcome = iommufd.dirty_pages(HwptId(1), 0, length, page_size, &mut [0]);
         assert_eq!(
             outcome.expect_err("refused").kind(),
             io::ErrorKind::InvalidInput,

@@ -1,6 +1,6 @@
 //! What the guest's invalidations say about one nested page table.
 
-use crate::NestedInvalidation;
+use crate::host_iommu::NestedInvalidation;
 use crate::run::PAGE;
 use intel_vtd::spec::descriptors::{
     ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,

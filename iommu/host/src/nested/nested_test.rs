@@ -1,7 +1,7 @@
 //! What the host must have before a device is taken from where it is.
 
 use super::*;
-use crate::IntelInfo;
+use crate::host_iommu::IntelInfo;
 use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
 
 const PLAIN: FirstStage = FirstStage {

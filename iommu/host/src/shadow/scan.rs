@@ -11,8 +11,8 @@
 
 use std::ops::Range;
 
-use crate::Rights;
 use crate::budget::{Budget, Exhausted};
+use crate::host_iommu::Rights;
 use crate::run::Run;
 use intel_vtd::spec::gates::Gates;
 use intel_vtd::spec::second_stage::{ACCESSED, DIRTY, SecondStageEntry};

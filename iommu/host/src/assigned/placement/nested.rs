@@ -9,12 +9,12 @@ use super::{Domain, FORGOTTEN, Host, State, bindings, not_attached, refused};
 use crate::assigned::binding::Binding;
 use crate::assigned::device::{Device, Place};
 use crate::blocked::Blocked;
-use crate::ioas::{AttachError, Space};
+use crate::host_iommu::{HwptId, NestedInvalidation, NestedOptions};
+use crate::ioas::{AttachError, Ioas};
 use crate::nested::batch::{ALL, Tag, User, batch};
 use crate::nested::{Nested, NestedKey, missing};
 use crate::resources::HostKey;
 use crate::shadow::ShadowKey;
-use crate::{NestedInvalidation, NestedOptions, ObjectId};
 use intel_vtd::{FirstStage, GuestTables, Invalidation, SecondStage, TableMemory};
 
 /// `EOPNOTSUPP`: what a kernel answers that does not nest, or not for this device.
@@ -65,8 +65,8 @@ impl State {
         if self.stays_behind(place, &key, tag)? {
             return Ok(());
         }
-        let space = self.base(host, base);
-        let parents = space.map(|space| space.parents(needs));
+        let ioas = self.base(host, base);
+        let parents = ioas.map(|ioas| ioas.parents(needs));
         for parent in parents.unwrap_or_default() {
             match self.attach_nested(place, parent, key, tag) {
                 Err(AttachError::Incompatible) => {}
@@ -79,11 +79,11 @@ impl State {
             self.remove_parent(host, base, parent);
         }
         outcome.map_err(not_attached)?;
-        if let Some(space) = self.base(host, base)
+        if let Some(ioas) = self.base(host, base)
             && below.is_some()
         {
             // A device that comes with reserved addresses leaves less to map.
-            space.update_aperture().map_err(refused)?;
+            ioas.update_aperture().map_err(refused)?;
         }
         Ok(())
     }
@@ -116,7 +116,7 @@ impl State {
     fn attach_nested(
         &mut self,
         place: Place,
-        parent: ObjectId,
+        parent: HwptId,
         key: NestedKey,
         tag: Tag,
     ) -> Result<(), AttachError> {
@@ -151,12 +151,7 @@ impl State {
         device.map_or_else(NestedOptions::default, Device::nested_options)
     }
 
-    fn make_nested(
-        &mut self,
-        place: Place,
-        parent: ObjectId,
-        key: NestedKey,
-    ) -> io::Result<ObjectId> {
+    fn make_nested(&mut self, place: Place, parent: HwptId, key: NestedKey) -> io::Result<HwptId> {
         let options = self.nested_options(place);
         let (Some(device), Some(host)) = (
             self.devices.get(place.device),
@@ -175,12 +170,12 @@ impl State {
         Ok(id)
     }
 
-    fn base(&mut self, host: HostKey, base: Base) -> Option<&mut Space> {
+    fn base(&mut self, host: HostKey, base: Base) -> Option<&mut Ioas> {
         space_of(&mut self.hosts, &mut self.domains, host, base)
     }
 
     /// Makes a page table that suits a device, to put nested ones upon.
-    fn add_parent(&mut self, place: Place, host: HostKey, base: Base) -> Result<ObjectId, Blocked> {
+    fn add_parent(&mut self, place: Place, host: HostKey, base: Base) -> Result<HwptId, Blocked> {
         let Self {
             hosts,
             domains,
@@ -188,17 +183,17 @@ impl State {
             common,
             ..
         } = self;
-        let space = space_of(hosts, domains, host, base);
-        let (Some(space), Some(device)) = (space, devices.get(place.device)) else {
+        let ioas = space_of(hosts, domains, host, base);
+        let (Some(ioas), Some(device)) = (ioas, devices.get(place.device)) else {
             return Err(Blocked::Host(None));
         };
-        add_parent(space, &device.client(place.pasid), common).map_err(no_parent)?;
-        let table = space.tables.last().ok_or(Blocked::Host(None))?;
+        add_parent(ioas, &device.client(place.pasid), common).map_err(no_parent)?;
+        let table = ioas.tables.last().ok_or(Blocked::Host(None))?;
         Ok(table.id)
     }
 
     /// Gives back a page table that was of no use. What was put upon it goes first.
-    fn remove_parent(&mut self, host: HostKey, base: Base, parent: ObjectId) {
+    fn remove_parent(&mut self, host: HostKey, base: Base, parent: HwptId) {
         self.sweep_nested();
         let Self {
             hosts,
@@ -206,15 +201,15 @@ impl State {
             common,
             ..
         } = self;
-        if let Some(space) = space_of(hosts, domains, host, base) {
-            space.remove_table(parent, common);
+        if let Some(ioas) = space_of(hosts, domains, host, base) {
+            ioas.remove_table(parent, common);
         }
     }
 
     /// Has the host forget what was invalidated of the tables that requests stay behind. If it does not, they are detached, and
     /// so what the guest asked for is true.
     pub(super) fn invalidate_nested(&mut self, invalidations: &[Invalidation], moves: &Moves) {
-        let mut users: BTreeMap<(HostKey, ObjectId), Vec<User>> = BTreeMap::new();
+        let mut users: BTreeMap<(HostKey, HwptId), Vec<User>> = BTreeMap::new();
         for (place, device, binding) in bindings(&self.devices) {
             if let Binding::Nested { tag, table, .. } = *binding
                 && !moves.contains_key(&place)
@@ -237,7 +232,7 @@ impl State {
         }
     }
 
-    fn forget_all(&mut self, host: HostKey, id: ObjectId) -> Result<(), Blocked> {
+    fn forget_all(&mut self, host: HostKey, id: HwptId) -> Result<(), Blocked> {
         self.forget(host, id, &[ALL])
     }
 
@@ -246,7 +241,7 @@ impl State {
     fn forget(
         &mut self,
         host: HostKey,
-        id: ObjectId,
+        id: HwptId,
         list: &[NestedInvalidation],
     ) -> Result<(), Blocked> {
         let Some(nested) = self
@@ -275,13 +270,13 @@ impl State {
     }
 
     /// Detaches everyone behind a nested page table that may keep what is to be forgotten.
-    fn detach_all(&mut self, host: HostKey, id: ObjectId, why: Blocked) -> Blocked {
+    fn detach_all(&mut self, host: HostKey, id: HwptId, why: Blocked) -> Blocked {
         let blocked = self.block_all(why, |device, binding| uses(device, binding, host, id));
         self.common.statistics.invalidation_detaches += blocked;
         why
     }
 
-    fn is_used(&self, host: HostKey, id: ObjectId) -> bool {
+    fn is_used(&self, host: HostKey, id: HwptId) -> bool {
         bindings(&self.devices).any(|(_, device, binding)| uses(device, binding, host, id))
     }
 
@@ -305,18 +300,18 @@ fn space_of<'a>(
     domains: &'a mut [Domain],
     host: HostKey,
     base: Base,
-) -> Option<&'a mut Space> {
+) -> Option<&'a mut Ioas> {
     match base {
         Base::Memory => hosts
             .iter_mut()
             .find(|known| known.key == host)
             .map(|host| &mut host.memory),
-        Base::Shadow(at) => domains.get_mut(at).map(|domain| &mut domain.shadow.space),
+        Base::Shadow(at) => domains.get_mut(at).map(|domain| &mut domain.shadow.ioas),
     }
 }
 
 /// Whether requests that are bound so are behind this nested page table.
-fn uses(device: &Device, binding: &Binding, host: HostKey, table: ObjectId) -> bool {
+fn uses(device: &Device, binding: &Binding, host: HostKey, table: HwptId) -> bool {
     device.host == host && binding.nested() == Some(table)
 }
 

@@ -4,11 +4,11 @@ use super::moves::Moves;
 use super::nested::no_parent;
 use super::page_tables::add_shadow_table;
 use super::{Domain, REMAINS, State, bindings, not_attached, refused};
-use crate::ObjectId;
 use crate::assigned::binding::Binding;
 use crate::assigned::device::Place;
 use crate::blocked::Blocked;
-use crate::ioas::{AttachError, Space};
+use crate::host_iommu::HwptId;
+use crate::ioas::{AttachError, Ioas};
 use crate::resources::HostKey;
 use crate::shadow::{Shadow, ShadowKey, Trouble};
 use intel_vtd::spec::descriptors::{IotlbScope, PasidIotlbScope};
@@ -137,7 +137,7 @@ impl State {
             return Ok(());
         }
         let domain = self.domains.get(at).ok_or(Blocked::Host(None))?;
-        let suitable = domain.shadow.space.suitable(device.needs(place.pasid));
+        let suitable = domain.shadow.ioas.suitable(device.needs(place.pasid));
         let attached = match device.attach(place.pasid, &suitable, binding) {
             Err(AttachError::Incompatible) => {
                 let table = self.add_shadow_table(tables, place, at)?;
@@ -146,10 +146,10 @@ impl State {
                 else {
                     return Err(Blocked::Host(None));
                 };
-                let space = &mut domain.shadow.space;
+                let ioas = &mut domain.shadow.ioas;
                 let outcome = device.attach(place.pasid, &[table], binding);
                 if matches!(outcome, Err(AttachError::Incompatible)) {
-                    space.remove_table(table, &mut self.common);
+                    ioas.remove_table(table, &mut self.common);
                 }
                 outcome
             }
@@ -159,7 +159,7 @@ impl State {
         self.attached(place, attached);
         if let Some(domain) = self.domains.get_mut(at) {
             // A device that comes with reserved addresses leaves less to map.
-            domain.shadow.space.update_aperture().map_err(refused)?;
+            domain.shadow.ioas.update_aperture().map_err(refused)?;
         }
         Ok(())
     }
@@ -170,16 +170,16 @@ impl State {
         tables: &GuestTables<'_, T>,
         place: Place,
         at: usize,
-    ) -> Result<ObjectId, Blocked> {
+    ) -> Result<HwptId, Blocked> {
         let (Some(device), Some(domain)) =
             (self.devices.get(place.device), self.domains.get_mut(at))
         else {
             return Err(Blocked::Host(None));
         };
         let (client, shadow) = (device.client(place.pasid), &mut domain.shadow);
-        let less_exact = add_shadow_table(&mut shadow.space, &client, shadow.key, &mut self.common)
+        let less_exact = add_shadow_table(&mut shadow.ioas, &client, shadow.key, &mut self.common)
             .map_err(refused)?;
-        let table = shadow.space.tables.last().map(|table| table.id);
+        let table = shadow.ioas.tables.last().map(|table| table.id);
         if less_exact {
             // Pages are to go that this page table makes readable.
             self.complete(tables, at)?;
@@ -247,14 +247,14 @@ impl State {
             // The host takes back nothing.
             return Err(Blocked::Host(None));
         }
-        let mut space = Space::allocate(&host.iommu).map_err(refused)?;
+        let mut ioas = Ioas::allocate(&host.iommu).map_err(refused)?;
         if let Err(error) = add_shadow_table(
-            &mut space,
+            &mut ioas,
             &device.client(place.pasid),
             key,
             &mut self.common,
         ) {
-            space.destroy(&mut self.common);
+            ioas.destroy(&mut self.common);
             return Err(if key.parent {
                 no_parent(error)
             } else {
@@ -264,7 +264,7 @@ impl State {
         self.common.statistics.shadows_made += 1;
         self.domains.push(Domain {
             host: host.key,
-            shadow: Shadow::new(key, space, host.memory.id),
+            shadow: Shadow::new(key, ioas, host.memory.id),
         });
         Ok(self.domains.len() - 1)
     }

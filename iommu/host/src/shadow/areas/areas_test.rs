@@ -1,7 +1,7 @@
 //! Areas stay what was announced.
 
 use super::*;
-use crate::Rights;
+use crate::host_iommu::Rights;
 
 const READ: Rights = Rights {
     read: true,
