@@ -31,42 +31,43 @@
 //! tried again when the guest next invalidates a context or PASID entry, or turns translation on or off; one of its PASIDs, when
 //! that PASID is among what is named.
 
-pub(crate) mod binding;
-pub(crate) mod device;
+mod backing;
+mod device;
 mod error;
-pub(crate) mod pasids;
+mod host;
+mod hosts;
+mod moves;
+mod pasids;
 mod placement;
-pub(crate) mod report;
-pub(crate) mod target;
+mod report;
+mod slot;
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use vm_memory::GuestMemoryBackend;
 
-pub use super::ram::RamPiece;
 pub use crate::blocked::Blocked;
 pub use crate::dirty::tracking::DirtyTrackingError;
+pub use crate::ram::RamPiece;
 pub use crate::resources::Limits;
 pub use crate::statistics::AssignedStatistics;
 pub use device::AssignedDevice;
 pub use error::AddError;
-pub use report::{DeviceBinding, DeviceReport};
+pub use placement::Placement;
+pub use report::{DeviceReport, PlacementReport};
 
-use super::ioas::Ioas;
-use super::page_requests::PageRequestPath;
-use super::ram::Ram;
 use crate::dirty::{DirtyPages, tracking};
-use crate::host_iommu::{HostIommu, Rights};
-use crate::resources::{Common, HostKey};
-use binding::Binding;
-use device::Device;
+use crate::page_requests::PageRequestPath;
+use crate::ram::Ram;
+use crate::resources::Resources;
+use hosts::Hosts;
 use intel_vtd::{
     DeviceTlb, DeviceTlbInvalidation, DmaState, GuestTables, Invalidation, Nearby, PageResponse,
     SourceId, TranslationObserver, Unit,
 };
-use placement::{Host, State};
 
 /// The assigned devices of a machine.
 ///
@@ -81,7 +82,7 @@ pub struct AssignedDevices<M> {
     unit: Option<Arc<DmaState<M>>>,
     /// For device-TLBs. It has us, so not the other way round.
     device_tlbs: Weak<Unit<M>>,
-    state: Mutex<State>,
+    hosts: Mutex<Hosts>,
 }
 
 impl<M> AssignedDevices<M>
@@ -94,7 +95,7 @@ where
         let devices = Arc::new(Self {
             unit: unit.map(|unit| Arc::clone(unit.dma_state())),
             device_tlbs: unit.map_or_else(Weak::new, Arc::downgrade),
-            state: Mutex::new(State::new(Common::new(Ram::new(ram), limits))),
+            hosts: Mutex::new(Hosts::new(Resources::new(Ram::new(ram), limits))),
         });
         if let Some(unit) = unit {
             unit.observe_translations(Arc::clone(&devices) as _);
@@ -110,68 +111,13 @@ where
     /// # Errors
     /// The host does not take it; nothing has changed.
     pub fn add(&self, device: AssignedDevice) -> Result<(), AddError> {
-        let mut state = self.lock();
-        let state = &mut *state;
-        if let Some(other) = state
-            .devices
-            .iter()
-            .find(|other| other.source == device.source)
-        {
-            return Err(AddError::SourceTaken {
-                name: device.name,
-                source_id: device.source,
-                other: Arc::clone(&other.name),
-            });
-        }
-        let info = device
-            .host
-            .hardware_info(device.id)
-            .map_err(|cause| AddError::Hardware {
-                name: device.name.clone(),
-                cause,
-            })?;
-        let key = match state
-            .hosts
-            .iter()
-            .find(|host| std::ptr::addr_eq(Arc::as_ptr(&host.iommu), Arc::as_ptr(&device.host)))
-        {
-            Some(host) => host.key,
-            None => {
-                let highest = state.hosts.iter().map(|host| host.key.0).max();
-                HostKey(highest.map_or(0, |key| key + 1))
-            }
-        };
-        let iommu = Arc::clone(&device.host);
+        let mut hosts = self.hosts.lock();
         let (source, has_ats) = (device.source, device.ats);
         let device_tlb = HostDeviceTlb {
             source,
             page_requests: device.page_requests.clone(),
         };
-        let device = Device::new(device, info, key);
-        if !state.hosts.iter().any(|host| host.key == key) {
-            let memory = map_all_memory(&iommu, &device, &mut state.common)?;
-            state.hosts.push(Host { key, iommu, memory });
-        }
-        state.devices.push(device);
-        let index = state.devices.len() - 1;
-        self.with_tables(|tables| state.place(tables, index));
-        let binding = state.devices.get(index);
-        let binding = binding.and_then(|device| device.binding(None).copied());
-        // Guest memory is there, and complete: a device that does not get there never will.
-        if let Some(Binding::Blocked(why)) = binding
-            && !why.is_asked_for()
-            && self.wants_memory(state, index)
-        {
-            let name = state
-                .devices
-                .get(index)
-                .map(|device| device.name.to_string());
-            state.remove(index);
-            return Err(AddError::Attach {
-                name: name.unwrap_or_default(),
-                why,
-            });
-        }
+        self.with_tables(|tables| hosts.add(tables, device))?;
         if has_ats && let Some(unit) = self.device_tlbs.upgrade() {
             unit.attach_device_tlb(source, Arc::new(device_tlb));
         }
@@ -180,39 +126,28 @@ where
 
     /// Takes a device away: it reaches nothing when this returns. Returns whether there was one.
     pub fn remove(&self, source: SourceId) -> bool {
-        let mut state = self.lock();
-        let index = state
-            .devices
-            .iter()
-            .position(|device| device.source == source);
-        let has_ats = index
-            .and_then(|index| state.devices.get(index))
-            .is_some_and(|device| device.has_ats);
+        let mut hosts = self.hosts.lock();
+        let has_ats = hosts.device(source).is_some_and(|device| device.has_ats);
         if has_ats && let Some(unit) = self.device_tlbs.upgrade() {
             unit.detach_device_tlb(source);
         }
-        if let Some(index) = index {
-            state.remove(index);
-        }
-        index.is_some()
+        hosts.remove(source)
     }
 
     /// Where each device is, in the order of their source ids.
     pub fn describe(&self) -> Vec<DeviceReport> {
-        let mut reports: Vec<_> = self.lock().reports().collect();
-        reports.sort_unstable_by_key(|report| report.source);
-        reports
+        self.hosts.lock().reports()
     }
 
     /// What was done so far.
     pub fn statistics(&self) -> AssignedStatistics {
-        self.lock().common.statistics
+        self.hosts.lock().resources.statistics
     }
 
     /// Areas that all shadows have, and bytes that they map.
     pub fn mapped(&self) -> (usize, u64) {
-        let state = self.lock();
-        let shadows = state.ioases().filter_map(|(_, shadow)| shadow);
+        let hosts = self.hosts.lock();
+        let shadows = hosts.ioases().filter_map(|(_, shadow)| shadow);
         shadows.fold((0, 0), |(areas, bytes), shadow| {
             let shadow = shadow.areas();
             (areas + shadow.len(), bytes + shadow.bytes())
@@ -221,7 +156,7 @@ where
 
     /// How many nested page tables there are at the moment.
     pub fn nested(&self) -> usize {
-        self.lock().nested()
+        self.hosts.lock().nested()
     }
 
     /// From now on, finds out which pages devices write. It begins with none, also if it was on before.
@@ -229,28 +164,23 @@ where
     /// # Errors
     /// The first device for which the host cannot; nothing is tracked then.
     pub fn start_dirty_tracking(&self) -> Result<(), DirtyTrackingError> {
-        let mut state = self.lock();
-        let state = &mut *state;
-        state.common.dirty = None;
-        let mut outcome = Ok(());
-        for (ioas, _) in state.ioases() {
-            outcome = tracking::switch(ioas, true);
-            if outcome.is_err() {
-                break;
-            }
-        }
+        let mut hosts = self.hosts.lock();
+        hosts.resources.dirty = None;
+        let outcome = hosts
+            .ioases()
+            .try_for_each(|(ioas, _)| tracking::switch(ioas, true));
         match outcome {
-            Ok(()) => state.common.dirty = Some(DirtyPages::new(&state.common.ram)),
-            Err(_) => stop(state),
+            Ok(()) => hosts.resources.dirty = Some(DirtyPages::new(&hosts.resources.ram)),
+            Err(_) => stop(&hosts),
         }
         outcome
     }
 
     /// No longer finds out which pages devices write.
     pub fn stop_dirty_tracking(&self) {
-        let mut state = self.lock();
-        state.common.dirty = None;
-        stop(&state);
+        let mut hosts = self.hosts.lock();
+        hosts.resources.dirty = None;
+        stop(&hosts);
     }
 
     /// Calls `found` with the guest-physical address and the number of pages of 4 KiB for each run of pages that devices have
@@ -260,11 +190,12 @@ where
     /// # Errors
     /// Tracking is off.
     pub fn dirty_pages(&self, found: &mut dyn FnMut(u64, u64)) -> Result<(), DirtyTrackingError> {
-        let mut state = self.lock();
-        let mut pages = state.common.dirty.take().ok_or(DirtyTrackingError::Off)?;
-        for (ioas, shadow) in state.ioases() {
+        let mut hosts = self.hosts.lock();
+        let pages = hosts.resources.dirty.take();
+        let mut pages = pages.ok_or(DirtyTrackingError::Off)?;
+        for (ioas, shadow) in hosts.ioases() {
             match shadow {
-                None => tracking::collect_guest_physical(ioas, &state.common.ram, &mut pages),
+                None => tracking::collect_guest_physical(ioas, &hosts.resources.ram, &mut pages),
                 Some(shadow) => shadow
                     .areas()
                     .iter()
@@ -272,16 +203,8 @@ where
             }
         }
         pages.take(found);
-        state.common.dirty = Some(pages);
+        hosts.resources.dirty = Some(pages);
         Ok(())
-    }
-
-    fn wants_memory(&self, state: &State, index: usize) -> bool {
-        state.devices.get(index).is_some_and(|device| {
-            self.with_tables(|tables| {
-                target::Target::of(tables, device.source, None) == target::Target::GuestPhysical
-            })
-        })
     }
 
     fn with_tables<R>(
@@ -295,35 +218,29 @@ where
     }
 }
 
-impl<M> AssignedDevices<M> {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl<M> TranslationObserver for AssignedDevices<M>
 where
     M: Deref<Target: GuestMemoryBackend> + Send + Sync + 'static,
 {
     fn translation_changed(&self) {
-        let mut state = self.lock();
-        state.begin();
+        let mut hosts = self.hosts.lock();
+        hosts.begin_exit();
         self.with_tables(|tables| {
             if let Some(tables) = tables {
-                state.update(tables, &[Invalidation::All]);
+                hosts.update(tables, &[Invalidation::All]);
             }
         });
     }
 
     fn run_begins(&self) {
-        self.lock().begin();
+        self.hosts.lock().begin_exit();
     }
 
     fn invalidated(&self, invalidations: &[Invalidation]) {
-        let mut state = self.lock();
+        let mut hosts = self.hosts.lock();
         self.with_tables(|tables| {
             if let Some(tables) = tables {
-                state.update(tables, invalidations);
+                hosts.update(tables, invalidations);
             }
         });
     }
@@ -331,8 +248,7 @@ where
 
 impl<M> fmt::Display for AssignedDevices<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut reports: Vec<_> = self.lock().reports().collect();
-        reports.sort_unstable_by_key(|report| report.source);
+        let reports = self.hosts.lock().reports();
         reports
             .iter()
             .try_for_each(|report| writeln!(f, "{report}"))
@@ -357,63 +273,11 @@ impl DeviceTlb for HostDeviceTlb {
     }
 }
 
-fn stop(state: &State) {
-    for (ioas, _) in state.ioases() {
+fn stop(hosts: &Hosts) {
+    for (ioas, _) in hosts.ioases() {
         // What has none of it needs none of this.
         let _ = tracking::switch(ioas, false);
     }
-}
-
-/// A space on `iommu` that maps all guest memory, with a page table for `device`.
-fn map_all_memory(
-    iommu: &Arc<dyn HostIommu>,
-    device: &Device,
-    common: &mut Common,
-) -> Result<Ioas, AddError> {
-    let name = || device.name.to_string();
-    let mut ioas = Ioas::allocate(iommu).map_err(|cause| AddError::Ioas {
-        name: name(),
-        cause,
-    })?;
-    // The page table first: it tells how far the host's addresses go.
-    let mut outcome =
-        placement::add_memory_table(&mut ioas, &device.client(None), common).map_err(|cause| {
-            AddError::Hwpt {
-                name: name(),
-                cause,
-            }
-        });
-    if outcome.is_ok() {
-        outcome = map_memory(&ioas, &device.name, common);
-    }
-    match outcome {
-        Ok(()) => Ok(ioas),
-        Err(error) => {
-            ioas.destroy(common);
-            Err(error)
-        }
-    }
-}
-
-fn map_memory(ioas: &Ioas, name: &str, common: &Common) -> Result<(), AddError> {
-    for (range, memory) in common.ram.parts() {
-        if !ioas.mappable(range.clone()).eq([range.clone()]) {
-            return Err(AddError::OutOfReach {
-                name: name.to_owned(),
-                start: range.start,
-                last: range.end - 1,
-            });
-        }
-        ioas.host
-            .map(ioas.id, range.start, &memory, Rights::ALL)
-            .map_err(|cause| AddError::Map {
-                name: name.to_owned(),
-                start: range.start,
-                length: range.end - range.start,
-                cause,
-            })?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -24,4 +24,9 @@ impl Budget {
         self.0 = left.unwrap_or(0);
         left.map(|_| ()).ok_or(Exhausted)
     }
+
+    /// Adds to what is left.
+    pub(crate) const fn add(&mut self, steps: u64) {
+        self.0 = self.0.saturating_add(steps);
+    }
 }

@@ -14,7 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::host_iommu::{
     Attachment, HardwareInfo, HostDeviceId, HostIommu, HostMemory, HwptId, HwptOptions, IntelInfo,
@@ -378,7 +380,7 @@ impl FakeHost {
 
     /// Binds one more device.
     pub fn bind(self: &Arc<Self>, features: FakeFeatures) -> (HostDeviceId, Arc<dyn Attachment>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let device = HostDeviceId(state.new_object());
         state.devices.insert(
             device,
@@ -394,34 +396,34 @@ impl FakeHost {
 
     /// Has the call fail that comes after `calls` more, with an error number.
     pub fn fail_after(&self, calls: u64, error: i32) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let at = state.made + calls;
         state.failures.insert(at, error);
     }
 
     /// Lets all calls do again what they can.
     pub fn fail_no_more(&self) {
-        self.lock().failures.clear();
+        self.state.lock().failures.clear();
     }
 
     /// Has nested page tables read guest memory by this: a word, by its offset in the file.
     pub fn set_memory(&self, read: impl Fn(u64) -> Option<u64> + Send + 'static) {
-        self.lock().memory = Some(Box::new(read));
+        self.state.lock().memory = Some(Box::new(read));
     }
 
     /// What was invalidated by each call since the last time this was asked, be it carried out or not.
     pub fn take_invalidations(&self) -> Vec<(HwptId, Vec<NestedInvalidation>)> {
-        std::mem::take(&mut self.lock().invalidations)
+        std::mem::take(&mut self.state.lock().invalidations)
     }
 
     /// The calls since the last time this was asked, with what came of them.
     pub fn take_calls(&self) -> Vec<(Call, Result<(), i32>)> {
-        std::mem::take(&mut self.lock().calls)
+        std::mem::take(&mut self.state.lock().calls)
     }
 
     /// Calls `watch` after each call, and within those that have steps. It must not make calls.
     pub fn watch(&self, watch: impl FnMut(&View<'_>) + Send + 'static) {
-        self.lock().watch = Some(Box::new(watch));
+        self.state.lock().watch = Some(Box::new(watch));
     }
 
     /// Where an access of `device` without PASID to `address` goes.
@@ -436,12 +438,12 @@ impl FakeHost {
         pasid: Option<Pasid>,
         address: u64,
     ) -> Option<Reached> {
-        self.lock().dma(device, pasid, address)
+        self.state.lock().dma(device, pasid, address)
     }
 
     /// As [`dma`](Self::dma), and leaves the page dirty if it can be written.
     pub fn write(&self, device: HostDeviceId, address: u64) -> Option<Reached> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let reached = state
             .dma(device, None, address)
             .filter(|to| to.rights.write)?;
@@ -468,13 +470,13 @@ impl FakeHost {
 
     /// What requests of `device` with `pasid`, or without, are behind.
     pub fn attached_with(&self, device: HostDeviceId, pasid: Option<Pasid>) -> Option<HwptId> {
-        let state = self.lock();
+        let state = self.state.lock();
         state.devices.get(&device)?.actual.get(&pasid).copied()
     }
 
     /// The PASIDs of `device` that are attached.
     pub fn pasids(&self, device: HostDeviceId) -> Vec<Pasid> {
-        let state = self.lock();
+        let state = self.state.lock();
         let device = state.devices.get(&device);
         device.map_or_else(Vec::new, |device| {
             device.believed.keys().copied().flatten().collect()
@@ -483,12 +485,8 @@ impl FakeHost {
 
     /// How many spaces and page tables there are.
     pub fn objects(&self) -> usize {
-        let state = self.lock();
+        let state = self.state.lock();
         state.ioases.len() + state.tables.len()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, FakeState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a call, of which `carry_out` is told whether it is to fail when it is half done.
@@ -497,7 +495,7 @@ impl FakeHost {
         call: Call,
         carry_out: impl FnOnce(&mut FakeState, bool) -> Result<R, i32>,
     ) -> io::Result<R> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let made = state.made;
         state.made += 1;
         let failure = state.failures.remove(&made);

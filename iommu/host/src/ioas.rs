@@ -3,27 +3,20 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::ram::INTERRUPTS;
+use crate::attach::EINVAL;
 use crate::host_iommu::{
-    Attachment, HardwareInfo, HostDeviceId, HostIommu, HwptId, HwptOptions, IoasId, Rights,
-    SharedMapping,
+    HardwareInfo, HostDeviceId, HostIommu, HwptId, HwptOptions, IoasId, Rights, SharedMapping,
 };
-use crate::resources::{Common, Remains};
+use crate::ram::INTERRUPTS;
+use crate::resources::{Remains, Resources};
 use crate::run::PAGE;
-use intel_vtd::Pasid;
-
-/// `EINVAL`: what a page table answers that is not for this device.
-pub(crate) const INVALID: i32 = 22;
-/// `EBUSY`: what VFIO answers while it resets the device.
-const BUSY: i32 = 16;
 
 /// An I/O address space and its page tables.
 pub(crate) struct Ioas {
     pub(crate) host: Arc<dyn HostIommu>,
     pub(crate) id: IoasId,
-    pub(crate) tables: Vec<Hwpt>,
+    pub(crate) hwpts: Vec<Hwpt>,
     /// What can be mapped, in ascending order, in whole pages.
     aperture: Vec<Range<u64>>,
 }
@@ -38,6 +31,14 @@ pub(crate) struct Hwpt {
     pub(crate) can_track: bool,
     /// What is writable is not readable just for that.
     exact_rights: bool,
+}
+
+/// A page table that was made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AddedHwpt {
+    pub(crate) id: HwptId,
+    /// Rights are less exact than before because of it.
+    pub(crate) less_exact: bool,
 }
 
 /// Who a page table is made for.
@@ -81,19 +82,18 @@ impl Ioas {
         Ok(Self {
             host: Arc::clone(host),
             id,
-            tables: Vec::new(),
+            hwpts: Vec::new(),
             aperture: Vec::new(),
         })
     }
 
-    /// Makes one more page table, of the first of `kinds` that the host can make. Returns whether rights are less exact than
-    /// before because of it.
-    pub(crate) fn add_table(
+    /// Makes one more page table, of the first of `kinds` that the host can make.
+    pub(crate) fn add_hwpt(
         &mut self,
         client: &Client<'_>,
         kinds: &[HwptOptions],
-    ) -> io::Result<bool> {
-        let mut outcome = Err(io::Error::from_raw_os_error(INVALID));
+    ) -> io::Result<AddedHwpt> {
+        let mut outcome = Err(io::Error::from_raw_os_error(EINVAL));
         for &options in kinds {
             outcome = self
                 .host
@@ -106,7 +106,7 @@ impl Ioas {
         let (id, options) = outcome?;
         let exact_rights = has_exact_rights(client.info, options);
         let less_exact = self.has_exact_rights() && !exact_rights;
-        self.tables.push(Hwpt {
+        self.hwpts.push(Hwpt {
             id,
             options,
             made_for: Arc::clone(client.name),
@@ -114,7 +114,7 @@ impl Ioas {
             exact_rights,
         });
         self.update_aperture()?;
-        Ok(less_exact)
+        Ok(AddedHwpt { id, less_exact })
     }
 
     /// Asks the host what can be mapped: page tables and devices make it less.
@@ -152,7 +152,7 @@ impl Ioas {
 
     /// Whether pages that can only be written are not made readable by any of the page tables.
     pub(crate) fn has_exact_rights(&self) -> bool {
-        self.tables.iter().all(|table| table.exact_rights)
+        self.hwpts.iter().all(|hwpt| hwpt.exact_rights)
     }
 
     /// Maps what `source` has at `output`.
@@ -176,35 +176,32 @@ impl Ioas {
 
     /// The page tables that are for these requests.
     pub(crate) fn suitable(&self, needs: Needs) -> Vec<HwptId> {
-        let suitable = self
-            .tables
-            .iter()
-            .filter(|table| needs.takes(table.options));
-        suitable.map(|table| table.id).collect()
+        let suitable = self.hwpts.iter().filter(|hwpt| needs.takes(hwpt.options));
+        suitable.map(|hwpt| hwpt.id).collect()
     }
 
     /// The page tables that nested ones for these requests can be on top of.
     pub(crate) fn parents(&self, needs: Needs) -> Vec<HwptId> {
         let parents = self
-            .tables
+            .hwpts
             .iter()
-            .filter(|table| table.options.nesting_parent && needs.takes(table.options));
-        parents.map(|table| table.id).collect()
+            .filter(|hwpt| hwpt.options.nesting_parent && needs.takes(hwpt.options));
+        parents.map(|hwpt| hwpt.id).collect()
     }
 
     /// Gives one page table back to the host, behind which nobody is.
-    pub(crate) fn remove_table(&mut self, id: HwptId, common: &mut Common) {
-        self.tables.retain(|table| table.id != id);
+    pub(crate) fn remove_hwpt(&mut self, id: HwptId, resources: &mut Resources) {
+        self.hwpts.retain(|hwpt| hwpt.id != id);
         if self.host.destroy(id.into()).is_err() {
-            common
+            resources
                 .remains
                 .push(Remains::new(Arc::clone(&self.host), id.into()));
         }
     }
 
     /// Gives it back to the host. What is still in use is kept to be tried again, after everything was unmapped.
-    pub(crate) fn destroy(self, common: &mut Common) {
-        let objects = self.tables.iter().map(|table| table.id.into());
+    pub(crate) fn destroy(self, resources: &mut Resources) {
+        let objects = self.hwpts.iter().map(|hwpt| hwpt.id.into());
         let objects = objects.chain([self.id.into()]);
         let left: Vec<_> = objects
             .filter(|object| self.host.destroy(*object).is_err())
@@ -212,14 +209,14 @@ impl Ioas {
         if left.contains(&self.id.into())
             && let Err(error) = self.host.unmap(self.id, 0, u64::MAX)
         {
-            common.report(|| {
+            resources.report(|| {
                 format!(
                     "the host neither destroys nor empties I/O address space {}: {error}",
                     self.id.0
                 )
             });
         }
-        common.remains.extend(
+        resources.remains.extend(
             left.into_iter()
                 .map(|object| Remains::new(Arc::clone(&self.host), object)),
         );
@@ -233,76 +230,4 @@ fn has_exact_rights(info: &HardwareInfo, options: HwptOptions) -> bool {
         return false;
     };
     options.nesting_parent || options.dirty_tracking || !intel.caps.ecap.fsts()
-}
-
-/// Why a device is not behind a page table.
-#[derive(Debug)]
-pub(crate) enum AttachError {
-    /// The page table is not for this device. It is blocked.
-    Incompatible,
-    /// Anything else. It is blocked.
-    Failed(io::Error),
-    /// The device could not even be blocked.
-    Stuck(io::Error),
-}
-
-/// A device is behind a page table; after this error, if the host only did so from a clean state.
-pub(crate) type Attached = Option<io::Error>;
-
-/// Puts requests of a device behind the first of `tables` that takes them. After an error they are blocked, or stuck.
-pub(crate) fn attach_to_one(
-    attachment: &dyn Attachment,
-    pasid: Option<Pasid>,
-    tables: &[HwptId],
-) -> Result<Attached, AttachError> {
-    let mut outcome = Err(AttachError::Incompatible);
-    for table in tables {
-        outcome = attach(attachment, pasid, *table);
-        if !matches!(outcome, Err(AttachError::Incompatible)) {
-            break;
-        }
-    }
-    outcome
-}
-
-/// Puts requests of a device behind `table`.
-///
-/// A replacement that fails leaves them blocked by the hardware, while iommufd takes them to be where they were, so that
-/// attaching them there does nothing. Detaching makes both agree.
-pub(crate) fn attach(
-    attachment: &dyn Attachment,
-    pasid: Option<Pasid>,
-    table: HwptId,
-) -> Result<Attached, AttachError> {
-    let Err(error) = attachment.attach(pasid, table) else {
-        return Ok(None);
-    };
-    detach(attachment, pasid).map_err(AttachError::Stuck)?;
-    if error.raw_os_error() == Some(INVALID) {
-        return Err(AttachError::Incompatible);
-    }
-    match attachment.attach(pasid, table) {
-        Ok(()) => Ok(Some(error)),
-        Err(error) => {
-            detach(attachment, pasid).map_err(AttachError::Stuck)?;
-            Err(AttachError::Failed(error))
-        }
-    }
-}
-
-/// Blocks requests of a device, for which it waits while VFIO resets it.
-pub(crate) fn detach(attachment: &dyn Attachment, pasid: Option<Pasid>) -> io::Result<()> {
-    const ATTEMPTS: u32 = 20;
-    let mut outcome = attachment.detach(pasid);
-    for _ in 1..ATTEMPTS {
-        match &outcome {
-            Ok(()) => break,
-            Err(error) if error.raw_os_error() == Some(BUSY) => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(_) => {}
-        }
-        outcome = attachment.detach(pasid);
-    }
-    outcome
 }

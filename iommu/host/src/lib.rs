@@ -14,6 +14,7 @@ pub mod fake;
 pub mod iommufd;
 pub mod page_requests;
 
+mod attach;
 mod blocked;
 mod budget;
 mod dirty;

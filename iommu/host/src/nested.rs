@@ -12,14 +12,13 @@ use std::sync::Arc;
 use crate::host_iommu::{
     HardwareInfo, HostDeviceId, HostIommu, HwptId, NestedInvalidation, NestedOptions, NestedTable,
 };
-use crate::resources::{Common, HostKey, Remains};
+use crate::resources::{Remains, Resources};
 use batch::ALL;
 use intel_vtd::{FirstStage, SecondStage};
 
 /// What makes nested page tables the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NestedKey {
-    pub(crate) host: HostKey,
     /// The guest's second-stage tables of whose shadow it is on top; `None` for guest memory.
     pub(crate) below: Option<SecondStage>,
     pub(crate) first: FirstStage,
@@ -76,13 +75,13 @@ impl Nested {
     pub(crate) fn invalidate(
         &self,
         list: &[NestedInvalidation],
-        common: &mut Common,
+        resources: &mut Resources,
     ) -> io::Result<()> {
-        let Err((done, error)) = self.call(list, common) else {
+        let Err((done, error)) = self.call(list, resources) else {
             return Ok(());
         };
-        common.statistics.full_invalidations += 1;
-        common.details(|| {
+        resources.statistics.full_invalidations += 1;
+        resources.details(|| {
             format!(
                 "the host rejects invalidation {} of {} for {}: {error}; all translations are invalidated instead",
                 done + 1,
@@ -90,26 +89,26 @@ impl Nested {
                 self.key.first,
             )
         });
-        self.call(&[ALL], common).map_err(|(_, error)| error)
+        self.call(&[ALL], resources).map_err(|(_, error)| error)
     }
 
     fn call(
         &self,
         list: &[NestedInvalidation],
-        common: &mut Common,
+        resources: &mut Resources,
     ) -> Result<(), (usize, io::Error)> {
         let (done, outcome) = self.iommu.invalidate(self.id, list);
-        common.statistics.invalidation_calls += 1;
-        common.statistics.invalidations += u64::try_from(done).unwrap_or(u64::MAX);
+        resources.statistics.invalidation_calls += 1;
+        resources.statistics.invalidations += u64::try_from(done).unwrap_or(u64::MAX);
         outcome.map_err(|error| (done, error))
     }
 
     /// Gives it back to the host; what is still in use is kept to be tried again.
-    pub(crate) fn destroy(self, common: &mut Common) {
+    pub(crate) fn destroy(&self, resources: &mut Resources) {
         if self.iommu.destroy(self.id.into()).is_err() {
-            common
+            resources
                 .remains
-                .push(Remains::new(self.iommu, self.id.into()));
+                .push(Remains::new(Arc::clone(&self.iommu), self.id.into()));
         }
     }
 }

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use vm_memory::GuestMemoryBackend;
 
 use crate::host_iommu::{FaultQueueId, HostDeviceId};
@@ -107,12 +108,12 @@ where
 
     /// `device` is the guest's function `source` from now on.
     pub fn add(&self, device: HostDeviceId, source: SourceId) {
-        self.lock().devices.insert(device, source);
+        self.state.lock().devices.insert(device, source);
     }
 
     /// `device` is the guest's no longer. What it still waits for, the host answers when it is detached.
     pub fn remove(&self, device: HostDeviceId) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if let Some(source) = state.devices.remove(&device) {
             state.waiting.retain(|group, _| group.source != source);
         }
@@ -134,7 +135,7 @@ where
     /// Takes requests from the host, and remembers whom the guest is to answer. Those of nobody, or of too many groups, are
     /// answered here.
     fn take(&self) -> io::Result<Vec<(SourceId, PageRequest, u32)>> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let taken = self.host.take()?;
         let mut passed = Vec::with_capacity(taken.len());
         for HostPageRequest {
@@ -169,7 +170,7 @@ where
             Err(PageRequestRefusal::Unsupported) if request.last => false,
             Ok(()) | Err(_) => return,
         };
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         // The guest may have said something to the group before it heard of it.
         if state.forget(group(source, request), cookie) {
             self.answer(cookie, success);
@@ -181,10 +182,6 @@ where
         if let Err(error) = self.host.answer(cookie, success) {
             log::debug!("the host takes no answer to page requests {cookie}: {error}");
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -200,7 +197,7 @@ where
         };
         // The host has no other word for a failure.
         let success = response.code == ResponseCode::Success;
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         // A group whose page table went away was answered by the host, and may have left its cookie.
         while let Some(cookie) = state.next(group) {
             match self.host.answer(cookie, success) {

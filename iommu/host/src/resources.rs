@@ -4,11 +4,15 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::budget::Budget;
 use crate::dirty::DirtyPages;
 use crate::host_iommu::{HostIommu, ObjectId};
 use crate::ram::Ram;
 use crate::statistics::AssignedStatistics;
 use intel_vtd::Limiter;
+
+/// Objects that the host did not take back: with more, no others are made.
+const REMAINS: usize = 64;
 
 /// How much a guest can have of the host for its assigned devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,10 +46,6 @@ impl Default for Limits {
     }
 }
 
-/// Names one of the machine's iommufds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct HostKey(pub(crate) u64);
-
 /// An object that the host did not destroy yet.
 pub(crate) struct Remains {
     host: Arc<dyn HostIommu>,
@@ -63,10 +63,31 @@ impl Remains {
     }
 }
 
+/// An exit of the guest, and what is left of what it can have done in it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Exit {
+    /// Tells exits apart.
+    pub(crate) number: u64,
+    pub(crate) budget: Budget,
+    /// For PASIDs.
+    pub(crate) pasid_budget: Budget,
+}
+
+impl Exit {
+    pub(crate) const fn new(number: u64, limits: &Limits) -> Self {
+        Self {
+            number,
+            budget: Budget::new(limits.steps_per_exit),
+            pasid_budget: Budget::new(limits.pasid_steps_per_exit),
+        }
+    }
+}
+
 /// What the devices of a machine share.
-pub(crate) struct Common {
+pub(crate) struct Resources {
     pub(crate) ram: Ram,
     pub(crate) limits: Limits,
+    pub(crate) exit: Exit,
     /// Areas of all shadows.
     pub(crate) areas: usize,
     pub(crate) statistics: AssignedStatistics,
@@ -79,11 +100,12 @@ pub(crate) struct Common {
     details: Limiter,
 }
 
-impl Common {
+impl Resources {
     pub(crate) fn new(ram: Ram, limits: Limits) -> Self {
         Self {
             ram,
             limits,
+            exit: Exit::new(0, &limits),
             areas: 0,
             statistics: AssignedStatistics::default(),
             dirty: None,
@@ -91,6 +113,21 @@ impl Common {
             devices: Limiter::default(),
             details: Limiter::default(),
         }
+    }
+
+    /// Another exit of the guest begins.
+    pub(crate) fn begin_exit(&mut self) {
+        self.exit = Exit::new(self.exit.number.wrapping_add(1), &self.limits);
+    }
+
+    /// Whether the host takes back so little that nothing more is to be made.
+    pub(crate) fn is_littered(&self) -> bool {
+        self.remains.len() > REMAINS
+    }
+
+    /// Tries again to give back what the host did not take.
+    pub(crate) fn sweep(&mut self) {
+        self.remains.retain(|remains| remains.destroy().is_err());
     }
 
     /// Logs what happened to a device. A guest can cause it, so it is at most one message per second.

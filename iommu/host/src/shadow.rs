@@ -9,24 +9,26 @@
 //! where the host would make it readable.
 
 pub(crate) mod areas;
+pub(crate) mod named;
 pub(crate) mod scan;
 
 use std::cmp::Reverse;
 use std::io;
 use std::ops::Range;
 
-use crate::budget::{Budget, Exhausted};
+use crate::blocked::Blocked;
+use crate::budget::Exhausted;
 use crate::dirty::tracking::collect_unmapped;
 use crate::host_iommu::IoasId;
 use crate::ioas::Ioas;
-use crate::resources::Common;
+use crate::resources::Resources;
 use crate::run::Run;
 use areas::Areas;
 use intel_vtd::spec::descriptors::PageBlock;
 use intel_vtd::{GuestTables, SecondStage, TableMemory};
 
 /// What makes shadows the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ShadowKey {
     /// The guest's tables.
     pub(crate) stage: SecondStage,
@@ -63,6 +65,16 @@ pub(crate) enum Trouble {
 impl From<Exhausted> for Trouble {
     fn from(Exhausted: Exhausted) -> Self {
         Self::TooMuchWork
+    }
+}
+
+impl From<Trouble> for Blocked {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::TooManyAreas => Self::TooManyAreas,
+            Trouble::TooMuchWork => Self::TooMuchWork,
+            Trouble::Host(error) => Self::Host(error.raw_os_error()),
+        }
     }
 }
 
@@ -128,14 +140,13 @@ impl Shadow {
     pub(crate) fn refresh<T: TableMemory>(
         &mut self,
         tables: &GuestTables<'_, T>,
-        common: &mut Common,
-        budget: &mut Budget,
+        resources: &mut Resources,
         scratch: &mut Scratch,
     ) -> Result<(), Trouble> {
         let mut stale = std::mem::take(&mut self.stale);
         let outcome = self
-            .unmap_changed(&mut stale, tables, common, budget, scratch)
-            .and_then(|()| self.map(&scratch.added, common, budget));
+            .unmap_changed(&mut stale, tables, resources, scratch)
+            .and_then(|()| self.map(&scratch.added, resources));
         stale.clear();
         self.stale = stale;
         scratch.shrink();
@@ -147,8 +158,7 @@ impl Shadow {
         &mut self,
         stale: &mut [Range<u64>],
         tables: &GuestTables<'_, T>,
-        common: &mut Common,
-        budget: &mut Budget,
+        resources: &mut Resources,
         scratch: &mut Scratch,
     ) -> Result<(), Trouble> {
         let Scratch {
@@ -167,26 +177,26 @@ impl Shadow {
             }
             runs.clear();
             changed.clear();
-            self.scan(&range, tables, common, budget, runs)?;
+            self.scan(&range, tables, resources, runs)?;
             self.areas.find_changed(&range, runs, changed);
             done = range.end;
             // Areas go as a whole. What of them is outside of the range is looked at again, too.
             if let (Some(first), Some(last)) = (changed.first(), changed.last()) {
                 if last.end() > range.end {
-                    self.scan(&(range.end..last.end()), tables, common, budget, runs)?;
+                    self.scan(&(range.end..last.end()), tables, resources, runs)?;
                     done = last.end();
                 }
                 if first.input < range.start {
                     let before = runs.len();
-                    self.scan(&(first.input..range.start), tables, common, budget, runs)?;
+                    self.scan(&(first.input..range.start), tables, resources, runs)?;
                     let added = runs.len() - before;
                     runs.rotate_right(added);
                 }
             }
-            self.unmap(changed, common, budget)?;
+            self.unmap(changed, resources)?;
             let splits = self.areas.find_added(runs, changed, added);
             if splits != 0 {
-                self.count_splits(splits, common);
+                self.count_splits(splits, resources);
             }
         }
         Ok(())
@@ -197,12 +207,11 @@ impl Shadow {
         &mut self,
         inputs: &Range<u64>,
         tables: &GuestTables<'_, T>,
-        common: &mut Common,
-        budget: &mut Budget,
+        resources: &mut Resources,
         runs: &mut Vec<Run>,
     ) -> Result<(), Trouble> {
         let exact_rights = self.ioas.has_exact_rights();
-        let limit = runs.len() + common.limits.areas;
+        let limit = runs.len() + resources.limits.areas;
         let takes_read_only = !self.key.parent;
         let (mut write_only, mut read_only) = (0, 0);
         let outcome = scan::scan(
@@ -210,7 +219,7 @@ impl Shadow {
             tables.gates(),
             &self.key.stage,
             inputs,
-            budget,
+            &mut resources.exit.budget,
             |run| {
                 if !run.rights.read && !exact_rights {
                     write_only += run.length;
@@ -220,7 +229,7 @@ impl Shadow {
                     read_only += run.length;
                     return;
                 }
-                for output in common.ram.within(run.output..run.output + run.length) {
+                for output in resources.ram.within(run.output..run.output + run.length) {
                     let start = run.input + (output.start - run.output);
                     let piece = start..start + (output.end - output.start);
                     for input in self.ioas.mappable(piece) {
@@ -233,10 +242,10 @@ impl Shadow {
             },
         );
         if write_only != 0 {
-            self.count_write_only(write_only, common);
+            self.count_write_only(write_only, resources);
         }
         if read_only != 0 {
-            self.count_read_only(read_only, common);
+            self.count_read_only(read_only, resources);
         }
         outcome?;
         if runs.len() > limit {
@@ -246,17 +255,12 @@ impl Shadow {
     }
 
     /// Unmaps whole areas: neighbours, and those with nothing mapped between them, by one call.
-    fn unmap(
-        &mut self,
-        areas: &[Run],
-        common: &mut Common,
-        budget: &mut Budget,
-    ) -> Result<(), Trouble> {
+    fn unmap(&mut self, areas: &[Run], resources: &mut Resources) -> Result<(), Trouble> {
         let mut left = areas;
         while let Some((first, rest)) = left.split_first() {
             let mut last = *first;
             left = rest;
-            self.forget(first, common);
+            self.forget(first, resources);
             while let Some((next, rest)) = left.split_first()
                 && self
                     .areas
@@ -266,48 +270,43 @@ impl Shadow {
             {
                 last = *next;
                 left = rest;
-                self.forget(next, common);
+                self.forget(next, resources);
             }
-            budget.step()?;
+            resources.exit.budget.step()?;
             self.ioas
                 .host
                 .unmap(self.ioas.id, first.input, last.end() - first.input)
                 .map_err(Trouble::Host)?;
-            common.statistics.unmaps += 1;
+            resources.statistics.unmaps += 1;
         }
         Ok(())
     }
 
     /// An area is about to be unmapped.
-    fn forget(&mut self, area: &Run, common: &mut Common) {
-        collect_unmapped(&self.ioas, area, common);
+    fn forget(&mut self, area: &Run, resources: &mut Resources) {
+        collect_unmapped(&self.ioas, area, resources);
         self.areas.remove(area);
-        common.areas -= 1;
+        resources.areas -= 1;
     }
 
-    fn map(
-        &mut self,
-        runs: &[Run],
-        common: &mut Common,
-        budget: &mut Budget,
-    ) -> Result<(), Trouble> {
+    fn map(&mut self, runs: &[Run], resources: &mut Resources) -> Result<(), Trouble> {
         for run in runs {
-            if common.areas >= common.limits.areas {
+            if resources.areas >= resources.limits.areas {
                 return Err(Trouble::TooManyAreas);
             }
-            budget.step()?;
+            resources.exit.budget.step()?;
             let outcome =
                 self.ioas
                     .share(self.source, run.output, run.input, run.length, run.rights);
             match outcome {
                 Ok(()) => {
-                    common.statistics.maps += 1;
-                    common.areas += 1;
+                    resources.statistics.maps += 1;
+                    resources.areas += 1;
                     self.areas.insert(*run);
                 }
                 Err(error) => {
-                    common.statistics.map_failures += 1;
-                    common.details(|| {
+                    resources.statistics.map_failures += 1;
+                    resources.details(|| {
                         format!(
                             "the host does not map {:#x} bytes at {:#x} of the guest's tables at {:#x}, so devices do not reach \
                              them: {error}",
@@ -320,10 +319,10 @@ impl Shadow {
         Ok(())
     }
 
-    fn count_splits(&mut self, splits: u64, common: &mut Common) {
-        common.statistics.splits += splits;
+    fn count_splits(&mut self, splits: u64, resources: &mut Resources) {
+        resources.statistics.splits += splits;
         if !std::mem::replace(&mut self.split_reported, true) {
-            common.details(|| {
+            resources.details(|| {
                 format!(
                     "the guest unmaps parts of what it announced as one (tables at {:#x}): what stays is mapped again, and is out \
                      of devices' reach for a moment",
@@ -333,10 +332,10 @@ impl Shadow {
         }
     }
 
-    fn count_write_only(&mut self, bytes: u64, common: &mut Common) {
-        common.statistics.write_only_bytes += bytes;
+    fn count_write_only(&mut self, bytes: u64, resources: &mut Resources) {
+        resources.statistics.write_only_bytes += bytes;
         if !std::mem::replace(&mut self.write_only_reported, true) {
-            common.details(|| {
+            resources.details(|| {
                 format!(
                     "the guest lets devices write but not read (tables at {:#x}), which the host's page tables cannot: they do \
                      not reach such pages",
@@ -346,10 +345,10 @@ impl Shadow {
         }
     }
 
-    fn count_read_only(&mut self, bytes: u64, common: &mut Common) {
-        common.statistics.read_only_bytes += bytes;
+    fn count_read_only(&mut self, bytes: u64, resources: &mut Resources) {
+        resources.statistics.read_only_bytes += bytes;
         if !std::mem::replace(&mut self.read_only_reported, true) {
-            common.details(|| {
+            resources.details(|| {
                 format!(
                     "the guest lets devices read but not write (tables at {:#x}) below first-stage tables, where the host maps \
                      nothing so: they do not reach such pages",
@@ -360,12 +359,12 @@ impl Shadow {
     }
 
     /// Gives everything back to the host.
-    pub(crate) fn destroy(mut self, common: &mut Common) {
+    pub(crate) fn destroy(mut self, resources: &mut Resources) {
         let areas = std::mem::take(&mut self.areas);
         for area in areas.iter() {
-            collect_unmapped(&self.ioas, area, common);
+            collect_unmapped(&self.ioas, area, resources);
         }
-        common.areas -= areas.len();
-        self.ioas.destroy(common);
+        resources.areas -= areas.len();
+        self.ioas.destroy(resources);
     }
 }

@@ -22,13 +22,13 @@ const PLAIN: FakeFeatures = FakeFeatures {
     page_requests: false,
 };
 
-fn is_shadow(binding: DeviceBinding) -> bool {
-    matches!(binding, DeviceBinding::Shadow { .. })
+fn is_shadow(binding: Placement) -> bool {
+    matches!(binding, Placement::Shadow { .. })
 }
 
-fn blocked(binding: DeviceBinding) -> Option<Blocked> {
+fn blocked(binding: Placement) -> Option<Blocked> {
     match binding {
-        DeviceBinding::Blocked(why) => Some(why),
+        Placement::Blocked(why) => Some(why),
         _ => None,
     }
 }
@@ -55,7 +55,7 @@ fn a_device_goes_where_its_entry_says() {
 
     guest.enter_pass_through(A);
     guest.announce_entry(1);
-    assert_eq!(guest.binding(A), DeviceBinding::GuestPhysical);
+    assert_eq!(guest.binding(A), Placement::GuestPhysical);
     assert_eq!(guest.dma(device, 0x5000), Some((0x5000, "rw")));
 
     let paging = guest.world.second_stage(4);
@@ -543,7 +543,7 @@ fn a_replacement_that_fails_is_done_again_from_a_known_state() {
     guest.enter_pass_through(A);
     guest.host.fail_after(0, errno::ENOMEM);
     guest.announce_entry(1);
-    assert_eq!(guest.binding(A), DeviceBinding::GuestPhysical);
+    assert_eq!(guest.binding(A), Placement::GuestPhysical);
     assert_eq!(guest.dma(ids[0], 0x1000), Some((0x1000, "rw")));
     let outcomes: Vec<_> = guest
         .host

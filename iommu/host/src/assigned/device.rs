@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use super::binding::{Binding, Slot};
-use super::target::Target;
+use super::placement::Placement;
+use super::slot::Slot;
+use crate::attach::AttachError;
 use crate::blocked::Blocked;
 use crate::host_iommu::{
     Attachment, FaultQueueId, HardwareInfo, HostDeviceId, HostIommu, HwptId, NestedOptions,
 };
-use crate::ioas::{AttachError, Attached, Client, Needs, attach, attach_to_one};
-use crate::nested::NestedKey;
-use crate::nested::batch::Tag;
+use crate::ioas::{Client, Needs};
+use crate::nested::batch::User;
+use crate::nested::{Nested, NestedKey};
 use crate::page_requests::PageRequestPath;
-use crate::resources::HostKey;
-use crate::shadow::ShadowKey;
+use crate::resources::Resources;
 use intel_vtd::{Pasid, SourceId};
 
 /// What a machine is given to assign a device.
@@ -41,17 +41,10 @@ pub struct AssignedDevice {
     pub page_requests: Option<PageRequestPath>,
 }
 
-/// Names requests of a device, which is at this place in the list: those with a PASID, or those without.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
-    pub(crate) device: usize,
-    pub(crate) pasid: Option<Pasid>,
-}
-
+/// An assigned device of an iommufd.
 pub(crate) struct Device {
     pub(crate) source: SourceId,
     pub(crate) name: Arc<str>,
-    pub(crate) host: HostKey,
     id: HostDeviceId,
     info: HardwareInfo,
     attachment: Arc<dyn Attachment>,
@@ -64,11 +57,10 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    pub(crate) fn new(device: AssignedDevice, info: HardwareInfo, host: HostKey) -> Self {
+    pub(crate) fn new(device: AssignedDevice, info: HardwareInfo) -> Self {
         Self {
             source: device.source,
             name: device.name.into(),
-            host,
             id: device.id,
             info,
             attachment: device.attachment,
@@ -114,21 +106,30 @@ impl Device {
         }
     }
 
-    pub(crate) fn binding(&self, pasid: Option<Pasid>) -> Option<&Binding> {
-        self.slot(pasid).map(|slot| &slot.binding)
+    /// Where requests are; `None` for a PASID that is blocked as the guest wants it.
+    pub(crate) fn placement(&self, pasid: Option<Pasid>) -> Option<&Placement> {
+        self.slot(pasid).map(|slot| &slot.placement)
     }
 
-    pub(crate) fn binding_mut(&mut self, pasid: Option<Pasid>) -> Option<&mut Binding> {
-        self.slot_mut(pasid).map(|slot| &mut slot.binding)
+    /// All placements: of requests without PASID first, and then by PASID.
+    pub(crate) fn placements(&self) -> impl Iterator<Item = (Option<Pasid>, &Placement)> {
+        self.slots().map(|(pasid, slot)| (pasid, &slot.placement))
     }
 
-    /// All bindings: of requests without PASID first, and then by PASID.
-    pub(crate) fn bindings(&self) -> impl Iterator<Item = (Option<Pasid>, &Binding)> {
-        let with = self
-            .with
-            .iter()
-            .map(|(pasid, slot)| (Some(*pasid), &slot.binding));
-        std::iter::once((None, &self.without.binding)).chain(with)
+    /// Who is behind nested HWPTs, in the same order.
+    pub(crate) fn nested_users(&self) -> impl Iterator<Item = (HwptId, User)> {
+        self.slots().filter_map(|(pasid, slot)| {
+            let (Placement::Nested { tag, .. }, Some(nested)) = (&slot.placement, &slot.nested)
+            else {
+                return None;
+            };
+            let user = User {
+                source: self.source,
+                requester: pasid,
+                tag: *tag,
+            };
+            Some((nested.id, user))
+        })
     }
 
     /// The PASIDs that are bound, or that belong elsewhere than where they are.
@@ -148,6 +149,11 @@ impl Device {
         }
     }
 
+    fn slots(&self) -> impl Iterator<Item = (Option<Pasid>, &Slot)> {
+        let with = self.with.iter().map(|(pasid, slot)| (Some(*pasid), slot));
+        std::iter::once((None, &self.without)).chain(with)
+    }
+
     fn slot(&self, pasid: Option<Pasid>) -> Option<&Slot> {
         match pasid {
             None => Some(&self.without),
@@ -162,7 +168,7 @@ impl Device {
         }
     }
 
-    /// Makes room for a binding of `pasid`, if there are fewer than `limit`.
+    /// Makes room for requests with `pasid`, if there are fewer than `limit` PASIDs.
     pub(crate) fn open(&mut self, pasid: Option<Pasid>, limit: usize) -> Result<(), Blocked> {
         let Some(pasid) = pasid else {
             return Ok(());
@@ -174,90 +180,162 @@ impl Device {
         Ok(())
     }
 
-    /// Whether the requests are where `target` wants them, or were found in `run` not to get there.
-    pub(crate) fn stays(&self, pasid: Option<Pasid>, target: &Target, run: u64) -> bool {
+    /// Whether requests are where they are wanted, or were found in `exit` not to get there.
+    pub(crate) fn stays(&self, pasid: Option<Pasid>, wanted: &Placement, exit: u64) -> bool {
         match self.slot(pasid) {
-            Some(slot) => slot.stays(target, run),
-            None => matches!(target, Target::Blocked(_)),
+            Some(slot) => slot.stays(wanted, exit),
+            None => matches!(wanted, Placement::Blocked(_)),
         }
     }
 
-    /// Whether any of its requests go through this shadow on `host`.
-    pub(crate) fn uses(&self, host: HostKey, shadow: &ShadowKey) -> bool {
-        self.host == host
-            && self
-                .bindings()
-                .any(|(_, binding)| binding.shadow().as_ref() == Some(shadow))
-    }
-
-    /// Blocks requests.
-    pub(crate) fn block(&mut self, pasid: Option<Pasid>, why: Blocked, run: u64) -> io::Result<()> {
+    /// Blocks requests, and counts and logs it.
+    pub(crate) fn block(&mut self, pasid: Option<Pasid>, why: Blocked, resources: &mut Resources) {
         let attachment = Arc::clone(&self.attachment);
-        let Some(slot) = self.slot_mut(pasid) else {
-            return Ok(());
-        };
-        let outcome = slot.block(&*attachment, pasid, why, run);
+        let outcome = self.slot_mut(pasid).map_or(Ok(()), |slot| {
+            slot.block(&*attachment, pasid, why, resources.exit.number)
+        });
         self.prune();
-        outcome
+        let statistics = &mut resources.statistics;
+        let is_asked_for = matches!(
+            why,
+            Blocked::Guest(_) | Blocked::FirstStage | Blocked::Missing(_) | Blocked::PasidZero
+        );
+        let counter = match (is_asked_for, pasid) {
+            (true, None) => &mut statistics.blocks,
+            (true, Some(_)) => &mut statistics.pasid_blocks,
+            (false, None) => &mut statistics.failures,
+            (false, Some(_)) => &mut statistics.pasid_failures,
+        };
+        *counter += 1;
+        let name = || self.describe(pasid);
+        if let Err(error) = outcome {
+            resources.report(|| not_detached(&name(), &error));
+        }
+        match why {
+            Blocked::Guest(_) => {}
+            _ if is_asked_for => resources.report(|| format!("{} is blocked: {why}", name())),
+            _ => resources.report(|| {
+                format!(
+                    "{} is blocked until the guest sets it up anew: {why}",
+                    name()
+                )
+            }),
+        }
     }
 
-    /// Tries again to block what could not be blocked before. Returns the last error.
-    pub(crate) fn unstick(&mut self) -> io::Result<()> {
+    /// Blocks all requests for which `is_meant` holds. Returns how many these are.
+    pub(crate) fn block_those(
+        &mut self,
+        why: Blocked,
+        resources: &mut Resources,
+        is_meant: impl Fn(&Placement, Option<HwptId>) -> bool,
+    ) -> u64 {
+        let meant = self.slots().filter(|(_, slot)| {
+            is_meant(
+                &slot.placement,
+                slot.nested.as_ref().map(|nested| nested.id),
+            )
+        });
+        let meant: Vec<_> = meant.map(|(pasid, _)| pasid).collect();
+        for pasid in &meant {
+            self.block(*pasid, why, resources);
+        }
+        u64::try_from(meant.len()).unwrap_or(u64::MAX)
+    }
+
+    /// Blocks everything, for the device is to go.
+    pub(crate) fn release(&mut self, resources: &mut Resources) {
+        let pasids: Vec<_> = self.slots().map(|(pasid, _)| pasid).collect();
+        // Those with PASIDs first, as the kernel itself does when it takes a device back.
+        for pasid in pasids.into_iter().rev() {
+            let attachment = Arc::clone(&self.attachment);
+            let exit = resources.exit.number;
+            if let Some(slot) = self.slot_mut(pasid)
+                && let Err(error) = slot.block(&*attachment, pasid, Blocked::Host(None), exit)
+            {
+                let name = self.describe(pasid);
+                resources.report(|| not_detached(&name, &error));
+            }
+        }
+    }
+
+    /// Tries again to block what could not be blocked before.
+    pub(crate) fn unstick(&mut self, resources: &mut Resources) {
         let mut outcome = self.without.unstick(&*self.attachment, None);
         for (pasid, slot) in &mut self.with {
             outcome = outcome.and(slot.unstick(&*self.attachment, Some(*pasid)));
         }
         self.prune();
-        outcome
+        if let Err(error) = outcome {
+            resources.report(|| not_detached(&self.name, &error));
+        }
     }
 
     fn prune(&mut self) {
         self.with.retain(|_, slot| !slot.is_idle());
     }
 
-    /// Puts requests behind the first of `tables` that takes them. After an error they are blocked, unless they are stuck; but if
-    /// there are no tables, they stay where they are.
+    /// Puts requests behind the first of `hwpts` that takes them, and counts and logs it. After an error they are blocked,
+    /// unless they are stuck; but if there are none, they stay where they are.
     pub(crate) fn attach(
         &mut self,
         pasid: Option<Pasid>,
-        tables: &[HwptId],
-        binding: Binding,
-    ) -> Result<Attached, AttachError> {
-        if tables.is_empty() {
-            return Err(AttachError::Incompatible);
+        hwpts: &[HwptId],
+        placement: Placement,
+        resources: &mut Resources,
+    ) -> Result<(), AttachError> {
+        let slot = match pasid {
+            None => &mut self.without,
+            Some(pasid) => self.with.entry(pasid).or_default(),
+        };
+        let recovered = slot.attach(&*self.attachment, pasid, hwpts, placement)?;
+        let name = || self.describe(pasid);
+        match pasid {
+            None => resources.statistics.attaches += 1,
+            Some(_) => resources.statistics.pasid_attaches += 1,
         }
-        self.attach_by(pasid, binding, |attachment| {
-            attach_to_one(attachment, pasid, tables)
-        })
+        log::debug!("{} is behind {placement:?} now", name());
+        if let Some(error) = recovered {
+            resources.statistics.recoveries += 1;
+            resources.report(|| {
+                format!(
+                    "{}: the host did not replace the page table at once ({error}), but did after it was detached",
+                    name()
+                )
+            });
+        }
+        Ok(())
     }
 
-    /// Puts requests behind a nested page table. After an error they are blocked, unless they are stuck.
+    /// Puts requests behind a nested HWPT, as [`attach`](Self::attach) does.
     pub(crate) fn attach_nested(
         &mut self,
         pasid: Option<Pasid>,
-        table: HwptId,
-        key: &NestedKey,
-        tag: Tag,
-    ) -> Result<Attached, AttachError> {
-        let binding = Binding::Nested {
-            first: key.first,
-            below: key.below,
-            tag,
-            table,
-        };
-        self.attach_by(pasid, binding, |attachment| {
-            attach(attachment, pasid, table)
-        })
+        nested: &Arc<Nested>,
+        placement: Placement,
+        resources: &mut Resources,
+    ) -> Result<(), AttachError> {
+        self.attach(pasid, &[nested.id], placement, resources)?;
+        if let Some(slot) = self.slot_mut(pasid) {
+            slot.nested = Some(Arc::clone(nested));
+        }
+        Ok(())
     }
 
-    fn attach_by(
-        &mut self,
-        pasid: Option<Pasid>,
-        binding: Binding,
-        attach: impl FnOnce(&dyn Attachment) -> Result<Attached, AttachError>,
-    ) -> Result<Attached, AttachError> {
-        let attachment = Arc::clone(&self.attachment);
-        let slot = self.slot_mut(pasid).ok_or(AttachError::Incompatible)?;
-        slot.attach(&*attachment, pasid, binding, || attach(&*attachment))
+    /// The nested HWPT that requests are behind, if it is of these tables.
+    pub(crate) fn nested(&self, pasid: Option<Pasid>, key: &NestedKey) -> Option<&Arc<Nested>> {
+        let nested = self.slot(pasid)?.nested.as_ref();
+        nested.filter(|nested| nested.key == *key)
     }
+
+    /// The guest calls what requests are behind by another name.
+    pub(crate) fn rename(&mut self, pasid: Option<Pasid>, placement: Placement) {
+        if let Some(slot) = self.slot_mut(pasid) {
+            slot.placement = placement;
+        }
+    }
+}
+
+fn not_detached(name: &str, error: &io::Error) -> String {
+    format!("{name}: the host does not detach it from its page table: {error}")
 }

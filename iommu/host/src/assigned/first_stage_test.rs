@@ -16,9 +16,9 @@ const LEAF: u64 = 7;
 /// Leaves of the second stage.
 const RW: u64 = 3;
 
-fn blocked(binding: DeviceBinding) -> Option<Blocked> {
+fn blocked(binding: Placement) -> Option<Blocked> {
     match binding {
-        DeviceBinding::Blocked(why) => Some(why),
+        Placement::Blocked(why) => Some(why),
         _ => None,
     }
 }
@@ -26,7 +26,7 @@ fn blocked(binding: DeviceBinding) -> Option<Blocked> {
 /// The first-stage tables that a device is behind.
 fn top(guest: &Guest, source: SourceId) -> Option<u64> {
     match guest.binding(source) {
-        DeviceBinding::Nested { first, .. } => Some(first.table),
+        Placement::Nested { first, .. } => Some(first.table),
         _ => None,
     }
 }
@@ -268,7 +268,7 @@ fn a_device_goes_through_every_kind_of_entry() {
     assert_eq!(guest.dma(device, 0x8000_0000), Some((0x70_0000, "rw")));
     let is_nested = matches!(
         guest.binding(A),
-        DeviceBinding::Nested {
+        Placement::Nested {
             below: Some(below),
             ..
         } if below.table == second.top
@@ -327,14 +327,14 @@ fn translation_off_and_reset_end_nesting_and_it_comes_back() {
     let (guest, device, _) = nested();
     guest.unit.dma_state().set_latched(Latched::default());
     guest.devices.translation_changed();
-    assert_eq!(guest.binding(A), DeviceBinding::GuestPhysical);
+    assert_eq!(guest.binding(A), Placement::GuestPhysical);
     assert_eq!(guest.dma(device, 0x30_0000), Some((0x30_0000, "rw")));
     assert_eq!(guest.devices.nested(), 0);
     guest.unit.dma_state().set_latched(guest.world.latched);
     guest.devices.translation_changed();
     assert_eq!(guest.dma(device, 0x8000_0000), Some((0x30_0000, "rw")));
     guest.unit.reset();
-    assert_eq!(guest.binding(A), DeviceBinding::GuestPhysical);
+    assert_eq!(guest.binding(A), Placement::GuestPhysical);
     assert_eq!(guest.host.objects(), 2);
 }
 
@@ -349,7 +349,7 @@ fn legacy_mode_falls_back_to_a_shadow() {
     guest.world.set_context(second.top | 1, 0x502);
     guest.unit.dma_state().set_latched(latched);
     guest.devices.translation_changed();
-    assert!(matches!(guest.binding(A), DeviceBinding::Shadow { .. }));
+    assert!(matches!(guest.binding(A), Placement::Shadow { .. }));
     assert_eq!(guest.dma(device, 0x1000), Some((0x40_0000, "r")));
     assert_eq!(guest.devices.nested(), 0);
 }

@@ -72,19 +72,16 @@ fn page_requests_have_a_nested_table_of_their_own() {
     assert_eq!(queues, [Some(QUEUE), None]);
     for source in [ASKING, SILENT] {
         let binding = guest.binding(source);
-        assert!(matches!(binding, DeviceBinding::Nested { .. }), "{binding}");
+        assert!(matches!(binding, Placement::Nested { .. }), "{binding}");
     }
 }
 
 #[test]
 fn where_the_host_has_not_enabled_page_requests_the_device_is_blocked_and_not_another() {
     let guest = guest(false);
-    let DeviceBinding::Blocked(why) = guest.binding(ASKING) else {
+    let Placement::Blocked(why) = guest.binding(ASKING) else {
         panic!("{}", guest.binding(ASKING));
     };
     assert_eq!(why, Blocked::Host(Some(errno::ENODEV)));
-    assert!(matches!(
-        guest.binding(SILENT),
-        DeviceBinding::Nested { .. }
-    ));
+    assert!(matches!(guest.binding(SILENT), Placement::Nested { .. }));
 }

@@ -62,7 +62,7 @@ fn numbers(guest: &Guest, device: HostDeviceId) -> Vec<u32> {
 
 fn why(guest: &Guest, source: SourceId, pasid: u32) -> Option<Blocked> {
     match guest.binding_of(source, pasid) {
-        Some(DeviceBinding::Blocked(why)) => Some(why),
+        Some(Placement::Blocked(why)) => Some(why),
         _ => None,
     }
 }
@@ -254,7 +254,7 @@ fn requests_without_pasid_are_never_bound_a_second_time_by_their_own_pasid() {
     guest.world.set(guest.context(A) + 8, 0);
     guest.invalidate(&[CONTEXT]);
     assert_eq!(guest.binding_of(A, 0), None);
-    assert_eq!(guest.binding(A), DeviceBinding::GuestPhysical);
+    assert_eq!(guest.binding(A), Placement::GuestPhysical);
     assert_eq!(numbers(&guest, device), [7, 9]);
 }
 
@@ -315,7 +315,7 @@ fn what_the_context_entry_does_not_let_through_is_detached() {
     assert!(numbers(&guest, device).is_empty());
     assert!(matches!(
         guest.binding(A),
-        DeviceBinding::Blocked(Blocked::Guest(_))
+        Placement::Blocked(Blocked::Guest(_))
     ));
 }
 
@@ -331,7 +331,7 @@ fn without_translation_or_in_legacy_mode_there_are_no_pasids() {
         },
     );
     assert!(numbers(&guest, device).is_empty());
-    assert_eq!(guest.binding(A), DeviceBinding::GuestPhysical);
+    assert_eq!(guest.binding(A), Placement::GuestPhysical);
     enable(&guest, on);
     assert_eq!(numbers(&guest, device), [7]);
     let mut legacy = on;
@@ -684,7 +684,7 @@ fn a_guest_that_invalidates_for_ever_has_a_bounded_number_of_host_calls_in_each_
 }
 
 #[test]
-fn a_guest_with_many_shadows_has_a_bounded_number_of_bindings_compared_in_each_exit() {
+fn a_guest_with_many_shadows_has_a_bounded_number_of_blocks_noted_in_each_exit() {
     let guest = Guest::new(Limits {
         steps_per_exit: 50,
         ..Limits::default()
@@ -703,10 +703,20 @@ fn a_guest_with_many_shadows_has_a_bounded_number_of_bindings_compared_in_each_e
     assert_eq!(bound(&guest), 4);
     guest.devices.run_begins();
     let nobodys = Invalidation::Iotlb(IotlbScope::Domain(99));
-    // 4 shadows, 5 bindings, and 65 ways to be concerned.
-    for _ in 0..3 {
+    // What names none of them is no work for any.
+    for _ in 0..100 {
         guest.devices.invalidated(&[nobodys; 64]);
     }
+    assert_eq!(bound(&guest), 4);
+    // Beyond what the tables translate nothing is read, but all 4 are told.
+    let beyond = pages(5, 1 << 50, 0);
+    for _ in 0..12 {
+        guest.devices.invalidated(&[beyond; 64]);
+    }
+    assert_eq!(bound(&guest), 4);
+    guest.devices.invalidated(&[beyond; 64]);
+    assert!(bound(&guest) < 4);
+    guest.devices.invalidated(&[beyond; 64]);
     assert_eq!(bound(&guest), 0);
     assert_eq!(why(&guest, A, 1), Some(Blocked::TooMuchWork));
 }

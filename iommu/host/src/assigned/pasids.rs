@@ -1,11 +1,9 @@
-//! Which PASIDs of a device the guest has entries for.
-
-use std::ops::ControlFlow;
+//! PASIDs of a device that the guest has entries for, and of which it may have changed them.
 
 use crate::budget::{Budget, Exhausted};
 use intel_vtd::spec::descriptors::PasidCacheScope;
 use intel_vtd::spec::pasid::{DirectoryEntry, PasidEntry};
-use intel_vtd::{GuestTables, Invalidation, Pasid, SourceId, TableMemory};
+use intel_vtd::{GuestTables, Invalidation, Pasid, PasidDirectory, SourceId, TableMemory};
 
 /// PASIDs of a directory entry: those of a table.
 const PER_TABLE: u32 = 64;
@@ -50,44 +48,114 @@ impl Asked {
     }
 }
 
-/// Calls `found` with each PASID of `source` whose entry is present, in ascending order, until it breaks.
-///
-/// # Errors
-/// The budget was used up first.
-pub(crate) fn scan<T: TableMemory>(
-    tables: &GuestTables<'_, T>,
-    source: SourceId,
-    budget: &mut Budget,
-    mut found: impl FnMut(Pasid, &mut Budget) -> ControlFlow<Result<(), Exhausted>>,
-) -> Result<(), Exhausted> {
-    let (memory, gates) = (tables.memory(), tables.gates());
-    let Some(directory) = tables.pasid_directory(source) else {
-        return Ok(());
-    };
-    for index in 0..directory.pasids.div_ceil(PER_TABLE) {
-        if index.is_multiple_of(PER_PAGE) {
-            budget.step()?;
+/// The PASIDs of a device that are to be looked at: known ones, named ones, and those of which the directory has a present entry.
+pub(crate) struct Candidates<'a, T> {
+    listed: std::vec::IntoIter<Pasid>,
+    scan: Option<Scan<'a, T>>,
+    is_scanning: bool,
+}
+
+impl<'a, T: TableMemory> Candidates<'a, T> {
+    pub(crate) fn new(
+        tables: &'a GuestTables<'a, T>,
+        source: SourceId,
+        asked: &Asked,
+        known: impl Iterator<Item = Pasid>,
+    ) -> Self {
+        let known = known.filter(|_| asked.known);
+        let listed: Vec<_> = known.chain(asked.named.iter().copied()).collect();
+        let scan = asked.all.then(|| Scan::new(tables, source));
+        Self {
+            listed: listed.into_iter(),
+            scan: scan.flatten(),
+            is_scanning: false,
         }
-        let address = directory.address + u64::from(index) * DirectoryEntry::SIZE;
-        let Ok(word) = memory.read_u64(address) else {
-            continue;
-        };
-        let entry = DirectoryEntry(word);
-        if entry.validate(gates).is_err() {
-            continue;
+    }
+
+    /// Whether the last one was found in the directory, in which there are known ones, too.
+    pub(crate) const fn is_scanning(&self) -> bool {
+        self.is_scanning
+    }
+
+    /// The next one; [`Exhausted`] when the budget was used up first.
+    pub(crate) fn next(&mut self, budget: &mut Budget) -> Option<Result<Pasid, Exhausted>> {
+        if let Some(pasid) = self.listed.next() {
+            return Some(Ok(pasid));
         }
-        budget.step()?;
-        for within in 0..PER_TABLE {
-            let address = entry.table() + u64::from(within) * PasidEntry::SIZE;
-            let is_present = memory.read_u64(address).is_ok_and(|word| word & 1 != 0);
-            let pasid = Pasid::new(index * PER_TABLE + within)
-                .filter(|pasid| is_present && pasid.get() < directory.pasids);
-            if let Some(pasid) = pasid
-                && let ControlFlow::Break(outcome) = found(pasid, budget)
-            {
-                return outcome;
+        self.is_scanning = true;
+        self.scan.as_mut()?.next(budget)
+    }
+}
+
+/// Finds the PASIDs of a device whose entries are present, in ascending order (section 9.5, 9.6).
+struct Scan<'a, T> {
+    tables: &'a GuestTables<'a, T>,
+    directory: PasidDirectory,
+    /// The next entry of the directory.
+    index: u32,
+    /// The table that is read, and the next of its entries.
+    table: Option<(u64, u32)>,
+}
+
+impl<'a, T: TableMemory> Scan<'a, T> {
+    /// `None` if the device has no directory.
+    fn new(tables: &'a GuestTables<'a, T>, source: SourceId) -> Option<Self> {
+        let directory = tables.pasid_directory(source)?;
+        Some(Self {
+            tables,
+            directory,
+            index: 0,
+            table: None,
+        })
+    }
+
+    fn next(&mut self, budget: &mut Budget) -> Option<Result<Pasid, Exhausted>> {
+        loop {
+            if let Some(pasid) = self.next_of_table() {
+                return Some(Ok(pasid));
+            }
+            if self.index >= self.directory.pasids.div_ceil(PER_TABLE) {
+                return None;
+            }
+            if let Err(error) = self.open_table(budget) {
+                return Some(Err(error));
             }
         }
     }
-    Ok(())
+
+    /// The next PASID of the open table.
+    fn next_of_table(&mut self) -> Option<Pasid> {
+        let (table, next) = self.table.as_mut()?;
+        while *next < PER_TABLE {
+            let within = *next;
+            *next += 1;
+            let address = *table + u64::from(within) * PasidEntry::SIZE;
+            let entry = self.tables.memory().read_u64(address);
+            let is_present = entry.is_ok_and(|word| word & 1 != 0);
+            let pasid = Pasid::new((self.index - 1) * PER_TABLE + within)
+                .filter(|pasid| is_present && pasid.get() < self.directory.pasids);
+            if pasid.is_some() {
+                return pasid;
+            }
+        }
+        self.table = None;
+        None
+    }
+
+    /// Opens the table of the next entry of the directory, if it has one.
+    fn open_table(&mut self, budget: &mut Budget) -> Result<(), Exhausted> {
+        if self.index.is_multiple_of(PER_PAGE) {
+            budget.step()?;
+        }
+        let address = self.directory.address + u64::from(self.index) * DirectoryEntry::SIZE;
+        self.index += 1;
+        let entry = self.tables.memory().read_u64(address).map(DirectoryEntry);
+        if let Ok(entry) = entry
+            && entry.validate(self.tables.gates()).is_ok()
+        {
+            budget.step()?;
+            self.table = Some((entry.table(), 0));
+        }
+        Ok(())
+    }
 }

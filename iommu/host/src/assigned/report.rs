@@ -3,92 +3,90 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::device::Device;
+use super::placement::Placement;
 use crate::blocked::Blocked;
-use intel_vtd::{FirstStage, Pasid, SecondStage, SourceId};
+use crate::shadow::Shadow;
+use intel_vtd::{Pasid, SourceId};
 
-/// Where a device is.
+/// Where requests of a device are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceBinding {
-    /// It reaches nothing.
-    Blocked(Blocked),
-    /// It reaches all guest memory.
-    GuestPhysical,
-    /// It reaches what a shadow maps.
-    Shadow {
-        /// The guest's tables.
-        stage: SecondStage,
-        /// DID.
-        domain: u16,
-        /// Areas of the shadow.
-        areas: usize,
-        /// Bytes that it maps.
-        bytes: u64,
-    },
-    /// It reaches what the guest's first-stage tables map, which the host's IOMMU walks.
-    Nested {
-        /// The tables.
-        first: FirstStage,
-        /// The guest's second-stage tables on whose shadow they are; `None` for guest memory.
-        below: Option<SecondStage>,
-        /// DID.
-        domain: u16,
-        /// PASID under which they are invalidated; that of the context entry, for requests without.
-        pasid: u32,
-    },
+#[non_exhaustive]
+pub struct PlacementReport {
+    /// What they reach.
+    pub placement: Placement,
+    /// Areas of the shadow that they are behind, if they are behind one.
+    pub areas: usize,
+    /// Bytes that it maps.
+    pub bytes: u64,
 }
 
 /// A device, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DeviceReport {
     /// Who the requests come from.
     pub source: SourceId,
     /// What the user calls it.
     pub name: Arc<str>,
     /// Where its requests without PASID are.
-    pub binding: DeviceBinding,
+    pub without_pasid: PlacementReport,
     /// Where its requests with PASIDs are, in ascending order; those that are not listed are blocked, as the guest has no entry
     /// for them.
-    pub pasids: Vec<(Pasid, DeviceBinding)>,
+    pub pasids: Vec<(Pasid, PlacementReport)>,
+}
+
+impl DeviceReport {
+    /// Of a device that is behind one of `shadows`, or elsewhere.
+    pub(super) fn new(device: &Device, shadows: &[Shadow]) -> Self {
+        let mut pasids = Vec::new();
+        let mut without_pasid =
+            PlacementReport::new(Placement::Blocked(Blocked::Host(None)), shadows);
+        for (pasid, placement) in device.placements() {
+            let report = PlacementReport::new(*placement, shadows);
+            match pasid {
+                None => without_pasid = report,
+                Some(pasid) => pasids.push((pasid, report)),
+            }
+        }
+        Self {
+            source: device.source,
+            name: Arc::clone(&device.name),
+            without_pasid,
+            pasids,
+        }
+    }
+}
+
+impl PlacementReport {
+    fn new(placement: Placement, shadows: &[Shadow]) -> Self {
+        let key = placement.shadow();
+        let key = key.filter(|key| !key.parent);
+        let shadow = key.and_then(|key| shadows.iter().find(|shadow| shadow.key == key));
+        let areas = shadow.map(Shadow::areas);
+        Self {
+            placement,
+            areas: areas.map_or(0, |areas| areas.len()),
+            bytes: areas.map_or(0, |areas| areas.bytes()),
+        }
+    }
 }
 
 impl fmt::Display for DeviceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.source, self.name, self.binding)?;
+        write!(f, "{} {}: {}", self.source, self.name, self.without_pasid)?;
         self.pasids
             .iter()
-            .try_for_each(|(pasid, binding)| write!(f, "\n  PASID {pasid}: {binding}"))
+            .try_for_each(|(pasid, report)| write!(f, "\n  PASID {pasid}: {report}"))
     }
 }
 
-impl fmt::Display for DeviceBinding {
+impl fmt::Display for PlacementReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Blocked(why) => write!(f, "blocked: {why}"),
-            Self::GuestPhysical => write!(f, "guest-physical memory"),
-            Self::Shadow {
-                stage,
-                domain,
-                areas,
-                bytes,
-            } => {
-                let kib = bytes / 1024;
-                write!(
-                    f,
-                    "shadow of {stage}, domain {domain}: {kib} KiB in {areas} areas"
-                )
-            }
-            Self::Nested {
-                first,
-                below: None,
-                domain,
-                ..
-            } => write!(f, "nested {first} on guest memory, domain {domain}"),
-            Self::Nested {
-                first,
-                below: Some(below),
-                domain,
-                ..
-            } => write!(f, "nested {first} on a shadow of {below}, domain {domain}"),
+        write!(f, "{}", self.placement)?;
+        if matches!(self.placement, Placement::Shadow { .. }) {
+            write!(f, ": {} KiB in {} areas", self.bytes / 1024, self.areas)?;
         }
+        Ok(())
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::testing::*;
 use super::*;
 use crate::host_iommu::{
-    Attachment, HardwareInfo, HostDeviceId, HostMemory, HwptId, HwptOptions, IoasId,
+    Attachment, HardwareInfo, HostDeviceId, HostIommu, HostMemory, HwptId, HwptOptions, IoasId,
     NestedInvalidation, NestedOptions, NestedTable, ObjectId, Rights, SharedMapping,
 };
 use intel_vtd::Pasid;

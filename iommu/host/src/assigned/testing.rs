@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
-use super::{AssignedDevice, AssignedDevices, DeviceBinding, Limits, RamPiece};
+use super::{AssignedDevice, AssignedDevices, Limits, Placement, RamPiece};
 use crate::fake::{FakeFeatures, FakeHost, Reached};
 use crate::host_iommu::{HostDeviceId, NestedInvalidation, Rights};
 use intel_vtd::spec::descriptors::{
@@ -257,22 +257,23 @@ impl Guest {
         }
     }
 
-    pub(super) fn binding(&self, source: SourceId) -> DeviceBinding {
+    pub(super) fn binding(&self, source: SourceId) -> Placement {
         let reports = self.devices.describe();
         reports
             .iter()
             .find(|report| report.source == source)
             .unwrap()
-            .binding
+            .without_pasid
+            .placement
     }
 
     /// Where requests with `pasid` are; `None` for nowhere.
-    pub(super) fn binding_of(&self, source: SourceId, pasid: u32) -> Option<DeviceBinding> {
+    pub(super) fn binding_of(&self, source: SourceId, pasid: u32) -> Option<Placement> {
         let reports = self.devices.describe();
         let report = reports.iter().find(|report| report.source == source);
         let mut pasids = report.unwrap().pasids.iter();
         let found = pasids.find(|(is, _)| is.get() == pasid);
-        found.map(|(_, binding)| *binding)
+        found.map(|(_, report)| report.placement)
     }
 
     /// Where a DMA with `pasid` goes.

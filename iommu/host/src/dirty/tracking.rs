@@ -9,7 +9,7 @@ use super::{DirtyPages, runs};
 use crate::host_iommu::{HwptId, Rights};
 use crate::ioas::{Hwpt, Ioas};
 use crate::ram::Ram;
-use crate::resources::Common;
+use crate::resources::Resources;
 use crate::run::{PAGE, Run};
 
 /// Bytes that are asked for at a time.
@@ -50,8 +50,8 @@ pub enum DirtyTrackingError {
 }
 
 /// `area` of `ioas` is about to be unmapped: what was written through it would be forgotten.
-pub(crate) fn collect_unmapped(ioas: &Ioas, area: &Run, common: &mut Common) {
-    if let Some(dirty) = &mut common.dirty {
+pub(crate) fn collect_unmapped(ioas: &Ioas, area: &Run, resources: &mut Resources) {
+    if let Some(dirty) = &mut resources.dirty {
         collect(ioas, area, dirty);
     }
 }
@@ -61,12 +61,12 @@ pub(crate) fn collect(ioas: &Ioas, area: &Run, dirty: &mut DirtyPages) {
     if !area.rights.write {
         return;
     }
-    for table in &ioas.tables {
+    for hwpt in &ioas.hwpts {
         let mut start = area.input;
         while start < area.end() {
             let end = area.end().min(start + PIECE);
             let piece = area.part(&(start..end));
-            if query(ioas, table.id, &piece, dirty).is_err() {
+            if query(ioas, hwpt.id, &piece, dirty).is_err() {
                 dirty.mark(&(piece.output..piece.output + piece.length));
             }
             start = end;
@@ -101,21 +101,21 @@ pub(crate) fn collect_guest_physical(ioas: &Ioas, ram: &Ram, dirty: &mut DirtyPa
 
 /// Has all page tables of `ioas` tell what is written, beginning with nothing, or stop to.
 pub(crate) fn switch(ioas: &Ioas, on: bool) -> Result<(), DirtyTrackingError> {
-    ioas.tables
+    ioas.hwpts
         .iter()
-        .try_for_each(|table| switch_table(ioas, table, on))
+        .try_for_each(|hwpt| switch_hwpt(ioas, hwpt, on))
 }
 
 /// As [`switch`], for one of them.
-pub(crate) fn switch_table(ioas: &Ioas, table: &Hwpt, on: bool) -> Result<(), DirtyTrackingError> {
-    let device = || Arc::clone(&table.made_for);
-    if !table.options.dirty_tracking && table.options.pasid && table.can_track {
+pub(crate) fn switch_hwpt(ioas: &Ioas, hwpt: &Hwpt, on: bool) -> Result<(), DirtyTrackingError> {
+    let device = || Arc::clone(&hwpt.made_for);
+    if !hwpt.options.dirty_tracking && hwpt.options.pasid && hwpt.can_track {
         return Err(DirtyTrackingError::Pasids { device: device() });
     }
-    if !table.options.dirty_tracking {
+    if !hwpt.options.dirty_tracking {
         return Err(DirtyTrackingError::Unsupported { device: device() });
     }
-    let outcome = ioas.host.set_dirty_tracking(table.id, on);
+    let outcome = ioas.host.set_dirty_tracking(hwpt.id, on);
     outcome.map_err(|cause| DirtyTrackingError::Host {
         device: device(),
         cause,

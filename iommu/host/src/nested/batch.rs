@@ -19,11 +19,11 @@ const EVERYTHING: u8 = 52;
 
 /// What the guest invalidates translations by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Tag {
+pub struct CacheTag {
     /// DID.
-    pub(crate) domain: u16,
+    pub domain: u16,
     /// PASID; that of the context entry, for requests without.
-    pub(crate) pasid: u32,
+    pub pasid: u32,
 }
 
 /// Requests of a device behind a nested page table, and how the guest names what is kept for it.
@@ -32,7 +32,7 @@ pub(crate) struct User {
     pub(crate) source: SourceId,
     /// What its requests carry.
     pub(crate) requester: Option<Pasid>,
-    pub(crate) tag: Tag,
+    pub(crate) tag: CacheTag,
 }
 
 /// What is to be invalidated, in the order of the guest's invalidations, for a table that has these users. Entries of tables were
@@ -62,7 +62,7 @@ pub(crate) fn batch(
 fn selected(invalidation: &Invalidation, users: &[User]) -> Option<NestedInvalidation> {
     let any = |wanted: &dyn Fn(&User) -> bool| users.iter().any(wanted);
     let of_domain = |domain: u16| any(&|user| user.tag.domain == domain);
-    let tagged = |tag: Tag| any(&|user| user.tag == tag);
+    let tagged = |tag: CacheTag| any(&|user| user.tag == tag);
     let is_meant = match *invalidation {
         Invalidation::All
         | Invalidation::Context(ContextScope::Global | ContextScope::Domain(_))
@@ -77,14 +77,14 @@ fn selected(invalidation: &Invalidation, users: &[User]) -> Option<NestedInvalid
             of_domain(domain)
         }
         Invalidation::PasidCache(PasidCacheScope::Pasid(domain, pasid)) => {
-            tagged(Tag { domain, pasid })
+            tagged(CacheTag { domain, pasid })
         }
         Invalidation::PasidIotlb {
             domain,
             pasid,
             scope,
         } => {
-            let is_meant = tagged(Tag { domain, pasid });
+            let is_meant = tagged(CacheTag { domain, pasid });
             if let (true, PasidIotlbScope::Pages(block)) = (is_meant, scope) {
                 return Some(pages(&block));
             }

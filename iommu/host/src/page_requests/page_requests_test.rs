@@ -239,7 +239,7 @@ fn a_guest_that_never_answers_has_a_limit() {
         setting.bench.write64(0xC0, setting.bench.read64(0xC8));
     }
     assert_eq!(setting.host.answers(), [(limit, false)]);
-    let state = setting.relay.lock();
+    let state = setting.relay.state.lock();
     let waiting: usize = state.waiting.values().map(VecDeque::len).sum();
     assert_eq!(waiting, GROUPS);
 }

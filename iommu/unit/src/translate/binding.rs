@@ -17,7 +17,7 @@ pub enum Binding {
 }
 
 /// Second-stage tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SecondStage {
     /// Guest-physical address of the top table.
     pub table: u64,

@@ -5,7 +5,7 @@ use super::*;
 const USER: User = User {
     source: SourceId(0x0018),
     requester: None,
-    tag: Tag {
+    tag: CacheTag {
         domain: 5,
         pasid: 7,
     },
@@ -121,7 +121,7 @@ fn consecutive_ones_keep_their_order_and_one_of_all_stands_for_them() {
     assert_eq!(addresses, [0x3000, 0x1000]);
     assert_eq!(batch(&[one, pasid_all(5, 7), other], &[USER], &[]), [ALL]);
     let second = User {
-        tag: Tag {
+        tag: CacheTag {
             domain: 6,
             pasid: 7,
         },

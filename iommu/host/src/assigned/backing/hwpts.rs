@@ -1,45 +1,46 @@
-//! Which kinds of page table are made.
+//! Kinds of HWPT that are made over the IOAS of guest memory and over shadows.
 
 use std::io;
 
+use crate::dirty::tracking::switch_hwpt;
 use crate::host_iommu::HwptOptions;
-use crate::ioas::{Client, Ioas};
-use crate::resources::Common;
+use crate::ioas::{AddedHwpt, Client, Ioas};
+use crate::resources::Resources;
 use crate::shadow::ShadowKey;
 
 /// Makes a page table over all guest memory: a nesting parent where the host can, as it is what pages are shared from, and what
 /// first-stage tables are put upon.
-pub(crate) fn add_memory_table(
+pub(crate) fn add_memory_hwpt(
     ioas: &mut Ioas,
     client: &Client<'_>,
-    common: &mut Common,
-) -> io::Result<()> {
+    resources: &mut Resources,
+) -> io::Result<AddedHwpt> {
     let plain = HwptOptions::default();
     let kinds = [tracking(PARENT), PARENT, tracking(plain), plain];
-    add_table(ioas, client, &kinds, common).map(|_| ())
+    add_hwpt(ioas, client, &kinds, resources)
 }
 
 /// Makes a page table for a shadow: one with dirty tracking where the host can, as that makes it one of the second stage.
-pub(super) fn add_shadow_table(
+pub(super) fn add_shadow_hwpt(
     ioas: &mut Ioas,
     client: &Client<'_>,
     key: ShadowKey,
-    common: &mut Common,
-) -> io::Result<bool> {
+    resources: &mut Resources,
+) -> io::Result<AddedHwpt> {
     if key.parent {
-        return add_parent(ioas, client, common);
+        return add_parent(ioas, client, resources);
     }
     let plain = HwptOptions::default();
-    add_table(ioas, client, &[tracking(plain), plain], common)
+    add_hwpt(ioas, client, &[tracking(plain), plain], resources)
 }
 
 /// Makes a page table that nested ones can be put upon.
 pub(super) fn add_parent(
     ioas: &mut Ioas,
     client: &Client<'_>,
-    common: &mut Common,
-) -> io::Result<bool> {
-    add_table(ioas, client, &[tracking(PARENT), PARENT], common)
+    resources: &mut Resources,
+) -> io::Result<AddedHwpt> {
+    add_hwpt(ioas, client, &[tracking(PARENT), PARENT], resources)
 }
 
 const PARENT: HwptOptions = HwptOptions {
@@ -55,25 +56,25 @@ const fn tracking(kind: HwptOptions) -> HwptOptions {
     }
 }
 
-fn add_table(
+fn add_hwpt(
     ioas: &mut Ioas,
     client: &Client<'_>,
     kinds: &[HwptOptions],
-    common: &mut Common,
-) -> io::Result<bool> {
+    resources: &mut Resources,
+) -> io::Result<AddedHwpt> {
     let can_track = client.info.dirty_tracking;
     let kinds: Vec<_> = kinds
         .iter()
         .filter(|kind| can_track || !kind.dirty_tracking)
         .filter_map(|kind| client.needs.adapt(*kind))
         .collect();
-    let less_exact = ioas.add_table(client, &kinds)?;
-    if common.dirty.is_some()
-        && let Some(table) = ioas.tables.last()
-        && let Err(error) = crate::dirty::tracking::switch_table(ioas, table, true)
+    let added = ioas.add_hwpt(client, &kinds)?;
+    if resources.dirty.is_some()
+        && let Some(hwpt) = ioas.hwpts.last()
+        && let Err(error) = switch_hwpt(ioas, hwpt, true)
     {
         // All that it can write counts as written then.
-        common.report(|| format!("{}: {error}", client.name));
+        resources.report(|| format!("{}: {error}", client.name));
     }
-    Ok(less_exact)
+    Ok(added)
 }

@@ -1,0 +1,209 @@
+//! What the devices of one iommufd are put behind: all guest memory, shadows of second-stage tables, and nested HWPTs.
+
+mod hwpts;
+mod nested;
+mod shadow;
+
+use std::io;
+use std::sync::Arc;
+
+use super::device::Device;
+use super::error::AddError;
+use super::placement::Placement;
+use crate::attach::{AttachError, EINVAL};
+use crate::blocked::Blocked;
+use crate::dirty::tracking::collect_guest_physical;
+use crate::host_iommu::{HostIommu, HwptId, Rights};
+use crate::ioas::Ioas;
+use crate::resources::Resources;
+use crate::shadow::{Scratch, Shadow, ShadowKey};
+use hwpts::add_memory_hwpt;
+use intel_vtd::{GuestTables, Pasid, TableMemory};
+pub(super) use nested::NestedHwpts;
+
+/// What attaching requests costs of what a guest can have done for PASIDs in one exit.
+pub(super) const ATTACH_COST: u64 = 16;
+
+/// What the devices of one iommufd are put behind.
+pub(crate) struct Backing {
+    /// Maps all guest memory.
+    pub(super) memory: Ioas,
+    pub(super) shadows: Vec<Shadow>,
+    pub(super) nested: NestedHwpts,
+    scratch: Scratch,
+}
+
+/// Why requests are not where they belong, and who is to be blocked besides.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Nobody.
+    Requests(Blocked),
+    /// All that are behind this shadow, which is not as the guest's tables are.
+    Shadow(ShadowKey, Blocked),
+    /// All that are behind this nested HWPT, of which the host keeps what it is to forget.
+    Nested(HwptId, Blocked),
+}
+
+impl From<Blocked> for Failure {
+    fn from(why: Blocked) -> Self {
+        Self::Requests(why)
+    }
+}
+
+impl Backing {
+    /// Maps all guest memory on `iommu`, for a first `device`.
+    pub(super) fn new(
+        iommu: &Arc<dyn HostIommu>,
+        device: &Device,
+        resources: &mut Resources,
+    ) -> Result<Self, AddError> {
+        Ok(Self {
+            memory: map_all_memory(iommu, device, resources)?,
+            shadows: Vec::new(),
+            nested: NestedHwpts::default(),
+            scratch: Scratch::default(),
+        })
+    }
+
+    /// Puts requests of a device behind what they are to reach, which is completed before. Without tables there is no unit.
+    ///
+    /// # Errors
+    /// They are not there, and are to be [blocked](Device::block).
+    pub(super) fn put<T: TableMemory>(
+        &mut self,
+        tables: Option<&GuestTables<'_, T>>,
+        device: &mut Device,
+        pasid: Option<Pasid>,
+        wanted: &Placement,
+        resources: &mut Resources,
+    ) -> Result<(), Failure> {
+        device.open(pasid, resources.limits.pasids)?;
+        if let Some(why) = pasid.and_then(|pasid| device.lacks(pasid)) {
+            return Err(why.into());
+        }
+        let cost = resources.exit.pasid_budget.steps(ATTACH_COST);
+        cost.map_err(|_| Blocked::TooMuchWork)?;
+        let Some(tables) = tables else {
+            return self.put_behind_memory(device, pasid, resources);
+        };
+        match wanted {
+            Placement::Blocked(why) => Err((*why).into()),
+            Placement::GuestPhysical => self.put_behind_memory(device, pasid, resources),
+            Placement::Shadow { .. } => {
+                self.put_behind_shadow(tables, device, pasid, wanted, resources)
+            }
+            Placement::Nested { .. } => {
+                self.put_behind_first_stage(tables, device, pasid, wanted, resources)
+            }
+        }
+    }
+
+    /// Attaches requests to the IOAS with all guest memory.
+    fn put_behind_memory(
+        &mut self,
+        device: &mut Device,
+        pasid: Option<Pasid>,
+        resources: &mut Resources,
+    ) -> Result<(), Failure> {
+        let placement = Placement::GuestPhysical;
+        let suitable = self.memory.suitable(device.needs(pasid));
+        let mut outcome = device.attach(pasid, &suitable, placement, resources);
+        if matches!(outcome, Err(AttachError::Incompatible)) {
+            let client = device.client(pasid);
+            let added = add_memory_hwpt(&mut self.memory, &client, resources).map_err(refused)?;
+            outcome = device.attach(pasid, &[added.id], placement, resources);
+            if matches!(outcome, Err(AttachError::Incompatible)) {
+                self.memory.remove_hwpt(added.id, resources);
+            }
+        }
+        outcome.map_err(|error| not_attached(error).into())
+    }
+
+    /// Gives back what none of `devices` use.
+    pub(super) fn sweep(&mut self, devices: &[Device], resources: &mut Resources) {
+        self.nested.sweep(resources);
+        for unused in self.shadows.extract_if(.., |shadow| {
+            !devices.iter().any(|device| {
+                let mut placements = device.placements();
+                placements.any(|(_, placement)| placement.shadow() == Some(shadow.key))
+            })
+        }) {
+            unused.destroy(resources);
+        }
+    }
+
+    /// Gives back everything; nobody is behind it any more.
+    pub(super) fn destroy(self, resources: &mut Resources) {
+        if let Some(dirty) = &mut resources.dirty {
+            collect_guest_physical(&self.memory, &resources.ram, dirty);
+        }
+        self.memory.destroy(resources);
+    }
+
+    /// Every IOAS in use, and the shadow that it is of; the one with all guest memory first.
+    pub(super) fn ioases(&self) -> impl Iterator<Item = (&Ioas, Option<&Shadow>)> {
+        let shadows = self.shadows.iter();
+        let shadows = shadows.map(|shadow| (&shadow.ioas, Some(shadow)));
+        std::iter::once((&self.memory, None)).chain(shadows)
+    }
+}
+
+/// An IOAS on `iommu` that maps all guest memory, with an HWPT for `device`.
+fn map_all_memory(
+    iommu: &Arc<dyn HostIommu>,
+    device: &Device,
+    resources: &mut Resources,
+) -> Result<Ioas, AddError> {
+    let name = || device.name.to_string();
+    let mut ioas = Ioas::allocate(iommu).map_err(|cause| AddError::Ioas {
+        name: name(),
+        cause,
+    })?;
+    // The page table first: it tells how far the host's addresses go.
+    let outcome = match add_memory_hwpt(&mut ioas, &device.client(None), resources) {
+        Ok(_) => map_memory(&ioas, &device.name, resources),
+        Err(cause) => Err(AddError::Hwpt {
+            name: name(),
+            cause,
+        }),
+    };
+    match outcome {
+        Ok(()) => Ok(ioas),
+        Err(error) => {
+            ioas.destroy(resources);
+            Err(error)
+        }
+    }
+}
+
+fn map_memory(ioas: &Ioas, name: &str, resources: &Resources) -> Result<(), AddError> {
+    for (range, memory) in resources.ram.parts() {
+        if !ioas.mappable(range.clone()).eq([range.clone()]) {
+            return Err(AddError::OutOfReach {
+                name: name.to_owned(),
+                start: range.start,
+                last: range.end - 1,
+            });
+        }
+        ioas.host
+            .map(ioas.id, range.start, &memory, Rights::ALL)
+            .map_err(|cause| AddError::Map {
+                name: name.to_owned(),
+                start: range.start,
+                length: range.end - range.start,
+                cause,
+            })?;
+    }
+    Ok(())
+}
+
+fn refused(error: io::Error) -> Blocked {
+    Blocked::Host(error.raw_os_error())
+}
+
+fn not_attached(error: AttachError) -> Blocked {
+    match error {
+        AttachError::Incompatible => Blocked::Host(Some(EINVAL)),
+        AttachError::Failed(error) | AttachError::Stuck(error) => refused(error),
+    }
+}

@@ -1,0 +1,170 @@
+//! Placing requests behind shadows of the guest's second-stage tables.
+
+use std::collections::BTreeSet;
+
+use super::hwpts::add_shadow_hwpt;
+use super::nested::no_parent;
+use super::{Backing, Failure, not_attached, refused};
+use crate::assigned::device::Device;
+use crate::assigned::placement::Placement;
+use crate::attach::AttachError;
+use crate::blocked::Blocked;
+use crate::ioas::Ioas;
+use crate::resources::Resources;
+use crate::shadow::named::Named;
+use crate::shadow::{Scratch, Shadow, ShadowKey};
+use intel_vtd::{GuestTables, Pasid, TableMemory};
+
+impl Backing {
+    /// Puts requests behind the shadow of the second-stage tables of `wanted`.
+    pub(super) fn put_behind_shadow<T: TableMemory>(
+        &mut self,
+        tables: &GuestTables<'_, T>,
+        device: &mut Device,
+        pasid: Option<Pasid>,
+        wanted: &Placement,
+        resources: &mut Resources,
+    ) -> Result<(), Failure> {
+        let Some(key) = wanted.shadow() else {
+            return self.put_behind_memory(device, pasid, resources);
+        };
+        let mut shadow = self.take_shadow(device, pasid, key, resources)?;
+        let outcome = join(
+            tables,
+            &mut shadow,
+            &mut self.scratch,
+            device,
+            pasid,
+            wanted,
+            resources,
+        );
+        self.shadows.push(shadow);
+        outcome
+    }
+
+    /// Puts requests behind first-stage tables on top of the shadow for `key`.
+    pub(super) fn put_on_shadow<T: TableMemory>(
+        &mut self,
+        tables: &GuestTables<'_, T>,
+        device: &mut Device,
+        pasid: Option<Pasid>,
+        wanted: &Placement,
+        key: ShadowKey,
+        resources: &mut Resources,
+    ) -> Result<(), Failure> {
+        let mut shadow = self.take_shadow(device, pasid, key, resources)?;
+        let outcome = complete(tables, &mut shadow, &mut self.scratch, resources).and_then(|()| {
+            self.nested
+                .put(&mut shadow.ioas, device, pasid, wanted, resources)
+        });
+        self.shadows.push(shadow);
+        outcome
+    }
+
+    /// Brings the shadows up to date for which `domains` has the domain ids of those who stay. Returns of which it failed.
+    pub(in crate::assigned) fn refresh<'a, T: TableMemory>(
+        &mut self,
+        tables: &GuestTables<'_, T>,
+        named: &Named<'_>,
+        domains: impl Fn(&ShadowKey) -> Option<&'a BTreeSet<u16>>,
+        resources: &mut Resources,
+    ) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        for shadow in &mut self.shadows {
+            let Some(domains) = domains(&shadow.key) else {
+                continue;
+            };
+            let mut outcome = named.invalidate(shadow, domains, &mut resources.exit.budget);
+            if outcome.is_ok() && shadow.is_stale() {
+                outcome = shadow.refresh(tables, resources, &mut self.scratch);
+            }
+            let failure = outcome.map_err(|trouble| Failure::Shadow(shadow.key, trouble.into()));
+            failures.extend(failure.err());
+        }
+        failures
+    }
+
+    /// Gives a shadow back behind which nobody is any more, so that nobody joins it.
+    pub(in crate::assigned) fn abandon(&mut self, key: &ShadowKey, resources: &mut Resources) {
+        self.nested.sweep(resources);
+        if let Some(at) = self.shadows.iter().position(|shadow| shadow.key == *key) {
+            self.shadows.remove(at).destroy(resources);
+        }
+    }
+
+    /// Takes the shadow for `key` out of the list, or makes one.
+    fn take_shadow(
+        &mut self,
+        device: &Device,
+        pasid: Option<Pasid>,
+        key: ShadowKey,
+        resources: &mut Resources,
+    ) -> Result<Shadow, Blocked> {
+        if let Some(at) = self.shadows.iter().position(|shadow| shadow.key == key) {
+            return Ok(self.shadows.remove(at));
+        }
+        if resources.is_littered() {
+            return Err(Blocked::Host(None));
+        }
+        let mut ioas = Ioas::allocate(&self.memory.host).map_err(refused)?;
+        if let Err(error) = add_shadow_hwpt(&mut ioas, &device.client(pasid), key, resources) {
+            ioas.destroy(resources);
+            return Err(if key.parent {
+                no_parent(error)
+            } else {
+                refused(error)
+            });
+        }
+        resources.statistics.shadows_made += 1;
+        Ok(Shadow::new(key, ioas, self.memory.id))
+    }
+}
+
+/// Puts requests behind `shadow`.
+fn join<T: TableMemory>(
+    tables: &GuestTables<'_, T>,
+    shadow: &mut Shadow,
+    scratch: &mut Scratch,
+    device: &mut Device,
+    pasid: Option<Pasid>,
+    wanted: &Placement,
+    resources: &mut Resources,
+) -> Result<(), Failure> {
+    complete(tables, shadow, scratch, resources)?;
+    let is = device.placement(pasid);
+    if is.and_then(Placement::shadow) == Some(shadow.key) {
+        device.rename(pasid, *wanted);
+        return Ok(());
+    }
+    let suitable = shadow.ioas.suitable(device.needs(pasid));
+    let mut outcome = device.attach(pasid, &suitable, *wanted, resources);
+    if matches!(outcome, Err(AttachError::Incompatible)) {
+        let client = device.client(pasid);
+        let added =
+            add_shadow_hwpt(&mut shadow.ioas, &client, shadow.key, resources).map_err(refused)?;
+        if added.less_exact {
+            // Pages are to go that this page table makes readable.
+            complete(tables, shadow, scratch, resources)?;
+        }
+        outcome = device.attach(pasid, &[added.id], *wanted, resources);
+        if matches!(outcome, Err(AttachError::Incompatible)) {
+            shadow.ioas.remove_hwpt(added.id, resources);
+        }
+    }
+    outcome.map_err(not_attached)?;
+    // A device that comes with reserved addresses leaves less to map.
+    shadow.ioas.update_aperture().map_err(refused)?;
+    Ok(())
+}
+
+/// Compares all of a shadow with the guest's tables, which the guest may have filled without a word to those behind it.
+fn complete<T: TableMemory>(
+    tables: &GuestTables<'_, T>,
+    shadow: &mut Shadow,
+    scratch: &mut Scratch,
+    resources: &mut Resources,
+) -> Result<(), Failure> {
+    shadow.invalidate();
+    let outcome = shadow.refresh(tables, resources, scratch);
+    outcome.map_err(|trouble| Failure::Shadow(shadow.key, trouble.into()))
+}

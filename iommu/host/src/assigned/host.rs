@@ -1,0 +1,297 @@
+//! One iommufd: its devices, what they are put behind, and how both follow the guest's tables.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::backing::{ATTACH_COST, Backing, Failure};
+use super::device::Device;
+use super::error::AddError;
+use super::moves::{self, Moves};
+use super::placement::Placement;
+use super::report::DeviceReport;
+use crate::blocked::Blocked;
+use crate::host_iommu::{HostIommu, HwptId};
+use crate::nested::batch::User;
+use crate::resources::{Exit, Resources};
+use crate::shadow::ShadowKey;
+use crate::shadow::named::Named;
+use intel_vtd::{GuestTables, Invalidation, SourceId, TableMemory};
+
+/// One iommufd with devices.
+pub(crate) struct Host {
+    pub(super) iommu: Arc<dyn HostIommu>,
+    pub(super) devices: Vec<Device>,
+    pub(super) backing: Backing,
+}
+
+/// Those who use a shadow.
+#[derive(Default)]
+struct Users {
+    /// The domain ids under which the guest invalidates it.
+    domains: BTreeSet<u16>,
+    /// Some stay behind it.
+    stay: bool,
+}
+
+impl Host {
+    /// One without devices; `device` is to be the first.
+    pub(super) fn new(
+        iommu: Arc<dyn HostIommu>,
+        device: &Device,
+        resources: &mut Resources,
+    ) -> Result<Self, AddError> {
+        let backing = Backing::new(&iommu, device, resources)?;
+        Ok(Self {
+            iommu,
+            devices: Vec::new(),
+            backing,
+        })
+    }
+
+    pub(super) fn begin_exit(&mut self) {
+        self.backing.nested.begin_exit();
+    }
+
+    /// Which requests do not belong where they are any more, for each device. What could not be blocked before is tried again.
+    pub(super) fn find_moves<T: TableMemory>(
+        &mut self,
+        tables: &GuestTables<'_, T>,
+        invalidations: &[Invalidation],
+        resources: &mut Resources,
+    ) -> Vec<Moves> {
+        let moves = self.devices.iter_mut().map(|device| {
+            device.unstick(resources);
+            moves::of_device(tables, device, invalidations, resources)
+        });
+        moves.collect()
+    }
+
+    /// Blocks what is to reach nothing, and takes it from `moves`.
+    pub(super) fn block_moves(&mut self, moves: &mut [Moves], resources: &mut Resources) {
+        for (device, moves) in self.devices.iter_mut().zip(moves) {
+            block(device, moves, resources);
+        }
+    }
+
+    /// Brings the shadows up to date that requests stay behind.
+    pub(super) fn refresh<T: TableMemory>(
+        &mut self,
+        tables: &GuestTables<'_, T>,
+        named: &Named<'_>,
+        moves: &[Moves],
+        resources: &mut Resources,
+    ) {
+        let users = self.shadow_users(moves);
+        for failure in self.backing.refresh(
+            tables,
+            named,
+            |key| {
+                let users = users.get(key).filter(|users| users.stay);
+                users.map(|users| &users.domains)
+            },
+            resources,
+        ) {
+            self.fail(&failure, resources);
+        }
+    }
+
+    /// Who uses which shadow, found in one pass.
+    fn shadow_users(&self, moves: &[Moves]) -> BTreeMap<ShadowKey, Users> {
+        let mut all: BTreeMap<ShadowKey, Users> = BTreeMap::new();
+        for (at, device) in self.devices.iter().enumerate() {
+            let moves = moves.get(at);
+            for (pasid, placement) in device.placements() {
+                let Some(key) = placement.shadow() else {
+                    continue;
+                };
+                let target = moves.and_then(|moves| moves.get(&pasid));
+                let users = all.entry(key).or_default();
+                users.domains.extend(placement.domain());
+                users.stay |= target.is_none_or(|target| target.shadow() == Some(key));
+            }
+        }
+        all
+    }
+
+    /// Has the host forget what was invalidated of the tables that requests stay behind. If it does not, they are detached, and
+    /// so what the guest asked for is true.
+    pub(super) fn invalidate_nested(
+        &mut self,
+        invalidations: &[Invalidation],
+        moves: &[Moves],
+        resources: &mut Resources,
+    ) {
+        let mut users: BTreeMap<HwptId, Vec<User>> = BTreeMap::new();
+        for (at, device) in self.devices.iter().enumerate() {
+            let moves = moves.get(at);
+            for (id, user) in device.nested_users() {
+                if !moves.is_some_and(|moves| moves.contains_key(&user.requester)) {
+                    users.entry(id).or_default().push(user);
+                }
+            }
+        }
+        let nested = &mut self.backing.nested;
+        for failure in nested.invalidate(invalidations, &users, resources) {
+            self.fail(&failure, resources);
+        }
+    }
+
+    /// Puts requests where they belong.
+    pub(super) fn carry_out<T: TableMemory>(
+        &mut self,
+        tables: &GuestTables<'_, T>,
+        moves: &[Moves],
+        resources: &mut Resources,
+    ) {
+        for (at, moves) in moves.iter().enumerate() {
+            let (before, rest) = self.devices.split_at_mut(at);
+            let Some((device, after)) = rest.split_first_mut() else {
+                break;
+            };
+            let others = [before, after];
+            put_all(
+                &mut self.backing,
+                Some(tables),
+                device,
+                others,
+                moves,
+                resources,
+            );
+        }
+    }
+
+    /// Gives back what no device uses.
+    pub(super) fn sweep(&mut self, resources: &mut Resources) {
+        self.backing.sweep(&self.devices, resources);
+    }
+
+    /// Puts a device where it belongs, with a budget of its own, and adds it.
+    ///
+    /// # Errors
+    /// It belongs behind guest memory and does not get there, so it never will: the memory is there, and complete.
+    pub(super) fn add<T: TableMemory>(
+        &mut self,
+        tables: Option<&GuestTables<'_, T>>,
+        mut device: Device,
+        resources: &mut Resources,
+    ) -> Result<(), AddError> {
+        let limits = resources.limits;
+        let mut own = Exit::new(resources.exit.number, &limits);
+        // It is not the guest who asks for this one.
+        own.pasid_budget.add(ATTACH_COST);
+        let of_guest = std::mem::replace(&mut resources.exit, own);
+        let mut moves = moves::of_new_device(tables, &device, resources);
+        let wants_memory = moves.get(&None) == Some(&Placement::GuestPhysical);
+        block(&mut device, &mut moves, resources);
+        let others = [self.devices.as_mut_slice(), &mut []];
+        put_all(
+            &mut self.backing,
+            tables,
+            &mut device,
+            others,
+            &moves,
+            resources,
+        );
+        resources.exit = of_guest;
+        let outcome = match device.placement(None) {
+            Some(Placement::Blocked(why)) if wants_memory => {
+                let name = device.name.to_string();
+                let why = *why;
+                device.release(resources);
+                Err(AddError::Attach { name, why })
+            }
+            _ => {
+                self.backing.nested.have_ats |= device.has_ats;
+                self.devices.push(device);
+                Ok(())
+            }
+        };
+        resources.sweep();
+        self.sweep(resources);
+        outcome
+    }
+
+    /// Takes a device away, and what nobody uses any more. Returns it, if it is here.
+    pub(super) fn remove(&mut self, source: SourceId, resources: &mut Resources) -> Option<Device> {
+        let mut devices = self.devices.iter();
+        let at = devices.position(|device| device.source == source)?;
+        let mut device = self.devices.swap_remove(at);
+        device.release(resources);
+        resources.sweep();
+        self.sweep(resources);
+        Some(device)
+    }
+
+    pub(super) fn reports(&self) -> impl Iterator<Item = DeviceReport> {
+        let shadows = &self.backing.shadows;
+        let devices = self.devices.iter();
+        devices.map(|device| DeviceReport::new(device, shadows))
+    }
+
+    fn fail(&mut self, failure: &Failure, resources: &mut Resources) {
+        fail(
+            &mut self.backing,
+            failure,
+            self.devices.iter_mut(),
+            resources,
+        );
+    }
+}
+
+/// Blocks what is to reach nothing, and takes it from `moves`.
+fn block(device: &mut Device, moves: &mut Moves, resources: &mut Resources) {
+    moves.retain(|pasid, wanted| match wanted {
+        Placement::Blocked(why) => {
+            device.block(*pasid, *why, resources);
+            false
+        }
+        _ => true,
+    });
+}
+
+/// Puts requests of `device` where they belong, or blocks them; `others` are the other devices of the iommufd.
+fn put_all<T: TableMemory>(
+    backing: &mut Backing,
+    tables: Option<&GuestTables<'_, T>>,
+    device: &mut Device,
+    mut others: [&mut [Device]; 2],
+    moves: &Moves,
+    resources: &mut Resources,
+) {
+    for (pasid, wanted) in moves {
+        if let Err(failure) = backing.put(tables, device, *pasid, wanted, resources) {
+            let others = others.iter_mut().flat_map(|others| others.iter_mut());
+            let all = std::iter::once(&mut *device).chain(others);
+            let why = fail(backing, &failure, all, resources);
+            device.block(*pasid, why, resources);
+        }
+    }
+}
+
+/// Blocks those of `devices` to whom a failure spreads, and gives back what is of no use any more.
+fn fail<'a>(
+    backing: &mut Backing,
+    failure: &Failure,
+    devices: impl Iterator<Item = &'a mut Device>,
+    resources: &mut Resources,
+) -> Blocked {
+    match *failure {
+        Failure::Requests(why) => why,
+        Failure::Shadow(key, why) => {
+            for device in devices {
+                device.block_those(why, resources, |placement, _| {
+                    placement.shadow() == Some(key)
+                });
+            }
+            backing.abandon(&key, resources);
+            why
+        }
+        Failure::Nested(id, why) => {
+            for device in devices {
+                let blocked = device.block_those(why, resources, |_, nested| nested == Some(id));
+                resources.statistics.invalidation_detaches += blocked;
+            }
+            why
+        }
+    }
+}

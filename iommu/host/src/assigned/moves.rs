@@ -1,0 +1,125 @@
+//! Moves: requests of a device that do not belong where they are any more.
+
+use std::collections::BTreeMap;
+
+use super::device::Device;
+use super::pasids::{Asked, Candidates};
+use super::placement::Placement;
+use crate::blocked::Blocked;
+use crate::budget::Exhausted;
+use crate::resources::Resources;
+use intel_vtd::{GuestTables, Invalidation, Pasid, TableMemory};
+
+/// Where requests of a device are to go, by PASID.
+pub(super) type Moves = BTreeMap<Option<Pasid>, Placement>;
+
+/// Compares where requests are with what the guest's tables say, for all entries that `invalidations` name.
+pub(super) fn of_device<T: TableMemory>(
+    tables: &GuestTables<'_, T>,
+    device: &Device,
+    invalidations: &[Invalidation],
+    resources: &mut Resources,
+) -> Moves {
+    let mut moves = Moves::new();
+    let wanted = Placement::wanted(Some(tables), device.source, None);
+    if !device.stays(None, &wanted, resources.exit.number) {
+        moves.insert(None, wanted);
+    }
+    if device.has_pasids {
+        let asked = Asked::by(invalidations, device.source);
+        of_pasids(tables, device, &asked, &mut moves, resources);
+    }
+    moves
+}
+
+/// Where all requests go of a device that is added.
+pub(super) fn of_new_device<T: TableMemory>(
+    tables: Option<&GuestTables<'_, T>>,
+    device: &Device,
+    resources: &mut Resources,
+) -> Moves {
+    let wanted = Placement::wanted(tables, device.source, None);
+    let mut moves = Moves::from([(None, wanted)]);
+    if let Some(tables) = tables
+        && device.has_pasids
+    {
+        let asked = Asked {
+            all: true,
+            ..Asked::default()
+        };
+        of_pasids(tables, device, &asked, &mut moves, resources);
+    }
+    moves
+}
+
+fn of_pasids<T: TableMemory>(
+    tables: &GuestTables<'_, T>,
+    device: &Device,
+    asked: &Asked,
+    moves: &mut Moves,
+    resources: &mut Resources,
+) {
+    let mut budget = resources.exit.pasid_budget;
+    let mut room = Room::beside(device.pasids().len(), resources.limits.pasids);
+    let mut is_complete = true;
+    let mut candidates = Candidates::new(tables, device.source, asked, device.pasids());
+    while let Some(candidate) = candidates.next(&mut budget) {
+        let Ok(pasid) = candidate else {
+            is_complete = false;
+            break;
+        };
+        let is_known = device.placement(Some(pasid)).is_some();
+        if is_known && candidates.is_scanning() {
+            continue;
+        }
+        let wanted = match budget.step() {
+            Ok(()) => Placement::wanted(Some(tables), device.source, Some(pasid)),
+            // What is not known to be so reaches nothing.
+            Err(Exhausted) if is_known => Placement::Blocked(Blocked::TooMuchWork),
+            Err(Exhausted) => {
+                is_complete = false;
+                continue;
+            }
+        };
+        if !device.stays(Some(pasid), &wanted, resources.exit.number) {
+            room.leaves(&wanted);
+            moves.insert(Some(pasid), wanted);
+        }
+        let is_new = !is_known && !matches!(wanted, Placement::Blocked(_));
+        // One more than there is room for is enough to know that.
+        if is_new && !room.take() && candidates.is_scanning() {
+            break;
+        }
+    }
+    resources.exit.pasid_budget = budget;
+    if !is_complete {
+        resources.report(|| {
+            format!(
+                "{}: the guest's PASID tables are too large to be read within one exit; PASIDs that were not found are blocked",
+                device.name
+            )
+        });
+    }
+}
+
+/// PASIDs for which there is room.
+struct Room(usize);
+
+impl Room {
+    /// Beside `known` ones, if there may be `limit`.
+    const fn beside(known: usize, limit: usize) -> Self {
+        Self(limit.saturating_sub(known))
+    }
+
+    /// One goes there; if it is blocked as the guest wants, it takes no room any more.
+    fn leaves(&mut self, wanted: &Placement) {
+        self.0 += usize::from(matches!(wanted, Placement::Blocked(Blocked::Guest(_))));
+    }
+
+    /// Takes room for one more, if there is some.
+    fn take(&mut self) -> bool {
+        let left = self.0.checked_sub(1);
+        self.0 = left.unwrap_or(0);
+        left.is_some()
+    }
+}
