@@ -1,7 +1,7 @@
 //! Port and memory accesses of the vCPUs, dispatched to whoever decodes them.
 //!
-//! The set of windows never changes while vCPUs run, so an access takes no lock here. PCI BARs move inside of the apertures,
-//! which is the root complex's affair.
+//! The set of windows never changes while vCPUs run, so an access takes no lock here. PCI BARs move
+//! inside of the apertures, which is the root complex's affair.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! Doorbells of devices as KVM events: a guest's write wakes the device without a trip through the VMM.
+//! Doorbells of devices as KVM events: a guest's write wakes the device without a trip through the
+//! VMM.
 
 use std::io;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What concerns the machine as a whole, and how a machine ends.
+//! Events that concern the machine as a whole, and the outcomes of its run.
 
 use std::fmt;
 

@@ -3,10 +3,12 @@
 //! host says about assigned devices, and interrupts that KVM does not send by itself.
 //!
 //! # Rules for subscribers
-//! * They never wait: all the others wait with them. What takes time has a thread of its own, what is to come later a [`Timer`].
-//! * They own the descriptors that they listen to, and stop listening before they close one: an event of a descriptor that the
-//!   manager does not know is a panic there.
-//! * Whoever adds or removes one waits for the loop, so nobody does it with a lock that a subscriber takes.
+//! * They never wait: all the others wait with them. What takes time has a thread of its own, what
+//!   is to come later a [`Timer`].
+//! * They own the descriptors that they listen to, and stop listening before they close one: the
+//!   manager panics at an event of a descriptor that it does not know.
+//! * Whoever adds or removes one waits for the loop, so nobody does it with a lock that a subscriber
+//!   takes.
 
 use std::any::Any;
 use std::io;

@@ -3,6 +3,8 @@
 mod acpi;
 mod functions;
 mod hotplug;
+mod interrupts;
+mod map;
 pub(crate) mod unit;
 
 use std::fs::File;
@@ -14,24 +16,19 @@ use std::sync::mpsc::Sender;
 use anyhow::Context as _;
 use devices::ioapic::IoApic;
 use devices::output::Output;
-use devices::power::{self, Power, PowerEvent};
-use devices::serial::{self, SerialPort};
+use devices::serial::SerialPort;
 use devices::virtio::console::ConsoleSender;
-use devices::vtd::VtdMmio;
 use kvm_ioctls::VmFd;
-use pci::{Apertures, Bdf, MsiSink, RootComplex};
+use pci::{Apertures, RootComplex};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::assign::{self, Assigner};
+use crate::assign::{self, Assigner, BoundDevice};
 use crate::boot::Images;
-use crate::bus::{Aperture, Bus, Ecam};
 use crate::config::Config;
 use crate::cpuid::Template;
 use crate::event::Event;
 use crate::event_loop::Handle;
-use crate::irq::{
-    IOAPIC_REQUESTER, LevelRoutes, LocalApics, MessageRoutes, Remapper, RoutingTable, Unit,
-};
+use crate::irq::{LocalApics, Unit};
 use crate::layout;
 use crate::memory::{self, Memory};
 use crate::vcpu::{Shared, Vcpu};
@@ -40,6 +37,7 @@ use functions::{Assignment, Platform};
 pub(crate) use hotplug::HotPlug;
 #[cfg(test)]
 pub(crate) use hotplug::Maker;
+use interrupts::Interrupts;
 
 /// A whole machine. Its vCPUs do not run while anyone has it as `&mut`.
 pub(crate) struct Machine {
@@ -72,28 +70,21 @@ impl Machine {
         event_loop: &Handle,
     ) -> anyhow::Result<Self> {
         let images = Images::open(&config.kernel, config.initramfs.as_deref(), &config.cmdline)?;
-        let Ground {
+        let Foundation {
             vm,
             cpuid,
             physical_bits,
             memory,
-        } = Ground::new(config)?;
+        } = Foundation::new(config)?;
         // Devices of the host come first: the unit promises nothing that the host's IOMMU does not
         // keep.
-        let kvm = Arc::new(kvm::KvmVfio::new(Arc::clone(&vm)));
-        let host = assign::Host::open(&config.iommufds, kvm)?;
-        let host_devices = host.bind_all(&config.functions)?;
+        let (host, devices) = open_host(config, &vm)?;
         let local_apics = Arc::new(LocalApics::new(Arc::clone(&vm)));
-        let unit = unit::create(config, &host_devices, &memory, &local_apics, physical_bits)?;
+        let unit = unit::create(config, &devices, &memory, &local_apics, physical_bits)?;
         let assigner = if config.assigns() {
             let unit = unit.as_ref().map(|(unit, config)| (unit, config.clone()));
-            Some(Assigner::new(
-                host,
-                host_devices,
-                &memory,
-                unit,
-                event_loop,
-            )?)
+            let assigner = Assigner::new(host, devices, &memory, unit, event_loop)?;
+            Some(assigner)
         } else {
             None
         };
@@ -121,9 +112,7 @@ impl Machine {
         let output = standard_output()?;
         let serial = SerialPort::new(Arc::clone(&ioapic), layout::COM1_IRQ, output);
         let serial = Arc::new(serial);
-        let mut bus = Bus::new(Arc::clone(&ioapic));
-        add_windows(&mut bus, &root, unit.as_ref(), &ioapic)?;
-        add_ports(&mut bus, &serial, events)?;
+        let bus = map::bus(&root, unit.as_ref(), &ioapic, &serial, events)?;
         Ok(Self {
             images,
             tables: acpi::tables(config, physical_bits),
@@ -216,7 +205,7 @@ impl Machine {
 }
 
 /// What a machine stands on: a virtual machine of KVM with memory.
-struct Ground {
+struct Foundation {
     vm: Arc<VmFd>,
     cpuid: Template,
     /// Width of the guest's physical addresses.
@@ -224,7 +213,7 @@ struct Ground {
     memory: Memory,
 }
 
-impl Ground {
+impl Foundation {
     fn new(config: &Config) -> anyhow::Result<Self> {
         let kvm = kvm::open(config.cpus)?;
         let cpuid =
@@ -241,39 +230,15 @@ impl Ground {
     }
 }
 
-/// The ways of interrupts to the local APICs.
-struct Interrupts {
-    remapper: Arc<Remapper>,
-    routing: Arc<RoutingTable>,
-    ioapic: Arc<IoApic>,
+/// The host's iommufds, and its devices that are bound to them.
+fn open_host(config: &Config, vm: &Arc<VmFd>) -> anyhow::Result<(assign::Host, Vec<BoundDevice>)> {
+    let kvm = Arc::new(kvm::KvmVfio::new(Arc::clone(vm)));
+    let host = assign::Host::open(&config.iommufds, kvm)?;
+    let devices = host.bind_all(&config.functions)?;
+    Ok((host, devices))
 }
 
-impl Interrupts {
-    fn new(vm: &Arc<VmFd>, local_apics: Arc<LocalApics>, unit: Option<Arc<Unit>>) -> Self {
-        let remapper = Remapper::new(local_apics, unit);
-        let msi = Arc::clone(&remapper) as Arc<dyn MsiSink>;
-        let ioapic = IoApic::new(msi, Bdf::from_requester_id(IOAPIC_REQUESTER));
-        let routing = RoutingTable::new(Arc::clone(vm));
-        LevelRoutes::install(
-            Arc::clone(&remapper),
-            Arc::clone(&routing),
-            Arc::clone(&ioapic),
-        );
-        Self {
-            remapper,
-            routing,
-            ioapic,
-        }
-    }
-
-    /// Messages that KVM sends by itself.
-    fn of_assigned_devices(&self, event_loop: &Handle) -> anyhow::Result<Arc<MessageRoutes>> {
-        let (remapper, routing) = (Arc::clone(&self.remapper), Arc::clone(&self.routing));
-        let routes = MessageRoutes::new(remapper, routing, event_loop);
-        Ok(Arc::new(routes.context("waiting for interrupts")?))
-    }
-}
-
+/// Where the PCI bus is in the guest's address space.
 fn apertures(physical_bits: u8) -> Apertures {
     Apertures {
         ecam_base: layout::PCI_ECAM,
@@ -308,59 +273,4 @@ fn standard_output() -> anyhow::Result<Box<dyn Write + Send>> {
     let fd = std::io::stdout().as_fd().try_clone_to_owned();
     let fd = fd.context("standard output cannot be used")?;
     Ok(Box::new(Output::new(File::from(fd))))
-}
-
-fn add_windows(
-    bus: &mut Bus,
-    root: &Arc<RootComplex>,
-    unit: Option<&Arc<Unit>>,
-    ioapic: &Arc<IoApic>,
-) -> anyhow::Result<()> {
-    let apertures = root.apertures();
-    for window in [&apertures.mmio32, &apertures.mmio64] {
-        bus.add_mmio(
-            window.start,
-            window.end - window.start,
-            Arc::new(Aperture(Arc::clone(root))),
-        )?;
-    }
-    bus.add_mmio(
-        apertures.ecam_base,
-        root.ecam_size(),
-        Arc::new(Ecam(Arc::clone(root))),
-    )?;
-    let size = |window: std::ops::Range<u64>| window.end - window.start;
-    bus.add_mmio(
-        layout::IOAPIC.start,
-        size(layout::IOAPIC),
-        Arc::clone(ioapic) as _,
-    )?;
-    if let Some(unit) = unit {
-        bus.add_mmio(
-            layout::VTD.start,
-            size(layout::VTD),
-            Arc::new(VtdMmio(Arc::clone(unit))),
-        )?;
-    }
-    Ok(())
-}
-
-fn add_ports(
-    bus: &mut Bus,
-    serial: &Arc<SerialPort>,
-    events: &Sender<Event>,
-) -> anyhow::Result<()> {
-    let events = events.clone();
-    let power = Arc::new(Power::new(move |event| {
-        // The receiver lives as long as any vCPU thread.
-        let _ = events.send(match event {
-            PowerEvent::Off => Event::PowerOff,
-            PowerEvent::Reset => Event::Reset,
-        });
-    }));
-    bus.add_pio(layout::COM1, serial::COM1_PORTS, Arc::clone(serial) as _)?;
-    bus.add_pio(power::SLEEP_CONTROL_PORT, 2, Arc::clone(&power) as _)?;
-    bus.add_pio(power::RESET_PORT, 1, Arc::clone(&power) as _)?;
-    bus.add_pio(power::KEYBOARD_PORT, 1, power)?;
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! The commands: what each of them answers.
+//! The commands of the control socket, and their answers.
 
 use std::sync::Arc;
 

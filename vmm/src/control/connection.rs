@@ -1,4 +1,4 @@
-//! One client: what it has sent, what it is to be sent, and how long it may take.
+//! A client's connection: its requests, its answers, and its deadlines.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};

@@ -1,4 +1,5 @@
-//! Work that takes longer than a client's turn: threads of its own, and a way to tell the server that one of them is done.
+//! Worker threads for requests that may take longer than a client's turn; they tell the server when
+//! they are done.
 
 use std::io;
 use std::sync::Arc;
@@ -8,7 +9,8 @@ use std::thread;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Most threads at a time. A client waits for its answer, but those that went away leave theirs behind.
+/// Most threads at a time. A client waits for its answer, but those that went away leave theirs
+/// behind.
 const MOST: usize = 16;
 
 /// What work comes to, when it is done.

@@ -6,6 +6,7 @@ use std::sync::mpsc::channel;
 use std::time::Instant;
 
 use event_manager::{EventOps, EventSet};
+use parking_lot::Mutex;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
@@ -119,13 +120,13 @@ fn a_subscription_may_outlive_the_loop() {
 /// Gives up its own subscription.
 struct Quitter {
     event: EventFd,
-    subscription: Arc<std::sync::Mutex<Option<Subscription>>>,
+    subscription: Arc<Mutex<Option<Subscription>>>,
     _alive: Arc<AtomicU32>,
 }
 
 impl MutEventSubscriber for Quitter {
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
-        drop(self.subscription.lock().expect("not poisoned").take());
+        drop(self.subscription.lock().take());
     }
 
     fn init(&mut self, _ops: &mut EventOps<'_>) {}
@@ -136,7 +137,7 @@ fn a_subscription_may_end_on_the_loop_itself() {
     let event_loop = event_loop();
     let event = EventFd::new(EFD_NONBLOCK).expect("a descriptor");
     let other_end = event.try_clone().expect("a descriptor");
-    let place = Arc::<std::sync::Mutex<Option<Subscription>>>::default();
+    let place = Arc::<Mutex<Option<Subscription>>>::default();
     let alive = Arc::<AtomicU32>::default();
     let source = Events::new(&event, EventSet::IN);
     let quitter = Quitter {
@@ -146,7 +147,7 @@ fn a_subscription_may_end_on_the_loop_itself() {
     };
     assert!(quitter.event.as_raw_fd() >= 0);
     let subscription = event_loop.handle().subscribe(quitter, &[source]);
-    *place.lock().expect("not poisoned") = subscription.ok();
+    *place.lock() = subscription.ok();
     other_end.write(1).expect("room");
     let start = Instant::now();
     while Arc::strong_count(&alive) > 1 {

@@ -1,4 +1,4 @@
-//! What interrupts take from KVM.
+//! KVM's interrupt chip: messages, routes, and events that become interrupts (irqfd).
 
 use std::io;
 use std::sync::Arc;
@@ -19,14 +19,17 @@ pub(super) trait Chip: Send + Sync {
     /// Sends a message, which is in the form that local APICs take.
     fn send(&self, message: InterruptMessage) -> io::Result<()>;
 
-    /// Replaces all routes at once: GSIs, each once, and the messages that they stand for. When it returns, an event is no longer
-    /// turned into a message of the old table (KVM waits for the readers of that table, `synchronize_srcu_expedited`).
+    /// Replaces all routes at once: GSIs, each once, and the messages that they stand for. When it
+    /// returns, an event is no longer turned into a message of the old table (KVM waits for the
+    /// readers of that table, `synchronize_srcu_expedited`).
     fn set_routes(&self, routes: &[(u32, InterruptMessage)]) -> io::Result<()>;
 
-    /// Has each event become an interrupt by the route of `gsi`. One that is there already becomes one as well, and stays.
+    /// Has each event become an interrupt by the route of `gsi`. One that is there already becomes
+    /// one as well, and stays.
     fn attach(&self, gsi: u32, event: &EventFd) -> io::Result<()>;
 
-    /// Undoes it. When it returns, no interrupt is under way any more (KVM flushes the work that it has queued).
+    /// Undoes it. When it returns, no interrupt is under way any more (KVM flushes the work that it
+    /// has queued).
     fn detach(&self, gsi: u32, event: &EventFd) -> io::Result<()>;
 }
 

@@ -12,7 +12,8 @@ use crate::kvm::{KvmError, failed};
 
 type Result<T> = std::result::Result<T, kvm_ioctls::Error>;
 
-/// MSRs that a reset leaves alone: the time stamp counter keeps counting, so that all vCPUs stay in step.
+/// MSRs that a reset leaves alone: the time stamp counter keeps counting, so that all vCPUs stay in
+/// step.
 const KEPT: [u32; 2] = [0x10, 0x3b];
 
 /// Everything that running a guest changes.
@@ -49,7 +50,8 @@ impl PowerOn {
         })
     }
 
-    /// Puts the state back. A nested guest is left first, and the APIC's base is set before its registers.
+    /// Puts the state back. A nested guest is left first, and the APIC's base is set before its
+    /// registers.
     pub(super) fn restore(&self, vcpu: &VcpuFd) -> std::result::Result<(), KvmError> {
         if let Some(nested) = &self.nested {
             // Refused where the vCPU has no nested virtualization, and then not needed.
@@ -77,7 +79,8 @@ impl PowerOn {
     }
 }
 
-/// All MSRs that KVM would save, with their values. Those that it lists but cannot read are left out.
+/// All MSRs that KVM would save, with their values. Those that it lists but cannot read are left
+/// out.
 fn read_msrs(vcpu: &VcpuFd) -> Result<Vec<kvm_msr_entry>> {
     let indices: Vec<u32> = Kvm::new()?
         .get_msr_index_list()?
@@ -176,14 +179,16 @@ pub(super) fn interrupts(vcpu: &VcpuFd) -> String {
 
 /// Bytes of one element of a port access: 1, 2 or 4.
 pub(super) fn port_width(run: &kvm_run) -> usize {
-    // SAFETY: the caller has seen KVM_EXIT_IO, for which KVM fills this member; any bit pattern is valid in it.
+    // SAFETY: the caller has seen KVM_EXIT_IO, for which KVM fills this member; any bit pattern is
+    // valid in it.
     let io = unsafe { run.__bindgen_anon_1.io };
     usize::from(io.size).max(1)
 }
 
 /// The details of KVM_EXIT_INTERNAL_ERROR.
 pub(super) fn internal_error(run: &kvm_run) -> String {
-    // SAFETY: the caller has seen KVM_EXIT_INTERNAL_ERROR, for which KVM fills this member; any bit pattern is valid in it.
+    // SAFETY: the caller has seen KVM_EXIT_INTERNAL_ERROR, for which KVM fills this member; any bit
+    // pattern is valid in it.
     let internal = unsafe { run.__bindgen_anon_1.internal };
     let count = usize::try_from(internal.ndata)
         .unwrap_or(0)

@@ -1,4 +1,4 @@
-//! Where a socket gets ready: a directory that only its owner can enter.
+//! The staging directory of a socket, which only its owner can enter.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -6,14 +6,17 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process;
 
-/// A directory for the time that it takes to make a socket. Dropping it removes it, with the name that the socket has in it.
+/// A directory for the time that it takes to make a socket. Dropping it removes it, with the name
+/// that the socket has in it.
 pub(super) struct Staging(PathBuf);
 
 impl Staging {
-    /// Bytes that [`socket`](Self::socket) adds to the path of the directory beside it, at most: process ids are below 2^22.
+    /// Bytes that [`socket`](Self::socket) adds to the path of the directory beside it, at most:
+    /// process ids are below 2^22.
     pub(super) const LENGTH: usize = "/.nido-3fffff-f/s".len();
 
-    /// Makes one in the directory of `path`, so that files can be moved and linked between it and there.
+    /// Makes one in the directory of `path`, so that files can be moved and linked between it and
+    /// there.
     ///
     /// # Errors
     /// When the host refuses.

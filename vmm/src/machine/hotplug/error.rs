@@ -1,4 +1,4 @@
-//! Why a device is not added or removed.
+//! The errors of hot-plug.
 
 use super::PATIENCE;
 
