@@ -73,7 +73,7 @@ use intel_vtd::{
 ///
 /// # Locks
 /// The unit's command mutex comes before the mutex in here, and that before whatever the host's calls take. Adding and removing a
-/// device takes the latter only, so it may be done at any time, but not within calls of [`HostIommu`].
+/// device takes the latter only, so it may be done at any time, but not within calls of [`HostIommu`](crate::HostIommu).
 ///
 /// Adding a device while the guest runs misses nothing: what the guest has latched is read under the mutex, and the unit latches
 /// before it calls. So either the new state is read, or the call comes after the device was added, and finds it. The same

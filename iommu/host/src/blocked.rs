@@ -15,12 +15,12 @@ pub enum Blocked {
     FirstStage,
     /// The host's IOMMU lacks this, and the guest's first-stage tables need it.
     Missing(&'static str),
-    /// The guest maps more pieces of memory than [`Limits::areas`](crate::Limits::areas).
+    /// The guest maps more pieces of memory than [`Limits::areas`](crate::assigned::Limits::areas).
     TooManyAreas,
-    /// The guest's tables are too large for [`Limits::steps_per_exit`](crate::Limits::steps_per_exit), or for
-    /// [`Limits::pasid_steps_per_exit`](crate::Limits::pasid_steps_per_exit).
+    /// The guest's tables are too large for [`Limits::steps_per_exit`](crate::assigned::Limits::steps_per_exit), or for
+    /// [`Limits::pasid_steps_per_exit`](crate::assigned::Limits::pasid_steps_per_exit).
     TooMuchWork,
-    /// The guest uses more PASIDs of the device than [`Limits::pasids`](crate::Limits::pasids).
+    /// The guest uses more PASIDs of the device than [`Limits::pasids`](crate::assigned::Limits::pasids).
     TooManyPasids,
     /// PASID 0, while the guest has requests without PASID use another one (RID_PASID): in the host it is the one that they use.
     PasidZero,
