@@ -3,10 +3,15 @@
 //! Only what a register means is here; how it behaves when it is accessed is the unit's matter.
 
 mod capabilities;
+mod invalidation;
+pub mod offset;
 
 use bitfield_struct::bitfield;
 
 pub use capabilities::{Capability, Caps, ExtendedCapability};
+pub use invalidation::{
+    ContextCommand, InvalidateAddress, IotlbInvalidate, QueueAddress, QueueError, QueueErrorRecord,
+};
 
 /// VER of the revision that is modelled: major 5, minor 0 (section 11.4.1).
 ///
@@ -21,74 +26,6 @@ pub const FAULT_RECORD_COUNT: u8 = 8;
 
 /// Offset of the IOTLB registers; ECAP.IRO in bytes.
 pub const IOTLB_REGISTERS: u16 = 0xF0;
-
-/// Offsets of the registers (section 11.4, table of registers).
-pub mod offset {
-    /// Version.
-    pub const VER: u16 = 0x00;
-    /// Capability.
-    pub const CAP: u16 = 0x08;
-    /// Extended capability.
-    pub const ECAP: u16 = 0x10;
-    /// Global command.
-    pub const GCMD: u16 = 0x18;
-    /// Global status.
-    pub const GSTS: u16 = 0x1C;
-    /// Root table address.
-    pub const RTADDR: u16 = 0x20;
-    /// Context command.
-    pub const CCMD: u16 = 0x28;
-    /// Fault status.
-    pub const FSTS: u16 = 0x34;
-    /// Fault event control.
-    pub const FECTL: u16 = 0x38;
-    /// Fault event data.
-    pub const FEDATA: u16 = 0x3C;
-    /// Fault event address.
-    pub const FEADDR: u16 = 0x40;
-    /// Fault event upper address.
-    pub const FEUADDR: u16 = 0x44;
-    /// Invalidation queue head.
-    pub const IQH: u16 = 0x80;
-    /// Invalidation queue tail.
-    pub const IQT: u16 = 0x88;
-    /// Invalidation queue address.
-    pub const IQA: u16 = 0x90;
-    /// Invalidation completion status.
-    pub const ICS: u16 = 0x9C;
-    /// Invalidation event control.
-    pub const IECTL: u16 = 0xA0;
-    /// Invalidation event data.
-    pub const IEDATA: u16 = 0xA4;
-    /// Invalidation event address.
-    pub const IEADDR: u16 = 0xA8;
-    /// Invalidation event upper address.
-    pub const IEUADDR: u16 = 0xAC;
-    /// Invalidation queue error record.
-    pub const IQERCD: u16 = 0xB0;
-    /// Interrupt remapping table address.
-    pub const IRTA: u16 = 0xB8;
-    /// Page request queue head.
-    pub const PQH: u16 = 0xC0;
-    /// Page request queue tail.
-    pub const PQT: u16 = 0xC8;
-    /// Page request queue address.
-    pub const PQA: u16 = 0xD0;
-    /// Page request status.
-    pub const PRS: u16 = 0xDC;
-    /// Page request event control.
-    pub const PECTL: u16 = 0xE0;
-    /// Page request event data.
-    pub const PEDATA: u16 = 0xE4;
-    /// Page request event address.
-    pub const PEADDR: u16 = 0xE8;
-    /// Page request event upper address.
-    pub const PEUADDR: u16 = 0xEC;
-    /// Invalidate address, in the block at ECAP.IRO.
-    pub const IVA: u16 = super::IOTLB_REGISTERS;
-    /// IOTLB invalidate, in the block at ECAP.IRO.
-    pub const IOTLB: u16 = super::IOTLB_REGISTERS + 8;
-}
 
 /// Global command, GCMD (section 11.4.4), and global status, GSTS (section 11.4.5): the positions agree.
 #[bitfield(u32)]
@@ -169,72 +106,6 @@ impl RootTableAddress {
     }
 }
 
-/// Context command, CCMD (section 11.4.7).
-#[bitfield(u64)]
-#[derive(PartialEq, Eq)]
-pub struct ContextCommand {
-    /// DID: domain id.
-    pub domain: u16,
-    /// SID: source id.
-    pub source: u16,
-    /// FM: function mask.
-    #[bits(2)]
-    pub function_mask: u8,
-    #[bits(25)]
-    __: u32,
-    /// CAIG: granularity that was carried out; 0 is an error.
-    #[bits(2)]
-    pub actual: u8,
-    /// CIRG: granularity asked for: 1 global, 2 domain, 3 device.
-    #[bits(2)]
-    pub requested: u8,
-    /// ICC: invalidate.
-    pub invalidate: bool,
-}
-
-/// Invalidate address, IVA (section 11.4.8).
-#[bitfield(u64)]
-#[derive(PartialEq, Eq)]
-pub struct InvalidateAddress {
-    /// AM: address mask.
-    #[bits(6)]
-    pub address_mask: u8,
-    /// IH: invalidation hint.
-    pub hint: bool,
-    #[bits(5)]
-    __: u8,
-    /// ADDR: page number.
-    #[bits(52)]
-    pub page: u64,
-}
-
-/// IOTLB invalidate, IOTLB_REG (section 11.4.8).
-#[bitfield(u64)]
-#[derive(PartialEq, Eq)]
-pub struct IotlbInvalidate {
-    __: u32,
-    /// DID: domain id.
-    pub domain: u16,
-    /// DW: drain writes.
-    pub drain_writes: bool,
-    /// DR: drain reads.
-    pub drain_reads: bool,
-    #[bits(7)]
-    __: u8,
-    /// IAIG: granularity that was carried out; 0 is an error.
-    #[bits(2)]
-    pub actual: u8,
-    #[bits(1)]
-    __: u8,
-    /// IIRG: granularity asked for: 1 global, 2 domain, 3 page.
-    #[bits(2)]
-    pub requested: u8,
-    #[bits(1)]
-    __: u8,
-    /// IVT: invalidate.
-    pub invalidate: bool,
-}
-
 /// Fault status, FSTS (section 11.4.9).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
@@ -268,67 +139,6 @@ pub struct EventControl {
     pub pending: bool,
     /// IM: messages are held back.
     pub masked: bool,
-}
-
-/// Invalidation queue address, IQA (section 11.4.16).
-#[bitfield(u64)]
-#[derive(PartialEq, Eq)]
-pub struct QueueAddress {
-    /// QS: the queue has `2^QS` pages.
-    #[bits(3)]
-    pub size: u8,
-    __: u8,
-    /// DW: descriptors have 256 bits.
-    pub wide: bool,
-    /// IQA: page number of the queue.
-    #[bits(52)]
-    pub page: u64,
-}
-
-impl QueueAddress {
-    /// Guest-physical address of the queue.
-    pub fn base(&self) -> u64 {
-        self.page() << 12
-    }
-
-    /// Size of the queue in bytes.
-    pub fn bytes(&self) -> u32 {
-        0x1000 << self.size()
-    }
-}
-
-/// Why the invalidation queue stopped, IQERCD.IQEI (section 11.4.18).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueueError {
-    /// 1: the tail lies outside of the queue.
-    Tail = 1,
-    /// 2: the descriptor could not be fetched.
-    Fetch = 2,
-    /// 3: no such type in this mode, width or unit.
-    Type = 3,
-    /// 4: a reserved field is not zero.
-    Reserved = 4,
-    /// 5: this mode has no descriptors of this width.
-    Width = 5,
-    /// 6: the tail is not a multiple of the width.
-    Alignment = 6,
-    /// 7: RTADDR.TTM is reserved.
-    Mode = 7,
-}
-
-/// Invalidation queue error record, IQERCD (section 11.4.18).
-#[bitfield(u64)]
-#[derive(PartialEq, Eq)]
-pub struct QueueErrorRecord {
-    /// IQEI: a [`QueueError`], while FSTS.IQE is set.
-    #[bits(4)]
-    pub error: u8,
-    #[bits(28)]
-    __: u32,
-    /// ITESID: who did not complete an invalidation, while FSTS.ITE is set.
-    pub timeout_source: u16,
-    /// ICESID: who completed what was not asked for, while FSTS.ICE is set.
-    pub completion_source: u16,
 }
 
 /// Interrupt remapping table address, IRTA (section 11.4.21).
