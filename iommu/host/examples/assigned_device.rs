@@ -1,7 +1,8 @@
-//! One assigned device behind a unit: `cargo run -p intel-vtd-host --features fake-host --example assigned_device`.
+//! One assigned device behind a unit: `cargo run -p intel-vtd-host --features fake-host --example
+//! assigned_device`.
 //!
-//! The host is the fake one, so that it runs anywhere. With a real one, `Iommufd` takes its place, and VFIO the place of its
-//! attachments; the README says how.
+//! The host is the fake one, so that it runs anywhere. With a real one, `Iommufd` takes its place,
+//! and VFIO the place of its attachments; the README says how.
 
 use std::error::Error;
 use std::fmt::{self, Write};
@@ -44,7 +45,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn run(out: &mut String) -> Result<(), Box<dyn Error>> {
-    // Guest memory. A VMM has it in a file (memfd_create), which it maps for itself, and which the host maps for devices.
+    // Guest memory. A VMM has it in a file (memfd_create), which it maps for itself, and which the
+    // host maps for devices.
     let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), SIZE)])?);
     let ram = RamPiece {
         guest_address: 0,
@@ -56,7 +58,8 @@ fn run(out: &mut String) -> Result<(), Box<dyn Error>> {
         length: SIZE as u64,
     };
 
-    // A device that is bound to an iommufd, before the guest sees a unit: what the host's IOMMU can do limits that.
+    // A device that is bound to an iommufd, before the guest sees a unit: what the host's IOMMU can
+    // do limits that.
     let host = FakeHost::new();
     let (id, attachment) = host.bind(FakeFeatures::default());
     let capabilities = HostCapabilities::probe(host.as_ref(), id)?;
@@ -172,7 +175,8 @@ impl Guest<'_> {
         self.put(STAGES[3] + 8, leaf)
     }
 
-    /// By registers: context cache and IOTLB, both globally. Devices follow before the write returns.
+    /// By registers: context cache and IOTLB, both globally. Devices follow before the write
+    /// returns.
     fn invalidate(&self) {
         self.write(0x28, 1 << 63 | 1 << 61);
         let mut extended = [0; 8];

@@ -10,26 +10,31 @@
 //! | nested | behind a nested page table on top of a shadow of the second-stage tables |
 //! | first stage, nested, where the host does not nest | detached: first-stage tables cannot be shadowed |
 //!
-//! A device that is blocked has no fault recorded for it: what the host's IOMMU drops, it does not tell.
+//! A device that is blocked has no fault recorded for it: what the host's IOMMU drops, it does not
+//! tell.
 //!
 //! # PASIDs
-//! All of this holds for the requests of a device with each PASID apart, if the guest is shown that it has PASIDs. A PASID is
-//! attached once the guest announces an entry for it, or names all of the device's; and detached with its entry, with translation,
-//! and in legacy mode. It stays while requests without PASID are blocked.
+//! All of this holds for the requests of a device with each PASID apart, if the guest is shown that
+//! it has PASIDs. A PASID is attached once the guest announces an entry for it, or names all of the
+//! device's; and detached with its entry, with translation, and in legacy mode. It stays while
+//! requests without PASID are blocked.
 //!
-//! What the context entry names as RID_PASID is what requests without PASID have, and no requests may have it besides. In the host
-//! it is PASID 0, with which nothing else can be done: when the guest's is another one, its PASID 0 is blocked.
+//! What the context entry names as RID_PASID is what requests without PASID have, and no requests
+//! may have it besides. In the host it is PASID 0, with which nothing else can be done: when the
+//! guest's is another one, its PASID 0 is blocked.
 //!
 //! # Device-TLBs
-//! Whatever the host's IOMMU forgets, it has devices forget. A device that alone is to forget something is reached by an
-//! invalidation of the nested page table, unless that was among others of the same exit. For other bindings there is no call
-//! that does it, and no need: what a shadow maps no more, devices were made to forget when it was unmapped, and guest memory does
-//! not change.
+//! Whatever the host's IOMMU forgets, it has devices forget. A device that alone is to forget
+//! something is reached by an invalidation of the nested page table, unless that was among others
+//! of the same exit. For other bindings there is no call that does it, and no need: what a shadow
+//! maps no more, devices were made to forget when it was unmapped, and guest memory does not
+//! change.
 //!
 //! # When the host refuses
-//! A device that cannot be put where it belongs is detached, with a line in the log: so the guest's invalidation is true. It is
-//! tried again when the guest next invalidates a context or PASID entry, or turns translation on or off; one of its PASIDs, when
-//! that PASID is among what is named.
+//! A device that cannot be put where it belongs is detached, with a line in the log: so the guest's
+//! invalidation is true. It is tried again when the guest next invalidates a context or PASID
+//! entry, or turns translation on or off; one of its PASIDs, when that PASID is among what is
+//! named.
 
 mod backing;
 mod device;
@@ -72,12 +77,14 @@ use intel_vtd::{
 /// The assigned devices of a machine.
 ///
 /// # Locks
-/// The unit's command mutex comes before the mutex in here, and that before whatever the host's calls take. Adding and removing a
-/// device takes the latter only, so it may be done at any time, but not within calls of [`HostIommu`](crate::HostIommu).
+/// The unit's command mutex comes before the mutex in here, and that before whatever the host's
+/// calls take. Adding and removing a device takes the latter only, so it may be done at any time,
+/// but not within calls of [`HostIommu`](crate::HostIommu).
 ///
-/// Adding a device while the guest runs misses nothing: what the guest has latched is read under the mutex, and the unit latches
-/// before it calls. So either the new state is read, or the call comes after the device was added, and finds it. The same
-/// holds for tables, which the guest writes before it invalidates.
+/// Adding a device while the guest runs misses nothing: what the guest has latched is read under
+/// the mutex, and the unit latches before it calls. So either the new state is read, or the call
+/// comes after the device was added, and finds it. The same holds for tables, which the guest
+/// writes before it invalidates.
 pub struct AssignedDevices<M> {
     unit: Option<Arc<DmaState<M>>>,
     /// For device-TLBs. It has us, so not the other way round.
@@ -89,8 +96,8 @@ impl<M> AssignedDevices<M>
 where
     M: Deref<Target: GuestMemoryBackend> + Send + Sync + 'static,
 {
-    /// No devices yet, of a machine with this memory. With a unit, it follows the guest's tables; without, devices reach all
-    /// guest memory.
+    /// No devices yet, of a machine with this memory. With a unit, it follows the guest's tables;
+    /// without, devices reach all guest memory.
     pub fn new(ram: Vec<RamPiece>, unit: Option<&Arc<Unit<M>>>, limits: Limits) -> Arc<Self> {
         let devices = Arc::new(Self {
             unit: unit.map(|unit| Arc::clone(unit.dma_state())),
@@ -105,8 +112,9 @@ where
 
     /// Adds a device, and puts it where the guest's tables say.
     ///
-    /// The first device of an iommufd has all guest memory mapped there, and so pinned, which takes its time. If what the guest
-    /// wants for the device at the moment cannot be had, it is blocked, and that is logged.
+    /// The first device of an iommufd has all guest memory mapped there, and so pinned, which takes
+    /// its time. If what the guest wants for the device at the moment cannot be had, it is blocked,
+    /// and that is logged.
     ///
     /// # Errors
     /// The host does not take it; nothing has changed.
@@ -159,7 +167,8 @@ where
         self.hosts.lock().nested()
     }
 
-    /// From now on, finds out which pages devices write. It begins with none, also if it was on before.
+    /// From now on, finds out which pages devices write. It begins with none, also if it was on
+    /// before.
     ///
     /// # Errors
     /// The first device for which the host cannot; nothing is tracked then.
@@ -183,9 +192,9 @@ where
         stop(&hosts);
     }
 
-    /// Calls `found` with the guest-physical address and the number of pages of 4 KiB for each run of pages that devices have
-    /// written since tracking was started, or since this was called last. Where the host did not say, all that a device could
-    /// write counts as written.
+    /// Calls `found` with the guest-physical address and the number of pages of 4 KiB for each run
+    /// of pages that devices have written since tracking was started, or since this was called
+    /// last. Where the host did not say, all that a device could write counts as written.
     ///
     /// # Errors
     /// Tracking is off.
@@ -255,8 +264,9 @@ impl<M> fmt::Display for AssignedDevices<M> {
     }
 }
 
-/// The device-TLB of an assigned device. What the guest has it forget is passed on by the [`TranslationObserver`], together with
-/// what the host's IOMMU is to forget, which includes most of it.
+/// The device-TLB of an assigned device. What the guest has it forget is passed on by the
+/// [`TranslationObserver`], together with what the host's IOMMU is to forget, which includes most
+/// of it.
 struct HostDeviceTlb {
     source: SourceId,
     page_requests: Option<PageRequestPath>,

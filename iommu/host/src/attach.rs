@@ -1,5 +1,5 @@
-//! Attaching the requests of a device to HWPTs, and detaching them, so that the host and iommufd agree
-//! about where they are.
+//! Attaching the requests of a device to HWPTs, and detaching them, so that the host and iommufd
+//! agree about where they are.
 
 use std::io;
 use std::time::Duration;
@@ -26,7 +26,8 @@ pub(crate) enum AttachError {
 /// A device is behind a page table; after this error, if the host only did so from a clean state.
 pub(crate) type Attached = Option<io::Error>;
 
-/// Puts requests of a device behind the first of `hwpts` that takes them. After an error they are blocked, or stuck.
+/// Puts requests of a device behind the first of `hwpts` that takes them. After an error they are
+/// blocked, or stuck.
 pub(crate) fn attach(
     attachment: &dyn Attachment,
     pasid: Option<Pasid>,
@@ -44,8 +45,8 @@ pub(crate) fn attach(
 
 /// Puts requests of a device behind `hwpt`.
 ///
-/// A replacement that fails leaves them blocked by the hardware, while iommufd takes them to be where they were, so that
-/// attaching them there does nothing. Detaching makes both agree.
+/// A replacement that fails leaves them blocked by the hardware, while iommufd takes them to be
+/// where they were, so that attaching them there does nothing. Detaching makes both agree.
 fn attach_to(
     attachment: &dyn Attachment,
     pasid: Option<Pasid>,

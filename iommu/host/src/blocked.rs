@@ -10,26 +10,30 @@ use intel_vtd::spec::fault_reason::FaultReason;
 pub enum Blocked {
     /// The guest's tables say so: a request would have this fault.
     Guest(FaultReason),
-    /// The guest's tables have a first stage, which the host does not nest; it is not shadowed either, as changes of it are not
-    /// announced (section 6.1).
+    /// The guest's tables have a first stage, which the host does not nest; it is not shadowed
+    /// either, as changes of it are not announced (section 6.1).
     FirstStage,
     /// The host's IOMMU lacks this, and the guest's first-stage tables need it.
     Missing(&'static str),
     /// The guest maps more pieces of memory than [`Limits::areas`](crate::assigned::Limits::areas).
     TooManyAreas,
-    /// The guest's tables are too large for [`Limits::steps_per_exit`](crate::assigned::Limits::steps_per_exit), or for
+    /// The guest's tables are too large for
+    /// [`Limits::steps_per_exit`](crate::assigned::Limits::steps_per_exit), or for
     /// [`Limits::pasid_steps_per_exit`](crate::assigned::Limits::pasid_steps_per_exit).
     TooMuchWork,
-    /// The guest uses more PASIDs of the device than [`Limits::pasids`](crate::assigned::Limits::pasids).
+    /// The guest uses more PASIDs of the device than
+    /// [`Limits::pasids`](crate::assigned::Limits::pasids).
     TooManyPasids,
-    /// PASID 0, while the guest has requests without PASID use another one (RID_PASID): in the host it is the one that they use.
+    /// PASID 0, while the guest has requests without PASID use another one (RID_PASID): in the host
+    /// it is the one that they use.
     PasidZero,
     /// The device has fewer PASIDs in the host.
     PasidTooLarge {
         /// Width of a PASID there; 0 if it has none.
         bits: u8,
     },
-    /// The host did not forget what it kept of the guest's first-stage tables, with this error number, if there was one.
+    /// The host did not forget what it kept of the guest's first-stage tables, with this error
+    /// number, if there was one.
     NotInvalidated(Option<i32>),
     /// The host refused what the guest's tables want, with this error number, if there was one.
     Host(Option<i32>),

@@ -1,4 +1,4 @@
-//! How much a guest can have done at a time.
+//! Budget of the work that a guest can have done in one exit.
 
 /// Tables to be read, runs to be found and calls of the host that are left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! What the host's IOMMU can do for a device, and what a unit may therefore promise the guest.
+//! Capabilities of the host's IOMMU for a device, and the limits that they set to a unit.
 
 use std::fmt;
 use std::io;
@@ -15,8 +15,8 @@ const INTERRUPTS: RangeInclusive<u64> = 0xFEE0_0000..=0xFEEF_FFFF;
 /// The page size of the guest's tables.
 const PAGE: u64 = 0x1000;
 
-/// What the host's IOMMU can do for one device, found out by asking and by trying: registers show capabilities, but not what the
-/// kernel makes of them.
+/// What the host's IOMMU can do for one device, found out by asking and by trying: registers show
+/// capabilities, but not what the kernel makes of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostCapabilities {
     /// Registers of an Intel unit; `None` for any other IOMMU.
@@ -42,8 +42,8 @@ pub struct TableReach {
     pub page_size: u64,
 }
 
-/// Why a device cannot be behind a unit, or cannot reach guest memory: the capability that is missing,
-/// by register and field. What to configure instead is for the VMM to say.
+/// Why a device cannot be behind a unit, or cannot reach guest memory: the capability that is
+/// missing, by register and field. What to configure instead is for the VMM to say.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Incompatible {
@@ -75,7 +75,8 @@ pub enum Incompatible {
          device cannot be assigned on this host"
     )]
     PageSize(u64),
-    /// Software announces no change of first-stage tables, so they cannot be mirrored, and the host does not nest them.
+    /// Software announces no change of first-stage tables, so they cannot be mirrored, and the host
+    /// does not nest them.
     #[error(
         "first-stage translation (ECAP.FSTS) of an assigned device needs nested translation in the host, and {0}"
     )]
@@ -131,7 +132,8 @@ impl HostCapabilities {
     /// Asks and tries what `host` can do for `device`, which is bound to it. Leaves nothing behind.
     ///
     /// # Errors
-    /// The host's, when there is no page table for the device at all, or questions are not answered.
+    /// The host's, when there is no page table for the device at all, or questions are not
+    /// answered.
     pub fn probe(host: &dyn HostIommu, device: HostDeviceId) -> io::Result<Self> {
         let info = host.hardware_info(device)?;
         let attempt = |options| {
@@ -159,8 +161,8 @@ impl HostCapabilities {
         })
     }
 
-    /// What the page tables of shadows translate: with dirty tracking they are second-stage ones, which go further than the plain
-    /// ones of a host that uses the first stage for these.
+    /// What the page tables of shadows translate: with dirty tracking they are second-stage ones,
+    /// which go further than the plain ones of a host that uses the first stage for these.
     pub fn shadows(&self) -> TableReach {
         self.dirty_tracking.unwrap_or(self.plain)
     }
@@ -185,7 +187,8 @@ impl HostCapabilities {
         }
     }
 
-    /// Whether a device with these capabilities can be behind a unit with first-stage tables of up to `aw_bits` bits.
+    /// Whether a device with these capabilities can be behind a unit with first-stage tables of up
+    /// to `aw_bits` bits.
     ///
     /// # Errors
     /// The first thing that prevents it.
@@ -214,8 +217,8 @@ impl HostCapabilities {
         self.intel.is_some_and(|intel| intel.caps.ecap.sc())
     }
 
-    /// Whether a device with these capabilities can be behind a unit with this configuration, to which [`limit`](Self::limit)
-    /// was applied if the unit can still be chosen.
+    /// Whether a device with these capabilities can be behind a unit with this configuration, to
+    /// which [`limit`](Self::limit) was applied if the unit can still be chosen.
     ///
     /// # Errors
     /// The first thing that prevents it.
@@ -301,7 +304,8 @@ impl HostCapabilities {
         widest(self.shadows().address_bits)
     }
 
-    /// Takes from `config` what the host cannot do and the guest can do without: promises beyond the host's would be empty.
+    /// Takes from `config` what the host cannot do and the guest can do without: promises beyond
+    /// the host's would be empty.
     #[must_use]
     pub fn limit(&self, mut config: UnitConfig) -> UnitConfig {
         config.snoop_control &= self.snoop_control();
@@ -343,7 +347,8 @@ fn widest(host: u8) -> Option<u8> {
     [57, 48, 39].into_iter().find(|bits| *bits <= host)
 }
 
-/// Why it is not known what a kind of page table translates: there is none, or something else went wrong.
+/// Why it is not known what a kind of page table translates: there is none, or something else went
+/// wrong.
 enum Refused {
     Table(io::Error),
     Other(io::Error),
@@ -357,7 +362,8 @@ impl From<Refused> for io::Error {
     }
 }
 
-/// What a page table for `device` with `options` translates, found out with one over an empty address space.
+/// What a page table for `device` with `options` translates, found out with one over an empty
+/// address space.
 fn reach(
     host: &dyn HostIommu,
     device: HostDeviceId,

@@ -1,9 +1,10 @@
 //! A host for tests: iommufd, its IOMMU and VFIO's attachments, as far as mappings go.
 //!
-//! It does what the kernel does where that matters: areas are unmapped as a whole, and a range that cuts one fails half-way;
-//! nothing is mapped twice; what is in use is not destroyed; a replaced page table leaves the device with none for a moment, and
-//! for good when the replacement fails, though iommufd takes it to be where it was. Nested page tables are walked in guest memory,
-//! and whatever was read of them is kept until it is invalidated.
+//! It does what the kernel does where that matters: areas are unmapped as a whole, and a range that
+//! cuts one fails half-way; nothing is mapped twice; what is in use is not destroyed; a replaced
+//! page table leaves the device with none for a moment, and for good when the replacement fails,
+//! though iommufd takes it to be where it was. Nested page tables are walked in guest memory, and
+//! whatever was read of them is kept until it is invalidated.
 //!
 //! Calls are recorded and can be made to fail, and after each a test can look where every DMA goes.
 
@@ -60,7 +61,8 @@ pub struct FakeFeatures {
     pub first_stage: bool,
     /// Nesting parents and nested page tables.
     pub nesting: bool,
-    /// Of first-stage tables: five levels, supervisor requests, the extended accessed flag, pages of 1 GiB.
+    /// Of first-stage tables: five levels, supervisor requests, the extended accessed flag, pages
+    /// of 1 GiB.
     pub whole_first_stage: bool,
     /// Dirty tracking.
     pub dirty_tracking: bool,
@@ -250,7 +252,8 @@ impl FakeState {
         if refused { Err(EINVAL) } else { Ok(()) }
     }
 
-    /// What the kernel finds out about PASIDs before it touches anything; `Ok(false)` if it then does nothing, and says nothing.
+    /// What the kernel finds out about PASIDs before it touches anything; `Ok(false)` if it then
+    /// does nothing, and says nothing.
     fn check_pasid(
         &self,
         of_device: &FakeDevice,
@@ -411,7 +414,8 @@ impl FakeHost {
         self.state.lock().memory = Some(Box::new(read));
     }
 
-    /// What was invalidated by each call since the last time this was asked, be it carried out or not.
+    /// What was invalidated by each call since the last time this was asked, be it carried out or
+    /// not.
     pub fn take_invalidations(&self) -> Vec<(HwptId, Vec<NestedInvalidation>)> {
         std::mem::take(&mut self.state.lock().invalidations)
     }

@@ -1,5 +1,5 @@
-//! iommufd and VFIO as the host side uses them: [`HostIommu`] is one iommufd, [`Attachment`] is how a device is
-//! put behind its HWPTs.
+//! iommufd and VFIO as the host side uses them: [`HostIommu`] is one iommufd, [`Attachment`] is how
+//! a device is put behind its HWPTs.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -72,7 +72,8 @@ impl Rights {
 pub struct HostMemory<'a> {
     /// The file that backs it, and the offset of its first byte there.
     pub file: (BorrowedFd<'a>, u64),
-    /// Where it is mapped in this process, for kernels that do not map files (`IOMMU_IOAS_MAP_FILE` is Linux 6.14's).
+    /// Where it is mapped in this process, for kernels that do not map files (`IOMMU_IOAS_MAP_FILE`
+    /// is Linux 6.14's).
     pub address: u64,
     /// Bytes; a multiple of the page size.
     pub length: u64,
@@ -98,10 +99,11 @@ pub struct SharedMapping {
 /// Kinds of page table over an I/O address space (`IOMMU_HWPT_ALLOC` without data).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HwptOptions {
-    /// First-stage tables can be put on top of it (`IOMMU_HWPT_ALLOC_NEST_PARENT`). Takes no read-only mappings.
+    /// First-stage tables can be put on top of it (`IOMMU_HWPT_ALLOC_NEST_PARENT`). Takes no
+    /// read-only mappings.
     pub nesting_parent: bool,
-    /// It can tell which pages were written (`IOMMU_HWPT_ALLOC_DIRTY_TRACKING`). Linux attaches it to no PASID, nor what is nested
-    /// upon it.
+    /// It can tell which pages were written (`IOMMU_HWPT_ALLOC_DIRTY_TRACKING`). Linux attaches it
+    /// to no PASID, nor what is nested upon it.
     pub dirty_tracking: bool,
     /// It can be attached to PASIDs (`IOMMU_HWPT_ALLOC_PASID`).
     pub pasid: bool,
@@ -127,8 +129,9 @@ pub struct NestedTable {
 pub struct NestedOptions {
     /// It can be attached to PASIDs (`IOMMU_HWPT_ALLOC_PASID`).
     pub pasid: bool,
-    /// Page requests of the devices behind it go to this queue (`IOMMU_HWPT_FAULT_ID_VALID`); without, the host answers them.
-    /// Linux attaches it to no device whose page requests it has not enabled.
+    /// Page requests of the devices behind it go to this queue (`IOMMU_HWPT_FAULT_ID_VALID`);
+    /// without, the host answers them. Linux attaches it to no device whose page requests it has
+    /// not enabled.
     pub page_requests: Option<FaultQueueId>,
 }
 
@@ -139,7 +142,8 @@ impl NestedOptions {
     }
 }
 
-/// Pages of a nested table whose translations are to be forgotten (`struct iommu_hwpt_vtd_s1_invalidate`).
+/// Pages of a nested table whose translations are to be forgotten (`struct
+/// iommu_hwpt_vtd_s1_invalidate`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NestedInvalidation {
     /// First page.
@@ -174,8 +178,9 @@ pub struct IntelInfo {
 
 /// One iommufd.
 ///
-/// Errors are the kernel's (`io::Error::raw_os_error` tells the number). Objects are destroyed explicitly, in an order that the
-/// kernel accepts: page tables before their parents and address spaces.
+/// Errors are the kernel's (`io::Error::raw_os_error` tells the number). Objects are destroyed
+/// explicitly, in an order that the kernel accepts: page tables before their parents and address
+/// spaces.
 pub trait HostIommu: Send + Sync {
     /// `IOMMU_IOAS_ALLOC`.
     fn allocate_ioas(&self) -> io::Result<IoasId>;
@@ -183,10 +188,12 @@ pub trait HostIommu: Send + Sync {
     /// `IOMMU_DESTROY`.
     fn destroy(&self, object: ObjectId) -> io::Result<()>;
 
-    /// The addresses that `ioas` can map, and the alignment that it needs (`IOMMU_IOAS_IOVA_RANGES`).
+    /// The addresses that `ioas` can map, and the alignment that it needs
+    /// (`IOMMU_IOAS_IOVA_RANGES`).
     fn address_ranges(&self, ioas: IoasId) -> io::Result<(Vec<RangeInclusive<u64>>, u64)>;
 
-    /// Maps guest memory at `address` (`IOMMU_IOAS_MAP_FILE`, or `IOMMU_IOAS_MAP` where the kernel does not have that).
+    /// Maps guest memory at `address` (`IOMMU_IOAS_MAP_FILE`, or `IOMMU_IOAS_MAP` where the kernel
+    /// does not have that).
     fn map(
         &self,
         ioas: IoasId,
@@ -218,7 +225,8 @@ pub trait HostIommu: Send + Sync {
         options: NestedOptions,
     ) -> io::Result<HwptId>;
 
-    /// Invalidates in order (`IOMMU_HWPT_INVALIDATE`). Returns how many were carried out, which are all unless there is an error.
+    /// Invalidates in order (`IOMMU_HWPT_INVALIDATE`). Returns how many were carried out, which are
+    /// all unless there is an error.
     fn invalidate(
         &self,
         nested: HwptId,
@@ -231,8 +239,9 @@ pub trait HostIommu: Send + Sync {
     /// `IOMMU_HWPT_SET_DIRTY_TRACKING`.
     fn set_dirty_tracking(&self, table: HwptId, on: bool) -> io::Result<()>;
 
-    /// Which pages of `page_size` bytes were written since the last query: sets their bits in `bitmap`, bit 0 of its first
-    /// word being the page at `address` (`IOMMU_HWPT_GET_DIRTY_BITMAP`).
+    /// Which pages of `page_size` bytes were written since the last query: sets their bits in
+    /// `bitmap`, bit 0 of its first word being the page at `address`
+    /// (`IOMMU_HWPT_GET_DIRTY_BITMAP`).
     fn dirty_pages(
         &self,
         table: HwptId,
@@ -243,14 +252,16 @@ pub trait HostIommu: Send + Sync {
     ) -> io::Result<()>;
 }
 
-/// How one assigned device is put behind page tables: VFIO's part (`VFIO_DEVICE_ATTACH_IOMMUFD_PT` and `..._DETACH_...`).
+/// How one assigned device is put behind page tables: VFIO's part (`VFIO_DEVICE_ATTACH_IOMMUFD_PT`
+/// and `..._DETACH_...`).
 ///
-/// Requests with each PASID are apart from those with others and from those without, which `None` stands for. The kernel does not
-/// offer PASID 0: it is what it calls requests without PASID by. Requests with a PASID take page tables with
-/// [`HwptOptions::pasid`] only, and so do requests without while any PASID is attached, and the other way round.
+/// Requests with each PASID are apart from those with others and from those without, which `None`
+/// stands for. The kernel does not offer PASID 0: it is what it calls requests without PASID by.
+/// Requests with a PASID take page tables with [`HwptOptions::pasid`] only, and so do requests
+/// without while any PASID is attached, and the other way round.
 pub trait Attachment: Send + Sync {
-    /// Puts the device's requests with `pasid` behind `table` in place of what they were behind. After an error they may be
-    /// blocked.
+    /// Puts the device's requests with `pasid` behind `table` in place of what they were behind.
+    /// After an error they may be blocked.
     fn attach(&self, pasid: Option<Pasid>, table: HwptId) -> io::Result<()>;
 
     /// Blocks the device's DMA with `pasid`. Nothing happens if it is blocked already.

@@ -52,9 +52,11 @@ pub(crate) struct Client<'a> {
 /// Which page tables are for the requests of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Needs {
-    /// The device has PASIDs. While any is attached, all that the device is behind must be page tables for PASIDs.
+    /// The device has PASIDs. While any is attached, all that the device is behind must be page
+    /// tables for PASIDs.
     pub(crate) pasids: bool,
-    /// They are for requests with a PASID, for which Linux takes no page tables with dirty tracking, nor nested ones upon such.
+    /// They are for requests with a PASID, for which Linux takes no page tables with dirty
+    /// tracking, nor nested ones upon such.
     pub(crate) with_pasid: bool,
 }
 
@@ -199,7 +201,8 @@ impl Ioas {
         }
     }
 
-    /// Gives it back to the host. What is still in use is kept to be tried again, after everything was unmapped.
+    /// Gives it back to the host. What is still in use is kept to be tried again, after everything
+    /// was unmapped.
     pub(crate) fn destroy(self, resources: &mut Resources) {
         let objects = self.hwpts.iter().map(|hwpt| hwpt.id.into());
         let objects = objects.chain([self.id.into()]);
@@ -223,8 +226,9 @@ impl Ioas {
     }
 }
 
-/// Whether a page table keeps pages unreadable that can only be written. First-stage tables cannot: a kernel with scalable mode
-/// uses them where nothing is asked for that only second-stage tables have. Of other IOMMUs it is not known.
+/// Whether a page table keeps pages unreadable that can only be written. First-stage tables cannot:
+/// a kernel with scalable mode uses them where nothing is asked for that only second-stage tables
+/// have. Of other IOMMUs it is not known.
 fn has_exact_rights(info: &HardwareInfo, options: HwptOptions) -> bool {
     let Some(intel) = &info.intel else {
         return false;

@@ -85,9 +85,10 @@ impl Iommufd {
         let given = *argument;
         loop {
             self.counters.add(A::KIND);
-            // SAFETY: `Argument` promises that the command of `A::KIND` takes an `A`, whose size field its makers set and
-            // which is exclusively ours during the call; every address in it is of memory that they hold for as long, and
-            // that the command may use as it does (each says so where it puts one in).
+            // SAFETY: `Argument` promises that the command of `A::KIND` takes an `A`, whose size
+            // field its makers set and which is exclusively ours during the call; every address in
+            // it is of memory that they hold for as long, and that the command may use as it does
+            // (each says so where it puts one in).
             let result = unsafe {
                 libc::ioctl(
                     self.file.as_raw_fd(),
@@ -142,8 +143,8 @@ impl Iommufd {
         memory: &HostMemory<'_>,
         flags: u32,
     ) -> io::Result<()> {
-        // The address is not one of Rust's objects: `HostMemory` says that the file is mapped there, which others than this
-        // process change at any time, too.
+        // The address is not one of Rust's objects: `HostMemory` says that the file is mapped
+        // there, which others than this process change at any time, too.
         self.call(&mut uapi::iommu_ioas_map {
             size: size_of::<uapi::iommu_ioas_map>(),
             flags,
@@ -171,8 +172,8 @@ impl Iommufd {
         Ok(FaultQueue::new(FaultQueueId(request.out_fault_id), file))
     }
 
-    /// Invalidates in order what one call of the kernel takes of `entries`; returns how many it carried out. Without an error it
-    /// is worth while to go on with the others.
+    /// Invalidates in order what one call of the kernel takes of `entries`; returns how many it
+    /// carried out. Without an error it is worth while to go on with the others.
     fn invalidate_some(
         &self,
         nested: HwptId,

@@ -1,8 +1,10 @@
-//! Nested page tables: first-stage tables of the guest, which the host's IOMMU walks on top of guest memory, or on top of a shadow
-//! of the guest's second-stage tables (`IOMMU_HWPT_DATA_VTD_S1`).
+//! Nested page tables: first-stage tables of the guest, which the host's IOMMU walks on top of
+//! guest memory, or on top of a shadow of the guest's second-stage tables
+//! (`IOMMU_HWPT_DATA_VTD_S1`).
 //!
-//! One serves all devices of an iommufd that the same tables translate on top of the same. It never changes: other tables, or
-//! other flags, are another one. What the guest maps costs nothing; what it unmaps is passed on when the guest says so.
+//! One serves all devices of an iommufd that the same tables translate on top of the same. It never
+//! changes: other tables, or other flags, are another one. What the guest maps costs nothing; what
+//! it unmaps is passed on when the guest says so.
 
 pub(crate) mod batch;
 
@@ -113,7 +115,8 @@ impl Nested {
     }
 }
 
-/// What the host lacks to walk such tables, which it says only after it has taken the device from where it was.
+/// What the host lacks to walk such tables, which it says only after it has taken the device from
+/// where it was.
 pub(crate) fn missing(first: &FirstStage, info: &HardwareInfo) -> Option<&'static str> {
     let Some(intel) = &info.intel else {
         return Some("VT-d");

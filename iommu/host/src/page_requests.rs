@@ -1,8 +1,10 @@
-//! Page requests of assigned devices (sections 7.4 to 7.10): the host hands them out by a queue of its own
-//! (`IOMMU_FAULT_QUEUE_ALLOC`), the guest finds them in its page-request queue, and its response goes back.
+//! Page requests of assigned devices (sections 7.4 to 7.10): the host hands them out by a queue of
+//! its own (`IOMMU_FAULT_QUEUE_ALLOC`), the guest finds them in its page-request queue, and its
+//! response goes back.
 //!
-//! The host names a group of requests by a cookie, the guest by the device, the PASID and the index of the group. A cookie is
-//! free for another group as soon as it was answered, or as the host itself has answered because the page table went away.
+//! The host names a group of requests by a cookie, the guest by the device, the PASID and the index
+//! of the group. A cookie is free for another group as soon as it was answered, or as the host
+//! itself has answered because the page table went away.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -18,7 +20,8 @@ use intel_vtd::{
     PageRequest, PageRequestRefusal, PageResponse, Pasid, ResponseCode, SourceId, Unit,
 };
 
-/// Groups of one device that wait for the guest. A PRG index has 9 bits, and there are as many for each PASID.
+/// Groups of one device that wait for the guest. A PRG index has 9 bits, and there are as many for
+/// each PASID.
 const GROUPS: usize = 4096;
 
 /// A page request, as the host hands it out (`struct iommu_hwpt_pgfault`).
@@ -64,7 +67,8 @@ impl fmt::Debug for PageRequestPath {
 
 /// Takes the guest's responses.
 pub trait PageResponses: Send + Sync {
-    /// The guest has answered a group of `source`, or says so. The unit's command mutex may be held.
+    /// The guest has answered a group of `source`, or says so. The unit's command mutex may be
+    /// held.
     fn respond(&self, source: SourceId, response: PageResponse);
 }
 
@@ -79,7 +83,8 @@ struct Group {
 #[derive(Default)]
 struct Waiting {
     devices: BTreeMap<HostDeviceId, SourceId>,
-    /// Cookies of groups that wait for the guest, in the order in which they came. A well-behaved device has one of a kind.
+    /// Cookies of groups that wait for the guest, in the order in which they came. A well-behaved
+    /// device has one of a kind.
     waiting: BTreeMap<Group, VecDeque<u32>>,
 }
 
@@ -88,8 +93,8 @@ pub struct PageRequestRelay<M> {
     /// The unit may keep this, as the end of responses.
     unit: Weak<Unit<M>>,
     host: Box<dyn HostPageRequests>,
-    /// Held while the host hands out cookies and takes them back, so that none is another's in between. No lock is taken under
-    /// it, and the host does not wait for anything.
+    /// Held while the host hands out cookies and takes them back, so that none is another's in
+    /// between. No lock is taken under it, and the host does not wait for anything.
     state: Mutex<Waiting>,
 }
 
@@ -111,7 +116,8 @@ where
         self.state.lock().devices.insert(device, source);
     }
 
-    /// `device` is the guest's no longer. What it still waits for, the host answers when it is detached.
+    /// `device` is the guest's no longer. What it still waits for, the host answers when it is
+    /// detached.
     pub fn remove(&self, device: HostDeviceId) {
         let mut state = self.state.lock();
         if let Some(source) = state.devices.remove(&device) {
@@ -119,8 +125,8 @@ where
         }
     }
 
-    /// Passes on what the host has, or some of it. To be called when its queue can be read, and again as long as it can. Tells
-    /// whether there was something for the guest.
+    /// Passes on what the host has, or some of it. To be called when its queue can be read, and
+    /// again as long as it can. Tells whether there was something for the guest.
     ///
     /// # Errors
     /// The kernel's: the queue cannot be read.
@@ -132,8 +138,8 @@ where
         Ok(!requests.is_empty())
     }
 
-    /// Takes requests from the host, and remembers whom the guest is to answer. Those of nobody, or of too many groups, are
-    /// answered here.
+    /// Takes requests from the host, and remembers whom the guest is to answer. Those of nobody, or
+    /// of too many groups, are answered here.
     fn take(&self) -> io::Result<Vec<(SourceId, PageRequest, u32)>> {
         let mut state = self.state.lock();
         let taken = self.host.take()?;
@@ -198,7 +204,8 @@ where
         // The host has no other word for a failure.
         let success = response.code == ResponseCode::Success;
         let mut state = self.state.lock();
-        // A group whose page table went away was answered by the host, and may have left its cookie.
+        // A group whose page table went away was answered by the host, and may have left its
+        // cookie.
         while let Some(cookie) = state.next(group) {
             match self.host.answer(cookie, success) {
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}

@@ -45,7 +45,8 @@ impl RamPiece {
 /// All of guest RAM that can be mapped.
 #[derive(Debug)]
 pub(crate) struct Ram {
-    /// In ascending order, each with the part of it that is mapped: what an interrupt would be is left out.
+    /// In ascending order, each with the part of it that is mapped: what an interrupt would be is
+    /// left out.
     parts: Vec<(Range<u64>, RamPiece)>,
 }
 
@@ -78,7 +79,8 @@ impl Ram {
         self.parts.iter().map(|(range, _)| range)
     }
 
-    /// The parts of `range` that are RAM, in ascending order; no part goes from one piece into the next.
+    /// The parts of `range` that are RAM, in ascending order; no part goes from one piece into the
+    /// next.
     pub(crate) fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let first = self
             .parts

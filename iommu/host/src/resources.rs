@@ -1,4 +1,5 @@
-//! Resources of a machine that its assigned devices share: guest memory, limits, counters, and the host objects left over.
+//! Resources of a machine that its assigned devices share: guest memory, limits, counters, and the
+//! host objects left over.
 
 use std::io;
 use std::sync::Arc;
@@ -18,20 +19,24 @@ const REMAINS: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Areas that all shadows have together: runs of pages that were mapped together. Each takes some 200 bytes of the host's
-    /// memory. A guest that maps more has the devices blocked for whose tables there is no more room.
+    /// Areas that all shadows have together: runs of pages that were mapped together. Each takes
+    /// some 200 bytes of the host's memory. A guest that maps more has the devices blocked for
+    /// whose tables there is no more room.
     pub areas: usize,
-    /// Tables that are read, runs of pages that are found in them, and calls of the host, for one exit of the guest; of calls that
-    /// invalidate, the entries for each that is behind the table. Beyond it, devices are blocked whose tables were not read to the
-    /// end, or for which the host was not told to forget.
+    /// Tables that are read, runs of pages that are found in them, and calls of the host, for one
+    /// exit of the guest; of calls that invalidate, the entries for each that is behind the table.
+    /// Beyond it, devices are blocked whose tables were not read to the end, or for which the host
+    /// was not told to forget.
     pub steps_per_exit: u64,
-    /// PASIDs of each device that are bound, or that would be if the host did not refuse, at a time. What the guest enters beyond
-    /// it reaches nothing, with a line in the log; it is found again when the guest invalidates the device's context entry, and
-    /// has room then if others have gone.
+    /// PASIDs of each device that are bound, or that would be if the host did not refuse, at a
+    /// time. What the guest enters beyond it reaches nothing, with a line in the log; it is found
+    /// again when the guest invalidates the device's context entry, and has room then if others
+    /// have gone.
     pub pasids: usize,
-    /// PASID tables and pages of PASID directories that are looked through, entries of PASIDs that are read, and 16 each time that
-    /// requests are attached, with a PASID or without, for one exit of the guest. Beyond it, PASIDs are blocked whose entries were
-    /// not read, those are not found that the guest did not name, and what would be attached is blocked.
+    /// PASID tables and pages of PASID directories that are looked through, entries of PASIDs that
+    /// are read, and 16 each time that requests are attached, with a PASID or without, for one exit
+    /// of the guest. Beyond it, PASIDs are blocked whose entries were not read, those are not found
+    /// that the guest did not name, and what would be attached is blocked.
     pub pasid_steps_per_exit: u64,
 }
 
@@ -130,7 +135,8 @@ impl Resources {
         self.remains.retain(|remains| remains.destroy().is_err());
     }
 
-    /// Logs what happened to a device. A guest can cause it, so it is at most one message per second.
+    /// Logs what happened to a device. A guest can cause it, so it is at most one message per
+    /// second.
     pub(crate) fn report(&mut self, message: impl FnOnce() -> String) {
         warn(&mut self.devices, message);
     }

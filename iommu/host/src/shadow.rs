@@ -1,12 +1,13 @@
-//! A shadow of second-stage tables: an I/O address space of the host that maps what the guest's tables map.
+//! A shadow of second-stage tables: an I/O address space of the host that maps what the guest's
+//! tables map.
 //!
-//! One serves all devices of an iommufd that the same tables translate. It shares the pages of the space that maps all of guest
-//! memory (`IOMMU_IOAS_COPY`), so nothing is pinned again.
+//! One serves all devices of an iommufd that the same tables translate. It shares the pages of the
+//! space that maps all of guest memory (`IOMMU_IOAS_COPY`), so nothing is pinned again.
 //!
 //! # What is mapped
-//! What the tables map to guest RAM, within what the host can map, and never the interrupt address range. Rights are never wider
-//! than the guest wrote: what changed is unmapped before anything is mapped, and a page that can only be written is left out
-//! where the host would make it readable.
+//! What the tables map to guest RAM, within what the host can map, and never the interrupt address
+//! range. Rights are never wider than the guest wrote: what changed is unmapped before anything is
+//! mapped, and a page that can only be written is left out where the host would make it readable.
 
 pub(crate) mod areas;
 pub(crate) mod named;
@@ -32,8 +33,8 @@ use intel_vtd::{GuestTables, SecondStage, TableMemory};
 pub(crate) struct ShadowKey {
     /// The guest's tables.
     pub(crate) stage: SecondStage,
-    /// Nested page tables are on top of it: so the host maps nothing in it that cannot be written, and what the guest's tables
-    /// map so is left out.
+    /// Nested page tables are on top of it: so the host maps nothing in it that cannot be written,
+    /// and what the guest's tables map so is left out.
     pub(crate) parent: bool,
 }
 
@@ -97,7 +98,8 @@ impl Scratch {
 }
 
 impl Shadow {
-    /// An empty one, which is to be [invalidated](Self::invalidate) and [brought up to date](Self::refresh).
+    /// An empty one, which is to be [invalidated](Self::invalidate) and [brought up to
+    /// date](Self::refresh).
     pub(crate) fn new(key: ShadowKey, ioas: Ioas, source: IoasId) -> Self {
         Self {
             key,
@@ -133,7 +135,8 @@ impl Shadow {
         !self.stale.is_empty()
     }
 
-    /// Brings up to date what was invalidated: first, everything is unmapped that is no longer so; then what is new is mapped.
+    /// Brings up to date what was invalidated: first, everything is unmapped that is no longer so;
+    /// then what is new is mapped.
     ///
     /// # Errors
     /// The shadow must not be used any more.
@@ -166,8 +169,8 @@ impl Shadow {
             changed,
             added,
         } = scratch;
-        // Blocks are naturally aligned: one holds the other, or they have nothing in common. Those that only touch are kept apart,
-        // as they were announced apart.
+        // Blocks are naturally aligned: one holds the other, or they have nothing in common. Those
+        // that only touch are kept apart, as they were announced apart.
         stale.sort_unstable_by_key(|range| (range.start, Reverse(range.end)));
         let mut done = 0;
         for range in stale {

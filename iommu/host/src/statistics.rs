@@ -27,10 +27,11 @@ statistics! {
     splits,
     /// Runs of pages that the host did not map.
     map_failures,
-    /// Bytes that were found to be writable but not readable, which the host's page tables cannot express; counted each time.
+    /// Bytes that were found to be writable but not readable, which the host's page tables cannot
+    /// express; counted each time.
     write_only_bytes,
-    /// Bytes that were found to be readable but not writable, which the host does not map below first-stage tables; counted each
-    /// time.
+    /// Bytes that were found to be readable but not writable, which the host does not map below
+    /// first-stage tables; counted each time.
     read_only_bytes,
     /// Shadows that were made.
     shadows_made,
@@ -42,9 +43,11 @@ statistics! {
     invalidations,
     /// Invalidations of everything, as the host rejected one of less.
     full_invalidations,
-    /// Devices, and PASIDs of devices, that were blocked because the host did not invalidate what they had used.
+    /// Devices, and PASIDs of devices, that were blocked because the host did not invalidate what
+    /// they had used.
     invalidation_detaches,
-    /// Devices that got behind a page table only from a clean state, after the host had refused to replace one by another.
+    /// Devices that got behind a page table only from a clean state, after the host had refused to
+    /// replace one by another.
     recoveries,
     /// Devices that were put behind a page table.
     attaches,

@@ -608,7 +608,8 @@ fn the_last_device_of_an_iommufd_leaves_nothing_behind() {
 fn what_the_host_refuses_at_first_is_said_and_leaves_nothing() {
     let guest = Guest::new(Limits::default());
     guest.unit.dma_state().set_latched(Latched::default());
-    // Hardware info, space, no nesting parent, a page table, ranges, two maps, attach, detach, attach.
+    // Hardware info, space, no nesting parent, a page table, ranges, two maps, attach, detach,
+    // attach.
     for (call, expected) in [
         (0, "does not tell"),
         (1, "no I/O address space"),

@@ -1,4 +1,5 @@
-//! What the devices of one iommufd are put behind: all guest memory, shadows of second-stage tables, and nested HWPTs.
+//! What the devices of one iommufd are put behind: all guest memory, shadows of second-stage
+//! tables, and nested HWPTs.
 
 mod hwpts;
 mod nested;
@@ -65,7 +66,8 @@ impl Backing {
         })
     }
 
-    /// Puts requests of a device behind what they are to reach, which is completed before. Without tables there is no unit.
+    /// Puts requests of a device behind what they are to reach, which is completed before. Without
+    /// tables there is no unit.
     ///
     /// # Errors
     /// They are not there, and are to be [blocked](Device::block).

@@ -1,4 +1,5 @@
-//! One assigned device: its requests without PASID, and with each PASID that the guest has an entry for.
+//! One assigned device: its requests without PASID, and with each PASID that the guest has an entry
+//! for.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,13 +32,15 @@ pub struct AssignedDevice {
     pub id: HostDeviceId,
     /// How it is put behind page tables. It is behind none.
     pub attachment: Arc<dyn Attachment>,
-    /// The guest is shown the device's PASID capability, so requests with PASIDs follow the guest's tables, too. Without, they
-    /// reach nothing.
+    /// The guest is shown the device's PASID capability, so requests with PASIDs follow the guest's
+    /// tables, too. Without, they reach nothing.
     pub pasids: bool,
-    /// The guest is shown the device's ATS capability, so it invalidates the device's own translations, too. Without, such an
-    /// invalidation names a device that has none, and times out.
+    /// The guest is shown the device's ATS capability, so it invalidates the device's own
+    /// translations, too. Without, such an invalidation names a device that has none, and times
+    /// out.
     pub ats: bool,
-    /// The guest is shown the device's PRI capability: its page requests go this way. Without, the host answers them.
+    /// The guest is shown the device's PRI capability: its page requests go this way. Without, the
+    /// host answers them.
     pub page_requests: Option<PageRequestPath>,
 }
 
@@ -275,8 +278,9 @@ impl Device {
         self.with.retain(|_, slot| !slot.is_idle());
     }
 
-    /// Puts requests behind the first of `hwpts` that takes them, and counts and logs it. After an error they are blocked,
-    /// unless they are stuck; but if there are none, they stay where they are.
+    /// Puts requests behind the first of `hwpts` that takes them, and counts and logs it. After an
+    /// error they are blocked, unless they are stuck; but if there are none, they stay where they
+    /// are.
     pub(crate) fn attach(
         &mut self,
         pasid: Option<Pasid>,

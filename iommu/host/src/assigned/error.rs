@@ -1,4 +1,4 @@
-//! Why a device cannot be assigned.
+//! Errors of adding an assigned device.
 
 use std::io;
 use std::sync::Arc;

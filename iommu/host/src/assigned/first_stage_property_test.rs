@@ -1,5 +1,6 @@
-//! As `property_test`, for devices behind first-stage tables, on guest memory and on second-stage tables. The fake keeps what
-//! it reads of first-stage tables until it is told to forget, so an invalidation that does not arrive shows.
+//! As `property_test`, for devices behind first-stage tables, on guest memory and on second-stage
+//! tables. The fake keeps what it reads of first-stage tables until it is told to forget, so an
+//! invalidation that does not arrive shows.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -100,7 +101,8 @@ struct Model {
     entries: [Bound; ROWS],
     enabled: bool,
     ids: [Option<HostDeviceId>; DEVICES],
-    /// What each requester may be bound to. The first is what it was when its entry was last looked at.
+    /// What each requester may be bound to. The first is what it was when its entry was last looked
+    /// at.
     bindings: [Vec<Bound>; ROWS],
     seen: [[[Seen; ROOTS]; 2]; ROWS],
 }
@@ -165,7 +167,8 @@ impl Model {
             let now = self.now(row);
             let was = std::mem::replace(&mut self.bindings[row], vec![now]);
             for (stage, root) in roots() {
-                // Nothing is left of what it was not behind, or under another domain id, nor of what it is not behind now.
+                // Nothing is left of what it was not behind, or under another domain id, nor of
+                // what it is not behind now.
                 let was_behind = was
                     .iter()
                     .any(|bound| bound.uses(stage, root) && bound.domain() == now.domain());

@@ -1,4 +1,5 @@
-//! Devices behind first-stage tables: where they are, what they reach, and what the host does when it does not do as it is told.
+//! Devices behind first-stage tables: where they are, what they reach, and what the host does when
+//! it does not do as it is told.
 
 use super::testing::*;
 use super::*;

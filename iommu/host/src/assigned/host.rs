@@ -52,7 +52,8 @@ impl Host {
         self.backing.nested.begin_exit();
     }
 
-    /// Which requests do not belong where they are any more, for each device. What could not be blocked before is tried again.
+    /// Which requests do not belong where they are any more, for each device. What could not be
+    /// blocked before is tried again.
     pub(super) fn find_moves<T: TableMemory>(
         &mut self,
         tables: &GuestTables<'_, T>,
@@ -113,8 +114,8 @@ impl Host {
         all
     }
 
-    /// Has the host forget what was invalidated of the tables that requests stay behind. If it does not, they are detached, and
-    /// so what the guest asked for is true.
+    /// Has the host forget what was invalidated of the tables that requests stay behind. If it does
+    /// not, they are detached, and so what the guest asked for is true.
     pub(super) fn invalidate_nested(
         &mut self,
         invalidations: &[Invalidation],
@@ -168,7 +169,8 @@ impl Host {
     /// Puts a device where it belongs, with a budget of its own, and adds it.
     ///
     /// # Errors
-    /// It belongs behind guest memory and does not get there, so it never will: the memory is there, and complete.
+    /// It belongs behind guest memory and does not get there, so it never will: the memory is
+    /// there, and complete.
     pub(super) fn add<T: TableMemory>(
         &mut self,
         tables: Option<&GuestTables<'_, T>>,
@@ -249,7 +251,8 @@ fn block(device: &mut Device, moves: &mut Moves, resources: &mut Resources) {
     });
 }
 
-/// Puts requests of `device` where they belong, or blocks them; `others` are the other devices of the iommufd.
+/// Puts requests of `device` where they belong, or blocks them; `others` are the other devices of
+/// the iommufd.
 fn put_all<T: TableMemory>(
     backing: &mut Backing,
     tables: Option<&GuestTables<'_, T>>,

@@ -35,9 +35,9 @@ impl Hosts {
 
     /// Brings everything up to date that `invalidations` name.
     ///
-    /// What is to be reached no more goes first, then shadows follow the guest's tables, then the host forgets what it keeps of
-    /// first-stage tables, then devices are put behind others. So a device is attached to what is complete, and only what nobody
-    /// uses any more is torn down.
+    /// What is to be reached no more goes first, then shadows follow the guest's tables, then the
+    /// host forgets what it keeps of first-stage tables, then devices are put behind others. So a
+    /// device is attached to what is complete, and only what nobody uses any more is torn down.
     pub(super) fn update<T: TableMemory>(
         &mut self,
         tables: &GuestTables<'_, T>,

@@ -13,7 +13,8 @@ use intel_vtd::{GuestTables, Invalidation, Pasid, TableMemory};
 /// Where requests of a device are to go, by PASID.
 pub(super) type Moves = BTreeMap<Option<Pasid>, Placement>;
 
-/// Compares where requests are with what the guest's tables say, for all entries that `invalidations` name.
+/// Compares where requests are with what the guest's tables say, for all entries that
+/// `invalidations` name.
 pub(super) fn of_device<T: TableMemory>(
     tables: &GuestTables<'_, T>,
     device: &Device,

@@ -25,7 +25,8 @@ fn features(page_requests: bool) -> FakeFeatures {
     }
 }
 
-/// One device that asks, if the host lets it, and one that does not, both behind the same first-stage tables.
+/// One device that asks, if the host lets it, and one that does not, both behind the same
+/// first-stage tables.
 fn guest(enabled: bool) -> Guest {
     let guest = Guest::new(Limits::default());
     for (source, page_requests) in [

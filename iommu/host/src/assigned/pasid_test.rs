@@ -38,7 +38,8 @@ fn tables(guest: &Guest, output: u64) -> Paging {
     paging
 }
 
-/// A device that is passed through, and has first-stage tables for PASID 7 of domain 5, in which 0x8000_0000 is 0x30_0000.
+/// A device that is passed through, and has first-stage tables for PASID 7 of domain 5, in which
+/// 0x8000_0000 is 0x30_0000.
 fn one() -> (Guest, HostDeviceId, Paging) {
     let (guest, ids) = Guest::with(&[PASIDS]);
     guest.enter_pass_through(A);
@@ -724,7 +725,8 @@ fn a_guest_with_many_shadows_has_a_bounded_number_of_blocks_noted_in_each_exit()
 #[test]
 fn an_invalidation_reaches_the_tables_of_its_domain_and_pasid_and_no_others() {
     let (guest, ids) = Guest::with(&[PASIDS, PASIDS]);
-    // Domain 5 has PASIDs 7 and 8 of one device and PASID 7 of another, which has PASID 8 in domain 6.
+    // Domain 5 has PASIDs 7 and 8 of one device and PASID 7 of another, which has PASID 8 in domain
+    // 6.
     let places = [(A, 7, 5), (A, 8, 5), (B, 7, 5), (B, 8, 6)];
     let mut found = Vec::new();
     for (source, pasid, domain) in places {

@@ -12,8 +12,8 @@ const PER_PAGE: u32 = 512;
 
 /// Which PASIDs of a device are to be looked at, as the guest may have changed their entries.
 ///
-/// With caching mode, software says so of each entry that becomes present, too (section 6.1): by the PASID; or as part of more,
-/// of which what was not present is domain 0.
+/// With caching mode, software says so of each entry that becomes present, too (section 6.1): by
+/// the PASID; or as part of more, of which what was not present is domain 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Asked {
     /// All that there are: known ones, and what the directory has besides.
@@ -48,7 +48,8 @@ impl Asked {
     }
 }
 
-/// The PASIDs of a device that are to be looked at: known ones, named ones, and those of which the directory has a present entry.
+/// The PASIDs of a device that are to be looked at: known ones, named ones, and those of which the
+/// directory has a present entry.
 pub(crate) struct Candidates<'a, T> {
     listed: std::vec::IntoIter<Pasid>,
     scan: Option<Scan<'a, T>>,

@@ -36,10 +36,11 @@ pub enum Placement {
 }
 
 impl Placement {
-    /// What is wanted for untranslated requests of `source` with `pasid`, or without; without tables, there is no unit.
+    /// What is wanted for untranslated requests of `source` with `pasid`, or without; without
+    /// tables, there is no unit.
     ///
-    /// A PASID that is RID_PASID is blocked, and one of which the entry is not present, or not reached. So are all of them while
-    /// translation is off or legacy: then there are none.
+    /// A PASID that is RID_PASID is blocked, and one of which the entry is not present, or not
+    /// reached. So are all of them while translation is off or legacy: then there are none.
     pub(crate) fn wanted<T: TableMemory>(
         tables: Option<&GuestTables<'_, T>>,
         source: SourceId,

@@ -1,10 +1,10 @@
-//! Whatever a guest does to its tables and in which order it says so, no device reaches what was never permitted since the guest
-//! last said so; and once it has said so, devices reach just that.
+//! Whatever a guest does to its tables and in which order it says so, no device reaches what was
+//! never permitted since the guest last said so; and once it has said so, devices reach just that.
 //!
-//! The model knows nothing of areas, shadows or walks. For each device it keeps which bindings its entry had since entries were
-//! last invalidated, and for each page of each root what was mapped there since it was last invalidated for the device. What a
-//! device may reach is what any of these says. That is looked at after every call of the host, and in the middle of those that
-//! have one.
+//! The model knows nothing of areas, shadows or walks. For each device it keeps which bindings its
+//! entry had since entries were last invalidated, and for each page of each root what was mapped
+//! there since it was last invalidated for the device. What a device may reach is what any of these
+//! says. That is looked at after every call of the host, and in the middle of those that have one.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,7 +53,8 @@ const FIRST: u64 = 0x1f_8000;
 const LARGE: u64 = 0x4000_0000;
 /// In the interrupt range; it has a leaf of its own, too.
 const INTERRUPT: u64 = 0xfee0_1000;
-/// Where to look besides the small pages: in the large page, and where nothing but guest-physical memory is.
+/// Where to look besides the small pages: in the large page, and where nothing but guest-physical
+/// memory is.
 const OTHERS: [u64; 6] = [
     LARGE,
     LARGE + 0x10_0000,
@@ -173,7 +174,8 @@ impl Model {
         }
     }
 
-    /// Entries were invalidated: devices are where they belong, and what they are not behind is not cached.
+    /// Entries were invalidated: devices are where they belong, and what they are not behind is not
+    /// cached.
     fn entries_invalidated(&mut self, are_meant: impl Fn(Requester) -> bool) {
         for row in (0..ROWS).filter(|row| are_meant(Requester::at(*row))) {
             let now = self.now(row);

@@ -31,8 +31,8 @@ pub struct DeviceReport {
     pub name: Arc<str>,
     /// Where its requests without PASID are.
     pub without_pasid: PlacementReport,
-    /// Where its requests with PASIDs are, in ascending order; those that are not listed are blocked, as the guest has no entry
-    /// for them.
+    /// Where its requests with PASIDs are, in ascending order; those that are not listed are
+    /// blocked, as the guest has no entry for them.
     pub pasids: Vec<(Pasid, PlacementReport)>,
 }
 

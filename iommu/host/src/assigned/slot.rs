@@ -80,8 +80,8 @@ impl Slot {
         Ok(())
     }
 
-    /// Puts them behind the first of `hwpts` that takes them. After an error they are blocked, unless they are stuck; but if
-    /// there are none, they stay where they are.
+    /// Puts them behind the first of `hwpts` that takes them. After an error they are blocked,
+    /// unless they are stuck; but if there are none, they stay where they are.
     pub(super) fn attach(
         &mut self,
         attachment: &dyn Attachment,

@@ -1,4 +1,5 @@
-//! What it costs to follow the guest's tables, without what the host's calls cost, in processor time of one thread.
+//! What it costs to follow the guest's tables, without what the host's calls cost, in processor
+//! time of one thread.
 //!
 //! Not run by default: `cargo test --release -p intel-vtd-host -- --ignored --nocapture speed`.
 

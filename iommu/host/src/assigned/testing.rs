@@ -161,7 +161,8 @@ impl Guest {
         self.enter_with(source, 0, words);
     }
 
-    /// Gives `source` an entry for requests with `pasid`, of which it can have 8192 then. PASID 0 is what requests have without.
+    /// Gives `source` an entry for requests with `pasid`, of which it can have 8192 then. PASID 0
+    /// is what requests have without.
     pub(super) fn enter_with(&self, source: SourceId, pasid: u32, words: [u64; 3]) {
         let slot = self.pasid_slot(source, pasid);
         for (index, word) in (0..).zip(words) {
@@ -330,8 +331,9 @@ pub(super) mod entry {
 /// Where an access goes, and with which rights.
 pub(super) type Leaf = Option<(u64, Rights)>;
 
-/// Checks that an access at `address` goes to one of what is `permitted`; and if that is one, and everything was done as it was
-/// to be (`exact`), to that. The host has no pages that can only be written, so they may be missing.
+/// Checks that an access at `address` goes to one of what is `permitted`; and if that is one, and
+/// everything was done as it was to be (`exact`), to that. The host has no pages that can only be
+/// written, so they may be missing.
 pub(super) fn check_reach(who: &str, address: u64, is: Leaf, permitted: &[Leaf], exact: bool) {
     if let Some((output, rights)) = is {
         let allowed = permitted.iter().flatten().any(|(to, may)| {

@@ -56,7 +56,8 @@ pub(crate) fn collect_unmapped(ioas: &Ioas, area: &Run, resources: &mut Resource
     }
 }
 
-/// Adds what devices wrote through `area` since it was asked for last. Where the host does not say, all of it was written.
+/// Adds what devices wrote through `area` since it was asked for last. Where the host does not say,
+/// all of it was written.
 pub(crate) fn collect(ioas: &Ioas, area: &Run, dirty: &mut DirtyPages) {
     if !area.rights.write {
         return;

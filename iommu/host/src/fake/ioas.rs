@@ -126,7 +126,8 @@ impl FakeIoas {
         self.pieces(address, length, Rights::ALL).is_ok()
     }
 
-    /// Removes whole areas, up to the first that is only partly in the range. Returns what went, and how the call ends.
+    /// Removes whole areas, up to the first that is only partly in the range. Returns what went,
+    /// and how the call ends.
     pub(super) fn unmap(
         &mut self,
         address: u64,

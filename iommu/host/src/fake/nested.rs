@@ -1,4 +1,5 @@
-//! First-stage tables of a guest, walked by the fake as an IOMMU does that keeps whatever it has read, until it is told to forget.
+//! First-stage tables of a guest, walked by the fake as an IOMMU does that keeps whatever it has
+//! read, until it is told to forget.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -60,7 +61,8 @@ impl FakeNested {
         (rights != Rights::NONE).then_some(Reached { offset, rights })
     }
 
-    /// What `address` is in `ioas`, whose mappings lead to the tables, and whether it can be written.
+    /// What `address` is in `ioas`, whose mappings lead to the tables, and whether it can be
+    /// written.
     pub(super) fn translate(
         &self,
         address: u64,

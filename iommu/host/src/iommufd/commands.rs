@@ -1,4 +1,4 @@
-//! Which structure each command takes.
+//! Commands of iommufd with the structures that they take.
 
 use std::fmt::Debug;
 
@@ -9,8 +9,8 @@ use super::counts::IoctlKind;
 /// The structure that a command takes.
 ///
 /// # Safety
-/// The kernel takes `KIND.command()` with a pointer to this type, and touches no memory but this and what its address fields
-/// and lengths say.
+/// The kernel takes `KIND.command()` with a pointer to this type, and touches no memory but this
+/// and what its address fields and lengths say.
 pub(super) unsafe trait Argument: Copy + Debug {
     const KIND: IoctlKind;
     /// Whether a call that a signal interrupted is to be issued again as it was.

@@ -1,4 +1,4 @@
-//! Which ioctls there are, and how many of each were issued.
+//! Kinds of iommufd ioctls, and counters of those issued.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -13,7 +13,8 @@ use crate::page_requests::{HostPageRequest, HostPageRequests};
 use intel_vtd::{PageRequest, Pasid};
 
 const RECORD: usize = size_of::<uapi::iommu_hwpt_pgfault>();
-/// Records that one read makes room for at first. It takes whole groups only, so that a larger one needs more.
+/// Records that one read makes room for at first. It takes whole groups only, so that a larger one
+/// needs more.
 const ROOM: usize = 1 << 10;
 /// And at most. A group of that many requests is none that a device would make.
 const MOST: usize = 1 << 18;
@@ -68,7 +69,8 @@ impl HostPageRequests for FaultQueue {
             let room = self.room.load(Ordering::Relaxed);
             let outcome = self.read(room);
             let too_small = match &outcome {
-                // There is something, so the first group does not fit; kernels differ in how they say it.
+                // There is something, so the first group does not fit; kernels differ in how they
+                // say it.
                 Ok(requests) => requests.is_empty(),
                 Err(error) => error.raw_os_error() == Some(libc::EINVAL),
             };
@@ -77,7 +79,8 @@ impl HostPageRequests for FaultQueue {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 outcome => {
                     if too_small {
-                        // The host has emptied it meanwhile, as it does for a device that is detached.
+                        // The host has emptied it meanwhile, as it does for a device that is
+                        // detached.
                         self.room.store(ROOM, Ordering::Relaxed);
                     }
                     return outcome;

@@ -1,4 +1,4 @@
-//! What the guest's invalidations say about one nested page table.
+//! Invalidations of one nested HWPT that follow from the guest's.
 
 use crate::host_iommu::NestedInvalidation;
 use crate::run::PAGE;
@@ -35,11 +35,12 @@ pub(crate) struct User {
     pub(crate) tag: CacheTag,
 }
 
-/// What is to be invalidated, in the order of the guest's invalidations, for a table that has these users. Entries of tables were
-/// found to be what they were; whoever says that one changed does not say in what, so everything that was kept for it goes.
+/// What is to be invalidated, in the order of the guest's invalidations, for a table that has these
+/// users. Entries of tables were found to be what they were; whoever says that one changed does not
+/// say in what, so everything that was kept for it goes.
 ///
-/// The host has devices forget what it forgets itself. So what a device is to forget adds nothing to what is in the list before,
-/// nor to what was `done` since the guest asked for it.
+/// The host has devices forget what it forgets itself. So what a device is to forget adds nothing
+/// to what is in the list before, nor to what was `done` since the guest asked for it.
 pub(crate) fn batch(
     invalidations: &[Invalidation],
     users: &[User],
@@ -71,7 +72,8 @@ fn selected(invalidation: &Invalidation, users: &[User]) -> Option<NestedInvalid
         Invalidation::Context(scope @ ContextScope::Device { .. }) => {
             any(&|user| scope.concerns(user.source))
         }
-        // Page-selective ones name addresses of the second stage, and take all others of the domain along (section 6.5.2.3).
+        // Page-selective ones name addresses of the second stage, and take all others of the domain
+        // along (section 6.5.2.3).
         Invalidation::PasidCache(PasidCacheScope::Domain(domain))
         | Invalidation::Iotlb(IotlbScope::Domain(domain) | IotlbScope::Pages(domain, _)) => {
             of_domain(domain)
@@ -99,7 +101,8 @@ fn selected(invalidation: &Invalidation, users: &[User]) -> Option<NestedInvalid
                     pages(&PageBlock {
                         address: invalidation.address,
                         mask: invalidation.shift.saturating_sub(12),
-                        // Translations of the host's IOMMU are not what this is about, so as few as can be.
+                        // Translations of the host's IOMMU are not what this is about, so as few as
+                        // can be.
                         leaf_only: true,
                     })
                 });

@@ -1,8 +1,9 @@
-//! What a shadow maps, and how it differs from what it is to map.
+//! Areas that a shadow maps, compared with what it is to map.
 //!
-//! iommufd unmaps whole areas only. So an area is what one invalidation of the guest announced: that is what Linux later unmaps.
-//! An invalidation names a block that may hold other mappings besides what was changed. Their areas stay as they are, and what
-//! is new is never merged with them.
+//! iommufd unmaps whole areas only. So an area is what one invalidation of the guest announced:
+//! that is what Linux later unmaps. An invalidation names a block that may hold other mappings
+//! besides what was changed. Their areas stay as they are, and what is new is never merged with
+//! them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -51,8 +52,9 @@ impl Areas {
             .map(|(_, area)| area)
     }
 
-    /// Adds the areas to `changed` of which something in `inputs` is no longer as `runs` says, which is all that the guest maps
-    /// there. Areas that only begin or end in `inputs` are compared as far as they are in it.
+    /// Adds the areas to `changed` of which something in `inputs` is no longer as `runs` says,
+    /// which is all that the guest maps there. Areas that only begin or end in `inputs` are
+    /// compared as far as they are in it.
     pub(crate) fn find_changed(&self, inputs: &Range<u64>, runs: &[Run], changed: &mut Vec<Run>) {
         let mut runs = runs.iter().peekable();
         for area in self.overlapping(inputs) {
@@ -68,11 +70,12 @@ impl Areas {
         }
     }
 
-    /// Adds what `runs` have beyond the areas to `added`, and returns how many of the `removed` areas come back in part.
+    /// Adds what `runs` have beyond the areas to `added`, and returns how many of the `removed`
+    /// areas come back in part.
     ///
-    /// `removed` are areas that were removed because something of them changed, in ascending order. What stays of one is cut into
-    /// naturally aligned powers of two, so that a guest that takes a large area apart page by page has few of them done over
-    /// each time.
+    /// `removed` are areas that were removed because something of them changed, in ascending order.
+    /// What stays of one is cut into naturally aligned powers of two, so that a guest that takes a
+    /// large area apart page by page has few of them done over each time.
     pub(crate) fn find_added(&self, runs: &[Run], removed: &[Run], added: &mut Vec<Run>) -> u64 {
         let mut additions = Additions {
             removed,

@@ -1,4 +1,4 @@
-//! What invalidations name of second-stage tables, sorted by domain id, so that each shadow is asked about its own only.
+//! Invalidations of second-stage tables, sorted by domain id for the shadows that they concern.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,8 +7,9 @@ use crate::budget::Budget;
 use intel_vtd::Invalidation;
 use intel_vtd::spec::descriptors::{IotlbScope, PageBlock, PasidIotlbScope};
 
-/// Blocks of pages that a shadow is told of for a step of the budget. Reading the tables for them costs steps, too, but not
-/// where there is nothing to read; and a guest can have as many shadows under one domain id as it has PASIDs.
+/// Blocks of pages that a shadow is told of for a step of the budget. Reading the tables for them
+/// costs steps, too, but not where there is nothing to read; and a guest can have as many shadows
+/// under one domain id as it has PASIDs.
 const BLOCKS_PER_STEP: u64 = 64;
 
 /// What invalidations name of second-stage tables.
@@ -17,7 +18,8 @@ pub(crate) struct Named<'a> {
     everything: bool,
     /// Domains of which everything is named.
     domains: BTreeSet<u16>,
-    /// Domains of which pages of a first stage are named: without one, it says that the entry changed which the tables hang from.
+    /// Domains of which pages of a first stage are named: without one, it says that the entry
+    /// changed which the tables hang from.
     first_stage_pages: BTreeSet<u16>,
     /// Pages that are named of a domain.
     blocks: BTreeMap<u16, Vec<&'a PageBlock>>,

@@ -1,13 +1,15 @@
-//! What second-stage tables map in a range of addresses (sec. 3.7), found by reading them table by table.
+//! What second-stage tables map in a range of addresses (sec. 3.7), found by reading them table by
+//! table.
 //!
-//! A page is mapped if a request that the same tables translate would reach it: the entries of all levels are in order, and
-//! the rights that all of them grant are those of the page.
+//! A page is mapped if a request that the same tables translate would reach it: the entries of all
+//! levels are in order, and the rights that all of them grant are those of the page.
 //!
 //! # Accessed and dirty bits
-//! With SSADE the IOMMU sets them in the guest's tables. The host's IOMMU walks the shadow and never sees these, so the bits are
-//! set when a page is found: accessed in each entry on the way, dirty in the leaf if writing is permitted, which is what a
-//! translation request with the right to write does (sec. 3.7.2). So the guest sees every page as dirty that was within
-//! reach of a device, and none as clean that was written to.
+//! With SSADE the IOMMU sets them in the guest's tables. The host's IOMMU walks the shadow and
+//! never sees these, so the bits are set when a page is found: accessed in each entry on the way,
+//! dirty in the leaf if writing is permitted, which is what a translation request with the right to
+//! write does (sec. 3.7.2). So the guest sees every page as dirty that was within reach of a
+//! device, and none as clean that was written to.
 
 use std::ops::Range;
 
@@ -18,8 +20,8 @@ use intel_vtd::spec::gates::Gates;
 use intel_vtd::spec::second_stage::{ACCESSED, DIRTY, SecondStageEntry};
 use intel_vtd::{SecondStage, TableMemory};
 
-/// Runs end here, whatever goes on behind: no block that an invalidation names is larger (MAMV 18), and it limits what has to be
-/// done over when one is taken apart.
+/// Runs end here, whatever goes on behind: no block that an invalidation names is larger (MAMV 18),
+/// and it limits what has to be done over when one is taken apart.
 const SEAM: u64 = 1 << 30;
 
 /// Entries of a table.
@@ -31,7 +33,8 @@ const CHUNK: usize = 16;
 /// How often an entry is looked at again because the guest changes it meanwhile.
 const ATTEMPTS: u32 = 16;
 
-/// Calls `found` for the runs that `stage` maps in `inputs`, in ascending order. Each is as long as can be.
+/// Calls `found` for the runs that `stage` maps in `inputs`, in ascending order. Each is as long as
+/// can be.
 ///
 /// # Errors
 /// There is more to read than `budget` allows.

@@ -8,8 +8,8 @@ use crate::ioas::{AddedHwpt, Client, Ioas};
 use crate::resources::Resources;
 use crate::shadow::ShadowKey;
 
-/// Makes a page table over all guest memory: a nesting parent where the host can, as it is what pages are shared from, and what
-/// first-stage tables are put upon.
+/// Makes a page table over all guest memory: a nesting parent where the host can, as it is what
+/// pages are shared from, and what first-stage tables are put upon.
 pub(crate) fn add_memory_hwpt(
     ioas: &mut Ioas,
     client: &Client<'_>,
@@ -20,7 +20,8 @@ pub(crate) fn add_memory_hwpt(
     add_hwpt(ioas, client, &kinds, resources)
 }
 
-/// Makes a page table for a shadow: one with dirty tracking where the host can, as that makes it one of the second stage.
+/// Makes a page table for a shadow: one with dirty tracking where the host can, as that makes it
+/// one of the second stage.
 pub(super) fn add_shadow_hwpt(
     ioas: &mut Ioas,
     client: &Client<'_>,

@@ -34,7 +34,8 @@ pub(crate) struct NestedHwpts {
 }
 
 impl Backing {
-    /// Puts requests behind the first-stage tables of `wanted`, on top of guest memory or of a shadow.
+    /// Puts requests behind the first-stage tables of `wanted`, on top of guest memory or of a
+    /// shadow.
     pub(super) fn put_behind_first_stage<T: TableMemory>(
         &mut self,
         tables: &GuestTables<'_, T>,
@@ -109,7 +110,8 @@ impl NestedHwpts {
         Ok(())
     }
 
-    /// Puts requests behind the nested HWPT for `key` on top of `parent`, which is made if there is none.
+    /// Puts requests behind the nested HWPT for `key` on top of `parent`, which is made if there is
+    /// none.
     #[allow(clippy::too_many_arguments)] // What is attached, to what, on what.
     fn attach(
         &mut self,
@@ -154,7 +156,8 @@ impl NestedHwpts {
         Ok(device.attach_nested(pasid, &nested, *wanted, resources))
     }
 
-    /// Has the host forget what was invalidated of the tables that `users` stay behind. Returns of which it did not.
+    /// Has the host forget what was invalidated of the tables that `users` stay behind. Returns of
+    /// which it did not.
     pub(crate) fn invalidate(
         &mut self,
         invalidations: &[Invalidation],
@@ -176,7 +179,8 @@ impl NestedHwpts {
         self.forget(id, &[ALL], resources)
     }
 
-    /// Invalidates, for as much as the guest can have done in this exit: the host does it for each of those behind the HWPT.
+    /// Invalidates, for as much as the guest can have done in this exit: the host does it for each
+    /// of those behind the HWPT.
     fn forget(
         &mut self,
         id: HwptId,

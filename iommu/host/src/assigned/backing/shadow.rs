@@ -61,7 +61,8 @@ impl Backing {
         outcome
     }
 
-    /// Brings the shadows up to date for which `domains` has the domain ids of those who stay. Returns of which it failed.
+    /// Brings the shadows up to date for which `domains` has the domain ids of those who stay.
+    /// Returns of which it failed.
     pub(in crate::assigned) fn refresh<'a, T: TableMemory>(
         &mut self,
         tables: &GuestTables<'_, T>,
@@ -157,7 +158,8 @@ fn join<T: TableMemory>(
     Ok(())
 }
 
-/// Compares all of a shadow with the guest's tables, which the guest may have filled without a word to those behind it.
+/// Compares all of a shadow with the guest's tables, which the guest may have filled without a word
+/// to those behind it.
 fn complete<T: TableMemory>(
     tables: &GuestTables<'_, T>,
     shadow: &mut Shadow,
