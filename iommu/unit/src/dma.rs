@@ -14,9 +14,11 @@
 mod ats;
 mod guest_memory;
 mod iotlb;
+mod lookup;
 mod physical;
 mod port;
 mod shared;
+mod transaction;
 mod view;
 #[cfg(feature = "vm-memory-iommu")]
 mod vm_memory_iommu;
@@ -26,7 +28,8 @@ pub use guest_memory::DmaSlices;
 pub use physical::{DmaBlocked, PhysicalRange};
 pub use port::DmaPort;
 pub use shared::{DmaCounts, DmaState, FaultSink};
-pub use view::{DmaTransaction, DmaView};
+pub use transaction::DmaTransaction;
+pub use view::DmaView;
 #[cfg(feature = "vm-memory-iommu")]
 pub use vm_memory_iommu::UnitIommu;
 

@@ -47,8 +47,9 @@ pub use statistics::Limiter;
 pub use statistics::Statistics;
 
 use crate::config::{ConfigError, UnitConfig};
-use crate::dma::DmaState;
+use crate::dma::{DmaPort, DmaState};
 use crate::memory::Nearby;
+use crate::spec::ids::SourceId;
 use crate::spec::invalidation::Invalidation;
 use crate::spec::registers::{Caps, offset};
 use crate::translate::{Gates, Latched};
@@ -92,6 +93,11 @@ impl<M> Unit<M> {
     /// What devices behind this unit reach memory through.
     pub fn dma_state(&self) -> &Arc<DmaState<M>> {
         &self.dma
+    }
+
+    /// The port of a device behind this unit that presents itself as `source`.
+    pub fn port(&self, source: SourceId) -> DmaPort<M> {
+        DmaPort::behind(Arc::clone(&self.dma), source)
     }
 
     /// What the unit has done so far.

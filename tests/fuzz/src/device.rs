@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use intel_vtd::{
-    AtsRefusal, DeviceTlb, DeviceTlbInvalidation, DmaPort, DmaTransaction, PageRequest,
-    PageRequestRefusal, PageResponse, Pasid, ResponseCode, SourceId, Unit,
+    AtsRefusal, DeviceTlb, DeviceTlbInvalidation, DmaTransaction, PageRequest, PageRequestRefusal,
+    PageResponse, Pasid, ResponseCode, SourceId, Unit,
 };
 
 use crate::guest::Guest;
@@ -307,7 +307,7 @@ impl DeviceTlb for Device {
         assert_eq!(address & !within, 0, "{invalidation:x?}");
         self.ask(habit::ASKS_WHEN_INVALIDATED, address, 0);
         if self.has(habit::TRANSLATES) && self.all.acts.fetch_add(1, Ordering::Relaxed) < PATIENCE {
-            let port = DmaPort::translated(self.all.unit(), SourceId(self.source));
+            let port = self.all.unit().port(SourceId(self.source));
             let pasid = self.has(habit::HAS_PASID).then(|| Pasid::new(1)).flatten();
             let mut view = port.view();
             self.all

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arbitrary::Arbitrary;
 use intel_vtd::{
-    AddressWidth, DmaPort, DmaView, EventSink, InterruptEntryObserver, InterruptMessage,
-    Interrupts, Pasid, Scalable, SourceId, Stages, Statistics, Unit, UnitConfig, WalkFeatures,
+    AddressWidth, DmaView, EventSink, InterruptEntryObserver, InterruptMessage, Interrupts, Pasid,
+    Scalable, SourceId, Stages, Statistics, Unit, UnitConfig, WalkFeatures,
 };
 
 use crate::device::{Deeds, Devices};
@@ -224,7 +224,7 @@ impl Machine {
     }
 
     pub(crate) fn view(&self, source: u16) -> DmaView<Arc<Guest>> {
-        DmaPort::translated(Arc::clone(&self.unit), SourceId(source)).view()
+        self.unit.port(SourceId(source)).view()
     }
 
     /// All registers: those up to 0x100, and the fault records.

@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use intel_vtd::{
-    DmaPort, DmaTransaction, DmaView, EventSink, InterruptMessage, Pasid, SourceId, Unit,
-    UnitConfig,
+    DmaTransaction, DmaView, EventSink, InterruptMessage, Pasid, SourceId, Unit, UnitConfig,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -153,7 +152,7 @@ impl Machine {
             .iter()
             .chain(&SOURCES)
             .map(|source| {
-                let port = DmaPort::translated(unit.clone(), SourceId(*source));
+                let port = unit.port(SourceId(*source));
                 (*source, port.view())
             })
             .collect();

@@ -277,7 +277,7 @@ fn with_devices<R>(
     let (result, through) = beside(
         |number, stop| {
             let which = which(number);
-            let port = DmaPort::translated(unit.clone(), SourceId(SOURCES[which]));
+            let port = unit.port(SourceId(SOURCES[which]));
             let shared = Shared {
                 stop,
                 broken: &broken,

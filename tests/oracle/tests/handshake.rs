@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use intel_vtd::{DmaPort, EventSink, InterruptMessage, Pasid, SourceId, Unit, UnitConfig};
+use intel_vtd::{EventSink, InterruptMessage, Pasid, SourceId, Unit, UnitConfig};
 use oracle::driver::entries::{self, PasidEntry};
 use oracle::driver::{Driver, command};
 use oracle::machine::guest::configuration;
@@ -53,7 +53,7 @@ fn every_configuration_starts_with_the_specified_values_and_returns_to_them() {
             driver.set_command(command::IRE, true);
         }
         for _ in 0..20 {
-            let mut view = DmaPort::translated(unit.clone(), SourceId(8)).view();
+            let mut view = unit.port(SourceId(8)).view();
             assert!(view.begin().read_obj::<u32>(GuestAddress(0x5000)).is_err());
         }
         driver.registers.write32(0x38, 0);
@@ -67,7 +67,7 @@ fn every_configuration_starts_with_the_specified_values_and_returns_to_them() {
         unit.reset();
         driver.check_reset().expect("values after reset");
         // Without translation, a device sees memory itself.
-        let mut view = DmaPort::translated(unit.clone(), SourceId(8)).view();
+        let mut view = unit.port(SourceId(8)).view();
         assert!(view.begin().read_obj::<u32>(GuestAddress(0x5000)).is_ok());
     }
 }
@@ -159,7 +159,7 @@ fn requests_with_a_pasid_are_blocked_where_pasids_are_not_announced() {
     for pasid in 0..3 {
         driver.ram.store(0x8000 + pasid * 64, &entry.words());
     }
-    let mut view = DmaPort::translated(unit.clone(), SourceId(8)).view();
+    let mut view = unit.port(SourceId(8)).view();
     driver.set_root(0x3000, 0);
     driver.set_command(command::TE, true);
     // Section 7.1.3: RTA.2 in legacy mode. In scalable mode PASIDE is reserved, so it is SCT.6 or,
@@ -199,7 +199,7 @@ fn translation_types_that_are_not_defined_are_invalid() {
     driver.set_root(0x4000, 1);
     driver.start_queue(true);
     driver.set_command(command::TE, true);
-    let mut view = DmaPort::translated(unit.clone(), SourceId(8)).view();
+    let mut view = unit.port(SourceId(8)).view();
     for pgtt in [0, 5, 6, 7] {
         for aw in 0..8 {
             let entry = PasidEntry {

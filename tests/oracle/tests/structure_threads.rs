@@ -351,7 +351,7 @@ fn no_thread_goes_through_what_was_replaced_before_a_completed_wait() {
         let mut setting = Setting::new(kind, what, &unit, &memory);
         let (rounds, accesses) = beside(
             |number, stop| {
-                let port = DmaPort::translated(unit.clone(), SourceId(SOURCES[which(number)]));
+                let port = unit.port(SourceId(SOURCES[which(number)]));
                 device(&port, seed ^ number, stop)
             },
             || {

@@ -266,7 +266,7 @@ fn no_thread_touches_a_page_after_the_wait_that_took_it_away() {
         let broken = AtomicU64::new(0);
         let (moves, through) = beside(
             |number, stop| {
-                let port = DmaPort::translated(unit.clone(), SourceId(SOURCES[which(number)]));
+                let port = unit.port(SourceId(SOURCES[which(number)]));
                 device(&port, seed ^ number, stop, &broken)
             },
             || {

@@ -142,7 +142,7 @@ impl World {
     }
 
     pub(crate) fn port(&self) -> DmaPort<Memory> {
-        DmaPort::translated(Arc::clone(&self.unit), SOURCE)
+        self.unit.port(SOURCE)
     }
 
     /// Switches the queue at [`QUEUE`] on.

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use intel_vtd::{
-    AtsTranslation, DeviceTlb, DeviceTlbInvalidation, DmaPort, DmaView, EventSink, PageResponse,
-    SourceId, Unit,
+    AtsTranslation, DeviceTlb, DeviceTlbInvalidation, DmaView, EventSink, PageResponse, SourceId,
+    Unit,
 };
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
@@ -54,7 +54,7 @@ impl Device {
         unit.attach_device_tlb(SOURCE, Arc::clone(&tlb) as _);
         Self {
             unit: Arc::clone(unit),
-            view: Mutex::new(DmaPort::translated(Arc::clone(unit), SOURCE).view()),
+            view: Mutex::new(unit.port(SOURCE).view()),
             tlb,
             apics,
         }

@@ -5,10 +5,9 @@ use std::ops::Deref;
 use thiserror::Error;
 use vm_memory::GuestMemoryBackend;
 
-use super::port::Path;
-use super::view::DmaTransaction;
+use super::transaction::DmaTransaction;
 use crate::spec::fault_reason::Reply;
-use crate::translate::{Access, Request, RequestKind};
+use crate::translate::{Access, RequestKind};
 
 /// The answer to a translation request. Its Global and Exe bits are always 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,33 +54,14 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
     /// # Errors
     /// There is no answer. The fault has been recorded, unless the guest disabled that.
     pub fn translate(&self, address: u64, no_write: bool) -> Result<AtsTranslation, AtsRefusal> {
-        let port = self.port();
-        if !port.is_open() {
+        if !self.is_open() {
             return Err(AtsRefusal::Gated);
         }
-        let Path::Translated { state, source } = &port.path else {
-            return Err(AtsRefusal::UnsupportedRequest);
-        };
-        state.count_translation_request();
-        let request = Request {
-            source: *source,
-            pasid: self.pasid(),
-            address,
-            access: Access::Read,
-            privileged: self.privileged(),
-            kind: RequestKind::TranslationRequest { no_write },
-        };
-        // It looks up nothing that this view remembers: a device-TLB is there to make it rare.
-        let tables = self.tables(state);
-        let outcome = match state.kept() {
-            Some(kept) => {
-                let answer = kept.translate(&tables, self.generation(), &request);
-                self.compare(state, &request, &answer);
-                answer.outcome
-            }
-            None => tables.translate(&request),
-        };
-        match outcome {
+        let (lookup, source) = self.lookup().ok_or(AtsRefusal::UnsupportedRequest)?;
+        lookup.state.count_translation_request();
+        let kind = RequestKind::TranslationRequest { no_write };
+        let request = self.request(source, address, Access::Read, kind);
+        match lookup.translate(&request) {
             Ok(translation) => Ok(AtsTranslation {
                 address: translation.address,
                 page_shift: translation.page_shift,
@@ -91,22 +71,19 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
                 snooped: translation.force_snoop,
                 privileged: request.privileged,
             }),
-            Err(fault) => {
-                self.blocked(state, &request, &fault);
-                match fault.reply {
-                    Reply::UnsupportedRequest => Err(AtsRefusal::UnsupportedRequest),
-                    Reply::CompleterAbort => Err(AtsRefusal::CompleterAbort),
-                    Reply::NoAccess => Ok(AtsTranslation {
-                        address,
-                        page_shift: 12,
-                        readable: false,
-                        writable: false,
-                        untranslated_only: false,
-                        snooped: false,
-                        privileged: false,
-                    }),
-                }
-            }
+            Err(fault) => match fault.reply {
+                Reply::UnsupportedRequest => Err(AtsRefusal::UnsupportedRequest),
+                Reply::CompleterAbort => Err(AtsRefusal::CompleterAbort),
+                Reply::NoAccess => Ok(AtsTranslation {
+                    address,
+                    page_shift: 12,
+                    readable: false,
+                    writable: false,
+                    untranslated_only: false,
+                    snooped: false,
+                    privileged: false,
+                }),
+            },
         }
     }
 }

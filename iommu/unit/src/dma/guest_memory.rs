@@ -1,16 +1,84 @@
-//! From a range of device addresses to pieces of host memory, translated as the consumer goes.
+//! [`vm_memory::GuestMemory`] for a transaction: a range of device addresses becomes pieces of host memory, translated as the
+//! consumer goes.
 
 use std::iter::FusedIterator;
 use std::ops::Deref;
 
-use vm_memory::bitmap::MS;
+use vm_memory::bitmap::{BS, MS};
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, MemoryRegionAddress,
-    Permissions, VolatileSlice,
+    GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
+    MemoryRegionAddress, Permissions, VolatileSlice,
 };
 
-use super::view::DmaTransaction;
+use super::transaction::{DmaTransaction, permits};
+
+/// The most bytes that [`DmaTransaction::check_range`] looks at: whatever is longer is declared bad, so that a guest
+/// cannot make one check take arbitrarily long. The largest ring of virtio has half a mebibyte.
+const CHECK_LIMIT: usize = 64 << 20;
+
+impl<M> GuestMemory for DmaTransaction<'_, M>
+where
+    M: Deref<Target: GuestMemoryBackend>,
+{
+    type PhysicalMemory = M::Target;
+    type Bitmap = <<M::Target as GuestMemoryBackend>::R as GuestMemoryRegion>::B;
+
+    /// Whether the tables permit `access` to the whole range. It reports no fault, as it makes no request.
+    ///
+    /// It sets no dirty bit either. So a write can still be blocked where a dirty bit is due that cannot be set, as the
+    /// guest forbids the unit to snoop (section 7.1.3: SFS.9, SSS.5) or to write to that first-stage table (SFS.8).
+    ///
+    /// Ranges of more than 64 MiB are not looked at while translation is on; they count as inaccessible.
+    fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
+        if !self.is_open() {
+            return false;
+        }
+        if self.is_identity() {
+            return GuestMemoryBackend::check_range(self.memory(), addr, count);
+        }
+        if count > CHECK_LIMIT {
+            return false;
+        }
+        let mut address = addr.0;
+        let mut left = count as u64;
+        while left != 0 {
+            let Some(found) = self.probe(address).filter(|found| permits(found, access)) else {
+                return false;
+            };
+            let block = 1_u64 << found.page_shift;
+            let length = left.min(block - (address & (block - 1)));
+            let Ok(bytes) = usize::try_from(length) else {
+                return false;
+            };
+            if !GuestMemoryBackend::check_range(self.memory(), GuestAddress(found.address), bytes) {
+                return false;
+            }
+            left -= length;
+            match address.checked_add(length) {
+                Some(next) => address = next,
+                None => return left == 0,
+            }
+        }
+        true
+    }
+
+    fn get_slices<'a>(
+        &'a self,
+        addr: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>, GuestMemoryError> {
+        if !self.is_open() {
+            return Err(GuestMemoryError::InvalidGuestAddress(addr));
+        }
+        Ok(DmaSlices::new(self, addr, count, access))
+    }
+
+    fn physical_memory(&self) -> Option<&Self::PhysicalMemory> {
+        (self.is_identity() && self.is_open()).then(|| self.memory())
+    }
+}
 
 /// The most blocks that are joined into one slice. It bounds the work of a single step, as the length of a range is
 /// the guest's choice.
@@ -49,7 +117,7 @@ impl<'a, 'v, M: Deref<Target: GuestMemoryBackend>> DmaSlices<'a, 'v, M> {
         if self.transaction.is_identity() {
             return Some((address, left));
         }
-        let found = self.transaction.lookup(address, self.access)?;
+        let found = self.transaction.translated(address, self.access)?;
         let block = 1_u64 << found.page_shift;
         Some((found.address, left.min(block - (address & (block - 1)))))
     }

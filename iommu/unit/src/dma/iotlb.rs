@@ -1,4 +1,4 @@
-//! The translation cache of one view: direct-mapped, by page of 4 KiB.
+//! The IOTLB of one view (sec. 6.2.4): direct-mapped, by page of 4 KiB.
 //!
 //! It needs no lock, as only one thread has it; and no invalidation, as each entry carries the generation in which
 //! it was filled.
@@ -25,12 +25,12 @@ struct Entry {
 }
 
 #[derive(Default)]
-pub(super) struct Cache {
+pub(super) struct Iotlb {
     /// Allocated by the first insertion, so that views that never translate stay small.
     entries: OnceCell<Box<[Cell<Entry>; ENTRIES]>>,
 }
 
-impl Cache {
+impl Iotlb {
     #[inline]
     pub(super) fn lookup(&self, tag: Tag, address: u64) -> Option<Permitted> {
         let entry = self.entries.get()?.get(index(tag, address))?.get();

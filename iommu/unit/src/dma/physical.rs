@@ -7,7 +7,6 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, Permissions};
 
-use super::port::DmaPort;
 use crate::spec::ids::{Pasid, SourceId};
 use crate::unit::Unit;
 
@@ -58,7 +57,7 @@ impl<M: Clone + Deref<Target: GuestMemoryBackend>> Unit<M> {
         let last = address
             .checked_add(length - 1)
             .ok_or(DmaBlocked { address })?;
-        let mut view = DmaPort::translated(Arc::clone(self), source).view();
+        let mut view = self.port(source).view();
         let transaction = view.begin_pasid(pasid);
         if transaction.is_identity() {
             return Ok(vec![PhysicalRange { address, length }]);
@@ -67,7 +66,7 @@ impl<M: Clone + Deref<Target: GuestMemoryBackend>> Unit<M> {
         let mut next = address;
         loop {
             let found = transaction
-                .lookup(next, access)
+                .translated(next, access)
                 .ok_or(DmaBlocked { address: next })?;
             let end = last.min(next | ((1 << found.page_shift) - 1));
             let length = end - next + 1;

@@ -1,15 +1,10 @@
-//! The place of a device in front of guest memory.
+//! The port of a device: how it reaches guest memory, behind a unit or behind none.
 
-use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vm_memory::GuestMemoryBackend;
-
 use super::shared::DmaState;
-use super::view::DmaView;
 use crate::spec::ids::SourceId;
-use crate::unit::Unit;
 
 /// How a device reaches guest memory. Cheap to clone; shared by the threads of a device.
 ///
@@ -36,12 +31,8 @@ impl<M> DmaPort<M> {
         }
     }
 
-    /// A device behind `unit` that presents itself as `source`.
-    pub fn translated(unit: Arc<Unit<M>>, source: SourceId) -> Self {
-        Self::behind(Arc::clone(unit.dma_state()), source)
-    }
-
-    /// A device behind the unit that `state` is of.
+    /// A device behind the unit that `state` is of, which presents itself as `source`; as
+    /// [`Unit::port`](crate::Unit::port).
     pub fn behind(state: Arc<DmaState<M>>, source: SourceId) -> Self {
         Self {
             path: Path::Translated { state, source },
@@ -72,16 +63,6 @@ impl<M> DmaPort<M> {
             Path::Direct(memory) => memory,
             Path::Translated { state, .. } => state.memory(),
         }
-    }
-}
-
-impl<M> DmaPort<M>
-where
-    M: Clone + Deref<Target: GuestMemoryBackend>,
-{
-    /// A view for one worker thread.
-    pub fn view(&self) -> DmaView<M> {
-        DmaView::new(self.clone())
     }
 }
 

@@ -11,7 +11,7 @@ use vm_memory::GuestMemoryBackend;
 use crate::memory::Nearby;
 use crate::retention::Kept;
 use crate::spec::invalidation::Invalidation;
-use crate::translate::{Fault, Gates, GuestTables, Latched, Request, Resolved, Translation};
+use crate::translate::{Fault, Gates, GuestTables, Latched, Request, Translation};
 
 /// Where blocked requests are reported.
 ///
@@ -318,15 +318,6 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaState<M> {
     /// The guest's tables, as the guest has latched them by now.
     pub fn tables(&self) -> GuestTables<'_, Nearby<'_, M::Target>> {
         GuestTables::new(self.guest_memory(), &self.gates, self.latched())
-    }
-
-    /// What translates a request that no transaction makes, from what is kept if there is something.
-    pub(crate) fn resolve(&self, latched: &Latched, request: &Request) -> Result<Resolved, Fault> {
-        let tables = GuestTables::new(self.guest_memory(), &self.gates, *latched);
-        match &self.kept {
-            Some(kept) => kept.resolve(&tables, request),
-            None => tables.resolve_request(request),
-        }
     }
 
     /// Guest memory.

@@ -1,11 +1,9 @@
 //! What a unit says about itself, against raw register values.
 
-use std::sync::Arc;
-
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::unit::testing::{Bench, full, plain};
-use crate::{DmaPort, Pasid, SourceId, UnitConfig};
+use crate::{Pasid, SourceId, UnitConfig};
 
 fn line<'a>(text: &'a str, name: &str) -> &'a str {
     text.lines()
@@ -52,7 +50,7 @@ fn registers_of_features_that_are_not_offered_are_left_out() {
 fn pending_faults_are_shown_until_the_guest_clears_them() {
     let bench = Bench::new(&full());
     bench.map_legacy(0x7000);
-    let port = DmaPort::translated(Arc::clone(&bench.unit), SourceId(0x18));
+    let port = bench.unit.port(SourceId(0x18));
     let mut view = port.view();
     let transaction = view.begin();
     let refused = transaction.read_obj::<u64>(GuestAddress(0x9000));

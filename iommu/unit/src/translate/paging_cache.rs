@@ -5,7 +5,7 @@
 //! these entries is present and in order, and has its accessed bits set, which is what the specification asks of those that
 //! are cached.
 //!
-//! [`Structures::translate`] then reads one entry for each stage instead of all. It answers requests that are permitted
+//! [`PagingCache::translate`] then reads one entry for each stage instead of all. It answers requests that are permitted
 //! and need no bit set in any entry. About all others it says nothing, and a full walk is to find out: so faults, updates and
 //! their order are those of full walks.
 
@@ -13,9 +13,9 @@ use std::cell::{Cell, OnceCell};
 
 use super::binding::{Binding, FirstStage, SecondStage};
 use super::guest_tables::GuestTables;
+use super::interrupt_range::{block_shift, is_interrupt_range};
 use super::request::{Access, Translation};
 use super::resolve::Resolved;
-use super::walk::{block_shift, is_interrupt_range};
 use crate::memory::TableMemory;
 use crate::spec::first_stage::{DIRTY, FirstStageEntry};
 use crate::spec::gates::Gates;
@@ -31,7 +31,7 @@ const WITHIN_BLOCK: u64 = (1 << BLOCK) - 1;
 const WITHIN_PAGE: u64 = 0xfff;
 
 /// For which requests something that is remembered holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tag {
     /// When it was found; 0 for never.
     pub(crate) generation: u64,
@@ -233,12 +233,12 @@ type Set = [Cell<Entry>; ENTRIES];
 
 /// The caches of one device thread. No entry is ever invalidated: its tag goes out of use.
 #[derive(Default)]
-pub(crate) struct Structures(OnceCell<Box<[Set; 2]>>);
+pub(crate) struct PagingCache(OnceCell<Box<[Set; 2]>>);
 
 const INPUT: usize = 0;
 const BELOW: usize = 1;
 
-impl Structures {
+impl PagingCache {
     /// Translates an untranslated request, if what is remembered for `tag` is enough for that. `resolved` is what
     /// translates such requests.
     #[inline]

@@ -39,7 +39,7 @@ impl TableMemory for Counted<'_> {
 /// Requests without PASID of one device, as a view makes them.
 struct Walks<'a> {
     world: &'a World,
-    structures: Structures,
+    paging: PagingCache,
     tag: Tag,
 }
 
@@ -47,7 +47,7 @@ impl<'a> Walks<'a> {
     fn new(world: &'a World) -> Self {
         Self {
             world,
-            structures: Structures::default(),
+            paging: PagingCache::default(),
             tag: Tag::new(1, None, false),
         }
     }
@@ -55,9 +55,12 @@ impl<'a> Walks<'a> {
     fn full(&self, address: u64, access: Access) -> Result<Translation, Fault> {
         let tables = self.world.tables();
         let request = Request::untranslated(SOURCE, address, access);
-        let resolve = || tables.resolve_request(&request);
-        let (translation, trail) = tables.translate_with(&request, resolve)?;
-        self.structures.keep(self.tag, address, &trail);
+        if let Some(outcome) = tables.without_tables(&request) {
+            return outcome;
+        }
+        let resolved = tables.resolve_request(&request)?;
+        let (translation, trail) = tables.walk(&resolved, &request)?;
+        self.paging.keep(self.tag, address, &trail);
         Ok(translation)
     }
 
@@ -72,7 +75,7 @@ impl<'a> Walks<'a> {
             reads: Cell::new(0),
         });
         let found = self
-            .structures
+            .paging
             .translate(&counted, &resolved, self.tag, address, access);
         (found, counted.memory().reads.get())
     }

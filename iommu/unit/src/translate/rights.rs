@@ -1,16 +1,8 @@
-//! What a request asks of the rights that a walk finds.
+//! The rights that a request needs, checked against those that a walk finds (sec. 3.6 and 3.7).
 
 use super::request::{Access, Request, RequestKind};
 use crate::spec::fault_reason::FaultReason;
 use crate::spec::gates::Gates;
-
-/// When dirty bits are to be set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Dirties {
-    Never,
-    /// If writing is permitted.
-    Always,
-}
 
 /// The rights that a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +10,8 @@ pub(super) struct Demand {
     read: bool,
     write: bool,
     zero_length: bool,
-    dirties: Dirties,
+    /// Dirty bits are to be set, if writing is permitted.
+    dirties: bool,
 }
 
 impl Demand {
@@ -27,20 +20,15 @@ impl Demand {
         read: false,
         write: false,
         zero_length: false,
-        dirties: Dirties::Never,
+        dirties: false,
     };
 
     pub(super) fn of(request: &Request, gates: &Gates) -> Self {
         match request.kind {
             RequestKind::TranslationRequest { no_write } => {
                 let read_only = no_write && gates.caps.ecap.nwfs();
-                let dirties = if read_only {
-                    Dirties::Never
-                } else {
-                    Dirties::Always
-                };
                 Self {
-                    dirties,
+                    dirties: !read_only,
                     ..Self::PROBE
                 }
             }
@@ -51,11 +39,7 @@ impl Demand {
                     read: request.access.reads() && !zero_length,
                     write: writes,
                     zero_length,
-                    dirties: if writes {
-                        Dirties::Always
-                    } else {
-                        Dirties::Never
-                    },
+                    dirties: writes,
                 }
             }
         }
@@ -63,7 +47,7 @@ impl Demand {
 
     /// Whether the request leads to a write, given that it is permitted to write.
     pub(super) const fn dirties(self, writable: bool) -> bool {
-        writable && matches!(self.dirties, Dirties::Always)
+        writable && self.dirties
     }
 
     /// Scalable mode: at the end of the walk, first the right to write.

@@ -4,6 +4,7 @@ use super::accessed_dirty::{Applied, Updates};
 use super::binding::{Binding, FirstStage, SecondStage};
 use super::caches::StructureCaches;
 use super::guest_tables::GuestTables;
+use super::interrupt_range::{block_shift, is_interrupt_range};
 use super::paging_cache::Trail;
 use super::request::{Translation, TranslationType};
 use super::resolve::Resolved;
@@ -12,18 +13,11 @@ use super::{first_stage, second_stage};
 use crate::memory::TableMemory;
 use crate::spec::fault_reason::FaultReason;
 
-/// The interrupt address range is 0xfeex_xxxx (sec. 3.14): these are its address bits 63:20.
-const INTERRUPT_RANGE: u64 = 0xfee;
-
 /// How often a walk is repeated because the guest has changed an entry under it.
 const ATTEMPTS: u32 = 16;
 
 /// Pass-through answers are given for as much at a time.
 const PASS_THROUGH_SHIFT: u8 = 30;
-
-pub(crate) const fn is_interrupt_range(address: u64) -> bool {
-    address >> 20 == INTERRUPT_RANGE
-}
 
 pub(super) struct Walker<'a, T, C> {
     pub(super) tables: &'a GuestTables<'a, T, C>,
@@ -262,16 +256,4 @@ const fn is_canonical(address: u64, levels: u8) -> bool {
     let top = 12 + 9 * levels - 1;
     let extension = address >> top;
     extension == 0 || extension == u64::MAX >> top
-}
-
-/// The largest block up to 2^`shift` around each of `addresses` that is outside of the interrupt address range, whose
-/// addresses are dealt with one by one.
-pub(super) fn block_shift(shift: u8, addresses: &[u64]) -> u8 {
-    let overlaps =
-        |address: &u64| shift > 20 && address >> shift == (INTERRUPT_RANGE << 20) >> shift;
-    if addresses.iter().any(overlaps) {
-        12
-    } else {
-        shift
-    }
 }

@@ -17,8 +17,8 @@ use super::case::{Ask, Case};
 use super::memory::{Memory, memory};
 use intel_vtd::spec::fault_reason::FaultReason;
 use intel_vtd::{
-    AtsRefusal, AtsTranslation, DmaPort, EventSink, InterruptMessage, PageRequest,
-    PageRequestRefusal, Pasid, Request, Scalable, SourceId, Stages, Unit, UnitConfig,
+    AtsRefusal, AtsTranslation, EventSink, InterruptMessage, PageRequest, PageRequestRefusal,
+    Pasid, Request, Scalable, SourceId, Stages, Unit, UnitConfig,
 };
 
 pub(super) const SOURCE: SourceId = SourceId(0x0018);
@@ -111,7 +111,7 @@ impl World {
 
     /// Makes a request, and tells whether it got through.
     pub(super) fn ask(&self, ask: Ask) -> bool {
-        let mut view = DmaPort::translated(Arc::clone(&self.unit), SOURCE).view();
+        let mut view = self.unit.port(SOURCE).view();
         match ask {
             Ask::Read(pasid, address) => {
                 let transaction = view.begin_pasid(number(pasid));
@@ -167,7 +167,7 @@ impl World {
         pasid: Option<u32>,
         address: u64,
     ) -> Result<AtsTranslation, AtsRefusal> {
-        let mut view = DmaPort::translated(Arc::clone(&self.unit), SOURCE).view();
+        let mut view = self.unit.port(SOURCE).view();
         view.begin_pasid(number(pasid)).translate(address, false)
     }
 
@@ -177,7 +177,7 @@ impl World {
         pasid: u32,
         address: u64,
     ) -> Result<AtsTranslation, AtsRefusal> {
-        let mut view = DmaPort::translated(Arc::clone(&self.unit), SOURCE).view();
+        let mut view = self.unit.port(SOURCE).view();
         let transaction = view.begin_supervisor(Pasid::new(pasid).unwrap());
         transaction.translate(address, false)
     }

@@ -6,7 +6,6 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::super::testing::{Bench, STATUS, full, sharing};
 use super::*;
-use crate::dma::DmaPort;
 use crate::spec::ids::SourceId;
 
 /// A unit at work: scalable mode, translation, queue and interrupt remapping on, two faults recorded, their event pending
@@ -17,7 +16,7 @@ fn busy() -> Bench {
     bench.enable_interrupts(true);
     bench.pass_through_scalable();
     bench.write32(0xD0, 0x5000);
-    let mut view = DmaPort::translated(Arc::clone(&bench.unit), SourceId(0x20)).view();
+    let mut view = bench.unit.port(SourceId(0x20)).view();
     for address in [0x1_0000, 0x2_0000] {
         let read = view.begin().read_obj::<u32>(GuestAddress(address));
         assert!(read.is_err());
@@ -54,13 +53,13 @@ fn work_goes_on_with_what_was_latched() {
     let bench = busy();
     let state = bench.unit.save();
     let next = successor(&bench);
-    let mut view = DmaPort::translated(Arc::clone(&next.unit), SourceId(0x20)).view();
+    let mut view = next.unit.port(SourceId(0x20)).view();
     assert!(view.begin().read_obj::<u32>(GuestAddress(0x1000)).is_ok());
     next.unit.restore(&state).unwrap();
 
     // Translation is on, by the tables from before the register was rewritten.
     assert!(view.begin().read_obj::<u32>(GuestAddress(0x1000)).is_err());
-    let mut passing = DmaPort::translated(Arc::clone(&next.unit), SourceId(0x18)).view();
+    let mut passing = next.unit.port(SourceId(0x18)).view();
     assert!(
         passing
             .begin()

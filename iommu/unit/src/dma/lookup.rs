@@ -1,0 +1,217 @@
+//! Who answers a request: the guest's tables, or the translations that the unit retains (sec. 6.2).
+//!
+//! Views, ATS and page requests ask here and nowhere else.
+
+use std::cell::{Cell, OnceCell};
+use std::ops::Deref;
+
+use vm_memory::GuestMemoryBackend;
+
+use super::iotlb::Iotlb;
+use super::shared::{DmaState, Slot};
+use crate::memory::Nearby;
+use crate::retention::{Answer, Found, Kept};
+use crate::translate::{
+    Binding, Fault, GuestTables, Latched, PagingCache, Permitted, Request, RequestKind, Resolved,
+    Tag, Translation,
+};
+
+/// What a view remembers of its walks: context and PASID entries, paging-structure entries, pages.
+#[derive(Default)]
+pub(super) struct ViewCaches {
+    pub(super) iotlb: Iotlb,
+    paging: PagingCache,
+    /// What root, context, directory and PASID entry say about the requests of `bound_for`. A view has one source, and
+    /// mostly one PASID.
+    bound: OnceCell<Resolved>,
+    bound_for: Tag,
+    walks: Cell<u64>,
+}
+
+impl ViewCaches {
+    /// Untranslated requests of `tag` are to follow.
+    #[inline]
+    pub(super) fn begin(&mut self, tag: Tag) {
+        if self.bound_for != tag {
+            self.bound = OnceCell::new();
+            self.bound_for = tag;
+        }
+    }
+
+    /// How many times a table walk was needed.
+    #[inline]
+    pub(super) fn walks(&self) -> u64 {
+        self.walks.get()
+    }
+
+    fn count_walk(&self) {
+        self.walks.set(self.walks.get().wrapping_add(1));
+    }
+}
+
+/// One transaction's way to the answers.
+pub(super) struct Lookup<'a, 'v, M: Deref<Target: GuestMemoryBackend>> {
+    pub(super) state: &'a DmaState<M>,
+    pub(super) slot: &'a Slot,
+    /// As the transaction sees them.
+    pub(super) tables: GuestTables<'a, &'a Nearby<'v, M::Target>>,
+    /// Under which the transaction runs.
+    pub(super) generation: u64,
+}
+
+impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
+    /// Translates a translation request. It looks up nothing that a view remembers: a device-TLB is there to make it rare.
+    ///
+    /// # Errors
+    /// The fault for which the request is blocked. It has been reported.
+    pub(super) fn translate(&self, request: &Request) -> Result<Translation, Fault> {
+        let outcome = match self.state.kept() {
+            Some(kept) => self.ask(kept, request).outcome,
+            None => self.tables.translate(request),
+        };
+        outcome.inspect_err(|fault| self.report(request, fault))
+    }
+
+    /// What is permitted at the address of `request`. No request is made: nothing is reported, no bit set.
+    ///
+    /// # Errors
+    /// The fault for which such a request would be blocked, apart from missing permissions.
+    pub(super) fn probe(&self, request: &Request) -> Result<Translation, Fault> {
+        match self.state.kept() {
+            Some(kept) => kept.probe(&self.tables, request),
+            None => self.tables.probe(request),
+        }
+    }
+
+    /// Translates a request that `caches.iotlb` does not answer.
+    ///
+    /// # Errors
+    /// The fault for which the request is blocked. It has been reported.
+    #[inline]
+    pub(super) fn page(
+        &self,
+        caches: &ViewCaches,
+        tag: Tag,
+        request: &Request,
+    ) -> Result<Permitted, Fault> {
+        let outcome = match self.state.kept() {
+            Some(kept) => self.kept_page(kept, caches, request),
+            None => {
+                caches.count_walk();
+                self.table_page(caches, tag, request)
+            }
+        };
+        outcome.inspect_err(|fault| self.report(request, fault))
+    }
+
+    #[inline]
+    fn table_page(
+        &self,
+        caches: &ViewCaches,
+        tag: Tag,
+        request: &Request,
+    ) -> Result<Permitted, Fault> {
+        let (tables, address) = (&self.tables, request.address);
+        if request.kind != RequestKind::Untranslated {
+            // What untranslated requests are bound to is no permission for translated ones, nor the other way round.
+            return tables
+                .translate(request)
+                .map(|translation| Permitted::new(&translation));
+        }
+        let keep = |found| {
+            caches.iotlb.insert(tag, address, &found);
+            found
+        };
+        if let Some(resolved) = caches.bound.get()
+            && let Some(found) =
+                caches
+                    .paging
+                    .translate(tables, resolved, tag, address, request.access)
+        {
+            self.count_nested(resolved);
+            return Ok(keep(found));
+        }
+        if let Some(outcome) = tables.without_tables(request) {
+            return outcome.map(|translation| keep(Permitted::new(&translation)));
+        }
+        let resolved = match caches.bound.get() {
+            Some(resolved) => resolved,
+            None => {
+                let resolved = tables.resolve_request(request)?;
+                caches.bound.get_or_init(|| resolved)
+            }
+        };
+        self.count_nested(resolved);
+        let (translation, trail) = tables.walk(resolved, request)?;
+        caches.paging.keep(tag, address, &trail);
+        Ok(keep(Permitted::new(&translation)))
+    }
+
+    /// The caches of the view stay empty, so that every use of what is kept is compared with the tables.
+    #[cold]
+    #[inline(never)]
+    fn kept_page(
+        &self,
+        kept: &Kept,
+        caches: &ViewCaches,
+        request: &Request,
+    ) -> Result<Permitted, Fault> {
+        let answer = self.ask(kept, request);
+        match answer.found {
+            Found::Kept => self.slot.count_kept(),
+            Found::Walked { nested } => {
+                caches.count_walk();
+                if nested {
+                    self.slot.count_nested();
+                }
+            }
+        }
+        let translation = answer.outcome?;
+        // Its neighbours may be kept from another time.
+        Ok(Permitted {
+            page_shift: 12,
+            ..Permitted::new(&translation)
+        })
+    }
+
+    /// Asks what is kept, and counts and reports an answer that the tables no longer give.
+    fn ask(&self, kept: &Kept, request: &Request) -> Answer {
+        let answer = kept.translate(&self.tables, self.generation, request);
+        if let Some(now) = &answer.instead {
+            self.slot.count_stale();
+            self.state.report_stale(request, &answer.outcome, now);
+        }
+        answer
+    }
+
+    #[inline]
+    fn count_nested(&self, resolved: &Resolved) {
+        if let Binding::Nested(..) = &resolved.binding {
+            self.slot.count_nested();
+        }
+    }
+
+    /// Reports a blocked request, if there is anything to say: translation that is off, and conditions that a device may
+    /// meet when it asks for a translation, are no faults.
+    fn report(&self, request: &Request, fault: &Fault) {
+        let asks = matches!(request.kind, RequestKind::TranslationRequest { .. });
+        let recoverable = asks && fault.reason.is_recoverable();
+        if self.tables.latched().enabled && !recoverable {
+            self.state.report(request, fault);
+        }
+    }
+}
+
+impl<M: Deref<Target: GuestMemoryBackend>> DmaState<M> {
+    /// What translates a request that no transaction makes.
+    ///
+    /// # Errors
+    /// The fault for which the request is blocked.
+    pub(crate) fn resolve(&self, latched: &Latched, request: &Request) -> Result<Resolved, Fault> {
+        let tables = GuestTables::new(self.guest_memory(), self.gates(), *latched);
+        match self.kept() {
+            Some(kept) => kept.resolve(&tables, request),
+            None => tables.resolve_request(request),
+        }
+    }
+}

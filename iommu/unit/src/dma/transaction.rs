@@ -1,0 +1,212 @@
+//! A transaction: requests of one kind and PASID, during which no invalidation completes.
+
+use std::ops::Deref;
+
+use vm_memory::{GuestMemoryBackend, Permissions};
+
+use super::lookup::Lookup;
+use super::port::Path;
+use super::view::DmaView;
+use crate::memory::Nearby;
+use crate::spec::ids::{Pasid, SourceId};
+use crate::translate::{Access, GuestTables, Permitted, Request, RequestKind, Tag};
+
+impl<M> DmaView<M>
+where
+    M: Deref<Target: GuestMemoryBackend>,
+{
+    /// Begins a transaction of requests without PASID.
+    pub fn begin(&mut self) -> DmaTransaction<'_, M> {
+        self.begin_pasid(None)
+    }
+
+    /// Begins a transaction of requests with `pasid`, or of requests without one.
+    pub fn begin_pasid(&mut self, pasid: Option<Pasid>) -> DmaTransaction<'_, M> {
+        self.begin_untranslated(pasid, false)
+    }
+
+    /// Begins a transaction of requests with `pasid` that ask for supervisor privilege (Privileged Mode Requested in the
+    /// PASID prefix).
+    ///
+    /// The guest permits them for each PASID (SRE); where it does not, every access fails. First-stage entries then need no
+    /// U/S, and no R/W unless the guest asks for that (WPE).
+    pub fn begin_supervisor(&mut self, pasid: Pasid) -> DmaTransaction<'_, M> {
+        self.begin_untranslated(Some(pasid), true)
+    }
+
+    fn begin_untranslated(
+        &mut self,
+        pasid: Option<Pasid>,
+        privileged: bool,
+    ) -> DmaTransaction<'_, M> {
+        let tag = Tag::new(self.enter(), pasid, privileged);
+        self.caches.begin(tag);
+        DmaTransaction {
+            view: self,
+            near: Nearby::new(self.port.memory()),
+            tables: Nearby::new(self.port.memory()),
+            tag,
+            pasid,
+            privileged,
+            kind: RequestKind::Untranslated,
+        }
+    }
+
+    /// Begins a transaction of translated requests: their addresses are what [`DmaTransaction::translate`] answered.
+    ///
+    /// The device's own permission to make such requests is checked for every access (DTE in scalable mode, the
+    /// translation type in legacy mode), and a fault reported; whether it was given an address is not, as on hardware.
+    /// While translation is off, and behind no unit, every access fails, and nothing is reported.
+    ///
+    /// Such requests have no PASID.
+    pub fn begin_translated(&mut self) -> DmaTransaction<'_, M> {
+        self.enter();
+        DmaTransaction {
+            view: self,
+            near: Nearby::new(self.port.memory()),
+            tables: Nearby::new(self.port.memory()),
+            tag: Tag::new(NEVER, None, false),
+            pasid: None,
+            privileged: false,
+            kind: RequestKind::Translated,
+        }
+    }
+}
+
+/// The generation of no entry: translated requests neither find what untranslated ones left in the caches, nor leave
+/// anything there. What they need is two entries, which say much about a whole range at once.
+const NEVER: u64 = u64::MAX;
+
+/// Access to guest memory as the device sees it, during which no invalidation completes.
+///
+/// An address that does not translate, or is not memory, fails with
+/// [`GuestMemoryError::InvalidGuestAddress`](vm_memory::GuestMemoryError::InvalidGuestAddress).
+pub struct DmaTransaction<'v, M: Deref<Target: GuestMemoryBackend>> {
+    view: &'v DmaView<M>,
+    /// For what the device accesses, and for tables, which are mostly elsewhere.
+    near: Nearby<'v, M::Target>,
+    tables: Nearby<'v, M::Target>,
+    /// Of generation [`NEVER`] for translated requests.
+    tag: Tag,
+    pasid: Option<Pasid>,
+    privileged: bool,
+    kind: RequestKind,
+}
+
+impl<M: Deref<Target: GuestMemoryBackend>> Drop for DmaTransaction<'_, M> {
+    fn drop(&mut self) {
+        if let Some(slot) = &self.view.slot {
+            slot.leave(self.view.hits.get(), self.view.caches.walks());
+        }
+    }
+}
+
+impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
+    /// Whether the gate of the port lets requests out.
+    pub(super) fn is_open(&self) -> bool {
+        self.view.port.is_open()
+    }
+
+    /// Whether addresses are guest-physical: behind no unit, or while the guest has translation switched off.
+    pub(super) fn is_identity(&self) -> bool {
+        (self.view.slot.is_none() || !self.view.latched.enabled)
+            && self.kind == RequestKind::Untranslated
+    }
+
+    pub(super) fn memory(&self) -> &M::Target {
+        self.view.port.memory()
+    }
+
+    /// Memory for what the device accesses.
+    pub(super) fn near(&self) -> &Nearby<'v, M::Target> {
+        &self.near
+    }
+
+    /// Translates one page for `access`, and reports the fault if that is blocked.
+    #[inline]
+    pub(super) fn translated(&self, address: u64, access: Permissions) -> Option<Permitted> {
+        if let Some(hit) = self.view.caches.iotlb.lookup(self.tag, address)
+            && permits(&hit, access)
+        {
+            let hits = &self.view.hits;
+            hits.set(hits.get().wrapping_add(1));
+            return Some(hit);
+        }
+        self.miss(address, access)
+    }
+
+    /// What a hit does not need, out of its way.
+    #[cold]
+    #[inline(never)]
+    fn miss(&self, address: u64, access: Permissions) -> Option<Permitted> {
+        // Both permissions are two requests, so that a fault names the one that is missing.
+        let mut found = None;
+        if access.has_write() {
+            found = Some(self.page(address, Access::Write)?);
+        }
+        if found.is_none()
+            || access == Permissions::ReadWrite && found.is_some_and(|found| !found.readable)
+        {
+            found = Some(self.page(address, Access::Read)?);
+        }
+        found
+    }
+
+    fn page(&self, address: u64, access: Access) -> Option<Permitted> {
+        let (lookup, source) = self.lookup()?;
+        let request = self.request(source, address, access, self.kind);
+        lookup.page(&self.view.caches, self.tag, &request).ok()
+    }
+
+    /// What a page permits, without making a request: nothing is reported.
+    pub(super) fn probe(&self, address: u64) -> Option<Permitted> {
+        let (lookup, source) = self.lookup()?;
+        let request = self.request(source, address, Access::Read, self.kind);
+        let translation = lookup.probe(&request).ok()?;
+        Some(Permitted {
+            address: translation.address,
+            page_shift: translation.page_shift,
+            readable: translation.readable,
+            writable: translation.writable,
+        })
+    }
+
+    /// Where to ask for translations, and as whom; `None` behind no unit.
+    #[inline]
+    pub(super) fn lookup(&self) -> Option<(Lookup<'_, 'v, M>, SourceId)> {
+        let view = self.view;
+        let (Path::Translated { state, source }, Some(slot)) = (&view.port.path, &view.slot) else {
+            return None;
+        };
+        let lookup = Lookup {
+            state,
+            slot,
+            tables: GuestTables::new(&self.tables, state.gates(), view.latched),
+            generation: view.latched_in,
+        };
+        Some((lookup, *source))
+    }
+
+    pub(super) const fn request(
+        &self,
+        source: SourceId,
+        address: u64,
+        access: Access,
+        kind: RequestKind,
+    ) -> Request {
+        Request {
+            source,
+            pasid: self.pasid,
+            address,
+            access,
+            privileged: self.privileged,
+            kind,
+        }
+    }
+}
+
+/// Whether `found` permits `access`.
+pub(super) fn permits(found: &Permitted, access: Permissions) -> bool {
+    let write = matches!(access, Permissions::Write | Permissions::ReadWrite);
+    (found.readable || access == Permissions::Write) && (found.writable || !write)
+}
