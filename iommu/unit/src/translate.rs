@@ -7,6 +7,7 @@
 mod accessed_dirty;
 mod binding;
 mod caches;
+mod descent;
 mod first_stage;
 mod guest_tables;
 mod interrupt_range;

@@ -2,16 +2,34 @@
 
 use super::accessed_dirty::Updates;
 use super::binding::{FirstStage, SecondStage};
-use super::caches::{Stage, StructureCaches, UpperEntry};
+use super::caches::{Stage, StructureCaches};
+use super::descent::Descent;
 use super::guest_tables::GuestTables;
 use super::paging_cache::Upper;
-use super::second_stage;
+use super::second_stage::{self, Mode};
 use crate::memory::TableMemory;
 use crate::spec::entry::EntryError;
 use crate::spec::fault_reason::FaultReason;
 use crate::spec::first_stage::{ACCESSED, DIRTY, EXTENDED_ACCESSED, FirstStageEntry};
 
 const VOLATILE: u64 = ACCESSED | DIRTY | EXTENDED_ACCESSED;
+
+/// The fault reasons of what leads to an entry, which depend on whether it is in the top table.
+struct Reasons {
+    fetch: FaultReason,
+    /// By the second stage.
+    read_denied: FaultReason,
+}
+
+const TOP: Reasons = Reasons {
+    fetch: FaultReason::FirstStageTopFetch,
+    read_denied: FaultReason::FirstStageTopReadDenied,
+};
+
+const BELOW_TOP: Reasons = Reasons {
+    fetch: FaultReason::FirstStageFetch,
+    read_denied: FaultReason::FirstStageReadDenied,
+};
 
 /// Where a walk ended.
 #[derive(Clone, Copy, Debug)]
@@ -76,54 +94,42 @@ pub(super) struct Walk<'a, T, C> {
 impl<T: TableMemory, C: StructureCaches> Walk<'_, T, C> {
     /// Walks the tables for `input`, which is canonical.
     pub(super) fn run(&self, input: u64, updates: &mut Updates) -> Result<Leaf, FaultReason> {
-        let stage = self.stage;
-        let needed = stage.accessed_bits();
-        let (mut user, mut write) = (true, true);
-        let mut table = stage.table;
-        let mut level = stage.levels;
-        let caches = self.tables.caches();
-        if let Some(upper) = caches.upper(Stage::First, input) {
-            (user, write) = upper.rights;
-            table = upper.table;
-            level = upper.level - 1;
-        }
+        let (tables, stage) = (self.tables, self.stage);
+        let caches = tables.caches();
+        let mut descent = Descent::begin(caches, Stage::First, input, stage.table, stage.levels);
         loop {
-            let top = level == stage.levels;
-            let page_shift = 12 + 9 * (level - 1);
-            let at = table + (input >> page_shift & 0x1ff) * 8;
-            let (entry_address, updatable) = self.entry_address(at, top, updates)?;
-            let word = self.tables.memory().read_u64(entry_address).map_err(|_| {
-                if top {
-                    FaultReason::FirstStageTopFetch
-                } else {
-                    FaultReason::FirstStageFetch
-                }
-            })?;
+            let reasons = if descent.is_top() { &TOP } else { &BELOW_TOP };
+            let at = descent.entry_address();
+            let (entry_address, updatable) = self.entry_address(at, reasons, updates)?;
+            let word = tables
+                .memory()
+                .read_u64(entry_address)
+                .map_err(|_| reasons.fetch)?;
             let entry = FirstStageEntry(word);
             entry
-                .validate(level, self.tables.gates())
+                .validate(descent.level(), tables.gates())
                 .map_err(|error| match error {
                     EntryError::NotPresent => FaultReason::FirstStageNotPresent,
                     _ => FaultReason::FirstStageReserved,
                 })?;
-            let leaf = entry.is_leaf(level);
-            let next = if leaf {
-                entry.page(page_shift)
+            let is_leaf = entry.is_leaf(descent.level());
+            let next = if is_leaf {
+                entry.page(descent.page_shift())
             } else {
                 entry.table()
             };
             self.check_width(next)?;
-            let missing = needed & !word;
+            let missing = stage.accessed_bits() & !word;
             if missing != 0 {
                 self.check_update(updatable)?;
             }
-            user &= entry.user();
-            let write_above = write;
-            write &= entry.writable();
-            if leaf {
+            let (_, write_above) = descent.rights();
+            descent.narrow((entry.user(), entry.writable()));
+            if is_leaf {
+                let (user, write) = descent.rights();
                 return Ok(Leaf {
-                    address: next | input & !(u64::MAX << page_shift),
-                    page_shift,
+                    address: descent.within(next),
+                    page_shift: descent.page_shift(),
                     user,
                     write,
                     dirty: word & DIRTY != 0,
@@ -137,15 +143,7 @@ impl<T: TableMemory, C: StructureCaches> Walk<'_, T, C> {
             if missing != 0 {
                 push(updates, entry_address, word, missing);
             }
-            let upper = UpperEntry {
-                level,
-                table: next,
-                rights: (user, write),
-            };
-            caches.found_upper(Stage::First, input, upper);
-            table = next;
-            // A leaf at level 1 ends the loop.
-            level -= 1;
+            descent.follow(caches, next);
         }
     }
 
@@ -171,26 +169,15 @@ impl<T: TableMemory, C: StructureCaches> Walk<'_, T, C> {
     fn entry_address(
         &self,
         at: u64,
-        top: bool,
+        reasons: &Reasons,
         updates: &mut Updates,
     ) -> Result<(u64, bool), FaultReason> {
         let Some(below) = self.below else {
             return Ok((at, true));
         };
-        let mut leaf = second_stage::walk(
-            self.tables,
-            below,
-            &second_stage::SCALABLE,
-            at,
-            updates,
-            second_stage::nothing_granted,
-        )?;
+        let mut leaf = second_stage::walk(self.tables, below, Mode::Scalable, at, updates)?;
         if !leaf.read {
-            return Err(if top {
-                FaultReason::FirstStageTopReadDenied
-            } else {
-                FaultReason::FirstStageReadDenied
-            });
+            return Err(reasons.read_denied);
         }
         if below.accessed_dirty {
             // While dirty bits are maintained, reading an entry counts as writing it.

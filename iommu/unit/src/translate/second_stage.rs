@@ -2,30 +2,64 @@
 
 use super::accessed_dirty::Updates;
 use super::binding::SecondStage;
-use super::caches::{Stage, StructureCaches, UpperEntry};
+use super::caches::{Stage, StructureCaches};
+use super::descent::Descent;
 use super::guest_tables::GuestTables;
 use super::paging_cache::Upper;
+use super::rights::Demand;
 use crate::memory::TableMemory;
 use crate::spec::fault_reason::FaultReason;
+use crate::spec::gates::Gates;
 use crate::spec::second_stage::{ACCESSED, DIRTY, SecondStageEntry};
 
-/// The fault reasons of a walk. Legacy and scalable mode differ in them only.
+/// Legacy and scalable mode differ in the fault reasons, and in when a walk ends for want of rights.
 #[derive(Clone, Copy)]
-pub(super) struct Reasons {
-    pub(super) beyond: FaultReason,
+pub(super) enum Mode {
+    /// At each level where the rights are missing that the request needs.
+    Legacy(Demand),
+    /// At the level where neither right is left.
+    Scalable,
+}
+
+impl Mode {
+    const fn reasons(self) -> &'static Reasons {
+        match self {
+            Self::Legacy(_) => &LEGACY,
+            Self::Scalable => &SCALABLE,
+        }
+    }
+
+    /// Why `input` is not walked for at all: it is beyond the width of the tables.
+    pub(super) const fn beyond(self) -> FaultReason {
+        self.reasons().beyond
+    }
+
+    /// Why a walk ends where these rights are left, if it does.
+    fn denied(self, gates: &Gates, (read, write): (bool, bool)) -> Option<FaultReason> {
+        match self {
+            Self::Legacy(demand) => demand.denied_legacy(gates, read, write),
+            Self::Scalable if read || write => None,
+            Self::Scalable => Some(FaultReason::ScalableSecondStageNotPresent),
+        }
+    }
+}
+
+/// The fault reasons of a walk.
+struct Reasons {
+    beyond: FaultReason,
     top_fetch: FaultReason,
     fetch: FaultReason,
     reserved: FaultReason,
 }
 
-pub(super) const LEGACY: Reasons = Reasons {
+const LEGACY: Reasons = Reasons {
     beyond: FaultReason::AddressBeyondWidth,
     top_fetch: FaultReason::ContextInvalid,
     fetch: FaultReason::SecondStageFetch,
     reserved: FaultReason::SecondStageReserved,
 };
 
-pub(super) const SCALABLE: Reasons = Reasons {
+const SCALABLE: Reasons = Reasons {
     beyond: FaultReason::BeyondSecondStage,
     top_fetch: FaultReason::ScalableSecondStageTopFetch,
     fetch: FaultReason::ScalableSecondStageFetch,
@@ -64,55 +98,43 @@ impl Leaf {
     }
 }
 
-/// Walks the tables for `input`, which is within their width.
-///
-/// `denied` is asked at each level about the rights that are left (read, write): it can end the walk.
+/// Walks the tables of `stage` for `input`, which is within their width.
 pub(super) fn walk<T: TableMemory, C: StructureCaches>(
     tables: &GuestTables<'_, T, C>,
     stage: &SecondStage,
-    reasons: &Reasons,
+    mode: Mode,
     input: u64,
     updates: &mut Updates,
-    denied: impl Fn(bool, bool) -> Option<FaultReason>,
 ) -> Result<Leaf, FaultReason> {
-    let (mut read, mut write) = (true, true);
-    let mut table = stage.table;
-    let mut level = stage.levels;
-    let caches = tables.caches();
-    if let Some(upper) = caches.upper(Stage::Second, input) {
-        (read, write) = upper.rights;
-        table = upper.table;
-        level = upper.level - 1;
-    }
+    let (gates, caches, reasons) = (tables.gates(), tables.caches(), mode.reasons());
+    let mut descent = Descent::begin(caches, Stage::Second, input, stage.table, stage.levels);
     loop {
-        let page_shift = 12 + 9 * (level - 1);
-        let entry_address = table + (input >> page_shift & 0x1ff) * 8;
+        let entry_address = descent.entry_address();
         let word = tables.memory().read_u64(entry_address).map_err(|_| {
-            if level == stage.levels {
+            if descent.is_top() {
                 reasons.top_fetch
             } else {
                 reasons.fetch
             }
         })?;
         let entry = SecondStageEntry(word);
-        let above = (read, write);
-        read &= entry.read();
-        write &= entry.write();
-        if let Some(reason) = denied(read, write) {
+        let above = descent.rights();
+        descent.narrow((entry.read(), entry.write()));
+        if let Some(reason) = mode.denied(gates, descent.rights()) {
             return Err(reason);
         }
         entry
-            .validate(level, tables.gates())
+            .validate(descent.level(), gates)
             .map_err(|_| reasons.reserved)?;
         if stage.accessed_dirty && word & ACCESSED == 0 {
             require_snoop(stage)?;
             push(updates, entry_address, word, ACCESSED);
         }
-        if entry.is_leaf(level) {
-            let within = input & !(u64::MAX << page_shift);
+        if entry.is_leaf(descent.level()) {
+            let (read, write) = descent.rights();
             return Ok(Leaf {
-                address: entry.page(page_shift) | within,
-                page_shift,
+                address: descent.within(entry.page(descent.page_shift())),
+                page_shift: descent.page_shift(),
                 read,
                 write,
                 snoop: entry.snoop(),
@@ -122,15 +144,7 @@ pub(super) fn walk<T: TableMemory, C: StructureCaches>(
                 entry: word,
             });
         }
-        table = entry.table();
-        let upper = UpperEntry {
-            level,
-            table,
-            rights: (read, write),
-        };
-        caches.found_upper(Stage::Second, input, upper);
-        // A leaf at level 1 ends the loop.
-        level -= 1;
+        descent.follow(caches, entry.table());
     }
 }
 
@@ -146,11 +160,6 @@ pub(super) fn mark_dirty(
         leaf.dirty = true;
     }
     Ok(())
-}
-
-/// In scalable mode, a walk ends where neither right is left.
-pub(super) fn nothing_granted(read: bool, write: bool) -> Option<FaultReason> {
-    (!read && !write).then_some(FaultReason::ScalableSecondStageNotPresent)
 }
 
 fn require_snoop(stage: &SecondStage) -> Result<(), FaultReason> {

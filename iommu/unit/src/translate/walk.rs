@@ -3,13 +3,14 @@
 use super::accessed_dirty::{Applied, Updates};
 use super::binding::{Binding, FirstStage, SecondStage};
 use super::caches::StructureCaches;
+use super::first_stage;
 use super::guest_tables::GuestTables;
 use super::interrupt_range::{block_shift, is_interrupt_range};
 use super::paging_cache::Trail;
 use super::request::{Translation, TranslationType};
 use super::resolve::Resolved;
 use super::rights::Demand;
-use super::{first_stage, second_stage};
+use super::second_stage::{self, Mode};
 use crate::memory::TableMemory;
 use crate::spec::fault_reason::FaultReason;
 
@@ -126,28 +127,15 @@ impl<T: TableMemory, C: StructureCaches> Walker<'_, T, C> {
     ) -> Result<Found, FaultReason> {
         let (gates, demand) = (self.tables.gates(), self.demand);
         let legacy = self.resolved.legacy;
-        let reasons = if legacy {
-            &second_stage::LEGACY
+        let mode = if legacy {
+            Mode::Legacy(demand)
         } else {
-            &second_stage::SCALABLE
+            Mode::Scalable
         };
         if self.address >> gates.second_stage_width(stage.levels) != 0 {
-            return Err(reasons.beyond);
+            return Err(mode.beyond());
         }
-        let mut leaf = second_stage::walk(
-            self.tables,
-            stage,
-            reasons,
-            self.address,
-            updates,
-            |read, write| {
-                if legacy {
-                    demand.denied_legacy(gates, read, write)
-                } else {
-                    second_stage::nothing_granted(read, write)
-                }
-            },
-        )?;
+        let mut leaf = second_stage::walk(self.tables, stage, mode, self.address, updates)?;
         if !legacy {
             demand.check(gates, leaf.read, leaf.write)?;
         }
@@ -204,14 +192,8 @@ impl<T: TableMemory, C: StructureCaches> Walker<'_, T, C> {
             below: Some(second),
         };
         let mut leaf = self.walk_first(&walk, updates)?;
-        let mut page = second_stage::walk(
-            self.tables,
-            second,
-            &second_stage::SCALABLE,
-            leaf.address,
-            updates,
-            second_stage::nothing_granted,
-        )?;
+        let mode = Mode::Scalable;
+        let mut page = second_stage::walk(self.tables, second, mode, leaf.address, updates)?;
         let first_writable = first.writes(leaf.write, self.resolved.privileged);
         let writable = first_writable && page.write;
         self.demand
