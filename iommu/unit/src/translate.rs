@@ -16,6 +16,7 @@ mod request;
 mod resolve;
 mod rights;
 mod second_stage;
+mod structures;
 mod walk;
 
 pub use binding::{Binding, FirstStage, SecondStage};

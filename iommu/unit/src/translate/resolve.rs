@@ -1,18 +1,17 @@
-//! From a request to the tables that translate it: root, context, PASID directory, PASID table.
+//! The binding of a request: which tables translate it, by its context and PASID entries (sec. 3.4 and 9).
 
 use super::binding::{Binding, FirstStage, SecondStage};
 use super::caches::StructureCaches;
 use super::guest_tables::GuestTables;
 use super::request::{Access, Fault, Request, RequestKind};
+use super::structures::Structures;
 use crate::memory::TableMemory;
-use crate::spec::context::{ContextEntry, ContextType, ScalableContextEntry};
-use crate::spec::entry::EntryError;
+use crate::spec::context::{ContextType, ScalableContextEntry};
 use crate::spec::fault_reason::FaultReason;
 use crate::spec::gates::Gates;
 use crate::spec::ids::{Pasid, SourceId};
-use crate::spec::pasid::{DirectoryEntry, GuestTranslationType, PasidEntry};
+use crate::spec::pasid::{GuestTranslationType, PasidEntry};
 use crate::spec::registers::TableMode;
-use crate::spec::root::{self, RootEntry, RootHalf};
 
 /// What the tables say about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +69,8 @@ impl<T: TableMemory, C: StructureCaches> GuestTables<'_, T, C> {
                 Err(FaultReason::RootPointerInvalid)
             }
         };
-        outcome.map_err(|reason| Fault::new(reason, resolver.fault_disable, request.kind))
+        outcome
+            .map_err(|reason| Fault::new(reason, resolver.structures.fault_disable, request.kind))
     }
 
     /// The PASID directory of `source`, while translation is enabled; `None` if its requests with PASIDs do not get that
@@ -80,8 +80,7 @@ impl<T: TableMemory, C: StructureCaches> GuestTables<'_, T, C> {
         if self.latched().root.mode != TableMode::Scalable || !caps.ecap.smts() {
             return None;
         }
-        let request = Request::untranslated(source, 0, Access::Read);
-        let context = Resolver::new(self, &request).scalable_context().ok()?;
+        let context = Structures::new(self, source).scalable_context().ok()?;
         let width = 1 << (u32::from(caps.ecap.pss()) + 1);
         context.pasid().then(|| PasidDirectory {
             address: context.directory(),
@@ -90,36 +89,19 @@ impl<T: TableMemory, C: StructureCaches> GuestTables<'_, T, C> {
     }
 }
 
-/// The fault reasons of an entry: not present, reserved bits, unsupported.
-fn entry_fault(
-    error: EntryError,
-    not_present: FaultReason,
-    reserved: FaultReason,
-    unsupported: FaultReason,
-) -> FaultReason {
-    match error {
-        EntryError::NotPresent => not_present,
-        EntryError::ReservedBits { .. } => reserved,
-        EntryError::Unsupported => unsupported,
-    }
-}
-
 struct Resolver<'a, T, C> {
-    tables: &'a GuestTables<'a, T, C>,
+    structures: Structures<'a, T, C>,
     gates: &'a Gates,
     request: &'a Request,
-    /// The disjunction of the FPD bits so far.
-    fault_disable: bool,
 }
 
 impl<'a, T: TableMemory, C: StructureCaches> Resolver<'a, T, C> {
     #[inline]
-    fn new(tables: &'a GuestTables<'a, T, C>, request: &'a Request) -> Self {
+    const fn new(tables: &'a GuestTables<'a, T, C>, request: &'a Request) -> Self {
         Self {
-            tables,
+            structures: Structures::new(tables, request.source),
             gates: tables.gates(),
             request,
-            fault_disable: false,
         }
     }
 
@@ -128,16 +110,6 @@ impl<'a, T: TableMemory, C: StructureCaches> Resolver<'a, T, C> {
             self.request.kind,
             RequestKind::TranslationRequest { .. } | RequestKind::Translated
         )
-    }
-
-    fn root_words(&self, fetch: FaultReason) -> Result<[u64; 2], FaultReason> {
-        let table = self.tables.latched().root.address;
-        let address = table.wrapping_add(u64::from(self.request.source.bus()) * root::SIZE);
-        // RTADDR takes any bits; all other pointers are checked for reserved ones.
-        if !self.gates.within_host(address) {
-            return Err(fetch);
-        }
-        self.tables.memory().read_words(address).map_err(|_| fetch)
     }
 
     fn legacy(&mut self) -> Result<Resolved, FaultReason> {
@@ -149,26 +121,11 @@ impl<'a, T: TableMemory, C: StructureCaches> Resolver<'a, T, C> {
             return Err(FaultReason::PageRequestInLegacyMode);
         }
 
-        let caches = self.tables.caches();
-        let context = match caches.context(request.source) {
-            Some([low, high, ..]) => ContextEntry([low, high]),
-            None => self.legacy_context()?,
-        };
-        self.fault_disable |= context.fault_disable();
-        context.validate(gates).map_err(|error| {
-            entry_fault(
-                error,
-                FaultReason::ContextNotPresent,
-                FaultReason::ContextReserved,
-                FaultReason::ContextInvalid,
-            )
-        })?;
+        let context = self.structures.context()?;
         let (Some(kind), Some(levels)) = (context.translation_type(gates), context.levels(gates))
         else {
             return Err(FaultReason::ContextInvalid);
         };
-        let [low, high] = context.0;
-        caches.found_context(request.source, [low, high, 0, 0], Some(context.domain()));
         if self.is_translation_or_translated() && kind != ContextType::DeviceTlb {
             return Err(FaultReason::TranslationTypeBlocks);
         }
@@ -189,27 +146,9 @@ impl<'a, T: TableMemory, C: StructureCaches> Resolver<'a, T, C> {
             pasid: None,
             privileged: false,
             snooped_pages: false,
-            fault_disable: self.fault_disable,
+            fault_disable: self.structures.fault_disable,
             legacy: true,
         })
-    }
-
-    fn legacy_context(&self) -> Result<ContextEntry, FaultReason> {
-        let root = RootEntry(self.root_words(FaultReason::RootFetch)?);
-        root.validate(self.gates).map_err(|error| {
-            entry_fault(
-                error,
-                FaultReason::RootNotPresent,
-                FaultReason::RootReserved,
-                FaultReason::RootReserved,
-            )
-        })?;
-        let devfn = u64::from(self.request.source.devfn());
-        self.tables
-            .memory()
-            .read_words(root.context_table() + devfn * ContextEntry::SIZE)
-            .map(ContextEntry)
-            .map_err(|_| FaultReason::ContextFetch)
     }
 
     fn scalable(&mut self) -> Result<Resolved, FaultReason> {
@@ -220,7 +159,7 @@ impl<'a, T: TableMemory, C: StructureCaches> Resolver<'a, T, C> {
         {
             return Err(FaultReason::PasidBeyondWidth);
         }
-        let context = self.scalable_context()?;
+        let context = self.structures.scalable_context()?;
         let rid_pasid = context.rid_pasid(gates);
         self.check_request(&context, rid_pasid)?;
 
@@ -235,12 +174,12 @@ impl<'a, T: TableMemory, C: StructureCaches> Resolver<'a, T, C> {
                 pasid: Some(pasid),
                 privileged,
                 snooped_pages: false,
-                fault_disable: self.fault_disable,
+                fault_disable: self.structures.fault_disable,
                 legacy: false,
             });
         }
 
-        let entry = self.pasid_entry(&context, pasid)?;
+        let entry = self.structures.pasid(&context, pasid)?;
         let is_page_request = request.kind == RequestKind::PageRequest;
         if privileged && !entry.supervisor_requests() && !is_page_request {
             return Err(FaultReason::SupervisorDisabled);
@@ -251,48 +190,9 @@ impl<'a, T: TableMemory, C: StructureCaches> Resolver<'a, T, C> {
             pasid: Some(pasid),
             privileged,
             snooped_pages: entry.page_snoop(),
-            fault_disable: self.fault_disable,
+            fault_disable: self.structures.fault_disable,
             legacy: false,
         })
-    }
-
-    fn scalable_context(&mut self) -> Result<ScalableContextEntry, FaultReason> {
-        let source = self.request.source;
-        let caches = self.tables.caches();
-        let words = match caches.context(source) {
-            Some(words) => words,
-            None => self.scalable_context_words()?,
-        };
-        let context = ScalableContextEntry(words);
-        self.fault_disable |= context.fault_disable();
-        context.validate(self.gates).map_err(|error| {
-            entry_fault(
-                error,
-                FaultReason::ScalableContextNotPresent,
-                FaultReason::ScalableContextReserved,
-                FaultReason::ScalableContextInvalid,
-            )
-        })?;
-        caches.found_context(source, words, None);
-        Ok(context)
-    }
-
-    fn scalable_context_words(&self) -> Result<[u64; 4], FaultReason> {
-        let devfn = self.request.source.devfn();
-        let half = RootHalf::select(self.root_words(FaultReason::ScalableRootFetch)?, devfn);
-        half.validate(self.gates).map_err(|error| {
-            entry_fault(
-                error,
-                FaultReason::ScalableRootNotPresent,
-                FaultReason::ScalableRootReserved,
-                FaultReason::ScalableRootReserved,
-            )
-        })?;
-        let address = half.context_table() + u64::from(devfn & 0x7f) * ScalableContextEntry::SIZE;
-        self.tables
-            .memory()
-            .read_words(address)
-            .map_err(|_| FaultReason::ScalableContextFetch)
     }
 
     /// Whether the context entry lets the request through to the PASID directory.
@@ -325,66 +225,6 @@ impl<'a, T: TableMemory, C: StructureCaches> Resolver<'a, T, C> {
             return Err(FaultReason::PasidInTranslatedRequest);
         }
         Ok(())
-    }
-
-    fn pasid_entry(
-        &mut self,
-        context: &ScalableContextEntry,
-        pasid: Pasid,
-    ) -> Result<PasidEntry, FaultReason> {
-        let source = self.request.source;
-        let caches = self.tables.caches();
-        let (words, directory_fault_disable) = match caches.pasid(source, pasid) {
-            Some(found) => found,
-            None => self.pasid_words(context, pasid)?,
-        };
-        self.fault_disable |= directory_fault_disable;
-        let entry = PasidEntry(words);
-        self.fault_disable |= entry.fault_disable();
-        entry.validate(self.gates).map_err(|error| {
-            entry_fault(
-                error,
-                FaultReason::PasidNotPresent,
-                FaultReason::PasidReserved,
-                FaultReason::PasidInvalid,
-            )
-        })?;
-        let domain = entry.domain();
-        caches.found_pasid(source, pasid, words, directory_fault_disable, domain);
-        Ok(entry)
-    }
-
-    /// The words of the entry of `pasid`, and FPD of the directory entry above it.
-    fn pasid_words(
-        &mut self,
-        context: &ScalableContextEntry,
-        pasid: Pasid,
-    ) -> Result<([u64; 8], bool), FaultReason> {
-        let pasid = u64::from(pasid.get());
-        let address = context.directory() + (pasid >> 6) * DirectoryEntry::SIZE;
-        let word = self
-            .tables
-            .memory()
-            .read_u64(address)
-            .map_err(|_| FaultReason::DirectoryFetch)?;
-        let directory = DirectoryEntry(word);
-        self.fault_disable |= directory.fault_disable();
-        directory.validate(self.gates).map_err(|error| {
-            entry_fault(
-                error,
-                FaultReason::DirectoryNotPresent,
-                FaultReason::DirectoryReserved,
-                FaultReason::DirectoryReserved,
-            )
-        })?;
-
-        let address = directory.table() + (pasid & 0x3f) * PasidEntry::SIZE;
-        let words = self
-            .tables
-            .memory()
-            .read_words(address)
-            .map_err(|_| FaultReason::PasidFetch)?;
-        Ok((words, directory.fault_disable()))
     }
 
     fn binding(&self, entry: &PasidEntry) -> Option<Binding> {
