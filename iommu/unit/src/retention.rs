@@ -1,4 +1,4 @@
-//! Translations that are kept until they are invalidated.
+//! Translations that are retained until they are invalidated, as by hardware with large caches (sec. 6.2).
 //!
 //! The caches of views are made for speed: small, and emptied by every invalidation, whatever it names. Software that forgets
 //! an invalidation mostly gets away with that. A unit that keeps translations is for those who want to see it fail: it has
@@ -17,12 +17,16 @@
 //! Each answer is compared with that of the tables as they are by then, and what differs is counted and reported.
 
 mod caches;
+mod indexed;
+mod invalidation;
+mod notes;
 mod recorder;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use parking_lot::Mutex;
 
 use self::caches::{Page, Store};
-use self::recorder::{Notes, Recorder};
+use self::notes::Notes;
+use self::recorder::Recorder;
 use crate::memory::TableMemory;
 use crate::memory::unmarked::Unmarked;
 use crate::spec::fault_reason::FaultReason;
@@ -61,14 +65,10 @@ impl Kept {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Takes out what is invalidated while `generation` is the last one. Transactions up to that one add nothing any more, as they may
     /// have read what was before.
     pub(crate) fn forget(&self, invalidation: &Invalidation, generation: u64) {
-        let mut store = self.lock();
+        let mut store = self.store.lock();
         store.forget(invalidation);
         store.floor = store.floor.max(generation.saturating_add(1));
     }
@@ -101,7 +101,7 @@ impl Kept {
         request: &Request,
     ) -> (Result<Translation, Fault>, Found) {
         let enabled = tables.latched().enabled;
-        let mut store = self.lock();
+        let mut store = self.store.lock();
         if enabled
             && let Some(page) = store.page(request)
             && let Some(outcome) = answer(tables, &store, page, request)
@@ -128,7 +128,7 @@ impl Kept {
         tables: &GuestTables<'_, T>,
         request: &Request,
     ) -> Result<Resolved, Fault> {
-        let store = self.lock();
+        let store = self.store.lock();
         tables
             .behind(Recorder::new(&store))
             .resolve_request(request)
@@ -140,7 +140,7 @@ impl Kept {
         tables: &GuestTables<'_, T>,
         request: &Request,
     ) -> Result<Translation, Fault> {
-        let store = self.lock();
+        let store = self.store.lock();
         let page = store.page(request).map(|page| at(page, request));
         if let Some(page) = page
             && (page.dirty || !page.writable)

@@ -3,19 +3,9 @@
 use std::cell::RefCell;
 
 use super::caches::Store;
+use super::notes::Notes;
 use crate::spec::ids::{Pasid, SourceId};
 use crate::translate::{Resolved, Stage, StructureCaches, UpperEntry};
-
-/// What a walk has used.
-#[derive(Default)]
-pub(crate) struct Notes {
-    pub(crate) context: Option<([u64; 4], Option<u16>)>,
-    /// PASID, entry, FPD of the directory entry, domain.
-    pub(crate) pasid: Option<(u32, [u64; 8], bool, u16)>,
-    pub(crate) resolved: Option<Resolved>,
-    /// With the input of their stage.
-    pub(crate) uppers: Vec<(Stage, u64, UpperEntry)>,
-}
 
 /// The caches that a walk asks, and notes of what it has used.
 pub(crate) struct Recorder<'a> {
