@@ -18,6 +18,7 @@ mod lookup;
 mod physical;
 mod port;
 mod shared;
+mod slot;
 mod transaction;
 mod view;
 #[cfg(feature = "vm-memory-iommu")]
@@ -27,7 +28,8 @@ pub use ats::{AtsRefusal, AtsTranslation};
 pub use guest_memory::DmaSlices;
 pub use physical::{DmaBlocked, PhysicalRange};
 pub use port::DmaPort;
-pub use shared::{DmaCounts, DmaState, FaultSink};
+pub use shared::{DmaState, FaultSink};
+pub use slot::DmaCounts;
 pub use transaction::DmaTransaction;
 pub use view::DmaView;
 #[cfg(feature = "vm-memory-iommu")]

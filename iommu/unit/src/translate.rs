@@ -17,17 +17,19 @@ mod resolve;
 mod rights;
 mod second_stage;
 mod structures;
+mod tag;
 mod walk;
 
 pub use binding::{Binding, FirstStage, SecondStage};
 pub use caches::{NoCaches, Stage, StructureCaches, UpperEntry};
 pub use guest_tables::GuestTables;
 pub(crate) use interrupt_range::is_interrupt_range;
-pub(crate) use paging_cache::{PagingCache, Permitted, Tag};
+pub(crate) use paging_cache::{PagingCache, Permitted};
 pub use request::{
     Access, Fault, Latched, Request, RequestKind, RootPointer, Translation, TranslationType,
 };
 pub use resolve::{PasidDirectory, Resolved};
+pub(crate) use tag::Tag;
 
 pub(crate) use crate::spec::gates::Gates;
 

@@ -8,7 +8,8 @@ use std::ops::Deref;
 use vm_memory::GuestMemoryBackend;
 
 use super::iotlb::Iotlb;
-use super::shared::{DmaState, Slot};
+use super::shared::DmaState;
+use super::slot::Slot;
 use crate::memory::Nearby;
 use crate::retention::{Answer, Found, Kept};
 use crate::translate::{

@@ -1,13 +1,15 @@
 //! What a unit shares with the views of its devices, and the drain.
 
 use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use std::{hint, thread};
 
+use parking_lot::{Mutex, RwLock};
 use vm_memory::GuestMemoryBackend;
 
+use super::slot::{DmaCounts, Slot};
 use crate::memory::Nearby;
 use crate::retention::Kept;
 use crate::spec::invalidation::Invalidation;
@@ -63,80 +65,6 @@ struct Slots {
     past: DmaCounts,
 }
 
-/// How accesses through a unit found their translation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DmaCounts {
-    /// In the cache of their view.
-    pub translation_hits: u64,
-    /// By a walk of the tables, if only the last of them; or not at all.
-    pub table_walks: u64,
-    /// By such a walk, through a first stage nested on a second one.
-    pub nested_walks: u64,
-    /// Among the translations that are kept until they are invalidated, a fault included.
-    pub kept_hits: u64,
-    /// With an answer of what is kept that the tables no longer gave.
-    pub kept_stale: u64,
-}
-
-impl DmaCounts {
-    fn add(&mut self, slot: &Slot) {
-        self.translation_hits += slot.hits.load(Ordering::Relaxed);
-        self.table_walks += slot.walks.load(Ordering::Relaxed);
-        self.nested_walks += slot.nested.load(Ordering::Relaxed);
-        self.kept_hits += slot.kept.load(Ordering::Relaxed);
-        self.kept_stale += slot.stale.load(Ordering::Relaxed);
-    }
-}
-
-/// What one view tells the drain. Alone on its cache lines, as only its view writes it.
-#[repr(align(128))]
-pub(super) struct Slot {
-    /// The generation under which a transaction is running, or 0.
-    running: AtomicU64,
-    /// What the view has counted, as of its last transaction.
-    hits: AtomicU64,
-    walks: AtomicU64,
-    /// These are counted as they happen, which is out of the way of hits.
-    nested: AtomicU64,
-    kept: AtomicU64,
-    stale: AtomicU64,
-}
-
-impl Slot {
-    pub(super) const IDLE: u64 = 0;
-
-    /// The view has walked nested tables.
-    pub(super) fn count_nested(&self) {
-        Self::count(&self.nested);
-    }
-
-    /// The view has used a translation that is kept.
-    pub(super) fn count_kept(&self) {
-        Self::count(&self.kept);
-    }
-
-    /// The view has got an answer that the tables no longer gave.
-    pub(super) fn count_stale(&self) {
-        Self::count(&self.stale);
-    }
-
-    fn count(counter: &AtomicU64) {
-        // Only its view writes a slot, so this needs to be no addition.
-        counter.store(
-            counter.load(Ordering::Relaxed).wrapping_add(1),
-            Ordering::Relaxed,
-        );
-    }
-
-    /// The transaction is over, and the view has counted this much.
-    pub(super) fn leave(&self, hits: u64, walks: u64) {
-        // Only its view writes a slot, so these need to be no additions.
-        self.hits.store(hits, Ordering::Relaxed);
-        self.walks.store(walks, Ordering::Relaxed);
-        self.running.store(Self::IDLE, Ordering::Release);
-    }
-}
-
 impl<M> DmaState<M> {
     /// The state of a unit out of reset: translation is off.
     pub fn new(memory: M, gates: Gates, faults: Arc<dyn FaultSink>) -> Self {
@@ -173,7 +101,7 @@ impl<M> DmaState<M> {
 
     /// What the guest has latched.
     pub fn latched(&self) -> Latched {
-        *self.latched.read().unwrap_or_else(PoisonError::into_inner)
+        *self.latched.read()
     }
 
     /// Latches, and invalidates all that was cached. A [`drain`](Self::drain) is to follow before the guest
@@ -181,10 +109,7 @@ impl<M> DmaState<M> {
     ///
     /// What is kept stays if this just switches translation on or off, and the unit has no scalable mode (section 11.4.4.1).
     pub fn set_latched(&self, latched: Latched) {
-        let old = std::mem::replace(
-            &mut *self.latched.write().unwrap_or_else(PoisonError::into_inner),
-            latched,
-        );
+        let old = std::mem::replace(&mut *self.latched.write(), latched);
         let switches = old.enabled != latched.enabled && old.root == latched.root;
         if !switches || self.gates.caps.ecap.smts() {
             self.forget(&Invalidation::All);
@@ -207,7 +132,7 @@ impl<M> DmaState<M> {
 
     /// What all views have counted since the unit was made, those of transactions that are running in part.
     pub fn counts(&self) -> DmaCounts {
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let slots = self.slots.lock();
         let mut counts = slots.past;
         slots.list.iter().for_each(|slot| counts.add(slot));
         counts
@@ -224,19 +149,10 @@ impl<M> DmaState<M> {
     /// within a transaction.
     pub fn drain(&self) {
         let generation = self.generation.load(Ordering::SeqCst);
-        let slots = self
-            .slots
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .list
-            .clone();
+        let slots = self.slots.lock().list.clone();
         for slot in slots {
             let mut rounds = 0_u32;
-            loop {
-                let running = slot.running.load(Ordering::SeqCst);
-                if running == Slot::IDLE || running >= generation {
-                    break;
-                }
+            while slot.is_behind(generation) {
                 match rounds {
                     0..64 => hint::spin_loop(),
                     64..1024 => thread::yield_now(),
@@ -252,7 +168,7 @@ impl<M> DmaState<M> {
     pub(super) fn enter(&self, slot: &Slot) -> u64 {
         let mut generation = self.generation.load(Ordering::SeqCst);
         loop {
-            slot.running.store(generation, Ordering::SeqCst);
+            slot.declare(generation);
             // If this still reads the old value, then the store above comes before the raise of the generation in
             // the single order of these operations, and the drain behind that raise sees it.
             let now = self.generation.load(Ordering::SeqCst);
@@ -281,34 +197,19 @@ impl<M> DmaState<M> {
     }
 
     pub(super) fn register(&self) -> Arc<Slot> {
-        let slot = Arc::new(Slot {
-            running: AtomicU64::new(Slot::IDLE),
-            hits: AtomicU64::default(),
-            walks: AtomicU64::default(),
-            nested: AtomicU64::default(),
-            kept: AtomicU64::default(),
-            stale: AtomicU64::default(),
-        });
-        self.slots
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .list
-            .push(Arc::clone(&slot));
+        let slot = Arc::new(Slot::new());
+        self.slots.lock().list.push(Arc::clone(&slot));
         slot
     }
 
     /// The number of views.
     #[cfg(test)]
     pub(super) fn view_count(&self) -> usize {
-        self.slots
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .list
-            .len()
+        self.slots.lock().list.len()
     }
 
     pub(super) fn unregister(&self, slot: &Arc<Slot>) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.lock();
         slots.list.retain(|other| !Arc::ptr_eq(other, slot));
         slots.past.add(slot);
     }

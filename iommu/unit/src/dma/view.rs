@@ -8,7 +8,7 @@ use vm_memory::GuestMemoryBackend;
 
 use super::lookup::ViewCaches;
 use super::port::{DmaPort, Path};
-use super::shared::Slot;
+use super::slot::Slot;
 use crate::translate::Latched;
 
 /// A device's view of memory for one worker thread, with translation caches that no one else uses.

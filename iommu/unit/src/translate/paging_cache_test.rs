@@ -10,6 +10,7 @@ use super::super::testing::{Paging, SOURCE, World};
 use super::super::{Fault, Translation};
 use super::*;
 use crate::memory::{MemoryError, Nearby};
+use crate::spec::ids::Pasid;
 use crate::translate::Request;
 
 const PWSNP: u64 = 0x80_0000;
