@@ -1,15 +1,17 @@
-//! What an emulated device uses to reach guest memory.
+//! DMA of emulated devices: ports, views with an IOTLB each, transactions, ATS.
 //!
-//! A device is given a [`DmaPort`], which stands for its place behind a unit (or behind none). Each worker thread of
-//! the device takes a [`DmaView`] of it, which has a translation cache of its own. All access happens within a
-//! [`DmaTransaction`], which is a [`vm_memory::GuestMemory`]: so whatever is generic over guest memory runs on it.
+//! A device is given a [`DmaPort`], which stands for its place behind a unit (or behind none). Each
+//! worker thread of the device takes a [`DmaView`] of it, which has a translation cache of its own.
+//! All access happens within a [`DmaTransaction`], which is a [`vm_memory::GuestMemory`]: so
+//! whatever is generic over guest memory runs on it.
 //!
-//! A device that keeps translations of its own asks for them with [`DmaTransaction::translate`], and uses them in
-//! transactions of [`DmaView::begin_translated`]; see [`DeviceTlb`](crate::DeviceTlb).
+//! A device that keeps translations of its own asks for them with [`DmaTransaction::translate`],
+//! and uses them in transactions of [`DmaView::begin_translated`]; see
+//! [`DeviceTlb`](crate::DeviceTlb).
 //!
-//! A transaction holds back the completion of the guest's invalidations. It is to be short: it is never nested in
-//! another one of the same unit, and never spans a blocking call. What is read from a file or a socket goes through
-//! a buffer.
+//! A transaction holds back the completion of the guest's invalidations. It is to be short: it is
+//! never nested in another one of the same unit, and never spans a blocking call. What is read from
+//! a file or a socket goes through a buffer.
 
 mod ats;
 mod guest_memory;

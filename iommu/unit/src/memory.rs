@@ -1,4 +1,4 @@
-//! How the unit itself reaches guest memory: tables, queues, status writes.
+//! Guest memory as the unit itself accesses it: tables, queues, status writes.
 //!
 //! Everything is little-endian, and every 64-bit word is accessed in one piece.
 
@@ -26,8 +26,8 @@ pub struct MemoryError {
 pub trait TableMemory {
     /// Reads the words of an entry, in ascending order, each of them atomically.
     ///
-    /// An entry of several words may be torn by a guest that writes it at the same time. Software may not
-    /// rely on more: it clears the present bit first (sec. 9), and invalidates afterwards.
+    /// An entry of several words may be torn by a guest that writes it at the same time. Software
+    /// may not rely on more: it clears the present bit first (sec. 9), and invalidates afterwards.
     ///
     /// # Errors
     /// When not all of the entry is memory, or `address` is not aligned to 8.
@@ -41,7 +41,8 @@ pub trait TableMemory {
         self.read_words::<1>(address).map(|[word]| word)
     }
 
-    /// Replaces a word that is still `old` by `new`. The inner error is the word that stands there instead.
+    /// Replaces a word that is still `old` by `new`. The inner error is the word that stands there
+    /// instead.
     ///
     /// # Errors
     /// As [`read_words`](Self::read_words).
@@ -72,8 +73,8 @@ impl<T: TableMemory + ?Sized> TableMemory for &T {
 
 /// Guest memory that looks into the region of the last access first.
 ///
-/// The accesses of one walk, and those of one transaction, mostly go to the same region, and to find it costs as much
-/// as the rest of an access.
+/// The accesses of one walk, and those of one transaction, mostly go to the same region, and to
+/// find it costs as much as the rest of an access.
 pub struct Nearby<'a, M: GuestMemoryBackend + ?Sized> {
     memory: &'a M,
     last: Cell<Option<Extent<'a, M::R>>>,

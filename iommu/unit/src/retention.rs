@@ -1,20 +1,26 @@
-//! Translations that are retained until they are invalidated, as by hardware with large caches (sec. 6.2).
+//! Translations that are retained until they are invalidated, as by hardware with large caches
+//! (sec. 6.2).
 //!
-//! The caches of views are made for speed: small, and emptied by every invalidation, whatever it names. Software that forgets
-//! an invalidation mostly gets away with that. A unit that keeps translations is for those who want to see it fail: it has
-//! the caches of section 6.2 beside, as large as hardware may make them, and an invalidation takes out of them what
-//! it names, and nothing else.
+//! The caches of views are made for speed: small, and emptied by every invalidation, whatever it
+//! names. Software that forgets an invalidation mostly gets away with that. A unit that keeps
+//! translations is for those who want to see it fail: it has the caches of section 6.2 beside, as
+//! large as hardware may make them, and an invalidation takes out of them what it names, and
+//! nothing else.
 //!
-//! * Context entries are found by source; PASID entries by source and PASID, and they are of a domain; pages by source, PASID and
-//!   privilege, and they are of a domain and PASID; entries that point to tables by domain, by PASID if of a first
-//!   stage, and by the pointer to their top table.
-//! * A page is kept in pieces of 4 KiB, so an invalidation of a large page has to name all of it (AM).
-//! * What leads to a fault is not kept, in caching mode neither. But a page that is kept denies what it denied before: a permission that
-//!   is widened needs an invalidation as well (section 11.4.2, CM).
+//! * Context entries are found by source; PASID entries by source and PASID, and they are of a
+//!   domain; pages by source, PASID and privilege, and they are of a domain and PASID; entries that
+//!   point to tables by domain, by PASID if of a first stage, and by the pointer to their top
+//!   table.
+//! * A page is kept in pieces of 4 KiB, so an invalidation of a large page has to name all of it
+//!   (AM).
+//! * What leads to a fault is not kept, in caching mode neither. But a page that is kept denies
+//!   what it denied before: a permission that is widened needs an invalidation as well (section
+//!   11.4.2, CM).
 //! * A write through a page that is not marked dirty walks the tables, and so marks it.
 //! * At a limit a cache is emptied.
 //!
-//! Each answer is compared with that of the tables as they are by then, and what differs is counted and reported.
+//! Each answer is compared with that of the tables as they are by then, and what differs is counted
+//! and reported.
 
 mod caches;
 mod indexed;
@@ -65,16 +71,16 @@ impl Kept {
         }
     }
 
-    /// Takes out what is invalidated while `generation` is the last one. Transactions up to that one add nothing any more, as they may
-    /// have read what was before.
+    /// Takes out what is invalidated while `generation` is the last one. Transactions up to that
+    /// one add nothing any more, as they may have read what was before.
     pub(crate) fn forget(&self, invalidation: &Invalidation, generation: u64) {
         let mut store = self.store.lock();
         store.forget(invalidation);
         store.floor = store.floor.max(generation.saturating_add(1));
     }
 
-    /// As [`GuestTables::translate`] in a transaction of `generation`, from what is kept if there is something, or else by a
-    /// walk that leaves something behind.
+    /// As [`GuestTables::translate`] in a transaction of `generation`, from what is kept if there
+    /// is something, or else by a walk that leaves something behind.
     pub(crate) fn translate<T: TableMemory>(
         &self,
         tables: &GuestTables<'_, T>,
@@ -82,7 +88,8 @@ impl Kept {
         request: &Request,
     ) -> Answer {
         let (outcome, found) = self.find(tables, generation, request);
-        // No guest changes what its devices are using, so this is no race, but an invalidation that is missing or to come.
+        // No guest changes what its devices are using, so this is no race, but an invalidation that
+        // is missing or to come.
         let now = tables
             .in_memory(Unmarked(tables.memory()))
             .translate(request);
@@ -159,7 +166,8 @@ impl Kept {
     }
 }
 
-/// What a kept page answers; `None` when the tables are to be walked, as something is to be set in them.
+/// What a kept page answers; `None` when the tables are to be walked, as something is to be set in
+/// them.
 fn answer<T: TableMemory>(
     tables: &GuestTables<'_, T>,
     store: &Store,
@@ -230,8 +238,8 @@ fn denial(page: &Page, access: Access) -> FaultReason {
     }
 }
 
-/// Whether the answer holds for every request to the page: not what bypasses the tables, and not what is withheld from one request
-/// only or told to one only.
+/// Whether the answer holds for every request to the page: not what bypasses the tables, and not
+/// what is withheld from one request only or told to one only.
 fn is_for_all(request: &Request, translation: &Translation, gates: &Gates) -> bool {
     let own = match request.kind {
         RequestKind::Untranslated => false,

@@ -1,8 +1,9 @@
 //! From a request to a guest-physical address (sec. 3, 7 and 9).
 //!
-//! [`GuestTables::resolve`] finds out what translates the requests of a (source-id, PASID): a canonical [`Binding`].
-//! [`GuestTables::translate`] then walks the tables of that binding. Both are functions of guest memory, of what the
-//! guest has latched by commands, and of the capabilities; they keep nothing.
+//! [`GuestTables::resolve`] finds out what translates the requests of a (source-id, PASID): a
+//! canonical [`Binding`]. [`GuestTables::translate`] then walks the tables of that binding. Both
+//! are functions of guest memory, of what the guest has latched by commands, and of the
+//! capabilities; they keep nothing.
 
 mod accessed_dirty;
 mod binding;

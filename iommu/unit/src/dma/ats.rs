@@ -1,4 +1,5 @@
-//! Address translation services: a device asks for translations, and keeps them in a device-TLB (section 4.1).
+//! Address translation services: a device asks for translations, and keeps them in a device-TLB
+//! (section 4.1).
 
 use std::ops::Deref;
 
@@ -12,8 +13,8 @@ use crate::translate::{Access, RequestKind};
 /// The answer to a translation request. Its Global and Exe bits are always 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AtsTranslation {
-    /// Guest-physical address of the byte that was asked for. Without meaning if no access is permitted, or if
-    /// `untranslated_only`.
+    /// Guest-physical address of the byte that was asked for. Without meaning if no access is
+    /// permitted, or if `untranslated_only`.
     pub address: u64,
     /// Log2 of the size of the naturally aligned block for which the answer holds: 12 or more.
     pub page_shift: u8,
@@ -35,7 +36,8 @@ pub enum AtsRefusal {
     /// The gate of the port is closed: the request did not leave the device.
     #[error("the device may not make requests")]
     Gated,
-    /// Unsupported Request: there is no unit, translation is off, or this device may not ask for translations.
+    /// Unsupported Request: there is no unit, translation is off, or this device may not ask for
+    /// translations.
     #[error("translation requests are not supported")]
     UnsupportedRequest,
     /// Completer Abort: the tables are in disorder.
@@ -44,10 +46,11 @@ pub enum AtsRefusal {
 }
 
 impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
-    /// Asks for the translation of `address`, with the PASID and the privilege of this transaction, to keep it in a device-TLB.
+    /// Asks for the translation of `address`, with the PASID and the privilege of this transaction,
+    /// to keep it in a device-TLB.
     ///
-    /// With `no_write` (NW), permission to write is neither asked for nor given. Without, a page that may be written is
-    /// marked dirty, as the unit does not hear of the writes.
+    /// With `no_write` (NW), permission to write is neither asked for nor given. Without, a page
+    /// that may be written is marked dirty, as the unit does not hear of the writes.
     ///
     /// A page that is not present, or may not be accessed, is an answer without permissions.
     ///
@@ -89,5 +92,4 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
 }
 
 #[cfg(test)]
-#[path = "ats_test.rs"]
 mod ats_test;

@@ -1,5 +1,5 @@
-//! [`vm_memory::GuestMemory`] for a transaction: a range of device addresses becomes pieces of host memory, translated as the
-//! consumer goes.
+//! [`vm_memory::GuestMemory`] for a transaction: a range of device addresses becomes pieces of host
+//! memory, translated as the consumer goes.
 
 use std::iter::FusedIterator;
 use std::ops::Deref;
@@ -13,8 +13,9 @@ use vm_memory::{
 
 use super::transaction::{DmaTransaction, permits};
 
-/// The most bytes that [`DmaTransaction::check_range`] looks at: whatever is longer is declared bad, so that a guest
-/// cannot make one check take arbitrarily long. The largest ring of virtio has half a mebibyte.
+/// The most bytes that [`DmaTransaction::check_range`] looks at: whatever is longer is declared
+/// bad, so that a guest cannot make one check take arbitrarily long. The largest ring of virtio has
+/// half a mebibyte.
 const CHECK_LIMIT: usize = 64 << 20;
 
 impl<M> GuestMemory for DmaTransaction<'_, M>
@@ -24,12 +25,15 @@ where
     type PhysicalMemory = M::Target;
     type Bitmap = <<M::Target as GuestMemoryBackend>::R as GuestMemoryRegion>::B;
 
-    /// Whether the tables permit `access` to the whole range. It reports no fault, as it makes no request.
+    /// Whether the tables permit `access` to the whole range. It reports no fault, as it makes no
+    /// request.
     ///
-    /// It sets no dirty bit either. So a write can still be blocked where a dirty bit is due that cannot be set, as the
-    /// guest forbids the unit to snoop (section 7.1.3: SFS.9, SSS.5) or to write to that first-stage table (SFS.8).
+    /// It sets no dirty bit either. So a write can still be blocked where a dirty bit is due that
+    /// cannot be set, as the guest forbids the unit to snoop (section 7.1.3: SFS.9, SSS.5) or to
+    /// write to that first-stage table (SFS.8).
     ///
-    /// Ranges of more than 64 MiB are not looked at while translation is on; they count as inaccessible.
+    /// Ranges of more than 64 MiB are not looked at while translation is on; they count as
+    /// inaccessible.
     fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
         if !self.is_open() {
             return false;
@@ -80,8 +84,8 @@ where
     }
 }
 
-/// The most blocks that are joined into one slice. It bounds the work of a single step, as the length of a range is
-/// the guest's choice.
+/// The most blocks that are joined into one slice. It bounds the work of a single step, as the
+/// length of a range is the guest's choice.
 const JOIN_LIMIT: usize = 32;
 
 /// The slices of one access. Ends with the first error.
@@ -110,8 +114,8 @@ impl<'a, 'v, M: Deref<Target: GuestMemoryBackend>> DmaSlices<'a, 'v, M> {
         }
     }
 
-    /// The next piece: where it is in guest-physical memory, and how many bytes from there belong to the range and
-    /// have the same translation.
+    /// The next piece: where it is in guest-physical memory, and how many bytes from there belong
+    /// to the range and have the same translation.
     #[inline(always)]
     fn piece(&self, address: u64, left: u64) -> Option<(u64, u64)> {
         if self.transaction.is_identity() {
@@ -148,7 +152,8 @@ impl<'a, 'v, M: Deref<Target: GuestMemoryBackend>> DmaSlices<'a, 'v, M> {
         self.next()?.ok()
     }
 
-    /// Extends a piece of `length` bytes by those behind it, as far as they are neighbours in `region`.
+    /// Extends a piece of `length` bytes by those behind it, as far as they are neighbours in
+    /// `region`.
     #[inline(never)]
     fn join(
         &mut self,
@@ -217,8 +222,9 @@ impl<M: Deref<Target: GuestMemoryBackend>> FusedIterator for DmaSlices<'_, '_, M
 impl<'a, M: Deref<Target: GuestMemoryBackend>> GuestMemorySliceIterator<'a, MS<'a, M::Target>>
     for DmaSlices<'a, '_, M>
 {
-    /// Every access through [`vm_memory::Bytes`] comes along here. What serves all iterators moves this one and its items
-    /// about, which takes longer than a translation that is cached; here, one piece is all there is in the common case.
+    /// Every access through [`vm_memory::Bytes`] comes along here. What serves all iterators moves
+    /// this one and its items about, which takes longer than a translation that is cached; here,
+    /// one piece is all there is in the common case.
     #[inline(always)]
     fn stop_on_error(
         mut self,

@@ -1,7 +1,7 @@
 //! The IOTLB of one view (sec. 6.2.4): direct-mapped, by page of 4 KiB.
 //!
-//! It needs no lock, as only one thread has it; and no invalidation, as each entry carries the generation in which
-//! it was filled.
+//! It needs no lock, as only one thread has it; and no invalidation, as each entry carries the
+//! generation in which it was filled.
 
 use std::cell::{Cell, OnceCell};
 

@@ -1,4 +1,4 @@
-//! Who answers a request: the guest's tables, or the translations that the unit retains (sec. 6.2).
+//! The lookup of a translation: in the guest's tables, or in what the unit retains (sec. 6.2).
 //!
 //! Views, ATS and page requests ask here and nowhere else.
 
@@ -22,8 +22,8 @@ use crate::translate::{
 pub(super) struct ViewCaches {
     pub(super) iotlb: Iotlb,
     paging: PagingCache,
-    /// What root, context, directory and PASID entry say about the requests of `bound_for`. A view has one source, and
-    /// mostly one PASID.
+    /// What root, context, directory and PASID entry say about the requests of `bound_for`. A view
+    /// has one source, and mostly one PASID.
     bound: OnceCell<Resolved>,
     bound_for: Tag,
     walks: Cell<u64>,
@@ -61,7 +61,8 @@ pub(super) struct Lookup<'a, 'v, M: Deref<Target: GuestMemoryBackend>> {
 }
 
 impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
-    /// Translates a translation request. It looks up nothing that a view remembers: a device-TLB is there to make it rare.
+    /// Translates a translation request. It looks up nothing that a view remembers: a device-TLB is
+    /// there to make it rare.
     ///
     /// # Errors
     /// The fault for which the request is blocked. It has been reported.
@@ -73,7 +74,8 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
         outcome.inspect_err(|fault| self.report(request, fault))
     }
 
-    /// What is permitted at the address of `request`. No request is made: nothing is reported, no bit set.
+    /// What is permitted at the address of `request`. No request is made: nothing is reported, no
+    /// bit set.
     ///
     /// # Errors
     /// The fault for which such a request would be blocked, apart from missing permissions.
@@ -114,7 +116,8 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
     ) -> Result<Permitted, Fault> {
         let (tables, address) = (&self.tables, request.address);
         if request.kind != RequestKind::Untranslated {
-            // What untranslated requests are bound to is no permission for translated ones, nor the other way round.
+            // What untranslated requests are bound to is no permission for translated ones, nor the
+            // other way round.
             return tables
                 .translate(request)
                 .map(|translation| Permitted::new(&translation));
@@ -148,7 +151,8 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
         Ok(keep(Permitted::new(&translation)))
     }
 
-    /// The caches of the view stay empty, so that every use of what is kept is compared with the tables.
+    /// The caches of the view stay empty, so that every use of what is kept is compared with the
+    /// tables.
     #[cold]
     #[inline(never)]
     fn kept_page(
@@ -192,8 +196,8 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
         }
     }
 
-    /// Reports a blocked request, if there is anything to say: translation that is off, and conditions that a device may
-    /// meet when it asks for a translation, are no faults.
+    /// Reports a blocked request, if there is anything to say: translation that is off, and
+    /// conditions that a device may meet when it asks for a translation, are no faults.
     fn report(&self, request: &Request, fault: &Fault) {
         let asks = matches!(request.kind, RequestKind::TranslationRequest { .. });
         let recoverable = asks && fault.reason.is_recoverable();

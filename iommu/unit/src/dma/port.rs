@@ -40,8 +40,9 @@ impl<M> DmaPort<M> {
         }
     }
 
-    /// The same port with a gate in front, such as the Bus Master Enable bit of a PCI function: while `enable` is
-    /// false, every access fails, and no fault is reported as the request never leaves the device.
+    /// The same port with a gate in front, such as the Bus Master Enable bit of a PCI function:
+    /// while `enable` is false, every access fails, and no fault is reported as the request never
+    /// leaves the device.
     ///
     /// A gate replaces an earlier one.
     #[must_use]

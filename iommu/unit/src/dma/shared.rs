@@ -1,4 +1,4 @@
-//! What a unit shares with the views of its devices, and the drain.
+//! The state that a unit shares with the views of its devices, and the drain of their transactions.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::translate::{Fault, Gates, GuestTables, Latched, Request, Translation}
 
 /// Where blocked requests are reported.
 ///
-/// It is called within a DMA transaction, for which a drain may be waiting: an implementation takes leaf locks
-/// only, and never one that is held across [`DmaState::drain`].
+/// It is called within a DMA transaction, for which a drain may be waiting: an implementation takes
+/// leaf locks only, and never one that is held across [`DmaState::drain`].
 pub trait FaultSink: Send + Sync {
     /// `request` was blocked. Called for faults whose record is suppressed, too.
     fn dma_fault(&self, request: &Request, fault: &Fault);
@@ -26,8 +26,9 @@ pub trait FaultSink: Send + Sync {
     /// A device asks for a translation (ATS), whatever comes of it.
     fn translation_requested(&self) {}
 
-    /// `request` got `answer` of what is kept, and would have got `now` of the tables: they have changed, and what says so is missing,
-    /// or still to come. Called as [`dma_fault`](Self::dma_fault) is.
+    /// `request` got `answer` of what is kept, and would have got `now` of the tables: they have
+    /// changed, and what says so is missing, or still to come. Called as
+    /// [`dma_fault`](Self::dma_fault) is.
     fn stale(
         &self,
         _request: &Request,
@@ -40,10 +41,11 @@ pub trait FaultSink: Send + Sync {
 /// The part of a unit that DMA depends on. The unit writes it, views read it.
 ///
 /// # Order
-/// A change is published (`set_latched`, or by the guest in its tables), then the generation is raised, then
-/// `drain` waits for every transaction that began before that. A transaction declares the generation under which
-/// it runs before it touches anything, and looks again afterwards whether that generation still holds. So after
-/// `drain`, no access uses anything older than the change, and views that are idle cost one load each.
+/// A change is published (`set_latched`, or by the guest in its tables), then the generation is
+/// raised, then `drain` waits for every transaction that began before that. A transaction declares
+/// the generation under which it runs before it touches anything, and looks again afterwards
+/// whether that generation still holds. So after `drain`, no access uses anything older than the
+/// change, and views that are idle cost one load each.
 pub struct DmaState<M> {
     memory: M,
     gates: Gates,
@@ -79,7 +81,8 @@ impl<M> DmaState<M> {
         }
     }
 
-    /// With translations that are kept until [`forget`](Self::forget) names them, as long as hardware may keep them.
+    /// With translations that are kept until [`forget`](Self::forget) names them, as long as
+    /// hardware may keep them.
     #[must_use]
     pub fn keeping_translations(self) -> Self {
         let kept = Kept::new(&self.gates);
@@ -104,10 +107,11 @@ impl<M> DmaState<M> {
         *self.latched.read()
     }
 
-    /// Latches, and invalidates all that was cached. A [`drain`](Self::drain) is to follow before the guest
-    /// learns that the command is complete.
+    /// Latches, and invalidates all that was cached. A [`drain`](Self::drain) is to follow before
+    /// the guest learns that the command is complete.
     ///
-    /// What is kept stays if this just switches translation on or off, and the unit has no scalable mode (section 11.4.4.1).
+    /// What is kept stays if this just switches translation on or off, and the unit has no scalable
+    /// mode (section 11.4.4.1).
     pub fn set_latched(&self, latched: Latched) {
         let old = std::mem::replace(&mut *self.latched.write(), latched);
         let switches = old.enabled != latched.enabled && old.root == latched.root;
@@ -117,8 +121,8 @@ impl<M> DmaState<M> {
         self.invalidate_all();
     }
 
-    /// Takes `invalidation` out of what is kept. [`invalidate_all`](Self::invalidate_all) is to follow, and then a
-    /// [`drain`](Self::drain), before the guest learns that it is complete.
+    /// Takes `invalidation` out of what is kept. [`invalidate_all`](Self::invalidate_all) is to
+    /// follow, and then a [`drain`](Self::drain), before the guest learns that it is complete.
     pub fn forget(&self, invalidation: &Invalidation) {
         if let Some(kept) = &self.kept {
             kept.forget(invalidation, self.generation.load(Ordering::SeqCst));
@@ -130,7 +134,8 @@ impl<M> DmaState<M> {
         self.kept.as_deref()
     }
 
-    /// What all views have counted since the unit was made, those of transactions that are running in part.
+    /// What all views have counted since the unit was made, those of transactions that are running
+    /// in part.
     pub fn counts(&self) -> DmaCounts {
         let slots = self.slots.lock();
         let mut counts = slots.past;
@@ -138,15 +143,16 @@ impl<M> DmaState<M> {
         counts
     }
 
-    /// Makes every transaction that begins from now on walk the tables anew, or look up what is kept.
+    /// Makes every transaction that begins from now on walk the tables anew, or look up what is
+    /// kept.
     pub fn invalidate_all(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Waits until every transaction that began before the last invalidation is over.
     ///
-    /// Transactions are short and never wait for anything, so this does not wait for long. It must not be called
-    /// within a transaction.
+    /// Transactions are short and never wait for anything, so this does not wait for long. It must
+    /// not be called within a transaction.
     pub fn drain(&self) {
         let generation = self.generation.load(Ordering::SeqCst);
         let slots = self.slots.lock().list.clone();
@@ -169,8 +175,9 @@ impl<M> DmaState<M> {
         let mut generation = self.generation.load(Ordering::SeqCst);
         loop {
             slot.declare(generation);
-            // If this still reads the old value, then the store above comes before the raise of the generation in
-            // the single order of these operations, and the drain behind that raise sees it.
+            // If this still reads the old value, then the store above comes before the raise of the
+            // generation in the single order of these operations, and the drain behind that raise
+            // sees it.
             let now = self.generation.load(Ordering::SeqCst);
             if now == generation {
                 return generation;

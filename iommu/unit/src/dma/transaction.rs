@@ -25,11 +25,11 @@ where
         self.begin_untranslated(pasid, false)
     }
 
-    /// Begins a transaction of requests with `pasid` that ask for supervisor privilege (Privileged Mode Requested in the
-    /// PASID prefix).
+    /// Begins a transaction of requests with `pasid` that ask for supervisor privilege (Privileged
+    /// Mode Requested in the PASID prefix).
     ///
-    /// The guest permits them for each PASID (SRE); where it does not, every access fails. First-stage entries then need no
-    /// U/S, and no R/W unless the guest asks for that (WPE).
+    /// The guest permits them for each PASID (SRE); where it does not, every access fails.
+    /// First-stage entries then need no U/S, and no R/W unless the guest asks for that (WPE).
     pub fn begin_supervisor(&mut self, pasid: Pasid) -> DmaTransaction<'_, M> {
         self.begin_untranslated(Some(pasid), true)
     }
@@ -52,11 +52,13 @@ where
         }
     }
 
-    /// Begins a transaction of translated requests: their addresses are what [`DmaTransaction::translate`] answered.
+    /// Begins a transaction of translated requests: their addresses are what
+    /// [`DmaTransaction::translate`] answered.
     ///
-    /// The device's own permission to make such requests is checked for every access (DTE in scalable mode, the
-    /// translation type in legacy mode), and a fault reported; whether it was given an address is not, as on hardware.
-    /// While translation is off, and behind no unit, every access fails, and nothing is reported.
+    /// The device's own permission to make such requests is checked for every access (DTE in
+    /// scalable mode, the translation type in legacy mode), and a fault reported; whether it was
+    /// given an address is not, as on hardware. While translation is off, and behind no unit, every
+    /// access fails, and nothing is reported.
     ///
     /// Such requests have no PASID.
     pub fn begin_translated(&mut self) -> DmaTransaction<'_, M> {
@@ -73,8 +75,9 @@ where
     }
 }
 
-/// The generation of no entry: translated requests neither find what untranslated ones left in the caches, nor leave
-/// anything there. What they need is two entries, which say much about a whole range at once.
+/// The generation of no entry: translated requests neither find what untranslated ones left in the
+/// caches, nor leave anything there. What they need is two entries, which say much about a whole
+/// range at once.
 const NEVER: u64 = u64::MAX;
 
 /// Access to guest memory as the device sees it, during which no invalidation completes.
@@ -107,7 +110,8 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         self.view.port.is_open()
     }
 
-    /// Whether addresses are guest-physical: behind no unit, or while the guest has translation switched off.
+    /// Whether addresses are guest-physical: behind no unit, or while the guest has translation
+    /// switched off.
     pub(super) fn is_identity(&self) -> bool {
         (self.view.slot.is_none() || !self.view.latched.enabled)
             && self.kind == RequestKind::Untranslated

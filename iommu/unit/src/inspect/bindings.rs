@@ -1,4 +1,4 @@
-//! What translates the requests of each source, and of each of its PASIDs.
+//! The bindings of a source: which tables translate its requests, and those of each of its PASIDs.
 
 use std::fmt;
 
@@ -15,8 +15,9 @@ use crate::translate::{Binding, Fault, FirstStage, GuestTables, Latched, SecondS
 /// How many PASIDs of a source are shown.
 pub const SHOWN_PASIDS: usize = 64;
 
-/// How many PASID tables of a source are searched. A guest can have 2^14 at no cost to itself, as all entries of a directory
-/// may point to the same one; a search of all of them would hold its caller up.
+/// How many PASID tables of a source are searched. A guest can have 2^14 at no cost to itself, as
+/// all entries of a directory may point to the same one; a search of all of them would hold its
+/// caller up.
 pub const SEARCHED_TABLES: usize = 128;
 
 /// PASIDs that one directory entry covers (section 9.5).
@@ -29,12 +30,13 @@ pub struct SourceBindings {
     pub source: SourceId,
     /// Requests without PASID.
     pub without_pasid: Result<Bound, Fault>,
-    /// Requests with each PASID whose entry is present, in ascending order, at most [`SHOWN_PASIDS`]. The one that
-    /// requests without PASID are looked up with is left out.
+    /// Requests with each PASID whose entry is present, in ascending order, at most
+    /// [`SHOWN_PASIDS`]. The one that requests without PASID are looked up with is left out.
     pub pasids: Vec<(Pasid, Result<Bound, Fault>)>,
     /// How many more PASID entries are present.
     pub more: u32,
-    /// Whether there may be more than that: there are PASID tables beyond the first [`SEARCHED_TABLES`].
+    /// Whether there may be more than that: there are PASID tables beyond the first
+    /// [`SEARCHED_TABLES`].
     pub unsearched: bool,
 }
 
@@ -49,7 +51,8 @@ pub struct Bound {
 
 /// Finds out what translates untranslated requests of `source`. It reads tables and nothing else.
 ///
-/// Up to 2^14 entries of the PASID directory are looked at, and those of [`SEARCHED_TABLES`] PASID tables, 64 each.
+/// Up to 2^14 entries of the PASID directory are looked at, and those of [`SEARCHED_TABLES`] PASID
+/// tables, 64 each.
 pub fn bindings_of<T: TableMemory>(
     tables: &GuestTables<'_, T>,
     source: SourceId,
@@ -232,5 +235,4 @@ fn write_flags(f: &mut fmt::Formatter<'_>, flags: &[(bool, &str)]) -> fmt::Resul
 }
 
 #[cfg(test)]
-#[path = "bindings_test.rs"]
 mod bindings_test;

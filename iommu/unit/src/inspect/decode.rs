@@ -1,6 +1,6 @@
-//! What the words of one entry say (sections 9.1 to 9.8).
+//! The fields of one entry, decoded from its words (sections 9.1 to 9.8).
 
-use super::entry::{EntryKind, Leads};
+use super::entry::{EntryKind, Leads, Step};
 use super::field::{Field, FieldValue};
 use crate::spec::context::{ContextEntry, ContextType, ScalableContextEntry};
 use crate::spec::entry::EntryError;
@@ -30,8 +30,35 @@ impl Default for Decoded {
     }
 }
 
-/// Decodes `words`, if there are as many as the entry has. `devfn` selects the half of a root entry; `scalable` is the mode of root
-/// and context entries.
+impl Step {
+    /// Decodes `words`. `devfn` selects the half of a root entry; `scalable` is the mode of root
+    /// and context entries.
+    pub(super) fn decode(
+        entry: EntryKind,
+        address: u64,
+        words: Vec<u64>,
+        gates: &Gates,
+        scalable: bool,
+        devfn: u8,
+    ) -> Self {
+        let Decoded {
+            fields,
+            leads,
+            outcome,
+        } = decode(entry, &words, gates, scalable, devfn).unwrap_or_default();
+        Self {
+            entry,
+            address,
+            words,
+            fields,
+            leads: leads.filter(|_| outcome.is_ok()),
+            error: outcome.err(),
+        }
+    }
+}
+
+/// Decodes `words`, if there are as many as the entry has. `devfn` selects the half of a root
+/// entry; `scalable` is the mode of root and context entries.
 pub(super) fn decode(
     entry: EntryKind,
     words: &[u64],
@@ -228,7 +255,8 @@ fn page_table(
     }
 }
 
-/// Where an entry of `level`, 1 to 5, points to: to `table`, or to the page that `page` finds with log2 of its size.
+/// Where an entry of `level`, 1 to 5, points to: to `table`, or to the page that `page` finds with
+/// log2 of its size.
 fn leads(level: u8, leaf: bool, table: u64, page: impl FnOnce(u8) -> u64) -> Leads {
     if !leaf {
         return Leads::Table(table);

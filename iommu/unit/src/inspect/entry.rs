@@ -2,10 +2,8 @@
 
 use std::fmt;
 
-use super::decode::{Decoded, decode};
 use super::field::{Field, write_set};
 use crate::spec::entry::EntryError;
-use crate::spec::gates::Gates;
 
 /// Which structure an entry belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,32 +92,6 @@ pub struct Step {
     pub leads: Option<Leads>,
     /// Why it cannot be used.
     pub error: Option<EntryError>,
-}
-
-impl Step {
-    /// Decodes `words`. `devfn` selects the half of a root entry; `scalable` is the mode of root and context entries.
-    pub(super) fn decode(
-        entry: EntryKind,
-        address: u64,
-        words: Vec<u64>,
-        gates: &Gates,
-        scalable: bool,
-        devfn: u8,
-    ) -> Self {
-        let Decoded {
-            fields,
-            leads,
-            outcome,
-        } = decode(entry, &words, gates, scalable, devfn).unwrap_or_default();
-        Self {
-            entry,
-            address,
-            words,
-            fields,
-            leads: leads.filter(|_| outcome.is_ok()),
-            error: outcome.err(),
-        }
-    }
 }
 
 impl fmt::Display for Step {

@@ -1,4 +1,4 @@
-//! Why an address translates to what it does: the entries that the translation reads, and how it ends.
+//! The explanation of an address: the entries that its translation reads, and how it ends.
 
 use std::fmt;
 
@@ -25,7 +25,8 @@ pub struct Explanation {
     pub address: u64,
     /// What the guest had latched.
     pub latched: Latched,
-    /// What translates; [`Binding::Blocked`] if root, context, PASID directory or PASID entry end the request.
+    /// What translates; [`Binding::Blocked`] if root, context, PASID directory or PASID entry end
+    /// the request.
     pub binding: Binding,
     /// The entries that are read, in order: at most 4 structures, and 35 of a nested walk.
     pub steps: Vec<Step>,
@@ -39,8 +40,8 @@ pub struct Explanation {
 
 /// Explains requests of `source`, with `pasid` or without, for `address`.
 ///
-/// It has no effect on anything: no fault is recorded, and no accessed or dirty bit is set, although its answers are those that a
-/// device gets, for which they are.
+/// It has no effect on anything: no fault is recorded, and no accessed or dirty bit is set,
+/// although its answers are those that a device gets, for which they are.
 pub fn explain<T: TableMemory>(
     tables: &GuestTables<'_, T>,
     source: SourceId,
@@ -173,5 +174,4 @@ impl fmt::Display for Explanation {
 }
 
 #[cfg(test)]
-#[path = "explain_test.rs"]
 mod explain_test;

@@ -15,8 +15,8 @@ pub(super) struct Read {
 
 /// Notes every entry that is read, in order.
 ///
-/// An entry that was read before is answered as it was then: whatever the guest changes in between, everything that is found out
-/// through one recorder agrees with what it noted.
+/// An entry that was read before is answered as it was then: whatever the guest changes in between,
+/// everything that is found out through one recorder agrees with what it noted.
 ///
 /// Accessed and dirty bits that a walk sets count as set, and the memory stays as it is.
 pub(super) struct Recorder<T> {

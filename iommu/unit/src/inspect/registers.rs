@@ -43,10 +43,12 @@ pub struct PendingFault {
 
 /// A unit, as its guest sees it, and what it has done.
 ///
-/// Each register was read as the guest reads it, one after the other: a unit at work may have changed some in between.
+/// Each register was read as the guest reads it, one after the other: a unit at work may have
+/// changed some in between.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitDescription {
-    /// The registers of all features that are offered, apart from fault records, in the order of their offsets.
+    /// The registers of all features that are offered, apart from fault records, in the order of
+    /// their offsets.
     pub registers: Vec<RegisterDescription>,
     /// What commands have latched: translation on or off, root table, mode.
     pub latched: Latched,
@@ -344,7 +346,8 @@ impl fmt::Display for PendingFault {
 }
 
 impl fmt::Display for UnitDescription {
-    /// One line per register, with the fields that are not 0; then what is latched, the faults, and the counters.
+    /// One line per register, with the fields that are not 0; then what is latched, the faults, and
+    /// the counters.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for register in &self.registers {
             writeln!(f, "{register}")?;
@@ -368,5 +371,4 @@ impl fmt::Display for UnitDescription {
 }
 
 #[cfg(test)]
-#[path = "registers_test.rs"]
 mod registers_test;

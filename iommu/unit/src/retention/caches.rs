@@ -1,7 +1,8 @@
-//! The caches of section 6.2 by their tags: context cache, PASID cache, paging-structure caches, IOTLB.
+//! The caches of section 6.2 by their tags: context cache, PASID cache, paging-structure caches,
+//! IOTLB.
 //!
-//! Everything that leaves is found through an ordered index, so that an invalidation costs no more than what it takes out: a
-//! guest fills its queue with them.
+//! Everything that leaves is found through an ordered index, so that an invalidation costs no more
+//! than what it takes out: a guest fills its queue with them.
 
 use std::ops::RangeInclusive;
 
@@ -151,7 +152,8 @@ pub(crate) struct Store {
     pub(super) first: Indexed<FirstKey, Upper<Binding>>,
     pub(super) second: Indexed<SecondKey, Upper<SecondStage>>,
     pub(super) pages: Indexed<PageKey, Page>,
-    /// The first generation of transactions that may add something: others may have read what was invalidated since.
+    /// The first generation of transactions that may add something: others may have read what was
+    /// invalidated since.
     pub(crate) floor: u64,
     /// MGAW: the width of the addresses that domain-wide invalidations name.
     pub(super) guest_width: u8,
@@ -178,7 +180,8 @@ impl Store {
         Some((entry.words, entry.directory_fault_disable))
     }
 
-    /// The lowest entry above `input` that was found under the same tables: domains have one set of them each.
+    /// The lowest entry above `input` that was found under the same tables: domains have one set of
+    /// them each.
     pub(crate) fn upper(
         &self,
         resolved: &Resolved,
@@ -269,5 +272,4 @@ pub(super) fn prefix(input: u64, level: u8) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "caches_test.rs"]
 mod caches_test;

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::ops::RangeInclusive;
 
-/// The most entries that a cache has. The next one empties it: what software cannot rely on to stay may go at any time.
+/// The most entries that a cache has. The next one empties it: what software cannot rely on to stay
+/// may go at any time.
 pub(super) const LIMIT: usize = 0x1_0000;
 
 /// An entry under keys of type `K`.

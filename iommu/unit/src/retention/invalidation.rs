@@ -1,4 +1,4 @@
-//! What each invalidation takes out of the caches (tables in sections 6.5.2.1 to 6.5.2.4).
+//! Invalidations of the retained caches (tables in sections 6.5.2.1 to 6.5.2.4).
 
 use std::ops::RangeInclusive;
 
@@ -8,7 +8,8 @@ use crate::spec::descriptors::{
 };
 use crate::spec::invalidation::Invalidation;
 
-/// The whole of what an index has of one domain and more: the least and the greatest of the other parts of its keys.
+/// The whole of what an index has of one domain and more: the least and the greatest of the other
+/// parts of its keys.
 const PASIDS: RangeInclusive<u32> = 0..=u32::MAX;
 const PAGES: RangeInclusive<u64> = 0..=u64::MAX;
 
@@ -59,7 +60,8 @@ impl Store {
     fn forget_contexts(&mut self, scope: ContextScope) {
         match scope {
             ContextScope::Global => self.contexts.clear(),
-            // Entries of scalable mode are of no domain: all are taken out, for what they lead to may be of this one.
+            // Entries of scalable mode are of no domain: all are taken out, for what they lead to
+            // may be of this one.
             ContextScope::Domain(domain) => {
                 for domain in [None, Some(domain)] {
                     self.contexts.take_range((domain, 0)..=(domain, u16::MAX));

@@ -1,4 +1,4 @@
-//! What a walk has used, for the caches to keep.
+//! Notes of a walk: the entries that it has used, for the caches to keep.
 
 use crate::translate::{Resolved, Stage, UpperEntry};
 

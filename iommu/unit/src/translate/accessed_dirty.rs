@@ -1,7 +1,8 @@
 //! Accessed and dirty bits that a walk has to set before its result may be used.
 //!
-//! A walk only notes them. They are set when everything else about the request is known to be permitted, each by
-//! compare-and-swap: when an entry is no longer what the walk saw, the walk is repeated.
+//! A walk only notes them. They are set when everything else about the request is known to be
+//! permitted, each by compare-and-swap: when an entry is no longer what the walk saw, the walk is
+//! repeated.
 
 use crate::memory::TableMemory;
 use crate::spec::fault_reason::FaultReason;
@@ -12,7 +13,8 @@ struct Update {
     address: u64,
     seen: u64,
     set: u64,
-    /// All accessed and dirty bits of the kind of entry: these may change without repeating the walk.
+    /// All accessed and dirty bits of the kind of entry: these may change without repeating the
+    /// walk.
     volatile: u64,
     /// The fault when the entry cannot be written.
     failure: FaultReason,
@@ -20,7 +22,8 @@ struct Update {
 
 /// The entries to update, in the order in which to do so.
 ///
-/// Empty in the usual case, which then costs no allocation. At most 35 entries: a nested walk of 5 by 5 levels.
+/// Empty in the usual case, which then costs no allocation. At most 35 entries: a nested walk of 5
+/// by 5 levels.
 #[derive(Debug, Default)]
 pub(super) struct Updates(Vec<Update>);
 
@@ -62,8 +65,8 @@ impl Updates {
     pub(super) fn apply<T: TableMemory>(&self, memory: &T) -> Applied {
         for update in &self.0 {
             let mut current = update.seen;
-            // Another walk may set bits in between, and each of the few bits once. More rounds mean that the guest
-            // plays with them.
+            // Another walk may set bits in between, and each of the few bits once. More rounds mean
+            // that the guest plays with them.
             let mut rounds = 0;
             loop {
                 if current | update.set == current {

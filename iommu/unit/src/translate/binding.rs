@@ -1,7 +1,7 @@
-//! What translates the requests of a (source-id, PASID).
+//! The binding of a (source-id, PASID): the tables that translate its requests (sec. 3.4).
 
-/// What translates. Two bindings are equal exactly when they translate alike as long as the same tables stay as
-/// they are.
+/// What translates. Two bindings are equal exactly when they translate alike as long as the same
+/// tables stay as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Binding {
     /// Every request is blocked.

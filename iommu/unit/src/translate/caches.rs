@@ -1,4 +1,5 @@
-//! What caches hold of tables, as walks ask for it and add to it (sec. 6.2).
+//! The caches of table entries in front of a walk: context, PASID and paging-structure caches (sec.
+//! 6.2).
 
 use super::resolve::Resolved;
 use crate::spec::ids::{Pasid, SourceId};
@@ -19,14 +20,16 @@ pub struct UpperEntry {
     pub level: u8,
     /// Where it points to: an input of the second stage if nested, or else guest-physical.
     pub table: u64,
-    /// What it and all above it grant: U/S and R/W in a first stage, reading and writing in a second one.
+    /// What it and all above it grant: U/S and R/W in a first stage, reading and writing in a
+    /// second one.
     pub rights: (bool, bool),
 }
 
-/// The caches of entries that a walk finds before it looks into memory: context cache, PASID cache and paging-structure
-/// caches.
+/// The caches of entries that a walk finds before it looks into memory: context cache, PASID cache
+/// and paging-structure caches.
 ///
-/// What a walk adds is of use only if its request is let through, as all that leads to a fault is in doubt.
+/// What a walk adds is of use only if its request is let through, as all that leads to a fault is
+/// in doubt.
 pub trait StructureCaches {
     /// The context entry of `source`. A legacy one is in the first two words.
     fn context(&self, source: SourceId) -> Option<[u64; 4]>;
@@ -34,7 +37,8 @@ pub trait StructureCaches {
     /// The context entry of `source` was read. A legacy one is of a domain.
     fn found_context(&self, source: SourceId, words: [u64; 4], domain: Option<u16>);
 
-    /// The PASID entry that `source` has for `pasid`, and whether the entry of the directory above it has FPD.
+    /// The PASID entry that `source` has for `pasid`, and whether the entry of the directory above
+    /// it has FPD.
     fn pasid(&self, source: SourceId, pasid: Pasid) -> Option<([u64; 8], bool)>;
 
     /// That entry was read, and is of `domain`.

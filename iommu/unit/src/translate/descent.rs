@@ -1,4 +1,4 @@
-//! Where a walk down the tables of one stage stands (sec. 3.6 and 3.7).
+//! A walk down the tables of one stage, step by step (sec. 3.6 and 3.7).
 
 use super::caches::{Stage, StructureCaches, UpperEntry};
 
@@ -13,7 +13,8 @@ pub(super) struct Descent {
 }
 
 impl Descent {
-    /// Before the top table, of level `top`, or below the lowest entry on the way of `input` that `caches` have.
+    /// Before the top table, of level `top`, or below the lowest entry on the way of `input` that
+    /// `caches` have.
     #[inline]
     pub(super) fn begin(
         caches: &impl StructureCaches,
@@ -58,7 +59,8 @@ impl Descent {
         12 + 9 * (self.level - 1)
     }
 
-    /// What all entries so far grant: U/S and R/W in a first stage, reading and writing in a second one.
+    /// What all entries so far grant: U/S and R/W in a first stage, reading and writing in a second
+    /// one.
     pub(super) const fn rights(&self) -> (bool, bool) {
         self.rights
     }

@@ -54,7 +54,8 @@ pub(super) struct Leaf {
 }
 
 impl Leaf {
-    /// What the walk leaves behind; `writes` is whether such requests may write, all bits being set for that.
+    /// What the walk leaves behind; `writes` is whether such requests may write, all bits being set
+    /// for that.
     pub(super) fn upper(&self, writes: bool) -> Upper {
         let above = (true, self.write_above);
         let all = (true, writes);
@@ -78,7 +79,8 @@ impl FirstStage {
         }
     }
 
-    /// Whether requests may write where R/W is as given: those of a supervisor ignore it unless WPE.
+    /// Whether requests may write where R/W is as given: those of a supervisor ignore it unless
+    /// WPE.
     pub(super) const fn writes(&self, writable: bool, privileged: bool) -> bool {
         writable || privileged && !self.write_protect
     }

@@ -1,4 +1,5 @@
-//! The guest's translation tables as one value: memory, capabilities, latched state, caches (sec. 3, 6.2 and 9).
+//! The guest's translation tables as one value: memory, capabilities, latched state, caches (sec.
+//! 3, 6.2 and 9).
 
 use super::binding::Binding;
 use super::caches::{NoCaches, StructureCaches};
@@ -13,7 +14,8 @@ use crate::spec::fault_reason::{FaultReason, Reply};
 use crate::spec::gates::Gates;
 use crate::spec::ids::{Pasid, SourceId};
 
-/// The guest's translation tables: where they are, how to read them, and the caches in front of them.
+/// The guest's translation tables: where they are, how to read them, and the caches in front of
+/// them.
 ///
 /// It is a snapshot of what the guest has latched; the tables themselves are read at each call.
 ///
@@ -87,7 +89,8 @@ impl<'a, T: TableMemory, C: StructureCaches> GuestTables<'a, T, C> {
 impl<T: TableMemory, C: StructureCaches> GuestTables<'_, T, C> {
     /// Translates one request.
     ///
-    /// A page request is only resolved: the answer stands for its tables being in order, and grants nothing.
+    /// A page request is only resolved: the answer stands for its tables being in order, and grants
+    /// nothing.
     ///
     /// # Errors
     /// The fault for which the request is blocked. It is for the caller to record it.
@@ -100,7 +103,8 @@ impl<T: TableMemory, C: StructureCaches> GuestTables<'_, T, C> {
             .map(|(translation, _)| translation)
     }
 
-    /// What is permitted at the address of `request`, whatever access it names. No dirty bit is set.
+    /// What is permitted at the address of `request`, whatever access it names. No dirty bit is
+    /// set.
     ///
     /// # Errors
     /// As [`translate`](Self::translate), apart from missing permissions.
@@ -122,8 +126,8 @@ impl<T: TableMemory, C: StructureCaches> GuestTables<'_, T, C> {
             .map_or(Binding::Blocked, |resolved| resolved.binding)
     }
 
-    /// The answer to a request that no table translates: while translation is off, or without PASID to the interrupt
-    /// address range. `None` when the tables matter.
+    /// The answer to a request that no table translates: while translation is off, or without PASID
+    /// to the interrupt address range. `None` when the tables matter.
     #[inline]
     pub(crate) fn without_tables(&self, request: &Request) -> Option<Result<Translation, Fault>> {
         if !self.latched.enabled {
@@ -135,8 +139,8 @@ impl<T: TableMemory, C: StructureCaches> GuestTables<'_, T, C> {
         None
     }
 
-    /// Walks the tables that translate `request` according to `resolved`. There is also what the walk leaves behind for
-    /// others.
+    /// Walks the tables that translate `request` according to `resolved`. There is also what the
+    /// walk leaves behind for others.
     ///
     /// # Errors
     /// As [`translate`](Self::translate).
@@ -187,14 +191,16 @@ impl<T: TableMemory, C: StructureCaches> GuestTables<'_, T, C> {
                 };
                 Ok((translation, trail))
             }
-            // Legacy mode: a page that grants nothing is an answer to a translation request, not a fault.
+            // Legacy mode: a page that grants nothing is an answer to a translation request, not a
+            // fault.
             Err(FaultReason::ReadDenied | FaultReason::WriteDenied) => Ok(nothing()),
             Err(reason) => Err(Fault::new(reason, resolved.fault_disable, request.kind)),
         }
     }
 }
 
-/// Translation is off: untranslated requests pass, all others are unsupported and not recorded (sec. 7.1).
+/// Translation is off: untranslated requests pass, all others are unsupported and not recorded
+/// (sec. 7.1).
 fn disabled(request: &Request) -> Result<Translation, Fault> {
     if request.kind == RequestKind::Untranslated {
         return Ok(unchanged(request.address, true, true));
@@ -206,8 +212,8 @@ fn disabled(request: &Request) -> Result<Translation, Fault> {
     })
 }
 
-/// A request without PASID to the interrupt address range, which no table translates (sec. 3.14). `None` when the
-/// tables matter nevertheless.
+/// A request without PASID to the interrupt address range, which no table translates (sec. 3.14).
+/// `None` when the tables matter nevertheless.
 fn to_interrupt_range(request: &Request) -> Option<Result<Translation, Fault>> {
     match request.kind {
         RequestKind::Untranslated if request.access == Access::ZeroLengthRead => {

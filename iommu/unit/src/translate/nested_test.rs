@@ -15,8 +15,8 @@ struct Nested {
     second: Paging,
 }
 
-/// PASID 0 is nested, domain 7, PWSNP. The second stage has 4 levels and maps the 64 MiB of memory at 4 GiB, in pages
-/// of 4 KiB. The first stage has `levels` levels.
+/// PASID 0 is nested, domain 7, PWSNP. The second stage has 4 levels and maps the 64 MiB of memory
+/// at 4 GiB, in pages of 4 KiB. The first stage has `levels` levels.
 fn nested(levels: usize) -> Nested {
     let world = World::scalable();
     let second = world.second_stage(4);

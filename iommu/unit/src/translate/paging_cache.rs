@@ -1,13 +1,14 @@
-//! What walks leave behind for further walks in the same 2 MiB: the caches of paging-structure entries (sec. 6.2).
+//! The paging-structure caches of a view (sec. 6.2): what walks leave for further ones in the same
+//! 2 MiB.
 //!
-//! Of each stage, the entry above level 1 is remembered as it was used: where the table is that it points to, or the large
-//! page that it maps, and what it and all entries above it grant. Only walks that end well leave something behind. So each of
-//! these entries is present and in order, and has its accessed bits set, which is what the specification asks of those that
-//! are cached.
+//! Of each stage, the entry above level 1 is remembered as it was used: where the table is that it
+//! points to, or the large page that it maps, and what it and all entries above it grant. Only
+//! walks that end well leave something behind. So each of these entries is present and in order,
+//! and has its accessed bits set, which is what the specification asks of those that are cached.
 //!
-//! [`PagingCache::translate`] then reads one entry for each stage instead of all. It answers requests that are permitted
-//! and need no bit set in any entry. About all others it says nothing, and a full walk is to find out: so faults, updates and
-//! their order are those of full walks.
+//! [`PagingCache::translate`] then reads one entry for each stage instead of all. It answers
+//! requests that are permitted and need no bit set in any entry. About all others it says nothing,
+//! and a full walk is to find out: so faults, updates and their order are those of full walks.
 
 use std::cell::{Cell, OnceCell};
 
@@ -33,7 +34,8 @@ const WITHIN_PAGE: u64 = 0xfff;
 /// What one stage makes of 2 MiB of its input.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Upper {
-    /// Guest-physical address of the table of level 1. Of a large page: what the first byte of the 2 MiB is mapped to.
+    /// Guest-physical address of the table of level 1. Of a large page: what the first byte of the
+    /// 2 MiB is mapped to.
     base: u64,
     /// Log2 of the size of the large page; 12 for a table.
     shift: u8,
@@ -43,11 +45,11 @@ pub(super) struct Upper {
 }
 
 impl Upper {
-    /// The entries that lead to a last entry at `entry_address`, if that maps a page of 2^`shift` bytes in which the input
-    /// is at `address`.
+    /// The entries that lead to a last entry at `entry_address`, if that maps a page of 2^`shift`
+    /// bytes in which the input is at `address`.
     ///
-    /// `above` is what the entries above that one grant, `all` what it grants as well: reading, and writing without setting
-    /// anything before.
+    /// `above` is what the entries above that one grant, `all` what it grants as well: reading, and
+    /// writing without setting anything before.
     pub(super) const fn new(
         entry_address: u64,
         shift: u8,
@@ -198,8 +200,8 @@ const INPUT: usize = 0;
 const BELOW: usize = 1;
 
 impl PagingCache {
-    /// Translates an untranslated request, if what is remembered for `tag` is enough for that. `resolved` is what
-    /// translates such requests.
+    /// Translates an untranslated request, if what is remembered for `tag` is enough for that.
+    /// `resolved` is what translates such requests.
     #[inline]
     pub(crate) fn translate<T: TableMemory>(
         &self,
@@ -278,5 +280,4 @@ fn index(tag: Tag, address: u64) -> usize {
 }
 
 #[cfg(test)]
-#[path = "paging_cache_test.rs"]
 mod paging_cache_test;

@@ -32,7 +32,8 @@ fn kinds() -> impl Strategy<Value = RequestKind> {
     ]
 }
 
-/// Words that have a chance to lead somewhere: mostly a page of the first 64 KiB above 1 MiB, with some low bits.
+/// Words that have a chance to lead somewhere: mostly a page of the first 64 KiB above 1 MiB, with
+/// some low bits.
 fn words() -> impl Strategy<Value = u64> {
     prop_oneof![
         6 => (0_u64..16, 0_u64..4096).prop_map(|(page, low)| 0x10_0000 | page << 12 | low),

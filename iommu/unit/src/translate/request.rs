@@ -1,4 +1,4 @@
-//! What comes in, and what comes out.
+//! The types of a DMA request, of its translation and of its fault (sec. 3 and 7.1).
 
 use crate::spec::fault_reason::{FaultReason, Reply};
 use crate::spec::ids::{Pasid, SourceId};
@@ -112,7 +112,8 @@ pub enum TranslationType {
 pub struct Translation {
     /// Guest-physical address of the byte that was asked for.
     pub address: u64,
-    /// Log2 of the size of the naturally aligned block for which the answer holds: the smallest page of all stages.
+    /// Log2 of the size of the naturally aligned block for which the answer holds: the smallest
+    /// page of all stages.
     pub page_shift: u8,
     /// Reads are permitted.
     pub readable: bool,
@@ -135,16 +136,17 @@ pub struct Translation {
 pub struct Fault {
     /// Why.
     pub reason: FaultReason,
-    /// Whether a fault record is due: not when a Fault Processing Disable bit suppresses it, and not when a
-    /// translation request meets a recoverable condition.
+    /// Whether a fault record is due: not when a Fault Processing Disable bit suppresses it, and
+    /// not when a translation request meets a recoverable condition.
     pub record: bool,
-    /// What the requester of a translation, or of an access with a translated address, is told. Untranslated
-    /// requests are dropped, and reads among them are answered as unsupported.
+    /// What the requester of a translation, or of an access with a translated address, is told.
+    /// Untranslated requests are dropped, and reads among them are answered as unsupported.
     pub reply: Reply,
 }
 
 impl Fault {
-    /// The fault for `reason`. `fpd` is the disjunction of the Fault Processing Disable bits that were reached.
+    /// The fault for `reason`. `fpd` is the disjunction of the Fault Processing Disable bits that
+    /// were reached.
     pub const fn new(reason: FaultReason, fpd: bool, kind: RequestKind) -> Self {
         let (reply, recoverable) = match kind {
             RequestKind::TranslationRequest { .. } => {

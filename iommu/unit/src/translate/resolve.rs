@@ -1,4 +1,5 @@
-//! The binding of a request: which tables translate it, by its context and PASID entries (sec. 3.4 and 9).
+//! The binding of a request: which tables translate it, by its context and PASID entries (sec. 3.4
+//! and 9).
 
 use super::binding::{Binding, FirstStage, SecondStage};
 use super::caches::StructureCaches;
@@ -37,13 +38,14 @@ pub struct Resolved {
 pub struct PasidDirectory {
     /// Guest-physical address of its first entry.
     pub address: u64,
-    /// PASIDs that requests of the device can have: 64 for each entry, and at least as many entries as that needs.
+    /// PASIDs that requests of the device can have: 64 for each entry, and at least as many entries
+    /// as that needs.
     pub pasids: u32,
 }
 
 impl<T: TableMemory, C: StructureCaches> GuestTables<'_, T, C> {
-    /// Finds out what translates the untranslated requests of `source`, with `pasid` or without, while translation is
-    /// enabled.
+    /// Finds out what translates the untranslated requests of `source`, with `pasid` or without,
+    /// while translation is enabled.
     ///
     /// # Errors
     /// The fault for which such a request is blocked.
@@ -73,8 +75,8 @@ impl<T: TableMemory, C: StructureCaches> GuestTables<'_, T, C> {
             .map_err(|reason| Fault::new(reason, resolver.structures.fault_disable, request.kind))
     }
 
-    /// The PASID directory of `source`, while translation is enabled; `None` if its requests with PASIDs do not get that
-    /// far.
+    /// The PASID directory of `source`, while translation is enabled; `None` if its requests with
+    /// PASIDs do not get that far.
     pub fn pasid_directory(&self, source: SourceId) -> Option<PasidDirectory> {
         let caps = self.gates().caps;
         if self.latched().root.mode != TableMode::Scalable || !caps.ecap.smts() {

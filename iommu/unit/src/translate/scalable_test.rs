@@ -63,8 +63,9 @@ fn modes_that_are_not_offered_are_code_30_and_abort_dma_is_33() {
     assert_eq!(code(world.read(0x1000)), 0x30);
 }
 
-/// A change to tables that are in order, and the code that follows. The entries that were read by then, and whose
-/// FPD bit counts: 0 none, 1 the context entry, 2 the directory entry too, 3 the PASID entry too.
+/// A change to tables that are in order, and the code that follows. The entries that were read by
+/// then, and whose FPD bit counts: 0 none, 1 the context entry, 2 the directory entry too, 3 the
+/// PASID entry too.
 type Case = (u8, usize, fn(&World));
 
 const CASES: &[Case] = &[

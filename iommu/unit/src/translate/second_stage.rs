@@ -12,7 +12,8 @@ use crate::spec::fault_reason::FaultReason;
 use crate::spec::gates::Gates;
 use crate::spec::second_stage::{ACCESSED, DIRTY, SecondStageEntry};
 
-/// Legacy and scalable mode differ in the fault reasons, and in when a walk ends for want of rights.
+/// Legacy and scalable mode differ in the fault reasons, and in when a walk ends for want of
+/// rights.
 #[derive(Clone, Copy)]
 pub(super) enum Mode {
     /// At each level where the rights are missing that the request needs.

@@ -1,4 +1,4 @@
-//! Root, context, PASID directory and PASID-table entries, as a request finds them (sec. 9.1 to 9.6).
+//! Root, context, PASID directory and PASID entries on the way of one request (sec. 9.1 to 9.6).
 
 use super::caches::StructureCaches;
 use super::guest_tables::GuestTables;

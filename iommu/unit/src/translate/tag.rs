@@ -1,4 +1,5 @@
-//! Tags of what a view remembers: by them, nothing is found that is of another generation, PASID or privilege.
+//! Tags of what a view remembers: by them, nothing is found that is of another generation, PASID or
+//! privilege.
 
 use crate::spec::ids::Pasid;
 
@@ -36,7 +37,8 @@ impl Tag {
         self.requester
     }
 
-    /// What to mix into the index of an entry, so that the same address of several PASIDs finds room.
+    /// What to mix into the index of an entry, so that the same address of several PASIDs finds
+    /// room.
     #[inline]
     pub(crate) fn spread(self) -> u64 {
         u64::from(self.requester).wrapping_mul(0x9e37_79b9) >> 8

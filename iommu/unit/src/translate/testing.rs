@@ -1,7 +1,7 @@
 //! Tables for tests, made of raw literals.
 //!
-//! It shares no arithmetic and no constant with the code under test: positions are written down as the specification
-//! has them, and indices are found by division.
+//! It shares no arithmetic and no constant with the code under test: positions are written down as
+//! the specification has them, and indices are found by division.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -49,8 +49,8 @@ pub fn gates(cap: u64, ecap: u64) -> Gates {
     Gates::new(caps, HAW)
 }
 
-/// Guest memory with a root table, a context table for bus 0, and in scalable mode a PASID directory and the table of
-/// PASIDs 0 to 63.
+/// Guest memory with a root table, a context table for bus 0, and in scalable mode a PASID
+/// directory and the table of PASIDs 0 to 63.
 pub struct World {
     pub memory: Arc<GuestMemoryMmap<()>>,
     next: Cell<u64>,
@@ -104,7 +104,8 @@ impl World {
         Self::empty(TableMode::Legacy)
     }
 
-    /// Scalable mode; the context entry has DTE, PASIDE, PRE, EPTR and PDTS 1, RID_PASID is 0; PASID entries are empty.
+    /// Scalable mode; the context entry has DTE, PASIDE, PRE, EPTR and PDTS 1, RID_PASID is 0;
+    /// PASID entries are empty.
     pub fn scalable() -> Self {
         let world = Self::empty(TableMode::Scalable);
         world.set(world.context + 0x300, world.directory | 0x25d);

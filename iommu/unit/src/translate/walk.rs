@@ -1,4 +1,5 @@
-//! From a resolved request to the answer.
+//! The walk of a resolved request through the stages of its binding, up to the permission check
+//! (sec. 3).
 
 use super::accessed_dirty::{Applied, Updates};
 use super::binding::{Binding, FirstStage, SecondStage};
@@ -78,7 +79,8 @@ impl<T: TableMemory, C: StructureCaches> Walker<'_, T, C> {
                 TranslationType::Nested,
             ),
         };
-        // Section 7.1.3, SGN.8: pass-through tells a device as much, and blocks what it does with that.
+        // Section 7.1.3, SGN.8: pass-through tells a device as much, and blocks what it does with
+        // that.
         let told = self.to_be_kept && translated_by == TranslationType::PassThrough;
         if is_interrupt_range(found.address) && !told {
             return Err(if self.resolved.legacy {

@@ -1,4 +1,5 @@
-//! What is remembered of walks: when it is used, and that it never says anything but what a full walk would say.
+//! What is remembered of walks: when it is used, and that it never says anything but what a full
+//! walk would say.
 
 use std::cell::Cell;
 

@@ -53,7 +53,8 @@ fn every_present_pasid_is_listed_but_the_one_of_requests_without_pasid() {
     assert_eq!(listed.more, 0);
 }
 
-/// Gives the source room for 2^20 PASIDs (PDTS 7), and lets the first `tables` entries of its directory share a table.
+/// Gives the source room for 2^20 PASIDs (PDTS 7), and lets the first `tables` entries of its
+/// directory share a table.
 fn share_table(world: &World, tables: u64) {
     world.or(world.scalable_context(), 0xe00);
     let directory = 0x200_0000;

@@ -101,7 +101,8 @@ fn bits_above_the_width_of_an_address_are_ignored_where_the_domain_is_named() {
     assert_eq!(store.pages.sizes(), (0, 0));
 }
 
-/// A queue has up to 16384 descriptors of 32 bytes, all of which a guest can have carried out in one register write.
+/// A queue has up to 16384 descriptors of 32 bytes, all of which a guest can have carried out in
+/// one register write.
 #[test]
 fn invalidations_of_a_full_store_that_hit_nothing_take_no_time() {
     let mut store = Store::new(48);

@@ -199,7 +199,8 @@ fn first_stage_and_second_stage_of_scalable_mode_name_their_structures() {
     }
 }
 
-/// PASID 0 nested: 4 levels of first stage on 4 levels of second stage, which maps 8 MiB of memory at 4 GiB.
+/// PASID 0 nested: 4 levels of first stage on 4 levels of second stage, which maps 8 MiB of memory
+/// at 4 GiB.
 fn nested(flags: u64) -> (World, Paging, Paging) {
     const BIAS: u64 = 0x1_0000_0000;
     let world = World::scalable();
