@@ -10,11 +10,11 @@ use vm_memory::GuestMemoryBackend;
 use super::iotlb::Iotlb;
 use super::shared::DmaState;
 use super::slot::Slot;
-use crate::memory::Nearby;
+use crate::memory::{Nearby, TableMemory};
 use crate::retention::{Answer, Found, Kept};
 use crate::translate::{
-    Binding, Fault, GuestTables, Latched, PagingCache, Permitted, Request, RequestKind, Resolved,
-    Tag, Translation,
+    Access, Binding, Fault, GuestTables, Latched, PagingCache, Permitted, Request, RequestKind,
+    Resolved, Tag, Translation,
 };
 
 /// What a view remembers of its walks: context and PASID entries, paging-structure entries, pages.
@@ -37,6 +37,28 @@ impl ViewCaches {
             self.bound = OnceCell::new();
             self.bound_for = tag;
         }
+    }
+
+    /// Translates an untranslated request by what is remembered of the structures above its page.
+    /// Translated requests, and those of a unit that retains translations, leave nothing to be
+    /// found here.
+    #[inline]
+    pub(super) fn recall<T: TableMemory>(
+        &self,
+        tables: &GuestTables<'_, T>,
+        tag: Tag,
+        address: u64,
+        access: Access,
+        slot: &Slot,
+    ) -> Option<Permitted> {
+        let resolved = self.bound.get()?;
+        let found = self
+            .paging
+            .translate(tables, resolved, tag, address, access)?;
+        self.count_walk();
+        self.iotlb.insert(tag, address, &found);
+        count_nested(slot, resolved);
+        Some(found)
     }
 
     /// How many times a table walk was needed.
@@ -86,11 +108,10 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
         }
     }
 
-    /// Translates a request that `caches.iotlb` does not answer.
+    /// Translates a request that `caches` do not answer.
     ///
     /// # Errors
     /// The fault for which the request is blocked. It has been reported.
-    #[inline]
     pub(super) fn page(
         &self,
         caches: &ViewCaches,
@@ -107,7 +128,6 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
         outcome.inspect_err(|fault| self.report(request, fault))
     }
 
-    #[inline]
     fn table_page(
         &self,
         caches: &ViewCaches,
@@ -126,15 +146,6 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
             caches.iotlb.insert(tag, address, &found);
             found
         };
-        if let Some(resolved) = caches.bound.get()
-            && let Some(found) =
-                caches
-                    .paging
-                    .translate(tables, resolved, tag, address, request.access)
-        {
-            self.count_nested(resolved);
-            return Ok(keep(found));
-        }
         if let Some(outcome) = tables.without_tables(request) {
             return outcome.map(|translation| keep(Permitted::new(&translation)));
         }
@@ -145,7 +156,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
                 caches.bound.get_or_init(|| resolved)
             }
         };
-        self.count_nested(resolved);
+        count_nested(self.slot, resolved);
         let (translation, trail) = tables.walk(resolved, request)?;
         caches.paging.keep(tag, address, &trail);
         Ok(keep(Permitted::new(&translation)))
@@ -189,13 +200,6 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
         answer
     }
 
-    #[inline]
-    fn count_nested(&self, resolved: &Resolved) {
-        if let Binding::Nested(..) = &resolved.binding {
-            self.slot.count_nested();
-        }
-    }
-
     /// Reports a blocked request, if there is anything to say: translation that is off, and
     /// conditions that a device may meet when it asks for a translation, are no faults.
     fn report(&self, request: &Request, fault: &Fault) {
@@ -204,6 +208,13 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
         if self.tables.latched().enabled && !recoverable {
             self.state.report(request, fault);
         }
+    }
+}
+
+#[inline]
+fn count_nested(slot: &Slot, resolved: &Resolved) {
+    if let Binding::Nested(..) = &resolved.binding {
+        slot.count_nested();
     }
 }
 

@@ -171,6 +171,7 @@ impl<M> DmaState<M> {
     }
 
     /// Declares a transaction in `slot`, and returns the generation under which it runs.
+    #[inline]
     pub(super) fn enter(&self, slot: &Slot) -> u64 {
         let mut generation = self.generation.load(Ordering::SeqCst);
         loop {

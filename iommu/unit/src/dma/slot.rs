@@ -92,6 +92,7 @@ impl Slot {
     }
 
     /// The transaction is over, and the view has counted this much.
+    #[inline]
     pub(super) fn leave(&self, hits: u64, walks: u64) {
         // Only its view writes a slot, so these need to be no additions.
         self.hits.store(hits, Ordering::Relaxed);

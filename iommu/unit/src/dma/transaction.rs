@@ -34,6 +34,7 @@ where
         self.begin_untranslated(Some(pasid), true)
     }
 
+    #[inline]
     fn begin_untranslated(
         &mut self,
         pasid: Option<Pasid>,
@@ -156,7 +157,21 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         found
     }
 
+    #[inline]
     fn page(&self, address: u64, access: Access) -> Option<Permitted> {
+        let view = self.view;
+        if let (Path::Translated { state, .. }, Some(slot)) = (&view.port.path, &view.slot) {
+            let tables = GuestTables::new(&self.tables, state.gates(), view.latched);
+            let found = view.caches.recall(&tables, self.tag, address, access, slot);
+            if found.is_some() {
+                return found;
+            }
+        }
+        self.walk(address, access)
+    }
+
+    #[inline(never)]
+    fn walk(&self, address: u64, access: Access) -> Option<Permitted> {
         let (lookup, source) = self.lookup()?;
         let request = self.request(source, address, access, self.kind);
         lookup.page(&self.view.caches, self.tag, &request).ok()

@@ -53,6 +53,7 @@ where
     M: Deref<Target: GuestMemoryBackend>,
 {
     /// Declares a transaction, and returns its generation.
+    #[inline]
     pub(super) fn enter(&mut self) -> u64 {
         let mut generation = 0;
         if let (Path::Translated { state, .. }, Some(slot)) = (&self.port.path, &self.slot) {
