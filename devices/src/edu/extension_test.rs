@@ -10,7 +10,7 @@ use pci::{Bdf, IntxSink, MsiSink, PciFunction};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{Edu, EduFeatures, EduOptions};
-use crate::{Dma, Memory};
+use crate::Memory;
 
 const SOURCE: u64 = 0x18;
 const PASID: u64 = 5;
@@ -79,7 +79,7 @@ fn machine() -> Machine {
             pri: true,
         },
     };
-    let dma = Dma::translated(Arc::clone(&unit), source);
+    let dma = unit.port(source);
     let bdf = Bdf::new(0, 3, 0).expect("in range");
     let sink = Arc::new(Nobody);
     let edu = Edu::new(

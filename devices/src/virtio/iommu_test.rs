@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::rng::Rng;
 use super::testing::{Driver, Ring};
-use crate::{Dma, Memory};
+use crate::Memory;
 
 const IOVA: u64 = 0x4000_0000;
 /// Four 4 KiB tables and the directory.
@@ -32,7 +32,7 @@ fn machine() -> (Driver, Arc<Unit<Memory>>) {
     let driver = Driver::behind(Box::new(Rng::new()), IOVA, |memory| {
         let unit = Unit::new(Arc::clone(memory), &config, Arc::new(Events)).unwrap();
         *made.lock().unwrap() = Some(Arc::clone(&unit));
-        Dma::translated(unit, SourceId(0x18))
+        unit.port(SourceId(0x18))
     });
     let unit = made.into_inner().unwrap().unwrap();
     let put = |at: u64, value: u64| driver.memory.write_obj(value, GuestAddress(at)).unwrap();

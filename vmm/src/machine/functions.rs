@@ -190,7 +190,7 @@ impl Platform {
     /// How the function at `bdf` reaches memory.
     fn dma(&self, bdf: Bdf) -> Dma {
         match &self.unit {
-            Some(unit) => Dma::translated(Arc::clone(unit), SourceId(bdf.as_u16())),
+            Some(unit) => unit.port(SourceId(bdf.as_u16())),
             None => Dma::direct(Arc::clone(&self.memory)),
         }
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use devices::edu::{Edu, EduFeatures, EduOptions};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
-use devices::{Dma, Doorbells, Memory};
+use devices::{Doorbells, Memory};
 use intel_vtd::{EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
 use pci::{Apertures, IntxSink, MsiSink};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -61,7 +61,7 @@ impl Maker for TestMaker {
             unit, bells, fails, ..
         } = &*self.0;
         anyhow::ensure!(!fails.load(Ordering::Relaxed), "no such file");
-        let dma = Dma::translated(Arc::clone(unit), SourceId(bdf.as_u16()));
+        let dma = unit.port(SourceId(bdf.as_u16()));
         Ok(match kind {
             FunctionKind::Edu(options) => Edu::new(
                 bdf,
