@@ -6,6 +6,7 @@
 //! capabilities; they keep nothing.
 
 mod accessed_dirty;
+mod answer;
 mod binding;
 mod caches;
 mod descent;
@@ -21,7 +22,7 @@ mod structures;
 mod tag;
 mod walk;
 
-pub use binding::{Binding, FirstStage, SecondStage};
+pub use binding::{Binding, FirstStage, Resolved, SecondStage};
 pub use caches::{NoCaches, Stage, StructureCaches, UpperEntry};
 pub use guest_tables::GuestTables;
 pub(crate) use interrupt_range::is_interrupt_range;
@@ -29,7 +30,7 @@ pub(crate) use paging_cache::{PagingCache, Permitted};
 pub use request::{
     Access, Fault, Latched, Request, RequestKind, RootPointer, Translation, TranslationType,
 };
-pub use resolve::{PasidDirectory, Resolved};
+pub use resolve::PasidDirectory;
 pub(crate) use tag::Tag;
 
 pub(crate) use crate::spec::gates::Gates;

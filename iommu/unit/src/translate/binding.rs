@@ -1,5 +1,7 @@
 //! The binding of a (source-id, PASID): the tables that translate its requests (sec. 3.4).
 
+use crate::spec::ids::Pasid;
+
 /// What translates. Two bindings are equal exactly when they translate alike as long as the same
 /// tables stay as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,4 +46,23 @@ pub struct FirstStage {
     pub extended_accessed: bool,
     /// Walks are snooped; without it, a bit that is to be set is a fault.
     pub snooped_walk: bool,
+}
+
+/// What the tables say about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// What translates it. Never [`Binding::Blocked`]. A translated request is passed through.
+    pub binding: Binding,
+    /// The domain id.
+    pub domain: u16,
+    /// The PASID under which it is translated; `None` in legacy mode.
+    pub pasid: Option<Pasid>,
+    /// It has supervisor privilege.
+    pub privileged: bool,
+    /// Accesses to pages are snooped, whatever the request says (PGSNP).
+    pub snooped_pages: bool,
+    /// A Fault Processing Disable bit was met: what happens from here on is not recorded.
+    pub fault_disable: bool,
+    /// Legacy mode, which has fault reasons of its own.
+    pub legacy: bool,
 }

@@ -1,7 +1,7 @@
 //! The caches of table entries in front of a walk: context, PASID and paging-structure caches (sec.
 //! 6.2).
 
-use super::resolve::Resolved;
+use super::binding::Resolved;
 use crate::spec::ids::{Pasid, SourceId};
 
 /// The tables of which stage.

@@ -12,11 +12,10 @@
 
 use std::cell::{Cell, OnceCell};
 
-use super::binding::{Binding, FirstStage, SecondStage};
+use super::binding::{Binding, FirstStage, Resolved, SecondStage};
 use super::guest_tables::GuestTables;
 use super::interrupt_range::{block_shift, is_interrupt_range};
 use super::request::{Access, Translation};
-use super::resolve::Resolved;
 use super::tag::Tag;
 use crate::memory::TableMemory;
 use crate::spec::first_stage::{DIRTY, FirstStageEntry};

@@ -1,7 +1,7 @@
 //! The binding of a request: which tables translate it, by its context and PASID entries (sec. 3.4
 //! and 9).
 
-use super::binding::{Binding, FirstStage, SecondStage};
+use super::binding::{Binding, FirstStage, Resolved, SecondStage};
 use super::caches::StructureCaches;
 use super::guest_tables::GuestTables;
 use super::request::{Access, Fault, Request, RequestKind};
@@ -13,25 +13,6 @@ use crate::spec::gates::Gates;
 use crate::spec::ids::{Pasid, SourceId};
 use crate::spec::pasid::{GuestTranslationType, PasidEntry};
 use crate::spec::registers::TableMode;
-
-/// What the tables say about a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Resolved {
-    /// What translates it. Never [`Binding::Blocked`]. A translated request is passed through.
-    pub binding: Binding,
-    /// The domain id.
-    pub domain: u16,
-    /// The PASID under which it is translated; `None` in legacy mode.
-    pub pasid: Option<Pasid>,
-    /// It has supervisor privilege.
-    pub privileged: bool,
-    /// Accesses to pages are snooped, whatever the request says (PGSNP).
-    pub snooped_pages: bool,
-    /// A Fault Processing Disable bit was met: what happens from here on is not recorded.
-    pub fault_disable: bool,
-    /// Legacy mode, which has fault reasons of its own.
-    pub legacy: bool,
-}
 
 /// The PASID directory of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,14 +2,13 @@
 //! (sec. 3).
 
 use super::accessed_dirty::{Applied, Updates};
-use super::binding::{Binding, FirstStage, SecondStage};
+use super::binding::{Binding, FirstStage, Resolved, SecondStage};
 use super::caches::StructureCaches;
 use super::first_stage;
 use super::guest_tables::GuestTables;
 use super::interrupt_range::{block_shift, is_interrupt_range};
 use super::paging_cache::Trail;
 use super::request::{Translation, TranslationType};
-use super::resolve::Resolved;
 use super::rights::Demand;
 use super::second_stage::{self, Mode};
 use crate::memory::TableMemory;
