@@ -17,25 +17,19 @@ mod ats;
 mod guest_memory;
 mod iotlb;
 mod lookup;
-mod physical;
 mod port;
 mod shared;
 mod slot;
 mod transaction;
 mod view;
-#[cfg(feature = "vm-memory-iommu")]
-mod vm_memory_iommu;
 
 pub use ats::{AtsRefusal, AtsTranslation};
 pub use guest_memory::DmaSlices;
-pub use physical::{DmaBlocked, PhysicalRange};
 pub use port::DmaPort;
 pub use shared::{DmaState, FaultSink};
 pub use slot::DmaCounts;
 pub use transaction::DmaTransaction;
 pub use view::DmaView;
-#[cfg(feature = "vm-memory-iommu")]
-pub use vm_memory_iommu::UnitIommu;
 
 #[cfg(test)]
 pub(crate) mod dma_test;

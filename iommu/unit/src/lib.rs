@@ -37,12 +37,7 @@ mod unit;
 pub use config::{
     AddressWidth, ConfigError, Interrupts, Scalable, Stages, UnitConfig, WalkFeatures,
 };
-#[cfg(feature = "vm-memory-iommu")]
-pub use dma::UnitIommu;
-pub use dma::{
-    AtsRefusal, AtsTranslation, DmaBlocked, DmaPort, DmaSlices, DmaTransaction, DmaView,
-    PhysicalRange,
-};
+pub use dma::{AtsRefusal, AtsTranslation, DmaPort, DmaSlices, DmaTransaction, DmaView};
 pub use memory::{MemoryError, TableMemory};
 pub use spec::device_tlb::{DeviceTlbInvalidation, DeviceTlbTarget};
 pub use spec::ids::{Pasid, SourceId};
@@ -52,9 +47,11 @@ pub use translate::{
     Access, Binding, Fault, FirstStage, GuestTables, Latched, PasidDirectory, Request, RequestKind,
     Resolved, RootPointer, SecondStage, Translation, TranslationType,
 };
+#[cfg(feature = "vm-memory-iommu")]
+pub use unit::UnitIommu;
 pub use unit::{
-    DeviceTlb, EventSink, InterruptBlocked, InterruptEntryObserver, InterruptMessage,
-    PageRequestRefusal, REGISTER_WINDOW_SIZE, RegisterWord, StateError, Statistics,
+    DeviceTlb, DmaBlocked, EventSink, InterruptBlocked, InterruptEntryObserver, InterruptMessage,
+    PageRequestRefusal, PhysicalRange, REGISTER_WINDOW_SIZE, RegisterWord, StateError, Statistics,
     TranslationObserver, Unit, UnitState,
 };
 

@@ -26,8 +26,11 @@ mod page_queue;
 mod page_requests;
 mod queue;
 mod register_file;
+mod resolve_dma;
 mod snapshot;
 mod statistics;
+#[cfg(feature = "vm-memory-iommu")]
+mod vm_memory_iommu;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -39,12 +42,14 @@ use vm_memory::GuestMemoryBackend;
 pub use device_tlb::DeviceTlb;
 pub use events::{EventSink, InterruptMessage};
 pub use interrupt_remapping::{InterruptBlocked, InterruptEntryObserver};
-pub use layout::REGISTER_WINDOW_SIZE;
 pub use observers::TranslationObserver;
 pub use page_requests::PageRequestRefusal;
+pub use register_file::REGISTER_WINDOW_SIZE;
+pub use resolve_dma::{DmaBlocked, PhysicalRange};
 pub use snapshot::{RegisterWord, StateError, UnitState};
-pub use statistics::Limiter;
-pub use statistics::Statistics;
+pub use statistics::{Limiter, Statistics};
+#[cfg(feature = "vm-memory-iommu")]
+pub use vm_memory_iommu::UnitIommu;
 
 use crate::config::{ConfigError, UnitConfig};
 use crate::dma::{DmaPort, DmaState};

@@ -113,7 +113,7 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
 
     /// Whether addresses are guest-physical: behind no unit, or while the guest has translation
     /// switched off.
-    pub(super) fn is_identity(&self) -> bool {
+    pub(crate) fn is_identity(&self) -> bool {
         (self.view.slot.is_none() || !self.view.latched.enabled)
             && self.kind == RequestKind::Untranslated
     }
@@ -129,7 +129,7 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
 
     /// Translates one page for `access`, and reports the fault if that is blocked.
     #[inline]
-    pub(super) fn translated(&self, address: u64, access: Permissions) -> Option<Permitted> {
+    pub(crate) fn translated(&self, address: u64, access: Permissions) -> Option<Permitted> {
         if let Some(hit) = self.view.caches.iotlb.lookup(self.tag, address)
             && permits(&hit, access)
         {

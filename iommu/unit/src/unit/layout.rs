@@ -5,9 +5,6 @@
 use super::register_file::Register;
 use crate::spec::registers::{Caps, FAULT_RECORD_COUNT, FAULT_RECORDS, VERSION, offset};
 
-/// Size in bytes of the register window.
-pub const REGISTER_WINDOW_SIZE: u64 = 0x1000;
-
 /// IM = 1: events are masked after reset.
 const EVENT_CONTROL_RESET: u64 = 0x8000_0000;
 

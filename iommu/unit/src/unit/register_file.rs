@@ -3,7 +3,8 @@
 //! A file knows masks and values and nothing about effects. Every access ends up as aligned 32-bit words, so an effect belongs
 //! to the word that holds the bit: the high one for CCMD.ICC, IOTLB_REG.IVT and FRCD.F, as the section asks.
 
-use super::layout::REGISTER_WINDOW_SIZE;
+/// Size in bytes of the register window.
+pub const REGISTER_WINDOW_SIZE: u64 = 0x1000;
 
 /// One register of 32 or 64 bits. Bits that no mask names are read-only.
 #[derive(Clone, Copy, Debug)]

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, Permissions};
 
+use super::Unit;
 use crate::spec::ids::{Pasid, SourceId};
-use crate::unit::Unit;
 
 /// A range of guest-physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,4 +88,4 @@ impl<M: Clone + Deref<Target: GuestMemoryBackend>> Unit<M> {
 }
 
 #[cfg(test)]
-pub(super) mod physical_test;
+pub(super) mod resolve_dma_test;

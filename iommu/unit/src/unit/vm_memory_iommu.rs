@@ -8,8 +8,8 @@ use std::sync::Arc;
 use vm_memory::iommu::{Error, IotlbIterator, IovaRange};
 use vm_memory::{GuestAddress, GuestMemoryBackend, Iommu, Iotlb, Permissions};
 
+use super::Unit;
 use crate::spec::ids::{Pasid, SourceId};
-use crate::unit::Unit;
 
 /// A requester behind a unit, as vm-memory's [`Iommu`]. Available with the feature `vm-memory-iommu`.
 ///

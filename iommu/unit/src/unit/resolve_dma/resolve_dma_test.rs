@@ -9,7 +9,7 @@ use crate::unit::testing::Bench;
 /// 00:04.0, whose PASID 0 has three pages: 1000h and 2000h side by side, 3000h elsewhere and read-only.
 const SOURCE: SourceId = SourceId(0x20);
 
-pub(in crate::dma) fn bench() -> Bench {
+pub(in crate::unit) fn bench() -> Bench {
     let bench = Bench::new(&UnitConfig::scalable(46));
     // Root, context, PASID directory and PASID entry: first stage, 4 levels, domain 1.
     bench.poke(0x1_0000, &[0x1_1001, 0]);
@@ -26,7 +26,7 @@ pub(in crate::dma) fn bench() -> Bench {
 }
 
 /// Turns translation on.
-pub(in crate::dma) fn enable(bench: &Bench) {
+pub(in crate::unit) fn enable(bench: &Bench) {
     bench.write32(0x18, 0x8000_0000);
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vm_memory::{Bytes, IommuMemory};
 
-use super::super::physical::physical_test::{bench, enable};
+use super::super::resolve_dma::resolve_dma_test::{bench, enable};
 use super::*;
 
 #[test]
