@@ -12,7 +12,7 @@ use intel_vtd::{
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::machine::{Apics, Memory};
+use crate::platform::{Apics, Memory};
 
 /// 00:03.0: the device's place on the PCI bus.
 pub(crate) const SOURCE: SourceId = SourceId(0x0018);

@@ -5,16 +5,13 @@ use std::sync::Arc;
 
 use intel_vtd::inspect::Explanation;
 use intel_vtd::{
-    ConfigError, EventSink, InterruptMessage, REGISTER_WINDOW_SIZE, StateError, Statistics, Unit,
-    UnitConfig, UnitState,
+    ConfigError, EventSink, REGISTER_WINDOW_SIZE, StateError, Statistics, Unit, UnitConfig,
+    UnitState,
 };
-use parking_lot::Mutex;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::device::{Device, SOURCE};
-
-/// A handle on guest memory. Anything will do that dereferences to a `GuestMemoryBackend`.
-pub(crate) type Memory = Arc<GuestMemoryMmap>;
+use crate::platform::{Apics, Memory};
 
 /// Where the guest finds the unit's registers: any free range of guest-physical addresses. The DMAR table tells it.
 pub(crate) const UNIT_BASE: u64 = 0xFED9_0000;
@@ -30,26 +27,6 @@ pub(crate) fn memory() -> Result<Memory, Box<dyn Error>> {
 fn config() -> UnitConfig {
     // As many bits as the guest's CPUID leaf 0x80000008 says that physical addresses have.
     UnitConfig::svm(46)
-}
-
-/// The local APICs. With KVM, `deliver` is `KVM_SIGNAL_MSI`, which takes address and data as they are.
-#[derive(Default)]
-pub(crate) struct Apics {
-    arrived: Mutex<Vec<(u64, u32)>>,
-}
-
-impl Apics {
-    /// The interrupts since the last call: APIC id, vector.
-    pub(crate) fn take(&self) -> Vec<(u64, u32)> {
-        std::mem::take(&mut self.arrived.lock())
-    }
-}
-
-impl EventSink for Apics {
-    fn deliver(&self, message: InterruptMessage) {
-        let destination = message.address >> 40 << 8 | message.address >> 12 & 0xFF;
-        self.arrived.lock().push((destination, message.data & 0xFF));
-    }
 }
 
 /// A virtual machine.

@@ -6,6 +6,7 @@
 mod device;
 mod guest;
 mod machine;
+mod platform;
 
 use std::error::Error;
 
