@@ -2,8 +2,8 @@
 //! show who wrote them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -89,11 +89,19 @@ pub fn beside<T: Send, R>(
     driver: impl FnOnce() -> R,
 ) -> (R, Vec<T>) {
     let stop = AtomicBool::new(false);
+    // On a busy machine the driver could be done before they begin.
+    let begun = Barrier::new(crate::index(DEVICES) + 1);
     thread::scope(|scope| {
-        let (device, stop) = (&device, &stop);
+        let (device, stop, begun) = (&device, &stop, &begun);
         let threads: Vec<_> = (0..DEVICES)
-            .map(|number| scope.spawn(move || device(number, stop)))
+            .map(|number| {
+                scope.spawn(move || {
+                    begun.wait();
+                    device(number, stop)
+                })
+            })
             .collect();
+        begun.wait();
         let result = catch_unwind(AssertUnwindSafe(driver));
         stop.store(true, Ordering::Relaxed);
         let devices: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();

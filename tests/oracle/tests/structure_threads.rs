@@ -269,12 +269,13 @@ impl Setting {
     }
 }
 
-/// A device: reads and writes until told to stop. Returns how many accesses it made.
+/// A device: reads and writes until told to stop, and once at least, as a busy machine may not let it
+/// begin before that. Returns how many accesses it made.
 fn device(port: &DmaPort<Memory>, seed: u64, stop: &AtomicBool) -> u64 {
     let mut view = port.view();
     let mut rng = Rng::new(seed);
     let mut made = 0;
-    while !stop.load(Ordering::Relaxed) {
+    loop {
         if rng.chance(1, 4) {
             std::thread::yield_now();
         }
@@ -294,14 +295,16 @@ fn device(port: &DmaPort<Memory>, seed: u64, stop: &AtomicBool) -> u64 {
             }
             made += 1;
         }
+        if stop.load(Ordering::Relaxed) {
+            return made;
+        }
     }
-    made
 }
 
 /// Goes from side to side. Returns how often.
 fn switch(setting: &mut Setting, memory: &Memory, rng: &mut Rng, until: Instant, most: u64) -> u64 {
     let (mut old, mut new, mut rounds) = (0, 1, 0);
-    while rounds < most && Instant::now() < until {
+    while rounds == 0 || (rounds < most && Instant::now() < until) {
         (0..INPUTS).for_each(|number| fill(memory, page(new, number), mark(number)));
         setting.switch(oracle::index(new), rng);
         (0..INPUTS).for_each(|number| fill(memory, page(old, number), FREE));

@@ -352,8 +352,9 @@ fn a_tap_that_fails_is_not_asked_again_before_the_driver_is_heard_of() {
         receives.load(Ordering::Relaxed) > 0
     });
     sleep(A_WHILE);
-    // A few, as a failure may be a passing one.
-    assert_eq!(receives.load(Ordering::Relaxed), 8);
+    // A few, as a failure may be a passing one; and one more where the kick came after the last.
+    let looks = receives.load(Ordering::Relaxed);
+    assert!((8..=9).contains(&looks), "{looks}");
 }
 
 #[test]
