@@ -18,8 +18,8 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use intel_vtd::{SourceId, UnitConfig};
-use intel_vtd_host::assigned::{AssignedDevice, AssignedDevices, Limits};
-use intel_vtd_host::page_requests::PageRequestPath;
+use intel_vtd_host::PageRequestPath;
+use intel_vtd_host::{AssignedDevice, AssignedDevices, Limits};
 use parking_lot::Mutex;
 
 use crate::config::{HostDevice, VfioConfig};

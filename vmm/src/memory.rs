@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use intel_vtd_host::assigned::RamPiece;
+use intel_vtd_host::RamPiece;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::sysinfo::sysinfo;
 use vm_memory::{

@@ -10,9 +10,9 @@ use std::fs::File;
 use std::sync::Arc;
 
 use intel_vtd::{EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
-use intel_vtd_host::assigned::{AssignedDevice, AssignedDevices, Limits, RamPiece};
-use intel_vtd_host::capabilities::HostCapabilities;
+use intel_vtd_host::HostCapabilities;
 use intel_vtd_host::fake::{FakeFeatures, FakeHost};
+use intel_vtd_host::{AssignedDevice, AssignedDevices, Limits, RamPiece};
 use intel_vtd_host::{HostDeviceId, Rights};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 

@@ -27,7 +27,7 @@ pub use fault_queue::FaultQueue;
 use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
 
 /// Where the kernel has its iommufd.
-pub const DEVICE: &str = "/dev/iommu";
+pub const IOMMUFD_PATH: &str = "/dev/iommu";
 
 /// Invalidations that one call takes at most (`iommu_hwpt_invalidate` limits `entry_num` to 2^19).
 const INVALIDATIONS_AT_ONCE: usize = 1 << 16;
@@ -42,7 +42,7 @@ pub struct Iommufd {
 }
 
 impl Iommufd {
-    /// Opens the device node at `path`, which is [`DEVICE`] unless someone moved it.
+    /// Opens the device node at `path`, which is [`IOMMUFD_PATH`] unless someone moved it.
     ///
     /// # Errors
     /// What opening it says; `ENOTTY` if it is something else than an iommufd.

@@ -96,7 +96,7 @@ fn a_device_is_claimed_once_until_it_is_given_back() {
 
 #[test]
 fn a_shortage_of_lockable_memory_is_told_with_both_numbers() {
-    let failure = |errno| intel_vtd_host::assigned::AddError::Map {
+    let failure = |errno| intel_vtd_host::AddError::Map {
         name: "device".to_owned(),
         start: 0,
         length: 0x1000,

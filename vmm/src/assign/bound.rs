@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use devices::vfio::{HostServices, Shown, VfioCdev};
 use intel_vtd::{AddressWidth, UnitConfig};
+use intel_vtd_host::HostCapabilities;
 use intel_vtd_host::HostDeviceId;
-use intel_vtd_host::capabilities::HostCapabilities;
-use intel_vtd_host::iommufd::Iommufd;
+use intel_vtd_host::Iommufd;
 
 use super::claim::Claim;
 use super::error::{AssignError, Why};

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use devices::vfio::{BindError, FileError, HostAddress, OpenError};
-use intel_vtd_host::assigned::AddError;
+use intel_vtd_host::AddError;
 use thiserror::Error;
 
 use super::limits;

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, FromRawFd};
 use std::sync::Arc;
 
 use devices::vfio::{VfioIommufd, share_iommufd};
-use intel_vtd_host::iommufd::Iommufd;
+use intel_vtd_host::Iommufd;
 
 use super::error::AssignError;
 use crate::config::{FileSource, IommufdConfig};

@@ -4,8 +4,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use devices::vfio::{Shown, VfioIommufd, VfioNode};
-use intel_vtd_host::capabilities::HostCapabilities;
-use intel_vtd_host::iommufd::Iommufd;
+use intel_vtd_host::HostCapabilities;
+use intel_vtd_host::Iommufd;
 
 use super::bound::BoundDevice;
 use super::claim::{Claimed, claim};

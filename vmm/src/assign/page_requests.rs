@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use intel_vtd_host::FaultQueueId;
-use intel_vtd_host::iommufd::Iommufd;
-use intel_vtd_host::page_requests::{PageRequestPath, PageRequestRelay};
+use intel_vtd_host::Iommufd;
+use intel_vtd_host::{PageRequestPath, PageRequestRelay};
 
 use crate::event_loop::{Handle, Subscription, Timer};
 use crate::irq::Unit;

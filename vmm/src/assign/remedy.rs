@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use intel_vtd_host::capabilities::Incompatible;
+use intel_vtd_host::Incompatible;
 
 /// Address widths that a unit can have, the widest first.
 const WIDTHS: [u8; 3] = [57, 48, 39];

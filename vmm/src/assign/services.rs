@@ -5,7 +5,7 @@ use std::fmt;
 
 use devices::vfio::{HostServices, HostState, Pasids, Shown};
 use intel_vtd::UnitConfig;
-use intel_vtd_host::capabilities::HostCapabilities;
+use intel_vtd_host::HostCapabilities;
 use thiserror::Error;
 
 use crate::config::VfioConfig;

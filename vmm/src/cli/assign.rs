@@ -41,7 +41,7 @@ pub(super) const IOMMUFD: Table = Table {
             name: "path",
             aliases: &[],
             kind: Kind::Text("FILE"),
-            default: intel_vtd_host::iommufd::DEVICE,
+            default: intel_vtd_host::IOMMUFD_PATH,
             help: "device node of the host's iommufd",
         },
         FD,
@@ -130,7 +130,7 @@ pub(super) fn object(argument: &str) -> Result<IommufdConfig, UsageError> {
             return Err(values.conflict(problem.to_owned()).into());
         }
         (None, Some(fd)) => FileSource::Descriptor(fd),
-        (path, None) => FileSource::Path(path.unwrap_or(intel_vtd_host::iommufd::DEVICE).into()),
+        (path, None) => FileSource::Path(path.unwrap_or(intel_vtd_host::IOMMUFD_PATH).into()),
     };
     Ok(IommufdConfig {
         id: values.required_text("id", "iommufd0")?.to_owned(),

@@ -1,6 +1,6 @@
 //! Remedies, word by word, for each obstacle.
 
-use intel_vtd_host::capabilities::NoNesting;
+use intel_vtd_host::NoNesting;
 
 use super::*;
 

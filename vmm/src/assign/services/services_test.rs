@@ -3,7 +3,7 @@
 use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
 use intel_vtd::{Scalable, Stages};
 use intel_vtd_host::IntelInfo;
-use intel_vtd_host::capabilities::TableReach;
+use intel_vtd_host::TableReach;
 
 use super::*;
 use crate::config::HostDevice;
