@@ -74,6 +74,11 @@ const STEPS: &[Step] = &[
         prepare: documentation,
     },
     Step {
+        // The component as others get it: with its licences, and without the rest of the tree.
+        name: "package",
+        prepare: || cargo(&["package", "--package", "intel-vtd", "--allow-dirty"]),
+    },
+    Step {
         name: "minimum Rust",
         prepare: minimum_rust,
     },
