@@ -3,6 +3,7 @@
 //! Pure values: a layout, what is reserved in it, and what a capability changes about that. Behaviour is elsewhere.
 
 pub mod context;
+pub mod decoder;
 pub mod descriptors;
 pub(crate) mod device_tlb;
 pub mod entry;
