@@ -47,7 +47,8 @@ fn after_invalidation_and_drain_no_write_goes_to_the_old_page() {
             let (stop, writes) = (&stop, &writes);
             scope.spawn(move || {
                 let mut view = port.view();
-                while !stop.load(Ordering::Relaxed) {
+                // Once at least: on a busy machine the rounds may be over before this begins.
+                loop {
                     let transaction = view.begin();
                     for _ in 0..8 {
                         transaction
@@ -56,6 +57,9 @@ fn after_invalidation_and_drain_no_write_goes_to_the_old_page() {
                     }
                     drop(transaction);
                     writes.fetch_add(1, Ordering::Relaxed);
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
                 }
             });
         }
