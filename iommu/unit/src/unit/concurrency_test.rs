@@ -136,8 +136,13 @@ fn vcpus_that_submit_in_turn_each_see_their_own_wait_complete() {
                 });
             }
         });
+        // The devices may come to it only now, on a busy machine.
+        let reported = (0..1_000_000).any(|_| {
+            thread::yield_now();
+            bench.read32(0x34) & 3 != 0
+        });
+        assert!(reported, "no device has met a fault");
     });
-    assert_ne!(bench.read32(0x34) & 3, 0);
     assert_eq!(bench.unit.stats().waits, 598);
 }
 
