@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::dma::DmaPort;
 use crate::spec::ids::SourceId;
-use crate::unit::testing::{Bench, QUEUE, STATUS, TABLE, full};
+use crate::unit::testing::{Bench, QUEUE, STATUS, TABLE, eventually, full};
 
 const SOURCE: SourceId = SourceId(0x0018);
 
@@ -90,10 +90,7 @@ fn once_a_wait_has_completed_no_device_uses_the_old_mapping() {
                 thread::yield_now();
             }
             // The devices are at it again before the next round.
-            let written = (0..1_000_000).any(|_| {
-                thread::yield_now();
-                bench.peek32(new + 0x10) != 0
-            });
+            let written = eventually(|| bench.peek32(new + 0x10) != 0);
             assert!(written, "the devices have stopped");
         }
     });
@@ -137,10 +134,7 @@ fn vcpus_that_submit_in_turn_each_see_their_own_wait_complete() {
             }
         });
         // The devices may come to it only now, on a busy machine.
-        let reported = (0..1_000_000).any(|_| {
-            thread::yield_now();
-            bench.read32(0x34) & 3 != 0
-        });
+        let reported = eventually(|| bench.read32(0x34) & 3 != 0);
         assert!(reported, "no device has met a fault");
     });
     assert_eq!(bench.unit.stats().waits, 598);
@@ -207,10 +201,7 @@ fn once_a_wait_has_completed_no_interrupt_of_the_old_entry_is_delivered() {
             retired.store(old, Ordering::SeqCst);
             thread::yield_now();
         }
-        let sent = (0..1_000_000).any(|_| {
-            thread::yield_now();
-            delivered.load(Ordering::SeqCst) != 0
-        });
+        let sent = eventually(|| delivered.load(Ordering::SeqCst) != 0);
         assert!(sent, "the devices send nothing");
     });
 }

@@ -1,6 +1,7 @@
 //! A driver for tests: a unit, its memory, and a sink that keeps what it is given.
 
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -53,6 +54,14 @@ pub struct Bench {
     pub memory: Memory,
     pub unit: Arc<Unit<Memory>>,
     pub sink: Arc<Sink>,
+}
+
+/// Whether `condition` comes true while other threads run, within a bounded number of turns.
+pub fn eventually(condition: impl Fn() -> bool) -> bool {
+    (0..1_000_000).any(|_| {
+        thread::yield_now();
+        condition()
+    })
 }
 
 /// Everything on, 48 bits.

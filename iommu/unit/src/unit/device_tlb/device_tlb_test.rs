@@ -12,7 +12,7 @@ use crate::spec::device_tlb::{DeviceTlbInvalidation, DeviceTlbTarget};
 use crate::spec::ids::{Pasid, SourceId};
 use crate::spec::page_request::{PageResponse, ResponseCode};
 use crate::unit::DeviceTlb;
-use crate::unit::testing::{Bench, Memory, QUEUE, STATUS, full, sharing};
+use crate::unit::testing::{Bench, Memory, QUEUE, STATUS, eventually, full, sharing};
 
 const SOURCE: SourceId = SourceId(0x0018);
 const PAGE: u64 = 0x1000;
@@ -400,10 +400,7 @@ fn once_a_wait_has_completed_no_device_uses_what_it_was_to_forget() {
         }
         let _stop = Stop(&stop);
         // On a busy machine all rounds could be over before the threads begin.
-        let begun = (0..1_000_000).any(|_| {
-            thread::yield_now();
-            writes.load(Ordering::SeqCst) != 0
-        });
+        let begun = eventually(|| writes.load(Ordering::SeqCst) != 0);
         assert!(begun, "the devices do not write");
         let (mut old, mut new) = (0x60_0000, 0x61_0000);
         for round in 1..200_u64 {
