@@ -7,10 +7,8 @@ use std::ops::RangeInclusive;
 use thiserror::Error;
 
 use crate::host_iommu::{HostDeviceId, HostIommu, HwptOptions, IntelInfo};
+use crate::ram::INTERRUPTS;
 use intel_vtd::{Scalable, UnitConfig, WalkFeatures};
-
-/// Interrupts are not translated, so these addresses are missing from what can be mapped.
-const INTERRUPTS: RangeInclusive<u64> = 0xFEE0_0000..=0xFEEF_FFFF;
 
 /// The page size of the guest's tables.
 const PAGE: u64 = 0x1000;
@@ -389,7 +387,8 @@ fn reach(
 
 /// The greatest number of bits of which all addresses are in `ranges`, but for those of interrupts.
 fn address_bits(ranges: &[RangeInclusive<u64>]) -> u8 {
-    let mut sorted: Vec<_> = ranges.iter().chain([&INTERRUPTS]).cloned().collect();
+    let interrupts = INTERRUPTS.start..=INTERRUPTS.end - 1;
+    let mut sorted: Vec<_> = ranges.iter().chain([&interrupts]).cloned().collect();
     sorted.sort_unstable_by_key(|range| *range.start());
     // The first address that is in none.
     let mut end = Some(0);
