@@ -57,6 +57,23 @@ pub enum BindError {
         /// The device.
         device: String,
     },
+    /// The firmware wants a mapping of its own for the device (RMRR of VT-d, 8.4; IVMD of AMD), so
+    /// the kernel gives it, and all of its group, to nobody.
+    #[error(
+        "{device} cannot be assigned: the firmware reserves memory for {} to use by its host-physical address \
+         (RMRR or IVMD: {}), and the kernel never takes that from it; switch the function that needs it off in the firmware's \
+         settings (remote management, legacy USB, shared storage cache) or update the firmware, or assign a device that has \
+         none (`grep 'direct$' /sys/kernel/iommu_groups/*/reserved_regions` lists those that have)",
+        whose(.others), .regions.join(", ")
+    )]
+    FirmwareMapping {
+        /// The device.
+        device: String,
+        /// The other devices of its group, which has the regions in common.
+        others: Vec<String>,
+        /// What the firmware reserves: first and last address.
+        regions: Vec<String>,
+    },
     /// The file was bound already, or the IOMMU cannot enforce cache coherency.
     #[error(
         "{device} cannot be bound to an iommufd: the file was bound before, is not of /dev/vfio/devices, or the host's IOMMU \
@@ -91,6 +108,17 @@ fn among(others: &[String]) -> String {
         return String::new();
     }
     format!(", with {}", others.join(", "))
+}
+
+/// Whom regions are for that a group has in common.
+fn whose(others: &[String]) -> String {
+    match others {
+        [] => "it".to_owned(),
+        others => format!(
+            "it or for others of its IOMMU group ({})",
+            others.join(", ")
+        ),
+    }
 }
 
 /// Shares `iommufd` with the devices that will be bound to it. It costs a descriptor and an IOAS
@@ -135,7 +163,18 @@ pub(super) fn bind_error(
             }
         }
         Some(libc::EBUSY) => BindError::Busy { device },
-        Some(libc::EINVAL | libc::ENOTTY) => BindError::Refused { device },
+        Some(libc::EINVAL) => {
+            let regions = address.map(|address| sysfs.firmware_mappings(address));
+            match regions {
+                Some(regions) if !regions.is_empty() => BindError::FirmwareMapping {
+                    device,
+                    others: address.map_or_else(Vec::new, |address| sysfs.group_members(address)),
+                    regions,
+                },
+                _ => BindError::Refused { device },
+            }
+        }
+        Some(libc::ENOTTY) => BindError::Refused { device },
         _ => BindError::Other { device, source },
     }
 }

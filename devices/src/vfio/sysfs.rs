@@ -148,6 +148,22 @@ impl Sysfs {
         members
     }
 
+    /// The memory that the firmware wants mapped for `address`'s group, where it is, as long as the
+    /// kernel has the devices (`direct` in `reserved_regions`). What is `direct-relaxable`, the
+    /// kernel gives up for a user of the device.
+    pub(super) fn firmware_mappings(&self, address: HostAddress) -> Vec<String> {
+        let regions = self.device(address).join("iommu_group/reserved_regions");
+        let regions = fs::read_to_string(regions).unwrap_or_default();
+        let direct = regions.lines().filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let (first, last) = (words.next()?, words.next()?);
+            let bound = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
+            let (first, last) = (bound(first)?, bound(last)?);
+            (words.next()? == "direct").then(|| format!("{first:#x} to {last:#x}"))
+        });
+        direct.collect()
+    }
+
     /// Whether iommufd takes devices whose interrupts are not isolated.
     pub(super) fn allows_unsafe_interrupts(&self) -> bool {
         let parameter = "module/iommufd/parameters/allow_unsafe_interrupts";

@@ -9,8 +9,19 @@ use super::*;
 
 const DEVICE: &str = "0000:01:00.0";
 
-/// A `/sys` with the device and its group, and the error for `number` there.
+/// The error for `number` in a `/sys` with the device and its group, for which nothing is reserved
+/// but what an interrupt is.
 fn error(number: i32, neighbours: &[(&str, Option<&str>)], allowed: &str) -> BindError {
+    error_with("", number, neighbours, allowed)
+}
+
+/// As [`error`], with this reserved for the group besides.
+fn error_with(
+    reserved: &str,
+    number: i32,
+    neighbours: &[(&str, Option<&str>)],
+    allowed: &str,
+) -> BindError {
     let directory = TempDir::new().expect("directory");
     let sys = directory.as_path();
     let group = sys.join("group");
@@ -27,6 +38,12 @@ fn error(number: i32, neighbours: &[(&str, Option<&str>)], allowed: &str) -> Bin
     for (name, driver) in neighbours {
         device(name, *driver);
     }
+    let interrupts = "0x00000000fee00000 0x00000000feefffff msi\n";
+    fs::write(
+        group.join("reserved_regions"),
+        format!("{reserved}{interrupts}"),
+    )
+    .expect("regions");
     let parameters = sys.join("module/iommufd/parameters");
     fs::create_dir_all(&parameters).expect("parameters");
     fs::write(parameters.join("allow_unsafe_interrupts"), allowed).expect("parameter");
@@ -77,6 +94,40 @@ fn other_errors_say_what_they_are() {
     }
     let text = error(libc::ENOMEM, &[], "N").to_string();
     assert!(text.contains("os error 12"), "{text}");
+}
+
+#[test]
+fn memory_that_the_firmware_reserves_for_the_device_is_named_with_a_remedy() {
+    const RMRR: &str = "0x000000007a000000 0x000000007a7fffff direct\n";
+    let text = error_with(RMRR, libc::EINVAL, &[], "N").to_string();
+    for part in [
+        "the device cannot be assigned",
+        "for it to use",
+        "RMRR or IVMD: 0x7a000000 to 0x7a7fffff)",
+        "switch the function that needs it off in the firmware's settings",
+        "reserved_regions",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // The region may be the neighbour's.
+    let others = [("0000:01:00.1", Some("vfio-pci"))];
+    let text = error_with(RMRR, libc::EINVAL, &others, "N").to_string();
+    assert!(
+        text.contains("others of its IOMMU group (0000:01:00.1)"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_the_kernel_gives_up_for_a_user_is_in_nobody_s_way() {
+    // As graphics and USB controllers have them.
+    let relaxable = "0x000000007a000000 0x000000007a7fffff direct-relaxable\n";
+    let error = error_with(relaxable, libc::EINVAL, &[], "N");
+    assert!(matches!(error, BindError::Refused { .. }), "{error}");
+    // Another error means something else.
+    let direct = "0x000000007a000000 0x000000007a7fffff direct\n";
+    let error = error_with(direct, libc::EBUSY, &[], "N");
+    assert!(matches!(error, BindError::Busy { .. }), "{error}");
 }
 
 #[test]
