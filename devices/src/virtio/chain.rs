@@ -11,8 +11,7 @@ use super::error::QueueError;
 
 /// Longest chain that is followed through an indirect table: the largest queue of any device here,
 /// as a chain must not be longer than its queue (section 2.7.5.3.1). It does not follow a queue
-/// that the driver has made smaller, since drivers exceed that. A received packet may take as many
-/// chains as the queue has, in one DMA transaction, for which invalidations wait.
+/// that the driver has made smaller, since drivers exceed that.
 pub(super) const MAX_INDIRECT: u16 = 256;
 
 /// Size of a descriptor.
@@ -35,6 +34,7 @@ pub struct Chain {
     readable_segments: usize,
     readable: u64,
     writable: u64,
+    descriptors: usize,
 }
 
 /// Where the descriptors of a queue are.
@@ -101,6 +101,12 @@ impl Chain {
         self.writable
     }
 
+    /// Descriptors that it took, one that names an indirect table included.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        self.descriptors
+    }
+
     /// Copies from the readable part, starting `offset` bytes into it, and fills `data`. Asking for
     /// more than there is is an error.
     pub fn read<M: GuestMemory>(
@@ -155,7 +161,8 @@ impl Chain {
         }
     }
 
-    /// Reads the chain that starts at `head`.
+    /// Reads the chain that starts at `head`, which is no longer than the table and then
+    /// [`MAX_INDIRECT`]. One in which nothing can be read or written is refused.
     pub(super) fn load<M: GuestMemory>(
         &mut self,
         memory: &M,
@@ -167,6 +174,7 @@ impl Chain {
         self.readable_segments = 0;
         self.readable = 0;
         self.writable = 0;
+        self.descriptors = 0;
 
         let mut table = table;
         let mut index = head;
@@ -175,6 +183,7 @@ impl Chain {
             let address = table.descriptor(index)?;
             left = left.checked_sub(1).ok_or(QueueError::ChainTooLong)?;
             let descriptor: Descriptor = memory.read_obj(address)?;
+            self.descriptors += 1;
             if descriptor.refers_to_indirect_table() {
                 table = table.follow(&descriptor)?;
                 left = MAX_INDIRECT;
@@ -183,10 +192,14 @@ impl Chain {
             }
             self.push(&descriptor)?;
             if !descriptor.has_next() {
-                return Ok(());
+                break;
             }
             index = descriptor.next();
         }
+        if self.readable + self.writable == 0 {
+            return Err(QueueError::Length);
+        }
+        Ok(())
     }
 
     /// Appends one buffer.

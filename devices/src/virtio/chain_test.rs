@@ -94,6 +94,7 @@ fn an_indirect_table_may_follow_direct_descriptors() {
 fn an_indirect_table_needs_its_feature_and_has_no_successor() {
     let mut chain = Chain::default();
     let memory = memory(&[(0x8000, 16, 4, 0), (0x8000, 16, 5, 0), (0x8000, 0, 4, 0)]);
+    write_table(&memory, 0x8000, &[(0x4000, 1, 0, 0)]);
     let without = Table {
         indirect: false,
         ..table(8)
@@ -111,6 +112,28 @@ fn an_indirect_table_needs_its_feature_and_has_no_successor() {
         Err(QueueError::Indirect)
     ));
     assert!(chain.load(&memory, table(8), 0).is_ok());
+}
+
+#[test]
+fn the_longest_chain_takes_its_table_and_an_indirect_one() {
+    let mut direct: Vec<Raw> = (0..255).map(|n| (0x4000, 1, 1, n + 1)).collect();
+    direct.push((0x8000, 256 * 16, 4, 0));
+    let indirect: Vec<Raw> = (0..256)
+        .map(|n| (0x4000, 0, u16::from(n < 255), n + 1))
+        .collect();
+    let memory = memory(&direct);
+    write_table(&memory, 0x8000, &indirect);
+    let mut chain = Chain::default();
+    chain.load(&memory, table(256), 0).unwrap();
+    assert_eq!((chain.descriptors(), chain.readable()), (512, 255));
+}
+
+#[test]
+fn a_chain_of_empty_buffers_is_refused() {
+    let empty = [(0x4000, 0, 1, 1), (0x4000, 0, 3, 2), (0x4000, 0, 2, 0)];
+    assert!(matches!(load(&empty, 8), Err(QueueError::Length)));
+    let one_byte = [(0x4000, 0, 1, 1), (0x4000, 0, 3, 2), (0x4000, 1, 2, 0)];
+    assert_eq!(load(&one_byte, 8).unwrap().writable(), 1);
 }
 
 #[test]

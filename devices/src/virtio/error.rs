@@ -44,9 +44,12 @@ pub enum QueueError {
     /// An address wraps around.
     #[error("buffer address overflows")]
     Address,
-    /// A chain that is too short for what its queue carries.
+    /// A chain that is empty, or too short for what its queue carries.
     #[error("buffer is too short for a request")]
     Length,
+    /// Receive buffers of which a packet would take hundreds, in a thousand descriptors.
+    #[error("receive buffers are cut too small: a packet finds no room in 1024 descriptors")]
+    Scattered,
     /// The device looked at a queue that the driver has not enabled.
     #[error("queue is not enabled")]
     Disabled,

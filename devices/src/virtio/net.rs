@@ -147,42 +147,27 @@ impl Net {
         } = self;
         let packet = received.get_mut(..*waiting).unwrap_or_default();
         let most = if *merge { session.queue_size(RX) } else { 1 };
-        session.transact(RX, |queue, memory| {
-            match buffers.gather(queue, memory, packet.len(), most)? {
-                Room::Chains(count) => buffers.fill(queue, memory, count, packet)?,
-                Room::Never => {}
-                Room::NotYet => return Ok(false),
-            }
-            Ok(true)
-        })
+        match buffers.gather(RX, session, packet.len(), most)? {
+            Room::Chains(count) => buffers.fill(RX, session, count, packet)?,
+            Room::Never => {}
+            Room::NotYet => return Ok(false),
+        }
+        Ok(true)
     }
 
     /// Sends one packet of the guest; `false` if there is none.
     fn transmit(&mut self, session: &mut Session) -> Result<bool, QueueError> {
-        let Self { sent, chain, .. } = self;
-        let length = session.transact(TX, |queue, memory| {
-            if !queue.pop(memory, chain)? {
-                return Ok(None);
-            }
-            // Too short or too long for a packet: dropped.
-            let length = usize::try_from(chain.readable()).unwrap_or(usize::MAX);
-            let Some(packet) = sent
-                .get_mut(..length)
-                .filter(|packet| packet.len() > HEADER)
-            else {
-                return Ok(Some(0));
-            };
-            chain.read(memory, 0, packet)?;
-            Ok(Some(length))
-        })?;
-        let Some(length) = length else {
+        if !session.pop(TX, &mut self.chain)? {
             return Ok(false);
-        };
+        }
+        let length = usize::try_from(self.chain.readable()).unwrap_or(usize::MAX);
+        // Too short or too long for a packet: dropped.
         if let Some(packet) = self
             .sent
             .get_mut(..length)
-            .filter(|packet| !packet.is_empty())
+            .filter(|packet| packet.len() > HEADER)
         {
+            session.read(&self.chain, 0, packet)?;
             // Not for the driver to set on transmission.
             packet
                 .get_mut(NUM_BUFFERS..HEADER)

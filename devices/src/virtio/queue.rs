@@ -1,10 +1,10 @@
 //! A split virtqueue (section 2.7) as a device model uses it.
 //!
-//! The rings' indexes and notification rules are virtio-queue's; taking a chain is ours, because it
-//! has to be strict (see [`super::chain`]), must not log for every mistake of a guest, and must
-//! accept a ring at I/O virtual address 0.
+//! The rings' indexes and their setup are virtio-queue's; taking a chain is ours, because it has to
+//! be strict (see [`super::chain`]), must not log for every mistake of a guest, and must accept a
+//! ring at I/O virtual address 0. So is returning chains, because several may belong together.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
@@ -81,31 +81,34 @@ impl VirtQueue {
             .set_next_avail(self.queue.next_avail().wrapping_sub(count));
     }
 
-    /// Returns a chain to the driver, `written` bytes of its writable part filled, and notes
+    /// Returns chains to the driver: of each its head, and how many bytes of its writable part were
+    /// filled. The driver sees all of them or none, as one packet may have several (5.1.6.4). Notes
     /// whether it wants an interrupt.
     pub fn complete<M: GuestMemory>(
         &mut self,
         memory: &M,
-        head: u16,
-        written: u32,
+        used: impl IntoIterator<Item = (u16, u32)>,
     ) -> Result<(), QueueError> {
-        if head >= self.queue.size() {
-            return Err(QueueError::DescriptorIndex {
-                index: head,
-                size: self.queue.size(),
-            });
+        let size = self.queue.size();
+        let old = self.queue.next_used();
+        let mut new = old;
+        for (head, written) in used {
+            if head >= size {
+                return Err(QueueError::DescriptorIndex { index: head, size });
+            }
+            let entry = 4 + 8 * u64::from(new % size);
+            // The head as 32 bits, then the length.
+            let element = u64::from(head) | u64::from(written) << 32;
+            memory.write_obj(element.to_le(), used_ring(&self.queue, entry)?)?;
+            new = new.wrapping_add(1);
         }
-        self.queue
-            .add_used(memory, head, written)
-            .map_err(QueueError::Ring)?;
-        if self
-            .queue
-            .needs_notification(memory)
-            .map_err(QueueError::Ring)?
-            && !self.masked(memory)?
-        {
-            self.interrupt_due = true;
-        }
+        self.queue.set_next_used(new);
+        let index = used_ring(&self.queue, 2)?;
+        memory.store(new.to_le(), index, Ordering::Release)?;
+        // The driver writes what it wants to hear of, and then looks at the index; here it is the
+        // other way round (2.7.7.2).
+        fence(Ordering::SeqCst);
+        self.interrupt_due |= self.wants_interrupt(memory, old, new)?;
         Ok(())
     }
 
@@ -140,12 +143,7 @@ impl VirtQueue {
             self.quiet = true;
         }
         let entry = 4 + 2 * u64::from(next % size);
-        let address = self
-            .queue
-            .avail_ring()
-            .checked_add(entry)
-            .ok_or(QueueError::Address)?;
-        let head: u16 = memory.load(GuestAddress(address), Ordering::Relaxed)?;
+        let head: u16 = memory.load(available_ring(&self.queue, entry)?, Ordering::Relaxed)?;
         self.queue.set_next_avail(next.wrapping_add(1));
         Ok(Some(u16::from_le(head)))
     }
@@ -159,13 +157,36 @@ impl VirtQueue {
         Ok(index.0.wrapping_sub(self.queue.next_avail()))
     }
 
-    /// Whether the driver suppresses interrupts by flag, which only counts without `EVENT_IDX`
-    /// (section 2.7.7.2).
-    fn masked<M: GuestMemory>(&self, memory: &M) -> Result<bool, QueueError> {
+    /// Whether the driver wants to hear that the used index went from `old` to `new`
+    /// (section 2.7.7.2): with `EVENT_IDX` if it passed the one named behind the available ring,
+    /// and else unless a flag says no.
+    fn wants_interrupt<M: GuestMemory>(
+        &self,
+        memory: &M,
+        old: u16,
+        new: u16,
+    ) -> Result<bool, QueueError> {
         if self.queue.event_idx_enabled() {
-            return Ok(false);
+            let at = available_ring(&self.queue, 4 + 2 * u64::from(self.queue.size()))?;
+            let event = u16::from_le(memory.load(at, Ordering::Relaxed)?);
+            let since = new.wrapping_sub(event).wrapping_sub(1);
+            return Ok(since < new.wrapping_sub(old));
         }
-        let flags: u16 = memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0)
+        let flags: u16 = memory.load(available_ring(&self.queue, 0)?, Ordering::Relaxed)?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
+}
+
+fn available_ring(queue: &Queue, offset: u64) -> Result<GuestAddress, QueueError> {
+    at(queue.avail_ring(), offset)
+}
+
+fn used_ring(queue: &Queue, offset: u64) -> Result<GuestAddress, QueueError> {
+    at(queue.used_ring(), offset)
+}
+
+fn at(ring: u64, offset: u64) -> Result<GuestAddress, QueueError> {
+    ring.checked_add(offset)
+        .map(GuestAddress)
+        .ok_or(QueueError::Address)
 }

@@ -1,5 +1,9 @@
 //! One activation of a device model, between `DRIVER_OK` and reset: its queues, its view of guest
 //! memory, and its interrupts.
+//!
+//! Invalidations of the guest wait for a DMA transaction, so each is short, whatever the guest has
+//! built: it takes one chain, or copies at most [`PIECE`] bytes between one chain and a buffer of
+//! the device model, or returns chains. Device models have no other access to guest memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +14,9 @@ use super::chain::Chain;
 use super::error::QueueError;
 use super::queue::VirtQueue;
 use crate::Memory;
+
+/// Most bytes copied in one DMA transaction.
+const PIECE: usize = 64 << 10;
 
 /// Whether a device model has more to do right away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,11 +40,9 @@ pub trait Transport: Send + Sync {
 pub struct Session {
     /// By queue index; `None` where the driver enabled no queue.
     queues: Vec<Option<VirtQueue>>,
-    dma: DmaView<Memory>,
+    dma: Dma,
     transport: Arc<dyn Transport>,
     features: u64,
-    /// A reset waits, or the device cannot go on.
-    stop: Arc<AtomicBool>,
 }
 
 impl Session {
@@ -49,23 +54,27 @@ impl Session {
     ) -> Self {
         Self {
             queues,
-            dma,
+            dma: Dma {
+                view: dma,
+                stop: Arc::default(),
+                #[cfg(test)]
+                transactions: 0,
+            },
             transport,
             features,
-            stop: Arc::default(),
         }
     }
 
     /// Once this is set, no access to guest memory begins.
     pub(super) fn stop_flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.stop)
+        Arc::clone(&self.dma.stop)
     }
 
     /// Tells the driver that the device needs a reset. No access to guest memory begins from here
     /// on.
     pub(super) fn fail(&self) {
         self.transport.needs_reset();
-        self.stop.store(true, Ordering::Release);
+        self.dma.stop.store(true, Ordering::Release);
     }
 
     /// The negotiated features.
@@ -78,7 +87,7 @@ impl Session {
     /// the request instead.
     #[must_use]
     pub fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
+        self.dma.stopping()
     }
 
     /// Whether the driver enabled queue `index`.
@@ -94,30 +103,6 @@ impl Session {
             .get(index)
             .and_then(Option::as_ref)
             .map_or(0, VirtQueue::size)
-    }
-
-    /// Runs `body` on queue `index` in one DMA transaction, then delivers the interrupt that it
-    /// earned. The body copies between guest memory and buffers of the device model and nothing
-    /// else: invalidations of the IOMMU wait for it.
-    pub fn transact<R>(
-        &mut self,
-        index: usize,
-        body: impl FnOnce(&mut VirtQueue, &DmaTransaction<'_, Memory>) -> Result<R, QueueError>,
-    ) -> Result<R, QueueError> {
-        self.check_running()?;
-        let queue = self
-            .queues
-            .get_mut(index)
-            .and_then(Option::as_mut)
-            .ok_or(QueueError::Disabled)?;
-        let result = {
-            let transaction = self.dma.begin();
-            body(queue, &transaction)
-        };
-        if queue.take_interrupt() {
-            self.transport.queue_interrupt(index);
-        }
-        result
     }
 
     /// One turn on queue `index`: takes `step` until that says that there is nothing left, once for
@@ -140,50 +125,103 @@ impl Session {
         self.transact(index, |queue, memory| queue.pop(memory, chain))
     }
 
-    /// Fills a chain of queue `index` with `bytes` and returns it.
-    pub fn give(&mut self, index: usize, chain: &Chain, bytes: &[u8]) -> Result<(), QueueError> {
-        self.transact(index, |queue, memory| {
-            chain.write(memory, 0, bytes)?;
-            queue.complete(
-                memory,
-                chain.head(),
-                u32::try_from(bytes.len()).unwrap_or(0),
-            )
-        })
+    /// Gives the last `count` chains that were taken from queue `index` back, to be taken again.
+    pub fn undo(&mut self, index: usize, count: u16) {
+        if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) {
+            queue.undo(count);
+        }
     }
 
-    /// Returns a chain of queue `index`.
+    /// Fills a chain of queue `index` with `bytes` and returns it.
+    pub fn give(&mut self, index: usize, chain: &Chain, bytes: &[u8]) -> Result<(), QueueError> {
+        self.write(chain, 0, bytes)?;
+        self.complete(index, chain, u32::try_from(bytes.len()).unwrap_or(0))
+    }
+
+    /// Returns a chain of queue `index`, `written` bytes of its writable part filled.
     pub fn complete(
         &mut self,
         index: usize,
         chain: &Chain,
         written: u32,
     ) -> Result<(), QueueError> {
-        self.transact(index, |queue, memory| {
-            queue.complete(memory, chain.head(), written)
-        })
+        self.complete_all(index, [(chain.head(), written)])
     }
 
-    /// Copies from a chain's readable part in a transaction of its own.
+    /// Returns chains of queue `index`, by head and bytes written, so that the driver sees all of
+    /// them or none.
+    pub fn complete_all(
+        &mut self,
+        index: usize,
+        used: impl IntoIterator<Item = (u16, u32)>,
+    ) -> Result<(), QueueError> {
+        self.transact(index, |queue, memory| queue.complete(memory, used))
+    }
+
+    /// Copies from a chain's readable part, starting `offset` bytes into it, and fills `data`.
     pub fn read(&mut self, chain: &Chain, offset: u64, data: &mut [u8]) -> Result<(), QueueError> {
-        self.check_running()?;
-        let transaction = self.dma.begin();
-        chain.read(&transaction, offset, data)
-    }
-
-    /// Copies to a chain's writable part in a transaction of its own.
-    pub fn write(&mut self, chain: &Chain, offset: u64, data: &[u8]) -> Result<(), QueueError> {
-        self.check_running()?;
-        let transaction = self.dma.begin();
-        chain.write(&transaction, offset, data)
-    }
-
-    /// Once a reset has been asked for, guest memory may already belong to somebody else.
-    fn check_running(&self) -> Result<(), QueueError> {
-        if self.stopping() {
-            Err(QueueError::Stopped)
-        } else {
-            Ok(())
+        for (piece, offset) in data.chunks_mut(PIECE).zip((offset..).step_by(PIECE)) {
+            chain.read(&self.dma.begin()?, offset, piece)?;
         }
+        Ok(())
+    }
+
+    /// Copies `data` to a chain's writable part, starting `offset` bytes into it.
+    pub fn write(&mut self, chain: &Chain, offset: u64, data: &[u8]) -> Result<(), QueueError> {
+        for (piece, offset) in data.chunks(PIECE).zip((offset..).step_by(PIECE)) {
+            chain.write(&self.dma.begin()?, offset, piece)?;
+        }
+        Ok(())
+    }
+
+    /// Runs `body` on queue `index` in one DMA transaction, then delivers the interrupt that it
+    /// earned. The body accesses the rings, or takes one chain, and nothing else.
+    fn transact<R>(
+        &mut self,
+        index: usize,
+        body: impl FnOnce(&mut VirtQueue, &DmaTransaction<'_, Memory>) -> Result<R, QueueError>,
+    ) -> Result<R, QueueError> {
+        let queue = self
+            .queues
+            .get_mut(index)
+            .and_then(Option::as_mut)
+            .ok_or(QueueError::Disabled)?;
+        let result = body(queue, &self.dma.begin()?);
+        if queue.take_interrupt() {
+            self.transport.queue_interrupt(index);
+        }
+        result
     }
 }
+
+/// A session's view of guest memory.
+struct Dma {
+    view: DmaView<Memory>,
+    /// A reset waits, or the device cannot go on.
+    stop: Arc<AtomicBool>,
+    /// How many there have been.
+    #[cfg(test)]
+    transactions: usize,
+}
+
+impl Dma {
+    fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// Begins a transaction, unless a reset has been asked for: guest memory may already belong to
+    /// somebody else.
+    fn begin(&mut self) -> Result<DmaTransaction<'_, Memory>, QueueError> {
+        if self.stopping() {
+            return Err(QueueError::Stopped);
+        }
+        #[cfg(test)]
+        {
+            self.transactions += 1;
+        }
+        Ok(self.view.begin())
+    }
+}
+
+#[cfg(test)]
+mod session_test;

@@ -29,7 +29,7 @@ pub(super) const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 16;
 const HEADER: u64 = size_of::<virtio_blk_outhdr>() as u64;
 /// Size of a range to discard or to fill with zeroes.
 const RANGE: u64 = size_of::<virtio_blk_discard_write_zeroes>() as u64;
-/// Bounce buffer: the largest piece of a request that is copied in one DMA transaction.
+/// Bounce buffer: the largest piece of a request that is read or written at once.
 const BOUNCE: usize = 256 << 10;
 
 /// Status (section 5.2.6), which is one byte.
@@ -104,14 +104,8 @@ impl Request {
         } else {
             written
         };
-        session.transact(index, |queue, memory| {
-            chain.write(memory, data_length, &[status])?;
-            queue.complete(
-                memory,
-                chain.head(),
-                u32::try_from(used).unwrap_or(u32::MAX),
-            )
-        })
+        session.write(chain, data_length, &[status])?;
+        session.complete(index, chain, u32::try_from(used).unwrap_or(u32::MAX))
     }
 
     /// Does what the header says; the result is the number of data bytes written to the guest.

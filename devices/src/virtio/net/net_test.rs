@@ -11,7 +11,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::tap::Backend;
 use super::{Net, NetOptions};
-use crate::virtio::testing::{A_WHILE, BASE_FEATURES, Driver, EVENT_IDX, Ring, SOON, eventually};
+use crate::virtio::testing::{
+    A_WHILE, BASE_FEATURES, Driver, EVENT_IDX, INDIRECT, Ring, SOON, eventually,
+};
 
 const MAC: [u8; 6] = [2, 0, 0, 1, 2, 3];
 const MRG_RXBUF: u64 = 1 << 15;
@@ -122,7 +124,7 @@ fn a_packet_is_sent_without_regard_to_how_it_is_cut() {
 #[test]
 fn packets_too_short_or_too_long_are_dropped() {
     let (card, _rx, tx) = started(0);
-    for length in [0, 12, 70000] {
+    for length in [1, 12, 70000] {
         tx.add(&card.driver, &[(0x40000, length, false)]);
         card.driver.kick(&tx);
         assert_eq!(tx.used(&card.driver).1, 0);
@@ -163,6 +165,70 @@ fn a_packet_is_spread_over_buffers_when_they_are_merged() {
     assert_eq!(bytes(&card, 0x4000a, 2), [3, 0]);
     assert_eq!(bytes(&card, 0x41000, 600), sent[600..1200]);
     assert_eq!(bytes(&card, 0x42000, 312), sent[1200..]);
+}
+
+/// A card whose receive queue has 256 entries, none of them used.
+fn with_a_full_queue(features: u64) -> (Card, Ring) {
+    let card = card();
+    let features = BASE_FEATURES | MRG_RXBUF | features;
+    assert!(card.driver.negotiate(features));
+    let rx = card.driver.queue(0, 256);
+    card.driver.set_status(15);
+    (card, rx)
+}
+
+#[test]
+fn a_packet_may_take_every_buffer_of_the_queue() {
+    let (card, rx) = with_a_full_queue(INDIRECT);
+    // 256 times 128 bytes, in two pieces that all chains share.
+    Ring::chain(
+        &card.driver,
+        0x40000,
+        0,
+        2,
+        &[(0x50000, 100, true), (0x51000, 28, true)],
+    );
+    for index in 0..256 {
+        Ring::descriptor(&card.driver, rx.descriptors, index, (0x40000, 32, 4, 0));
+        rx.offer(&card.driver, index);
+    }
+    card.driver.kick(&rx);
+    card.peer.send(&packet(256 * 128 - 12)).unwrap();
+    for index in 0..256 {
+        assert_eq!(rx.used(&card.driver), (index, 128));
+    }
+    assert_eq!(card.driver.status(), 15);
+}
+
+/// Each chain is a table of 255 empty buffers and one of a byte: a packet would load 65,792
+/// descriptors before it is known that there is no room for it.
+#[test]
+fn a_packet_that_finds_no_room_in_a_thousand_descriptors_needs_a_reset() {
+    let (card, rx) = with_a_full_queue(INDIRECT);
+    let mut buffers = vec![(0x50000, 0, true); 255];
+    buffers.push((0x50000, 1, true));
+    Ring::chain(&card.driver, 0x40000, 0, 256, &buffers);
+    for index in 0..256 {
+        let table = (0x40000, 256 * 16, 4, 0);
+        Ring::descriptor(&card.driver, rx.descriptors, index, table);
+        rx.offer(&card.driver, index);
+    }
+    card.driver.kick(&rx);
+    card.peer.send(&packet(300)).unwrap();
+    card.driver.expect_needs_reset();
+    assert_eq!(rx.try_used(&card.driver), None);
+}
+
+/// Linux takes a packet for lost if its later buffers are not there with the first.
+#[test]
+fn a_driver_sees_all_buffers_of_a_packet_or_none() {
+    let (card, rx, _tx) = started(MRG_RXBUF);
+    rx.add(&card.driver, &[(0x40000, 600, true)]);
+    rx.add(&card.driver, &[(0x4000_0000, 600, true)]);
+    card.driver.kick(&rx);
+    card.peer.send(&packet(1000)).unwrap();
+    card.driver.expect_needs_reset();
+    assert_eq!(rx.try_used(&card.driver), None);
 }
 
 fn waits_for_room(features: u64) {
