@@ -306,4 +306,6 @@ mod pasid_test;
 #[cfg(test)]
 mod property_test;
 #[cfg(test)]
+mod reserved_test;
+#[cfg(test)]
 mod speed_test;

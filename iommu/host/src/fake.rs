@@ -70,6 +70,9 @@ pub struct FakeFeatures {
     pub pasid_bits: u8,
     /// The host has enabled the device's page requests.
     pub page_requests: bool,
+    /// First and last address that nothing can be mapped at where the device is (a reserved
+    /// region).
+    pub reserved: Option<(u64, u64)>,
 }
 
 impl Default for FakeFeatures {
@@ -83,6 +86,7 @@ impl Default for FakeFeatures {
             dirty_tracking: false,
             pasid_bits: 0,
             page_requests: false,
+            reserved: None,
         }
     }
 }
@@ -240,6 +244,19 @@ impl FakeState {
         self.ioases.get_mut(&id).ok_or(ENOENT)
     }
 
+    /// The regions that the devices behind page tables over `ioas` have reserved.
+    fn reserved(&self, ioas: IoasId) -> Vec<RangeInclusive<u64>> {
+        let behind = self.devices.values().filter(|device| {
+            let table = device.believed.get(&None);
+            let table = table.and_then(|table| self.tables.get(table));
+            table.is_some_and(|table| table.on == ioas)
+        });
+        behind
+            .filter_map(|device| device.features.reserved)
+            .map(|(first, last)| first..=last)
+            .collect()
+    }
+
     /// Whether page tables over `ioas` take no read-only mappings.
     fn is_parent(&self, ioas: IoasId) -> bool {
         self.tables
@@ -303,8 +320,19 @@ impl FakeState {
             coherent,
             whole_first_stage,
             page_requests,
+            reserved,
             ..
         } = of_device.features;
+        // What a device has reserved is looked at before anything is touched. That is done for a
+        // device, not for each of its PASIDs.
+        if pasid.is_none()
+            && let Some((first, last)) = reserved
+        {
+            let on = self.tables.get(&table).ok_or(ENOENT)?.on;
+            if self.ioas(on)?.overlaps(first, last - first + 1) {
+                return Err(EADDRINUSE);
+            }
+        }
         let of_device = self.devices.get_mut(&device).ok_or(ENOENT)?;
         let former = of_device.actual.remove(&pasid);
         self.leave(former);
@@ -549,7 +577,8 @@ impl HostIommu for FakeHost {
 
     fn address_ranges(&self, ioas: IoasId) -> io::Result<(Vec<RangeInclusive<u64>>, u64)> {
         self.call(Call::AddressRanges(ioas), |state| {
-            Ok((state.ioas(ioas)?.ranges(), 4096))
+            let reserved = state.reserved(ioas);
+            Ok((state.ioas(ioas)?.ranges(&reserved), 4096))
         })
     }
 
@@ -573,7 +602,8 @@ impl HostIommu for FakeHost {
                 offset: memory.file.1,
                 rights,
             };
-            state.ioas(ioas)?.map(address, &[area])
+            let reserved = state.reserved(ioas);
+            state.ioas(ioas)?.map(address, &[area], &reserved)
         })
     }
 
@@ -585,9 +615,10 @@ impl HostIommu for FakeHost {
                 mapping.length,
                 mapping.rights,
             )?;
+            let reserved = state.reserved(mapping.target);
             state
                 .ioas(mapping.target)?
-                .map(mapping.target_address, &areas)
+                .map(mapping.target_address, &areas, &reserved)
         })
     }
 

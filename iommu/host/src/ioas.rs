@@ -152,6 +152,23 @@ impl Ioas {
             .map(move |part| part.start.max(range.start)..part.end.min(range.end))
     }
 
+    /// The parts of `range` that cannot be mapped, in ascending order, but for what an interrupt is:
+    /// no IOMMU translates that (3.14), so nobody is to reach it.
+    pub(crate) fn unmappable(&self, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let mut at = range.start;
+        let end = range.end..range.end;
+        let parts = self.mappable(range.clone()).chain([end]);
+        let holes = parts.map(move |part| std::mem::replace(&mut at, part.end)..part.start);
+        holes
+            .flat_map(|hole| {
+                [
+                    hole.start..hole.end.min(INTERRUPTS.start),
+                    hole.start.max(INTERRUPTS.end)..hole.end,
+                ]
+            })
+            .filter(|hole| !hole.is_empty())
+    }
+
     /// Whether pages that can only be written are not made readable by any of the page tables.
     pub(crate) fn has_exact_rights(&self) -> bool {
         self.hwpts.iter().all(|hwpt| hwpt.exact_rights)

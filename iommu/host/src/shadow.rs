@@ -50,6 +50,7 @@ pub(crate) struct Shadow {
     split_reported: bool,
     write_only_reported: bool,
     read_only_reported: bool,
+    outside_reported: bool,
 }
 
 /// Why a shadow does not show what the guest's tables say. Nobody may use it any more.
@@ -110,6 +111,7 @@ impl Shadow {
             split_reported: false,
             write_only_reported: false,
             read_only_reported: false,
+            outside_reported: false,
         }
     }
 
@@ -216,7 +218,8 @@ impl Shadow {
         let exact_rights = self.ioas.has_exact_rights();
         let limit = runs.len() + resources.limits.areas;
         let takes_read_only = !self.key.parent;
-        let (mut write_only, mut read_only) = (0, 0);
+        let (mut write_only, mut read_only, mut outside) = (0, 0, 0);
+        let mut first_outside = None;
         let outcome = scan::scan(
             tables.memory(),
             tables.gates(),
@@ -235,6 +238,10 @@ impl Shadow {
                 for output in resources.ram.within(run.output..run.output + run.length) {
                     let start = run.input + (output.start - run.output);
                     let piece = start..start + (output.end - output.start);
+                    for hole in self.ioas.unmappable(&piece) {
+                        outside += hole.end - hole.start;
+                        first_outside.get_or_insert(hole);
+                    }
                     for input in self.ioas.mappable(piece) {
                         // One more than the limit is enough to know.
                         if runs.len() <= limit {
@@ -249,6 +256,9 @@ impl Shadow {
         }
         if read_only != 0 {
             self.count_read_only(read_only, resources);
+        }
+        if let Some(first) = first_outside {
+            self.count_outside(outside, &first, resources);
         }
         outcome?;
         if runs.len() > limit {
@@ -355,6 +365,21 @@ impl Shadow {
                 format!(
                     "the guest lets devices read but not write (tables at {:#x}) below first-stage tables, where the host maps \
                      nothing so: they do not reach such pages",
+                    self.key.stage.table
+                )
+            });
+        }
+    }
+
+    fn count_outside(&mut self, bytes: u64, first: &Range<u64>, resources: &mut Resources) {
+        resources.statistics.outside_bytes += bytes;
+        if !std::mem::replace(&mut self.outside_reported, true) {
+            resources.details(|| {
+                format!(
+                    "the guest maps {:#x} to {:#x} (tables at {:#x}), which the host's IOMMU does not map for the devices there (see \
+                     reserved_regions of their IOMMU groups): they do not reach such pages",
+                    first.start,
+                    first.end - 1,
                     self.key.stage.table
                 )
             });

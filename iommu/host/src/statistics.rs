@@ -33,6 +33,9 @@ statistics! {
     /// Bytes that were found to be readable but not writable, which the host does not map below
     /// first-stage tables; counted each time.
     read_only_bytes,
+    /// Bytes that were found at addresses which the host does not map for the devices there, as one
+    /// of them has them reserved, or the host's IOMMU does not translate them; counted each time.
+    outside_bytes,
     /// Shadows that were made.
     shadows_made,
     /// Nested page tables that were made.

@@ -20,6 +20,7 @@ const PLAIN: FakeFeatures = FakeFeatures {
     dirty_tracking: false,
     pasid_bits: 0,
     page_requests: false,
+    reserved: None,
 };
 
 fn is_shadow(binding: Placement) -> bool {

@@ -37,6 +37,7 @@ const FEATURES: [FakeFeatures; DEVICES] = {
         dirty_tracking: false,
         pasid_bits: 20,
         page_requests: false,
+        reserved: None,
     };
     let odd = FakeFeatures {
         coherent: false,

@@ -419,6 +419,14 @@ pub(super) fn pasid_pages(domain: u16, pasid: u32, address: u64, mask: u8) -> In
     }
 }
 
+/// A device without.
+pub(super) const SHADOWED: FakeFeatures = FakeFeatures {
+    first_stage: false,
+    nesting: false,
+    dirty_tracking: false,
+    ..NESTING
+};
+
 /// A device with nested translation.
 pub(super) const NESTING: FakeFeatures = FakeFeatures {
     address_bits: 48,
@@ -429,6 +437,7 @@ pub(super) const NESTING: FakeFeatures = FakeFeatures {
     dirty_tracking: true,
     pasid_bits: 0,
     page_requests: false,
+    reserved: None,
 };
 
 /// Invalidation of everything that the host keeps of a nested page table.

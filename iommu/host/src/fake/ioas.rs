@@ -37,11 +37,21 @@ impl Default for FakeIoas {
 }
 
 impl FakeIoas {
-    pub(super) fn ranges(&self) -> Vec<RangeInclusive<u64>> {
-        if self.interrupts_free {
-            return vec![0..=self.last];
+    /// What can be mapped, besides what devices have `reserved`.
+    pub(super) fn ranges(&self, reserved: &[RangeInclusive<u64>]) -> Vec<RangeInclusive<u64>> {
+        let interrupts = (!self.interrupts_free).then_some(INTERRUPTS);
+        let mut holes: Vec<_> = reserved.iter().cloned().chain(interrupts).collect();
+        holes.sort_by_key(|hole| *hole.start());
+        let mut ranges = Vec::new();
+        let mut at = 0;
+        for hole in holes {
+            if at < *hole.start() {
+                ranges.push(at..=hole.start() - 1);
+            }
+            at = at.max(hole.end() + 1);
         }
-        vec![0..=INTERRUPTS.start() - 1, INTERRUPTS.end() + 1..=self.last]
+        ranges.push(at..=self.last);
+        ranges
     }
 
     /// Takes the interrupt range out; `false` if something is mapped there.
@@ -68,18 +78,23 @@ impl FakeIoas {
         self.areas.values().any(|area| !area.rights.write)
     }
 
-    fn overlaps(&self, address: u64, length: u64) -> bool {
+    pub(super) fn overlaps(&self, address: u64, length: u64) -> bool {
         self.areas
             .range(..address + length)
             .next_back()
             .is_some_and(|(start, area)| start + area.length > address)
     }
 
-    pub(super) fn map(&mut self, address: u64, areas: &[Area]) -> Result<(), i32> {
+    pub(super) fn map(
+        &mut self,
+        address: u64,
+        areas: &[Area],
+        reserved: &[RangeInclusive<u64>],
+    ) -> Result<(), i32> {
         let length: u64 = areas.iter().map(|area| area.length).sum();
         let end = address.checked_add(length).ok_or(EINVAL)?;
         let allowed = self
-            .ranges()
+            .ranges(reserved)
             .iter()
             .any(|range| *range.start() <= address && end - 1 <= *range.end());
         if length == 0 || !allowed || (address | length) & 0xfff != 0 {
