@@ -3,7 +3,7 @@
 mod apt;
 mod bench;
 mod bench_boot;
-mod bench_iommu;
+mod bench_criterion;
 mod bench_nested;
 mod bench_samples;
 mod bench_shadow;
@@ -147,6 +147,13 @@ enum Bench {
         #[arg(long, default_value_t = 3, value_name = "N")]
         rounds: u32,
     },
+    /// What it costs to have the host follow the guest's tables, beside the host's calls: by
+    /// bindings, devices, areas, and groups of page requests that wait.
+    Host {
+        /// Only cases whose names contain this.
+        #[arg(value_name = "CASE")]
+        filter: Option<String>,
+    },
     /// What the remapping unit costs: DMA with and without it, table walks, invalidation.
     Iommu {
         /// Only cases whose names contain this.
@@ -227,7 +234,10 @@ fn run(arguments: Arguments) -> Result<bool> {
         } => bench_boot::run(place.place, rounds),
         Command::Bench {
             what: Bench::Iommu { filter },
-        } => bench_iommu::run(filter.as_deref()),
+        } => bench_criterion::run(&bench_criterion::IOMMU, filter.as_deref()),
+        Command::Bench {
+            what: Bench::Host { filter },
+        } => bench_criterion::run(&bench_criterion::HOST, filter.as_deref()),
         Command::Bench {
             what: Bench::Nested { rounds },
         } => bench_nested::run(rounds),

@@ -1,4 +1,5 @@
-//! `cargo xtask bench iommu`: criterion's figures for the remapping unit, as a table with ratios.
+//! `cargo xtask bench iommu` and `bench host`: criterion's figures for the remapping unit and for
+//! assigned devices, as a table with ratios.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,37 +11,70 @@ use crate::build::cargo_here;
 use crate::paths;
 use crate::process::Logged;
 
-/// What each group is compared with.
-const BASES: &[(&str, &str)] = &[
-    ("read8", "raw"),
-    ("sweep", "raw"),
-    ("threads", "1"),
-    ("copy4k", "raw"),
-    ("virtio4k", "raw"),
-    ("queue", "page"),
-];
+/// One command's benchmarks.
+pub(crate) struct Suite {
+    title: &'static str,
+    log: &'static str,
+    cargo: &'static [&'static str],
+    /// What groups are compared with, other than their first case.
+    bases: &'static [(&'static str, &'static str)],
+}
+
+/// `bench iommu`.
+pub(crate) const IOMMU: Suite = Suite {
+    title: "bench iommu",
+    log: "bench-iommu.log",
+    cargo: &["--package", "intel-vtd", "--bench", "speed"],
+    bases: &[
+        ("read8", "raw"),
+        ("sweep", "raw"),
+        ("threads", "1"),
+        ("copy4k", "raw"),
+        ("virtio4k", "raw"),
+        ("queue", "page"),
+    ],
+};
+
+/// `bench host`.
+pub(crate) const HOST: Suite = Suite {
+    title: "bench host",
+    log: "bench-host.log",
+    cargo: &[
+        "--package",
+        "intel-vtd-host",
+        "--bench",
+        "host",
+        "--features",
+        "fake-host",
+    ],
+    bases: &[],
+};
+
 /// Descriptors in a round of the group "queue".
 const BATCH: f64 = 255.0;
 
 /// The command: cases whose names contain `filter`.
-pub(crate) fn run(filter: Option<&str>) -> Result<bool> {
+pub(crate) fn run(suite: &Suite, filter: Option<&str>) -> Result<bool> {
     let logs = paths::logs()?;
     fs::create_dir_all(&logs)?;
-    let log = logs.join("bench-iommu.log");
+    let log = logs.join(suite.log);
     let step = Logged {
-        title: "bench iommu",
+        title: suite.title,
         log: &log,
         limit: Duration::from_secs(3600),
         count: Some((|line| line.contains("time:"), "cases")),
     };
     let mut command = cargo_here()?;
-    command.args(["bench", "--package", "intel-vtd", "--bench", "speed", "--"]);
-    command.args(filter);
+    command
+        .arg("bench")
+        .args(suite.cargo)
+        .arg("--")
+        .args(filter);
     let cases = cases(&step.run(&mut command)?);
     if cases.is_empty() {
         bail!("no case ran; the output is in {}", log.display());
     }
-    print(&cases);
+    print(suite, &cases);
     Ok(true)
 }
 
@@ -81,21 +115,23 @@ fn times(text: &str) -> Option<[f64; 3]> {
     Some([times.next()??, times.next()??, times.next()??])
 }
 
-fn print(cases: &[Case]) {
+fn print(suite: &Suite, cases: &[Case]) {
     let middles: BTreeMap<&str, f64> = cases
         .iter()
         .map(|(name, [_, middle, _])| (name.as_str(), *middle))
         .collect();
     println!(
-        "\n{:20} {:>10} {:>19} {:>8} {:>10}",
+        "\n{:30} {:>10} {:>19} {:>8} {:>10}",
         "", "time", "low to high", "ratio", "more"
     );
     for (name, [low, middle, high]) in cases {
         let group = name.split('/').next().unwrap_or_default();
-        let base = BASES
-            .iter()
-            .find(|(known, _)| *known == group)
-            .and_then(|(_, base)| middles.get(format!("{group}/{base}").as_str()));
+        let mut bases = suite.bases.iter();
+        let base = match bases.find(|(known, _)| *known == group) {
+            Some((_, base)) => middles.get(format!("{group}/{base}").as_str()),
+            None if suite.bases.is_empty() => first_of(group, cases),
+            None => None,
+        };
         let (ratio, more) = base.map_or((String::new(), String::new()), |base| {
             (
                 format!("{:.2}", middle / base),
@@ -103,7 +139,7 @@ fn print(cases: &[Case]) {
             )
         });
         let range = format!("{low:.1} to {high:.1}");
-        print!("{name:20} {middle:>7.1} ns {range:>19} {ratio:>8} {more:>10}");
+        print!("{name:30} {middle:>7.1} ns {range:>19} {ratio:>8} {more:>10}");
         if group == "queue" {
             // Millions, as there are 1000 nanoseconds in a microsecond.
             print!(
@@ -113,6 +149,14 @@ fn print(cases: &[Case]) {
         }
         println!();
     }
+}
+
+/// The middle of the first case of a group.
+fn first_of<'a>(group: &str, cases: &'a [Case]) -> Option<&'a f64> {
+    let first = cases
+        .iter()
+        .find(|(name, _)| name.split('/').next() == Some(group));
+    first.map(|(_, [_, middle, _])| middle)
 }
 
 #[cfg(test)]
