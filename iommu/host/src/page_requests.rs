@@ -6,7 +6,9 @@
 //! of the group. A cookie is free for another group as soon as it was answered, or as the host
 //! itself has answered because the page table went away.
 
-use std::collections::{BTreeMap, VecDeque};
+mod waiting;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::ops::Deref;
@@ -16,13 +18,8 @@ use parking_lot::Mutex;
 use vm_memory::GuestMemoryBackend;
 
 use crate::host_iommu::{FaultQueueId, HostDeviceId};
-use intel_vtd::{
-    PageRequest, PageRequestRefusal, PageResponse, Pasid, ResponseCode, SourceId, Unit,
-};
-
-/// Groups of one device that wait for the guest. A PRG index has 9 bits, and there are as many for
-/// each PASID.
-const GROUPS: usize = 4096;
+use intel_vtd::{PageRequest, PageRequestRefusal, PageResponse, ResponseCode, SourceId, Unit};
+use waiting::{Group, WaitingGroups};
 
 /// A page request, as the host hands it out (`struct iommu_hwpt_pgfault`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,20 +69,10 @@ pub trait PageResponses: Send + Sync {
     fn respond(&self, source: SourceId, response: PageResponse);
 }
 
-/// A group, as the guest names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Group {
-    source: SourceId,
-    pasid: Option<Pasid>,
-    index: u16,
-}
-
 #[derive(Default)]
-struct Waiting {
+struct State {
     devices: BTreeMap<HostDeviceId, SourceId>,
-    /// Cookies of groups that wait for the guest, in the order in which they came. A well-behaved
-    /// device has one of a kind.
-    waiting: BTreeMap<Group, VecDeque<u32>>,
+    waiting: WaitingGroups,
 }
 
 /// Relays the page requests of the devices of one iommufd.
@@ -95,7 +82,7 @@ pub struct PageRequestRelay<M> {
     host: Box<dyn HostPageRequests>,
     /// Held while the host hands out cookies and takes them back, so that none is another's in
     /// between. No lock is taken under it, and the host does not wait for anything.
-    state: Mutex<Waiting>,
+    state: Mutex<State>,
 }
 
 impl<M> PageRequestRelay<M>
@@ -121,7 +108,7 @@ where
     pub fn remove(&self, device: HostDeviceId) {
         let mut state = self.state.lock();
         if let Some(source) = state.devices.remove(&device) {
-            state.waiting.retain(|group, _| group.source != source);
+            state.waiting.forget_all(source);
         }
     }
 
@@ -151,11 +138,11 @@ where
         } in taken
         {
             let source = state.devices.get(&device).copied();
-            let room = source.is_some_and(|source| state.has_room(source));
+            let room = source.is_some_and(|source| state.waiting.has_room(source));
             match source {
                 Some(source) if room || !request.last => {
                     if request.last {
-                        state.wait(group(source, &request), cookie);
+                        state.waiting.add(group(source, &request), cookie);
                     }
                     passed.push((source, request, cookie));
                 }
@@ -178,7 +165,7 @@ where
         };
         let mut state = self.state.lock();
         // The guest may have said something to the group before it heard of it.
-        if state.forget(group(source, request), cookie) {
+        if state.waiting.forget(group(source, request), cookie) {
             self.answer(cookie, success);
         }
     }
@@ -206,7 +193,7 @@ where
         let mut state = self.state.lock();
         // A group whose page table went away was answered by the host, and may have left its
         // cookie.
-        while let Some(cookie) = state.next(group) {
+        while let Some(cookie) = state.waiting.take(group) {
             match self.host.answer(cookie, success) {
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
                 Ok(()) => return,
@@ -216,47 +203,6 @@ where
                 }
             }
         }
-    }
-}
-
-impl Waiting {
-    fn has_room(&self, source: SourceId) -> bool {
-        let groups = self.waiting.iter();
-        let groups = groups.filter(|(group, _)| group.source == source);
-        groups.map(|(_, cookies)| cookies.len()).sum::<usize>() < GROUPS
-    }
-
-    /// A group waits for the guest. Another of the same cookie was answered by the host.
-    fn wait(&mut self, group: Group, cookie: u32) {
-        self.waiting.retain(|_, cookies| {
-            cookies.retain(|old| *old != cookie);
-            !cookies.is_empty()
-        });
-        self.waiting.entry(group).or_default().push_back(cookie);
-    }
-
-    /// The oldest group of this name waits no longer.
-    fn next(&mut self, group: Group) -> Option<u32> {
-        let cookies = self.waiting.get_mut(&group)?;
-        let cookie = cookies.pop_front();
-        if cookies.is_empty() {
-            self.waiting.remove(&group);
-        }
-        cookie
-    }
-
-    /// This one waits no longer. Tells whether it did.
-    fn forget(&mut self, group: Group, cookie: u32) -> bool {
-        let Some(cookies) = self.waiting.get_mut(&group) else {
-            return false;
-        };
-        let before = cookies.len();
-        cookies.retain(|old| *old != cookie);
-        let found = cookies.len() < before;
-        if cookies.is_empty() {
-            self.waiting.remove(&group);
-        }
-        found
     }
 }
 
