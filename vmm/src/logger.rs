@@ -1,11 +1,20 @@
 //! The logger: one line a message on standard error, and not more of them than a guest may cause.
+//!
+//! Any thread may have something to say, a vCPU that holds locks as well. So nobody who logs waits
+//! for the reader of standard error: see [`lines`].
+
+mod lines;
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
+
+use lines::Lines;
 
 /// Lines that may come at once.
 const BURST: u32 = 100;
@@ -13,7 +22,9 @@ const BURST: u32 = 100;
 const INTERVAL: Duration = Duration::from_millis(100);
 
 struct Logger {
+    /// Leaf lock.
     bucket: Mutex<Bucket>,
+    lines: Lines,
 }
 
 /// A token bucket that counts what it turned away.
@@ -75,20 +86,26 @@ impl Log for Logger {
             Level::Trace => "trace",
         };
         let _ = writeln!(text, "nido: {level}: {}", record.args());
-        // One write, so that lines of several threads do not mix. A lost error stream cannot be
-        // reported anywhere.
-        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+        self.lines.push(text);
     }
 
-    fn flush(&self) {}
+    /// Waits until everything is written, or for a second if that is not read.
+    fn flush(&self) {
+        self.lines.flush();
+    }
 }
 
 static LOGGER: Logger = Logger {
     bucket: Mutex::new(Bucket::new()),
+    lines: Lines::new(),
 };
 
-/// Starts logging: warnings, and more with each `-v`.
-pub(crate) fn install(verbosity: u8) {
+/// Starts logging: warnings, and more with each `-v`. The thread that writes them inherits the
+/// signals that are blocked.
+///
+/// # Errors
+/// When the host has no descriptor or thread left.
+pub(crate) fn install(verbosity: u8) -> io::Result<()> {
     let level = match verbosity {
         0 => LevelFilter::Warn,
         1 => LevelFilter::Info,
@@ -98,6 +115,15 @@ pub(crate) fn install(verbosity: u8) {
     // An error means that there is a logger already, which is this one.
     let _ = log::set_logger(&LOGGER);
     log::set_max_level(level);
+    let file = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+    LOGGER.lines.start(file)
+}
+
+/// The last message of the process, which comes whatever the guest has caused before. Waits for it
+/// as [`Log::flush`] does.
+pub(crate) fn last_words(text: String) {
+    LOGGER.lines.push(text);
+    LOGGER.flush();
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ mod vm;
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use cli::{Request, UsageError};
 use config::Config;
 use event::Outcome;
@@ -45,8 +46,9 @@ fn main() -> ExitCode {
     terminal::restore_on_panic();
     let code = match cli::parse(std::env::args_os()) {
         Ok(Request::Run { config, verbosity }) => {
-            logger::install(verbosity);
-            run(&config)
+            let code = run(&config, verbosity);
+            log::logger().flush();
+            code
         }
         Ok(Request::Print(text)) => {
             // A reader that went away has seen enough.
@@ -62,9 +64,9 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(config: &Config) -> u8 {
+fn run(config: &Config, verbosity: u8) -> u8 {
     let guard = terminal::Guard;
-    let result = vm::run(config);
+    let result = start(verbosity).and_then(|()| vm::run(config));
     drop(guard);
     match result {
         Ok(Outcome::Off) => code::OK,
@@ -74,8 +76,14 @@ fn run(config: &Config) -> u8 {
             .unwrap_or(0)
             .saturating_add(code::SIGNAL),
         Err(error) => {
-            eprintln!("nido: error: {error:#}");
+            logger::last_words(format!("nido: error: {error:#}\n"));
             code::FAILED
         }
     }
+}
+
+/// What comes before the first thread, and the first thread.
+fn start(verbosity: u8) -> anyhow::Result<()> {
+    signals::block_ending().context("blocking signals")?;
+    logger::install(verbosity).context("starting to log")
 }

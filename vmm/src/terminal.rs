@@ -1,6 +1,8 @@
 //! The terminal: raw while a guest uses it, and as it was on every way out.
 
 use std::io::{self, IsTerminal};
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::termios::{
     InputFlags, LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr,
@@ -56,12 +58,21 @@ impl Drop for Guard {
     }
 }
 
+/// How long a panic's message may take to be read.
+const PANIC: Duration = Duration::from_secs(5);
+
 /// Makes a panic in any thread restore the terminal, print its message and end the process with
-/// exit code 1.
+/// exit code 1. A message that nobody reads does not keep it from that.
 pub(crate) fn restore_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         restore();
+        // Without it, the message is written all the same.
+        let _ = thread::Builder::new().spawn(|| {
+            thread::sleep(PANIC);
+            std::process::exit(1);
+        });
+        log::logger().flush();
         report(info);
         std::process::exit(1);
     }));

@@ -19,9 +19,8 @@ use crate::machine::Machine;
 use crate::vcpu::Vcpu;
 use crate::{console, signals, terminal};
 
-/// Creates a machine and runs it to its end.
+/// Creates a machine and runs it to its end. The ending signals are blocked.
 pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
-    signals::block_ending().context("blocking signals")?;
     signals::install_kick().context("installing a signal handler")?;
     let (sender, events) = channel();
     let socket = config.control.as_deref().map(Socket::bind).transpose()?;
