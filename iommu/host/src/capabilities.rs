@@ -29,6 +29,8 @@ pub struct HostCapabilities {
     pub pasid_bits: u8,
     /// Its requests with PASID can be privileged.
     pub privileged_pasids: bool,
+    /// It may keep translations (ATS), as far as the host's IOMMU goes.
+    pub ats: bool,
 }
 
 /// What a kind of page table translates.
@@ -156,6 +158,7 @@ impl HostCapabilities {
             })?,
             pasid_bits: info.pasid_bits,
             privileged_pasids: info.privileged_pasids,
+            ats: info.ats,
         })
     }
 
@@ -332,6 +335,12 @@ impl fmt::Display for HostCapabilities {
         ];
         for (name, present) in optional {
             write!(f, ", {}{name}", if present { "" } else { "no " })?;
+        }
+        if self.can_nest() && self.intel.is_none_or(|intel| intel.no_read_only_parent) {
+            f.write_str(", nothing read-only below first-stage tables (erratum 772415)")?;
+        }
+        if !self.ats {
+            f.write_str(", ATS not allowed")?;
         }
         match self.pasid_bits {
             0 => f.write_str(", no PASIDs"),

@@ -70,6 +70,10 @@ pub struct FakeFeatures {
     pub pasid_bits: u8,
     /// The host has enabled the device's page requests.
     pub page_requests: bool,
+    /// The host attaches page tables with dirty tracking to PASIDs (Linux 7.1).
+    pub tracks_pasids: bool,
+    /// Nesting parents take read-only mappings.
+    pub read_only_parents: bool,
     /// First and last address that nothing can be mapped at where the device is (a reserved
     /// region).
     pub reserved: Option<(u64, u64)>,
@@ -86,6 +90,8 @@ impl Default for FakeFeatures {
             dirty_tracking: false,
             pasid_bits: 0,
             page_requests: false,
+            tracks_pasids: false,
+            read_only_parents: false,
             reserved: None,
         }
     }
@@ -181,6 +187,8 @@ struct FakeHwpt {
     nested: Option<FakeNested>,
     options: HwptOptions,
     coherent: bool,
+    /// It takes no read-only mappings.
+    no_read_only: bool,
     /// Pages that can only be written can be read, too.
     write_is_read: bool,
     /// Addresses of pages that were written, while that is tracked.
@@ -258,14 +266,14 @@ impl FakeState {
     }
 
     /// Whether page tables over `ioas` take no read-only mappings.
-    fn is_parent(&self, ioas: IoasId) -> bool {
+    fn takes_no_read_only(&self, ioas: IoasId) -> bool {
         self.tables
             .values()
-            .any(|table| table.on == ioas && table.options.nesting_parent)
+            .any(|table| table.on == ioas && table.no_read_only)
     }
 
     fn check_rights(&self, ioas: IoasId, rights: Rights) -> Result<(), i32> {
-        let refused = rights == Rights::NONE || self.is_parent(ioas) && !rights.write;
+        let refused = rights == Rights::NONE || self.takes_no_read_only(ioas) && !rights.write;
         if refused { Err(EINVAL) } else { Ok(()) }
     }
 
@@ -294,7 +302,7 @@ impl FakeState {
         if pasid == Pasid::ZERO
             || pasid.get() >> of_device.features.pasid_bits != 0
             || !is_for_pasids(&table)
-            || of_table.options.dirty_tracking
+            || of_table.options.dirty_tracking && !of_device.features.tracks_pasids
             || without.is_some_and(|without| !is_for_pasids(without))
         {
             return Err(EINVAL);
@@ -661,7 +669,8 @@ impl HostIommu for FakeHost {
                 return Err(EOPNOTSUPP);
             }
             let on = state.ioas(ioas)?;
-            if options.nesting_parent && on.has_read_only() {
+            let no_read_only = options.nesting_parent && !features.read_only_parents;
+            if no_read_only && on.has_read_only() {
                 return Err(EINVAL);
             }
             if !on.narrow(features.address_bits) {
@@ -677,6 +686,7 @@ impl HostIommu for FakeHost {
                 nested: None,
                 options,
                 coherent: features.coherent,
+                no_read_only,
                 write_is_read: !second_stage,
                 dirty: None,
             };
@@ -717,6 +727,7 @@ impl HostIommu for FakeHost {
                     nesting_parent: false,
                 },
                 coherent: below.coherent,
+                no_read_only: false,
                 write_is_read: false,
                 dirty: None,
             };
@@ -768,11 +779,12 @@ impl HostIommu for FakeHost {
             Ok(HardwareInfo {
                 intel: Some(IntelInfo {
                     caps,
-                    no_read_only_parent: true,
+                    no_read_only_parent: !features.read_only_parents,
                 }),
                 pasid_bits: features.pasid_bits,
                 privileged_pasids: false,
                 dirty_tracking: features.dirty_tracking,
+                ats: true,
             })
         })
     }

@@ -102,8 +102,8 @@ pub struct HwptOptions {
     /// First-stage tables can be put on top of it (`IOMMU_HWPT_ALLOC_NEST_PARENT`). Takes no
     /// read-only mappings.
     pub nesting_parent: bool,
-    /// It can tell which pages were written (`IOMMU_HWPT_ALLOC_DIRTY_TRACKING`). Linux attaches it
-    /// to no PASID, nor what is nested upon it.
+    /// It can tell which pages were written (`IOMMU_HWPT_ALLOC_DIRTY_TRACKING`). Linux before 7.1
+    /// attaches it to no PASID, nor what is nested upon it.
     pub dirty_tracking: bool,
     /// It can be attached to PASIDs (`IOMMU_HWPT_ALLOC_PASID`).
     pub pasid: bool,
@@ -165,6 +165,9 @@ pub struct HardwareInfo {
     pub privileged_pasids: bool,
     /// Pages written by the device can be found out.
     pub dirty_tracking: bool,
+    /// The device may keep translations: the host did not say that it may not
+    /// (`IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED`, which kernels before Linux 7.1 never say).
+    pub ats: bool,
 }
 
 /// `struct iommu_hw_info_vtd`.
@@ -174,6 +177,14 @@ pub struct IntelInfo {
     pub caps: intel_vtd::spec::registers::Caps,
     /// Nesting parents take no read-only mappings (`IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17`).
     pub no_read_only_parent: bool,
+}
+
+impl HardwareInfo {
+    /// Whether nesting parents take no read-only mappings. Only Intel's are known, and of others it
+    /// is not known that they do.
+    pub(crate) fn no_read_only_parent(&self) -> bool {
+        self.intel.is_none_or(|intel| intel.no_read_only_parent)
+    }
 }
 
 /// One iommufd.

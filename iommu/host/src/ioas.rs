@@ -17,6 +17,8 @@ pub(crate) struct Ioas {
     pub(crate) host: Arc<dyn HostIommu>,
     pub(crate) id: IoasId,
     pub(crate) hwpts: Vec<Hwpt>,
+    /// Nothing is mapped that can only be read: some nesting parent over it would not take that.
+    pub(crate) no_read_only: bool,
     /// What can be mapped, in ascending order, in whole pages.
     aperture: Vec<Range<u64>>,
 }
@@ -55,16 +57,16 @@ pub(crate) struct Needs {
     /// The device has PASIDs. While any is attached, all that the device is behind must be page
     /// tables for PASIDs.
     pub(crate) pasids: bool,
-    /// They are for requests with a PASID, for which Linux takes no page tables with dirty
-    /// tracking, nor nested ones upon such.
-    pub(crate) with_pasid: bool,
+    /// They are for requests with a PASID, for which the host was found to take no page tables with
+    /// dirty tracking, nor nested ones upon such, as Linux before 7.1.
+    pub(crate) untracked: bool,
 }
 
 impl Needs {
     /// Whether a page table with these options is for them.
     pub(crate) const fn takes(self, options: HwptOptions) -> bool {
         let is_for_pasids = options.pasid || !self.pasids;
-        is_for_pasids && !(options.dirty_tracking && self.with_pasid)
+        is_for_pasids && !(options.dirty_tracking && self.untracked)
     }
 
     /// `kind` as it is for them, if there is such a one.
@@ -85,6 +87,7 @@ impl Ioas {
             host: Arc::clone(host),
             id,
             hwpts: Vec::new(),
+            no_read_only: false,
             aperture: Vec::new(),
         })
     }

@@ -436,6 +436,7 @@ impl HostIommu for Iommufd {
             pasid_bits: request.out_max_pasid_log2,
             privileged_pasids: can(uapi::iommufd_hw_capabilities_IOMMU_HW_CAP_PCI_PASID_PRIV),
             dirty_tracking: can(uapi::iommufd_hw_capabilities_IOMMU_HW_CAP_DIRTY_TRACKING),
+            ats: !can(uapi::iommufd_hw_capabilities_IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED),
         })
     }
 

@@ -33,8 +33,8 @@ use intel_vtd::{GuestTables, SecondStage, TableMemory};
 pub(crate) struct ShadowKey {
     /// The guest's tables.
     pub(crate) stage: SecondStage,
-    /// Nested page tables are on top of it: so the host maps nothing in it that cannot be written,
-    /// and what the guest's tables map so is left out.
+    /// Nested page tables are on top of it. Most hosts map nothing then that cannot be written, and
+    /// what the guest's tables map so is left out.
     pub(crate) parent: bool,
 }
 
@@ -217,7 +217,7 @@ impl Shadow {
     ) -> Result<(), Trouble> {
         let exact_rights = self.ioas.has_exact_rights();
         let limit = runs.len() + resources.limits.areas;
-        let takes_read_only = !self.key.parent;
+        let takes_read_only = !self.ioas.no_read_only;
         let (mut write_only, mut read_only, mut outside) = (0, 0, 0);
         let mut first_outside = None;
         let outcome = scan::scan(

@@ -43,6 +43,11 @@ pub(crate) enum Hidden {
     )]
     HostAtsDisabled,
     #[error(
+        "ats=on shows the guest a device that keeps translations, and the host's IOMMU does not let this one do so (IOMMU_GET_HW_INFO \
+         says IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED); drop ats=on"
+    )]
+    HostAtsUnsupported,
+    #[error(
         "pri=on shows the guest a device that asks for pages, and there is no remapping unit that takes such requests; add \
          `--device intel-iommu,device-iotlb=on,pasid-bits=20,svm=on`, or drop pri=on"
     )]
@@ -73,7 +78,13 @@ pub(super) fn choose(
     services: HostServices,
     unit: Option<&UnitConfig>,
 ) -> Result<Shown, Hidden> {
-    let ats = wanted(config, "ats", config.ats, device_tlb(services.ats, unit))?.is_some();
+    let ats = wanted(
+        config,
+        "ats",
+        config.ats,
+        device_tlb(host, services.ats, unit),
+    )?
+    .is_some();
     let page_requests = page_requests(services.pri, ats, unit);
     Ok(Shown {
         pasids: wanted(config, "pasid", config.pasid, pasids(host, unit))?,
@@ -127,13 +138,18 @@ fn pasids(host: &HostCapabilities, unit: Option<&UnitConfig>) -> Result<Pasids, 
     })
 }
 
-fn device_tlb(ats: HostState, unit: Option<&UnitConfig>) -> Result<(), Hidden> {
+fn device_tlb(
+    host: &HostCapabilities,
+    ats: HostState,
+    unit: Option<&UnitConfig>,
+) -> Result<(), Hidden> {
     if !unit.is_some_and(|unit| unit.device_tlb) {
         return Err(Hidden::NoUnitWithDeviceTlbs);
     }
     match ats {
         HostState::Absent => Err(Hidden::NoAts),
         HostState::Disabled => Err(Hidden::HostAtsDisabled),
+        HostState::Enabled if !host.ats => Err(Hidden::HostAtsUnsupported),
         HostState::Enabled => Ok(()),
     }
 }

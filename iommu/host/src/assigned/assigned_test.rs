@@ -20,6 +20,8 @@ const PLAIN: FakeFeatures = FakeFeatures {
     dirty_tracking: false,
     pasid_bits: 0,
     page_requests: false,
+    tracks_pasids: false,
+    read_only_parents: false,
     reserved: None,
 };
 

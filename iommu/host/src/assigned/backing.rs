@@ -83,6 +83,28 @@ impl Backing {
         if let Some(why) = pasid.and_then(|pasid| device.lacks(pasid)) {
             return Err(why.into());
         }
+        let outcome = self.try_to_put(tables, device, pasid, wanted, resources);
+        let Err(Failure::Requests(Blocked::Host(Some(EINVAL)))) = outcome else {
+            return outcome;
+        };
+        if !device.untrack(pasid) {
+            return outcome;
+        }
+        let outcome = self.try_to_put(tables, device, pasid, wanted, resources);
+        if outcome.is_err() {
+            device.track_again();
+        }
+        outcome
+    }
+
+    fn try_to_put<T: TableMemory>(
+        &mut self,
+        tables: Option<&GuestTables<'_, T>>,
+        device: &mut Device,
+        pasid: Option<Pasid>,
+        wanted: &Placement,
+        resources: &mut Resources,
+    ) -> Result<(), Failure> {
         let cost = resources.exit.pasid_budget.steps(ATTACH_COST);
         cost.map_err(|_| Blocked::TooMuchWork)?;
         let Some(tables) = tables else {

@@ -54,6 +54,8 @@ pub(crate) struct Device {
     pub(crate) has_pasids: bool,
     pub(crate) has_ats: bool,
     page_requests: Option<FaultQueueId>,
+    /// The host takes no page tables with dirty tracking for PASIDs.
+    untracked_pasids: bool,
     without: Slot,
     /// PASIDs that are not here are blocked.
     with: BTreeMap<Pasid, Slot>,
@@ -70,9 +72,23 @@ impl Device {
             has_pasids: device.pasids,
             has_ats: device.ats,
             page_requests: device.page_requests.map(|path| path.queue),
+            untracked_pasids: false,
             without: Slot::default(),
             with: BTreeMap::new(),
         }
+    }
+
+    /// Whether the host may have refused requests with `pasid` for the dirty tracking of the page
+    /// tables, which it does not tell otherwise. These are without from now on.
+    pub(crate) fn untrack(&mut self, pasid: Option<Pasid>) -> bool {
+        let may_be = pasid.is_some() && self.info.dirty_tracking && !self.untracked_pasids;
+        self.untracked_pasids |= may_be;
+        may_be
+    }
+
+    /// It was not that.
+    pub(crate) fn track_again(&mut self) {
+        self.untracked_pasids = false;
     }
 
     pub(crate) fn client(&self, pasid: Option<Pasid>) -> Client<'_> {
@@ -88,7 +104,7 @@ impl Device {
     pub(crate) fn needs(&self, pasid: Option<Pasid>) -> Needs {
         Needs {
             pasids: self.has_pasids,
-            with_pasid: pasid.is_some(),
+            untracked: pasid.is_some() && self.untracked_pasids,
         }
     }
 

@@ -324,6 +324,40 @@ fn below_first_stage_tables_a_shadow_follows_and_has_nothing_read_only() {
 }
 
 #[test]
+fn below_first_stage_tables_pages_stay_read_only_where_all_hosts_take_such() {
+    let exact = FakeFeatures {
+        read_only_parents: true,
+        ..NESTING
+    };
+    let (guest, ids) = Guest::with(&[exact]);
+    let second = guest.world.second_stage(4);
+    let first = guest.world.first_stage(4);
+    guest.map(&first, 0x1000, 0x8000_0000, 2, LEAF);
+    for page in 0..8 {
+        let table = first.top + page * 0x1000;
+        guest.world.map(&second, table, 1, table | RW);
+    }
+    guest.map(&second, 0x8000_0000, 0x30_0000, 1, RW);
+    guest.map(&second, 0x8000_1000, 0x40_0000, 1, 1);
+    let enter = |source| {
+        guest.enter_nested(source, first.top, &second, 7);
+        guest.announce_entry(7);
+    };
+    enter(A);
+    assert_eq!(guest.dma(ids[0], 0x1000), Some((0x30_0000, "rw")));
+    assert_eq!(guest.dma(ids[0], 0x2000), Some((0x40_0000, "r")));
+    assert_eq!(guest.devices.statistics().read_only_bytes, 0);
+    // A device comes whose host has the erratum: all go by the narrower.
+    let other = guest.add(B, NESTING);
+    enter(B);
+    for device in [ids[0], other] {
+        assert_eq!(guest.dma(device, 0x1000), Some((0x30_0000, "rw")));
+        assert_eq!(guest.dma(device, 0x2000), None);
+    }
+    assert!(guest.devices.statistics().read_only_bytes >= 0x1000);
+}
+
+#[test]
 fn translation_off_and_reset_end_nesting_and_it_comes_back() {
     let (guest, device, _) = nested();
     guest.unit.dma_state().set_latched(Latched::default());

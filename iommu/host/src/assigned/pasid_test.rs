@@ -177,27 +177,62 @@ fn page_tables_are_of_the_kinds_that_the_kernel_takes_for_pasids() {
         guest.enter_with(A, pasid, words);
         guest.announce_pasid(1, pasid);
     }
+    let mut refused = 0;
     for (call, outcome) in guest.host.take_calls() {
-        assert_eq!(outcome, Ok(()), "{call:?}");
+        match call {
+            Call::Attach { .. } if outcome == Err(errno::EINVAL) => refused += 1,
+            _ => assert_eq!(outcome, Ok(()), "{call:?}"),
+        }
         match call {
             Call::AllocateHwpt { options, .. } => made.push(options),
             Call::AllocateNested { options, .. } => assert!(options.pasid),
             _ => {}
         }
     }
-    // The one for requests without PASID was made before; it has dirty tracking.
-    let parent = HwptOptions {
+    // The one for requests without PASID was made before. It has dirty tracking, as has another one
+    // that is made for the first PASID; the host takes neither, and that is known from then on.
+    let parent = |dirty_tracking| HwptOptions {
         nesting_parent: true,
-        dirty_tracking: false,
+        dirty_tracking,
         pasid: true,
     };
-    assert_eq!(made, [parent]);
+    assert_eq!(made, [parent(true), parent(false)]);
+    assert_eq!(refused, 2);
     assert_eq!(numbers(&guest, ids[0]), [7, 8]);
     let error = guest.devices.start_dirty_tracking().unwrap_err();
     assert!(
         matches!(error, DirtyTrackingError::Pasids { .. }),
         "{error}"
     );
+}
+
+#[test]
+fn dirty_pages_of_pasids_are_tracked_where_the_kernel_can() {
+    let tracking = FakeFeatures {
+        tracks_pasids: true,
+        ..PASIDS
+    };
+    let (guest, ids) = Guest::with(&[tracking]);
+    let nested = tables(&guest, 0x30_0000);
+    let second = guest.world.second_stage(4);
+    guest.map(&second, 0x8000_0000, 0x40_0000, 1, 3);
+    let entries = [
+        (7, first_stage(&nested, 5)),
+        (8, entry::second_stage(&second, 6)),
+        (9, PASS_THROUGH),
+    ];
+    for (pasid, words) in entries {
+        guest.enter_with(A, pasid, words);
+        guest.announce_pasid(5, pasid);
+    }
+    assert_eq!(numbers(&guest, ids[0]), [7, 8, 9]);
+    for (call, outcome) in guest.host.take_calls() {
+        assert_eq!(outcome, Ok(()), "{call:?}");
+        if let Call::AllocateHwpt { options, .. } = call {
+            assert!(options.dirty_tracking && options.pasid, "{options:?}");
+        }
+    }
+    guest.devices.start_dirty_tracking().unwrap();
 }
 
 #[test]

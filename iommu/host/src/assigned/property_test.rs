@@ -37,6 +37,8 @@ const FEATURES: [FakeFeatures; DEVICES] = {
         dirty_tracking: false,
         pasid_bits: 20,
         page_requests: false,
+        tracks_pasids: false,
+        read_only_parents: false,
         reserved: None,
     };
     let odd = FakeFeatures {

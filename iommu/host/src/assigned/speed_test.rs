@@ -57,6 +57,7 @@ impl HostIommu for Nothing {
             intel: None,
             pasid_bits: 0,
             privileged_pasids: false,
+            ats: true,
             dirty_tracking: false,
         })
     }

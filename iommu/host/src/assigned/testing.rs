@@ -437,6 +437,8 @@ pub(super) const NESTING: FakeFeatures = FakeFeatures {
     dirty_tracking: true,
     pasid_bits: 0,
     page_requests: false,
+    tracks_pasids: false,
+    read_only_parents: false,
     reserved: None,
 };
 

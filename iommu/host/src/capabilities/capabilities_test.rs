@@ -37,6 +37,7 @@ impl Host {
                 pasid_bits: 20,
                 privileged_pasids: true,
                 dirty_tracking: true,
+                ats: true,
             },
             last,
             objects: Mutex::default(),
@@ -157,7 +158,18 @@ fn what_each_kind_of_table_translates_is_found_by_trying() {
     assert!(capabilities.can_nest());
     assert_eq!(
         capabilities.to_string(),
-        "Intel VT-d, 48-bit addresses, dirty tracking, nesting, snoop control, 20-bit PASIDs"
+        "Intel VT-d, 48-bit addresses, dirty tracking, nesting, snoop control, nothing read-only below first-stage tables (erratum \
+         772415), 20-bit PASIDs"
+    );
+
+    let mut host = Host::new([Some(LAST_47), Some(LAST_48), Some(LAST_48)]);
+    host.info.ats = false;
+    if let Some(intel) = &mut host.info.intel {
+        intel.no_read_only_parent = false;
+    }
+    assert_eq!(
+        host.capabilities().to_string(),
+        "Intel VT-d, 48-bit addresses, dirty tracking, nesting, snoop control, ATS not allowed, 20-bit PASIDs"
     );
 
     let mut host = Host::new([Some(LAST_48), None, None]);

@@ -30,7 +30,7 @@ pub enum DirtyTrackingError {
     /// The kernel cannot tell what a device writes by requests with PASIDs.
     #[error(
         "the host's kernel cannot tell which pages {device} writes by requests with PASIDs, which the guest has it make: hide its \
-         PASID capability"
+         PASID capability, or boot Linux 7.1 or later"
     )]
     Pasids {
         /// Name of the device.

@@ -25,6 +25,7 @@ fn info(cap: u64, ecap: u64) -> HardwareInfo {
         pasid_bits: 0,
         privileged_pasids: false,
         dirty_tracking: false,
+        ats: true,
     }
 }
 

@@ -39,6 +39,7 @@ fn host(pasid_bits: u8, ecap: u64) -> HostCapabilities {
         nesting_parent: None,
         pasid_bits,
         privileged_pasids: true,
+        ats: true,
     }
 }
 
@@ -175,6 +176,26 @@ fn ats_that_cannot_be_had_is_refused_with_the_reason_and_the_remedy() {
     for error in [no_unit, absent, disabled] {
         assert!(error.ends_with("drop ats=on"), "{error}");
     }
+}
+
+#[test]
+fn ats_is_hidden_where_the_hosts_iommu_does_not_let_the_device_have_it() {
+    let unit = unit();
+    let host = HostCapabilities {
+        ats: false,
+        ..host(20, FIRST_STAGE)
+    };
+    let chosen = |on| {
+        let services = services(HostState::Enabled);
+        choose(&config(None, on), &host, services, Some(&unit))
+    };
+    assert_eq!(chosen(None).expect("hidden"), shown(20, false));
+    let error = chosen(Some(true)).expect_err("refused").to_string();
+    assert!(
+        error.contains("IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED"),
+        "{error}"
+    );
+    assert!(error.ends_with("drop ats=on"), "{error}");
 }
 
 #[test]

@@ -53,6 +53,8 @@ impl Backing {
         resources: &mut Resources,
     ) -> Result<(), Failure> {
         let mut shadow = self.take_shadow(device, pasid, key, resources)?;
+        // What can only be read goes before the page table is made that does not take it.
+        shadow.ioas.no_read_only |= device.client(pasid).info.no_read_only_parent();
         let outcome = complete(tables, &mut shadow, &mut self.scratch, resources).and_then(|()| {
             self.nested
                 .put(&mut shadow.ioas, device, pasid, wanted, resources)
