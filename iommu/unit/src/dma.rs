@@ -14,6 +14,7 @@
 //! a file or a socket goes through a buffer.
 
 mod ats;
+mod drain_scope;
 mod guest_memory;
 mod iotlb;
 mod lookup;
@@ -24,6 +25,7 @@ mod transaction;
 mod view;
 
 pub use ats::{AtsRefusal, AtsTranslation};
+pub use drain_scope::DrainScope;
 pub use guest_memory::DmaSlices;
 pub use port::DmaPort;
 pub use shared::{DmaState, FaultSink};
@@ -35,5 +37,7 @@ pub use view::DmaView;
 pub(crate) mod dma_test;
 #[cfg(test)]
 mod drain_test;
+#[cfg(test)]
+mod selective_drain_test;
 #[cfg(test)]
 mod speed_test;

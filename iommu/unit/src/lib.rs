@@ -58,7 +58,7 @@ pub use unit::{
 // For `intel-vtd-host`, and what signatures name but no one else has to.
 #[doc(hidden)]
 pub use {
-    dma::{DmaCounts, DmaState, FaultSink},
+    dma::{DmaCounts, DmaState, DrainScope, FaultSink},
     memory::Nearby,
     translate::{NoCaches, Stage, StructureCaches, UpperEntry},
     unit::Limiter,

@@ -52,7 +52,7 @@ pub use statistics::{Limiter, Statistics};
 pub use vm_memory_iommu::UnitIommu;
 
 use crate::config::{ConfigError, UnitConfig};
-use crate::dma::{DmaPort, DmaState};
+use crate::dma::{DmaPort, DmaState, DrainScope};
 use crate::memory::Nearby;
 use crate::spec::ids::SourceId;
 use crate::spec::invalidation::Invalidation;
@@ -226,19 +226,19 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     /// Makes `latched` the state of translation; no request uses an older one or older tables when this returns.
     fn latch_translation(&self, command: &Command, latched: Latched) {
         self.dma.set_latched(latched);
-        self.drain_translations();
+        self.drain_translations(&DrainScope::ALL);
         command.observers.translation_changed();
     }
 
-    /// No request uses a translation from before this call when it returns.
-    fn invalidate_translations(&self) {
+    /// No request that `scope` takes in uses a translation from before this call when it returns.
+    fn invalidate_translations(&self, scope: &DrainScope) {
         self.dma.invalidate_all();
-        self.drain_translations();
+        self.drain_translations(scope);
     }
 
-    /// Waits for the requests in flight that tables translate.
-    fn drain_translations(&self) {
-        self.dma.drain();
+    /// Waits for the requests in flight that tables translate, as far as `scope` takes them in.
+    fn drain_translations(&self, scope: &DrainScope) {
+        self.dma.drain_for(scope);
         self.drain_page_requests();
     }
 }

@@ -89,6 +89,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
     /// # Errors
     /// The fault for which the request is blocked. It has been reported.
     pub(super) fn translate(&self, request: &Request) -> Result<Translation, Fault> {
+        self.publish_any();
         let outcome = match self.state.kept() {
             Some(kept) => self.ask(kept, request).outcome,
             None => self.tables.translate(request),
@@ -128,6 +129,11 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
         outcome.inspect_err(|fault| self.report(request, fault))
     }
 
+    /// Any drain is to wait for this transaction: not all that it uses is of one binding.
+    fn publish_any(&self) {
+        let _ = self.slot.resolving();
+    }
+
     fn table_page(
         &self,
         caches: &ViewCaches,
@@ -136,6 +142,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
     ) -> Result<Permitted, Fault> {
         let (tables, address) = (&self.tables, request.address);
         if request.kind != RequestKind::Untranslated {
+            self.publish_any();
             // What untranslated requests are bound to is no permission for translated ones, nor the
             // other way round.
             return tables
@@ -152,7 +159,9 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
         let resolved = match caches.bound.get() {
             Some(resolved) => resolved,
             None => {
+                let resolving = self.slot.resolving();
                 let resolved = tables.resolve_request(request)?;
+                self.slot.resolved(resolving, resolved.domain);
                 caches.bound.get_or_init(|| resolved)
             }
         };
@@ -172,6 +181,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
         caches: &ViewCaches,
         request: &Request,
     ) -> Result<Permitted, Fault> {
+        self.publish_any();
         let answer = self.ask(kept, request);
         match answer.found {
             Found::Kept => self.slot.count_kept(),

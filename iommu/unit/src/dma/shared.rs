@@ -2,16 +2,16 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
-use std::{hint, thread};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use parking_lot::{Mutex, RwLock};
 use vm_memory::GuestMemoryBackend;
 
+use super::drain_scope::DrainScope;
 use super::slot::{DmaCounts, Slot};
 use crate::memory::Nearby;
 use crate::retention::Kept;
+use crate::spec::ids::SourceId;
 use crate::spec::invalidation::Invalidation;
 use crate::translate::{Fault, Gates, GuestTables, Latched, Request, Translation};
 
@@ -46,6 +46,9 @@ pub trait FaultSink: Send + Sync {
 /// the generation under which it runs before it touches anything, and looks again afterwards
 /// whether that generation still holds. So after `drain`, no access uses anything older than the
 /// change, and views that are idle cost one load each.
+///
+/// A drain for some invalidations only leaves out the views of other sources and domains. What a
+/// view uses, it publishes in its slot before it reads the tables that lead there.
 pub struct DmaState<M> {
     memory: M,
     gates: Gates,
@@ -154,20 +157,32 @@ impl<M> DmaState<M> {
     /// Transactions are short and never wait for anything, so this does not wait for long. It must
     /// not be called within a transaction.
     pub fn drain(&self) {
-        let generation = self.generation.load(Ordering::SeqCst);
-        let slots = self.slots.lock().list.clone();
-        for slot in slots {
-            let mut rounds = 0_u32;
-            while slot.is_behind(generation) {
-                match rounds {
-                    0..64 => hint::spin_loop(),
-                    64..1024 => thread::yield_now(),
-                    // The thread of the view may have been preempted.
-                    _ => thread::sleep(Duration::from_micros(50)),
-                }
-                rounds = rounds.saturating_add(1);
-            }
+        self.drain_for(&DrainScope::ALL);
+    }
+
+    /// As [`drain`](Self::drain), but only for transactions that may use what `scope` takes in:
+    /// what the invalidations in it name is in no use when this returns. Others go on, and read
+    /// anything of that only as it is by now.
+    pub fn drain_for(&self, scope: &DrainScope) {
+        if scope.is_empty() {
+            return;
         }
+        let generation = self.generation.load(Ordering::SeqCst);
+        for slot in self.holding(generation, scope) {
+            slot.wait(generation, scope);
+        }
+    }
+
+    /// The slots for which a drain that begins now has to wait.
+    fn holding(&self, generation: u64, scope: &DrainScope) -> Vec<Arc<Slot>> {
+        // See `Slot::resolving`.
+        fence(Ordering::SeqCst);
+        let slots = self.slots.lock();
+        let holding = slots.list.iter();
+        holding
+            .filter(|slot| slot.holds(generation, scope))
+            .cloned()
+            .collect()
     }
 
     /// Declares a transaction in `slot`, and returns the generation under which it runs.
@@ -204,8 +219,8 @@ impl<M> DmaState<M> {
         self.faults.stale(request, answer, now);
     }
 
-    pub(super) fn register(&self) -> Arc<Slot> {
-        let slot = Arc::new(Slot::new());
+    pub(super) fn register(&self, source: SourceId) -> Arc<Slot> {
+        let slot = Arc::new(Slot::new(source));
         self.slots.lock().list.push(Arc::clone(&slot));
         slot
     }
@@ -214,6 +229,19 @@ impl<M> DmaState<M> {
     #[cfg(test)]
     pub(super) fn view_count(&self) -> usize {
         self.slots.lock().list.len()
+    }
+
+    /// Whether a drain for `scope` would wait, if there was an invalidation before.
+    #[cfg(test)]
+    pub(super) fn would_hold(&self, scope: &DrainScope) -> bool {
+        let next = self.generation.load(Ordering::SeqCst) + 1;
+        !self.holding(next, scope).is_empty()
+    }
+
+    /// Whether a drain sleeps.
+    #[cfg(test)]
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.slots.lock().list.iter().any(|slot| slot.is_awaited())
     }
 
     pub(super) fn unregister(&self, slot: &Arc<Slot>) {

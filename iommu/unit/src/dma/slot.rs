@@ -1,6 +1,15 @@
-//! The slot of a view: which transaction it runs, for the drain; and what it has counted.
+//! The slot of a view: which transaction it runs and what that uses, for the drain; and what it has
+//! counted.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::hint;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::drain_scope::{Domains, DrainScope};
+use crate::spec::ids::SourceId;
 
 /// How accesses through a unit found their translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,11 +36,32 @@ impl DmaCounts {
     }
 }
 
+/// How often a drain looks at a slot in turn: for some 20 us, which is what a transaction takes.
+const SPINS: u32 = 512;
+/// How often it then lets others run.
+const YIELDS: u32 = 64;
+/// How long it then sleeps, unless it is woken.
+const NAP: Duration = Duration::from_millis(1);
+
+/// What a slot had published before a view began to look for its binding.
+#[must_use]
+pub(super) struct Resolving(u32);
+
 /// What one view tells the drain. Alone on its cache lines, as only its view writes it.
 #[repr(align(128))]
 pub(super) struct Slot {
     /// The generation under which a transaction is running, or 0.
     running: AtomicU64,
+    /// Who makes the requests of the view.
+    source: SourceId,
+    /// The domain of what the view has remembered in its present generation, or one of the values
+    /// above all domains.
+    domain: AtomicU32,
+    /// A drain sleeps until the transaction is over.
+    awaited: AtomicBool,
+    /// Leaf lock.
+    sleep: Mutex<()>,
+    over: Condvar,
     /// What the view has counted, as of its last transaction.
     hits: AtomicU64,
     walks: AtomicU64,
@@ -44,10 +74,19 @@ pub(super) struct Slot {
 impl Slot {
     /// Of no generation.
     const IDLE: u64 = 0;
+    /// Nothing is remembered.
+    const NO_DOMAIN: u32 = 1 << 16;
+    /// More than one domain, or it is not known which.
+    const ANY_DOMAIN: u32 = 1 << 17;
 
-    pub(super) const fn new() -> Self {
+    pub(super) const fn new(source: SourceId) -> Self {
         Self {
             running: AtomicU64::new(Self::IDLE),
+            source,
+            domain: AtomicU32::new(Self::NO_DOMAIN),
+            awaited: AtomicBool::new(false),
+            sleep: Mutex::new(()),
+            over: Condvar::new(),
             hits: AtomicU64::new(0),
             walks: AtomicU64::new(0),
             nested: AtomicU64::new(0),
@@ -62,10 +101,77 @@ impl Slot {
         self.running.store(generation, Ordering::SeqCst);
     }
 
-    /// Whether a transaction runs that began before `generation`.
-    pub(super) fn is_behind(&self, generation: u64) -> bool {
+    /// Whether a transaction runs that began before `generation`, and may use what `scope` takes
+    /// in. The fence of the drain comes before.
+    pub(super) fn holds(&self, generation: u64, scope: &DrainScope) -> bool {
         let running = self.running.load(Ordering::SeqCst);
-        running != Self::IDLE && running < generation
+        running != Self::IDLE && running < generation && scope.takes_in(self.source, self.domains())
+    }
+
+    fn domains(&self) -> Domains {
+        let domain = self.domain.load(Ordering::Acquire);
+        match u16::try_from(domain) {
+            Ok(domain) => Domains::One(domain),
+            Err(_) if domain == Self::NO_DOMAIN => Domains::None,
+            Err(_) => Domains::Any,
+        }
+    }
+
+    /// Waits until the slot no longer [`holds`](Self::holds) a drain.
+    pub(super) fn wait(&self, generation: u64, scope: &DrainScope) {
+        for round in 0..SPINS + YIELDS {
+            if !self.holds(generation, scope) {
+                return;
+            }
+            if round < SPINS {
+                hint::spin_loop();
+            } else {
+                thread::yield_now();
+            }
+        }
+        // The thread of the view may have been preempted.
+        let mut sleep = self.sleep.lock();
+        while self.holds(generation, scope) {
+            self.awaited.store(true, Ordering::SeqCst);
+            self.over.wait_for(&mut sleep, NAP);
+        }
+    }
+
+    /// The view has emptied its caches.
+    pub(super) fn forget_domains(&self) {
+        self.domain.store(Self::NO_DOMAIN, Ordering::Release);
+    }
+
+    /// The view is about to read tables, and it is not known of which domain. Returns what
+    /// [`resolved`](Self::resolved) asks for.
+    ///
+    /// A drain may have skipped this slot, as it had not published what it goes on to use. Then it
+    /// misses nothing: the drain has a fence after the change that the guest announced, and before
+    /// it looks at the slot; here is a fence after the publication, and before the tables are read.
+    /// One of the two comes first. If it is this one, the drain sees what is published here, or
+    /// something later, and waits. If it is the drain's, the tables are read as they are after the
+    /// change.
+    ///
+    /// What is published stays until the caches of the view are emptied, so what is in them needs
+    /// no publication: a drain that sees the slot without it sees a view that had not read a table
+    /// by then.
+    pub(super) fn resolving(&self) -> Resolving {
+        let before = self.domain.load(Ordering::Relaxed);
+        // Once published, it holds for further reads, too.
+        if before != Self::ANY_DOMAIN {
+            self.domain.store(Self::ANY_DOMAIN, Ordering::Release);
+            fence(Ordering::SeqCst);
+        }
+        Resolving(before)
+    }
+
+    /// The tables of `domain` are what the view uses now. To be called before they are read. Where
+    /// it is not called, it stays unknown what the view uses.
+    pub(super) fn resolved(&self, Resolving(before): Resolving, domain: u16) {
+        let domain = u32::from(domain);
+        if before == Self::NO_DOMAIN || before == domain {
+            self.domain.store(domain, Ordering::Release);
+        }
     }
 
     /// The view has walked nested tables.
@@ -98,5 +204,26 @@ impl Slot {
         self.hits.store(hits, Ordering::Relaxed);
         self.walks.store(walks, Ordering::Relaxed);
         self.running.store(Self::IDLE, Ordering::Release);
+        // Without a fence in between, which would be at the cost of every transaction, this may
+        // miss a drain that goes to sleep just now. It looks again after its nap.
+        if self.awaited.load(Ordering::Relaxed) {
+            self.wake();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake(&self) {
+        // Whoever has set it holds the lock until it sleeps.
+        let sleep = self.sleep.lock();
+        self.awaited.store(false, Ordering::Relaxed);
+        drop(sleep);
+        self.over.notify_all();
+    }
+
+    /// Whether a drain sleeps until the transaction is over, or is about to.
+    #[cfg(test)]
+    pub(super) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::SeqCst)
     }
 }

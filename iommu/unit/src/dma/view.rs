@@ -35,7 +35,7 @@ where
         let port = self.clone();
         let slot = match &port.path {
             Path::Direct(_) => None,
-            Path::Translated { state, .. } => Some(state.register()),
+            Path::Translated { state, source } => Some(state.register(*source)),
         };
         DmaView {
             port,
@@ -59,6 +59,8 @@ where
         if let (Path::Translated { state, .. }, Some(slot)) = (&self.port.path, &self.slot) {
             generation = state.enter(slot);
             if generation != self.latched_in {
+                // Nothing in the caches is of this generation.
+                slot.forget_domains();
                 self.latched = state.latched();
                 self.latched_in = generation;
             }

@@ -218,7 +218,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         self.shared.counters.register_invalidations.add();
         command.observers.run_begins();
         self.dma.forget(&invalidation);
-        self.invalidate_translations();
+        self.invalidate_translations(&[invalidation].iter().collect());
         command.observers.invalidated(&[invalidation]);
         true
     }

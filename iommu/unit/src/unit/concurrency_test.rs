@@ -7,8 +7,8 @@ use std::thread;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::dma::DmaPort;
-use crate::spec::ids::SourceId;
-use crate::unit::testing::{Bench, QUEUE, STATUS, TABLE, eventually, full};
+use crate::spec::ids::{Pasid, SourceId};
+use crate::unit::testing::{Bench, QUEUE, STATUS, TABLE, eventually, full, sharing};
 
 const SOURCE: SourceId = SourceId(0x0018);
 
@@ -94,6 +94,45 @@ fn once_a_wait_has_completed_no_device_uses_the_old_mapping() {
             assert!(written, "the devices have stopped");
         }
     });
+}
+
+/// Whether the wait completes that follows `descriptor`, while a device with PASID 5, which is of domain 2, is in the
+/// midst of a transaction. It completes in any case when that is over.
+fn completes_beside_domain_2(descriptor: [u64; 4]) -> bool {
+    let bench = Bench::new(&sharing());
+    bench.share(0x60_0000);
+    bench.enable_wide_queue();
+    let mut view = DmaPort::behind(Arc::clone(bench.unit.dma_state()), SOURCE).view();
+    let transaction = view.begin_pasid(Pasid::new(5));
+    transaction.write_obj(1_u64, GuestAddress(0x1000)).unwrap();
+    thread::scope(|scope| {
+        let bench = &bench;
+        scope.spawn(move || {
+            bench.submit_wide(&[descriptor, [1 << 32 | 0x25, 0x30_0000, 0, 0]]);
+            assert_eq!(bench.peek32(0x30_0000), 1);
+        });
+        let settled =
+            eventually(|| bench.peek32(0x30_0000) == 1 || bench.unit.dma_state().is_awaited());
+        assert!(settled);
+        let completed = bench.peek32(0x30_0000) == 1;
+        drop(transaction);
+        completed
+    })
+}
+
+#[test]
+fn a_device_in_a_transaction_holds_invalidations_of_its_own_domain_and_source_only() {
+    // IOTLB of domain 1; PASID-based of domain 1, PASID 5; context entry of 00:04.0.
+    for stranger in [0x0001_0022, 0x0005_0001_0026, 0x0020_0000_0031] {
+        assert!(
+            completes_beside_domain_2([stranger, 0, 0, 0]),
+            "{stranger:#x}"
+        );
+    }
+    // The same of domain 2 and of 00:03.0, and the global IOTLB.
+    for own in [0x0002_0022, 0x0005_0002_0026, 0x0018_0000_0031, 0x12] {
+        assert!(!completes_beside_domain_2([own, 0, 0, 0]), "{own:#x}");
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ use vm_memory::GuestMemoryBackend;
 
 use super::Unit;
 use super::command::Command;
+use crate::dma::DrainScope;
 use crate::memory::TableMemory;
 use crate::spec::decoder::{check_mode, decode};
 use crate::spec::descriptors::{Descriptor, Wait};
@@ -161,18 +162,23 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         source: SourceId,
         invalidation: DeviceTlbInvalidation,
     ) {
+        let forget = Invalidation::DeviceTlb {
+            source,
+            invalidation,
+        };
         // What the device asks for after it forgot is to come from the new tables; and the wait that follows is
         // to see the end of what the device began before it forgot.
-        if !std::mem::replace(&mut pending.drained, true) {
-            pending.translations = true;
+        if pending.drained.add(&forget) {
+            pending.concerned.add(&forget);
+            if pending.drained == DrainScope::ALL {
+                // More than it tells apart.
+                pending.concerned = DrainScope::ALL;
+            }
             self.settle(command, pending);
         }
-        pending.translations = true;
+        pending.concerned.add(&forget);
         if self.invalidate_device_tlb(source, invalidation) {
-            pending.add(Invalidation::DeviceTlb {
-                source,
-                invalidation,
-            });
+            pending.invalidations.add(forget);
         } else {
             self.finish_waits(command, pending);
             pending.timed_out.get_or_insert(source);
@@ -212,8 +218,9 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
 
     /// Makes what was invalidated so far true: afterwards no translation and no interrupt entry from before is in use.
     fn settle(&self, command: &Command, pending: &mut Pending) {
-        if std::mem::take(&mut pending.translations) {
-            self.invalidate_translations();
+        let concerned = std::mem::take(&mut pending.concerned);
+        if !concerned.is_empty() {
+            self.invalidate_translations(&concerned);
         }
         pending.invalidations.tell(&command.observers);
         let interrupts = std::mem::take(&mut pending.interrupts);

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::dma::DrainScope;
 use crate::spec::descriptors::{InterruptScope, Wait};
 use crate::spec::ids::SourceId;
 use crate::spec::invalidation::Invalidation;
@@ -10,14 +11,15 @@ use crate::unit::observers::InvalidationList;
 /// Invalidations that were taken from the queue and did not take effect yet.
 #[derive(Debug)]
 pub(super) struct Pending {
-    pub(super) translations: bool,
+    /// Whose transactions to wait for.
+    pub(super) concerned: DrainScope,
     /// What observers of translations are to hear of.
     pub(super) invalidations: InvalidationList,
     /// Indices of interrupt entries, a range for each descriptor unless they touch or are too many.
     pub(super) interrupts: Vec<Range<u32>>,
-    /// Requests that were in flight when this run of the queue began are over: tables that software changed before are not
-    /// in use any more. That much a device-TLB relies on, and once is enough.
-    pub(super) drained: bool,
+    /// Whose requests that were in flight when this run of the queue began are over: tables that software changed before are
+    /// not in use by them any more. That much a device-TLB relies on, and once for each is enough.
+    pub(super) drained: DrainScope,
     /// Waits that complete, in this order, once all of the above is true.
     pub(super) waits: Vec<Wait>,
     /// Whose device-TLB does not answer. Everything up to the next fence is started nevertheless, but no wait completes:
@@ -31,17 +33,17 @@ const RANGES_AT_ONCE: usize = 16;
 impl Pending {
     pub(super) fn new(invalidations: InvalidationList) -> Self {
         Self {
-            translations: false,
+            concerned: DrainScope::default(),
             invalidations,
             interrupts: Vec::new(),
-            drained: false,
+            drained: DrainScope::default(),
             waits: Vec::new(),
             timed_out: None,
         }
     }
 
     pub(super) fn add(&mut self, invalidation: Invalidation) {
-        self.translations = true;
+        self.concerned.add(&invalidation);
         self.invalidations.add(invalidation);
     }
 
