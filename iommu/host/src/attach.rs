@@ -9,6 +9,8 @@ use intel_vtd::Pasid;
 
 /// `EINVAL`: what a page table answers that is not for this device.
 pub(crate) const EINVAL: i32 = 22;
+/// `EADDRINUSE`: what the kernel answers where an address space maps what the device has reserved.
+pub(crate) const EADDRINUSE: i32 = 98;
 /// `EBUSY`: what VFIO answers while it resets the device.
 const EBUSY: i32 = 16;
 

@@ -35,6 +35,8 @@ pub enum Blocked {
     /// The host did not forget what it kept of the guest's first-stage tables, with this error
     /// number, if there was one.
     NotInvalidated(Option<i32>),
+    /// The device has addresses reserved in the host at which it would have to reach memory.
+    Reserved,
     /// The host refused what the guest's tables want, with this error number, if there was one.
     Host(Option<i32>),
 }
@@ -87,6 +89,10 @@ impl fmt::Display for Blocked {
                     write!(f, ": {}", std::io::Error::from_raw_os_error(error))
                 })
             }
+            Self::Reserved => write!(
+                f,
+                "addresses at which it is to reach memory are reserved for it in the host (reserved_regions of its IOMMU group)"
+            ),
             Self::Host(Some(error)) => write!(
                 f,
                 "the host refused: {}",

@@ -26,7 +26,7 @@ use crate::resources::Resources;
 use crate::run::Run;
 use areas::Areas;
 use intel_vtd::spec::descriptors::PageBlock;
-use intel_vtd::{GuestTables, SecondStage, TableMemory};
+use intel_vtd::{GuestTables, SecondStage, SourceId, TableMemory};
 
 /// What makes shadows the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +36,8 @@ pub(crate) struct ShadowKey {
     /// Nested page tables are on top of it. Most hosts map nothing then that cannot be written, and
     /// what the guest's tables map so is left out.
     pub(crate) parent: bool,
+    /// Only this device is behind it: it brings reserved regions where the others have pages.
+    pub(crate) owner: Option<SourceId>,
 }
 
 /// The shadow of one second-stage root.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::device::Device;
 use super::error::AddError;
 use super::placement::Placement;
-use crate::attach::{AttachError, EINVAL};
+use crate::attach::{AttachError, EADDRINUSE, EINVAL};
 use crate::blocked::Blocked;
 use crate::dirty::tracking::collect_guest_physical;
 use crate::host_iommu::{HostIommu, HwptId, Rights};
@@ -83,7 +83,15 @@ impl Backing {
         if let Some(why) = pasid.and_then(|pasid| device.lacks(pasid)) {
             return Err(why.into());
         }
-        let outcome = self.try_to_put(tables, device, pasid, wanted, resources);
+        let mut outcome = self.try_to_put(tables, device, pasid, wanted, resources);
+        // Others have pages where the device has reserved regions.
+        if matches!(outcome, Err(Failure::Requests(Blocked::Reserved)))
+            && wanted.shadow().is_some()
+            && device.own_shadows()
+        {
+            let own = wanted.owned_by(Some(device.source));
+            outcome = self.try_to_put(tables, device, pasid, &own, resources);
+        }
         let Err(Failure::Requests(Blocked::Host(Some(EINVAL)))) = outcome else {
             return outcome;
         };
@@ -228,6 +236,7 @@ fn refused(error: io::Error) -> Blocked {
 fn not_attached(error: AttachError) -> Blocked {
     match error {
         AttachError::Incompatible => Blocked::Host(Some(EINVAL)),
+        AttachError::Failed(error) if error.raw_os_error() == Some(EADDRINUSE) => Blocked::Reserved,
         AttachError::Failed(error) | AttachError::Stuck(error) => refused(error),
     }
 }

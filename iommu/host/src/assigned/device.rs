@@ -17,7 +17,7 @@ use crate::nested::batch::User;
 use crate::nested::{Nested, NestedKey};
 use crate::page_requests::PageRequestPath;
 use crate::resources::Resources;
-use intel_vtd::{Pasid, SourceId};
+use intel_vtd::{GuestTables, Pasid, SourceId, TableMemory};
 
 /// What a machine is given to assign a device.
 #[derive(Clone)]
@@ -56,6 +56,8 @@ pub(crate) struct Device {
     page_requests: Option<FaultQueueId>,
     /// The host takes no page tables with dirty tracking for PASIDs.
     untracked_pasids: bool,
+    /// It has addresses reserved at which others have pages, so its shadows are its own.
+    owns_shadows: bool,
     without: Slot,
     /// PASIDs that are not here are blocked.
     with: BTreeMap<Pasid, Slot>,
@@ -73,9 +75,27 @@ impl Device {
             has_ats: device.ats,
             page_requests: device.page_requests.map(|path| path.queue),
             untracked_pasids: false,
+            owns_shadows: false,
             without: Slot::default(),
             with: BTreeMap::new(),
         }
+    }
+
+    /// Where its requests with `pasid` belong, as the guest's tables say.
+    pub(crate) fn wanted<T: TableMemory>(
+        &self,
+        tables: Option<&GuestTables<'_, T>>,
+        pasid: Option<Pasid>,
+    ) -> Placement {
+        let wanted = Placement::wanted(tables, self.source, pasid);
+        // The kernel takes no account of what is reserved for requests with PASIDs.
+        let is_owner = self.owns_shadows && pasid.is_none();
+        wanted.owned_by(is_owner.then_some(self.source))
+    }
+
+    /// It gets shadows of its own from now on. Returns whether it had none before.
+    pub(crate) fn own_shadows(&mut self) -> bool {
+        !std::mem::replace(&mut self.owns_shadows, true)
     }
 
     /// Whether the host may have refused requests with `pasid` for the dirty tracking of the page

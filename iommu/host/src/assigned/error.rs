@@ -74,6 +74,17 @@ pub enum AddError {
         /// What the kernel said.
         cause: io::Error,
     },
+    /// The device has addresses reserved where guest memory lies. An address space of its own would
+    /// lack that memory, too.
+    #[error(
+        "{name}: the host has addresses reserved for the device at which guest memory lies (reserved_regions of its IOMMU group), \
+         and memory there cannot be mapped for it; give the guest less memory, so that it ends before them, or assign another \
+         device"
+    )]
+    Reserved {
+        /// The device.
+        name: String,
+    },
     /// The device does not get behind guest memory.
     #[error(
         "{name}: the device cannot be put behind guest memory: {why}; see the host's log (dmesg)"

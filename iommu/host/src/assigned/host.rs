@@ -200,7 +200,10 @@ impl Host {
                 let name = device.name.to_string();
                 let why = *why;
                 device.release(resources);
-                Err(AddError::Attach { name, why })
+                Err(match why {
+                    Blocked::Reserved => AddError::Reserved { name },
+                    why => AddError::Attach { name, why },
+                })
             }
             _ => {
                 self.backing.nested.have_ats |= device.has_ats;

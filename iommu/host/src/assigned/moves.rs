@@ -22,7 +22,7 @@ pub(super) fn of_device<T: TableMemory>(
     resources: &mut Resources,
 ) -> Moves {
     let mut moves = Moves::new();
-    let wanted = Placement::wanted(Some(tables), device.source, None);
+    let wanted = device.wanted(Some(tables), None);
     if !device.stays(None, &wanted, resources.exit.number) {
         moves.insert(None, wanted);
     }
@@ -39,7 +39,7 @@ pub(super) fn of_new_device<T: TableMemory>(
     device: &Device,
     resources: &mut Resources,
 ) -> Moves {
-    let wanted = Placement::wanted(tables, device.source, None);
+    let wanted = device.wanted(tables, None);
     let mut moves = Moves::from([(None, wanted)]);
     if let Some(tables) = tables
         && device.has_pasids
@@ -74,7 +74,7 @@ fn of_pasids<T: TableMemory>(
             continue;
         }
         let wanted = match budget.step() {
-            Ok(()) => Placement::wanted(Some(tables), device.source, Some(pasid)),
+            Ok(()) => device.wanted(Some(tables), Some(pasid)),
             // What is not known to be so reaches nothing.
             Err(Exhausted) if is_known => Placement::Blocked(Blocked::TooMuchWork),
             Err(Exhausted) => {

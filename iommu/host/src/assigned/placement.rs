@@ -23,6 +23,8 @@ pub enum Placement {
         stage: SecondStage,
         /// DID, under which the guest invalidates them.
         domain: u16,
+        /// The device that has the shadow for itself, if one has.
+        owner: Option<SourceId>,
     },
     /// What first-stage tables map, which the host's IOMMU walks.
     Nested {
@@ -32,6 +34,8 @@ pub enum Placement {
         below: Option<SecondStage>,
         /// What the guest invalidates them by.
         tag: CacheTag,
+        /// The device that has the shadow for itself, if one has.
+        owner: Option<SourceId>,
     },
 }
 
@@ -61,6 +65,7 @@ impl Placement {
                 Binding::SecondStage(stage) => Self::Shadow {
                     stage: canonical(stage),
                     domain: resolved.domain,
+                    owner: None,
                 },
                 Binding::FirstStage(first) => Self::nested(first, None, &resolved),
                 Binding::Nested(first, below) => Self::nested(first, Some(below), &resolved),
@@ -82,19 +87,36 @@ impl Placement {
                 domain: resolved.domain,
                 pasid: resolved.pasid.map_or(0, Pasid::get),
             },
+            owner: None,
         }
+    }
+
+    /// The same, with a shadow that nobody but `owner` is behind, if there is one.
+    pub(crate) fn owned_by(mut self, owner: Option<SourceId>) -> Self {
+        if let Self::Shadow { owner: of, .. }
+        | Self::Nested {
+            owner: of,
+            below: Some(_),
+            ..
+        } = &mut self
+        {
+            *of = owner;
+        }
+        self
     }
 
     /// The shadow that they go through.
     pub(crate) fn shadow(&self) -> Option<ShadowKey> {
         match *self {
-            Self::Shadow { stage, .. } => Some(ShadowKey {
+            Self::Shadow { stage, owner, .. } => Some(ShadowKey {
                 stage,
                 parent: false,
+                owner,
             }),
-            Self::Nested { below, .. } => below.map(|stage| ShadowKey {
+            Self::Nested { below, owner, .. } => below.map(|stage| ShadowKey {
                 stage,
                 parent: true,
+                owner,
             }),
             Self::Blocked(_) | Self::GuestPhysical => None,
         }
@@ -119,12 +141,25 @@ impl fmt::Display for Placement {
         match self {
             Self::Blocked(why) => write!(f, "blocked: {why}"),
             Self::GuestPhysical => f.write_str("guest-physical memory"),
-            Self::Shadow { stage, domain } => write!(f, "shadow of {stage}, domain {domain}"),
-            Self::Nested { first, below, tag } => {
+            Self::Shadow {
+                stage,
+                domain,
+                owner,
+            } => {
+                let own = if owner.is_some() { "own " } else { "" };
+                write!(f, "{own}shadow of {stage}, domain {domain}")
+            }
+            Self::Nested {
+                first,
+                below,
+                tag,
+                owner,
+            } => {
                 write!(f, "nested {first} on ")?;
-                match below {
-                    None => f.write_str("guest memory")?,
-                    Some(below) => write!(f, "a shadow of {below}")?,
+                match (below, owner) {
+                    (None, _) => f.write_str("guest memory")?,
+                    (Some(below), None) => write!(f, "a shadow of {below}")?,
+                    (Some(below), Some(_)) => write!(f, "its own shadow of {below}")?,
                 }
                 write!(f, ", domain {}", tag.domain)
             }

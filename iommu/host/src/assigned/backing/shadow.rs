@@ -55,10 +55,13 @@ impl Backing {
         let mut shadow = self.take_shadow(device, pasid, key, resources)?;
         // What can only be read goes before the page table is made that does not take it.
         shadow.ioas.no_read_only |= device.client(pasid).info.no_read_only_parent();
-        let outcome = complete(tables, &mut shadow, &mut self.scratch, resources).and_then(|()| {
-            self.nested
-                .put(&mut shadow.ioas, device, pasid, wanted, resources)
-        });
+        let scratch = &mut self.scratch;
+        let outcome = complete_shared(tables, &mut shadow, scratch, resources)
+            .and_then(|()| {
+                self.nested
+                    .put(&mut shadow.ioas, device, pasid, wanted, resources)
+            })
+            .and_then(|()| complete_own(tables, &mut shadow, scratch, resources));
         self.shadows.push(shadow);
         outcome
     }
@@ -133,11 +136,11 @@ fn join<T: TableMemory>(
     wanted: &Placement,
     resources: &mut Resources,
 ) -> Result<(), Failure> {
-    complete(tables, shadow, scratch, resources)?;
+    complete_shared(tables, shadow, scratch, resources)?;
     let is = device.placement(pasid);
     if is.and_then(Placement::shadow) == Some(shadow.key) {
         device.rename(pasid, *wanted);
-        return Ok(());
+        return complete_own(tables, shadow, scratch, resources);
     }
     let suitable = shadow.ioas.suitable(device.needs(pasid));
     let mut outcome = device.attach(pasid, &suitable, *wanted, resources);
@@ -157,7 +160,34 @@ fn join<T: TableMemory>(
     outcome.map_err(not_attached)?;
     // A device that comes with reserved addresses leaves less to map.
     shadow.ioas.update_aperture().map_err(refused)?;
-    Ok(())
+    complete_own(tables, shadow, scratch, resources)
+}
+
+/// As [`complete`], before somebody comes, who is to find it complete.
+fn complete_shared<T: TableMemory>(
+    tables: &GuestTables<'_, T>,
+    shadow: &mut Shadow,
+    scratch: &mut Scratch,
+    resources: &mut Resources,
+) -> Result<(), Failure> {
+    match shadow.key.owner {
+        None => complete(tables, shadow, scratch, resources),
+        Some(_) => Ok(()),
+    }
+}
+
+/// As [`complete`], after its owner has come: only then it is known where that has addresses
+/// reserved.
+fn complete_own<T: TableMemory>(
+    tables: &GuestTables<'_, T>,
+    shadow: &mut Shadow,
+    scratch: &mut Scratch,
+    resources: &mut Resources,
+) -> Result<(), Failure> {
+    match shadow.key.owner {
+        None => Ok(()),
+        Some(_) => complete(tables, shadow, scratch, resources),
+    }
 }
 
 /// Compares all of a shadow with the guest's tables, which the guest may have filled without a word
