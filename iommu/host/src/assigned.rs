@@ -46,6 +46,7 @@ mod pasids;
 mod placement;
 mod report;
 mod slot;
+mod users;
 
 use std::fmt;
 use std::ops::Deref;
@@ -296,6 +297,8 @@ mod testing;
 #[cfg(test)]
 mod assigned_test;
 #[cfg(test)]
+mod cost_test;
+#[cfg(test)]
 mod first_stage_property_test;
 #[cfg(test)]
 mod first_stage_test;
@@ -307,5 +310,3 @@ mod pasid_test;
 mod property_test;
 #[cfg(test)]
 mod reserved_test;
-#[cfg(test)]
-mod speed_test;

@@ -26,6 +26,7 @@ mod dirty;
 #[cfg(any(test, feature = "fake-host"))]
 pub mod fake;
 mod host_iommu;
+mod index;
 mod ioas;
 mod iommufd;
 mod nested;

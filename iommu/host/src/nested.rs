@@ -7,6 +7,7 @@
 //! it unmaps is passed on when the guest says so.
 
 pub(crate) mod batch;
+pub(crate) mod users;
 
 use std::io;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use batch::ALL;
 use intel_vtd::{FirstStage, SecondStage};
 
 /// What makes nested page tables the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct NestedKey {
     /// The guest's second-stage tables of whose shadow it is on top; `None` for guest memory.
     pub(crate) below: Option<SecondStage>,

@@ -12,6 +12,7 @@
 pub(crate) mod areas;
 pub(crate) mod named;
 pub(crate) mod scan;
+pub(crate) mod users;
 
 use std::cmp::Reverse;
 use std::io;

@@ -5,12 +5,14 @@ mod hwpts;
 mod nested;
 mod shadow;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
 use super::device::Device;
 use super::error::AddError;
 use super::placement::Placement;
+use super::users::Users;
 use crate::attach::{AttachError, EADDRINUSE, EINVAL};
 use crate::blocked::Blocked;
 use crate::dirty::tracking::collect_guest_physical;
@@ -29,7 +31,9 @@ pub(super) const ATTACH_COST: u64 = 16;
 pub(crate) struct Backing {
     /// Maps all guest memory.
     pub(super) memory: Ioas,
-    pub(super) shadows: Vec<Shadow>,
+    pub(super) shadows: BTreeMap<ShadowKey, Shadow>,
+    /// Shadows that were made since the last [`sweep`](Self::sweep).
+    new_shadows: Vec<ShadowKey>,
     pub(super) nested: NestedHwpts,
     scratch: Scratch,
 }
@@ -60,7 +64,8 @@ impl Backing {
     ) -> Result<Self, AddError> {
         Ok(Self {
             memory: map_all_memory(iommu, device, resources)?,
-            shadows: Vec::new(),
+            shadows: BTreeMap::new(),
+            new_shadows: Vec::new(),
             nested: NestedHwpts::default(),
             scratch: Scratch::default(),
         })
@@ -151,16 +156,16 @@ impl Backing {
         outcome.map_err(|error| not_attached(error).into())
     }
 
-    /// Gives back what none of `devices` use.
-    pub(super) fn sweep(&mut self, devices: &[Device], resources: &mut Resources) {
-        self.nested.sweep(resources);
-        for unused in self.shadows.extract_if(.., |shadow| {
-            !devices.iter().any(|device| {
-                let mut placements = device.placements();
-                placements.any(|(_, placement)| placement.shadow() == Some(shadow.key))
-            })
-        }) {
-            unused.destroy(resources);
+    /// Gives back what has no `users` any more, or never had any.
+    pub(super) fn sweep(&mut self, users: &mut Users, resources: &mut Resources) {
+        self.nested.sweep_left(users.nested.take_left(), resources);
+        let left = users.shadows.take_left();
+        for key in left.into_iter().chain(self.new_shadows.drain(..)) {
+            if users.shadows.count(&key) == 0
+                && let Some(unused) = self.shadows.remove(&key)
+            {
+                unused.destroy(resources);
+            }
         }
     }
 
@@ -174,7 +179,7 @@ impl Backing {
 
     /// Every IOAS in use, and the shadow that it is of; the one with all guest memory first.
     pub(super) fn ioases(&self) -> impl Iterator<Item = (&Ioas, Option<&Shadow>)> {
-        let shadows = self.shadows.iter();
+        let shadows = self.shadows.values();
         let shadows = shadows.map(|shadow| (&shadow.ioas, Some(shadow)));
         std::iter::once((&self.memory, None)).chain(shadows)
     }

@@ -13,7 +13,6 @@ use crate::host_iommu::{
     Attachment, FaultQueueId, HardwareInfo, HostDeviceId, HostIommu, HwptId, NestedOptions,
 };
 use crate::ioas::{Client, Needs};
-use crate::nested::batch::User;
 use crate::nested::{Nested, NestedKey};
 use crate::page_requests::PageRequestPath;
 use crate::resources::Resources;
@@ -61,6 +60,10 @@ pub(crate) struct Device {
     without: Slot,
     /// PASIDs that are not here are blocked.
     with: BTreeMap<Pasid, Slot>,
+    /// Requests that may be elsewhere since [`take_changed`](Self::take_changed).
+    changed: Vec<Option<Pasid>>,
+    /// Some of them may be stuck.
+    maybe_stuck: bool,
 }
 
 impl Device {
@@ -78,6 +81,8 @@ impl Device {
             owns_shadows: false,
             without: Slot::default(),
             with: BTreeMap::new(),
+            changed: Vec::new(),
+            maybe_stuck: false,
         }
     }
 
@@ -155,20 +160,15 @@ impl Device {
         self.slots().map(|(pasid, slot)| (pasid, &slot.placement))
     }
 
-    /// Who is behind nested HWPTs, in the same order.
-    pub(crate) fn nested_users(&self) -> impl Iterator<Item = (HwptId, User)> {
-        self.slots().filter_map(|(pasid, slot)| {
-            let (Placement::Nested { tag, .. }, Some(nested)) = (&slot.placement, &slot.nested)
-            else {
-                return None;
-            };
-            let user = User {
-                source: self.source,
-                requester: pasid,
-                tag: *tag,
-            };
-            Some((nested.id, user))
-        })
+    /// The nested HWPT that requests are behind.
+    pub(crate) fn hwpt(&self, pasid: Option<Pasid>) -> Option<HwptId> {
+        let nested = self.slot(pasid)?.nested.as_ref();
+        nested.map(|nested| nested.id)
+    }
+
+    /// The requests that may be elsewhere than when this was asked before.
+    pub(crate) fn take_changed(&mut self) -> Vec<Option<Pasid>> {
+        std::mem::take(&mut self.changed)
     }
 
     /// The PASIDs that are bound, or that belong elsewhere than where they are.
@@ -189,6 +189,8 @@ impl Device {
     }
 
     fn slots(&self) -> impl Iterator<Item = (Option<Pasid>, &Slot)> {
+        #[cfg(test)]
+        super::testing::count_looks(1 + self.with.len());
         let with = self.with.iter().map(|(pasid, slot)| (Some(*pasid), slot));
         std::iter::once((None, &self.without)).chain(with)
     }
@@ -201,6 +203,8 @@ impl Device {
     }
 
     fn slot_mut(&mut self, pasid: Option<Pasid>) -> Option<&mut Slot> {
+        self.changed.push(pasid);
+        self.maybe_stuck = true;
         match pasid {
             None => Some(&mut self.without),
             Some(pasid) => self.with.get_mut(&pasid),
@@ -233,7 +237,7 @@ impl Device {
         let outcome = self.slot_mut(pasid).map_or(Ok(()), |slot| {
             slot.block(&*attachment, pasid, why, resources.exit.number)
         });
-        self.prune();
+        self.prune(pasid);
         let statistics = &mut resources.statistics;
         let is_asked_for = matches!(
             why,
@@ -300,18 +304,27 @@ impl Device {
 
     /// Tries again to block what could not be blocked before.
     pub(crate) fn unstick(&mut self, resources: &mut Resources) {
+        if !self.maybe_stuck {
+            return;
+        }
         let mut outcome = self.without.unstick(&*self.attachment, None);
         for (pasid, slot) in &mut self.with {
             outcome = outcome.and(slot.unstick(&*self.attachment, Some(*pasid)));
         }
-        self.prune();
+        self.with.retain(|_, slot| !slot.is_idle());
+        self.maybe_stuck = outcome.is_err();
         if let Err(error) = outcome {
             resources.report(|| not_detached(&self.name, &error));
         }
     }
 
-    fn prune(&mut self) {
-        self.with.retain(|_, slot| !slot.is_idle());
+    /// Forgets requests with `pasid` if nothing is lost with them.
+    fn prune(&mut self, pasid: Option<Pasid>) {
+        if let Some(pasid) = pasid
+            && self.with.get(&pasid).is_some_and(Slot::is_idle)
+        {
+            self.with.remove(&pasid);
+        }
     }
 
     /// Puts requests behind the first of `hwpts` that takes them, and counts and logs it. After an
@@ -324,6 +337,8 @@ impl Device {
         placement: Placement,
         resources: &mut Resources,
     ) -> Result<(), AttachError> {
+        self.changed.push(pasid);
+        self.maybe_stuck = true;
         let slot = match pasid {
             None => &mut self.without,
             Some(pasid) => self.with.entry(pasid).or_default(),

@@ -1,6 +1,5 @@
 //! One iommufd: its devices, what they are put behind, and how both follow the guest's tables.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::backing::{ATTACH_COST, Backing, Failure};
@@ -9,11 +8,10 @@ use super::error::AddError;
 use super::moves::{self, Moves};
 use super::placement::Placement;
 use super::report::DeviceReport;
+use super::users::{Leaving, Users};
 use crate::blocked::Blocked;
-use crate::host_iommu::{HostIommu, HwptId};
-use crate::nested::batch::User;
+use crate::host_iommu::HostIommu;
 use crate::resources::{Exit, Resources};
-use crate::shadow::ShadowKey;
 use crate::shadow::named::Named;
 use intel_vtd::{GuestTables, Invalidation, SourceId, TableMemory};
 
@@ -22,15 +20,9 @@ pub(crate) struct Host {
     pub(super) iommu: Arc<dyn HostIommu>,
     pub(super) devices: Vec<Device>,
     pub(super) backing: Backing,
-}
-
-/// Those who use a shadow.
-#[derive(Default)]
-struct Users {
-    /// The domain ids under which the guest invalidates it.
-    domains: BTreeSet<u16>,
-    /// Some stay behind it.
-    stay: bool,
+    users: Users,
+    /// Requests were put elsewhere since the last [`sweep`](Self::sweep).
+    has_moved: bool,
 }
 
 impl Host {
@@ -45,6 +37,8 @@ impl Host {
             iommu,
             devices: Vec::new(),
             backing,
+            users: Users::default(),
+            has_moved: false,
         })
     }
 
@@ -70,7 +64,11 @@ impl Host {
     /// Blocks what is to reach nothing, and takes it from `moves`.
     pub(super) fn block_moves(&mut self, moves: &mut [Moves], resources: &mut Resources) {
         for (device, moves) in self.devices.iter_mut().zip(moves) {
+            self.has_moved |= !moves.is_empty();
             block(device, moves, resources);
+        }
+        if self.has_moved {
+            self.users.follow(&mut self.devices);
         }
     }
 
@@ -82,36 +80,13 @@ impl Host {
         moves: &[Moves],
         resources: &mut Resources,
     ) {
-        let users = self.shadow_users(moves);
-        for failure in self.backing.refresh(
-            tables,
-            named,
-            |key| {
-                let users = users.get(key).filter(|users| users.stay);
-                users.map(|users| &users.domains)
-            },
-            resources,
-        ) {
+        let leaving = Leaving::of(&self.devices, moves);
+        let failures = self
+            .backing
+            .refresh(tables, named, &self.users, &leaving, resources);
+        for failure in failures {
             self.fail(&failure, resources);
         }
-    }
-
-    /// Who uses which shadow, found in one pass.
-    fn shadow_users(&self, moves: &[Moves]) -> BTreeMap<ShadowKey, Users> {
-        let mut all: BTreeMap<ShadowKey, Users> = BTreeMap::new();
-        for (at, device) in self.devices.iter().enumerate() {
-            let moves = moves.get(at);
-            for (pasid, placement) in device.placements() {
-                let Some(key) = placement.shadow() else {
-                    continue;
-                };
-                let target = moves.and_then(|moves| moves.get(&pasid));
-                let users = all.entry(key).or_default();
-                users.domains.extend(placement.domain());
-                users.stay |= target.is_none_or(|target| target.shadow() == Some(key));
-            }
-        }
-        all
     }
 
     /// Has the host forget what was invalidated of the tables that requests stay behind. If it does
@@ -122,17 +97,9 @@ impl Host {
         moves: &[Moves],
         resources: &mut Resources,
     ) {
-        let mut users: BTreeMap<HwptId, Vec<User>> = BTreeMap::new();
-        for (at, device) in self.devices.iter().enumerate() {
-            let moves = moves.get(at);
-            for (id, user) in device.nested_users() {
-                if !moves.is_some_and(|moves| moves.contains_key(&user.requester)) {
-                    users.entry(id).or_default().push(user);
-                }
-            }
-        }
+        let leaving = Leaving::of(&self.devices, moves);
         let nested = &mut self.backing.nested;
-        for failure in nested.invalidate(invalidations, &users, resources) {
+        for failure in nested.invalidate(invalidations, &self.users, &leaving, resources) {
             self.fail(&failure, resources);
         }
     }
@@ -161,9 +128,12 @@ impl Host {
         }
     }
 
-    /// Gives back what no device uses.
+    /// Gives back what no device uses, if any requests were put elsewhere.
     pub(super) fn sweep(&mut self, resources: &mut Resources) {
-        self.backing.sweep(&self.devices, resources);
+        if std::mem::take(&mut self.has_moved) {
+            self.users.follow(&mut self.devices);
+            self.backing.sweep(&mut self.users, resources);
+        }
     }
 
     /// Puts a device where it belongs, with a budget of its own, and adds it.
@@ -211,6 +181,7 @@ impl Host {
                 Ok(())
             }
         };
+        self.has_moved = true;
         resources.sweep();
         self.sweep(resources);
         outcome
@@ -221,7 +192,10 @@ impl Host {
         let mut devices = self.devices.iter();
         let at = devices.position(|device| device.source == source)?;
         let mut device = self.devices.swap_remove(at);
+        let pasids: Vec<_> = device.placements().map(|(pasid, _)| pasid).collect();
         device.release(resources);
+        self.users.forget(source, pasids.into_iter());
+        self.has_moved = true;
         resources.sweep();
         self.sweep(resources);
         Some(device)
@@ -234,6 +208,7 @@ impl Host {
     }
 
     fn fail(&mut self, failure: &Failure, resources: &mut Resources) {
+        self.has_moved = true;
         fail(
             &mut self.backing,
             failure,
@@ -299,5 +274,13 @@ fn fail<'a>(
             }
             why
         }
+    }
+}
+
+#[cfg(test)]
+impl Host {
+    /// Panics if it lost sight of some requests.
+    pub(super) fn check(&self) {
+        self.users.check(&self.devices);
     }
 }

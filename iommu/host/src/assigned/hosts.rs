@@ -70,9 +70,13 @@ impl Hosts {
         for (host, moves) in list.iter_mut().zip(&moves) {
             host.carry_out(tables, moves, resources);
         }
-        resources.sweep();
+        if has_entries {
+            resources.sweep();
+        }
         for host in list {
             host.sweep(resources);
+            #[cfg(test)]
+            host.check();
         }
     }
 

@@ -63,7 +63,7 @@ impl<'a, T: TableMemory> Candidates<'a, T> {
         asked: &Asked,
         known: impl Iterator<Item = Pasid>,
     ) -> Self {
-        let known = known.filter(|_| asked.known);
+        let known = asked.known.then_some(known).into_iter().flatten();
         let listed: Vec<_> = known.chain(asked.named.iter().copied()).collect();
         let scan = asked.all.then(|| Scan::new(tables, source));
         Self {

@@ -1,12 +1,13 @@
 //! Reports on assigned devices: where each is, for people and for tests.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use super::device::Device;
 use super::placement::Placement;
 use crate::blocked::Blocked;
-use crate::shadow::Shadow;
+use crate::shadow::{Shadow, ShadowKey};
 use intel_vtd::{Pasid, SourceId};
 
 /// Where requests of a device are.
@@ -38,7 +39,7 @@ pub struct DeviceReport {
 
 impl DeviceReport {
     /// Of a device that is behind one of `shadows`, or elsewhere.
-    pub(super) fn new(device: &Device, shadows: &[Shadow]) -> Self {
+    pub(super) fn new(device: &Device, shadows: &BTreeMap<ShadowKey, Shadow>) -> Self {
         let mut pasids = Vec::new();
         let mut without_pasid =
             PlacementReport::new(Placement::Blocked(Blocked::Host(None)), shadows);
@@ -59,10 +60,10 @@ impl DeviceReport {
 }
 
 impl PlacementReport {
-    fn new(placement: Placement, shadows: &[Shadow]) -> Self {
+    fn new(placement: Placement, shadows: &BTreeMap<ShadowKey, Shadow>) -> Self {
         let key = placement.shadow();
         let key = key.filter(|key| !key.parent);
-        let shadow = key.and_then(|key| shadows.iter().find(|shadow| shadow.key == key));
+        let shadow = key.and_then(|key| shadows.get(&key));
         let areas = shadow.map(Shadow::areas);
         Self {
             placement,

@@ -1,5 +1,6 @@
 //! A guest with assigned devices, for tests: tables in its memory, and a fake host behind it.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -302,6 +303,20 @@ impl Guest {
             (to.offset, rights)
         })
     }
+}
+
+thread_local! {
+    static LOOKS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Bindings are about to be looked through.
+pub(super) fn count_looks(bindings: usize) {
+    LOOKS.set(LOOKS.get() + bindings);
+}
+
+/// How many bindings this thread has looked through since this was asked before.
+pub(super) fn take_looks() -> usize {
+    LOOKS.take()
 }
 
 /// PASID entries.

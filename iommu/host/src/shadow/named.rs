@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Shadow, Trouble};
+use super::users::ShadowUsers;
+use super::{Shadow, ShadowKey, Trouble};
 use crate::budget::Budget;
 use intel_vtd::Invalidation;
 use intel_vtd::spec::descriptors::{IotlbScope, PageBlock, PasidIotlbScope};
@@ -54,6 +55,19 @@ impl<'a> Named<'a> {
         named
     }
 
+    /// The shadows of which something is named.
+    pub(crate) fn concerned(&self, users: &ShadowUsers) -> BTreeSet<ShadowKey> {
+        if self.everything {
+            return users.all().copied().collect();
+        }
+        let domains = self.domains.iter().chain(&self.first_stage_pages);
+        let domains = domains.chain(self.blocks.keys());
+        domains
+            .flat_map(|domain| users.of_domain(*domain))
+            .copied()
+            .collect()
+    }
+
     /// Tells a shadow, which the guest invalidates under `domains`, what is named of it.
     ///
     /// # Errors
@@ -61,19 +75,19 @@ impl<'a> Named<'a> {
     pub(crate) fn invalidate(
         &self,
         shadow: &mut Shadow,
-        domains: &BTreeSet<u16>,
+        domains: impl Iterator<Item = u16> + Clone,
         budget: &mut Budget,
     ) -> Result<(), Trouble> {
-        let is_whole = |domain: &u16| {
-            self.domains.contains(domain)
-                || !shadow.key.parent && self.first_stage_pages.contains(domain)
+        let is_whole = |domain: u16| {
+            self.domains.contains(&domain)
+                || !shadow.key.parent && self.first_stage_pages.contains(&domain)
         };
-        if self.everything || domains.iter().any(is_whole) {
+        if self.everything || domains.clone().any(is_whole) {
             shadow.invalidate();
             return Ok(());
         }
         for domain in domains {
-            let blocks = self.blocks.get(domain).map_or(&[][..], Vec::as_slice);
+            let blocks = self.blocks.get(&domain).map_or(&[][..], Vec::as_slice);
             budget.steps(blocks.len() as u64 / BLOCKS_PER_STEP)?;
             blocks
                 .iter()

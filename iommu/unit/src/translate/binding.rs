@@ -32,7 +32,7 @@ pub struct SecondStage {
 }
 
 /// First-stage tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FirstStage {
     /// Address of the top table: guest-physical, or of the second stage when nested.
     pub table: u64,

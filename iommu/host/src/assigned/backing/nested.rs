@@ -8,11 +8,12 @@ use super::hwpts::add_parent;
 use super::{Backing, Failure, not_attached, refused};
 use crate::assigned::device::Device;
 use crate::assigned::placement::Placement;
+use crate::assigned::users::{Leaving, Users};
 use crate::attach::AttachError;
 use crate::blocked::Blocked;
 use crate::host_iommu::{HwptId, NestedInvalidation};
 use crate::ioas::Ioas;
-use crate::nested::batch::{ALL, User, batch};
+use crate::nested::batch::{ALL, Lists, batches};
 use crate::nested::{Nested, NestedKey, missing};
 use crate::resources::Resources;
 use intel_vtd::{GuestTables, Invalidation, Pasid, TableMemory};
@@ -26,9 +27,13 @@ const FORGOTTEN: usize = 16;
 /// The nested HWPTs of one iommufd. Whoever is behind one has it, too.
 #[derive(Default)]
 pub(crate) struct NestedHwpts {
-    list: Vec<Arc<Nested>>,
+    list: BTreeMap<HwptId, Arc<Nested>>,
+    /// By what they are of, and the page tables that they are on top of.
+    places: BTreeMap<(NestedKey, HwptId), Vec<HwptId>>,
+    /// Those that were made since the last [`sweep`](Self::sweep_left).
+    new: Vec<HwptId>,
     /// What the host has forgotten of them during this exit; not more than [`FORGOTTEN`] for each.
-    forgotten: BTreeMap<HwptId, Vec<NestedInvalidation>>,
+    forgotten: Lists,
     /// Some device may be told by itself what it is to forget.
     pub(crate) have_ats: bool,
 }
@@ -124,9 +129,9 @@ impl NestedHwpts {
         resources: &mut Resources,
     ) -> Result<Result<(), AttachError>, Failure> {
         let options = device.nested_options();
-        let known = self.list.iter().find(|nested| {
-            nested.key == key && nested.parent == parent && nested.options.suit(&options)
-        });
+        let known = self.places.get(&(key, parent)).into_iter().flatten();
+        let mut known = known.filter_map(|id| self.list.get(id));
+        let known = known.find(|nested| nested.options.suit(&options));
         let nested = match known {
             Some(nested) => {
                 let (id, is_used) = (nested.id, users(nested) != 0);
@@ -149,27 +154,29 @@ impl NestedHwpts {
                 let nested = Nested::allocate(&base.host, id, parent, key, options);
                 let nested = Arc::new(nested.map_err(refused)?);
                 resources.statistics.nested_made += 1;
-                self.list.push(Arc::clone(&nested));
+                self.new.push(nested.id);
+                let same = self.places.entry((key, parent)).or_default();
+                same.push(nested.id);
+                self.list.insert(nested.id, Arc::clone(&nested));
                 nested
             }
         };
         Ok(device.attach_nested(pasid, &nested, *wanted, resources))
     }
 
-    /// Has the host forget what was invalidated of the tables that `users` stay behind. Returns of
-    /// which it did not.
-    pub(crate) fn invalidate(
+    /// Has the host forget what was invalidated of the tables that some of `users` stay behind.
+    /// Returns of which it did not.
+    pub(in crate::assigned) fn invalidate(
         &mut self,
         invalidations: &[Invalidation],
-        users: &BTreeMap<HwptId, Vec<User>>,
+        users: &Users,
+        leaving: &Leaving,
         resources: &mut Resources,
     ) -> Vec<Failure> {
         let mut failures = Vec::new();
-        for (id, users) in users {
-            let done = self.forgotten.get(id);
-            let list = batch(invalidations, users, done.map_or(&[], Vec::as_slice));
-            if !list.is_empty() {
-                failures.extend(self.forget(*id, &list, resources).err());
+        for (id, list) in batches(invalidations, &users.nested, &self.forgotten) {
+            if !list.is_empty() && users.stay_nested(id, leaving) {
+                failures.extend(self.forget(id, &list, resources).err());
             }
         }
         failures
@@ -187,7 +194,7 @@ impl NestedHwpts {
         list: &[NestedInvalidation],
         resources: &mut Resources,
     ) -> Result<(), Failure> {
-        let Some(nested) = self.list.iter().find(|nested| nested.id == id) else {
+        let Some(nested) = self.list.get(&id) else {
             return Ok(());
         };
         let users = users(nested).max(1);
@@ -209,7 +216,27 @@ impl NestedHwpts {
 
     /// Gives back those that nobody is behind.
     pub(crate) fn sweep(&mut self, resources: &mut Resources) {
-        for unused in self.list.extract_if(.., |nested| users(nested) == 0) {
+        let all = self.list.keys().copied().collect();
+        self.sweep_left(all, resources);
+    }
+
+    /// Gives back those of `left`, and new ones, that nobody is behind.
+    pub(super) fn sweep_left(&mut self, left: Vec<HwptId>, resources: &mut Resources) {
+        let new = std::mem::take(&mut self.new);
+        for id in left.into_iter().chain(new) {
+            if self.list.get(&id).is_none_or(|nested| users(nested) != 0) {
+                continue;
+            }
+            let Some(unused) = self.list.remove(&id) else {
+                continue;
+            };
+            let place = (unused.key, unused.parent);
+            if let Some(same) = self.places.get_mut(&place) {
+                same.retain(|other| *other != id);
+                if same.is_empty() {
+                    self.places.remove(&place);
+                }
+            }
             unused.destroy(resources);
         }
     }

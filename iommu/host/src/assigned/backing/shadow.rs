@@ -1,12 +1,11 @@
 //! Placing requests behind shadows of the guest's second-stage tables.
 
-use std::collections::BTreeSet;
-
 use super::hwpts::add_shadow_hwpt;
 use super::nested::no_parent;
 use super::{Backing, Failure, not_attached, refused};
 use crate::assigned::device::Device;
 use crate::assigned::placement::Placement;
+use crate::assigned::users::{Leaving, Users};
 use crate::attach::AttachError;
 use crate::blocked::Blocked;
 use crate::ioas::Ioas;
@@ -38,7 +37,7 @@ impl Backing {
             wanted,
             resources,
         );
-        self.shadows.push(shadow);
+        self.shadows.insert(key, shadow);
         outcome
     }
 
@@ -62,29 +61,34 @@ impl Backing {
                     .put(&mut shadow.ioas, device, pasid, wanted, resources)
             })
             .and_then(|()| complete_own(tables, &mut shadow, scratch, resources));
-        self.shadows.push(shadow);
+        self.shadows.insert(key, shadow);
         outcome
     }
 
-    /// Brings the shadows up to date for which `domains` has the domain ids of those who stay.
+    /// Brings the shadows up to date of which something is `named`, and behind which someone stays.
     /// Returns of which it failed.
-    pub(in crate::assigned) fn refresh<'a, T: TableMemory>(
+    pub(in crate::assigned) fn refresh<T: TableMemory>(
         &mut self,
         tables: &GuestTables<'_, T>,
         named: &Named<'_>,
-        domains: impl Fn(&ShadowKey) -> Option<&'a BTreeSet<u16>>,
+        users: &Users,
+        leaving: &Leaving,
         resources: &mut Resources,
     ) -> Vec<Failure> {
         let mut failures = Vec::new();
-        for shadow in &mut self.shadows {
-            let Some(domains) = domains(&shadow.key) else {
+        for key in named.concerned(&users.shadows) {
+            let Some(shadow) = self.shadows.get_mut(&key) else {
                 continue;
             };
+            if !users.stay(&key, leaving) {
+                continue;
+            }
+            let domains = users.shadows.domains(&key);
             let mut outcome = named.invalidate(shadow, domains, &mut resources.exit.budget);
             if outcome.is_ok() && shadow.is_stale() {
                 outcome = shadow.refresh(tables, resources, &mut self.scratch);
             }
-            let failure = outcome.map_err(|trouble| Failure::Shadow(shadow.key, trouble.into()));
+            let failure = outcome.map_err(|trouble| Failure::Shadow(key, trouble.into()));
             failures.extend(failure.err());
         }
         failures
@@ -93,8 +97,8 @@ impl Backing {
     /// Gives a shadow back behind which nobody is any more, so that nobody joins it.
     pub(in crate::assigned) fn abandon(&mut self, key: &ShadowKey, resources: &mut Resources) {
         self.nested.sweep(resources);
-        if let Some(at) = self.shadows.iter().position(|shadow| shadow.key == *key) {
-            self.shadows.remove(at).destroy(resources);
+        if let Some(shadow) = self.shadows.remove(key) {
+            shadow.destroy(resources);
         }
     }
 
@@ -106,8 +110,8 @@ impl Backing {
         key: ShadowKey,
         resources: &mut Resources,
     ) -> Result<Shadow, Blocked> {
-        if let Some(at) = self.shadows.iter().position(|shadow| shadow.key == key) {
-            return Ok(self.shadows.remove(at));
+        if let Some(shadow) = self.shadows.remove(&key) {
+            return Ok(shadow);
         }
         if resources.is_littered() {
             return Err(Blocked::Host(None));
@@ -122,6 +126,7 @@ impl Backing {
             });
         }
         resources.statistics.shadows_made += 1;
+        self.new_shadows.push(key);
         Ok(Shadow::new(key, ioas, self.memory.id))
     }
 }

@@ -1,6 +1,17 @@
 //! Which invalidations reach a nested page table, and as what.
 
 use super::*;
+use intel_vtd::Pasid;
+
+/// Requests of a device behind the page table.
+#[derive(Clone, Copy)]
+struct User {
+    source: SourceId,
+    requester: Option<Pasid>,
+    tag: CacheTag,
+}
+
+const TABLE: HwptId = HwptId(9);
 
 const USER: User = User {
     source: SourceId(0x0018),
@@ -33,6 +44,23 @@ fn pasid_all(domain: u16, pasid: u32) -> Invalidation {
         pasid,
         scope: PasidIotlbScope::Pasid,
     }
+}
+
+/// What is invalidated of a page table with these users.
+fn batch(
+    invalidations: &[Invalidation],
+    users: &[User],
+    done: &[NestedInvalidation],
+) -> Vec<NestedInvalidation> {
+    let mut index = NestedUsers::default();
+    for user in users {
+        index.set((user.source, user.requester), Some((TABLE, user.tag)));
+    }
+    let done = Lists::from([(TABLE, done.to_vec())]);
+    let mut lists = batches(invalidations, &index, &done);
+    let list = lists.remove(&TABLE).unwrap_or_default();
+    assert!(lists.is_empty());
+    list
 }
 
 fn of(invalidation: Invalidation) -> Vec<NestedInvalidation> {
@@ -121,6 +149,7 @@ fn consecutive_ones_keep_their_order_and_one_of_all_stands_for_them() {
     assert_eq!(addresses, [0x3000, 0x1000]);
     assert_eq!(batch(&[one, pasid_all(5, 7), other], &[USER], &[]), [ALL]);
     let second = User {
+        requester: Pasid::new(1),
         tag: CacheTag {
             domain: 6,
             pasid: 7,
@@ -128,4 +157,32 @@ fn consecutive_ones_keep_their_order_and_one_of_all_stands_for_them() {
         ..USER
     };
     assert_eq!(batch(&[one, pasid_all(6, 7)], &[USER, second], &[]), [ALL]);
+}
+
+#[test]
+fn a_long_list_is_everything() {
+    let page = |number: u64| pasid_pages(5, 7, block(number * 0x1000, 0, true));
+    let list: Vec<_> = (0..64).map(page).collect();
+    assert_eq!(batch(&list, &[USER], &[]).len(), 64);
+    let list: Vec<_> = (0..65).map(page).collect();
+    assert_eq!(batch(&list, &[USER], &[]), [ALL]);
+}
+
+#[test]
+fn each_table_has_a_list_of_its_own() {
+    let mut index = NestedUsers::default();
+    let tag = |pasid| CacheTag { domain: 5, pasid };
+    for (table, pasid) in [(1, 7), (2, 8), (3, 9)] {
+        let requester = (SourceId(0x18), Pasid::new(pasid));
+        index.set(requester, Some((HwptId(table), tag(pasid))));
+    }
+    let one = pasid_pages(5, 7, block(0x1000, 0, true));
+    let lists = batches(&[one, pasid_all(5, 9)], &index, &Lists::new());
+    assert!(lists.keys().eq(&[HwptId(1), HwptId(3)]));
+    assert_eq!(lists[&HwptId(3)], [ALL]);
+    // One that has left has none.
+    index.set((SourceId(0x18), Pasid::new(9)), None);
+    assert_eq!(index.take_left(), [HwptId(3)]);
+    let lists = batches(&[Invalidation::All], &index, &Lists::new());
+    assert!(lists.keys().eq(&[HwptId(1), HwptId(2)]));
 }
