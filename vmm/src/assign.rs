@@ -107,6 +107,7 @@ impl Assigner {
             name: device.config.to_string(),
             host: Arc::clone(&device.iommufd) as _,
             id: device.id,
+            group: device.group,
             attachment: Arc::clone(&device.cdev) as _,
             pasids: device.shown.pasids.is_some(),
             ats: device.shown.ats,

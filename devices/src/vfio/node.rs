@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
-use intel_vtd_host::HostDeviceId;
+use intel_vtd_host::{HostDeviceId, HostGroupId};
 use thiserror::Error;
 use vfio_ioctls::{VfioDevice, VfioError, VfioIommufd};
 
@@ -33,6 +33,7 @@ pub enum FileError {
 pub struct VfioNode {
     file: File,
     address: Option<HostAddress>,
+    group: Option<HostGroupId>,
 }
 
 impl VfioNode {
@@ -53,6 +54,7 @@ impl VfioNode {
         Ok(Self {
             file,
             address: Some(address),
+            group: sysfs.group(address).map(HostGroupId),
         })
     }
 
@@ -67,8 +69,13 @@ impl VfioNode {
             return Err(FileError::NotADevice);
         }
         let number = metadata.rdev();
-        let address = Sysfs::default().address_of(libc::major(number), libc::minor(number));
-        Ok(Self { file, address })
+        let (major, minor) = (libc::major(number), libc::minor(number));
+        let sysfs = Sysfs::default();
+        Ok(Self {
+            file,
+            address: sysfs.address_of(major, minor),
+            group: sysfs.group_of(major, minor).map(HostGroupId),
+        })
     }
 
     /// The device's address on the host; `None` if it came as a file and sysfs does not tell.
@@ -77,13 +84,19 @@ impl VfioNode {
         self.address
     }
 
+    /// The device's IOMMU group; `None` if sysfs does not tell.
+    #[must_use]
+    pub const fn group(&self) -> Option<HostGroupId> {
+        self.group
+    }
+
     /// Binds the device to an iommufd, and tells its number there. Its DMA is blocked until it is
     /// attached.
     ///
     /// # Errors
     /// See [`BindError`]. The device is closed then.
     pub fn bind(self, iommufd: &Arc<VfioIommufd>) -> Result<(VfioCdev, HostDeviceId), BindError> {
-        let Self { file, address } = self;
+        let Self { file, address, .. } = self;
         let device = device_name(address);
         let other = |source| BindError::Other {
             device: device.clone(),

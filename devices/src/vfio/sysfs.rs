@@ -138,6 +138,16 @@ impl Sysfs {
         Ok(self.dev.join("vfio/devices").join(name))
     }
 
+    /// The number of `address`'s IOMMU group.
+    pub(super) fn group(&self, address: HostAddress) -> Option<u32> {
+        group(&self.device(address))
+    }
+
+    /// The number of the IOMMU group of the device whose node has this number.
+    pub(super) fn group_of(&self, major: u32, minor: u32) -> Option<u32> {
+        group(&self.sys.join(format!("dev/char/{major}:{minor}/device")))
+    }
+
     /// The other devices of `address`'s group.
     pub(super) fn group_members(&self, address: HostAddress) -> Vec<String> {
         let own = address.to_string();
@@ -198,6 +208,10 @@ impl Sysfs {
 /// kernel).
 fn manages_no_dma(driver: &str) -> bool {
     matches!(driver, "pci-stub" | "pcieport" | "shpchp") || driver.contains("vfio")
+}
+
+fn group(device: &Path) -> Option<u32> {
+    link_name(&device.join("iommu_group"))?.parse().ok()
 }
 
 /// `vfioN` in the device's `vfio-dev` directory.

@@ -13,7 +13,7 @@ use intel_vtd::{EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
 use intel_vtd_host::HostCapabilities;
 use intel_vtd_host::fake::{FakeFeatures, FakeHost};
 use intel_vtd_host::{AssignedDevice, AssignedDevices, Limits, RamPiece};
-use intel_vtd_host::{HostDeviceId, Rights};
+use intel_vtd_host::{HostDeviceId, HostGroupId, Rights};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 type Memory = Arc<GuestMemoryMmap<()>>;
@@ -77,6 +77,7 @@ fn run(out: &mut String) -> Result<(), Box<dyn Error>> {
         name: "nic".to_owned(),
         host: Arc::clone(&host) as _,
         id,
+        group: HostGroupId(1),
         attachment,
         pasids: false,
         ats: false,

@@ -23,6 +23,13 @@
 //! may have it besides. In the host it is PASID 0, with which nothing else can be done: when the
 //! guest's is another one, its PASID 0 is blocked.
 //!
+//! # IOMMU groups
+//! Devices that the host's IOMMU cannot keep apart have one page table for each PASID. They are
+//! placed together while the guest wants them behind the same, be it under several domain ids.
+//! While it does not, all of them are blocked, also if it wants one of them to reach nothing: as
+//! long as any is attached, the hardware has all of them there. A device that is taken away is
+//! detached, and reaches what the others of its group do until it is reset or closed.
+//!
 //! # Device-TLBs
 //! Whatever the host's IOMMU forgets, it has devices forget. A device that alone is to forget
 //! something is reached by an invalidation of the nested page table, unless that was among others
@@ -39,6 +46,7 @@
 mod backing;
 mod device;
 mod error;
+mod groups;
 mod host;
 mod hosts;
 mod moves;
@@ -133,14 +141,15 @@ where
         Ok(())
     }
 
-    /// Takes a device away: it reaches nothing when this returns. Returns whether there was one.
+    /// Takes a device away: it reaches nothing when this returns, unless others of its IOMMU group
+    /// are attached. Returns whether there was one.
     pub fn remove(&self, source: SourceId) -> bool {
         let mut hosts = self.hosts.lock();
         let has_ats = hosts.device(source).is_some_and(|device| device.has_ats);
         if has_ats && let Some(unit) = self.device_tlbs.upgrade() {
             unit.detach_device_tlb(source);
         }
-        hosts.remove(source)
+        self.with_tables(|tables| hosts.remove(tables, source))
     }
 
     /// Where each device is, in the order of their source ids.
@@ -302,6 +311,8 @@ mod cost_test;
 mod first_stage_property_test;
 #[cfg(test)]
 mod first_stage_test;
+#[cfg(test)]
+mod groups_test;
 #[cfg(test)]
 mod page_requests_test;
 #[cfg(test)]

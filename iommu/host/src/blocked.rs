@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use intel_vtd::SourceId;
 use intel_vtd::spec::fault_reason::FaultReason;
 
 /// Why a device reaches nothing.
@@ -32,6 +33,11 @@ pub enum Blocked {
         /// Width of a PASID there; 0 if it has none.
         bits: u8,
     },
+    /// The guest has this device elsewhere, which is of the same IOMMU group of the host: so both
+    /// are blocked, and all others of the group.
+    GroupApart(SourceId),
+    /// This device of the same IOMMU group of the host could not be put where both belong.
+    GroupFailed(SourceId),
     /// The host did not forget what it kept of the guest's first-stage tables, with this error
     /// number, if there was one.
     NotInvalidated(Option<i32>),
@@ -83,6 +89,15 @@ impl fmt::Display for Blocked {
             Self::PasidTooLarge { bits } => {
                 write!(f, "the device's PASIDs have {bits} bits in the host")
             }
+            Self::GroupApart(other) => write!(
+                f,
+                "it shares its IOMMU group of the host with {other}, which the guest has elsewhere; put both into one domain of \
+                 the guest, or assign one of them only"
+            ),
+            Self::GroupFailed(other) => write!(
+                f,
+                "it shares its IOMMU group of the host with {other}, which is blocked"
+            ),
             Self::NotInvalidated(error) => {
                 write!(f, "the host did not invalidate what the guest had unmapped")?;
                 error.map_or(Ok(()), |error| {

@@ -3,11 +3,13 @@
 //! It does what the kernel does where that matters: areas are unmapped as a whole, and a range that
 //! cuts one fails half-way; nothing is mapped twice; what is in use is not destroyed; a replaced
 //! page table leaves the device with none for a moment, and for good when the replacement fails,
-//! though iommufd takes it to be where it was. Nested page tables are walked in guest memory, and
-//! whatever was read of them is kept until it is invalidated.
+//! though iommufd takes it to be where it was. Devices of one group are behind one page table for
+//! each PASID. Nested page tables are walked in guest memory, and whatever was read of them is kept
+//! until it is invalidated.
 //!
 //! Calls are recorded and can be made to fail, and after each a test can look where every DMA goes.
 
+mod group;
 mod ioas;
 mod nested;
 
@@ -20,9 +22,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::host_iommu::{
-    Attachment, HardwareInfo, HostDeviceId, HostIommu, HostMemory, HwptId, HwptOptions, IntelInfo,
-    IoasId, NestedInvalidation, NestedOptions, NestedTable, ObjectId, Rights, SharedMapping,
+    Attachment, HardwareInfo, HostDeviceId, HostGroupId, HostIommu, HostMemory, HwptId,
+    HwptOptions, IntelInfo, IoasId, NestedInvalidation, NestedOptions, NestedTable, ObjectId,
+    Rights, SharedMapping,
 };
+use group::FakeGroup;
 use intel_vtd::Pasid;
 use intel_vtd::spec::registers::{Capability, Caps, ExtendedCapability};
 use ioas::{Area, FakeIoas};
@@ -48,7 +52,7 @@ pub mod errno {
     pub const EADDRINUSE: i32 = 98;
 }
 
-use errno::{EADDRINUSE, EBUSY, EINVAL, ENODEV, ENOENT, EOPNOTSUPP};
+use errno::{EADDRINUSE, EBUSY, EINVAL, ENOENT, EOPNOTSUPP};
 
 /// What the IOMMU of a device can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,6 +176,7 @@ struct FakeState {
     ioases: BTreeMap<IoasId, FakeIoas>,
     tables: BTreeMap<HwptId, FakeHwpt>,
     devices: BTreeMap<HostDeviceId, FakeDevice>,
+    groups: BTreeMap<HostGroupId, FakeGroup>,
     calls: Vec<(Call, Result<(), i32>)>,
     made: u64,
     failures: BTreeMap<u64, i32>,
@@ -197,10 +202,7 @@ struct FakeHwpt {
 
 struct FakeDevice {
     features: FakeFeatures,
-    /// What iommufd takes its requests to be behind, by PASID.
-    believed: BTreeMap<Option<Pasid>, HwptId>,
-    /// What they are behind.
-    actual: BTreeMap<Option<Pasid>, HwptId>,
+    group: HostGroupId,
 }
 
 /// A look at a [`FakeHost`] between two steps of its calls.
@@ -225,8 +227,7 @@ impl View<'_> {
 
 impl FakeState {
     fn dma(&self, device: HostDeviceId, pasid: Option<Pasid>, address: u64) -> Option<Reached> {
-        let table = self.devices.get(&device)?.actual.get(&pasid)?;
-        let table = self.tables.get(table)?;
+        let table = self.tables.get(&self.actual(device, pasid)?)?;
         if let Some(nested) = &table.nested {
             let (ioas, memory) = (self.ioases.get(&table.on)?, self.memory.as_ref()?);
             return nested.reach(address, ioas, memory);
@@ -254,15 +255,17 @@ impl FakeState {
 
     /// The regions that the devices behind page tables over `ioas` have reserved.
     fn reserved(&self, ioas: IoasId) -> Vec<RangeInclusive<u64>> {
-        let behind = self.devices.values().filter(|device| {
-            let table = device.believed.get(&None);
-            let table = table.and_then(|table| self.tables.get(table));
-            table.is_some_and(|table| table.on == ioas)
-        });
+        let groups = self.groups.values();
+        let behind = groups.flat_map(|group| group.behind(|table| self.is_on(table, ioas)));
         behind
-            .filter_map(|device| device.features.reserved)
+            .filter_map(|device| self.devices.get(&device)?.features.reserved)
             .map(|(first, last)| first..=last)
             .collect()
+    }
+
+    fn is_on(&self, table: HwptId, ioas: IoasId) -> bool {
+        let table = self.tables.get(&table);
+        table.is_some_and(|table| table.on == ioas)
     }
 
     /// Whether page tables over `ioas` take no read-only mappings.
@@ -277,117 +280,6 @@ impl FakeState {
         if refused { Err(EINVAL) } else { Ok(()) }
     }
 
-    /// What the kernel finds out about PASIDs before it touches anything; `Ok(false)` if it then
-    /// does nothing, and says nothing.
-    fn check_pasid(
-        &self,
-        of_device: &FakeDevice,
-        pasid: Option<Pasid>,
-        table: HwptId,
-    ) -> Result<bool, i32> {
-        let is_for_pasids = |table: &HwptId| {
-            let table = self.tables.get(table);
-            table.is_some_and(|table| table.options.pasid)
-        };
-        let Some(pasid) = pasid else {
-            let has_pasids = of_device.believed.keys().any(Option::is_some);
-            let refused = has_pasids && !is_for_pasids(&table);
-            return if refused { Err(EINVAL) } else { Ok(true) };
-        };
-        if of_device.features.pasid_bits == 0 {
-            return Ok(false);
-        }
-        let of_table = self.tables.get(&table).ok_or(ENOENT)?;
-        let without = of_device.believed.get(&None);
-        if pasid == Pasid::ZERO
-            || pasid.get() >> of_device.features.pasid_bits != 0
-            || !is_for_pasids(&table)
-            || of_table.options.dirty_tracking && !of_device.features.tracks_pasids
-            || without.is_some_and(|without| !is_for_pasids(without))
-        {
-            return Err(EINVAL);
-        }
-        Ok(true)
-    }
-
-    fn attach(
-        &mut self,
-        device: HostDeviceId,
-        pasid: Option<Pasid>,
-        table: HwptId,
-        fails: bool,
-    ) -> Result<(), i32> {
-        let of_device = self.devices.get(&device).ok_or(ENOENT)?;
-        if !self.check_pasid(of_device, pasid, table)? {
-            return Ok(());
-        }
-        if of_device.believed.get(&pasid) == Some(&table) {
-            return Ok(());
-        }
-        let FakeFeatures {
-            coherent,
-            whole_first_stage,
-            page_requests,
-            reserved,
-            ..
-        } = of_device.features;
-        // What a device has reserved is looked at before anything is touched. That is done for a
-        // device, not for each of its PASIDs.
-        if pasid.is_none()
-            && let Some((first, last)) = reserved
-        {
-            let on = self.tables.get(&table).ok_or(ENOENT)?.on;
-            if self.ioas(on)?.overlaps(first, last - first + 1) {
-                return Err(EADDRINUSE);
-            }
-        }
-        let of_device = self.devices.get_mut(&device).ok_or(ENOENT)?;
-        let former = of_device.actual.remove(&pasid);
-        self.leave(former);
-        self.look();
-        let used = self.tables.get(&table).ok_or(ENOENT)?;
-        if fails {
-            return Ok(());
-        }
-        let needs_whole = used.nested.as_ref().is_some_and(|nested| {
-            nested.levels() != 4
-                || nested.table.supervisor_requests
-                || nested.table.extended_accessed
-        });
-        let requests = used.nested.as_ref();
-        if requests.is_some_and(|nested| nested.page_requests.is_some()) && !page_requests {
-            return Err(ENODEV);
-        }
-        if used.coherent && !coherent || needs_whole && !whole_first_stage {
-            return Err(EINVAL);
-        }
-        let on = used.on;
-        // That is done for a device, not for each of its PASIDs.
-        if pasid.is_none() && !self.ioas(on)?.reserve_interrupts() {
-            return Err(EADDRINUSE);
-        }
-        if let Some(of_device) = self.devices.get_mut(&device) {
-            of_device.believed.insert(pasid, table);
-            of_device.actual.insert(pasid, table);
-        }
-        Ok(())
-    }
-
-    /// What is kept of a nested page table goes with the last who uses it.
-    fn leave(&mut self, table: Option<HwptId>) {
-        let mut used = self
-            .devices
-            .values()
-            .flat_map(|device| device.actual.values());
-        let used = used.any(|used| Some(*used) == table);
-        let nested = table
-            .and_then(|table| self.tables.get(&table))
-            .and_then(|table| table.nested.as_ref());
-        if let (false, Some(nested)) = (used, nested) {
-            nested.forget_all();
-        }
-    }
-
     fn destroy(&mut self, object: ObjectId) -> Result<(), i32> {
         let used = match object {
             ObjectId::Ioas(ioas) => {
@@ -395,8 +287,7 @@ impl FakeState {
                 hwpts.any(|hwpt| hwpt.parent.is_none() && hwpt.on == ioas)
             }
             ObjectId::Hwpt(hwpt) => {
-                let mut devices = self.devices.values();
-                devices.any(|device| device.believed.values().any(|table| *table == hwpt))
+                self.groups.values().any(|group| group.believes_in(hwpt))
                     || self.tables.values().any(|table| table.parent == Some(hwpt))
             }
         };
@@ -417,18 +308,22 @@ impl FakeHost {
         Arc::new(Self::default())
     }
 
-    /// Binds one more device.
+    /// Binds one more device, which has a group for itself with the same number.
     pub fn bind(self: &Arc<Self>, features: FakeFeatures) -> (HostDeviceId, Arc<dyn Attachment>) {
+        let group = HostGroupId(self.state.lock().next_object + 1);
+        self.bind_in(group, features)
+    }
+
+    /// Binds one more device of `group`.
+    pub fn bind_in(
+        self: &Arc<Self>,
+        group: HostGroupId,
+        features: FakeFeatures,
+    ) -> (HostDeviceId, Arc<dyn Attachment>) {
         let mut state = self.state.lock();
         let device = HostDeviceId(state.new_object());
-        state.devices.insert(
-            device,
-            FakeDevice {
-                features,
-                believed: BTreeMap::new(),
-                actual: BTreeMap::new(),
-            },
-        );
+        state.devices.insert(device, FakeDevice { features, group });
+        state.groups.entry(group).or_default();
         let host = Arc::clone(self);
         (device, Arc::new(FakeAttachment { host, device }))
     }
@@ -487,7 +382,7 @@ impl FakeHost {
         let reached = state
             .dma(device, None, address)
             .filter(|to| to.rights.write)?;
-        let table = *state.devices.get(&device)?.actual.get(&None)?;
+        let table = state.actual(device, None)?;
         let of_device = state.tables.get(&table)?;
         // Of a nested page table, its parent tells, by its own addresses.
         let (table, page) = match (&of_device.nested, of_device.parent) {
@@ -510,17 +405,15 @@ impl FakeHost {
 
     /// What requests of `device` with `pasid`, or without, are behind.
     pub fn attached_with(&self, device: HostDeviceId, pasid: Option<Pasid>) -> Option<HwptId> {
-        let state = self.state.lock();
-        state.devices.get(&device)?.actual.get(&pasid).copied()
+        self.state.lock().actual(device, pasid)
     }
 
     /// The PASIDs of `device` that are attached.
     pub fn pasids(&self, device: HostDeviceId) -> Vec<Pasid> {
         let state = self.state.lock();
-        let device = state.devices.get(&device);
-        device.map_or_else(Vec::new, |device| {
-            device.believed.keys().copied().flatten().collect()
-        })
+        let group = state.devices.get(&device).map(|device| device.group);
+        let group = group.and_then(|group| state.groups.get(&group));
+        group.map_or_else(Vec::new, |group| group.pasids_of(device))
     }
 
     /// How many spaces and page tables there are.
@@ -853,11 +746,7 @@ impl Attachment for FakeAttachment {
     fn detach(&self, pasid: Option<Pasid>) -> io::Result<()> {
         let device = self.device;
         self.host.call(Call::Detach { device, pasid }, |state| {
-            let device = state.devices.get_mut(&device).ok_or(ENOENT)?;
-            device.believed.remove(&pasid);
-            let former = device.actual.remove(&pasid);
-            state.leave(former);
-            Ok(())
+            state.detach(device, pasid)
         })
     }
 }

@@ -44,6 +44,11 @@ impl From<HwptId> for ObjectId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostDeviceId(pub u32);
 
+/// Names an IOMMU group of the host (`/sys/kernel/iommu_groups/N`): devices that its IOMMU cannot
+/// keep apart. All that are bound are bound to one iommufd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostGroupId(pub u32);
+
 /// What a device may do with memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rights {
@@ -270,6 +275,10 @@ pub trait HostIommu: Send + Sync {
 /// stands for. The kernel does not offer PASID 0: it is what it calls requests without PASID by.
 /// Requests with a PASID take page tables with [`HwptOptions::pasid`] only, and so do requests
 /// without while any PASID is attached, and the other way round.
+///
+/// Devices of one IOMMU group have one page table for each PASID: to replace it for one is to
+/// replace it for all, none is attached to another one than the rest, and the hardware lets go of
+/// it with the last that is detached.
 pub trait Attachment: Send + Sync {
     /// Puts the device's requests with `pasid` behind `table` in place of what they were behind.
     /// After an error they may be blocked.

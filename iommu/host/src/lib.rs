@@ -43,9 +43,9 @@ pub use assigned::{
 };
 pub use capabilities::{HostCapabilities, Incompatible, NoNesting, TableReach};
 pub use host_iommu::{
-    Attachment, FaultQueueId, HardwareInfo, HostDeviceId, HostIommu, HostMemory, HwptId,
-    HwptOptions, IntelInfo, IoasId, NestedInvalidation, NestedOptions, NestedTable, ObjectId,
-    Rights, SharedMapping,
+    Attachment, FaultQueueId, HardwareInfo, HostDeviceId, HostGroupId, HostIommu, HostMemory,
+    HwptId, HwptOptions, IntelInfo, IoasId, NestedInvalidation, NestedOptions, NestedTable,
+    ObjectId, Rights, SharedMapping,
 };
 pub use iommufd::{FaultQueue, IOCTL_KINDS, IOMMUFD_PATH, IoctlCounts, IoctlKind, Iommufd};
 pub use page_requests::{

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use devices::vfio::{HostServices, Shown, VfioCdev};
 use intel_vtd::{AddressWidth, UnitConfig};
 use intel_vtd_host::HostCapabilities;
-use intel_vtd_host::HostDeviceId;
 use intel_vtd_host::Iommufd;
+use intel_vtd_host::{HostDeviceId, HostGroupId};
 
 use super::claim::Claim;
 use super::error::{AssignError, Why};
@@ -25,6 +25,7 @@ pub(crate) struct BoundDevice {
     pub(super) shown: Shown,
     pub(super) iommufd: Arc<Iommufd>,
     pub(super) id: HostDeviceId,
+    pub(super) group: HostGroupId,
     pub(super) cdev: Arc<VfioCdev>,
     /// After the device's own file in the order of dropping, as all that follows.
     pub(super) _known_to_kvm: AssignedFile,

@@ -73,6 +73,11 @@ pub(crate) enum Why {
     Open(#[from] OpenError),
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(
+        "the host's sysfs does not tell which IOMMU group the device is in, so it is not known whether it can be kept apart from \
+         others; mount sysfs at /sys for nido"
+    )]
+    NoGroup,
     #[error("this machine has the device already; one guest device is all it can be")]
     Taken,
     #[error("KVM does not take the device ({0}); {hint}", hint = kvm_hint(.0))]

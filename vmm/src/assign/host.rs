@@ -69,6 +69,7 @@ impl Host {
                 .and_then(|file| Ok(VfioNode::from_file(file)?)),
         };
         let node = node.map_err(failed)?;
+        let group = node.group().ok_or_else(|| failed(Why::NoGroup))?;
         let claim = claim(&self.claimed, node.address()).map_err(failed)?;
         // VFIO looks for the virtual machine when the device is bound.
         let known_to_kvm = self
@@ -95,6 +96,7 @@ impl Host {
             shown: Shown::default(),
             iommufd: Arc::clone(iommufd),
             id,
+            group,
             cdev: Arc::new(cdev),
             _known_to_kvm: known_to_kvm,
             _claim: claim,

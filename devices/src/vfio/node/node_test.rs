@@ -12,4 +12,5 @@ fn a_file_that_is_no_device_is_refused() {
     let null = File::open("/dev/null").expect("null");
     let device = VfioNode::from_file(null).expect("a character device");
     assert_eq!(device.address(), None);
+    assert_eq!(device.group(), None);
 }

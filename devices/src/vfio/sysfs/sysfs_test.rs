@@ -73,6 +73,24 @@ fn a_device_of_vfio_pci_in_a_group_of_its_own_has_a_node() {
 }
 
 #[test]
+fn the_group_of_a_device_is_found_by_its_address_and_by_its_node() {
+    let tree = Tree::new();
+    tree.device(DEVICE, Some("vfio-pci"), Some("vfio3"))
+        .group(&[DEVICE]);
+    assert_eq!(tree.sysfs().group(address()), Some(7));
+    let node = tree.path("dev/char/511:3");
+    fs::create_dir_all(&node).expect("node");
+    assert_eq!(tree.sysfs().group_of(511, 3), None);
+    symlink(
+        tree.path("bus/pci/devices").join(DEVICE),
+        node.join("device"),
+    )
+    .expect("device");
+    assert_eq!(tree.sysfs().group_of(511, 3), Some(7));
+    assert_eq!(tree.sysfs().group_of(511, 4), None);
+}
+
+#[test]
 fn a_device_that_does_not_exist_is_named() {
     let error = Tree::new().node().expect_err("no device");
     assert!(matches!(error, OpenError::NoDevice(_)));

@@ -12,7 +12,8 @@ use intel_vtd::{
     TranslationObserver as _, Unit, UnitConfig,
 };
 use intel_vtd_host::{
-    AssignedDevice, AssignedDevices, HostIommu, Limits, Placement, PlacementReport, RamPiece,
+    AssignedDevice, AssignedDevices, HostGroupId, HostIommu, Limits, Placement, PlacementReport,
+    RamPiece,
 };
 use vm_memory::GuestMemoryMmap;
 
@@ -67,6 +68,7 @@ impl Guest {
                 name: format!("device {id:?}"),
                 host: Arc::clone(&self.host) as Arc<dyn HostIommu>,
                 id,
+                group: HostGroupId(id.0),
                 attachment: Arc::new(NoAttachment),
                 pasids: true,
                 ats: false,

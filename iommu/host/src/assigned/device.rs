@@ -10,12 +10,14 @@ use super::slot::Slot;
 use crate::attach::AttachError;
 use crate::blocked::Blocked;
 use crate::host_iommu::{
-    Attachment, FaultQueueId, HardwareInfo, HostDeviceId, HostIommu, HwptId, NestedOptions,
+    Attachment, FaultQueueId, HardwareInfo, HostDeviceId, HostGroupId, HostIommu, HwptId,
+    NestedOptions,
 };
 use crate::ioas::{Client, Needs};
 use crate::nested::{Nested, NestedKey};
 use crate::page_requests::PageRequestPath;
 use crate::resources::Resources;
+use intel_vtd::spec::fault_reason::FaultReason;
 use intel_vtd::{GuestTables, Pasid, SourceId, TableMemory};
 
 /// What a machine is given to assign a device.
@@ -29,6 +31,9 @@ pub struct AssignedDevice {
     pub host: Arc<dyn HostIommu>,
     /// What the iommufd calls it.
     pub id: HostDeviceId,
+    /// The group that the host's IOMMU has it in. Devices of one group are placed together; where
+    /// the guest wants them in different places, all of them are blocked.
+    pub group: HostGroupId,
     /// How it is put behind page tables. It is behind none.
     pub attachment: Arc<dyn Attachment>,
     /// The guest is shown the device's PASID capability, so requests with PASIDs follow the guest's
@@ -39,7 +44,8 @@ pub struct AssignedDevice {
     /// out.
     pub ats: bool,
     /// The guest is shown the device's PRI capability: its page requests go this way. Without, the
-    /// host answers them.
+    /// host answers them. It also does for a device with others of its group beside it, as it does
+    /// not tell whose page requests are whose.
     pub page_requests: Option<PageRequestPath>,
 }
 
@@ -47,6 +53,7 @@ pub struct AssignedDevice {
 pub(crate) struct Device {
     pub(crate) source: SourceId,
     pub(crate) name: Arc<str>,
+    pub(crate) group: HostGroupId,
     id: HostDeviceId,
     info: HardwareInfo,
     attachment: Arc<dyn Attachment>,
@@ -57,6 +64,10 @@ pub(crate) struct Device {
     untracked_pasids: bool,
     /// It has addresses reserved at which others have pages, so its shadows are its own.
     owns_shadows: bool,
+    /// There are other devices of its group.
+    is_sharing: bool,
+    /// What it is behind must be page tables for PASIDs, for any device of its group.
+    pasid_tables: bool,
     without: Slot,
     /// PASIDs that are not here are blocked.
     with: BTreeMap<Pasid, Slot>,
@@ -71,6 +82,7 @@ impl Device {
         Self {
             source: device.source,
             name: device.name.into(),
+            group: device.group,
             id: device.id,
             info,
             attachment: device.attachment,
@@ -79,6 +91,8 @@ impl Device {
             page_requests: device.page_requests.map(|path| path.queue),
             untracked_pasids: false,
             owns_shadows: false,
+            is_sharing: false,
+            pasid_tables: device.pasids,
             without: Slot::default(),
             with: BTreeMap::new(),
             changed: Vec::new(),
@@ -92,15 +106,19 @@ impl Device {
         tables: Option<&GuestTables<'_, T>>,
         pasid: Option<Pasid>,
     ) -> Placement {
+        if pasid.is_some() && !self.has_pasids {
+            return Placement::Blocked(Blocked::Guest(FaultReason::PasidDisabled));
+        }
         let wanted = Placement::wanted(tables, self.source, pasid);
         // The kernel takes no account of what is reserved for requests with PASIDs.
-        let is_owner = self.owns_shadows && pasid.is_none();
+        let is_owner = self.owns_shadows && !self.is_sharing && pasid.is_none();
         wanted.owned_by(is_owner.then_some(self.source))
     }
 
-    /// It gets shadows of its own from now on. Returns whether it had none before.
+    /// It gets shadows of its own from now on, unless others of its group are to be behind the same.
+    /// Returns whether it had none before.
     pub(crate) fn own_shadows(&mut self) -> bool {
-        !std::mem::replace(&mut self.owns_shadows, true)
+        !self.is_sharing && !std::mem::replace(&mut self.owns_shadows, true)
     }
 
     /// Whether the host may have refused requests with `pasid` for the dirty tracking of the page
@@ -128,7 +146,7 @@ impl Device {
     /// Which page tables are for its requests with `pasid`.
     pub(crate) fn needs(&self, pasid: Option<Pasid>) -> Needs {
         Needs {
-            pasids: self.has_pasids,
+            pasids: self.pasid_tables,
             untracked: pasid.is_some() && self.untracked_pasids,
         }
     }
@@ -136,9 +154,26 @@ impl Device {
     /// Which nested page tables are for it.
     pub(crate) const fn nested_options(&self) -> NestedOptions {
         NestedOptions {
-            pasid: self.has_pasids,
-            page_requests: self.page_requests,
+            pasid: self.pasid_tables,
+            page_requests: if self.is_sharing {
+                None
+            } else {
+                self.page_requests
+            },
         }
+    }
+
+    pub(crate) const fn is_sharing(&self) -> bool {
+        self.is_sharing
+    }
+
+    /// Whether there are others of its group, and any of them has PASIDs. Tells whether it needs
+    /// other page tables now.
+    pub(crate) fn share(&mut self, is_sharing: bool, pasids: bool) -> bool {
+        let before = (self.pasid_tables, self.nested_options());
+        self.is_sharing = is_sharing;
+        self.pasid_tables = pasids;
+        before != (self.pasid_tables, self.nested_options())
     }
 
     /// What messages call its requests with `pasid`.
@@ -185,6 +220,59 @@ impl Device {
             Pasid::ZERO => Some(Blocked::PasidZero),
             _ if beyond => Some(Blocked::PasidTooLarge { bits }),
             _ => None,
+        }
+    }
+
+    /// Whether it can make requests with `pasid`, or without.
+    pub(crate) fn can_have(&self, pasid: Option<Pasid>) -> bool {
+        pasid.is_none_or(|pasid| self.lacks(pasid).is_none())
+    }
+
+    /// Whether requests are behind a page table.
+    pub(crate) fn is_placed(&self, pasid: Option<Pasid>) -> bool {
+        let placement = self.placement(pasid);
+        placement.is_some_and(|placement| !matches!(placement, Placement::Blocked(_)))
+    }
+
+    /// Whether they were found in `exit` not to get where they belong.
+    pub(crate) fn has_failed(&self, pasid: Option<Pasid>, exit: u64) -> bool {
+        self.slot(pasid).is_some_and(|slot| slot.has_failed(exit))
+    }
+
+    /// Where they belong, while others of its group are in the way.
+    pub(crate) fn belonging(&self, pasid: Option<Pasid>) -> Option<Placement> {
+        self.slot(pasid)?.belongs
+    }
+
+    /// They belong there, and others of its group are in the way. Tells whether that is new.
+    pub(crate) fn belongs(&mut self, pasid: Option<Pasid>, placement: Placement) -> bool {
+        // They are not elsewhere because of it.
+        let slot = match pasid {
+            None => Some(&mut self.without),
+            Some(pasid) => self.with.get_mut(&pasid),
+        };
+        slot.is_some_and(|slot| slot.belongs.replace(placement) != Some(placement))
+    }
+
+    /// Detaches requests for as long as it takes to put them elsewhere, with all of the group.
+    pub(crate) fn lift(&mut self, pasid: Option<Pasid>, resources: &mut Resources) {
+        if !self.is_placed(pasid) {
+            return;
+        }
+        let attachment = Arc::clone(&self.attachment);
+        let slot = self.slot_mut(pasid);
+        let outcome = slot.map_or(Ok(()), |slot| slot.lift(&*attachment, pasid));
+        if let Err(error) = outcome {
+            let name = self.describe(pasid);
+            resources.report(|| not_detached(&name, &error));
+        }
+    }
+
+    /// As [`lift`](Self::lift), for all requests.
+    pub(crate) fn lift_all(&mut self, resources: &mut Resources) {
+        let pasids: Vec<_> = self.slots().map(|(pasid, _)| pasid).collect();
+        for pasid in pasids.into_iter().rev() {
+            self.lift(pasid, resources);
         }
     }
 
@@ -255,7 +343,8 @@ impl Device {
             resources.report(|| not_detached(&name(), &error));
         }
         match why {
-            Blocked::Guest(_) => {}
+            // The group has a message of its own.
+            Blocked::Guest(_) | Blocked::GroupApart(_) => {}
             _ if is_asked_for => resources.report(|| format!("{} is blocked: {why}", name())),
             _ => resources.report(|| {
                 format!(

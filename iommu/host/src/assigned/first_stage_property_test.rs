@@ -101,6 +101,8 @@ struct Model {
     entries: [Bound; ROWS],
     enabled: bool,
     ids: [Option<HostDeviceId>; DEVICES],
+    /// The first two devices are of one IOMMU group.
+    grouped: bool,
     /// What each requester may be bound to. The first is what it was when its entry was last looked
     /// at.
     bindings: [Vec<Bound>; ROWS],
@@ -108,12 +110,13 @@ struct Model {
 }
 
 impl Model {
-    fn new() -> Self {
+    fn new(grouped: bool) -> Self {
         Self {
             leaves: Default::default(),
             entries: [Bound::Nothing; ROWS],
             enabled: true,
             ids: [None; DEVICES],
+            grouped,
             bindings: std::array::from_fn(|_| vec![Bound::Nothing]),
             seen: Default::default(),
         }
@@ -201,6 +204,24 @@ impl Model {
         }
     }
 
+    /// What becomes of `row` because of the other device of its group.
+    fn in_group(&self, row: usize) -> InGroup {
+        let device = Requester::at(row).device;
+        let members = (0..DEVICES)
+            .filter(|other| self.grouped && device < 2 && *other < 2)
+            .filter(|other| self.ids[*other].is_some());
+        let rows = members.map(|other| other * Requester::PER_DEVICE + row % Requester::PER_DEVICE);
+        let bindings: Vec<_> = rows.map(|row| self.bindings[row].as_slice()).collect();
+        InGroup::of(&bindings, |is, other| match (is, other) {
+            (Bound::Second(is, _), Bound::Second(other, _))
+            | (Bound::First(is, _), Bound::First(other, _)) => is == other,
+            (Bound::Nested(is, below, _), Bound::Nested(other, below_other, _)) => {
+                (is, below) == (other, below_other)
+            }
+            (is, other) => is == other,
+        })
+    }
+
     /// All that `row` may reach at `page`; nothing else, if it is one.
     fn permitted(&self, row: usize, page: u64) -> Vec<Leaf> {
         let seen = |stage: usize, root: usize, page: u64| {
@@ -246,9 +267,15 @@ impl Model {
             let Some(id) = self.ids[requester.device] else {
                 continue;
             };
+            let in_group = self.in_group(row);
             for page in looked_at() {
                 let is = dma(id, requester.host_pasid(), page);
                 let permitted = self.permitted(row, page);
+                let (permitted, exact) = match in_group {
+                    InGroup::Blocked if exact => (vec![None], true),
+                    InGroup::Unknown => (permitted, false),
+                    _ => (permitted, exact),
+                };
                 check_reach(&format!("{requester:?}"), page, is, &permitted, exact);
             }
         }
@@ -361,7 +388,7 @@ struct Run {
 }
 
 impl Run {
-    fn new() -> Self {
+    fn new(grouped: bool) -> Self {
         let guest = Guest::new(Limits::default());
         let world = &guest.world;
         let begin = world.page();
@@ -382,7 +409,7 @@ impl Run {
                 world.map(paging, table, 1, table | 3);
             }
         }
-        let model = Arc::new(Mutex::new(Model::new()));
+        let model = Arc::new(Mutex::new(Model::new(grouped)));
         let watching = Arc::clone(&model);
         guest.host.watch(move |view: &View<'_>| {
             let dma = |id, pasid, address| {
@@ -410,7 +437,13 @@ impl Run {
         if self.with(|model| model.ids[device].is_some()) {
             return;
         }
-        let added = assigned_device(&self.guest.host, SOURCES[device], FEATURES[device]);
+        let is_grouped = device < 2 && self.with(|model| model.grouped);
+        let make = if is_grouped {
+            grouped_device
+        } else {
+            assigned_device
+        };
+        let added = make(&self.guest.host, SOURCES[device], FEATURES[device]);
         let id = added.id;
         self.with(|model| {
             for row in rows(device) {
@@ -419,7 +452,8 @@ impl Run {
                     model.forget(row, stage, root, |_| true);
                 }
             }
-            model.ids[device] = Some(id);
+            // Before it is added, it reaches what the others of its group do.
+            model.ids[device] = (!is_grouped).then_some(id);
         });
         let outcome = self.guest.devices.add(added);
         assert!(outcome.is_ok() || !self.exact, "{outcome:?}");
@@ -427,10 +461,18 @@ impl Run {
             for row in rows(device) {
                 model.bindings[row] = vec![model.now(row)];
             }
-            if outcome.is_err() {
-                model.ids[device] = None;
-            }
+            model.ids[device] = outcome.is_ok().then_some(id);
         });
+    }
+
+    fn remove(&self, device: usize) {
+        // It reaches what the others of its group do from here on.
+        let is_grouped = device < 2 && self.with(|model| model.grouped);
+        if is_grouped {
+            self.with(|model| model.ids[device] = None);
+        }
+        self.guest.devices.remove(SOURCES[device]);
+        self.with(|model| model.ids[device] = None);
     }
 
     fn leaf(&self, stage: usize, root: usize, page: usize, leaf: Option<(usize, u64)>) {
@@ -615,8 +657,7 @@ impl Run {
             Step::Invalidate(said) => self.invalidate(said),
             Step::Enable(enabled) => self.enable(*enabled),
             Step::Remove(device) => {
-                self.guest.devices.remove(SOURCES[*device]);
-                self.with(|model| model.ids[*device] = None);
+                self.remove(*device);
             }
             Step::Add(device) => self.add(*device),
             Step::Fail(after, error) => {
@@ -648,14 +689,15 @@ proptest! {
     #[test]
     fn devices_behind_first_stage_tables_reach_what_the_guest_permitted_and_nothing_else(
         steps in vec(step(), 1..100),
+        grouped in any::<bool>(),
     ) {
-        let mut run = Run::new();
+        let mut run = Run::new(grouped);
         for step in &steps {
             run.take(step);
         }
         run.guest.host.fail_no_more();
-        for source in SOURCES {
-            run.guest.devices.remove(source);
+        for device in 0..DEVICES {
+            run.remove(device);
         }
         run.guest.add(SOURCES[3], NESTING);
         run.guest.devices.remove(SOURCES[3]);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::backing::{ATTACH_COST, Backing, Failure};
 use super::device::Device;
 use super::error::AddError;
+use super::groups;
 use super::moves::{self, Moves};
 use super::placement::Placement;
 use super::report::DeviceReport;
@@ -58,7 +59,9 @@ impl Host {
             device.unstick(resources);
             moves::of_device(tables, device, invalidations, resources)
         });
-        moves.collect()
+        let mut moves: Vec<_> = moves.collect();
+        groups::unite(Some(tables), &mut self.devices, &mut moves, resources);
+        moves
     }
 
     /// Blocks what is to reach nothing, and takes it from `moves`.
@@ -107,7 +110,7 @@ impl Host {
     /// Puts requests where they belong.
     pub(super) fn carry_out<T: TableMemory>(
         &mut self,
-        tables: &GuestTables<'_, T>,
+        tables: Option<&GuestTables<'_, T>>,
         moves: &[Moves],
         resources: &mut Resources,
     ) {
@@ -117,14 +120,10 @@ impl Host {
                 break;
             };
             let others = [before, after];
-            put_all(
-                &mut self.backing,
-                Some(tables),
-                device,
-                others,
-                moves,
-                resources,
-            );
+            put_all(&mut self.backing, tables, device, others, moves, resources);
+        }
+        if !moves.is_empty() {
+            groups::settle(&mut self.devices, resources);
         }
     }
 
@@ -148,57 +147,109 @@ impl Host {
         resources: &mut Resources,
     ) -> Result<(), AddError> {
         let limits = resources.limits;
-        let mut own = Exit::new(resources.exit.number, &limits);
-        // It is not the guest who asks for this one.
-        own.pasid_budget.add(ATTACH_COST);
-        let of_guest = std::mem::replace(&mut resources.exit, own);
-        let mut moves = moves::of_new_device(tables, &device, resources);
+        let own = Exit::new(resources.exit.number.wrapping_add(1), &limits);
+        let mut of_guest = std::mem::replace(&mut resources.exit, own);
+        of_guest.number = own.number;
+        groups::join(&mut self.devices, &mut device, resources);
+        let moves = moves::of_all(tables, &device, resources);
         let wants_memory = moves.get(&None) == Some(&Placement::GuestPhysical);
-        block(&mut device, &mut moves, resources);
-        let others = [self.devices.as_mut_slice(), &mut []];
-        put_all(
-            &mut self.backing,
-            tables,
-            &mut device,
-            others,
-            &moves,
-            resources,
-        );
-        resources.exit = of_guest;
-        let outcome = match device.placement(None) {
-            Some(Placement::Blocked(why)) if wants_memory => {
+        self.backing.nested.have_ats |= device.has_ats;
+        self.devices.push(device);
+        let mut all = vec![Moves::new(); self.devices.len()];
+        if let Some(of_last) = all.last_mut() {
+            *of_last = moves;
+        }
+        self.place(tables, all, resources);
+        let is_in_vain = |device: &mut Device| match device.placement(None) {
+            // What the guest wants for others of its group may change.
+            Some(Placement::Blocked(Blocked::GroupApart(_))) => None,
+            Some(Placement::Blocked(why)) if wants_memory => Some(*why),
+            _ => None,
+        };
+        let failed = self.devices.last_mut().and_then(is_in_vain);
+        let outcome = match failed.and_then(|why| Some((why, self.devices.pop()?))) {
+            None => Ok(()),
+            Some((why, device)) => {
                 let name = device.name.to_string();
-                let why = *why;
-                device.release(resources);
+                self.release(tables, device, resources);
                 Err(match why {
                     Blocked::Reserved => AddError::Reserved { name },
                     why => AddError::Attach { name, why },
                 })
             }
-            _ => {
-                self.backing.nested.have_ats |= device.has_ats;
-                self.devices.push(device);
-                Ok(())
-            }
         };
+        resources.exit = of_guest;
         self.has_moved = true;
         resources.sweep();
         self.sweep(resources);
         outcome
     }
 
-    /// Takes a device away, and what nobody uses any more. Returns it, if it is here.
-    pub(super) fn remove(&mut self, source: SourceId, resources: &mut Resources) -> Option<Device> {
+    /// Takes a device away, and what nobody uses any more. Those that share its IOMMU group are put
+    /// where they belong without it. Returns whether it was here.
+    pub(super) fn remove<T: TableMemory>(
+        &mut self,
+        tables: Option<&GuestTables<'_, T>>,
+        source: SourceId,
+        resources: &mut Resources,
+    ) -> bool {
         let mut devices = self.devices.iter();
-        let at = devices.position(|device| device.source == source)?;
-        let mut device = self.devices.swap_remove(at);
-        let pasids: Vec<_> = device.placements().map(|(pasid, _)| pasid).collect();
-        device.release(resources);
-        self.users.forget(source, pasids.into_iter());
+        let Some(at) = devices.position(|device| device.source == source) else {
+            return false;
+        };
+        let device = self.devices.swap_remove(at);
+        let own = Exit::new(resources.exit.number.wrapping_add(1), &resources.limits);
+        let mut of_guest = std::mem::replace(&mut resources.exit, own);
+        of_guest.number = own.number;
+        self.release(tables, device, resources);
+        resources.exit = of_guest;
         self.has_moved = true;
         resources.sweep();
         self.sweep(resources);
-        Some(device)
+        true
+    }
+
+    fn release<T: TableMemory>(
+        &mut self,
+        tables: Option<&GuestTables<'_, T>>,
+        mut device: Device,
+        resources: &mut Resources,
+    ) {
+        let pasids: Vec<_> = device.placements().map(|(pasid, _)| pasid).collect();
+        device.release(resources);
+        self.users.forget(device.source, pasids.into_iter());
+        if !groups::leave(&mut self.devices, device.group) {
+            return;
+        }
+        let exit = resources.exit.number;
+        let moves = self.devices.iter().map(|other| {
+            if other.group != device.group {
+                return Moves::new();
+            }
+            let mut moves = moves::of_all(tables, other, resources);
+            moves.retain(|pasid, wanted| !other.stays(*pasid, wanted, exit));
+            moves
+        });
+        let moves = moves.collect();
+        self.place(tables, moves, resources);
+    }
+
+    /// Carries out what the guest did not ask for just now: `moves`, and what follows from them for
+    /// groups.
+    fn place<T: TableMemory>(
+        &mut self,
+        tables: Option<&GuestTables<'_, T>>,
+        mut moves: Vec<Moves>,
+        resources: &mut Resources,
+    ) {
+        groups::unite(tables, &mut self.devices, &mut moves, resources);
+        // It is not the guest who asks for these.
+        let attached = moves.iter().filter(|moves| moves.contains_key(&None));
+        let attached = u64::try_from(attached.count()).unwrap_or(u64::MAX);
+        let budget = &mut resources.exit.pasid_budget;
+        budget.add(ATTACH_COST.saturating_mul(attached));
+        self.block_moves(&mut moves, resources);
+        self.carry_out(tables, &moves, resources);
     }
 
     pub(super) fn reports(&self) -> impl Iterator<Item = DeviceReport> {

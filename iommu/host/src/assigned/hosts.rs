@@ -68,7 +68,7 @@ impl Hosts {
             host.invalidate_nested(invalidations, moves, resources);
         }
         for (host, moves) in list.iter_mut().zip(&moves) {
-            host.carry_out(tables, moves, resources);
+            host.carry_out(Some(tables), moves, resources);
         }
         if has_entries {
             resources.sweep();
@@ -118,12 +118,14 @@ impl Hosts {
     }
 
     /// Takes a device away, and what nobody uses any more. Returns whether there was one.
-    pub(super) fn remove(&mut self, source: SourceId) -> bool {
+    pub(super) fn remove<T: TableMemory>(
+        &mut self,
+        tables: Option<&GuestTables<'_, T>>,
+        source: SourceId,
+    ) -> bool {
         let Self { resources, list } = self;
-        let mut removed = list
-            .iter_mut()
-            .filter_map(|host| host.remove(source, resources));
-        let is_removed = removed.next().is_some();
+        let mut hosts = list.iter_mut();
+        let is_removed = hosts.any(|host| host.remove(tables, source, resources));
         for unused in list.extract_if(.., |host| host.devices.is_empty()) {
             unused.backing.destroy(resources);
         }

@@ -33,8 +33,8 @@ pub(super) fn of_device<T: TableMemory>(
     moves
 }
 
-/// Where all requests go of a device that is added.
-pub(super) fn of_new_device<T: TableMemory>(
+/// Where all requests go of a device, wherever they are.
+pub(super) fn of_all<T: TableMemory>(
     tables: Option<&GuestTables<'_, T>>,
     device: &Device,
     resources: &mut Resources,
@@ -46,7 +46,8 @@ pub(super) fn of_new_device<T: TableMemory>(
     {
         let asked = Asked {
             all: true,
-            ..Asked::default()
+            known: true,
+            named: Vec::new(),
         };
         of_pasids(tables, device, &asked, &mut moves, resources);
     }

@@ -105,6 +105,21 @@ impl Placement {
         self
     }
 
+    /// Whether one page table of the host serves both; none does for what is blocked.
+    pub(crate) fn has_table_of(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::GuestPhysical, Self::GuestPhysical) => true,
+            (Self::Shadow { .. }, Self::Shadow { .. }) => self.shadow() == other.shadow(),
+            (
+                Self::Nested { first, .. },
+                Self::Nested {
+                    first: of_other, ..
+                },
+            ) => first == of_other && self.shadow() == other.shadow(),
+            _ => false,
+        }
+    }
+
     /// The shadow that they go through.
     pub(crate) fn shadow(&self) -> Option<ShadowKey> {
         match *self {

@@ -114,6 +114,8 @@ struct Model {
     entries: [Bound; ROWS],
     enabled: bool,
     ids: [Option<HostDeviceId>; DEVICES],
+    /// The first two devices are of one IOMMU group.
+    grouped: bool,
     /// What each requester may be bound to.
     bindings: Vec<Vec<Bound>>,
     /// What may be mapped for each requester and root at an address.
@@ -122,7 +124,7 @@ struct Model {
 }
 
 impl Model {
-    fn new() -> Self {
+    fn new(grouped: bool) -> Self {
         Self {
             roots: vec![
                 Root {
@@ -134,6 +136,7 @@ impl Model {
             entries: [Bound::Nothing; ROWS],
             enabled: true,
             ids: [None; DEVICES],
+            grouped,
             bindings: vec![vec![Bound::Nothing]; ROWS],
             seen: vec![vec![BTreeMap::new(); ROOTS]; ROWS],
             looks: 0,
@@ -212,6 +215,22 @@ impl Model {
         }
     }
 
+    /// What becomes of `row` because of the other device of its group.
+    fn in_group(&self, row: usize) -> InGroup {
+        let device = Requester::at(row).device;
+        let members = (0..DEVICES)
+            .filter(|other| self.grouped && device < 2 && *other < 2)
+            .filter(|other| self.ids[*other].is_some());
+        let rows = members.map(|other| other * Requester::PER_DEVICE + row % Requester::PER_DEVICE);
+        let bindings: Vec<_> = rows.map(|row| self.bindings[row].as_slice()).collect();
+        InGroup::of(&bindings, |is, other| {
+            matches!(
+                (is, other),
+                (Bound::Memory, Bound::Memory) | (Bound::Nothing, Bound::Nothing)
+            ) || matches!((is, other), (Bound::Root(is, _), Bound::Root(other, _)) if is == other)
+        })
+    }
+
     /// All that may be behind `address`, and nothing else, if it is certain.
     fn permitted(&self, row: usize, address: u64) -> Vec<Leaf> {
         let mut reaches = Vec::new();
@@ -236,10 +255,16 @@ impl Model {
             let Some(id) = self.ids[requester.device] else {
                 continue;
             };
+            let in_group = self.in_group(row);
             for address in looked_at() {
                 self.looks += 1;
                 let is = dma(id, requester.host_pasid(), address);
                 let permitted = self.permitted(row, address);
+                let (permitted, exact) = match in_group {
+                    InGroup::Blocked if exact => (vec![None], true),
+                    InGroup::Unknown => (permitted, false),
+                    _ => (permitted, exact),
+                };
                 check_reach(&format!("{requester:?}"), address, is, &permitted, exact);
             }
         }
@@ -396,7 +421,7 @@ struct Run {
 }
 
 impl Run {
-    fn new(limits: Limits, limited: bool) -> Self {
+    fn new(limits: Limits, limited: bool, grouped: bool) -> Self {
         let guest = Guest::new(limits);
         let pagings = [4, 3, 4].map(|levels| guest.world.second_stage(levels));
         for paging in &pagings {
@@ -407,7 +432,7 @@ impl Run {
                 }
             }
         }
-        let model = Arc::new(Mutex::new(Model::new()));
+        let model = Arc::new(Mutex::new(Model::new(grouped)));
         let watching = Arc::clone(&model);
         guest.host.watch(move |view: &View<'_>| {
             let dma = |id, pasid, address| {
@@ -438,7 +463,13 @@ impl Run {
         if self.with(|model| model.ids[device].is_some()) {
             return;
         }
-        let added = assigned_device(&self.guest.host, SOURCES[device], FEATURES[device]);
+        let is_grouped = device < 2 && self.with(|model| model.grouped);
+        let make = if is_grouped {
+            grouped_device
+        } else {
+            assigned_device
+        };
+        let added = make(&self.guest.host, SOURCES[device], FEATURES[device]);
         let id = added.id;
         self.with(|model| {
             // It was behind nothing, and goes where it belongs.
@@ -446,7 +477,8 @@ impl Run {
                 model.bindings[row] = vec![Bound::Nothing, model.now(row)];
                 (0..ROOTS).for_each(|root| model.forget(row, root, |_| true));
             }
-            model.ids[device] = Some(id);
+            // Before it is added, it reaches what the others of its group do.
+            model.ids[device] = (!is_grouped).then_some(id);
         });
         let outcome = self.guest.devices.add(added);
         assert!(outcome.is_ok() || !self.exact, "{outcome:?}");
@@ -454,9 +486,7 @@ impl Run {
             for row in rows(device) {
                 model.bindings[row] = vec![model.now(row)];
             }
-            if outcome.is_err() {
-                model.ids[device] = None;
-            }
+            model.ids[device] = outcome.is_ok().then_some(id);
         });
     }
 
@@ -514,8 +544,7 @@ impl Run {
             Step::Invalidate(said) => self.invalidate(said),
             Step::Enable(enabled) => self.enable(*enabled),
             Step::Remove(device) => {
-                self.guest.devices.remove(SOURCES[*device]);
-                self.with(|model| model.ids[*device] = None);
+                self.remove(*device);
             }
             Step::Add(device) => self.add(*device),
             Step::Fail { after, error } => {
@@ -536,6 +565,16 @@ impl Run {
         };
         let exact = self.exact;
         self.with(|model| model.look(dma, exact));
+    }
+
+    fn remove(&self, device: usize) {
+        // It reaches what the others of its group do from here on.
+        let is_grouped = device < 2 && self.with(|model| model.grouped);
+        if is_grouped {
+            self.with(|model| model.ids[device] = None);
+        }
+        self.guest.devices.remove(SOURCES[device]);
+        self.with(|model| model.ids[device] = None);
     }
 
     fn leaf(&self, root: usize, index: usize, leaf: Option<(u64, u64)>) {
@@ -638,15 +677,15 @@ fn block(address: u64, mask: u8) -> PageBlock {
 static STEPS: AtomicU64 = AtomicU64::new(0);
 static LOOKS: AtomicU64 = AtomicU64::new(0);
 
-fn run(limits: Limits, limited: bool, steps: &[Step]) {
-    let mut run = Run::new(limits, limited);
+fn run(limits: Limits, limited: bool, grouped: bool, steps: &[Step]) {
+    let mut run = Run::new(limits, limited, grouped);
     for step in steps {
         run.take(step);
     }
     // All that is left is given back.
     run.guest.host.fail_no_more();
-    for source in SOURCES {
-        run.guest.devices.remove(source);
+    for device in 0..DEVICES {
+        run.remove(device);
     }
     run.guest.add(SOURCES[3], FEATURES[0]);
     run.guest.devices.remove(SOURCES[3]);
@@ -665,18 +704,19 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 
     #[test]
-    fn devices_reach_what_the_guest_permitted_and_nothing_else(steps in vec(step(), 1..100)) {
-        run(Limits::default(), false, &steps);
+    fn devices_reach_what_the_guest_permitted_and_nothing_else(steps in vec(step(), 1..100), grouped in any::<bool>()) {
+        run(Limits::default(), false, grouped, &steps);
     }
 
     #[test]
     fn limits_make_devices_reach_less_and_never_more(
         steps in vec(step(), 1..100),
+        grouped in any::<bool>(),
         areas in 0_usize..12,
         steps_per_exit in 1_u64..100,
         pasids in 0_usize..3,
         pasid_steps_per_exit in 1_u64..100,
     ) {
-        run(Limits { areas, steps_per_exit, pasids, pasid_steps_per_exit }, true, &steps);
+        run(Limits { areas, steps_per_exit, pasids, pasid_steps_per_exit }, true, grouped, &steps);
     }
 }

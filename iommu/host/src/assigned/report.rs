@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::device::Device;
 use super::placement::Placement;
 use crate::blocked::Blocked;
+use crate::host_iommu::HostGroupId;
 use crate::shadow::{Shadow, ShadowKey};
 use intel_vtd::{Pasid, SourceId};
 
@@ -16,6 +17,8 @@ use intel_vtd::{Pasid, SourceId};
 pub struct PlacementReport {
     /// What they reach.
     pub placement: Placement,
+    /// Where the guest wants them, if they are blocked for other devices of the IOMMU group.
+    pub belongs: Option<Placement>,
     /// Areas of the shadow that they are behind, if they are behind one.
     pub areas: usize,
     /// Bytes that it maps.
@@ -30,6 +33,8 @@ pub struct DeviceReport {
     pub source: SourceId,
     /// What the user calls it.
     pub name: Arc<str>,
+    /// Its IOMMU group of the host.
+    pub group: HostGroupId,
     /// Where its requests without PASID are.
     pub without_pasid: PlacementReport,
     /// Where its requests with PASIDs are, in ascending order; those that are not listed are
@@ -42,9 +47,9 @@ impl DeviceReport {
     pub(super) fn new(device: &Device, shadows: &BTreeMap<ShadowKey, Shadow>) -> Self {
         let mut pasids = Vec::new();
         let mut without_pasid =
-            PlacementReport::new(Placement::Blocked(Blocked::Host(None)), shadows);
+            PlacementReport::new(Placement::Blocked(Blocked::Host(None)), None, shadows);
         for (pasid, placement) in device.placements() {
-            let report = PlacementReport::new(*placement, shadows);
+            let report = PlacementReport::new(*placement, device.belonging(pasid), shadows);
             match pasid {
                 None => without_pasid = report,
                 Some(pasid) => pasids.push((pasid, report)),
@@ -53,6 +58,7 @@ impl DeviceReport {
         Self {
             source: device.source,
             name: Arc::clone(&device.name),
+            group: device.group,
             without_pasid,
             pasids,
         }
@@ -60,13 +66,18 @@ impl DeviceReport {
 }
 
 impl PlacementReport {
-    fn new(placement: Placement, shadows: &BTreeMap<ShadowKey, Shadow>) -> Self {
+    fn new(
+        placement: Placement,
+        belongs: Option<Placement>,
+        shadows: &BTreeMap<ShadowKey, Shadow>,
+    ) -> Self {
         let key = placement.shadow();
         let key = key.filter(|key| !key.parent);
         let shadow = key.and_then(|key| shadows.get(&key));
         let areas = shadow.map(Shadow::areas);
         Self {
             placement,
+            belongs,
             areas: areas.map_or(0, |areas| areas.len()),
             bytes: areas.map_or(0, |areas| areas.bytes()),
         }
@@ -85,6 +96,9 @@ impl fmt::Display for DeviceReport {
 impl fmt::Display for PlacementReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.placement)?;
+        if let Some(belongs) = &self.belongs {
+            write!(f, " (the guest wants: {belongs})")?;
+        }
         if matches!(self.placement, Placement::Shadow { .. }) {
             write!(f, ": {} KiB in {} areas", self.bytes / 1024, self.areas)?;
         }

@@ -19,6 +19,8 @@ pub(crate) struct Slot {
     stuck: bool,
     /// The exit of the guest in which they could not be put where they belong.
     failed_in: Option<u64>,
+    /// Where they belong, while only others of the device's IOMMU group are in the way.
+    pub(super) belongs: Option<Placement>,
 }
 
 impl Default for Slot {
@@ -29,6 +31,7 @@ impl Default for Slot {
             nested: None,
             stuck: false,
             failed_in: None,
+            belongs: None,
         }
     }
 }
@@ -41,6 +44,11 @@ impl Slot {
             (Placement::Blocked(_), _) => self.failed_in == Some(exit),
             (is, wanted) => is == wanted,
         }
+    }
+
+    /// They were found in `exit` not to get where they belong.
+    pub(super) fn has_failed(&self, exit: u64) -> bool {
+        matches!(self.placement, Placement::Blocked(_)) && self.failed_in == Some(exit)
     }
 
     /// Nothing would be lost with it: the guest wants them to reach nothing, and they do not.
@@ -58,12 +66,25 @@ impl Slot {
     ) -> io::Result<()> {
         let was = std::mem::replace(&mut self.placement, Placement::Blocked(why));
         self.nested = None;
-        self.failed_in = (!why.is_asked_for()).then_some(exit);
+        let is_apart = matches!(why, Blocked::GroupApart(_));
+        self.failed_in = (!why.is_asked_for() && !is_apart).then_some(exit);
+        self.belongs = self.belongs.filter(|_| is_apart);
         if !self.stuck && matches!(was, Placement::Blocked(_)) {
             return Ok(());
         }
         let outcome = detach(attachment, pasid);
         self.stuck = outcome.is_err();
+        outcome
+    }
+
+    /// Blocks them for as long as it takes to put them elsewhere.
+    pub(super) fn lift(
+        &mut self,
+        attachment: &dyn Attachment,
+        pasid: Option<Pasid>,
+    ) -> io::Result<()> {
+        let outcome = self.block(attachment, pasid, Blocked::Host(None), 0);
+        self.failed_in = None;
         outcome
     }
 
@@ -100,6 +121,7 @@ impl Slot {
             Ok(_) => {
                 self.placement = placement;
                 self.failed_in = None;
+                self.belongs = None;
             }
             Err(error) => {
                 self.stuck = matches!(error, AttachError::Stuck(_));

@@ -9,7 +9,7 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use super::{AssignedDevice, AssignedDevices, Limits, Placement, RamPiece};
 use crate::fake::{FakeFeatures, FakeHost, Reached};
-use crate::host_iommu::{HostDeviceId, NestedInvalidation, Rights};
+use crate::host_iommu::{HostDeviceId, HostGroupId, NestedInvalidation, Rights};
 use intel_vtd::spec::descriptors::{
     ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
 };
@@ -71,15 +71,35 @@ pub(super) fn assigned_device(
     features: FakeFeatures,
 ) -> AssignedDevice {
     let (id, attachment) = host.bind(features);
+    let group = HostGroupId(id.0);
     AssignedDevice {
         source,
         name: format!("fake{}", id.0),
         host: Arc::clone(host) as _,
         id,
+        group,
         attachment,
         pasids: features.pasid_bits != 0,
         ats: false,
         page_requests: None,
+    }
+}
+
+/// The group of those that [`grouped_device`] makes.
+pub(super) const GROUP: HostGroupId = HostGroupId(u32::MAX);
+
+/// As [`assigned_device`], of one IOMMU group with all others that this makes.
+pub(super) fn grouped_device(
+    host: &Arc<FakeHost>,
+    source: SourceId,
+    features: FakeFeatures,
+) -> AssignedDevice {
+    let (id, attachment) = host.bind_in(GROUP, features);
+    AssignedDevice {
+        id,
+        group: GROUP,
+        attachment,
+        ..assigned_device(host, source, features)
     }
 }
 
@@ -397,6 +417,38 @@ impl Requester {
     /// Whether an entry that the guest names by `pasid` is its.
     pub(super) fn has(self, pasid: u32) -> bool {
         self.pasid.unwrap_or(0) == pasid
+    }
+}
+
+/// What becomes of requests in property tests because of others of the device's IOMMU group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum InGroup {
+    /// They are where they belong.
+    Placed,
+    /// They are blocked.
+    Blocked,
+    /// Either, as it is not certain where each belongs.
+    Unknown,
+}
+
+impl InGroup {
+    /// By where each of them may belong, with those of the others, if all are in one group.
+    pub(super) fn of<B>(bindings: &[&[B]], has_table_of: impl Fn(&B, &B) -> bool) -> Self {
+        let certain: Option<Vec<_>> = bindings
+            .iter()
+            .map(|may| match may {
+                [only] => Some(only),
+                _ => None,
+            })
+            .collect();
+        match certain.as_deref() {
+            _ if bindings.len() < 2 => Self::Placed,
+            None => Self::Unknown,
+            Some([first, rest @ ..]) if rest.iter().all(|other| has_table_of(first, other)) => {
+                Self::Placed
+            }
+            Some(_) => Self::Blocked,
+        }
     }
 }
 
