@@ -314,6 +314,8 @@ mod first_stage_test;
 #[cfg(test)]
 mod groups_test;
 #[cfg(test)]
+mod ignored_bits_test;
+#[cfg(test)]
 mod page_requests_test;
 #[cfg(test)]
 mod pasid_test;

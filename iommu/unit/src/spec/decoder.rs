@@ -94,7 +94,7 @@ fn iotlb(words: [u64; 4], caps: &Caps) -> Result<Descriptor, QueueError> {
         1 => IotlbScope::Global,
         2 => IotlbScope::Domain(domain(first)),
         3 if caps.cap.psi() => {
-            let block = PageBlock::from_word(second);
+            let block = PageBlock::of_second_stage(second, caps);
             // The text is silent about a mask beyond MAMV; the register form calls it an error.
             if block.mask > caps.cap.mamv() {
                 return Err(QueueError::Reserved);

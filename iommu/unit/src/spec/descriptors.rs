@@ -3,6 +3,7 @@
 use super::device_tlb::DeviceTlbInvalidation;
 use super::ids::SourceId;
 use super::page_request::PageResponse;
+use super::registers::Caps;
 
 /// Scope of a context cache invalidation, type 1 (section 6.5.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub struct PageBlock {
 }
 
 impl PageBlock {
-    /// From the second word of a descriptor of type 2 or 6, or from IVA. Low bits of the address that the mask covers are dropped.
+    /// From the second word of a descriptor of type 6. Low bits of the address that the mask covers are dropped.
     pub(crate) fn from_word(word: u64) -> Self {
         let [low, ..] = word.to_le_bytes();
         let mask = low & 0x3F;
@@ -64,6 +65,17 @@ impl PageBlock {
             address: word & kept,
             mask,
             leaf_only: word & 1 << 6 != 0,
+        }
+    }
+
+    /// From the second word of a descriptor of type 2, or from IVA: the bits of the address from MGAW on are
+    /// ignored (section 11.4.8).
+    pub(crate) fn of_second_stage(word: u64, caps: &Caps) -> Self {
+        let block = Self::from_word(word);
+        let width = u32::from(caps.guest_address_width());
+        Self {
+            address: block.address & !u64::MAX.checked_shl(width).unwrap_or(0),
+            ..block
         }
     }
 }

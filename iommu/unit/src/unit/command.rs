@@ -199,7 +199,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             2 => Some(IotlbScope::Domain(asked.domain())),
             3 if self.caps.cap.psi() && address.address_mask() <= self.caps.cap.mamv() => {
                 // The register has these fields where the second word of a descriptor has them.
-                let block = PageBlock::from_word(address.into_bits());
+                let block = PageBlock::of_second_stage(address.into_bits(), &self.caps);
                 Some(IotlbScope::Pages(asked.domain(), block))
             }
             _ => None,

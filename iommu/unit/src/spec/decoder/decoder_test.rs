@@ -4,10 +4,10 @@ use super::*;
 use crate::spec::registers::{Capability, ExtendedCapability};
 use TableMode::{Legacy, Scalable};
 
-/// 64 Ki domains, page-selective invalidation up to mask 18; queue, interrupts up to mask 15, scalable mode.
+/// 64 Ki domains, addresses of 48 bits, page-selective invalidation up to mask 18; queue, interrupts up to mask 15, scalable mode.
 fn caps() -> Caps {
     Caps {
-        cap: Capability::from_bits(0x0012_0080_0000_0006),
+        cap: Capability::from_bits(0x0012_0080_002F_0006),
         ecap: ExtendedCapability::from_bits(0x0000_0800_00F0_000A),
     }
 }
@@ -74,6 +74,27 @@ fn iotlb_invalidations_are_global_or_of_a_domain_or_pages() {
         Ok(Descriptor::Iotlb(IotlbScope::Pages(7, block)))
     );
     assert_eq!(narrow(0x02, 0), Err(QueueError::Reserved));
+}
+
+#[test]
+fn bits_of_an_iotlb_address_from_mgaw_on_are_ignored() {
+    let mut caps = caps();
+    for (mgaw, address) in [
+        (47, 0x8765_4321_0000),
+        (38, 0x0065_4321_0000),
+        (56, 0x0123_8765_4321_0000),
+    ] {
+        caps.cap.set_mgaw(mgaw);
+        let block = PageBlock {
+            address,
+            mask: 0,
+            leaf_only: false,
+        };
+        assert_eq!(
+            decode([0x0007_00F2, 0xF123_8765_4321_0000, 0, 0], &caps, Legacy),
+            Ok(Descriptor::Iotlb(IotlbScope::Pages(7, block)))
+        );
+    }
 }
 
 #[test]
