@@ -34,7 +34,8 @@ use crate::spec::registers::{
 pub struct UnitConfig {
     /// HAW: width in bits of a guest-physical address, 32 to 52. Table entries hold no address beyond it.
     pub host_address_width: u8,
-    /// The greatest width of an input address (MGAW), and with it the depth of the deepest tables.
+    /// The greatest width of an input address (MGAW), and with it the depth of the deepest tables. Where it
+    /// is less than `host_address_width`, devices reach no memory beyond it untranslated either.
     pub address_width: AddressWidth,
     /// Scalable mode (SMTS), beside legacy mode. `None` for a unit with legacy mode only.
     pub scalable: Option<Scalable>,
@@ -262,7 +263,8 @@ impl UnitConfig {
             .with_pasid(pasids)
             .with_pds(page_requests)
             .with_smts(true)
-            .with_ssads(stages.second())
+            // So are these flags.
+            .with_ssads(stages.second() && walks.snooped)
             .with_ssts(stages.second())
             .with_fsts(stages.first())
             .with_smpwcs(walks.snooped)

@@ -65,6 +65,18 @@ fn what_is_not_implemented_is_never_advertised() {
 }
 
 #[test]
+fn flags_that_walks_set_need_walks_that_snoop() {
+    let scalable = Scalable::new(Stages::Nested).with_pasid_bits(20);
+    let snooped = |on| scalable.with_walks(WalkFeatures::ALL.with_snooped(on));
+    let ecap = |config: UnitConfig| config.capabilities().unwrap().ecap.into_bits();
+    let both = ecap(full().with_scalable(snooped(true)));
+    let neither = ecap(full().with_scalable(snooped(false)));
+    // EAFS, SSADS, SMPWCS.
+    assert_eq!(both ^ neither, 1 << 34 | 1 << 45 | 1 << 48);
+    assert_eq!(neither & both, neither);
+}
+
+#[test]
 fn sharing_address_spaces_adds_what_each_part_of_it_means() {
     let ecap = |config: UnitConfig| config.capabilities().unwrap().ecap.into_bits();
     let base = 0x0001_E800_04F0_0FDB;
