@@ -25,6 +25,16 @@ impl Gates {
         address >> self.host_address_width == 0
     }
 
+    /// Whether an untranslated request may have `address` where it is passed through: within HAW, and within MGAW, which
+    /// bounds the addresses of all untranslated requests (section 11.4.2).
+    pub fn within_pass_through(&self, address: u64) -> bool {
+        self.within_host(address)
+            && address
+                .checked_shr(self.caps.guest_address_width().into())
+                .unwrap_or(0)
+                == 0
+    }
+
     /// Bits 63:HAW.
     pub const fn beyond_host(&self) -> u64 {
         u64::MAX << self.host_address_width

@@ -29,6 +29,13 @@ pub struct PageRequest {
     pub last: bool,
 }
 
+impl PageRequest {
+    /// Whether it marks the end of the requests with its PASID, and asks for nothing: LPIG without R and W.
+    pub const fn is_stop_marker(&self) -> bool {
+        self.last && !self.read && !self.write
+    }
+}
+
 /// Page request descriptor (section 7.4), the first half of its 256 bits; the other half is 0.
 #[bitfield(u128)]
 #[derive(PartialEq, Eq)]

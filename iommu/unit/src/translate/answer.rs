@@ -102,7 +102,7 @@ impl<T: TableMemory, C: StructureCaches> GuestTables<'_, T, C> {
             resolved,
             address: request.address,
             demand,
-            to_be_kept: matches!(request.kind, RequestKind::TranslationRequest { .. }),
+            kind: request.kind,
         };
         let outcome = walker.run();
         let RequestKind::TranslationRequest { no_write } = request.kind else {

@@ -97,11 +97,11 @@ impl<'a, T: TableMemory, C: StructureCaches> Resolver<'a, T, C> {
 
     fn legacy(&mut self) -> Result<Resolved, FaultReason> {
         let (gates, request) = (self.gates, self.request);
-        if request.pasid.is_some() {
-            return Err(FaultReason::PasidInLegacyMode);
-        }
         if request.kind == RequestKind::PageRequest {
             return Err(FaultReason::PageRequestInLegacyMode);
+        }
+        if request.pasid.is_some() {
+            return Err(FaultReason::PasidInLegacyMode);
         }
 
         let context = self.structures.context()?;
@@ -136,10 +136,10 @@ impl<'a, T: TableMemory, C: StructureCaches> Resolver<'a, T, C> {
 
     fn scalable(&mut self) -> Result<Resolved, FaultReason> {
         let (gates, request) = (self.gates, self.request);
-        if request
-            .pasid
-            .is_some_and(|pasid| pasid.get() >> gates.caps.ecap.pss() >> 1 != 0)
-        {
+        let is_page_request = request.kind == RequestKind::PageRequest;
+        // Page requests do not fail for this (section 7.4): what they find in the directory decides.
+        let beyond = |pasid: Pasid| pasid.get() >> gates.caps.ecap.pss() >> 1 != 0;
+        if request.pasid.is_some_and(beyond) && !is_page_request {
             return Err(FaultReason::PasidBeyondWidth);
         }
         let context = self.structures.scalable_context()?;
@@ -163,7 +163,6 @@ impl<'a, T: TableMemory, C: StructureCaches> Resolver<'a, T, C> {
         }
 
         let entry = self.structures.pasid(&context, pasid)?;
-        let is_page_request = request.kind == RequestKind::PageRequest;
         if privileged && !entry.supervisor_requests() && !is_page_request {
             return Err(FaultReason::SupervisorDisabled);
         }

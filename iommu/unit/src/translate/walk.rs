@@ -8,7 +8,7 @@ use super::first_stage;
 use super::guest_tables::GuestTables;
 use super::interrupt_range::{block_shift, is_interrupt_range};
 use super::paging_cache::Trail;
-use super::request::{Translation, TranslationType};
+use super::request::{RequestKind, Translation, TranslationType};
 use super::rights::Demand;
 use super::second_stage::{self, Mode};
 use crate::memory::TableMemory;
@@ -25,8 +25,7 @@ pub(super) struct Walker<'a, T, C> {
     pub(super) resolved: &'a Resolved,
     pub(super) address: u64,
     pub(super) demand: Demand,
-    /// Whether a device asks for a translation to keep it.
-    pub(super) to_be_kept: bool,
+    pub(super) kind: RequestKind,
 }
 
 /// What the walk of all stages found.
@@ -80,7 +79,8 @@ impl<T: TableMemory, C: StructureCaches> Walker<'_, T, C> {
         };
         // Section 7.1.3, SGN.8: pass-through tells a device as much, and blocks what it does with
         // that.
-        let told = self.to_be_kept && translated_by == TranslationType::PassThrough;
+        let asks = matches!(self.kind, RequestKind::TranslationRequest { .. });
+        let told = asks && translated_by == TranslationType::PassThrough;
         if is_interrupt_range(found.address) && !told {
             return Err(if self.resolved.legacy {
                 FaultReason::InterruptRange
@@ -103,7 +103,12 @@ impl<T: TableMemory, C: StructureCaches> Walker<'_, T, C> {
     }
 
     fn pass_through(&self) -> Result<Found, FaultReason> {
-        if !self.tables.gates().within_host(self.address) {
+        let gates = self.tables.gates();
+        let within = match self.kind {
+            RequestKind::Translated => gates.within_host(self.address),
+            _ => gates.within_pass_through(self.address),
+        };
+        if !within {
             return Err(if self.resolved.legacy {
                 FaultReason::AddressBeyondWidth
             } else {
@@ -112,7 +117,7 @@ impl<T: TableMemory, C: StructureCaches> Walker<'_, T, C> {
         }
         Ok(Found {
             address: self.address,
-            page_shift: PASS_THROUGH_SHIFT.min(self.tables.gates().host_address_width),
+            page_shift: PASS_THROUGH_SHIFT.min(gates.host_address_width),
             readable: true,
             writable: true,
             dirty: true,

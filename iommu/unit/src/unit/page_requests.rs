@@ -21,7 +21,8 @@ pub enum PageRequestRefusal {
     /// The unit takes none: they are not offered, or translation is switched off. There is no response.
     #[error("the unit takes no page requests")]
     Unsupported,
-    /// It was dropped, and there is no response, as another request of its group asks for that.
+    /// It was dropped, and there is no response: another request of its group asks for that, or it is a stop marker,
+    /// which asks for none.
     #[error("the page request was dropped")]
     Dropped,
     /// It was dropped, and it is the last of its group: this is the response to the group, which software will
@@ -32,7 +33,7 @@ pub enum PageRequestRefusal {
 
 impl PageRequestRefusal {
     fn new(request: &PageRequest, code: ResponseCode) -> Self {
-        if request.last {
+        if request.last && !request.is_stop_marker() {
             Self::Answered(code)
         } else {
             Self::Dropped

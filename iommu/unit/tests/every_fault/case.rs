@@ -1,7 +1,7 @@
 //! What a case is made of, and the worlds that cases begin with.
 
-use intel_vtd::Request;
 use intel_vtd::spec::fault_reason::FaultReason;
+use intel_vtd::{Request, Stages};
 
 /// A request of 00:03.0. The first of two numbers is the PASID, if there is one; the other the address.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +65,9 @@ pub(super) struct Case {
     /// IRTA.
     pub(super) interrupt_table: u64,
     pub(super) pasid_bits: u8,
+    /// MGAW.
+    pub(super) address_bits: u8,
+    pub(super) stages: Stages,
     /// An entry that can be read once, and not updated then.
     pub(super) loses: Option<u64>,
     pub(super) ask: Ask,
@@ -94,6 +97,8 @@ pub(super) const LEGACY: Case = Case {
     root: 0x1000,
     interrupt_table: 0x20_0807,
     pasid_bits: 20,
+    address_bits: 48,
+    stages: Stages::Nested,
     loses: None,
     ask: Ask::Read(None, 0x1000),
     record: [0, 0],

@@ -2,6 +2,7 @@
 
 use super::case::Told::{Aborted, NoAccess, Nothing, Unsupported, WhatIsPermitted};
 use super::case::{AT_1000, Ask, BIT_50, CONTEXT_LEGACY, Case, INTERRUPT, IRTE, LEGACY};
+use intel_vtd::Stages;
 use intel_vtd::spec::fault_reason::FaultReason as Reason;
 
 pub(super) const CASES: &[Case] = &[
@@ -64,6 +65,19 @@ pub(super) const CASES: &[Case] = &[
         pokes: &[(0x2180, &[0x9, 0x0102])],
         ask: Ask::Write(None, 0x4000_0000_0000),
         record: [0x4000_0000_0000, 0x8000_0004_0000_0018],
+        fpd: &[CONTEXT_LEGACY],
+        told: Nothing,
+        ..LEGACY
+    },
+    Case {
+        reason: Reason::AddressBeyondWidth,
+        when: "pass-through, address beyond MGAW",
+        address_bits: 39,
+        stages: Stages::Second,
+        pokes: &[(0x2180, &[0x9, 0x0101])],
+        ask: Ask::Write(None, 0x80_0000_0000),
+        // FI has no bits beyond the deepest tables.
+        record: [0, 0x8000_0004_0000_0018],
         fpd: &[CONTEXT_LEGACY],
         told: Nothing,
         ..LEGACY
@@ -280,6 +294,14 @@ pub(super) const CASES: &[Case] = &[
         when: "page request",
         ask: Ask::Page(None, 0x1000),
         record: [AT_1000, 0x8000_0032_1000_0018],
+        fpd: &[CONTEXT_LEGACY],
+        ..LEGACY
+    },
+    Case {
+        reason: Reason::PageRequestInLegacyMode,
+        when: "page request with PASID",
+        ask: Ask::Page(Some(5), 0x1000),
+        record: [AT_1000, 0x8000_0532_9000_0018],
         fpd: &[CONTEXT_LEGACY],
         ..LEGACY
     },

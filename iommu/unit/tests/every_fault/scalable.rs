@@ -121,6 +121,15 @@ pub(super) const CASES: &[Case] = &[
         ..SCALABLE
     },
     Case {
+        reason: Reason::PasidBeyondDirectory,
+        when: "page request with PASID of 17 bits, PSS for 16",
+        pasid_bits: 16,
+        ask: Ask::Page(Some(0x1_0000), 0x1000),
+        record: [AT_1000, 0x8100_0046_9000_0018],
+        fpd: &[CONTEXT],
+        ..SCALABLE
+    },
+    Case {
         reason: Reason::PageRequestDisabled,
         when: "page request, PRE = 0",
         pokes: &[(0x2300, &[0x300D])],

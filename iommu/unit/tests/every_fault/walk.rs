@@ -4,6 +4,7 @@ use super::case::Told::{Aborted, NoAccess, NoAccessRecorded, WhatIsPermitted};
 use super::case::{
     AT_1000, Ask, BIT_50, CONTEXT, Case, DIRECTORY, ENTRY_0, PASID_5, PASID_6, PASID_7, SCALABLE,
 };
+use intel_vtd::Stages;
 use intel_vtd::spec::fault_reason::FaultReason as Reason;
 
 pub(super) const CASES: &[Case] = &[
@@ -149,6 +150,18 @@ pub(super) const CASES: &[Case] = &[
         when: "pass-through, address beyond HAW",
         ask: Ask::Write(None, 0x4000_0000_0000),
         record: [0x4000_0000_0000, 0x8000_0083_0000_0018],
+        fpd: &[CONTEXT, DIRECTORY, ENTRY_0],
+        told: NoAccess,
+        ..SCALABLE
+    },
+    Case {
+        reason: Reason::BeyondHostWidth,
+        when: "pass-through, address beyond MGAW",
+        address_bits: 39,
+        stages: Stages::Second,
+        ask: Ask::Write(None, 0x80_0000_0000),
+        // FI has no bits beyond the deepest tables.
+        record: [0, 0x8000_0083_0000_0018],
         fpd: &[CONTEXT, DIRECTORY, ENTRY_0],
         told: NoAccess,
         ..SCALABLE

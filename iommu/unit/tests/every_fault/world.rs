@@ -17,8 +17,8 @@ use super::case::{Ask, Case};
 use super::memory::{Memory, memory};
 use intel_vtd::spec::fault_reason::FaultReason;
 use intel_vtd::{
-    AtsRefusal, AtsTranslation, EventSink, InterruptMessage, PageRequest, PageRequestRefusal,
-    Pasid, Request, Scalable, SourceId, Stages, Unit, UnitConfig,
+    AddressWidth, AtsRefusal, AtsTranslation, EventSink, InterruptMessage, PageRequest,
+    PageRequestRefusal, Pasid, Request, Scalable, SourceId, Unit, UnitConfig,
 };
 
 pub(super) const SOURCE: SourceId = SourceId(0x0018);
@@ -37,11 +37,13 @@ pub(super) struct World {
 impl World {
     /// The world of `case`, in which the entry at `fpd` has FPD set.
     pub(super) fn of(case: &Case, fpd: Option<u64>) -> Self {
-        let config = UnitConfig::svm(46).with_scalable(
-            Scalable::new(Stages::Nested)
-                .with_pasid_bits(case.pasid_bits)
-                .with_page_requests(true),
-        );
+        let config = UnitConfig::svm(46)
+            .with_address_width(AddressWidth::from_bits(case.address_bits).unwrap())
+            .with_scalable(
+                Scalable::new(case.stages)
+                    .with_pasid_bits(case.pasid_bits)
+                    .with_page_requests(true),
+            );
         let memory = memory();
         let unit = Unit::new(Arc::clone(&memory), &config, Arc::new(Deaf)).unwrap();
         let world = Self { memory, unit };

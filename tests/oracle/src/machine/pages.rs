@@ -154,8 +154,10 @@ impl Machine {
         let paths = self.paths(request);
         let outcome = self.unit.request_page(SourceId(source), page);
         let observed = self.log.observe(&self.driver)?;
+        // A stop marker gets no response.
+        let marker = page.last && !page.read && !page.write;
         let dropped = |code: ResponseCode| {
-            if page.last {
+            if page.last && !marker {
                 PageRequestRefusal::Answered(code)
             } else {
                 PageRequestRefusal::Dropped
@@ -163,8 +165,6 @@ impl Machine {
         };
         let full = (self.pages.tail + 32) % SIZE == self.pages.head;
         let overflowed = self.pages.status & 2 != 0;
-        // A stop marker needs no response, nor does it harm.
-        let marker = page.last && !page.read && !page.write;
         let mut chosen = None;
         for path in &paths {
             let (expected, fault) = match &path.result {
@@ -182,9 +182,7 @@ impl Machine {
                 Ok(_) if overflowed || full => (Err(dropped(ResponseCode::Success)), None),
                 Ok(_) => (Ok(()), None),
             };
-            let same = outcome == expected
-                || marker && expected.is_err() && outcome == Err(PageRequestRefusal::Dropped);
-            if same && self.log.explains(&observed, fault.as_ref()) {
+            if outcome == expected && self.log.explains(&observed, fault.as_ref()) {
                 chosen = Some(path);
                 break;
             }

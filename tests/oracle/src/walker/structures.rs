@@ -33,11 +33,7 @@ impl Walk<'_> {
 
     fn legacy(&mut self) -> Step<Found> {
         if self.request.form == Form::Page {
-            return Err(self.fault(if self.request.pasid.is_some() {
-                &[0x32, 0x31]
-            } else {
-                &[0x32]
-            }));
+            return Err(self.fault(&[0x32]));
         }
         if self.request.pasid.is_some() {
             return Err(self.fault(&[0x31]));
@@ -86,7 +82,7 @@ impl Walk<'_> {
         }
         self.did = Some(high >> 8 & 0xffff);
         let limit = if tt == 2 {
-            self.facts.haw
+            self.facts.haw.min(self.facts.mgaw)
         } else {
             self.facts.mgaw.min(width(aw))
         };
@@ -135,6 +131,7 @@ impl Walk<'_> {
         let form = self.request.form;
         if let Some(pasid) = self.request.pasid
             && pasid >> self.facts.pasid_bits != 0
+            && form != Form::Page
         {
             return Err(self.fault(&[0x89]));
         }
@@ -307,7 +304,7 @@ impl Walk<'_> {
         };
         let mut found = match pgtt {
             4 => {
-                if address >> facts.haw != 0 {
+                if address >> facts.haw.min(facts.mgaw) != 0 {
                     return Err(self.fault(&[0x83]));
                 }
                 Found::identity(address)

@@ -207,6 +207,23 @@ fn tables_that_do_not_permit_a_request_are_a_fault_and_an_invalid_request() {
 }
 
 #[test]
+fn a_stop_marker_gets_no_response() {
+    let bench = bench();
+    let marker = PageRequest {
+        read: false,
+        write: false,
+        ..request(true)
+    };
+    fill(&bench);
+    // The queue is full, has overflowed, and does not take it from the tables.
+    for _ in 0..2 {
+        assert_eq!(bench.unit.request_page(SOURCE, &marker), Err(Dropped));
+    }
+    bench.poke(0x4140, &[0]);
+    assert_eq!(bench.unit.request_page(SOURCE, &marker), Err(Dropped));
+}
+
+#[test]
 fn legacy_mode_has_no_page_requests() {
     let bench = Bench::new(&sharing());
     bench.map_legacy(0x60_0000);
