@@ -86,7 +86,7 @@ use intel_vtd::{
 /// The assigned devices of a machine.
 ///
 /// # Locks
-/// The unit's command mutex comes before the mutex in here, and that before whatever the host's
+/// The unit's execution lock comes before the mutex in here, and that before whatever the host's
 /// calls take. Adding and removing a device takes the latter only, so it may be done at any time,
 /// but not within calls of [`HostIommu`](crate::HostIommu).
 ///

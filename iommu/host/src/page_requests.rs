@@ -64,8 +64,8 @@ impl fmt::Debug for PageRequestPath {
 
 /// Takes the guest's responses.
 pub trait PageResponses: Send + Sync {
-    /// The guest has answered a group of `source`, or says so. The unit's command mutex may be
-    /// held.
+    /// The guest has answered a group of `source`, or says so. The unit may be executing its
+    /// invalidation queue.
     fn respond(&self, source: SourceId, response: PageResponse);
 }
 

@@ -34,8 +34,7 @@ use crate::unit::Unit;
 impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     /// Every register decoded, pending faults and counters.
     ///
-    /// It takes the command mutex for a moment at a time, so it waits for a command that is being
-    /// carried out.
+    /// It reads registers as the guest does, and waits for no command that is being carried out.
     pub fn describe(&self) -> UnitDescription {
         UnitDescription::of(self)
     }

@@ -7,7 +7,7 @@
 //! | purpose | names |
 //! |---|---|
 //! | making a unit | [`UnitConfig`], [`Scalable`], [`Stages`], [`WalkFeatures`], [`Interrupts`], [`AddressWidth`], [`ConfigError`] |
-//! | the unit in the machine | [`Unit`], [`REGISTER_WINDOW_SIZE`], [`EventSink`], [`Statistics`] |
+//! | the unit in the machine | [`Unit`], [`InlineBudget`], [`REGISTER_WINDOW_SIZE`], [`EventSink`], [`Statistics`], [`Durations`] |
 //! | saving and restoring | [`UnitState`], [`RegisterWord`], [`StateError`] |
 //! | requesters | [`SourceId`], [`Pasid`] |
 //! | DMA of devices | [`DmaPort`], [`DmaView`], [`DmaTransaction`], [`DmaSlices`], [`PhysicalRange`], [`DmaBlocked`] |
@@ -50,9 +50,10 @@ pub use translate::{
 #[cfg(feature = "vm-memory-iommu")]
 pub use unit::UnitIommu;
 pub use unit::{
-    DeviceTlb, DmaBlocked, EventSink, InterruptBlocked, InterruptEntryObserver, InterruptMessage,
-    PageRequestRefusal, PhysicalRange, REGISTER_WINDOW_SIZE, RegisterWord, StateError, Statistics,
-    TranslationObserver, Unit, UnitState,
+    DeviceTlb, DmaBlocked, Durations, EventSink, InlineBudget, InterruptBlocked,
+    InterruptEntryObserver, InterruptMessage, PageRequestRefusal, PhysicalRange,
+    REGISTER_WINDOW_SIZE, RegisterWord, StateError, Statistics, TranslationObserver, Unit,
+    UnitState,
 };
 
 // For `intel-vtd-host`, and what signatures name but no one else has to.

@@ -2,21 +2,25 @@
 //!
 //! # Locks
 //! In this order, and each only if needed:
-//! 1. the command mutex: every register but those of the fault log and of the page-request queue, and the execution of
-//!    commands and of the invalidation queue. Observers of translations are called under it, and take their own locks and as
-//!    long as the host's IOMMU needs;
-//! 2. the drains: DMA transactions (in [`DmaState`]), interrupt requests in flight and page requests in flight. A command
-//!    waits for them, for one kind at a time and while it holds none; they never wait for a command;
-//! 3. leaf locks: the fault log, the page-request queue, the lists of observers and of device-TLBs, the limit on log
+//! 1. that of the `Execution`: whoever carries out commands and the invalidation queue has it, for as long as
+//!    transactions of devices, observers and the host's IOMMU take. A register access never waits for it if the unit has a
+//!    [background](Unit::run_in_background): what it asks for is noted, and seen by who has the lock;
+//! 2. the drains: DMA transactions (in [`DmaState`]), interrupt requests in flight and page requests in flight. The executor
+//!    waits for them, for one kind at a time and while it holds none; they never wait for the executor;
+//! 3. that of the `Registers`: every register but those of the fault log and of the page-request queue. It is held for one
+//!    access, never while anything is waited for or anyone is called;
+//! 4. leaf locks: the fault log, the page-request queue, the lists of observers and of device-TLBs, the limit on log
 //!    messages.
 //!
-//! Events, observers and device-TLBs are called under no leaf lock; observers of translations under no drain either, as they walk
-//! tables themselves.
+//! Reads of VER, CAP, ECAP and GSTS take none. Events, observers and device-TLBs are called under neither the registers' lock
+//! nor a leaf lock; observers of translations under no drain either, as they walk tables themselves.
 
+mod budget;
 mod command;
 mod device_tlb;
 mod event_registers;
 mod events;
+mod execution;
 mod fault_log;
 mod fault_reporter;
 mod interrupt_remapping;
@@ -26,6 +30,7 @@ mod page_queue;
 mod page_requests;
 mod queue;
 mod register_file;
+mod registers;
 mod resolve_dma;
 mod snapshot;
 mod statistics;
@@ -33,12 +38,13 @@ mod statistics;
 mod vm_memory_iommu;
 
 use std::ops::Deref;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use vm_memory::GuestMemoryBackend;
 
+pub use budget::InlineBudget;
 pub use device_tlb::DeviceTlb;
 pub use events::{EventSink, InterruptMessage};
 pub use interrupt_remapping::{InterruptBlocked, InterruptEntryObserver};
@@ -47,7 +53,7 @@ pub use page_requests::PageRequestRefusal;
 pub use register_file::REGISTER_WINDOW_SIZE;
 pub use resolve_dma::{DmaBlocked, PhysicalRange};
 pub use snapshot::{RegisterWord, StateError, UnitState};
-pub use statistics::{Limiter, Statistics};
+pub use statistics::{Durations, Limiter, Statistics};
 #[cfg(feature = "vm-memory-iommu")]
 pub use vm_memory_iommu::UnitIommu;
 
@@ -58,12 +64,14 @@ use crate::spec::ids::SourceId;
 use crate::spec::invalidation::Invalidation;
 use crate::spec::registers::{Caps, offset};
 use crate::translate::{Gates, Latched};
-use command::Command;
+use budget::{Budget, Clock, Later};
 use device_tlb::DeviceTlbs;
+use execution::{Background, Execution};
 use fault_reporter::FaultReporter;
 use interrupt_remapping::Remapping;
-use layout::{is_fault_register, is_page_register};
+use layout::{constant, is_constant, is_fault_register, is_page_register};
 use page_queue::PageQueue;
+use registers::Registers;
 use statistics::Shared;
 
 /// A remapping unit.
@@ -72,7 +80,12 @@ use statistics::Shared;
 pub struct Unit<M> {
     caps: Caps,
     /// Leads all others in the lock order.
-    command: Mutex<Command>,
+    execution: Mutex<Execution>,
+    /// How many want `execution` before anything further is executed.
+    claims: AtomicUsize,
+    background: OnceLock<Background>,
+    /// Held for one access.
+    registers: Mutex<Registers>,
     /// GSTS, for guests that poll it while a command runs.
     status: AtomicU32,
     dma: Arc<DmaState<M>>,
@@ -110,14 +123,31 @@ impl<M> Unit<M> {
         self.shared.counters.snapshot(self.dma.counts())
     }
 
-    /// Adds an observer of changes to translation, for as long as the unit lives: it hears of every command that begins after
-    /// this returns. It must not be called by an observer of translations.
-    pub fn observe_translations(&self, observer: Arc<dyn TranslationObserver>) {
-        self.lock().observers.add(observer);
+    /// How long the guest's register accesses took, from when they met something that may take time. Those that met nothing
+    /// count as the shortest.
+    pub fn register_accesses(&self) -> Durations {
+        self.shared.register_accesses.snapshot()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Command> {
-        self.command.lock()
+    /// Adds an observer of changes to translation, for as long as the unit lives: it hears of every command that begins after
+    /// this returns. It must not be called by an observer of translations.
+    pub fn observe_translations(&self, observer: Arc<dyn TranslationObserver>)
+    where
+        M: Deref<Target: GuestMemoryBackend>,
+    {
+        self.as_executor(|execution| execution.observers.add(observer));
+    }
+
+    fn registers(&self) -> MutexGuard<'_, Registers> {
+        self.registers.lock()
+    }
+
+    /// The same, for an access whose time is taken.
+    fn registers_for(&self, clock: &mut Clock) -> MutexGuard<'_, Registers> {
+        self.registers.try_lock().unwrap_or_else(|| {
+            clock.start();
+            self.registers.lock()
+        })
     }
 }
 
@@ -142,7 +172,10 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         }
         Ok(Arc::new(Self {
             caps,
-            command: Mutex::new(Command::new(&caps)),
+            execution: Mutex::default(),
+            claims: AtomicUsize::new(0),
+            background: OnceLock::new(),
+            registers: Mutex::new(Registers::new(&caps)),
             status: AtomicU32::new(0),
             dma: Arc::new(dma),
             remapping: RwLock::default(),
@@ -157,7 +190,14 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
 
     /// Reads from the register window. What is no register, and accesses that registers do not take, read as 0.
     pub fn read(&self, at: u64, data: &mut [u8]) {
+        let clock = self.load(at, data);
+        self.shared.register_accesses.record(clock.elapsed());
+    }
+
+    /// As [`read`](Self::read), but by the host.
+    pub(crate) fn load(&self, at: u64, data: &mut [u8]) -> Clock {
         data.fill(0);
+        let mut clock = Clock::default();
         let words = register_file::words(at, data.len());
         let mut pieces = data.chunks_exact_mut(4);
         let mut put = |value: u32| {
@@ -172,51 +212,102 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             // An access of 8 bytes takes in none of their neighbours.
             let queue = self.page_queue();
             words.for_each(|at| put(queue.load(at)));
+        } else if words.clone().all(is_constant) {
+            words.for_each(|at| put(constant(&self.caps, at)));
         } else if words.clone().eq([offset::GSTS]) {
-            put(self.status.load(Ordering::Acquire));
+            put(self.shown_status());
         } else {
-            let command = self.lock();
-            words.for_each(|at| put(command.file.load(at)));
+            let registers = self.registers_for(&mut clock);
+            words.for_each(|at| put(registers.file.load(at)));
         }
+        clock
     }
 
-    /// Writes to the register window, and carries out what that commands before it returns.
+    /// Writes to the register window, and carries out what that asks for before it returns: all of it, unless there
+    /// is a [background](Self::run_in_background).
     ///
     /// Accesses that registers do not take are dropped.
     pub fn write(&self, at: u64, data: &[u8]) {
-        let mut command = self.lock();
-        for (at, piece) in register_file::words(at, data.len()).zip(data.chunks_exact(4)) {
-            let value = piece
-                .iter()
-                .rev()
-                .fold(0, |value, byte| value << 8 | u32::from(*byte));
-            if is_page_register(at) {
+        let mut clock = Clock::default();
+        let words = register_file::words(at, data.len());
+        let values = data.chunks_exact(4).map(|piece| {
+            let bytes = piece.iter().rev();
+            bytes.fold(0, |value, byte| value << 8 | u32::from(*byte))
+        });
+        let has_work = if words.clone().any(is_fault_register) {
+            self.write_fault_registers(words.zip(values))
+        } else if words.clone().any(is_page_register) {
+            for (at, value) in words.zip(values) {
                 let message = self.page_queue().store(at, value);
                 self.faults.deliver(message);
-            } else if !is_fault_register(at) {
-                self.write_command_word(&mut command, at, value);
-            } else if self.faults.store(at, value) {
-                self.restart_queue(&mut command);
+            }
+            false
+        } else {
+            self.write_command_registers(words.zip(values), &mut clock)
+        };
+        if has_work {
+            clock = self.work(clock);
+        }
+        self.shared.register_accesses.record(clock.elapsed());
+    }
+
+    fn write_fault_registers(&self, words: impl Iterator<Item = (u16, u32)>) -> bool {
+        let mut goes_on = false;
+        for (at, value) in words {
+            // Its neighbours that such an access may touch are reserved.
+            if is_fault_register(at) && self.faults.store(at, value) {
+                // The error is gone that had stopped the queue: it goes on where it stands.
+                let mut registers = self.registers();
+                registers.file.set_quad(offset::IQERCD, 0);
+                registers.ask_queue();
+                goes_on = true;
             }
         }
+        goes_on
+    }
+
+    fn write_command_registers(
+        &self,
+        words: impl Iterator<Item = (u16, u32)>,
+        clock: &mut Clock,
+    ) -> bool {
+        let mut message = None;
+        let mut asks = false;
+        let has_work = {
+            let mut registers = self.registers_for(clock);
+            for (at, value) in words {
+                asks |= Registers::is_command(at);
+                // An access takes in only one register that raises an event.
+                message = registers.store(at, value).or(message);
+            }
+            asks && registers.has_work()
+        };
+        self.faults.deliver(message);
+        has_work
     }
 
     /// Back to the state after power-on. Nothing that was translated before is in use any more when this returns.
     ///
-    /// Counters stay, and so do observers and device-TLBs; what the latter keep is for their devices to forget.
+    /// Counters stay, and so do observers and device-TLBs; what the latter keep is for their devices to forget. What is
+    /// left of the invalidation queue is dropped: this waits for what is under way, and no longer.
     pub fn reset(&self) {
-        let mut command = self.lock();
-        command.reset();
-        self.dma.forget(&Invalidation::All);
-        self.latch_translation(&command, Latched::default());
-        self.change_remapping(|remapping| *remapping = Remapping::default());
-        self.faults.reset();
-        self.page_queue().reset();
-        self.publish_status(0);
+        self.as_executor(|execution| {
+            execution.reset();
+            self.registers().reset();
+            self.dma.forget(&Invalidation::All);
+            self.latch_all(execution, Latched::default(), Remapping::default());
+            self.faults.reset();
+            self.page_queue().reset();
+            self.publish_status(0);
+        });
     }
 
     fn memory(&self) -> Nearby<'_, M::Target> {
         self.dma.guest_memory()
+    }
+
+    fn shown_status(&self) -> u32 {
+        self.status.load(Ordering::Acquire)
     }
 
     fn publish_status(&self, status: u32) {
@@ -224,22 +315,51 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     }
 
     /// Makes `latched` the state of translation; no request uses an older one or older tables when this returns.
-    fn latch_translation(&self, command: &Command, latched: Latched) {
+    fn latch_translation(
+        &self,
+        execution: &mut Execution,
+        latched: Latched,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Later> {
+        if execution.leaves_to_background(budget) {
+            return Err(Later);
+        }
         self.dma.set_latched(latched);
-        self.drain_translations(&DrainScope::ALL);
-        command.observers.translation_changed();
+        self.drain_translations(&DrainScope::ALL, budget)?;
+        execution.root = latched.root;
+        budget.clock.start();
+        execution.observers.translation_changed();
+        Ok(())
+    }
+
+    /// Makes this the state of the unit, however long that takes.
+    fn latch_all(&self, execution: &mut Execution, latched: Latched, remapping: Remapping) {
+        let no_claims = AtomicUsize::new(0);
+        let mut budget = Budget::endless(&no_claims);
+        // This budget leaves nothing for later.
+        let _ = self.latch_translation(execution, latched, &mut budget);
+        let _ = self.change_remapping(&mut budget, |current| *current = remapping);
     }
 
     /// No request that `scope` takes in uses a translation from before this call when it returns.
-    fn invalidate_translations(&self, scope: &DrainScope) {
+    fn invalidate_translations(
+        &self,
+        scope: &DrainScope,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Later> {
         self.dma.invalidate_all();
-        self.drain_translations(scope);
+        self.drain_translations(scope, budget)
     }
 
     /// Waits for the requests in flight that tables translate, as far as `scope` takes them in.
-    fn drain_translations(&self, scope: &DrainScope) {
-        self.dma.drain_for(scope);
-        self.drain_page_requests();
+    fn drain_translations(&self, scope: &DrainScope, budget: &mut Budget<'_>) -> Result<(), Later> {
+        if !self
+            .dma
+            .drain_while(scope, &mut || budget.patience().is_ok())
+        {
+            return Err(Later);
+        }
+        self.drain_page_requests(budget)
     }
 }
 
@@ -248,5 +368,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
 #[allow(missing_docs, reason = "fixtures of tests")]
 pub mod testing;
 
+#[cfg(test)]
+mod background_test;
 #[cfg(test)]
 mod concurrency_test;

@@ -62,7 +62,8 @@ impl DrainScope {
 
     /// Whether it is of no view at all.
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        // Places are taken in turn.
+        !self.all && matches!(self.named, [None, ..])
     }
 
     /// Whether it takes in a view of `source` that uses what is of `domains`.

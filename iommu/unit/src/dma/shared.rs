@@ -164,13 +164,18 @@ impl<M> DmaState<M> {
     /// what the invalidations in it name is in no use when this returns. Others go on, and read
     /// anything of that only as it is by now.
     pub fn drain_for(&self, scope: &DrainScope) {
+        self.drain_while(scope, &mut || true);
+    }
+
+    /// As [`drain_for`](Self::drain_for), but gives up when `goes_on` says so while a transaction
+    /// takes long. Returns whether all of them are over.
+    pub fn drain_while(&self, scope: &DrainScope, goes_on: &mut dyn FnMut() -> bool) -> bool {
         if scope.is_empty() {
-            return;
+            return true;
         }
         let generation = self.generation.load(Ordering::SeqCst);
-        for slot in self.holding(generation, scope) {
-            slot.wait(generation, scope);
-        }
+        let mut holding = self.holding(generation, scope).into_iter();
+        holding.all(|slot| slot.wait(generation, scope, goes_on))
     }
 
     /// The slots for which a drain that begins now has to wait.

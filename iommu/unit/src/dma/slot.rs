@@ -40,8 +40,8 @@ impl DmaCounts {
 const SPINS: u32 = 512;
 /// How often it then lets others run.
 const YIELDS: u32 = 64;
-/// How long it then sleeps, unless it is woken.
-const NAP: Duration = Duration::from_millis(1);
+/// How long it then sleeps at a time, unless it is woken.
+const NAP: Duration = Duration::from_micros(100);
 
 /// What a slot had published before a view began to look for its binding.
 #[must_use]
@@ -117,24 +117,36 @@ impl Slot {
         }
     }
 
-    /// Waits until the slot no longer [`holds`](Self::holds) a drain.
-    pub(super) fn wait(&self, generation: u64, scope: &DrainScope) {
+    /// Waits until the slot no longer [`holds`](Self::holds) a drain. Returns whether that is so:
+    /// it gives up when `goes_on` says so.
+    pub(super) fn wait(
+        &self,
+        generation: u64,
+        scope: &DrainScope,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> bool {
         for round in 0..SPINS + YIELDS {
             if !self.holds(generation, scope) {
-                return;
+                return true;
             }
             if round < SPINS {
                 hint::spin_loop();
-            } else {
+            } else if goes_on() {
                 thread::yield_now();
+            } else {
+                return false;
             }
         }
         // The thread of the view may have been preempted.
         let mut sleep = self.sleep.lock();
         while self.holds(generation, scope) {
+            if !goes_on() {
+                return false;
+            }
             self.awaited.store(true, Ordering::SeqCst);
             self.over.wait_for(&mut sleep, NAP);
         }
+        true
     }
 
     /// The view has emptied its caches.

@@ -303,7 +303,7 @@ impl UnitDescription {
 fn load<M: Deref<Target: GuestMemoryBackend>>(unit: &Unit<M>, at: u16, size: u8) -> u64 {
     let mut bytes = [0; 8];
     if let Some(bytes) = bytes.get_mut(..usize::from(size)) {
-        unit.read(u64::from(at), bytes);
+        unit.load(u64::from(at), bytes);
     }
     u64::from_le_bytes(bytes)
 }

@@ -2,7 +2,7 @@
 
 use crate::spec::fault_reason::{FaultReason, Reply};
 use crate::spec::ids::{Pasid, SourceId};
-use crate::spec::registers::TableMode;
+use crate::spec::registers::{RootTableAddress, TableMode};
 
 /// The root-table pointer, as the last SRTP command latched it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -11,6 +11,16 @@ pub struct RootPointer {
     pub address: u64,
     /// How the tables are to be read.
     pub mode: TableMode,
+}
+
+impl RootPointer {
+    /// What `register` says.
+    pub(crate) fn of(register: RootTableAddress) -> Self {
+        Self {
+            address: register.table(),
+            mode: register.mode(),
+        }
+    }
 }
 
 /// What the guest has commanded: everything outside of memory that a translation depends on.

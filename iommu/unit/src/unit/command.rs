@@ -5,173 +5,153 @@ use std::ops::Deref;
 use vm_memory::GuestMemoryBackend;
 
 use super::Unit;
-use super::events::{Event, InterruptMessage};
-use super::layout::command_registers;
-use super::observers::TranslationObservers;
-use super::register_file::RegisterFile;
+use super::budget::{Budget, Later};
+use super::execution::Execution;
+use super::registers::{GlobalWork, Work};
 use crate::spec::descriptors::{ContextScope, IotlbScope, PageBlock};
 use crate::spec::invalidation::Invalidation;
 use crate::spec::registers::{
-    Caps, ContextCommand, GlobalCommand, InterruptTableAddress, InvalidateAddress, IotlbInvalidate,
-    RootTableAddress, TableMode, offset,
+    ContextCommand, GlobalCommand, InterruptTableAddress, InvalidateAddress, IotlbInvalidate,
+    TableMode, offset,
 };
 use crate::translate::{Latched, RootPointer};
 
-const COMPLETION_EVENT: Event = Event::new(offset::IECTL);
-
-/// What the command mutex protects: every register but those of the fault log and of the page-request queue, what
-/// commands have latched, and who is told of commands while they are carried out.
-pub(crate) struct Command {
-    pub(crate) file: RegisterFile,
-    /// RTADDR, as SRTP latched it.
-    pub(crate) root: RootPointer,
-    pub(super) observers: TranslationObservers,
-}
-
-impl Command {
-    pub(crate) fn new(caps: &Caps) -> Self {
-        Self {
-            file: RegisterFile::new(&command_registers(caps)),
-            root: RootPointer::default(),
-            observers: TranslationObservers::default(),
-        }
-    }
-
-    pub(crate) fn reset(&mut self) {
-        self.file.reset();
-        self.root = RootPointer::default();
-    }
-
-    /// GSTS, whose bits lie where GCMD has them.
-    pub(crate) fn status(&self) -> GlobalCommand {
-        GlobalCommand::from_bits(self.file.get(offset::GSTS))
-    }
-
-    /// Sets ICS.IWC. It is an event only if it was clear.
-    #[must_use]
-    pub(crate) fn wait_completed(&mut self) -> Option<InterruptMessage> {
-        if self.file.get(offset::ICS) & 1 != 0 {
-            return None;
-        }
-        self.file.set(offset::ICS, 1);
-        COMPLETION_EVENT.raise(&mut self.file)
-    }
-
-    /// What translations depend on.
-    pub(crate) fn latched(&self) -> Latched {
-        Latched {
-            enabled: self.status().te(),
-            root: self.root,
-        }
-    }
-}
-
 impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
-    /// Writes one word of the command registers, and does what it asks for.
-    pub(super) fn write_command_word(&self, command: &mut Command, at: u16, value: u32) {
-        command.file.store(at, value);
-        match at {
-            offset::GCMD => self.global_command(command, GlobalCommand::from_bits(value)),
-            at if at == offset::CCMD + 4 => self.context_command(command),
-            at if at == offset::IOTLB + 4 => self.iotlb_command(command),
-            offset::IQT => self.run_queue(command),
-            offset::ICS if command.file.get(offset::ICS) & 1 == 0 => {
-                COMPLETION_EVENT.withdraw(&mut command.file);
-            }
-            offset::IECTL => {
-                let message = COMPLETION_EVENT.control_written(&mut command.file);
-                self.faults.deliver(message);
-            }
-            _ => {}
+    /// Every bit that asks for something is taken in turn; GSTS shows each only once it is done.
+    pub(super) fn global_command(
+        &self,
+        execution: &mut Execution,
+        mut asked: GlobalWork,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Later> {
+        let outcome = self.global_steps(execution, &mut asked, budget);
+        if outcome.is_err() {
+            // What is done is not asked for any more; the rest may be done again from its start.
+            self.registers().put_back(Work::Global(asked));
         }
+        outcome
     }
 
-    /// Every bit that asks for something is taken in turn; GSTS shows each only once it is done.
-    fn global_command(&self, command: &mut Command, asked: GlobalCommand) {
-        if asked.srtp() {
-            self.set_root_pointer(command);
+    fn global_steps(
+        &self,
+        execution: &mut Execution,
+        asked: &mut GlobalWork,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Later> {
+        let levels = asked.levels;
+        if let Some(root) = asked.root {
+            self.set_root_pointer(execution, root, budget)?;
+            asked.root = None;
         }
         if self.caps.ecap.ir() {
-            if asked.sirtp() {
-                self.set_interrupt_pointer(command);
+            if let Some(table) = asked.table {
+                self.set_interrupt_pointer(table, budget)?;
+                asked.table = None;
             }
-            self.switch_interrupts(command, asked);
+            self.switch_interrupts(levels, budget)?;
         }
-        if asked.qie() != command.status().qie() {
-            self.switch_queue(command, asked.qie());
+        if levels.qie() != self.status().qie() {
+            self.switch_queue(levels.qie());
         }
-        if asked.te() != command.status().te() {
-            self.switch_translation(command, asked.te());
+        if levels.te() != self.status().te() {
+            self.switch_translation(execution, levels.te(), budget)?;
         }
-        let status = command.status();
+        let status = self.status();
         if !status.te() && !status.ire() {
             self.faults.rewind();
         }
+        Ok(())
     }
 
-    fn set_status(&self, command: &mut Command, status: GlobalCommand) {
-        command.file.set(offset::GSTS, status.into_bits());
+    /// GSTS, whose bits lie where GCMD has them. Only the executor changes it.
+    pub(super) fn status(&self) -> GlobalCommand {
+        GlobalCommand::from_bits(self.shown_status())
+    }
+
+    pub(super) fn set_status(&self, status: GlobalCommand) {
+        let mut registers = self.registers();
+        registers.file.set(offset::GSTS, status.into_bits());
         self.publish_status(status.into_bits());
     }
 
-    fn set_root_pointer(&self, command: &mut Command) {
-        let address = RootTableAddress::from_bits(command.file.get_quad(offset::RTADDR));
-        command.root = RootPointer {
-            address: address.table(),
-            mode: address.mode(),
+    fn set_root_pointer(
+        &self,
+        execution: &mut Execution,
+        root: RootPointer,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Later> {
+        let status = self.status();
+        let latched = Latched {
+            enabled: status.te(),
+            root,
         };
         // With CAP.ESRTPS this also invalidates.
-        self.latch_translation(command, command.latched());
-        let status = command.status().with_srtp(true);
-        self.set_status(command, status);
+        self.latch_translation(execution, latched, budget)?;
+        self.set_status(status.with_srtp(true));
+        Ok(())
     }
 
-    fn switch_translation(&self, command: &mut Command, on: bool) {
-        let status = command.status().with_te(on);
+    fn switch_translation(
+        &self,
+        execution: &mut Execution,
+        on: bool,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Later> {
+        let status = self.status().with_te(on);
         // Requests in flight finish under the old state before the status shows the new one.
-        let latched = Latched {
-            enabled: on,
-            ..command.latched()
-        };
-        self.latch_translation(command, latched);
-        self.set_status(command, status);
+        let latched = execution.latched(status);
+        self.latch_translation(execution, latched, budget)?;
+        self.set_status(status);
+        Ok(())
     }
 
-    fn set_interrupt_pointer(&self, command: &mut Command) {
-        let table = InterruptTableAddress::from_bits(command.file.get_quad(offset::IRTA));
-        self.change_remapping(|remapping| remapping.table = table);
-        let status = command.status().with_sirtp(true);
-        self.set_status(command, status);
+    fn set_interrupt_pointer(
+        &self,
+        table: InterruptTableAddress,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Later> {
+        self.change_remapping(budget, |remapping| remapping.table = table)?;
+        self.set_status(self.status().with_sirtp(true));
+        Ok(())
     }
 
-    fn switch_interrupts(&self, command: &mut Command, asked: GlobalCommand) {
-        let status = command.status();
+    fn switch_interrupts(
+        &self,
+        asked: GlobalCommand,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Later> {
+        let status = self.status();
         if asked.ire() == status.ire() && asked.cfi() == status.cfi() {
-            return;
+            return Ok(());
         }
-        self.change_remapping(|remapping| {
+        self.change_remapping(budget, |remapping| {
             remapping.enabled = asked.ire();
             remapping.compatibility = asked.cfi();
-        });
-        self.set_status(command, status.with_ire(asked.ire()).with_cfi(asked.cfi()));
+        })?;
+        self.set_status(status.with_ire(asked.ire()).with_cfi(asked.cfi()));
+        Ok(())
     }
 
-    fn switch_queue(&self, command: &mut Command, on: bool) {
-        let status = command.status().with_qie(on);
-        self.set_status(command, status);
-        if on {
-            self.run_queue(command);
-        } else {
-            command.file.set_quad(offset::IQH, 0);
+    /// What the queue has begun is finished by now. Software that sees it off finds the head at 0.
+    fn switch_queue(&self, on: bool) {
+        {
+            let mut registers = self.registers();
+            if on {
+                registers.ask_queue();
+            } else {
+                registers.file.set_quad(offset::IQH, 0);
+            }
         }
+        self.set_status(self.status().with_qie(on));
     }
 
-    /// CCMD was written: invalidates the context cache, if it is asked to and may (section 11.4.7).
-    fn context_command(&self, command: &mut Command) {
-        let asked = ContextCommand::from_bits(command.file.get_quad(offset::CCMD));
-        if !asked.invalidate() {
-            return;
-        }
+    /// CCMD was written: invalidates the context cache, if it may (section 11.4.7).
+    pub(super) fn context_command(
+        &self,
+        execution: &mut Execution,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Later> {
+        let asked = ContextCommand::from_bits(self.registers().file.get_quad(offset::CCMD));
         let scope = match asked.requested() {
             1 => Some(ContextScope::Global),
             2 => Some(ContextScope::Domain(asked.domain())),
@@ -181,19 +161,30 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             }),
             _ => None,
         };
-        let carried_out = self.register_invalidation(command, scope.map(Invalidation::Context));
+        let invalidation = scope.map(Invalidation::Context);
+        let carried_out = self
+            .register_invalidation(execution, invalidation, budget)
+            .inspect_err(|_| self.registers().put_back(Work::Context))?;
         let actual = if carried_out { asked.requested() } else { 0 };
         let done = asked.with_invalidate(false).with_actual(actual);
-        command.file.set_quad(offset::CCMD, done.into_bits());
+        let mut registers = self.registers();
+        registers.file.set_quad(offset::CCMD, done.into_bits());
+        Ok(())
     }
 
-    /// IOTLB_REG was written: invalidates the IOTLB, if it is asked to and may (section 11.4.8).
-    fn iotlb_command(&self, command: &mut Command) {
-        let asked = IotlbInvalidate::from_bits(command.file.get_quad(offset::IOTLB));
-        if !asked.invalidate() {
-            return;
-        }
-        let address = InvalidateAddress::from_bits(command.file.get_quad(offset::IVA));
+    /// IOTLB_REG was written: invalidates the IOTLB, if it may (section 11.4.8).
+    pub(super) fn iotlb_command(
+        &self,
+        execution: &mut Execution,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Later> {
+        let (asked, address) = {
+            let registers = self.registers();
+            (
+                IotlbInvalidate::from_bits(registers.file.get_quad(offset::IOTLB)),
+                InvalidateAddress::from_bits(registers.file.get_quad(offset::IVA)),
+            )
+        };
         let scope = match asked.requested() {
             1 => Some(IotlbScope::Global),
             2 => Some(IotlbScope::Domain(asked.domain())),
@@ -204,29 +195,39 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             }
             _ => None,
         };
-        let carried_out = self.register_invalidation(command, scope.map(Invalidation::Iotlb));
+        let invalidation = scope.map(Invalidation::Iotlb);
+        let carried_out = self
+            .register_invalidation(execution, invalidation, budget)
+            .inspect_err(|_| self.registers().put_back(Work::Iotlb))?;
         let actual = if carried_out { asked.requested() } else { 0 };
         let done = asked.with_invalidate(false).with_actual(actual);
-        command.file.set_quad(offset::IOTLB, done.into_bits());
+        let mut registers = self.registers();
+        registers.file.set_quad(offset::IOTLB, done.into_bits());
+        Ok(())
     }
 
     /// Invalidates what a register names. Returns whether that was carried out.
-    fn register_invalidation(&self, command: &Command, asked: Option<Invalidation>) -> bool {
-        let Some(invalidation) = asked.filter(|_| register_invalidation_works(command)) else {
-            return false;
+    fn register_invalidation(
+        &self,
+        execution: &mut Execution,
+        asked: Option<Invalidation>,
+        budget: &mut Budget<'_>,
+    ) -> Result<bool, Later> {
+        let works = execution.root.mode == TableMode::Legacy && !self.status().qie();
+        // Registers invalidate only in legacy mode, and not beside a queue.
+        let Some(invalidation) = asked.filter(|_| works) else {
+            return Ok(false);
         };
-        self.shared.counters.register_invalidations.add();
-        command.observers.run_begins();
+        if execution.leaves_to_background(budget) && !invalidation.is_narrow() {
+            return Err(Later);
+        }
         self.dma.forget(&invalidation);
-        self.invalidate_translations(&[invalidation].iter().collect());
-        command.observers.invalidated(&[invalidation]);
-        true
+        self.invalidate_translations(&[invalidation].iter().collect(), budget)?;
+        execution.observers.run_begins();
+        execution.observers.invalidated(&[invalidation]);
+        self.shared.counters.register_invalidations.add();
+        Ok(true)
     }
-}
-
-/// Registers invalidate only in legacy mode, and not beside a queue.
-fn register_invalidation_works(command: &Command) -> bool {
-    command.root.mode == TableMode::Legacy && !command.status().qie()
 }
 
 #[cfg(test)]

@@ -12,9 +12,8 @@ use crate::spec::page_request::PageResponse;
 
 /// A device that keeps translations.
 ///
-/// Calls come while the unit executes its invalidation queue, one at a time and in the order of the queue. The unit's
-/// command mutex is held: an implementation must not access the unit's registers nor reset it, and must not block
-/// for long. It may hold DMA transactions of its own and make page requests, and may take locks of the device as long as
+/// Calls come while the unit executes its invalidation queue, one at a time and in the order of the queue. An implementation
+/// must not write the unit's registers nor reset it, and must not block for long. It may hold DMA transactions of its own and make page requests, and may take locks of the device as long as
 /// the device does none of the former under them.
 ///
 /// # What a device has to do
@@ -67,9 +66,14 @@ impl<M> Unit<M> {
     }
 
     /// Whether there is a device-TLB of `source`.
+    pub(crate) fn has_tlb(&self, source: SourceId) -> bool {
+        self.device_tlbs.get(source).is_some()
+    }
+
+    /// Whether there is a device-TLB of `source`.
     #[cfg(any(test, feature = "testing"))]
     pub fn has_device_tlb(&self, source: SourceId) -> bool {
-        self.device_tlbs.get(source).is_some()
+        self.has_tlb(source)
     }
 
     /// Has the device-TLB of `source` forget translations. Tells whether there is one.

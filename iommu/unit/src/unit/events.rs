@@ -19,8 +19,8 @@ pub struct InterruptMessage {
 
 /// Where a unit's own interrupts go.
 ///
-/// `deliver` may be called while the caller holds the unit's command mutex or a DMA transaction, but under none of the
-/// unit's leaf locks: it must not access the unit's registers, and must not block for long.
+/// `deliver` may be called by whoever executes the guest's commands, or within a DMA transaction, but under no lock of the unit's
+/// registers: it must not write the unit's registers, and must not block for long.
 pub trait EventSink: Send + Sync {
     /// Delivers `message` as it is.
     fn deliver(&self, message: InterruptMessage);

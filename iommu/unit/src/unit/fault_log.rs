@@ -1,6 +1,6 @@
 //! The fault log: records, status and the fault event (sections 7.2.1 and 7.3).
 //!
-//! It has a lock of its own, because faults come from device threads while the command mutex may be held. That lock is a
+//! It has a lock of its own, because faults come from device threads while commands are executed. That lock is a
 //! leaf: nothing else is taken under it, and messages are handed out to be delivered once it is released.
 
 use super::event_registers::EventRegisters;

@@ -12,6 +12,7 @@ use thiserror::Error;
 use vm_memory::GuestMemoryBackend;
 
 use super::Unit;
+use super::budget::{Budget, Later};
 use super::events::InterruptMessage;
 use crate::spec::fault_reason::FaultReason;
 use crate::spec::ids::SourceId;
@@ -31,8 +32,8 @@ pub struct InterruptBlocked {
 pub trait InterruptEntryObserver: Send + Sync {
     /// `count` entries from `first` on may have changed, or, with all 65536, whether and how interrupts are remapped.
     ///
-    /// Called before the guest sees the invalidation complete, with the unit's command mutex held and none of its leaf
-    /// locks: interrupts may be resolved here, registers may not be accessed.
+    /// Called before the guest sees the invalidation complete, by whoever executes the guest's commands and under none of
+    /// the unit's leaf locks: interrupts may be resolved here, registers may not be written.
     fn interrupt_entries_invalidated(&self, first: u16, count: u32);
 }
 
@@ -43,23 +44,29 @@ impl<M> Unit<M> {
     }
 
     /// Changes how interrupts are remapped, once no request is in flight, and tells observers to resolve all of theirs.
-    pub(super) fn change_remapping(&self, change: impl FnOnce(&mut Remapping)) {
-        change(&mut self.remapping.write());
-        self.notify_observers(0..0x1_0000);
+    pub(super) fn change_remapping(
+        &self,
+        budget: &mut Budget<'_>,
+        change: impl FnOnce(&mut Remapping),
+    ) -> Result<(), Later> {
+        change(&mut *budget.wait_for(&self.remapping)?);
+        self.notify_observers(0..0x1_0000, budget);
+        Ok(())
     }
 
     /// Waits for the interrupt requests in flight.
-    pub(super) fn drain_interrupts(&self) {
-        drop(self.remapping.write());
+    pub(super) fn drain_interrupts(&self, budget: &mut Budget<'_>) -> Result<(), Later> {
+        budget.wait_for(&self.remapping).map(drop)
     }
 
-    pub(super) fn notify_observers(&self, entries: Range<u32>) {
+    pub(super) fn notify_observers(&self, entries: Range<u32>, budget: &mut Budget<'_>) {
         let observers = self.observers.lock().clone();
         let count = entries.end.saturating_sub(entries.start);
         let Ok(first) = u16::try_from(entries.start) else {
             return;
         };
         for observer in observers {
+            budget.clock.start();
             observer.interrupt_entries_invalidated(first, count);
         }
     }

@@ -2,18 +2,15 @@
 //!
 //! A register of a feature that is not offered is left out: it reads 0 and ignores writes, as RsvdZ asks.
 
-use super::register_file::Register;
+use super::register_file::{Register, half};
 use crate::spec::registers::{Caps, FAULT_RECORD_COUNT, FAULT_RECORDS, VERSION, offset};
 
 /// IM = 1: events are masked after reset.
 const EVENT_CONTROL_RESET: u64 = 0x8000_0000;
 
-/// Registers that belong to the command mutex: all but those of the fault log and of the page-request queue.
+/// Registers that belong to the lock of the command registers: all but those of the fault log and of the page-request queue.
 pub(crate) fn command_registers(caps: &Caps) -> Vec<Register> {
     let mut registers = vec![
-        Register::word(offset::VER).reset(u64::from(VERSION)),
-        Register::quad(offset::CAP).reset(caps.cap.into_bits()),
-        Register::quad(offset::ECAP).reset(caps.ecap.into_bits()),
         Register::word(offset::GCMD),
         Register::word(offset::GSTS),
         Register::quad(offset::RTADDR).writable(0xFFFF_FFFF_FFFF_FC00),
@@ -36,6 +33,22 @@ pub(crate) fn command_registers(caps: &Caps) -> Vec<Register> {
         registers.push(Register::quad(offset::IRTA).writable(0xFFFF_FFFF_FFFF_F00F | extended));
     }
     registers
+}
+
+/// Whether the word at `at` never changes: VER, CAP, ECAP, and what is reserved between them.
+pub(crate) fn is_constant(at: u16) -> bool {
+    at < offset::GCMD
+}
+
+/// What software reads from the word at `at`, which never changes.
+pub(crate) fn constant(caps: &Caps, at: u16) -> u32 {
+    let (quad, register) = match at & !4 {
+        offset::VER => (u64::from(VERSION), offset::VER),
+        offset::CAP => (caps.cap.into_bits(), offset::CAP),
+        offset::ECAP => (caps.ecap.into_bits(), offset::ECAP),
+        _ => (0, at),
+    };
+    half(quad, usize::from((at - register) / 4))
 }
 
 /// Registers that belong to the fault log's lock.

@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
+use crate::spec::descriptors::{IotlbScope, PasidIotlbScope};
 use crate::spec::invalidation::Invalidation;
 
 /// Keeps translations outside of the unit, and brings them up to date when the guest says so.
 ///
-/// Calls come one at a time and in the order of the guest's commands, under the unit's command mutex: an implementation must
-/// not access registers. They may take as long as the host needs; the guest waits.
+/// Calls come one at a time and in the order of the guest's commands, by whoever executes them: an implementation must not
+/// write registers. They may take as long as the host needs: the guest sees its command complete after that, and register
+/// accesses do not wait if there is a [background](crate::Unit::run_in_background).
 pub trait TranslationObserver: Send + Sync {
     /// The guest latched a root table, or turned translation on or off, or the unit was reset. The unit's
     /// [`DmaState`](crate::dma::DmaState) has the new state already; GSTS shows it when this returns.
     fn translation_changed(&self);
 
-    /// A run of the invalidation queue, or a register-based invalidation, begins: all calls of
-    /// [`invalidated`](Self::invalidated) until the next run are one exit of the guest. For limits on the work of one exit.
+    /// A run of the invalidation queue, or a register-based invalidation, begins. A run is what is carried out without a
+    /// look at anything else: at most what software had put into the queue by then. For limits on the work of one run.
     fn run_begins(&self) {}
 
     /// When this returns, nothing that was read from the named tables before the call is in use any more. A wait completes
@@ -25,7 +27,7 @@ pub trait TranslationObserver: Send + Sync {
 /// How many invalidations are told apart between two waits; any more are told as [`Invalidation::All`].
 const LISTED: usize = 64;
 
-/// The observers of a unit. Under the command mutex, so that one that is added has missed nothing that it needs: no command is
+/// The observers of a unit. The executor has them, so that one that is added has missed nothing that it needs: no command is
 /// half-way then.
 #[derive(Default)]
 pub(super) struct TranslationObservers(Vec<Arc<dyn TranslationObserver>>);
@@ -53,42 +55,70 @@ impl TranslationObservers {
         }
     }
 
-    /// A list for a run of the queue; it stays empty if nobody would hear of it.
-    pub(super) fn list(&self) -> InvalidationList {
-        InvalidationList {
-            wanted: !self.0.is_empty(),
-            list: Vec::new(),
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// How many pages of 4 KiB are few: what observers have to look at for them costs less than to wake a thread.
+const FEW_PAGES: u64 = 64;
+
+impl Invalidation {
+    /// How many pages it names; none if it names tables, or all of a domain.
+    fn pages(&self) -> Option<u64> {
+        match self {
+            Self::Iotlb(IotlbScope::Pages(_, block)) => 1_u64.checked_shl(block.mask.into()),
+            // One call of the host, whatever their number; for that of a device-TLB, none of its own.
+            Self::PasidIotlb {
+                scope: PasidIotlbScope::Pages(_),
+                ..
+            }
+            | Self::DeviceTlb { .. } => Some(1),
+            _ => None,
         }
+    }
+
+    /// Whether it is known to take observers no longer than a register write should.
+    pub(super) fn is_narrow(&self) -> bool {
+        self.pages().is_some_and(|pages| pages <= FEW_PAGES)
     }
 }
 
 /// Invalidations that were taken from the queue, and that observers are still to hear of.
-#[derive(Debug)]
-pub(super) struct InvalidationList {
-    wanted: bool,
-    list: Vec<Invalidation>,
-}
+#[derive(Debug, Default)]
+pub(super) struct InvalidationList(Vec<Invalidation>);
 
 impl InvalidationList {
     pub(super) fn add(&mut self, invalidation: Invalidation) {
-        if !self.wanted
-            || matches!(self.list.last(), Some(last) if *last == invalidation || *last == Invalidation::All)
+        if matches!(self.0.last(), Some(last) if *last == invalidation || *last == Invalidation::All)
         {
             return;
         }
-        if self.list.len() == LISTED {
-            self.list.clear();
-            self.list.push(Invalidation::All);
+        if self.0.len() == LISTED {
+            self.0.clear();
+            self.0.push(Invalidation::All);
         } else {
-            self.list.push(invalidation);
+            self.0.push(invalidation);
         }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether all of it together is known to take observers no longer than a register write should.
+    pub(super) fn is_narrow(&self) -> bool {
+        let sum = self.0.iter().try_fold(0_u64, |sum, invalidation| {
+            sum.checked_add(invalidation.pages()?)
+        });
+        sum.is_some_and(|pages| pages <= FEW_PAGES)
     }
 
     /// Tells `observers` what was added since the last call.
     pub(super) fn tell(&mut self, observers: &TranslationObservers) {
-        if !self.list.is_empty() {
-            observers.invalidated(&self.list);
-            self.list.clear();
+        if !self.0.is_empty() {
+            observers.invalidated(&self.0);
+            self.0.clear();
         }
     }
 }

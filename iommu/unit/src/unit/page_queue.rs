@@ -1,6 +1,6 @@
 //! The page-request queue and its registers (sections 7.4 to 7.6).
 //!
-//! It has a lock of its own, because requests come from device threads while the command mutex may be held. That lock is a
+//! It has a lock of its own, because requests come from device threads while commands are executed. That lock is a
 //! leaf: what is done under it is a write to guest memory and no call of anyone, and messages are handed out to be
 //! delivered once it is released.
 

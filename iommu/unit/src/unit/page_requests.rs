@@ -7,6 +7,7 @@ use thiserror::Error;
 use vm_memory::GuestMemoryBackend;
 
 use super::Unit;
+use super::budget::{Budget, Later};
 use super::page_queue::{PageQueue, Queued};
 use crate::dma::FaultSink;
 use crate::spec::descriptors::{IotlbScope, PageBlock, PasidIotlbScope};
@@ -171,8 +172,8 @@ impl<M> Unit<M> {
     ///
     /// A request is in the queue when [`request_page`](Unit::request_page) returns, and nothing is on its way between a
     /// device and the unit. So this is all that an invalidation wait with PD has to do (section 7.10).
-    pub(super) fn drain_page_requests(&self) {
-        drop(self.page_requests_in_flight.write());
+    pub(super) fn drain_page_requests(&self, budget: &mut Budget<'_>) -> Result<(), Later> {
+        budget.wait_for(&self.page_requests_in_flight).map(drop)
     }
 
     pub(super) fn page_queue(&self) -> MutexGuard<'_, PageQueue> {

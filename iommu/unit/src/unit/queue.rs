@@ -1,96 +1,172 @@
-//! The invalidation queue (section 6.5.2), carried out within the register write that gives it work.
+//! The invalidation queue (section 6.5.2): descriptors are fetched, checked and started.
 //!
-//! Nothing runs in the background, so a guest that spins on a status finds it written when its tail write returns. The work
-//! is bounded before it starts: head and tail are checked against the geometry of the queue, and the head then meets the
-//! tail after at most as many descriptors as the queue has.
+//! "The invalidation queue head register may lag": hardware is asynchronous, and software learns from
+//! the status of a wait, and from that alone, that what came before has taken effect. The head is
+//! past a descriptor once that was accepted (section 6.5.2.10); its effect may still be to come, and is then in
+//! [`Pending`]. How much of the queue a register write carries out is said in
+//! [`budget`](super::budget); without a background it is all.
 //!
-//! Invalidations take effect together, at the latest before the next wait completes: the translation caches of the device
-//! threads are told once, transactions in flight are waited for once, observers of translations hear of all invalidations in
-//! one call, and observers of interrupt entries hear what changed and nothing else, up to 16 ranges.
+//! The work is bounded before it starts: head and tail are checked against the geometry of the
+//! queue, and the head then meets the tail after at most as many descriptors as the queue has.
+//!
+//! Invalidations take effect together, at the latest before the next wait completes: see [`settle`].
 
 mod pending;
+mod settle;
 
 use std::ops::Deref;
 
 use vm_memory::GuestMemoryBackend;
 
 use super::Unit;
-use super::command::Command;
+use super::budget::{Budget, Later};
+use super::execution::Execution;
+use super::register_file::RegisterFile;
+use super::registers::Work;
 use crate::dma::DrainScope;
 use crate::memory::TableMemory;
 use crate::spec::decoder::{check_mode, decode};
-use crate::spec::descriptors::{Descriptor, Wait};
+use crate::spec::descriptors::Descriptor;
 use crate::spec::device_tlb::DeviceTlbInvalidation;
 use crate::spec::ids::SourceId;
 use crate::spec::invalidation::Invalidation;
-use crate::spec::registers::{QueueAddress, QueueError, QueueErrorRecord, offset};
-use pending::Pending;
+use crate::spec::registers::{QueueAddress, QueueError, offset};
+pub(super) use pending::Pending;
 
-/// How many waits are completed together. Each time, the transactions in flight are waited for, which takes as long as they
-/// do: a queue full of waits would otherwise hold its vCPU up for seconds while a device copies.
-const WAITS_AT_ONCE: usize = 64;
+/// How many descriptors are carried out between two looks at what is left of the budget.
+const UNWATCHED: u32 = 128;
 
-/// Whether the next descriptor may be started.
+/// What is in the queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    address: QueueAddress,
+    /// Where the next descriptor is. Only the executor moves it.
+    head: u32,
+    /// Where software had put the tail when the run began.
+    tail: u32,
+}
+
+/// What comes after a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flow {
+pub(super) enum Flow {
+    /// The next one.
     Continue,
-    /// A fence waits for a device that does not answer.
+    /// The next one, after the waits up to here have completed.
+    Complete,
+    /// Nothing: a fence waits for a device that does not answer.
     Held,
+    /// The same one again: the budget does not do for it.
+    Again,
 }
 
 impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
-    /// Processes the queue until it is empty or an error stops it. A queue that is off, or that an error has stopped, stays.
-    pub(super) fn run_queue(&self, command: &mut Command) {
-        if !command.status().qie() {
-            return;
+    /// Processes the queue until the tail, or until an error stops it.
+    pub(super) fn run_queue(
+        &self,
+        execution: &mut Execution,
+        mut span: Span,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Later> {
+        execution.observers.run_begins();
+        execution.pending.drained = DrainScope::default();
+        let outcome = self
+            .process(execution, &mut span, budget)
+            .unwrap_or_else(|error| {
+                execution.pending.error = Some(error);
+                Ok(())
+            });
+        self.publish_head(&span);
+        let outcome = outcome.and_then(|()| self.finish(execution, budget));
+        if outcome.is_err() {
+            // There may be no more of it, but whoever goes on finds that out.
+            self.registers().put_back(Work::Queue);
+        }
+        outcome
+    }
+
+    /// What there is to do, if the queue runs at all: one that is off, or that an error has stopped, stays.
+    pub(super) fn span(&self, file: &RegisterFile) -> Option<Span> {
+        let span = Span {
+            address: QueueAddress::from_bits(file.get_quad(offset::IQA)),
+            head: file.get(offset::IQH),
+            tail: file.get(offset::IQT),
+        };
+        if !self.status().qie() || span.head == span.tail {
+            return None;
         }
         let status = self.faults.status();
-        if status.queue_error() || status.timeout_error() {
-            return;
-        }
-        command.observers.run_begins();
-        let mut pending = Pending::new(command.observers.list());
-        let outcome = self.process(command, &mut pending);
-        self.finish_waits(command, &mut pending);
-        self.settle(command, &mut pending);
-        if let Some(source) = pending.timed_out {
-            self.time_out(command, source);
-        }
-        if let Err(error) = outcome {
-            self.stop_queue(command, error);
-        }
+        let is_stopped = status.queue_error() || status.timeout_error();
+        (!is_stopped).then_some(span)
+    }
+
+    /// Shows software how far the queue was read. Tells whether something else is to be done before it is read on.
+    fn publish_head(&self, span: &Span) -> bool {
+        let mut registers = self.registers();
+        registers.file.set(offset::IQH, span.head);
+        registers.has_command()
     }
 
     /// Carries descriptors out, and moves the head past each that was accepted.
-    fn process(&self, command: &mut Command, pending: &mut Pending) -> Result<(), QueueError> {
-        let address = QueueAddress::from_bits(command.file.get_quad(offset::IQA));
-        let tail = command.file.get(offset::IQT);
-        let mut head = command.file.get(offset::IQH);
-        if head == tail {
-            return Ok(());
-        }
-        let mode = command.root.mode;
+    fn process(
+        &self,
+        execution: &mut Execution,
+        span: &mut Span,
+        budget: &mut Budget<'_>,
+    ) -> Result<Result<(), Later>, QueueError> {
+        let mode = execution.root.mode;
+        let address = span.address;
         check_mode(&self.caps, mode, address.wide())?;
         let width = if address.wide() { 32 } else { 16 };
         let bytes = address.bytes();
         // The head is ours, but the queue may have shrunk or widened under it.
-        if tail >= bytes || head >= bytes {
+        if span.tail >= bytes || span.head >= bytes {
             return Err(QueueError::Tail);
         }
-        if !tail.is_multiple_of(width) || !head.is_multiple_of(width) {
+        if !span.tail.is_multiple_of(width) || !span.head.is_multiple_of(width) {
             return Err(QueueError::Alignment);
         }
-        while head != tail {
-            let words = self.fetch(address, head)?;
+        let mut unwatched = 0;
+        while span.head != span.tail {
+            let words = self.fetch(address, span.head)?;
             let descriptor = decode(words, &self.caps, mode)?;
-            let flow = self.execute(command, descriptor, pending);
-            head = (head + width) % bytes;
-            command.file.set(offset::IQH, head);
-            if flow == Flow::Held {
-                break;
+            let flow = self.execute(execution, descriptor, budget);
+            if flow == Flow::Again {
+                return Ok(Err(Later));
             }
+            self.count(&descriptor);
+            span.head = (span.head + width) % bytes;
+            unwatched += weight(&descriptor);
+            let outcome = match flow {
+                Flow::Held => break,
+                Flow::Complete => self.complete_waits(execution, span, budget),
+                _ if unwatched < UNWATCHED => continue,
+                _ => budget.patience(),
+            };
+            if outcome.is_err() && span.head != span.tail {
+                return Ok(outcome);
+            }
+            unwatched = 0;
         }
-        Ok(())
+        Ok(Ok(()))
+    }
+
+    /// Completes the waits up to here. Tells whether the next descriptor may begin.
+    fn complete_waits(
+        &self,
+        execution: &mut Execution,
+        span: &Span,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Later> {
+        // Software that sees a status finds the head behind it.
+        let is_interrupted = self.publish_head(span);
+        self.finish(execution, budget)?;
+        if is_interrupted {
+            return Err(Later);
+        }
+        if span.head == span.tail {
+            return Ok(());
+        }
+        budget.more()
     }
 
     fn fetch(&self, queue: QueueAddress, head: u32) -> Result<[u64; 4], QueueError> {
@@ -114,15 +190,15 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
 
     fn execute(
         &self,
-        command: &mut Command,
+        execution: &mut Execution,
         descriptor: Descriptor,
-        pending: &mut Pending,
+        budget: &mut Budget<'_>,
     ) -> Flow {
-        self.count(&descriptor);
         if let Some(invalidation) = Invalidation::of(&descriptor) {
             // What is kept goes at once, and the rest together with what else is pending.
             self.dma.forget(&invalidation);
-            pending.add(invalidation);
+            let is_told = !execution.observers.is_empty();
+            execution.pending.add(invalidation, is_told);
         }
         match descriptor {
             Descriptor::Context(_)
@@ -132,10 +208,13 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             Descriptor::DeviceTlb {
                 source,
                 invalidation,
-            } => self.invalidate_at_device(command, pending, source, invalidation),
+            } => {
+                let outcome = self.invalidate_at_device(execution, source, invalidation, budget);
+                return outcome.map_or(Flow::Again, |()| Flow::Continue);
+            }
             Descriptor::PageResponse { source, response } => self.respond(source, response),
-            Descriptor::Interrupt(scope) => pending.add_interrupts(scope),
-            Descriptor::Wait(wait) => return self.wait(command, pending, wait),
+            Descriptor::Interrupt(scope) => execution.pending.add_interrupts(scope),
+            Descriptor::Wait(wait) => return execution.pending.wait(wait),
         }
         Flow::Continue
     }
@@ -157,128 +236,47 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     /// Has a device forget translations, or notes that there is none to do so.
     fn invalidate_at_device(
         &self,
-        command: &mut Command,
-        pending: &mut Pending,
+        execution: &mut Execution,
         source: SourceId,
         invalidation: DeviceTlbInvalidation,
-    ) {
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Later> {
+        // What the device asks for after it forgot is to come from the new tables; and the wait that follows is
+        // to see the end of what the device began before it forgot.
         let forget = Invalidation::DeviceTlb {
             source,
             invalidation,
         };
-        // What the device asks for after it forgot is to come from the new tables; and the wait that follows is
-        // to see the end of what the device began before it forgot.
-        if pending.drained.add(&forget) {
-            pending.concerned.add(&forget);
-            if pending.drained == DrainScope::ALL {
+        let mut drained = execution.pending.drained.clone();
+        if drained.add(&forget) {
+            if drained == DrainScope::ALL {
                 // More than it tells apart.
-                pending.concerned = DrainScope::ALL;
+                execution.pending.concerned = DrainScope::ALL;
             }
-            self.settle(command, pending);
+            execution.pending.concerned.add(&forget);
+            self.settle(execution, budget)?;
+            execution.pending.drained = drained;
         }
-        pending.concerned.add(&forget);
+        if !self.has_tlb(source) && execution.pending.timed_out.is_none() {
+            self.finish(execution, budget)?;
+        }
+        let pending = &mut execution.pending;
         if self.invalidate_device_tlb(source, invalidation) {
-            pending.invalidations.add(forget);
+            pending.add(forget, !execution.observers.is_empty());
         } else {
-            self.finish_waits(command, pending);
+            pending.concerned.add(&forget);
             pending.timed_out.get_or_insert(source);
         }
-    }
-
-    fn wait(&self, command: &mut Command, pending: &mut Pending, wait: Wait) -> Flow {
-        if pending.timed_out.is_some() {
-            // Aborted: software sees neither its status nor its interrupt.
-            return if wait.fence {
-                Flow::Held
-            } else {
-                Flow::Continue
-            };
-        }
-        let now = wait.fence || wait.page_drain;
-        pending.waits.push(wait);
-        if now || pending.waits.len() == WAITS_AT_ONCE {
-            self.finish_waits(command, pending);
-        }
-        Flow::Continue
-    }
-
-    /// Completes the waits so far.
-    fn finish_waits(&self, command: &mut Command, pending: &mut Pending) {
-        if pending.waits.is_empty() {
-            return;
-        }
-        self.settle(command, pending);
-        for wait in std::mem::take(&mut pending.waits) {
-            if wait.page_drain {
-                self.drain_page_requests();
-            }
-            self.complete(command, wait);
-        }
-    }
-
-    /// Makes what was invalidated so far true: afterwards no translation and no interrupt entry from before is in use.
-    fn settle(&self, command: &Command, pending: &mut Pending) {
-        let concerned = std::mem::take(&mut pending.concerned);
-        if !concerned.is_empty() {
-            self.invalidate_translations(&concerned);
-        }
-        pending.invalidations.tell(&command.observers);
-        let interrupts = std::mem::take(&mut pending.interrupts);
-        if !interrupts.is_empty() {
-            self.drain_interrupts();
-        }
-        for range in interrupts {
-            self.notify_observers(range);
-        }
-    }
-
-    /// Completes a wait: the status first, then the event (section 6.5.2.8).
-    fn complete(&self, command: &mut Command, wait: Wait) {
-        if let Some((address, data)) = wait.status {
-            let address = address & ((1 << self.dma.gates().host_address_width) - 1);
-            if self.memory().write_u32(address, data).is_err() {
-                // A write to nowhere is lost, as on a bus; the queue goes on.
-                self.shared.counters.lost_statuses.add();
-                self.shared.warn(|| {
-                    format!("no memory at {address:#x} for the status of an invalidation wait")
-                });
-            }
-        }
-        if wait.interrupt {
-            let message = command.wait_completed();
-            self.faults.deliver(message);
-        }
-    }
-
-    /// The guest cleared the error that had stopped the queue: it goes on where it stands.
-    pub(super) fn restart_queue(&self, command: &mut Command) {
-        command.file.set_quad(offset::IQERCD, 0);
-        self.run_queue(command);
-    }
-
-    /// FSTS.ITE stops the queue, too. What was started up to here is not started again when software clears it.
-    fn time_out(&self, command: &mut Command, source: SourceId) {
-        self.shared.counters.device_tlb_timeouts.add();
-        let record = error_record(command).with_timeout_source(source.0);
-        command.file.set_quad(offset::IQERCD, record.into_bits());
-        self.faults.device_timed_out();
-        self.shared
-            .warn(|| format!("there is no device-TLB to invalidate at {source}"));
-    }
-
-    fn stop_queue(&self, command: &mut Command, error: QueueError) {
-        self.shared.counters.queue_errors.add();
-        let record = error_record(command).with_error(error as u8);
-        command.file.set_quad(offset::IQERCD, record.into_bits());
-        self.faults.queue_failed();
-        let head = command.file.get(offset::IQH);
-        self.shared
-            .warn(|| format!("the invalidation queue stopped at {head:#x}: {error:?}"));
+        Ok(())
     }
 }
 
-fn error_record(command: &Command) -> QueueErrorRecord {
-    QueueErrorRecord::from_bits(command.file.get_quad(offset::IQERCD))
+/// What a descriptor costs, in those that only invalidate here: others are for devices, which may ask the host.
+const fn weight(descriptor: &Descriptor) -> u32 {
+    match descriptor {
+        Descriptor::DeviceTlb { .. } | Descriptor::PageResponse { .. } => 16,
+        _ => 1,
+    }
 }
 
 #[cfg(test)]

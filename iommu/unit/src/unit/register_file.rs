@@ -166,7 +166,7 @@ fn index(offset: u16) -> usize {
 }
 
 /// Word 0 or 1 of a 64-bit value.
-fn half(value: u64, part: usize) -> u32 {
+pub(super) fn half(value: u64, part: usize) -> u32 {
     let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
     match part {
         0 => u32::from_le_bytes([a, b, c, d]),

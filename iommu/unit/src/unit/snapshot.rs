@@ -12,12 +12,15 @@ use thiserror::Error;
 use vm_memory::GuestMemoryBackend;
 
 use super::Unit;
+use super::budget::Clock;
+use super::execution::Execution;
+use super::interrupt_remapping::Remapping;
 use super::register_file::RegisterFile;
 use crate::spec::invalidation::Invalidation;
 use crate::spec::registers::{
     FAULT_RECORD_COUNT, GlobalCommand, InterruptTableAddress, RootTableAddress, offset,
 };
-use crate::translate::RootPointer;
+use crate::translate::{Latched, RootPointer};
 
 /// The first register that can change: VER, CAP and ECAP lie before it.
 const FIRST: u16 = offset::GCMD;
@@ -115,17 +118,24 @@ pub enum StateError {
 impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     /// The state of the unit, to be given to [`restore`](Self::restore) of one with the same configuration.
     ///
-    /// vCPUs and devices are to be stopped: what they do meanwhile may be in the state or not, and guest memory
-    /// has to be of the same moment.
+    /// vCPUs and devices are to be stopped, and so is [`run_backlog`](Self::run_backlog): what they do meanwhile may be
+    /// in the state or not, and guest memory has to be of the same moment. Commands that registers have been written for are complete in the
+    /// state. Of the invalidation queue, what was begun is; the rest stays in it, and the unit that restores the state goes on there.
     pub fn save(&self) -> UnitState {
-        let command = self.lock();
-        let mut registers: Vec<RegisterWord> = command.file.words().collect();
+        self.as_executor(|execution| {
+            self.finish_commands(execution);
+            self.state(execution)
+        })
+    }
+
+    fn state(&self, execution: &Execution) -> UnitState {
+        let mut registers: Vec<RegisterWord> = self.registers().file.words().collect();
         let next_fault_record = self.faults.save(&mut registers);
         registers.extend(self.page_queue().file().words());
         registers.sort_unstable_by_key(|word| word.offset);
         let root = RootTableAddress::new()
-            .with_mode(command.root.mode)
-            .with_page(command.root.address >> 12);
+            .with_mode(execution.root.mode)
+            .with_page(execution.root.address >> 12);
         UnitState {
             version: UnitState::VERSION,
             capability: self.caps.cap.into_bits(),
@@ -148,37 +158,43 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     /// The state does not fit; the unit is unchanged.
     pub fn restore(&self, state: &UnitState) -> Result<(), StateError> {
         self.check(state)?;
-        let mut command = self.lock();
-        command.file.restore(&state.registers);
-        let root = RootTableAddress::from_bits(state.root_table);
-        command.root = RootPointer {
-            address: root.table(),
-            mode: root.mode(),
+        self.as_executor(|execution| self.take_over(execution, state));
+        if self.background.get().is_none() {
+            self.work(Clock::default());
+        }
+        Ok(())
+    }
+
+    fn take_over(&self, execution: &mut Execution, state: &UnitState) {
+        execution.reset();
+        let status = {
+            let mut registers = self.registers();
+            registers.reset();
+            registers.file.restore(&state.registers);
+            // It goes on if it was at work.
+            registers.ask_queue();
+            GlobalCommand::from_bits(registers.file.get(offset::GSTS))
         };
         self.faults
             .restore(&state.registers, state.next_fault_record);
         self.page_queue().file_mut().restore(&state.registers);
-        let status = command.status();
         self.dma.forget(&Invalidation::All);
-        self.latch_translation(&command, command.latched());
-        self.latch_remapping(
-            status,
-            InterruptTableAddress::from_bits(state.interrupt_table),
-        );
+        let latched = Latched {
+            enabled: status.te(),
+            root: RootPointer::of(RootTableAddress::from_bits(state.root_table)),
+        };
+        let table = InterruptTableAddress::from_bits(state.interrupt_table);
+        let remapping = Remapping {
+            enabled: status.ire(),
+            compatibility: status.cfi(),
+            table,
+        };
+        self.latch_all(execution, latched, remapping);
         self.publish_status(status.into_bits());
-        Ok(())
     }
 
     fn interrupt_table(&self) -> InterruptTableAddress {
         self.remapping.read().table
-    }
-
-    fn latch_remapping(&self, status: GlobalCommand, table: InterruptTableAddress) {
-        self.change_remapping(|remapping| {
-            remapping.enabled = status.ire();
-            remapping.compatibility = status.cfi();
-            remapping.table = table;
-        });
     }
 
     fn check(&self, state: &UnitState) -> Result<(), StateError> {

@@ -1,11 +1,15 @@
 //! Counters, and the limit on what a guest can make the unit log.
 
+mod durations;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use crate::dma::DmaCounts;
+pub use durations::Durations;
+pub(crate) use durations::Histogram;
 
 macro_rules! counters {
     (
@@ -81,6 +85,8 @@ counters! {
         lost_statuses,
         /// Invalidations through the context command or IOTLB registers.
         register_invalidations,
+        /// Register writes that left some of what they asked for to the background.
+        left_to_background,
         /// Invalidation queue errors.
         queue_errors,
         /// Faults that went into a record.
@@ -126,6 +132,7 @@ impl Counter {
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     pub(crate) counters: Counters,
+    pub(crate) register_accesses: Histogram,
     /// Leaf lock.
     warnings: Mutex<Limiter>,
     /// Leaf lock. Apart from the other, so that common events do not hide rare ones.

@@ -1,11 +1,13 @@
 //! A driver for tests: a unit, its memory, and a sink that keeps what it is given.
 
-use std::sync::{Arc, Mutex};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::{EventSink, InterruptMessage, Unit};
+use super::{EventSink, InlineBudget, InterruptMessage, Unit};
 use crate::config::UnitConfig;
 
 pub type Memory = Arc<GuestMemoryMmap<()>>;
@@ -77,6 +79,54 @@ pub fn sharing() -> UnitConfig {
 /// Legacy mode only, without interrupt remapping.
 pub fn plain() -> UnitConfig {
     UnitConfig::legacy(46).with_snoop_control(true)
+}
+
+/// A thread that carries out what register writes leave, until it is dropped.
+pub struct Background {
+    state: Arc<(Mutex<bool>, Condvar)>,
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Background {
+    pub fn start<M>(unit: &Arc<Unit<M>>, inline: InlineBudget) -> Self
+    where
+        M: Deref<Target: GuestMemoryBackend> + Send + Sync + 'static,
+    {
+        let state = Arc::new((Mutex::new(false), Condvar::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let woken = Arc::clone(&state);
+        let wake = move || {
+            *woken.0.lock().unwrap() = true;
+            woken.1.notify_one();
+        };
+        unit.run_in_background(inline, Arc::new(wake));
+        let (unit, woken, ended) = (Arc::clone(unit), Arc::clone(&state), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            while !ended.load(Ordering::SeqCst) {
+                let guard = woken.0.lock().unwrap();
+                *woken.1.wait_while(guard, |woken| !*woken).unwrap() = false;
+                unit.run_backlog(&ended);
+            }
+        });
+        Self {
+            state,
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        *self.state.0.lock().unwrap() = true;
+        self.state.1.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || thread::panicking());
+        }
+    }
 }
 
 impl Bench {

@@ -1,0 +1,490 @@
+//! Register writes that leave work to the background: what the guest sees meanwhile, and that all of it is done in the end.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::testing::{Bench, Memory, QUEUE, STATUS, eventually, full, plain, sharing};
+use super::{EventSink, InlineBudget, Invalidation, TranslationObserver, Unit};
+use crate::dma::DmaPort;
+use crate::spec::ids::SourceId;
+
+const SOURCE: SourceId = SourceId(0x0018);
+/// A queue of 128 pages with entries of 32 bytes.
+const LONG_QUEUE: u64 = 0x40_0000;
+const LONG: u32 = 16384;
+
+/// Writes may do this much, and never run out of time.
+fn settles(settles: u32) -> InlineBudget {
+    InlineBudget {
+        settles,
+        time: Duration::MAX,
+    }
+}
+
+/// Counts how often it is woken; the test is the background itself.
+fn background(bench: &Bench, inline: InlineBudget) -> Arc<AtomicUsize> {
+    let woken = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&woken);
+    let wake = move || {
+        count.fetch_add(1, Ordering::SeqCst);
+    };
+    bench.unit.run_in_background(inline, Arc::new(wake));
+    woken
+}
+
+fn run(bench: &Bench) {
+    bench.unit.run_backlog(&AtomicBool::new(false));
+}
+
+/// Wait with a fence that writes `token` to the `place`th dword from [`STATUS`] on.
+fn fenced(token: u64, place: u64) -> [u64; 4] {
+    [token << 32 | 0x65, STATUS + 4 * place, 0, 0]
+}
+
+/// Fills the longest queue there is with pairs of an invalidation and a fenced wait, and writes the tail.
+fn fill_long_queue(bench: &Bench, invalidation: [u64; 4]) {
+    bench.write32(0x88, 0);
+    bench.write64(0x90, LONG_QUEUE | 0x807);
+    bench.write32(0x18, bench.read32(0x1C) & 0x8680_0000 | 0x0400_0000);
+    for pair in 0..u64::from(LONG) / 2 {
+        let at = LONG_QUEUE + pair * 64;
+        bench.poke(at, &invalidation);
+        bench.poke(at + 32, &fenced(pair + 1, pair % 64));
+    }
+    bench.write32(0x88, 32 * (LONG - 2));
+}
+
+/// The waits that [`fill_long_queue`] asks for.
+const LONG_WAITS: u64 = LONG as u64 / 2 - 1;
+
+#[test]
+fn a_write_returns_while_a_transaction_is_open_and_no_status_is_written() {
+    for words in [
+        [0x0001_00E2, 0, 0, 0],
+        [0xD2, 0, 0, 0],
+        [0x0001_0021, 0, 0, 0],
+    ] {
+        let bench = Bench::new(&full());
+        bench.map_legacy(0x60_0000);
+        let woken = background(&bench, InlineBudget::default());
+        let mut view = DmaPort::behind(Arc::clone(bench.unit.dma_state()), SOURCE).view();
+        let transaction = view.begin();
+        transaction.write_obj(1_u32, GuestAddress(0x10)).unwrap();
+        fill_long_queue(&bench, words);
+        assert_ne!(woken.load(Ordering::SeqCst), 0);
+        assert_eq!(bench.unit.stats().left_to_background, 1);
+        assert_eq!(bench.peek32(STATUS), 0, "the transaction is not over");
+        transaction.write_obj(2_u32, GuestAddress(0x10)).unwrap();
+        drop(transaction);
+        run(&bench);
+        assert_eq!(bench.read32(0x80), 32 * (LONG - 2));
+        assert_eq!(bench.unit.stats().waits, LONG_WAITS);
+        assert_eq!(
+            u64::from(bench.peek32(STATUS + 4 * (LONG_WAITS - 1) % 256)),
+            LONG_WAITS
+        );
+    }
+}
+
+#[test]
+fn a_write_completes_as_many_fenced_waits_as_its_budget_has_and_the_background_the_rest() {
+    let bench = Bench::new(&full());
+    let woken = background(&bench, settles(64));
+    fill_long_queue(&bench, [0x11, 0, 0, 0]);
+    assert_eq!(bench.unit.stats().waits, 64);
+    assert_eq!(bench.read32(0x80), 64 * 64, "the head tells how far it is");
+    assert_eq!(bench.peek32(STATUS + 4 * 63), 64);
+    assert_eq!(woken.load(Ordering::SeqCst), 1);
+    run(&bench);
+    assert_eq!(bench.unit.stats().waits, LONG_WAITS);
+    assert_eq!(bench.read32(0x80), bench.read32(0x88));
+}
+
+#[test]
+fn waits_for_page_requests_and_for_interrupts_in_flight_leave_a_write_too() {
+    let bench = Bench::new(&sharing());
+    bench.enable_wide_queue();
+    background(&bench, InlineBudget::default());
+    {
+        let _in_flight = bench.unit.page_requests_in_flight.read();
+        bench.submit_wide(&[[0x1_0000_00A5, STATUS, 0, 0]]);
+        assert_eq!(bench.peek32(STATUS), 0);
+    }
+    run(&bench);
+    assert_eq!(bench.peek32(STATUS), 1);
+    {
+        let _in_flight = bench.unit.remapping.read();
+        bench.submit_wide(&[[0x04, 0, 0, 0], fenced(2, 0)]);
+        assert_eq!(bench.peek32(STATUS), 1);
+        // A command that changes remapping as well.
+        bench.write32(0x18, 0x0500_0000);
+        assert_eq!(bench.read32(0x1C), 0x0400_0000);
+    }
+    run(&bench);
+    assert_eq!(bench.peek32(STATUS), 2);
+    assert_eq!(bench.read32(0x1C), 0x0500_0000);
+}
+
+/// Stays in each call until it is let go.
+struct Sleeper {
+    entered: Mutex<Sender<()>>,
+    leave: Mutex<Receiver<()>>,
+}
+
+impl TranslationObserver for Sleeper {
+    fn translation_changed(&self) {}
+
+    fn invalidated(&self, _: &[Invalidation]) {
+        self.entered.lock().unwrap().send(()).unwrap();
+        self.leave.lock().unwrap().recv().unwrap();
+    }
+}
+
+fn sleeper(bench: &Bench) -> (Receiver<()>, Sender<()>) {
+    let (entered, begun) = channel();
+    let (go, leave) = channel();
+    bench.unit.observe_translations(Arc::new(Sleeper {
+        entered: Mutex::new(entered),
+        leave: Mutex::new(leave),
+    }));
+    (begun, go)
+}
+
+/// What can be done while a command is executed: every register read, and those written that command nothing.
+fn access_registers(bench: &Bench) {
+    for at in (0..0x300).step_by(4) {
+        bench.read32(at);
+    }
+    for at in [
+        0x20, 0x24, 0x34, 0x38, 0x3C, 0x9C, 0xA0, 0xA4, 0xB8, 0xF0, 0x22C,
+    ] {
+        bench.write32(at, 0);
+    }
+}
+
+#[test]
+fn registers_are_accessed_while_an_observer_takes_its_time() {
+    let bench = Bench::new(&full());
+    bench.enable_wide_queue();
+    let (begun, go) = sleeper(&bench);
+    thread::scope(|scope| {
+        scope.spawn(|| bench.submit_wide(&[[0xD2, 0, 0, 0], fenced(1, 0)]));
+        begun.recv().unwrap();
+        access_registers(&bench);
+        assert_eq!(bench.peek32(STATUS), 0);
+        go.send(()).unwrap();
+    });
+    assert_eq!(bench.peek32(STATUS), 1);
+}
+
+#[test]
+fn with_a_background_commands_can_be_given_while_an_observer_takes_its_time() {
+    let bench = Bench::new(&full());
+    bench.enable_wide_queue();
+    let (begun, go) = sleeper(&bench);
+    let woken = background(&bench, InlineBudget::default());
+    bench.submit_wide(&[[0xD2, 0, 0, 0], fenced(1, 0)]);
+    assert_eq!(woken.load(Ordering::SeqCst), 1);
+    thread::scope(|scope| {
+        scope.spawn(|| run(&bench));
+        begun.recv().unwrap();
+        access_registers(&bench);
+        bench.submit_wide(&[fenced(2, 1)]);
+        bench.write64(0x20, 0x5000);
+        bench.write32(0x18, 0x4400_0000);
+        assert_eq!((bench.peek32(STATUS), bench.peek32(STATUS + 4)), (0, 0));
+        assert_eq!(bench.read32(0x1C), 0x0400_0000);
+        go.send(()).unwrap();
+    });
+    // Whoever executed has seen what came meanwhile.
+    assert_eq!((bench.peek32(STATUS), bench.peek32(STATUS + 4)), (1, 2));
+    assert_eq!(bench.read32(0x1C), 0x4400_0000);
+    assert_eq!(bench.unit.dma_state().latched().root.address, 0x5000);
+}
+
+#[test]
+fn constants_and_gsts_are_read_while_both_locks_are_held() {
+    let bench = Bench::new(&full());
+    let caps = bench.unit.capabilities();
+    let _execution = bench.unit.execution.lock();
+    let _registers = bench.unit.registers.lock();
+    assert_eq!(bench.read32(0x00), 0x50);
+    assert_eq!(bench.read64(0x08), u64::from(caps.cap));
+    assert_eq!(bench.read64(0x10), u64::from(caps.ecap));
+    assert_eq!(u64::from(bench.read32(0x0C)), u64::from(caps.cap) >> 32);
+    assert_eq!(bench.read32(0x04), 0);
+    assert_eq!(bench.read32(0x1C), 0);
+}
+
+#[test]
+fn commands_that_wait_are_merged_and_no_pointer_is_lost() {
+    let bench = Bench::new(&full());
+    background(&bench, InlineBudget::NOTHING);
+    bench.write64(0x20, 0x1400);
+    bench.write32(0x18, 0x4000_0000);
+    // Neither what RTADDR is by then nor a later command takes that back.
+    bench.write64(0x20, 0x7000);
+    bench.write64(0xB8, 0x20_0007);
+    bench.write32(0x18, 0x8100_0000);
+    bench.write32(0x18, 0x0200_0000);
+    assert_eq!(bench.read32(0x1C), 0);
+    run(&bench);
+    assert_eq!(bench.read32(0x1C), 0x4300_0000);
+    assert_eq!(bench.unit.dma_state().latched().root.address, 0x1000);
+    assert_eq!(bench.unit.save().interrupt_table, 0x20_0007);
+}
+
+#[test]
+fn a_command_is_carried_out_before_the_rest_of_a_long_queue() {
+    let bench = Bench::new(&full());
+    background(&bench, settles(1));
+    fill_long_queue(&bench, [0x11, 0, 0, 0]);
+    let before = bench.unit.stats().waits;
+    bench.write64(0x20, 0x1000);
+    bench.write32(0x18, 0x4400_0000);
+    assert_eq!(bench.read32(0x1C), 0x4400_0000);
+    // That write had a budget of its own.
+    assert_eq!(bench.unit.stats().waits, before + 1);
+    // Switching the queue off drops the rest of it.
+    bench.write32(0x18, 0);
+    assert_eq!(bench.read32(0x1C), 0x4000_0000);
+    assert_eq!(bench.read32(0x80), 0);
+    run(&bench);
+    assert_eq!(bench.unit.stats().waits, before + 1);
+}
+
+#[test]
+fn what_is_given_while_a_device_is_waited_for_is_done_after_it() {
+    let bench = Bench::new(&full());
+    bench.map_legacy(0x60_0000);
+    bench.enable_wide_queue();
+    background(&bench, InlineBudget::default());
+    let mut view = DmaPort::behind(Arc::clone(bench.unit.dma_state()), SOURCE).view();
+    let transaction = view.begin();
+    bench.submit_wide(&[[0xD2, 0, 0, 0], fenced(1, 0)]);
+    // Translation off: the device is still in the middle of it.
+    bench.write32(0x18, 0x0400_0000);
+    assert_eq!(bench.read32(0x1C), 0xC400_0000);
+    drop(transaction);
+    run(&bench);
+    assert_eq!(bench.peek32(STATUS), 1);
+    assert_eq!(bench.read32(0x1C), 0x4400_0000);
+}
+
+#[test]
+fn the_invalidation_registers_are_busy_until_it_is_done() {
+    let bench = Bench::new(&plain());
+    background(&bench, InlineBudget::NOTHING);
+    bench.write64(0x28, 0xA000_0000_0000_0000);
+    bench.write64(0xF8, 0x9000_0000_0000_0000);
+    // Software must not do this; the first request stands.
+    bench.write64(0x28, 0xC000_0000_0000_0005);
+    bench.write64(0xF8, 0xA000_0005_0000_0000);
+    bench.write64(0xF0, 0x5000);
+    assert_eq!(bench.read64(0x28), 0xA000_0000_0000_0000);
+    assert_eq!(bench.read64(0xF8), 0x9000_0000_0000_0000);
+    run(&bench);
+    assert_eq!(bench.read64(0x28), 0x2800_0000_0000_0000, "CIRG and CAIG");
+    assert_eq!(bench.read64(0xF8), 0x1200_0000_0000_0000, "IIRG and IAIG");
+    assert_eq!(bench.unit.stats().register_invalidations, 2);
+}
+
+#[test]
+fn reset_drops_what_is_left_of_a_long_queue() {
+    let bench = Bench::new(&full());
+    background(&bench, settles(3));
+    fill_long_queue(&bench, [0xD2, 0, 0, 0]);
+    let state = bench.unit.save();
+    bench.write64(0x20, 0x1000);
+    bench.unit.reset();
+    run(&bench);
+    assert_eq!(bench.unit.stats().waits, 3);
+    for at in [0x1C, 0x20, 0x80, 0x88, 0x90] {
+        assert_eq!(bench.read32(at), 0, "{at:#x}");
+    }
+    bench.unit.restore(&state).unwrap();
+    run(&bench);
+    assert_eq!(bench.unit.stats().waits, LONG_WAITS);
+}
+
+/// Holds the background in a call until somebody wants to reset the unit.
+struct UntilClaimed(Arc<Unit<Memory>>);
+
+impl TranslationObserver for UntilClaimed {
+    fn translation_changed(&self) {}
+
+    fn invalidated(&self, _: &[Invalidation]) {
+        assert!(eventually(|| self.0.claims.load(Ordering::SeqCst) != 0));
+    }
+}
+
+#[test]
+fn reset_is_next_while_the_background_is_at_a_long_queue() {
+    let bench = Bench::new(&full());
+    background(&bench, InlineBudget::NOTHING);
+    bench
+        .unit
+        .observe_translations(Arc::new(UntilClaimed(Arc::clone(&bench.unit))));
+    fill_long_queue(&bench, [0xD2, 0, 0, 0]);
+    run_beside(&bench, || bench.unit.reset());
+    assert_eq!(bench.unit.stats().waits, 1, "one was under way");
+    assert_eq!(bench.read32(0x80), 0);
+}
+
+/// Runs the background while `work` does something.
+fn run_beside(bench: &Bench, work: impl FnOnce()) {
+    thread::scope(|scope| {
+        scope.spawn(|| run(bench));
+        // Until the first descriptor has been counted.
+        assert!(eventually(|| bench.unit.stats().iotlb_invalidations != 0));
+        work();
+    });
+}
+
+#[test]
+fn the_background_gives_up_between_two_waits_and_goes_on_when_it_is_called_again() {
+    struct StopAt(u64, Mutex<u64>, Arc<AtomicBool>);
+    impl TranslationObserver for StopAt {
+        fn translation_changed(&self) {}
+        fn invalidated(&self, _: &[Invalidation]) {
+            let mut calls = self.1.lock().unwrap();
+            *calls += 1;
+            if *calls == self.0 {
+                self.2.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+    let bench = Bench::new(&full());
+    background(&bench, InlineBudget::NOTHING);
+    let stop = Arc::new(AtomicBool::new(true));
+    let observer = StopAt(5, Mutex::new(0), Arc::clone(&stop));
+    bench.unit.observe_translations(Arc::new(observer));
+    bench.unit.run_backlog(&stop);
+    fill_long_queue(&bench, [0xD2, 0, 0, 0]);
+    bench.unit.run_backlog(&stop);
+    assert_eq!(bench.unit.stats().waits, 0);
+    stop.store(false, Ordering::SeqCst);
+    bench.unit.run_backlog(&stop);
+    assert_eq!(bench.unit.stats().waits, 5);
+    run(&bench);
+    assert_eq!(bench.unit.stats().waits, LONG_WAITS);
+}
+
+/// A fresh unit on the same memory.
+fn successor(bench: &Bench) -> Bench {
+    let mut successor = Bench::new(&full());
+    let events: Arc<dyn EventSink> = Arc::clone(&successor.sink) as _;
+    successor.memory = Arc::clone(&bench.memory);
+    successor.unit = Unit::new(Arc::clone(&bench.memory), &full(), events).unwrap();
+    successor
+}
+
+#[test]
+fn a_unit_that_restores_a_half_done_queue_goes_on_with_it() {
+    for behind in [None, Some(InlineBudget::NOTHING)] {
+        let bench = Bench::new(&full());
+        bench.enable_wide_queue();
+        background(&bench, settles(1));
+        let waits: Vec<_> = (0..20).map(|place| fenced(place + 1, place)).collect();
+        bench.submit_wide(&waits);
+        let state = bench.unit.save();
+        let next = successor(&bench);
+        if let Some(budget) = behind {
+            background(&next, budget);
+        }
+        next.unit.restore(&state).unwrap();
+        assert_eq!(next.peek32(STATUS + 4) == 2, behind.is_none());
+        run(&next);
+        let statuses = (0..20).map(|place| next.peek32(STATUS + 4 * place));
+        assert!(statuses.eq(1..=20));
+        assert_eq!(next.read32(0x80), next.read32(0x88));
+    }
+}
+
+#[test]
+fn what_concerns_few_pages_is_done_at_once_and_what_concerns_more_in_the_background() {
+    const AT_ONCE: [[u64; 2]; 4] = [
+        [0x0001_00F2, 0x1_0000],
+        [0x0001_00F2, 0x4_0006],
+        [0x0001_0036, 0x1_0009],
+        [0x04, 0],
+    ];
+    const LATER: [[u64; 2]; 8] = [
+        [0x0001_00F2, 0x8_0007],
+        [0x0001_00E2, 0],
+        [0xD2, 0],
+        [0x11, 0],
+        [0x0018_0000_0031, 0],
+        [0x37, 0],
+        [0x0001_0017, 0],
+        [0x0001_0026, 0],
+    ];
+    let bench = Bench::new(&sharing());
+    bench.scalable_mode();
+    bench.enable_wide_queue();
+    struct Nothing;
+    impl TranslationObserver for Nothing {
+        fn translation_changed(&self) {}
+        fn invalidated(&self, _: &[Invalidation]) {}
+    }
+    bench.unit.observe_translations(Arc::new(Nothing));
+    background(&bench, settles(64));
+    let mut token = 0;
+    for (list, at_once) in [(&AT_ONCE[..], true), (&LATER, false)] {
+        for [low, high] in list {
+            token += 1;
+            bench.submit_wide(&[[*low, *high, 0, 0], fenced(token, 0)]);
+            let is_done = u64::from(bench.peek32(STATUS)) == token;
+            assert_eq!(is_done, at_once, "{low:#x}, {high:#x}");
+            run(&bench);
+            assert_eq!(u64::from(bench.peek32(STATUS)), token);
+        }
+    }
+    // Many that are small are not small.
+    let mut many = vec![[0x0001_00F2, 0x1_0000, 0, 0], [0x0001_00F2, 0x4_0006, 0, 0]];
+    many.push(fenced(99, 0));
+    bench.submit_wide(&many);
+    assert_ne!(bench.peek32(STATUS), 99);
+    run(&bench);
+    // Without its root table, and with another, a shadow is another.
+    for (command, before) in [
+        (0xC400_0000_u32, 0x4400_0000_u32),
+        (0x0400_0000, 0xC400_0000),
+    ] {
+        bench.write32(0x18, command);
+        assert_eq!(bench.read32(0x1C), before);
+        run(&bench);
+        assert_eq!(bench.read32(0x1C), command | 0x4000_0000);
+    }
+}
+
+#[test]
+fn errors_and_time_outs_are_reported_by_the_background_as_well() {
+    let bench = Bench::new(&sharing());
+    bench.enable_wide_queue();
+    background(&bench, InlineBudget::NOTHING);
+    bench.submit_wide(&[fenced(1, 0), [0, 0, 0, 0], fenced(2, 0)]);
+    assert_eq!(bench.read32(0x34), 0);
+    run(&bench);
+    assert_eq!((bench.read32(0x34), bench.read64(0xB0)), (0x10, 3));
+    assert_eq!((bench.read32(0x80), bench.peek32(STATUS)), (32, 1));
+    // No tail has an effect, until the error is cleared.
+    bench.write32(0x88, 96);
+    run(&bench);
+    assert_eq!(bench.read32(0x80), 32);
+    bench.poke(QUEUE + 32, &[0x0000_0018_0000_0003, 0x7FFF_FFFF_FFFF_F001]);
+    bench.write32(0x34, 0x10);
+    assert_eq!(bench.read64(0xB0), 0);
+    run(&bench);
+    assert_eq!((bench.read32(0x34), bench.peek32(STATUS)), (0x40, 1));
+    assert_eq!(bench.read64(0xB0), 0x18 << 32);
+    bench.submit_wide(&[fenced(3, 0)]);
+    bench.write32(0x34, 0x40);
+    run(&bench);
+    assert_eq!((bench.read32(0x34), bench.peek32(STATUS)), (0, 3));
+}

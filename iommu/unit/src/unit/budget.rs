@@ -1,0 +1,182 @@
+//! How much of what software has asked for is carried out at a time, and by whom.
+//!
+//! Hardware is asynchronous: nothing in section 6.5.2 or 11.4.4 says that a command is complete when
+//! the write that asked for it is. So a register write that meets a long queue, a long transaction
+//! of a device or an observer with much to do leaves the rest to the background, if there is one.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{RwLock, RwLockWriteGuard};
+
+/// What a register write carries out itself before it leaves the rest to the background.
+///
+/// See [`Unit::run_in_background`](super::Unit::run_in_background).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InlineBudget {
+    /// How often the invalidations that were gathered are made true, which takes as long as the DMA
+    /// transactions in flight and the observers do.
+    pub settles: u32,
+    /// For how long. It is looked at between descriptors and while transactions are waited for; a
+    /// call of an observer is not cut short.
+    pub time: Duration,
+}
+
+impl InlineBudget {
+    /// Nothing: all is left to the background.
+    pub const NOTHING: Self = Self {
+        settles: 0,
+        time: Duration::ZERO,
+    };
+}
+
+impl Default for InlineBudget {
+    /// 64 and 300 µs: a guest that waits for some pages to be unmapped finds its status written, and
+    /// one that fills its queue does not hold its vCPU for longer than a time slice of a host.
+    fn default() -> Self {
+        Self {
+            settles: 64,
+            time: Duration::from_micros(300),
+        }
+    }
+}
+
+/// It would take longer than the budget has: what is left is kept, and whoever is next goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Later;
+
+/// When an access began, if it did something that may take time. One that did not is over within
+/// less than a microsecond, and is spared the two looks at the clock.
+#[derive(Debug, Default)]
+pub(crate) struct Clock(Option<Instant>);
+
+impl Clock {
+    /// Something that may take time begins.
+    pub(super) fn start(&mut self) -> Instant {
+        *self.0.get_or_insert_with(Instant::now)
+    }
+
+    /// How long it took.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.0.map_or(Duration::ZERO, |began| began.elapsed())
+    }
+}
+
+/// Who executes.
+#[derive(Clone, Copy, Debug)]
+enum Executor<'a> {
+    /// Nobody else can go on: it ends with the work.
+    Alone,
+    /// A thread that goes on until the work is done, but lets others in who have a claim, and gives
+    /// up when it is told to.
+    Patient(Option<&'a AtomicBool>),
+    /// A register write beside a background.
+    Inline(InlineBudget),
+}
+
+/// What is left of what an executor may do.
+#[derive(Debug)]
+pub(super) struct Budget<'a> {
+    executor: Executor<'a>,
+    /// How many wait to be the executor, for a reset or a snapshot.
+    claims: &'a AtomicUsize,
+    settles: u32,
+    pub(super) clock: Clock,
+}
+
+impl<'a> Budget<'a> {
+    /// Of one who may not stop half-way.
+    pub(super) fn endless(claims: &'a AtomicUsize) -> Self {
+        Self::new(Executor::Alone, claims, Clock::default())
+    }
+
+    /// Of one who comes back after `Later`, unless `stop` is true.
+    pub(super) fn patient(
+        claims: &'a AtomicUsize,
+        stop: Option<&'a AtomicBool>,
+        clock: Clock,
+    ) -> Self {
+        Self::new(Executor::Patient(stop), claims, clock)
+    }
+
+    /// Of a register write that leaves the rest to another thread.
+    pub(super) fn inline(claims: &'a AtomicUsize, budget: InlineBudget, clock: Clock) -> Self {
+        Self::new(Executor::Inline(budget), claims, clock)
+    }
+
+    fn new(executor: Executor<'a>, claims: &'a AtomicUsize, clock: Clock) -> Self {
+        Self {
+            executor,
+            claims,
+            settles: 0,
+            clock,
+        }
+    }
+
+    /// Whether there is a background for what takes long.
+    pub(super) const fn is_inline(&self) -> bool {
+        matches!(self.executor, Executor::Inline(_))
+    }
+
+    /// Invalidations were made true once more.
+    pub(super) const fn settled(&mut self) {
+        self.settles = self.settles.saturating_add(1);
+    }
+
+    /// Whether anything may begin.
+    pub(super) fn begin(&self) -> Result<(), Later> {
+        let may = match self.executor {
+            Executor::Alone => true,
+            Executor::Patient(stop) => !self.is_to_end(stop),
+            Executor::Inline(budget) => budget.settles != 0 && !self.is_claimed(),
+        };
+        if may { Ok(()) } else { Err(Later) }
+    }
+
+    /// Whether something further may begin.
+    pub(super) fn more(&mut self) -> Result<(), Later> {
+        if let Executor::Inline(budget) = self.executor
+            && self.settles >= budget.settles
+        {
+            return Err(Later);
+        }
+        self.patience()
+    }
+
+    /// Whether to go on with, or to wait for, what has begun.
+    pub(super) fn patience(&mut self) -> Result<(), Later> {
+        let began = self.clock.start();
+        let goes_on = match self.executor {
+            Executor::Alone => true,
+            Executor::Patient(stop) => !self.is_to_end(stop),
+            Executor::Inline(budget) => !self.is_claimed() && began.elapsed() < budget.time,
+        };
+        if goes_on { Ok(()) } else { Err(Later) }
+    }
+
+    /// The write side of `lock`, whose read side requests in flight hold.
+    pub(super) fn wait_for<'l, T>(
+        &mut self,
+        lock: &'l RwLock<T>,
+    ) -> Result<RwLockWriteGuard<'l, T>, Later> {
+        /// How long to wait between two looks at what is left.
+        const TURN: Duration = Duration::from_micros(50);
+        loop {
+            if let Some(guard) = lock.try_write_for(TURN) {
+                return Ok(guard);
+            }
+            self.patience()?;
+        }
+    }
+
+    fn is_to_end(&self, stop: Option<&AtomicBool>) -> bool {
+        self.is_claimed() || stop.is_some_and(|stop| stop.load(Ordering::SeqCst))
+    }
+
+    fn is_claimed(&self) -> bool {
+        self.claims.load(Ordering::SeqCst) != 0
+    }
+}
+
+#[cfg(test)]
+mod budget_test;
