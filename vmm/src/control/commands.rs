@@ -1,5 +1,6 @@
 //! The commands of the control socket, and their answers.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use intel_vtd::SourceId;
@@ -192,11 +193,24 @@ fn look(
 }
 
 fn stats(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
-    let statistics = unit(monitor)?.stats();
-    let lines = statistics
-        .entries()
-        .map(|(name, value)| format!("{name}: {value}\n"));
-    Ok(lines.collect::<String>().into())
+    let unit = unit(monitor)?;
+    let statistics = unit.stats();
+    let mut lines = String::new();
+    for (name, value) in statistics.entries() {
+        let _ = writeln!(lines, "{name}: {value}");
+    }
+    // How long register accesses took: those buckets that something fell into.
+    for (bound, count) in unit.register_accesses().entries() {
+        let _ = match (bound, count) {
+            (_, 0) => Ok(()),
+            (Some(bound), _) => {
+                let micros = bound.as_micros();
+                writeln!(lines, "register_accesses_below_{micros}us: {count}")
+            }
+            (None, _) => writeln!(lines, "register_accesses_longer: {count}"),
+        };
+    }
+    Ok(lines.into())
 }
 
 fn assigned(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {

@@ -104,6 +104,7 @@ struct Bench {
     path: PathBuf,
     events: Receiver<Event>,
     control: Control,
+    unit: Arc<Unit>,
     _event_loop: EventLoop,
     _scratch: Scratch,
 }
@@ -116,6 +117,7 @@ fn serving() -> Bench {
     let scratch = Scratch::new();
     let path = scratch.path("socket");
     let (monitor, events) = with_unit();
+    let unit = monitor.unit.clone().expect("a unit");
     let socket = Socket::bind(&path).expect("a free name");
     let event_loop = event_loop();
     let control = Control::start(socket, monitor, event_loop.handle()).expect("descriptors");
@@ -123,6 +125,7 @@ fn serving() -> Bench {
         path,
         events,
         control,
+        unit,
         _event_loop: event_loop,
         _scratch: scratch,
     }
@@ -187,13 +190,20 @@ fn requests_are_answered_in_order() {
     client.send("help\nstats\r\nnon");
     client.send("sense\n");
     assert!(client.receive().starts_with("help "));
-    assert!(client.receive().contains("\ncontext_invalidations: 0\n"));
+    let stats = client.receive();
+    assert!(stats.contains("\ncontext_invalidations: 0\n"));
+    // Nobody has accessed a register.
+    assert!(!stats.contains("register_accesses"), "{stats}");
     assert!(
         client
             .receive()
             .starts_with("error: unknown command `nonsense`")
     );
     assert!(client.ask("iommu").starts_with("VER "));
+    // That were accesses of the host's.
+    assert!(!client.ask("stats").contains("register_accesses"));
+    bench.unit.write(0x18, &[0; 4]);
+    assert!(client.ask("stats").contains("\nregister_accesses_"));
     assert_eq!(
         client.ask("translate 00:03.0 0x1234"),
         "00:03.0 address 0x1234: pass-through\ngoes to 0x1234, block of 4 KiB, permits: read, write\n"
@@ -334,11 +344,13 @@ fn work_that_takes_time_holds_up_nobody_else() {
     let socket = Socket::bind(&path).expect("a free name");
     let event_loop = event_loop();
     let monitor = Monitor { hotplug, ..monitor };
+    let unit = monitor.unit.clone().expect("a unit");
     let control = Control::start(socket, monitor, event_loop.handle()).expect("descriptors");
     let bench = Bench {
         path,
         events,
         control,
+        unit,
         _event_loop: event_loop,
         _scratch: scratch,
     };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use anyhow::Context as _;
 use devices::ioapic::IoApic;
 use devices::power::{self, Power, PowerEvent};
 use devices::serial::{self, SerialPort};
@@ -58,7 +59,7 @@ fn add_windows(
         bus.add_mmio(
             layout::VTD.start,
             size(layout::VTD),
-            Arc::new(VtdMmio(Arc::clone(unit))),
+            Arc::new(VtdMmio::start(Arc::clone(unit)).context("the remapping unit has no thread")?),
         )?;
     }
     Ok(())
