@@ -17,6 +17,9 @@ use crate::ram::{Memory, Ram};
 use queue::Queue;
 use registers::Registers;
 
+/// How often the driver looks whether something is done, and lets others run.
+const PATIENCE: u32 = 10_000_000;
+
 /// GCMD/GSTS bits (section 11.4.4).
 pub mod command {
     /// Translation enable.
@@ -122,7 +125,7 @@ impl Driver {
     }
 
     fn poll_status(&self, bit: u32, on: bool) {
-        for _ in 0..1000 {
+        for _ in 0..PATIENCE {
             if (self.registers.read32(0x1c) & bit != 0) == on {
                 return;
             }
@@ -167,7 +170,7 @@ impl Driver {
         }
         let token = self.queue.push_wait(&mut self.ram);
         self.registers.write64(0x88, self.queue.tail());
-        for _ in 0..1_000_000 {
+        for _ in 0..PATIENCE {
             if self.ram.load(self.queue.status) & 0xffff_ffff == u64::from(token) {
                 assert_eq!(self.registers.read64(0x80), self.queue.tail());
                 return;

@@ -8,6 +8,7 @@
 //! * [`machine`] makes both meet: it drives a unit, and compares every address, fault record and
 //!   byte of memory.
 
+pub mod background;
 pub mod bystanders;
 pub mod driver;
 pub mod facts;

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use intel_vtd::{
-    DeviceTlb, DeviceTlbInvalidation, DeviceTlbTarget, DmaPort, Interrupts, PageResponse, Pasid,
-    SourceId, Unit, UnitConfig,
+    DeviceTlb, DeviceTlbInvalidation, DeviceTlbTarget, DmaPort, InlineBudget, Interrupts,
+    PageResponse, Pasid, SourceId, Unit, UnitConfig,
 };
+use oracle::background::Background;
 use oracle::bystanders::{
     DATA, FREE, INPUTS, Nowhere, PHYSICAL, SOURCES, beside, fill, input, is_filled, limits, mark,
     memory, which,
@@ -272,6 +273,7 @@ fn with_devices<R>(
             tlb
         })
         .collect();
+    let _background = Background::start(&unit, InlineBudget::default());
     let mut setting = Setting::new(kind, &unit, &memory);
     let broken = AtomicU64::new(0);
     let (result, through) = beside(

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use intel_vtd::{
-    DeviceTlb, DeviceTlbInvalidation, EventSink, InterruptMessage, Interrupts, PageRequest,
-    PageRequestRefusal, PageResponse, Pasid, ResponseCode, SourceId, Unit, UnitConfig,
+    DeviceTlb, DeviceTlbInvalidation, EventSink, InlineBudget, InterruptMessage, Interrupts,
+    PageRequest, PageRequestRefusal, PageResponse, Pasid, ResponseCode, SourceId, Unit, UnitConfig,
 };
+use oracle::background::Background;
 use oracle::bystanders::{SOURCES, beside, which};
 use oracle::driver::entries::{self, PasidEntry};
 use oracle::driver::{Driver, command, queue};
@@ -159,6 +160,8 @@ fn every_page_request_that_was_taken_is_answered_once() {
     );
     let events = Arc::new(Events::default());
     let unit = Unit::new(memory.clone(), &config, events.clone()).expect("a unit");
+    // All is done by the background, which devices' requests meet.
+    let _background = Background::start(&unit, InlineBudget::NOTHING);
     let devices = SOURCES.map(|source| {
         let device = Arc::new(Device::default());
         unit.attach_device_tlb(SourceId(source), device.clone());

@@ -2,8 +2,10 @@
 //! F4 and F5).
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
-use intel_vtd::{SourceId, Unit};
+use intel_vtd::{InlineBudget, SourceId, Unit};
 use oracle::bystanders::{Nowhere, Obedient};
 use oracle::driver::{Driver, command, queue};
 use oracle::machine::guest::configuration;
@@ -68,6 +70,11 @@ impl Round {
         }
     }
 
+    /// Has the rest done of what a register write has left, if the unit leaves anything.
+    fn finish(&self) {
+        self.driver.registers.0.run_backlog(&AtomicBool::new(false));
+    }
+
     /// Submits a batch, and follows the queue from stop to stop.
     fn batch(&mut self, rng: &mut Rng) {
         let capacity = 4096 / self.size() - 1;
@@ -80,6 +87,7 @@ impl Round {
         }
         let tail = self.driver.queue.tail();
         self.driver.registers.write64(0x88, tail);
+        self.finish();
         let mut next = 0;
         loop {
             let rest = &entries[next..];
@@ -140,6 +148,7 @@ impl Round {
             }
             // Writes of IQT have no effect while the queue is stopped.
             self.driver.registers.write64(0x88, tail);
+            self.finish();
             assert_eq!(self.driver.registers.read64(0x80), head);
             if rng.chance(1, 6) {
                 // Some drivers give up, and begin anew.
@@ -162,6 +171,7 @@ impl Round {
             let first = rng.pick(&[0x10, 0x40, 0x50]);
             if expected & !first != 0 {
                 self.driver.registers.write32(0x34, first);
+                self.finish();
                 let left = expected & !first;
                 assert_eq!(self.driver.fault_status() & 0x70, left, "FSTS");
                 let record = self.driver.registers.read64(0xb0);
@@ -174,6 +184,7 @@ impl Round {
                 expected = left;
             }
             self.driver.registers.write32(0x34, expected);
+            self.finish();
             next = here;
         }
     }
@@ -193,6 +204,14 @@ fn the_queue_goes_round_stops_at_errors_and_goes_on() {
         let unit = Unit::new(memory.clone(), &config, Arc::new(Nowhere)).expect("a configuration");
         let source = SourceId(u16::try_from(PRESENT).expect("16 bits"));
         unit.attach_device_tlb(source, Arc::new(Obedient));
+        if rng.chance(1, 2) {
+            let inline = InlineBudget {
+                settles: if rng.chance(1, 2) { 1 } else { 2 },
+                time: Duration::MAX,
+            };
+            // The driver itself is the background.
+            unit.run_in_background(inline, Arc::new(|| {}));
+        }
         let mut driver = Driver::new(unit, memory, 0x1000, 0x2000);
         let scalable = config.scalable.is_some() && rng.chance(2, 3);
         let wide = scalable || config.scalable.is_some() && rng.chance(1, 2);

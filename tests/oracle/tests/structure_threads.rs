@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use intel_vtd::{DmaPort, Scalable, SourceId, Stages, Unit, UnitConfig};
+use intel_vtd::{DmaPort, InlineBudget, Scalable, SourceId, Stages, Unit, UnitConfig};
+use oracle::background::Background;
 use oracle::bystanders::{
     DATA, FREE, Nowhere, SOURCES, beside, fill, is_filled, limits, mark, memory, which,
 };
@@ -351,6 +352,7 @@ fn no_thread_goes_through_what_was_replaced_before_a_completed_wait() {
             fill(&memory, page(0, number), mark(number));
         }
         let unit = Unit::new(memory.clone(), &config, Arc::new(Nowhere)).expect("a unit");
+        let _background = Background::start(&unit, InlineBudget::default());
         let mut setting = Setting::new(kind, what, &unit, &memory);
         let (rounds, accesses) = beside(
             |number, stop| {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use intel_vtd::{DmaPort, Interrupts, Scalable, SourceId, Stages, Unit, UnitConfig};
+use intel_vtd::{DmaPort, InlineBudget, Interrupts, Scalable, SourceId, Stages, Unit, UnitConfig};
+use oracle::background::{Background, with_backgrounds};
 use oracle::bystanders::{
     DATA, FREE, INPUTS, Nowhere, PHYSICAL, SOURCES, beside, fill, input, is_filled, limits, mark,
     memory, which,
@@ -256,12 +257,14 @@ fn reclaim(
 #[test]
 fn no_thread_touches_a_page_after_the_wait_that_took_it_away() {
     let seed = oracle::seed("threads");
-    for kind in [Kind::Legacy, Kind::Second, Kind::First, Kind::Nested] {
+    let kinds = [Kind::Legacy, Kind::Second, Kind::First, Kind::Nested];
+    for (kind, inline) in with_backgrounds(kinds) {
         let config = UnitConfig::legacy(46)
             .with_scalable(Scalable::new(Stages::Nested))
             .with_caching_mode(true);
         let memory = memory();
         let unit = Unit::new(memory.clone(), &config, Arc::new(Nowhere)).expect("a unit");
+        let _background = inline.map(|inline| Background::start(&unit, inline));
         let mut setting = Setting::new(kind, &unit, &memory);
         let broken = AtomicU64::new(0);
         let (moves, through) = beside(
@@ -271,7 +274,7 @@ fn no_thread_touches_a_page_after_the_wait_that_took_it_away() {
             },
             || {
                 let mut rng = Rng::new(seed ^ 0xff);
-                let (until, most) = limits(Duration::from_millis(1200));
+                let (until, most) = limits(Duration::from_millis(500));
                 reclaim(&mut setting, &memory, &mut rng, until, most)
             },
         );
@@ -288,6 +291,12 @@ fn no_thread_touches_a_page_after_the_wait_that_took_it_away() {
 
 #[test]
 fn no_interrupt_is_delivered_by_an_entry_after_the_wait_that_replaced_it() {
+    for ((), inline) in with_backgrounds([()]) {
+        replace_interrupt_entries(inline);
+    }
+}
+
+fn replace_interrupt_entries(inline: Option<InlineBudget>) {
     let config = UnitConfig::legacy(46)
         .with_scalable(Scalable::new(Stages::Second))
         .with_interrupts(Interrupts::Remapped { x2apic: true });
@@ -295,6 +304,7 @@ fn no_interrupt_is_delivered_by_an_entry_after_the_wait_that_replaced_it() {
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2_0000)]).expect("guest memory"),
     );
     let unit = Unit::new(memory.clone(), &config, Arc::new(Nowhere)).expect("a unit");
+    let _background = inline.map(|inline| Background::start(&unit, inline));
     let mut driver = Driver::new(unit.clone(), memory.clone(), 0x1000, 0x2000);
     driver.start_queue(true);
     // The destination counts the versions of the entry; each half of the entry is stored at once.
@@ -326,7 +336,7 @@ fn no_interrupt_is_delivered_by_an_entry_after_the_wait_that_replaced_it() {
                 }
             });
         }
-        let until = Instant::now() + Duration::from_secs(1);
+        let until = Instant::now() + Duration::from_millis(500);
         let mut number = 1;
         while Instant::now() < until {
             number += 1;

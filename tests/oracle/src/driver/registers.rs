@@ -29,6 +29,18 @@ impl Registers {
         self.0.write(offset, &value.to_le_bytes());
     }
 
+    /// A register whose bit 63 asks for something, once that is done.
+    pub fn completed(&self, offset: u64) -> u64 {
+        for _ in 0..super::PATIENCE {
+            let value = self.read64(offset);
+            if value >> 63 == 0 {
+                return value;
+            }
+            std::thread::yield_now();
+        }
+        panic!("bit 63 of {offset:#x} stays");
+    }
+
     /// An aligned access of 8 bytes.
     pub fn write64(&self, offset: u64, value: u64) {
         self.0.write(offset, &value.to_le_bytes());

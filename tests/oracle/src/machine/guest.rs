@@ -61,7 +61,7 @@ impl Guest {
     pub fn new(rng: Rng) -> Result<Self, String> {
         let mut rng = rng;
         let config = configuration(&mut rng);
-        let machine = Machine::new(&config)?;
+        let machine = Machine::new(&config, &mut rng)?;
         let mut guest = Self {
             machine,
             rng,
