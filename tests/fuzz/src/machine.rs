@@ -1,12 +1,13 @@
 //! A unit with one device, whose every step is accounted for.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use intel_vtd::{
-    AddressWidth, DmaView, EventSink, InterruptEntryObserver, InterruptMessage, Interrupts, Pasid,
-    Scalable, SourceId, Stages, Statistics, Unit, UnitConfig, WalkFeatures,
+    AddressWidth, DmaView, EventSink, InlineBudget, InterruptEntryObserver, InterruptMessage,
+    Interrupts, Pasid, Scalable, SourceId, Stages, Statistics, Unit, UnitConfig, WalkFeatures,
 };
 
 use crate::device::{Deeds, Devices};
@@ -15,7 +16,8 @@ use crate::guest::Guest;
 /// The features of a unit, as bits.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub(crate) struct Shape {
-    /// Index of the host address width.
+    /// Index of the host address width. With bit 7, register writes leave what takes long, and it is done right
+    /// after them.
     pub(crate) width: u8,
     pub(crate) features: u16,
 }
@@ -66,6 +68,16 @@ impl Shape {
     }
 }
 
+impl Shape {
+    /// What register writes carry out themselves, if they leave anything.
+    fn inline(self) -> Option<InlineBudget> {
+        (self.width & 0x80 != 0).then_some(InlineBudget {
+            settles: u32::from(self.width >> 5 & 3),
+            time: Duration::MAX,
+        })
+    }
+}
+
 /// A unit of a guest.
 type Behind = Unit<Arc<Guest>>;
 
@@ -90,10 +102,18 @@ impl EventSink for Listener {
 }
 
 impl Listener {
-    fn make_unit(self: &Arc<Self>, guest: &Arc<Guest>, config: &UnitConfig) -> Arc<Behind> {
+    fn make_unit(
+        self: &Arc<Self>,
+        guest: &Arc<Guest>,
+        config: &UnitConfig,
+        inline: Option<InlineBudget>,
+    ) -> Arc<Behind> {
         let unit = Unit::new(Arc::clone(guest), config, Arc::clone(self) as _)
             .expect("a shape makes a unit");
         unit.observe_interrupt_entries(Arc::clone(self) as _);
+        if let Some(inline) = inline {
+            unit.run_in_background(inline, Arc::new(|| {}));
+        }
         unit
     }
 }
@@ -198,6 +218,7 @@ pub(crate) struct Machine {
     pub(crate) unit: Arc<Unit<Arc<Guest>>>,
     pub(crate) devices: Arc<Devices>,
     config: UnitConfig,
+    inline: Option<InlineBudget>,
     listener: Arc<Listener>,
     /// The registers out of reset.
     fresh: Vec<u64>,
@@ -208,7 +229,8 @@ impl Machine {
         let guest = Guest::take(shape.width);
         let listener = Arc::new(Listener::default());
         let config = shape.config(guest.width());
-        let unit = listener.make_unit(&guest, &config);
+        let inline = shape.inline();
+        let unit = listener.make_unit(&guest, &config, inline);
         let devices = Devices::new(Arc::clone(&guest));
         devices.move_to(&unit);
         let mut machine = Self {
@@ -216,6 +238,7 @@ impl Machine {
             unit,
             devices,
             config,
+            inline,
             listener,
             fresh: Vec::new(),
         };
@@ -260,7 +283,10 @@ impl Machine {
 
     /// Writes to the register window, and checks what such a write may lead to.
     pub(crate) fn write(&self, at: u64, bytes: &[u8]) -> Account {
-        let account = self.step(|| self.unit.write(at, bytes));
+        let account = self.step(|| {
+            self.unit.write(at, bytes);
+            self.unit.run_backlog(&AtomicBool::new(false));
+        });
         let words = bytes.len() as u64 / 4;
         // A fetch for each descriptor and a status for each wait; a fetch that fails stops the
         // queue.
@@ -351,7 +377,8 @@ impl Machine {
             self.listener.events.load(Ordering::Relaxed),
         );
         if anew {
-            self.unit = self.listener.make_unit(&self.guest, &self.config);
+            let listener = &self.listener;
+            self.unit = listener.make_unit(&self.guest, &self.config, self.inline);
             self.devices.move_to(&self.unit);
         } else {
             self.unit.reset();
