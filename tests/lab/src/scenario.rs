@@ -250,6 +250,25 @@ const DEFAULT: Scenario = Scenario {
     limit: Duration::from_secs(120),
 };
 
+/// What scenario `storm` asks, while the next queue is under way.
+const STORM: &[Exchange] = &[
+    Exchange {
+        request: "stats",
+        line_with: &[&["register_accesses_below_1us"]],
+        positive: &["left_to_background", "waits"],
+    },
+    Exchange {
+        request: "iommu",
+        line_with: &[&["GSTS", "QIES"]],
+        positive: &[],
+    },
+    Exchange {
+        request: "quit",
+        line_with: &[],
+        positive: &[],
+    },
+];
+
 /// What scenario `control` asks. Slot 6 is edu's, and 0x1230000 is where its driver in guest-init
 /// maps a page.
 const CONTROL: &[Exchange] = &[
@@ -506,6 +525,18 @@ const SCENARIOS: &[Scenario] = &[
                payload-invalidations,payload-moves,payload>poweroff",
         ..DEFAULT
     },
+    Scenario {
+        name: "storm",
+        description: "bare metal: full queues of fenced waits beside DMA, each other of which changes a remapping entry, hold up \
+                      neither vCPUs nor the control socket, and nido ends in the midst of one",
+        kernel: Kernel::Payload,
+        initramfs: Initramfs::None,
+        arguments: &["--device", "edu", "--cmdline", "storm"],
+        cpus: 4,
+        plan: "payload-start,payload-cpus,payload-edu,payload-legacy,payload-unit,payload-ioapic,payload-storm>stay",
+        control: STORM,
+        ..DEFAULT
+    },
 ];
 
 /// The scenario of this name.
@@ -537,6 +568,7 @@ fn assert_plan_is_known(scenario: &Scenario, plan: &str) {
         include_str!("../../payload/src/main.rs"),
         include_str!("../../payload/src/checks.rs"),
         include_str!("../../payload/src/smp.rs"),
+        include_str!("../../payload/src/storm.rs"),
     ];
     for check in crate::plan::parse(plan)
         .unwrap()

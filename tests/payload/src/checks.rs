@@ -1,12 +1,12 @@
 //! The checks, which all vCPUs run together.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::acpi::Machine;
 use crate::edu::Edu;
 use crate::smp::{Barrier, Lock, total, wait_for};
 use crate::vtd::Vtd;
-use crate::{apic, ioapic, legacy, load, port, say, store};
+use crate::{apic, ioapic, legacy, load, port, say, storm, store};
 
 /// Rounds of each check on every vCPU.
 const ROUNDS: u32 = 16;
@@ -24,6 +24,7 @@ static ECAM: AtomicU64 = AtomicU64::new(0);
 static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
 static INVALIDATIONS: AtomicU32 = AtomicU32::new(0);
 static MOVES: AtomicU32 = AtomicU32::new(0);
+static STORM: AtomicBool = AtomicBool::new(false);
 static FAILURES: AtomicU32 = AtomicU32::new(0);
 
 #[repr(C, align(4096))]
@@ -36,7 +37,7 @@ fn page(index: u64) -> u64 {
 }
 
 /// The boot vCPU's part.
-pub fn run_boot(machine: &Machine) {
+pub fn run_boot(machine: &Machine, storm: bool) {
     let Some((requester, registers)) = machine.edu else {
         say!("@nido report payload fail no edu: start nido with --device edu");
         return;
@@ -62,6 +63,11 @@ pub fn run_boot(machine: &Machine) {
     verdict("payload-unit", unit.start(requester), format_args!("queue, remapping and translation enabled"));
     unit.map(0x3000, page(2));
     pin(machine, unit, edu);
+    if storm {
+        STORM.store(true, Ordering::SeqCst);
+        START.wait();
+        storm::run_boot(unit, edu);
+    }
     if total() > AT_ONCE {
         return interrupt_each(unit, edu, requester);
     }
@@ -86,6 +92,9 @@ pub fn run_boot(machine: &Machine) {
 pub fn run_other() -> ! {
     if total() <= AT_ONCE {
         START.wait();
+        if STORM.load(Ordering::SeqCst) {
+            storm::run_other();
+        }
         together();
     }
     loop {

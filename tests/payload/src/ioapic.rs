@@ -14,7 +14,7 @@ use crate::{apic, load, store};
 /// The vector of the pin, in its redirection entry and in its remapping entry.
 pub const VECTOR: u8 = 0x42;
 /// The remapping entry of the pin; no vCPU uses it for itself.
-const INDEX: u16 = 0xf0;
+pub const INDEX: u16 = 0xf0;
 /// Interrupts raised for each target.
 pub const ROUNDS: u32 = 4;
 
@@ -58,6 +58,11 @@ pub fn interrupted() {
         Edu::from_parts(EDU[0].load(Ordering::SeqCst), EDU[1].load(Ordering::SeqCst)).acknowledge();
     }
     TAKEN.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Lets the pin interrupt as [`check`] had it; `edu` keeps it quiet.
+pub fn unmask() {
+    write(entry(), LEVEL | ACTIVE_LOW | u32::from(VECTOR));
 }
 
 /// What came of the check: interrupts taken, and how many were right.

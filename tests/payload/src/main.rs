@@ -15,6 +15,7 @@ mod ioapic;
 mod legacy;
 mod port;
 mod smp;
+mod storm;
 mod vtd;
 
 use core::arch::global_asm;
@@ -46,7 +47,7 @@ extern "C" fn boot_main() -> ! {
     let machine = acpi::Machine::discover(info);
     apic::start_local();
     smp::start_all(&machine);
-    checks::run_boot(&machine);
+    checks::run_boot(&machine, storm::is_asked_for(info));
     port::power_off()
 }
 

@@ -88,7 +88,17 @@ impl Vtd {
 
     /// Disables translation and the queue, which must be idle.
     pub fn stop(self) -> bool {
-        self.disable(TRANSLATION) && self.disable(QUEUE_ENABLE)
+        self.disable(TRANSLATION) && self.stop_queue()
+    }
+
+    /// Disables the queue, which must be idle.
+    pub fn stop_queue(self) -> bool {
+        self.disable(QUEUE_ENABLE)
+    }
+
+    /// Where remapping entry `index` is.
+    pub fn irte_address(self, index: u16) -> u64 {
+        (&raw const REMAP) as u64 + 16 * u64::from(index & 0xff)
     }
 
     /// The queue's tail in bytes.

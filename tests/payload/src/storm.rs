@@ -1,0 +1,126 @@
+//! The worst invalidation queues known, one after the other without end: as long as a queue can be, every second descriptor a
+//! wait with a fence, beside a device in DMA; and the status of each other wait makes the remapping entry of the I/O APIC's pin
+//! present or not, so that a route of the host changes. Meanwhile every vCPU reads registers.
+//!
+//! What is shown is that nothing waits for that: the boot vCPU says how long the longest of its own accesses took, and the
+//! lab asks nido for its histogram and ends it in the midst of it.
+
+use core::arch::x86_64::_rdtsc;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+
+use crate::edu::Edu;
+use crate::smp::wait_for;
+use crate::vtd::Vtd;
+use crate::{ioapic, load, say, store};
+
+const GSTS: u64 = 0x1c;
+const IQT: u64 = 0x88;
+const IQA: u64 = 0x90;
+const CAP: u64 = 0x08;
+
+/// Descriptors of 256 bits in 128 pages (QS = 7).
+const ENTRIES: u64 = 16384;
+
+#[repr(C, align(4096))]
+struct LongQueue([u64; 4 * ENTRIES as usize]);
+
+static mut QUEUE: LongQueue = LongQueue([0; 4 * ENTRIES as usize]);
+static LAST: AtomicU32 = AtomicU32::new(0);
+static ON: AtomicBool = AtomicBool::new(false);
+static UNIT: AtomicU64 = AtomicU64::new(0);
+
+/// Whether the command line asks for this instead of the checks.
+pub fn is_asked_for(start_info: u64) -> bool {
+    let line: u64 = load(start_info + 24);
+    line != 0 && load::<[u8; 5]>(line) == *b"storm"
+}
+
+/// Fills the queue up to the last descriptor but one: a wait whose status is `last`.
+fn fill(entry: u64, present: u32, last: u32) {
+    let base = (&raw mut QUEUE) as u64;
+    let status = core::ptr::from_ref(&LAST) as u64;
+    for pair in 0..ENTRIES / 2 - 1 {
+        let flip = present & !1 | (pair as u32 >> 1) & 1;
+        let (invalidation, data, at) = match pair & 1 {
+            0 => (Vtd::page_invalidation(0x3000), last.wrapping_sub(1), status),
+            _ => (Vtd::interrupt_invalidation(ioapic::INDEX), flip, entry),
+        };
+        let is_last = pair == ENTRIES / 2 - 2;
+        let (data, at) = if is_last { (last, status) } else { (data, at) };
+        let wait = [5 | 1 << 5 | 1 << 6 | u64::from(data) << 32, at];
+        let words = [invalidation, [0; 2], wait, [0; 2]];
+        for (word, place) in words.iter().flatten().zip((base + 64 * pair..).step_by(8)) {
+            store(place, *word);
+        }
+    }
+}
+
+/// How long one access of this vCPU takes, in cycles.
+fn timed(access: impl FnOnce()) -> u64 {
+    // SAFETY: every x86-64 has a time stamp counter.
+    let before = unsafe { _rdtsc() };
+    access();
+    // SAFETY: as above.
+    unsafe { _rdtsc() }.saturating_sub(before)
+}
+
+/// The boot vCPU's part: it says once that a whole storm went by, and goes on.
+pub fn run_boot(unit: Vtd, edu: Edu) -> ! {
+    // What the I/O APIC's entry says is told by the check before.
+    let entry = unit.irte_address(ioapic::INDEX);
+    let present = load::<u32>(entry);
+    ioapic::unmask();
+    let stopped = unit.stop_queue();
+    let started = unit.start_queue((&raw const QUEUE) as u64 | 1 << 11 | 7);
+    UNIT.store(unit.0, Ordering::SeqCst);
+    ON.store(true, Ordering::SeqCst);
+    let mut round = 0u32;
+    loop {
+        round += 1;
+        let last = round * 2;
+        fill(entry, present, last);
+        fence(Ordering::SeqCst);
+        let (mut longest, mut copies) = (0, 0u32);
+        let tail = 64 * (ENTRIES / 2 - 1);
+        longest = timed(|| store(unit.0 + IQT, tail)).max(longest);
+        let done = wait_for(50_000_000, || {
+            for at in [CAP, IQA, IQT] {
+                let access = || {
+                    let _ = load::<u64>(unit.0 + at);
+                };
+                longest = timed(access).max(longest);
+            }
+            copies += u32::from(edu.fetch(0x3000, 4096));
+            LAST.load(Ordering::SeqCst) == last
+        });
+        let drained = wait_for(1_000_000, || unit.idle());
+        if round == 2 {
+            let passed = stopped && started && done && drained && unit.faults() == 0;
+            say!(
+                "@nido report payload-storm {} {} descriptors beside {} copies, the longest access took {} cycles",
+                if passed { "ok" } else { "fail" },
+                ENTRIES - 2,
+                copies,
+                longest
+            );
+        }
+        // The queue begins anew at its start.
+        if !(unit.stop_queue() && unit.start_queue((&raw const QUEUE) as u64 | 1 << 11 | 7)) {
+            say!("@nido report payload fail the queue does not start again");
+        }
+    }
+}
+
+/// The part of every other vCPU, for as long as there is one.
+pub fn run_other() {
+    while !ON.load(Ordering::SeqCst) {
+        core::hint::spin_loop();
+    }
+    let unit = UNIT.load(Ordering::SeqCst);
+    loop {
+        for at in [CAP, IQA, IQT] {
+            let _ = load::<u64>(unit + at);
+        }
+        let _ = load::<u32>(unit + GSTS);
+    }
+}
