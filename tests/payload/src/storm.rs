@@ -47,11 +47,11 @@ fn fill(entry: u64, present: u32, last: u32) {
         };
         let is_last = pair == ENTRIES / 2 - 2;
         let (data, at) = if is_last { (last, status) } else { (data, at) };
-        let wait = [5 | 1 << 5 | 1 << 6 | u64::from(data) << 32, at];
-        let words = [invalidation, [0; 2], wait, [0; 2]];
-        for (word, place) in words.iter().flatten().zip((base + 64 * pair..).step_by(8)) {
-            store(place, *word);
-        }
+        let place = base + 64 * pair;
+        store(place, invalidation[0]);
+        store(place + 8, invalidation[1]);
+        store(place + 32, 5u64 | 1 << 5 | 1 << 6 | u64::from(data) << 32);
+        store(place + 40, at);
     }
 }
 
