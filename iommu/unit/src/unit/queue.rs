@@ -1,10 +1,10 @@
 //! The invalidation queue (section 6.5.2): descriptors are fetched, checked and started.
 //!
-//! "The invalidation queue head register may lag": hardware is asynchronous, and software learns from
-//! the status of a wait, and from that alone, that what came before has taken effect. The head is
-//! past a descriptor once that was accepted (section 6.5.2.10); its effect may still be to come, and is then in
-//! [`Pending`]. How much of the queue a register write carries out is said in
-//! [`budget`](super::budget); without a background it is all.
+//! Hardware is asynchronous: software learns from the status of a wait, and from that alone, that what
+//! came before has taken effect. The head is past a descriptor once that was checked and accepted; its
+//! effect may still be to come, and is then in [`Pending`]. The head itself may lag, too. How much of
+//! the queue a register write carries out is said in [`budget`](super::budget); without a background it
+//! is all.
 //!
 //! The work is bounded before it starts: head and tail are checked against the geometry of the
 //! queue, and the head then meets the tail after at most as many descriptors as the queue has.
