@@ -279,6 +279,9 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
                 asks |= Registers::is_command(at);
                 // An access takes in only one register that raises an event.
                 message = registers.store(at, value).or(message);
+                if at == offset::GCMD {
+                    self.publish_status(registers.status().into_bits());
+                }
             }
             asks && registers.has_work()
         };

@@ -240,6 +240,26 @@ fn commands_that_wait_are_merged_and_no_pointer_is_lost() {
 }
 
 #[test]
+fn a_pointer_is_shown_as_set_only_once_the_last_one_is() {
+    let bench = Bench::new(&full());
+    background(&bench, InlineBudget::NOTHING);
+    for (command, shown) in [(0x4000_0000, 0x4000_0000), (0x0100_0000, 0x4100_0000)] {
+        bench.write32(0x18, command);
+        run(&bench);
+        assert_eq!(bench.read32(0x1C), shown);
+    }
+    // What software polls for is clear until the new pointer is in use.
+    bench.write64(0x20, 0x5000);
+    bench.write32(0x18, 0x4000_0000);
+    assert_eq!(bench.read32(0x1C), 0x0100_0000);
+    bench.write32(0x18, 0x0100_0000);
+    assert_eq!((bench.read32(0x1C), bench.read64(0x18)), (0, 0));
+    run(&bench);
+    assert_eq!(bench.read32(0x1C), 0x4100_0000);
+    assert_eq!(bench.unit.dma_state().latched().root.address, 0x5000);
+}
+
+#[test]
 fn a_command_is_carried_out_before_the_rest_of_a_long_queue() {
     let bench = Bench::new(&full());
     background(&bench, settles(1));
@@ -453,7 +473,7 @@ fn what_concerns_few_pages_is_done_at_once_and_what_concerns_more_in_the_backgro
     run(&bench);
     // Without its root table, and with another, a shadow is another.
     for (command, before) in [
-        (0xC400_0000_u32, 0x4400_0000_u32),
+        (0xC400_0000_u32, 0x0400_0000_u32),
         (0x0400_0000, 0xC400_0000),
     ] {
         bench.write32(0x18, command);

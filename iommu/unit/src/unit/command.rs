@@ -68,10 +68,11 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         GlobalCommand::from_bits(self.shown_status())
     }
 
-    pub(super) fn set_status(&self, status: GlobalCommand) {
+    /// Shows that something is done.
+    fn change_status(&self, change: impl FnOnce(GlobalCommand) -> GlobalCommand) {
         let mut registers = self.registers();
-        registers.file.set(offset::GSTS, status.into_bits());
-        self.publish_status(status.into_bits());
+        let status = change(registers.status());
+        self.publish_status(registers.set_status(status));
     }
 
     fn set_root_pointer(
@@ -80,14 +81,13 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         root: RootPointer,
         budget: &mut Budget<'_>,
     ) -> Result<(), Later> {
-        let status = self.status();
         let latched = Latched {
-            enabled: status.te(),
+            enabled: self.status().te(),
             root,
         };
         // With CAP.ESRTPS this also invalidates.
         self.latch_translation(execution, latched, budget)?;
-        self.set_status(status.with_srtp(true));
+        self.change_status(|status| status.with_srtp(true));
         Ok(())
     }
 
@@ -97,11 +97,13 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         on: bool,
         budget: &mut Budget<'_>,
     ) -> Result<(), Later> {
-        let status = self.status().with_te(on);
         // Requests in flight finish under the old state before the status shows the new one.
-        let latched = execution.latched(status);
+        let latched = Latched {
+            enabled: on,
+            root: execution.root,
+        };
         self.latch_translation(execution, latched, budget)?;
-        self.set_status(status);
+        self.change_status(|status| status.with_te(on));
         Ok(())
     }
 
@@ -111,7 +113,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         budget: &mut Budget<'_>,
     ) -> Result<(), Later> {
         self.change_remapping(budget, |remapping| remapping.table = table)?;
-        self.set_status(self.status().with_sirtp(true));
+        self.change_status(|status| status.with_sirtp(true));
         Ok(())
     }
 
@@ -128,7 +130,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             remapping.enabled = asked.ire();
             remapping.compatibility = asked.cfi();
         })?;
-        self.set_status(status.with_ire(asked.ire()).with_cfi(asked.cfi()));
+        self.change_status(|status| status.with_ire(asked.ire()).with_cfi(asked.cfi()));
         Ok(())
     }
 
@@ -142,7 +144,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
                 registers.file.set_quad(offset::IQH, 0);
             }
         }
-        self.set_status(self.status().with_qie(on));
+        self.change_status(|status| status.with_qie(on));
     }
 
     /// CCMD was written: invalidates the context cache, if it may (section 11.4.7).

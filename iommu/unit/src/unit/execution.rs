@@ -17,8 +17,7 @@ use super::budget::{Budget, Clock, InlineBudget, Later};
 use super::observers::TranslationObservers;
 use super::queue::Pending;
 use super::registers::Work;
-use crate::spec::registers::GlobalCommand;
-use crate::translate::{Latched, RootPointer};
+use crate::translate::RootPointer;
 
 /// What the executor alone knows. Its lock may be held for as long as a device's transaction or an
 /// observer takes.
@@ -36,14 +35,6 @@ impl Execution {
     pub(super) fn reset(&mut self) {
         self.root = RootPointer::default();
         self.pending = Pending::default();
-    }
-
-    /// What translations depend on, with `status` in GSTS.
-    pub(super) const fn latched(&self, status: GlobalCommand) -> Latched {
-        Latched {
-            enabled: status.te(),
-            root: self.root,
-        }
     }
 
     /// Whether the executor has a thread for what observers of translations take long for.

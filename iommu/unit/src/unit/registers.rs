@@ -114,6 +114,26 @@ impl Registers {
         IotlbInvalidate::from_bits(self.file.get_quad(offset::IOTLB)).invalidate()
     }
 
+    /// GSTS, whose bits lie where GCMD has them.
+    pub(super) fn status(&self) -> GlobalCommand {
+        GlobalCommand::from_bits(self.file.get(offset::GSTS))
+    }
+
+    /// Shows `status`, but for pointers that software wants set once more. Returns what is shown.
+    ///
+    /// RTPS and IRTPS are clear from the write that asks for one until it is set (section 11.4.5).
+    pub(super) fn set_status(&mut self, status: GlobalCommand) -> u32 {
+        let asked = self.asked.global;
+        let awaits_root = asked.is_some_and(|asked| asked.root.is_some());
+        let awaits_table = asked.is_some_and(|asked| asked.table.is_some());
+        let shown = status
+            .with_srtp(status.srtp() && !awaits_root)
+            .with_sirtp(status.sirtp() && !awaits_table)
+            .into_bits();
+        self.file.set(offset::GSTS, shown);
+        shown
+    }
+
     fn ask_global(&mut self, levels: GlobalCommand) {
         let root = RootTableAddress::from_bits(self.file.get_quad(offset::RTADDR));
         let table = InterruptTableAddress::from_bits(self.file.get_quad(offset::IRTA));
@@ -124,6 +144,7 @@ impl Registers {
         };
         let earlier = self.asked.global;
         self.asked.global = Some(earlier.map_or(now, |earlier| earlier.then(now)));
+        self.set_status(self.status());
     }
 
     /// The queue may go on where it stands: an error was cleared, it was switched on, or there is
