@@ -2,6 +2,7 @@
 //! APICs.
 
 mod chip;
+mod credit;
 mod level;
 mod messages;
 mod table;

@@ -237,6 +237,8 @@ pub(super) struct FakeRoutes {
     pub(super) alive: Arc<AtomicUsize>,
     /// No more routes than this are alive at a time, if it is not zero.
     pub(super) limit: usize,
+    /// How often messages were set.
+    pub(super) changes: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -245,7 +247,7 @@ pub(super) struct FakeRoute {
 }
 
 struct Handle {
-    route: Arc<FakeRoute>,
+    number: u32,
     alive: Arc<AtomicUsize>,
 }
 
@@ -264,23 +266,33 @@ impl FakeRoutes {
 }
 
 impl InterruptRoutes for FakeRoutes {
-    fn add(&self, source: Bdf, _event: EventFd) -> io::Result<Arc<dyn InterruptRoute>> {
+    fn add(&self, source: Bdf, _event: EventFd) -> io::Result<Box<dyn InterruptRoute>> {
         if self.limit > 0 && self.alive() >= self.limit {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         let route = Arc::new(FakeRoute::default());
         let mut added = self.added.lock().expect("added");
-        added.push((source, Arc::clone(&route)));
+        let number = u32::try_from(added.len()).expect("few");
+        added.push((source, route));
         self.alive.fetch_add(1, Ordering::Relaxed);
         let alive = Arc::clone(&self.alive);
-        Ok(Arc::new(Handle { route, alive }))
+        Ok(Box::new(Handle { number, alive }))
+    }
+
+    fn set_messages(&self, messages: &[(u32, Option<MsiMessage>)]) -> io::Result<()> {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        let added = self.added.lock().expect("added");
+        for (number, message) in messages {
+            let (_, route) = &added[usize::try_from(*number).expect("few")];
+            *route.message.lock().expect("message") = *message;
+        }
+        Ok(())
     }
 }
 
 impl InterruptRoute for Handle {
-    fn set_message(&self, message: Option<MsiMessage>) -> io::Result<()> {
-        *self.route.message.lock().expect("message") = message;
-        Ok(())
+    fn number(&self) -> u32 {
+        self.number
     }
 }
 

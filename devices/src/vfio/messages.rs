@@ -30,7 +30,7 @@ pub(super) enum MessageError {
 
 struct Vector {
     event: EventFd,
-    route: Arc<dyn InterruptRoute>,
+    route: Box<dyn InterruptRoute>,
     /// What the route sends now.
     message: Option<MsiMessage>,
 }
@@ -99,12 +99,14 @@ impl Messages {
             available: 0,
             vectors: BTreeMap::new(),
         };
+        let mut changes = Vec::new();
         for (index, message) in (0..).zip(messages) {
-            match vectors.vector(*message) {
-                Ok(vector) => drop(vectors.vectors.insert(index, vector)),
+            match vectors.add(index) {
+                Ok(()) => changes.push((index, *message)),
                 Err(error) => complain(index, &error),
             }
         }
+        vectors.send(&changes, complain);
         vectors.available = u32::try_from(messages.len()).unwrap_or(0);
         loop {
             let events: Vec<_> = (0..vectors.available)
@@ -131,41 +133,46 @@ impl Messages {
         }
     }
 
-    /// What `vector` sends from now on; `None` holds its events back. A vector that was never to
-    /// send anything uses no means.
+    /// What vectors send from now on; `None` holds the events of one back. A vector that was never
+    /// to send anything uses no means; one for which there are none stays silent, and is reported
+    /// to `complain`.
     pub(super) fn set(
         &mut self,
-        vector: u16,
-        message: Option<MsiMessage>,
-    ) -> Result<(), MessageError> {
-        if let Some(known) = self.vectors.get_mut(&vector) {
-            if known.message != message {
-                // Should it fail, nothing is sent.
-                known.message = None;
-                known
-                    .route
-                    .set_message(message)
-                    .map_err(MessageError::Route)?;
-                known.message = message;
+        messages: impl IntoIterator<Item = (u16, Option<MsiMessage>)>,
+        complain: &mut dyn FnMut(u16, &MessageError),
+    ) {
+        let (mut changes, mut new) = (Vec::new(), Vec::new());
+        for (vector, message) in messages {
+            if let Some(known) = self.vectors.get(&vector) {
+                if known.message != message {
+                    changes.push((vector, message));
+                }
+                continue;
             }
-            return Ok(());
-        }
-        // MSI's were all made when it was enabled.
-        if message.is_none() || self.kind == IrqKind::Msi {
-            return Ok(());
-        }
-        if u32::from(vector) >= self.available {
-            return Err(MessageError::Limit(self.available));
-        }
-        let new = self.vector(message)?;
-        let start = u32::from(vector);
-        match self.host.arm(self.kind, start, &[Some(&new.event)]) {
-            Ok(Armed::All) => {
-                self.vectors.insert(vector, new);
-                Ok(())
+            // MSI's were all made when it was enabled.
+            if message.is_none() || self.kind == IrqKind::Msi {
+                continue;
             }
-            Ok(Armed::Only(available)) => Err(MessageError::Limit(available)),
-            Err(error) => Err(MessageError::Arm(error)),
+            match self.add(vector) {
+                Ok(()) => {
+                    changes.push((vector, message));
+                    new.push(vector);
+                }
+                Err(error) => complain(vector, &error),
+            }
+        }
+        self.send(&changes, complain);
+        // Neighbours together: the host takes a range.
+        for range in new.chunk_by(|one, next| one.checked_add(1) == Some(*next)) {
+            if range.len() > 1 && self.arm(range).is_ok() {
+                continue;
+            }
+            for vector in range {
+                if let Err(error) = self.arm(&[*vector]) {
+                    self.vectors.remove(vector);
+                    complain(*vector, &error);
+                }
+            }
         }
     }
 
@@ -176,21 +183,65 @@ impl Messages {
             .is_some_and(|vector| vector.message.is_none() && is_signalled(&vector.event))
     }
 
-    fn vector(&self, message: Option<MsiMessage>) -> Result<Vector, MessageError> {
+    /// Makes the means of a vector, which sends nothing yet.
+    fn add(&mut self, vector: u16) -> Result<(), MessageError> {
+        if self.kind == IrqKind::Msix && u32::from(vector) >= self.available {
+            return Err(MessageError::Limit(self.available));
+        }
         let event = EventFd::new(EFD_NONBLOCK).map_err(MessageError::Event)?;
         let clone = event.try_clone().map_err(MessageError::Event)?;
         let route = self
             .routes
             .add(self.source, clone)
             .map_err(MessageError::Route)?;
-        if message.is_some() {
-            route.set_message(message).map_err(MessageError::Route)?;
-        }
-        Ok(Vector {
+        let new = Vector {
             event,
             route,
-            message,
-        })
+            message: None,
+        };
+        self.vectors.insert(vector, new);
+        Ok(())
+    }
+
+    /// Has vectors that are there send other messages. Should it fail, they send nothing.
+    fn send(
+        &mut self,
+        changes: &[(u16, Option<MsiMessage>)],
+        complain: &mut dyn FnMut(u16, &MessageError),
+    ) {
+        let routes: Vec<_> = changes
+            .iter()
+            .filter_map(|(vector, message)| {
+                Some((self.vectors.get(vector)?.route.number(), *message))
+            })
+            .collect();
+        if routes.is_empty() {
+            return;
+        }
+        let result = self.routes.set_messages(&routes);
+        let result = result.map_err(MessageError::Route);
+        for (vector, message) in changes {
+            if let Some(known) = self.vectors.get_mut(vector) {
+                known.message = message.filter(|_| result.is_ok());
+            }
+            if let Err(error) = &result {
+                complain(*vector, error);
+            }
+        }
+    }
+
+    /// Has the device signal the events of `vectors`, which are neighbours.
+    fn arm(&self, vectors: &[u16]) -> Result<(), MessageError> {
+        let start = vectors.first().copied().unwrap_or(0);
+        let events: Vec<_> = vectors
+            .iter()
+            .map(|vector| self.vectors.get(vector).map(|vector| &vector.event))
+            .collect();
+        match self.host.arm(self.kind, start.into(), &events) {
+            Ok(Armed::All) => Ok(()),
+            Ok(Armed::Only(available)) => Err(MessageError::Limit(available)),
+            Err(error) => Err(MessageError::Arm(error)),
+        }
     }
 }
 

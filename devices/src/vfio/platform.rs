@@ -16,18 +16,22 @@ pub trait InterruptRoutes: Send + Sync {
     ///
     /// # Errors
     /// When the hypervisor has no more routes.
-    fn add(&self, source: Bdf, event: EventFd) -> io::Result<Arc<dyn InterruptRoute>>;
+    fn add(&self, source: Bdf, event: EventFd) -> io::Result<Box<dyn InterruptRoute>>;
+
+    /// Has routes, by number, send these messages from now on, remapped by the IOMMU as it says at
+    /// each time. With `None` nothing is sent, and events stay in the eventfd until there is a
+    /// message again, which is then sent at once. To change many at once costs little more than to
+    /// change one.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses; nothing is sent then.
+    fn set_messages(&self, messages: &[(u32, Option<MsiMessage>)]) -> io::Result<()>;
 }
 
 /// One of [`InterruptRoutes`]. It goes away when it is dropped.
 pub trait InterruptRoute: Send + Sync {
-    /// Sends `message` from now on, remapped by the IOMMU as it says at each time; with `None`
-    /// nothing is sent, and events stay in the eventfd until there is a message again, which is
-    /// then sent at once.
-    ///
-    /// # Errors
-    /// When the hypervisor refuses; nothing is sent then.
-    fn set_message(&self, message: Option<MsiMessage>) -> io::Result<()>;
+    /// Its number, which no other route has at that time.
+    fn number(&self) -> u32;
 }
 
 /// Puts memory of the host, such as a BAR of an assigned device, into the guest's address space.

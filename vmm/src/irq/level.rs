@@ -65,8 +65,12 @@ impl LevelRoutes {
                     .resolve(SourceId(IOAPIC_REQUESTER), message.address, message.data);
             let vector = message.map(|message| message.data.to_le_bytes()[0]);
             self.ioapic.set_eoi_vector(pin, vector);
-            let message = message.filter(|message| message.data & DATA_LEVEL != 0);
-            messages.push((u32::from(pin), message));
+            // A route that is not needed does no harm, and may be needed again: a guest can block
+            // and allow an interrupt thousands of times with one register write.
+            if let Some(message) = message {
+                let message = Some(message).filter(|message| message.data & DATA_LEVEL != 0);
+                messages.push((u32::from(pin), message));
+            }
         }
         if let Err(error) = self.table.change(messages) {
             self.remapper.local_apics.complain(
@@ -100,3 +104,6 @@ impl InterruptEntryObserver for LevelRoutes {
         }
     }
 }
+
+#[cfg(test)]
+mod level_test;

@@ -5,10 +5,17 @@
 //! and is resolved again whenever the guest says that the entry behind it has changed. Whatever KVM
 //! cannot send as it stands is sent by our event loop, as any other device's messages are: those
 //! that the unit blocks, which it then records as faults, and those that are no interrupts.
+//!
+//! KVM takes its time for each change, and a guest can invalidate entries thousands of times with
+//! one register write. So an invalidation never gives an event to KVM that the loop has: KVM gets
+//! it back when an interrupt comes and is let pass. And an invalidation that comes when changes
+//! have taken long enough (see [`super::credit`]) gives the events that it concerns to the loop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 use devices::vfio::{InterruptRoute, InterruptRoutes};
 use intel_vtd::{InterruptEntryObserver, InterruptMessage, SourceId};
@@ -17,9 +24,13 @@ use pci::{Bdf, MsiMessage, MsiSink};
 use vm_allocator::IdAllocator;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::credit::Credit;
 use super::watcher::Watcher;
 use super::{Invalidated, Remapper, RoutingTable, is_interrupt};
 use crate::event_loop;
+
+/// Routes that are given to KVM or taken from it before others get a turn at the lock.
+const BATCH: usize = 32;
 
 /// Routes from events to messages, each with a GSI of its own.
 pub(crate) struct MessageRoutes(Arc<Shared>);
@@ -40,6 +51,50 @@ struct State {
     gsis: Option<IdAllocator>,
     /// By GSI.
     routes: BTreeMap<u32, Route>,
+    /// Interrupt entries and the GSIs of the routes whose messages name them.
+    by_entry: BTreeSet<(u32, u32)>,
+    /// For what the guest's invalidations change.
+    credit: Credit,
+}
+
+impl State {
+    /// Has a route send another message, as the guest writes it.
+    fn set_message(&mut self, gsi: u32, message: Option<MsiMessage>) {
+        let Some(route) = self.routes.get_mut(&gsi) else {
+            return;
+        };
+        let before = std::mem::replace(&mut route.message, message);
+        if let Some(entry) = before.and_then(entry_index) {
+            self.by_entry.remove(&(entry, gsi));
+        }
+        if let Some(entry) = message.and_then(entry_index) {
+            self.by_entry.insert((entry, gsi));
+        }
+    }
+
+    /// The GSIs of routes whose messages may now be remapped in another way.
+    fn concerned(&self, invalidated: &Invalidated) -> Vec<u32> {
+        if invalidated.all() {
+            return self.routes.keys().copied().collect();
+        }
+        let Range { start, end } = invalidated.0;
+        let named = self.by_entry.range((start, 0)..(end, 0));
+        named.map(|(_, gsi)| *gsi).collect()
+    }
+}
+
+/// Which interrupt entry a message names.
+fn entry_index(MsiMessage { address, data }: MsiMessage) -> Option<u32> {
+    InterruptMessage { address, data }.entry_index()
+}
+
+/// Why routes are resolved anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// Their device sends other messages, or an interrupt has come.
+    Device,
+    /// The guest has invalidated their entries.
+    Invalidation,
 }
 
 struct Route {
@@ -84,6 +139,8 @@ impl MessageRoutes {
         let state = State {
             gsis: IdAllocator::new(table.gsis.start, last).ok(),
             routes: BTreeMap::new(),
+            by_entry: BTreeSet::new(),
+            credit: Credit::default(),
         };
         let shared = Arc::new(Shared {
             watcher,
@@ -101,7 +158,7 @@ impl MessageRoutes {
 }
 
 impl InterruptRoutes for MessageRoutes {
-    fn add(&self, source: Bdf, event: EventFd) -> io::Result<Arc<dyn InterruptRoute>> {
+    fn add(&self, source: Bdf, event: EventFd) -> io::Result<Box<dyn InterruptRoute>> {
         let mut state = self.0.lock();
         let gsi = state.gsis.as_mut().and_then(|gsis| gsis.allocate_id().ok());
         let Some(gsi) = gsi else {
@@ -117,10 +174,27 @@ impl InterruptRoutes for MessageRoutes {
             path: Path::Nobody,
         };
         state.routes.insert(gsi, route);
-        Ok(Arc::new(Handle {
+        Ok(Box::new(Handle {
             shared: Arc::clone(&self.0),
             gsi,
         }))
+    }
+
+    /// KVM is told of all of them at once. Its events follow one by one, which takes longer, and
+    /// invalidations of the guest need not wait for all of that.
+    fn set_messages(&self, messages: &[(u32, Option<MsiMessage>)]) -> io::Result<()> {
+        let Self(shared) = self;
+        let mut state = shared.lock();
+        for (gsi, message) in messages {
+            state.set_message(*gsi, *message);
+        }
+        shared.prepare(&state, messages.iter().map(|(gsi, _)| *gsi));
+        for batch in messages.chunks(BATCH) {
+            let gsis: Vec<_> = batch.iter().map(|(gsi, _)| *gsi).collect();
+            shared.update(&mut state, &gsis, Cause::Device);
+            MutexGuard::bump(&mut state);
+        }
+        Ok(())
     }
 }
 
@@ -131,14 +205,8 @@ struct Handle {
 }
 
 impl InterruptRoute for Handle {
-    fn set_message(&self, message: Option<MsiMessage>) -> io::Result<()> {
-        let mut state = self.shared.lock();
-        let Some(route) = state.routes.get_mut(&self.gsi) else {
-            return Ok(());
-        };
-        route.message = message;
-        self.shared.update(&mut state, &[self.gsi]);
-        Ok(())
+    fn number(&self) -> u32 {
+        self.gsi
     }
 }
 
@@ -146,6 +214,7 @@ impl Drop for Handle {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         self.shared.leave(&mut state, self.gsi);
+        state.set_message(self.gsi, None);
         state.routes.remove(&self.gsi);
         if let Some(gsis) = &mut state.gsis {
             // It fails only for one that is free.
@@ -172,19 +241,45 @@ impl Shared {
             .map_or(Path::Loop, Path::Kvm)
     }
 
-    /// Resolves the routes of `gsis`, and puts into effect what is new, with one change of KVM's
-    /// table for all of them. No interrupt is sent as it was resolved before when this returns.
-    fn update(&self, state: &mut State, gsis: &[u32]) {
+    /// Tells KVM what the routes of `gsis` send, and leaves their events where they are. What it
+    /// refuses, it refuses again when they follow.
+    fn prepare(&self, state: &State, gsis: impl Iterator<Item = u32>) {
+        let messages = gsis.filter_map(|gsi| match self.path(state.routes.get(&gsi)?) {
+            Path::Kvm(message) => Some((gsi, Some(message))),
+            Path::Nobody | Path::Loop => None,
+        });
+        let _ = self.table.change(messages);
+    }
+
+    /// Where the events of `gsis` have to go, as far as they go elsewhere now.
+    fn targets(&self, state: &mut State, gsis: &[u32], cause: Cause) -> Vec<(u32, Path)> {
         let mut targets = Vec::new();
         for gsi in gsis {
             let Some(route) = state.routes.get(gsi) else {
                 continue;
             };
             let target = self.path(route);
-            if target != route.path {
+            let waits = cause == Cause::Invalidation
+                && route.path == Path::Loop
+                && matches!(target, Path::Kvm(_));
+            if target != route.path && !waits {
                 targets.push((*gsi, target));
             }
         }
+        if cause == Cause::Invalidation && !state.credit.is_good(Instant::now()) {
+            for (_, target) in &mut targets {
+                if matches!(target, Path::Kvm(_)) {
+                    *target = Path::Loop;
+                }
+            }
+        }
+        targets
+    }
+
+    /// Resolves the routes of `gsis`, and puts into effect what is new, with one change of KVM's
+    /// table for all of them. No interrupt is sent as it was resolved before when this returns.
+    fn update(&self, state: &mut State, gsis: &[u32], cause: Cause) {
+        let mut targets = self.targets(state, gsis, cause);
         let mut changes = Vec::new();
         for (gsi, target) in &targets {
             match target {
@@ -193,12 +288,17 @@ impl Shared {
             }
         }
         // Routes first, events second: an event that is attached to a GSI without a route is lost.
-        if let Err(error) = self.table.change(changes) {
-            self.complain("KVM refused the routes of messages", &error);
-            for (gsi, target) in &mut targets {
-                if matches!(target, Path::Kvm(_)) {
-                    self.leave(state, *gsi);
-                    *target = Path::Loop;
+        let begin = Instant::now();
+        match self.table.change(changes) {
+            Ok(true) => state.credit.charge(begin.elapsed()),
+            Ok(false) => {}
+            Err(error) => {
+                self.complain("KVM refused the routes of messages", &error);
+                for (gsi, target) in &mut targets {
+                    if matches!(target, Path::Kvm(_)) {
+                        self.leave(state, *gsi);
+                        *target = Path::Loop;
+                    }
                 }
             }
         }
@@ -272,6 +372,11 @@ impl Shared {
         drop(state);
         // By now the unit may let it pass, and then it is sent.
         self.remapper.signal(source, message.address, message.data);
+        let mut state = self.lock();
+        let is_left = |route: &Route| route.path == Path::Loop;
+        if state.routes.get(&gsi).is_some_and(is_left) && state.credit.is_good(Instant::now()) {
+            self.update(&mut state, &[gsi], Cause::Device);
+        }
     }
 
     fn complain(&self, what: &str, error: &io::Error) {
@@ -282,17 +387,12 @@ impl Shared {
 impl InterruptEntryObserver for Shared {
     fn interrupt_entries_invalidated(&self, first: u16, count: u32) {
         let mut state = self.lock();
-        let invalidated = Invalidated::new(first, count);
-        let concerned = |route: &Route| {
-            route
-                .message
-                .is_some_and(|message| invalidated.concerns(message))
-        };
-        let routes = state.routes.iter().filter(|(_, route)| concerned(route));
-        let gsis: Vec<u32> = routes.map(|(gsi, _)| *gsi).collect();
-        self.update(&mut state, &gsis);
+        let gsis = state.concerned(&Invalidated::new(first, count));
+        self.update(&mut state, &gsis, Cause::Invalidation);
     }
 }
 
 #[cfg(test)]
-mod messages_test;
+pub(super) mod messages_test;
+#[cfg(test)]
+mod speed_test;

@@ -42,40 +42,55 @@ impl RoutingTable {
     }
 
     /// Gives GSIs other routes, or none, all at once. When it returns, no event becomes an
-    /// interrupt by an old one.
+    /// interrupt by an old one. Whether KVM had to be told.
     ///
     /// # Errors
     /// When KVM refuses; then nothing has changed.
     pub(super) fn change(
         &self,
         changes: impl IntoIterator<Item = (u32, Option<InterruptMessage>)>,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         let mut routes = self.routes.lock();
         // Most changes change nothing: a guest may invalidate all entries thousands of times in a
         // row.
-        let changes: Vec<_> = changes
-            .into_iter()
-            .filter(|(gsi, message)| routes.get(gsi) != message.as_ref())
-            .collect();
-        if changes.is_empty() {
-            return Ok(());
-        }
-        let mut next = routes.clone();
+        let mut before = Vec::new();
         for (gsi, message) in changes {
-            match message {
-                Some(message) => next.insert(gsi, message),
-                None => next.remove(&gsi),
-            };
+            if routes.get(&gsi) != message.as_ref() {
+                before.push((gsi, put(&mut routes, gsi, message)));
+            }
         }
-        let list: Vec<_> = next.iter().map(|(gsi, message)| (*gsi, *message)).collect();
-        self.chip.set_routes(&list)?;
-        *routes = next;
-        Ok(())
+        if before.is_empty() {
+            return Ok(false);
+        }
+        let list: Vec<_> = routes
+            .iter()
+            .map(|(gsi, message)| (*gsi, *message))
+            .collect();
+        if let Err(error) = self.chip.set_routes(&list) {
+            // A GSI that came twice gets its first one back last.
+            for (gsi, message) in before.into_iter().rev() {
+                put(&mut routes, gsi, message);
+            }
+            return Err(error);
+        }
+        Ok(true)
     }
 
     /// Drops the route of a GSI that has no event any more, when the table is next told to KVM.
     pub(super) fn forget(&self, gsi: u32) {
         let mut routes = self.routes.lock();
         routes.remove(&gsi);
+    }
+}
+
+/// Gives a GSI another route, or none, and returns the one that it had.
+fn put(
+    routes: &mut BTreeMap<u32, InterruptMessage>,
+    gsi: u32,
+    message: Option<InterruptMessage>,
+) -> Option<InterruptMessage> {
+    match message {
+        Some(message) => routes.insert(gsi, message),
+        None => routes.remove(&gsi),
     }
 }

@@ -1,5 +1,7 @@
 //! Interrupts of the function: what the guest wrote about them, made true in the host.
 
+use std::ops::Range;
+
 use pci::capability::msix;
 use pci::{MsiMessage, MsixTable};
 
@@ -44,11 +46,10 @@ impl VfioPci {
         {
             // Without vectors, it failed, and would again.
             let Some(vectors) = vectors else { return };
-            for (vector, message) in (0..).zip(wanted) {
-                if let Err(error) = vectors.set(vector, *message) {
-                    self.complain_vector(vector, &error);
-                }
-            }
+            let wanted = (0..).zip(wanted.iter().copied());
+            vectors.set(wanted, &mut |vector, error| {
+                self.complain_vector(vector, error);
+            });
             return;
         }
         self.turn_off(control);
@@ -73,9 +74,7 @@ impl VfioPci {
         } else if !messages {
             return;
         }
-        for vector in 0..layout.vectors {
-            self.follow_vector(control, vector);
-        }
+        self.follow_vectors(control, 0..layout.vectors);
     }
 
     fn enabled(&self, what: &str, vectors: Result<Messages, MessageError>) -> Option<Messages> {
@@ -101,20 +100,21 @@ impl VfioPci {
         }
     }
 
-    /// Makes what a vector sends what its table entry says.
-    fn follow_vector(&self, control: &mut Control, vector: u16) {
+    /// Makes what vectors send what their table entries say.
+    fn follow_vectors(&self, control: &mut Control, range: Range<u16>) {
         let (Some((layout, table)), Mode::Msix(Some(vectors))) = (&self.msix, &mut control.mode)
         else {
             return;
         };
-        let Some(entry) = table.entry(vector) else {
-            return;
-        };
         let function = control.config.u16(layout.offset + msix::CONTROL) & msix::FUNCTION_MASK != 0;
-        let message = (!entry.masked && !function).then_some(entry.message);
-        if let Err(error) = vectors.set(vector, message) {
-            self.complain_vector(vector, &error);
-        }
+        let wanted = range.filter_map(|vector| {
+            let entry = table.entry(vector)?;
+            let message = (!entry.masked && !function).then_some(entry.message);
+            Some((vector, message))
+        });
+        vectors.set(wanted, &mut |vector, error| {
+            self.complain_vector(vector, error);
+        });
     }
 
     pub(super) fn write_table(
@@ -128,12 +128,9 @@ impl VfioPci {
         let at = offset - layout.table;
         table.write_table(at, data);
         let length = u64::try_from(data.len()).unwrap_or(0);
-        let last = at.saturating_add(length.saturating_sub(1)) / 16;
-        for vector in at / 16..=last {
-            if let Ok(vector) = u16::try_from(vector) {
-                self.follow_vector(&mut control, vector);
-            }
-        }
+        let end = at.saturating_add(length).div_ceil(16);
+        let vector = |number: u64| u16::try_from(number).unwrap_or(u16::MAX);
+        self.follow_vectors(&mut control, vector(at / 16)..vector(end));
     }
 
     /// Pending bits, eight vectors in a byte.
