@@ -3,6 +3,7 @@
 //! of the root complex.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 
@@ -39,6 +40,8 @@ pub(crate) struct Endpoint {
     integrated: Option<u16>,
     /// Held for reading while an access is under way, so that none is after the link went down.
     link_up: RwLock<bool>,
+    /// The same for those who only look, and wait for no access.
+    shows: AtomicBool,
 }
 
 impl Endpoint {
@@ -49,12 +52,21 @@ impl Endpoint {
             function,
             integrated,
             link_up: RwLock::new(false),
+            shows: AtomicBool::new(false),
         })
     }
 
     /// Lets accesses through, or stops them: none is under way when this returns.
     pub(crate) fn set_link_up(&self, up: bool) {
-        *self.link_up.write() = up;
+        let mut link = self.link_up.write();
+        *link = up;
+        self.shows.store(up, Ordering::Release);
+    }
+
+    /// Whether an access is under way.
+    #[cfg(test)]
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.link_up.try_write().is_none()
     }
 
     fn with_link<T>(&self, access: impl FnOnce(&dyn PciFunction) -> T) -> Option<T> {
@@ -130,8 +142,11 @@ impl PciFunction for Endpoint {
     }
 
     fn windows(&self) -> Vec<BarWindow> {
-        self.with_link(|function| function.windows())
-            .unwrap_or_default()
+        if self.shows.load(Ordering::Acquire) {
+            self.function.windows()
+        } else {
+            Vec::new()
+        }
     }
 
     fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {

@@ -1,7 +1,8 @@
 //! Hot-plug, driven as Linux's pciehp drives it: its writes, their order, and what it waits for.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
@@ -367,4 +368,76 @@ fn a_thousand_functions_come_and_go_and_take_no_room_with_them() {
     machine.root.reset();
     machine.root.assign_bars().expect("room");
     assert_eq!(last.address(0), Some(0xc000_0000));
+}
+
+/// Waits for another thread.
+fn until(mut holds: impl FnMut() -> bool) {
+    while !holds() {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_pull_waits_for_one_reset_by_a_guest_that_switches_the_link_and_for_no_other() {
+    let machine = Machine::new();
+    let function = probe();
+    machine.plug(0, &function);
+    machine.root.assign_bars().expect("room");
+    let port = &machine.ports[0];
+    let resets = || function.resets.load(Ordering::Relaxed);
+    let over = AtomicBool::new(false);
+    let hold = function.hold.lock();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    machine.write(0, 1, LINK_CONTROL, &[0x10, 0]);
+                    machine.write(0, 1, LINK_CONTROL, &[0x00, 0]);
+                }
+            });
+        }
+        until(|| resets() == 1);
+        let pull = scope.spawn(|| machine.root.pull(port).map(drop));
+        until(|| port.is_pulled());
+        drop(hold);
+        let outcome = pull.join();
+        let resets = resets();
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(outcome.expect("no panic"), Ok(()));
+        assert_eq!(resets, 2, "the one under way, and the pull's own");
+    });
+    assert!(!port.slot().occupied);
+    assert_eq!(Arc::strong_count(&function), 1, "nobody else has it");
+    // Another one finds the port as the guest has left it.
+    machine.plug(0, &probe());
+    let driver = Driver::start(&machine);
+    driver.interrupt();
+    driver.enable();
+}
+
+/// The guest may have a function reset whenever it likes, which takes as long as it takes.
+#[test]
+fn a_pull_does_not_wait_for_another_function_that_is_busy() {
+    let machine = Machine::new();
+    let (busy, other) = (probe(), Probe::new(8, &[(0, BarKind::Memory32, 0x1000)]));
+    machine.plug(0, &busy);
+    machine.plug(1, &other);
+    machine.root.assign_bars().expect("room");
+    let hold = busy.hold.lock();
+    thread::scope(|scope| {
+        scope.spawn(|| machine.write(1, 0, COMMAND, &[6, 0]));
+        until(|| machine.ports[0].endpoint().is_some_and(|it| it.is_in_use()));
+        // This one waits for the access, and the next accesses for this one.
+        scope.spawn(|| machine.write(0, 1, LINK_CONTROL, &[0x10, 0]));
+        until(|| !machine.ports[0].slot().link_up);
+        let (done, pulled) = channel();
+        let (root, port) = (&machine.root, &machine.ports[1]);
+        scope.spawn(move || {
+            let _ = root.pull(port);
+            let _ = done.send(());
+        });
+        let outcome = pulled.recv_timeout(LONG);
+        drop(hold);
+        assert_eq!(outcome, Ok(()));
+    });
 }

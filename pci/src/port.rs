@@ -33,6 +33,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -54,6 +55,9 @@ pub struct RootPort {
     /// Serialises changes of the link with what they do to the function. Taken before all other
     /// locks, and never by the root complex while it holds one of its own.
     order: Mutex<()>,
+    /// How many are about to pull the function out. A guest that writes to the port meanwhile does
+    /// not hold them up: what becomes of the function is left to them.
+    pulling: AtomicUsize,
     /// Leaf lock.
     state: Mutex<State>,
     /// Signalled when software has written a command, when the slot is emptied, and at a reset.
@@ -83,6 +87,7 @@ impl RootPort {
             bus,
             msi,
             order: Mutex::default(),
+            pulling: AtomicUsize::new(0),
             state: Mutex::new(state),
             changed: Condvar::new(),
         }
@@ -207,7 +212,12 @@ impl RootPort {
 
     /// Takes the function out of the slot, which is powered off unless this is by force.
     pub(crate) fn take(&self, force: bool) -> Result<Arc<dyn PciFunction>, UnplugError> {
-        let _order = self.in_order();
+        // In this order: the pull ends before the next change of the link.
+        let (_order, _pulling);
+        if force {
+            _pulling = Pulling::begin(&self.pulling);
+        }
+        _order = self.in_order();
         let mut state = self.lock();
         let in_use = state.started && state.registers.powered();
         if state.endpoint.is_some() && in_use && !force {
@@ -227,7 +237,8 @@ impl RootPort {
         drop(state);
         self.changed.notify_all();
         endpoint.set_link_up(false);
-        if in_use {
+        // By force: the guest may have switched it off meanwhile, which was left to this.
+        if in_use || force {
             endpoint.quiesce();
             endpoint.reset();
         }
@@ -275,10 +286,41 @@ impl RootPort {
         self.order.lock()
     }
 
+    /// Makes the function reachable or not, as the registers say.
+    fn show_link(&self) {
+        let state = self.lock();
+        let (endpoint, up) = (state.endpoint.clone(), state.registers.link_up());
+        drop(state);
+        if let Some(endpoint) = endpoint {
+            endpoint.set_link_up(up);
+        }
+    }
+
+    /// Whether the function is about to be pulled out.
+    pub(crate) fn is_pulled(&self) -> bool {
+        self.pulling.load(Ordering::Acquire) > 0
+    }
+
     fn send(&self, messages: impl IntoIterator<Item = MsiMessage>) {
         for message in messages {
             self.msi.signal(self.address, message.address, message.data);
         }
+    }
+}
+
+/// While it exists, the function is about to be pulled out.
+struct Pulling<'a>(&'a AtomicUsize);
+
+impl<'a> Pulling<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Pulling<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -300,7 +342,9 @@ impl PciFunction for RootPort {
     }
 
     fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange {
-        let _order = self.in_order();
+        // Looked at before the wait for one's turn, and after it.
+        let order = (!self.is_pulled()).then(|| self.in_order());
+        let follows = order.is_some() && !self.is_pulled();
         let mut state = self.lock();
         let before = (
             state.registers.link_up(),
@@ -314,12 +358,17 @@ impl PciFunction for RootPort {
         );
         let endpoint = state.endpoint.clone();
         drop(state);
-        if let Some(endpoint) = endpoint.filter(|_| before.0 != after.0) {
+        if let Some(endpoint) = endpoint.filter(|_| follows && before.0 != after.0) {
             endpoint.set_link_up(after.0);
             if !after.0 {
                 endpoint.quiesce();
                 endpoint.reset();
             }
+        }
+        if !follows && !self.is_pulled() {
+            // The pull is over, and there may be another function by now.
+            let _order = self.in_order();
+            self.show_link();
         }
         self.changed.notify_all();
         self.send(messages);
@@ -338,11 +387,8 @@ impl PciFunction for RootPort {
         state.registers.power_on(occupied);
         state.started = false;
         state.removal = Removal::None;
-        let (endpoint, up) = (state.endpoint.clone(), state.registers.link_up());
         drop(state);
-        if let Some(endpoint) = endpoint {
-            endpoint.set_link_up(up);
-        }
+        self.show_link();
         self.changed.notify_all();
     }
 }

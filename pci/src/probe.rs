@@ -14,6 +14,8 @@ pub(crate) struct Probe {
     pub(crate) writes: Mutex<Vec<(usize, u64, Vec<u8>)>>,
     told: Mutex<Vec<Vec<BarWindow>>>,
     pub(crate) resets: AtomicU32,
+    /// While a test has this, neither resets nor configuration writes end.
+    pub(crate) hold: Mutex<()>,
 }
 
 impl Probe {
@@ -34,6 +36,7 @@ impl Probe {
             writes: Mutex::default(),
             told: Mutex::default(),
             resets: AtomicU32::new(0),
+            hold: Mutex::default(),
         })
     }
 
@@ -52,6 +55,7 @@ impl PciFunction for Probe {
     }
 
     fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange {
+        let _hold = self.hold.lock();
         let mut config = self.config.lock();
         let change = config.write(offset, data);
         if change.function_reset {
@@ -86,6 +90,7 @@ impl PciFunction for Probe {
 
     fn reset(&self) {
         self.resets.fetch_add(1, Ordering::Relaxed);
+        let _hold = self.hold.lock();
         self.config.lock().reset();
     }
 }

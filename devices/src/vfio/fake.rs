@@ -78,6 +78,8 @@ pub(super) struct FakeHost {
     /// The host has no more vectors than this.
     pub(super) vectors: u32,
     pub(super) broken: AtomicBool,
+    /// While a test has this, no reset ends.
+    pub(super) hold: Mutex<()>,
     pub(super) calls: Mutex<Vec<Call>>,
     pub(super) events: Mutex<BTreeMap<(IrqKind, u32), EventFd>>,
 }
@@ -109,6 +111,7 @@ impl FakeHost {
             has_reset: true,
             vectors: 4096,
             broken: AtomicBool::new(false),
+            hold: Mutex::default(),
             calls: Mutex::default(),
             events: Mutex::default(),
         }
@@ -225,7 +228,9 @@ impl HostDevice for FakeHost {
     }
 
     fn reset(&self) -> io::Result<()> {
-        self.record(Call::Reset)
+        self.record(Call::Reset)?;
+        let _hold = self.hold.lock().expect("hold");
+        Ok(())
     }
 }
 

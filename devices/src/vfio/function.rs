@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use pci::capability::pcie;
 use pci::header::COMMAND;
-use pci::{Bdf, Command, IntxSink, MsiSink, MsixTable};
+use pci::{BarWindow, Bdf, Command, IntxSink, MsiSink, MsixTable};
 
 use super::capabilities::CONTROL_FORWARDED;
 use super::cdev::VfioCdev;
@@ -85,6 +85,9 @@ pub struct VfioPci {
     /// Taken before the locks of `direct` and `intx`; held during the host's calls. The root
     /// complex takes it under its decode lock, so the root complex is never called with it.
     control: Mutex<Control>,
+    /// Where the BARs are, as `control` had it after the last access that ended. Leaf lock: whoever
+    /// looks for the windows of all functions waits for no reset of this one.
+    windows: Mutex<Vec<BarWindow>>,
     limit: Mutex<LogLimit>,
     /// Declared last: it ends after the interrupts have been turned off.
     _watcher: Box<dyn Any + Send + Sync>,
@@ -148,12 +151,14 @@ impl VfioPci {
                 mode: Mode::Off,
                 command,
             }),
+            windows: Mutex::default(),
             limit: Mutex::default(),
             _watcher: watcher,
             name,
             host,
         };
         let control = function.control.lock();
+        function.show_windows(&control);
         function.write_host_command(&control);
         drop(control);
         Ok(Arc::new(function))
@@ -188,6 +193,11 @@ impl VfioPci {
         if let Some(held_back) = limit.pass() {
             log::warn!("{}: {what} ({held_back} messages held back)", self.name);
         }
+    }
+
+    /// Lets others know where the BARs are by now.
+    fn show_windows(&self, control: &Control) {
+        *self.windows.lock() = control.config.windows();
     }
 
     /// Reads the host's configuration space; ones if it cannot be read.

@@ -34,6 +34,7 @@ impl PciFunction for VfioPci {
         let effects = control.config.write(offset, data);
         if effects.reset && self.has_reset {
             self.reset_all(&mut control);
+            self.show_windows(&control);
             return ConfigChange {
                 decode: true,
                 function_reset: true,
@@ -41,6 +42,7 @@ impl PciFunction for VfioPci {
             };
         }
         self.apply(&mut control, &effects);
+        self.show_windows(&control);
         let after = control.config.command();
         let changed = before ^ after;
         ConfigChange {
@@ -90,7 +92,7 @@ impl PciFunction for VfioPci {
     }
 
     fn windows(&self) -> Vec<BarWindow> {
-        self.control.lock().config.windows()
+        self.windows.lock().clone()
     }
 
     fn bar_sizes(&self) -> Vec<(usize, BarKind, u64)> {
@@ -100,7 +102,9 @@ impl PciFunction for VfioPci {
     }
 
     fn assign_bar(&self, bar: usize, address: u64) {
-        self.control.lock().config.assign_bar(bar, address);
+        let mut control = self.control.lock();
+        control.config.assign_bar(bar, address);
+        self.show_windows(&control);
     }
 
     fn windows_changed(&self, windows: &[BarWindow]) {
@@ -118,7 +122,9 @@ impl PciFunction for VfioPci {
     }
 
     fn reset(&self) {
-        self.reset_all(&mut self.control.lock());
+        let mut control = self.control.lock();
+        self.reset_all(&mut control);
+        self.show_windows(&control);
     }
 }
 

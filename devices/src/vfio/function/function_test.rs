@@ -442,6 +442,36 @@ fn a_reset_takes_back_what_the_guest_did_to_device_control() {
     assert!(!setup.host.take_calls().contains(&write), "once");
 }
 
+/// The root complex asks all functions for their windows whenever one of them changes.
+#[test]
+fn windows_are_known_while_the_device_is_being_reset() {
+    let setup = setup();
+    setup.place();
+    let before = setup.function.windows();
+    assert_eq!(before.len(), 2);
+    setup.host.take_calls();
+    let hold = setup.host.hold.lock().expect("hold");
+    std::thread::scope(|scope| {
+        scope.spawn(|| setup.write(0x88, &[0x10, 0xa8]));
+        while !setup
+            .host
+            .calls
+            .lock()
+            .expect("calls")
+            .contains(&Call::Reset)
+        {
+            std::thread::yield_now();
+        }
+        let (send, windows) = std::sync::mpsc::channel();
+        let function = Arc::clone(&setup.function);
+        scope.spawn(move || send.send(function.windows()));
+        let windows = windows.recv_timeout(std::time::Duration::from_secs(60));
+        drop(hold);
+        assert_eq!(windows, Ok(before));
+    });
+    assert_eq!(setup.function.windows(), []);
+}
+
 #[test]
 fn a_platform_reset_stops_the_device_first() {
     let setup = setup();
