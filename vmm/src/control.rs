@@ -21,9 +21,10 @@
 //! # Bounds
 //! The machine's event loop serves all clients and never waits for one: up to 8 connections,
 //! requests of up to 1024 bytes. A connection is closed when a request is not complete, or an
-//! answer not read, within 10 seconds, and after 10 minutes without a request. What may take time
-//! to carry out, or to be looked at, has a thread of its own, 16 of them at most and each for up to
-//! 2 minutes; other clients do not notice. No lock of the machine is held while a client is talked
+//! answer not read, within 10 seconds, and after 10 minutes without a request. What asks a device
+//! or the unit, or may take time to carry out, has a thread of its own, whose client waits up to 2
+//! minutes; other clients do not notice. There are 8 of them at most that look, as many that add a
+//! device or ask for one, and as many that take one away by force. No lock of the machine is held while a client is talked
 //! to, so no client can hold up a vCPU or a device.
 //!
 //! The socket is its owner's alone (mode 0600): who can connect to it can end the machine, and see

@@ -9,6 +9,7 @@ use pci::{Bdf, ECAM_FUNCTION_SHIFT, RootComplex};
 use super::hotplug;
 use super::monitor::Monitor;
 use super::parser::{Answer, Argument, Command, Value};
+use super::workers::Kind;
 use crate::event::Event;
 use crate::irq::Unit;
 use crate::machine::HotPlug;
@@ -113,7 +114,7 @@ fn devices(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
         let functions = root.addresses().into_iter();
         Ok(functions.map(|bdf| device(&root, &hotplug, bdf)).collect())
     };
-    Ok(monitor.workers.begin(work)?.into())
+    Ok(monitor.workers.begin(Kind::Look, work)?.into())
 }
 
 fn device(root: &RootComplex, hotplug: &HotPlug, bdf: Bdf) -> String {
@@ -189,28 +190,29 @@ fn look(
 ) -> Result<Answer, String> {
     let unit = Arc::clone(unit(monitor)?);
     let work = move || Ok(description(&unit));
-    Ok(monitor.workers.begin(work)?.into())
+    Ok(monitor.workers.begin(Kind::Look, work)?.into())
 }
 
 fn stats(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
-    let unit = unit(monitor)?;
-    let statistics = unit.stats();
-    let mut lines = String::new();
-    for (name, value) in statistics.entries() {
-        let _ = writeln!(lines, "{name}: {value}");
-    }
-    // How long register accesses took: those buckets that something fell into.
-    for (bound, count) in unit.register_accesses().entries() {
-        let _ = match (bound, count) {
-            (_, 0) => Ok(()),
-            (Some(bound), _) => {
-                let micros = bound.as_micros();
-                writeln!(lines, "register_accesses_below_{micros}us: {count}")
-            }
-            (None, _) => writeln!(lines, "register_accesses_longer: {count}"),
-        };
-    }
-    Ok(lines.into())
+    look(monitor, |unit| {
+        let statistics = unit.stats();
+        let mut lines = String::new();
+        for (name, value) in statistics.entries() {
+            let _ = writeln!(lines, "{name}: {value}");
+        }
+        // How long register accesses took: those buckets that something fell into.
+        for (bound, count) in unit.register_accesses().entries() {
+            let _ = match (bound, count) {
+                (_, 0) => Ok(()),
+                (Some(bound), _) => {
+                    let micros = bound.as_micros();
+                    writeln!(lines, "register_accesses_below_{micros}us: {count}")
+                }
+                (None, _) => writeln!(lines, "register_accesses_longer: {count}"),
+            };
+        }
+        lines
+    })
 }
 
 fn assigned(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
@@ -222,7 +224,7 @@ fn assigned(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
     // many seconds.
     let assigner = Arc::clone(assigner);
     let work = move || Ok(assigner.to_string());
-    Ok(monitor.workers.begin(work)?.into())
+    Ok(monitor.workers.begin(Kind::Look, work)?.into())
 }
 
 fn quit(_: &Monitor, _: &[Value]) -> Result<Answer, String> {

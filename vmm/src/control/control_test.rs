@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use intel_vtd::{EventSink, InterruptMessage};
 use parking_lot::Mutex;
-use pci::{Apertures, Bdf, MsiSink, PciFunction, RootComplex};
+use pci::{Apertures, Bdf, ConfigChange, MsiSink, PciFunction, RootComplex};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::cli::{self, Request};
-use crate::config::FunctionKind;
+use crate::config::{FunctionConfig, FunctionKind};
 use crate::event::Event;
 use crate::event_loop::EventLoop;
 use crate::irq::Unit;
@@ -67,7 +67,7 @@ pub(super) fn bare() -> (Monitor, Receiver<Event>) {
     let (events, receiver) = channel();
     let apertures = Apertures {
         ecam_base: 0xe000_0000,
-        buses: 2,
+        buses: 3,
         mmio32: 0xc000_0000..0xd000_0000,
         mmio64: 0..0,
     };
@@ -114,9 +114,12 @@ fn event_loop() -> EventLoop {
 }
 
 fn serving() -> Bench {
+    serving_for(with_unit())
+}
+
+fn serving_for((monitor, events): (Monitor, Receiver<Event>)) -> Bench {
     let scratch = Scratch::new();
     let path = scratch.path("socket");
-    let (monitor, events) = with_unit();
     let unit = monitor.unit.clone().expect("a unit");
     let socket = Socket::bind(&path).expect("a free name");
     let event_loop = event_loop();
@@ -330,8 +333,6 @@ fn one_client_too_many_is_told_so_and_may_come_back() {
 
 #[test]
 fn work_that_takes_time_holds_up_nobody_else() {
-    let scratch = Scratch::new();
-    let path = scratch.path("socket");
     let (monitor, events) = with_unit();
     let (go, wait) = channel::<()>();
     let maker = SlowMaker(Mutex::new(wait));
@@ -341,19 +342,7 @@ fn work_that_takes_time_holds_up_nobody_else() {
         .expect("free");
     let ports = vec![("p".to_owned(), port)];
     let hotplug = HotPlug::new(Arc::clone(&monitor.root), Box::new(maker), ports, &[]);
-    let socket = Socket::bind(&path).expect("a free name");
-    let event_loop = event_loop();
-    let monitor = Monitor { hotplug, ..monitor };
-    let unit = monitor.unit.clone().expect("a unit");
-    let control = Control::start(socket, monitor, event_loop.handle()).expect("descriptors");
-    let bench = Bench {
-        path,
-        events,
-        control,
-        unit,
-        _event_loop: event_loop,
-        _scratch: scratch,
-    };
+    let bench = serving_for((Monitor { hotplug, ..monitor }, events));
     let mut slow = bench.client();
     slow.send("device-add edu,bus=p\nstatus\n");
     let mut client = bench.client();
@@ -371,6 +360,83 @@ fn work_that_takes_time_holds_up_nobody_else() {
     go.send(()).expect("it waits");
     assert_eq!(slow.receive(), "error: made in vain\n");
     assert!(slow.receive().starts_with("vcpus"), "in order");
+}
+
+/// A function that answers when it likes.
+#[derive(Default)]
+struct Moody(Arc<Mutex<()>>);
+
+impl PciFunction for Moody {
+    fn read_config(&self, _offset: u16, data: &mut [u8]) {
+        let _mood = self.0.lock();
+        data.fill(0);
+    }
+
+    fn write_config(&self, _offset: u16, _data: &[u8]) -> ConfigChange {
+        ConfigChange::default()
+    }
+
+    fn reset(&self) {}
+}
+
+/// Two ports with a function in each.
+fn with_functions(functions: [Arc<dyn PciFunction>; 2]) -> (Monitor, Receiver<Event>) {
+    let (monitor, events) = with_unit();
+    let mut ports = Vec::new();
+    let mut known = Vec::new();
+    for ((name, function), device) in ["left", "right"].into_iter().zip(functions).zip(1..) {
+        let bdf = Bdf::new(0, device, 0).expect("in range");
+        let port = monitor.root.add_port(bdf, Arc::new(NoSink)).expect("free");
+        monitor.root.plug(&port, function).expect("empty");
+        let config = FunctionConfig {
+            id: None,
+            bus: Some(name.to_owned()),
+            device: None,
+            kind: FunctionKind::Rng,
+        };
+        known.push((port.function_address(), config));
+        ports.push((name.to_owned(), port));
+    }
+    let known: Vec<_> = known.iter().map(|(bdf, config)| (*bdf, config)).collect();
+    let hotplug = HotPlug::new(Arc::clone(&monitor.root), Box::new(NoMaker), ports, &known);
+    (Monitor { hotplug, ..monitor }, events)
+}
+
+#[test]
+fn a_device_that_does_not_answer_keeps_nobody_from_what_ends_that() {
+    let mood = Arc::new(Mutex::new(()));
+    let moody = Arc::new(Moody(Arc::clone(&mood)));
+    let bench = serving_for(with_functions([moody, Arc::new(Moody::default())]));
+    let mood = mood.lock();
+    // More than there are connections: those that go away leave their work behind.
+    let busy =
+        "error: busy: 8 such requests are being carried out, which is the limit; wait for one\n";
+    let mut client = bench.client();
+    let refused = (0..1000).any(|_| {
+        let mut one = bench.client();
+        // It may be told that there are too many clients, as those before are not gone yet.
+        let _ = one.0.write_all(b"devices\n");
+        one.0
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .expect("not zero");
+        let mut answer = [0; 256];
+        let length = one.0.read(&mut answer).unwrap_or(0);
+        answer[..length].starts_with(busy.as_bytes())
+    });
+    assert!(refused, "work without end");
+    assert!(client.ask("status").starts_with("vcpus"));
+    assert_eq!(client.ask("stats"), busy);
+    assert_eq!(
+        client.ask("device-del right,force=on"),
+        "right is out of the slot of right\n"
+    );
+    assert_eq!(client.ask("quit"), "the virtual machine ends\n");
+    let event = bench.events.recv_timeout(Duration::from_secs(60));
+    assert_eq!(event, Ok(Event::Quit));
+    // Even the busy one can be taken away, when it lets go of what it does.
+    client.send("device-del left,force=on\n");
+    drop(mood);
+    assert_eq!(client.receive(), "left is out of the slot of left\n");
 }
 
 struct SlowMaker(Mutex<Receiver<()>>);

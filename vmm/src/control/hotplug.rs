@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::monitor::Monitor;
 use super::parser::{Answer, Value};
+use super::workers::Kind;
 use crate::cli::{self, Device, Parsed};
 
 /// `device-add`: at once if it is not valid, otherwise when the device is in its slot.
@@ -23,7 +24,7 @@ pub(super) fn add(monitor: &Monitor, values: &[Value]) -> Result<Answer, String>
     };
     let hotplug = Arc::clone(&monitor.hotplug);
     let work = move || hotplug.add(&config).map_err(|error| error.to_string());
-    Ok(monitor.workers.begin(work)?.into())
+    Ok(monitor.workers.begin(Kind::Change, work)?.into())
 }
 
 /// `device-del`: when the guest has let go of the device, or has not.
@@ -37,5 +38,6 @@ pub(super) fn remove(monitor: &Monitor, values: &[Value]) -> Result<Answer, Stri
         let outcome = hotplug.remove(&id, force);
         outcome.map_err(|error| error.to_string())
     };
-    Ok(monitor.workers.begin(work)?.into())
+    let kind = if force { Kind::Force } else { Kind::Change };
+    Ok(monitor.workers.begin(kind, work)?.into())
 }

@@ -3,6 +3,7 @@
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -118,6 +119,19 @@ impl Server {
         Ok(())
     }
 
+    /// Lets go of a client that has gone away, and waits for the end of work no longer. Others may
+    /// have left requests behind, and find out for themselves.
+    fn forget(&mut self, fd: RawFd, ops: &mut EventOps<'_>) {
+        self.connections.retain(|(connection, wants)| {
+            let gone = *wants == Wants::Work && connection.as_raw_fd() == fd;
+            if gone {
+                // It fails only for one that is not listened to.
+                let _ = ops.remove(source(connection, *wants));
+            }
+            !gone
+        });
+    }
+
     /// Lets each connection get further, until the server is to stop.
     ///
     /// An answer takes some time, so both the clock and the wish to stop are looked at before each.
@@ -156,6 +170,10 @@ impl MutEventSubscriber for Server {
         match events.data() {
             token::LISTENER => self.accept(ops),
             token::TIMER => self.listen(ops),
+            // Both ways are closed: there is nobody to answer.
+            token::CONNECTION if events.event_set().contains(EventSet::HANG_UP) => {
+                self.forget(events.fd(), ops);
+            }
             _ => {}
         }
         // Read before the connections look for what was done, so that none of it is missed.

@@ -9,9 +9,25 @@ use std::thread;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Most threads at a time. A client waits for its answer, but those that went away leave theirs
-/// behind.
-const MOST: usize = 16;
+/// Most threads of each kind at a time. A client waits for its answer, but those that went away
+/// leave theirs behind.
+const MOST: usize = 8;
+
+/// What a thread is for. What one kind waits for keeps no other from being begun: above all, not
+/// what ends the waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// To ask a device or the unit.
+    Look,
+    /// To add a device, or have the guest let go of one.
+    Change,
+    /// To take a device away without asking.
+    Force,
+}
+
+impl Kind {
+    const COUNT: usize = 3;
+}
 
 /// What work comes to, when it is done.
 pub(super) type Pending = Receiver<Result<String, String>>;
@@ -20,7 +36,8 @@ pub(super) type Pending = Receiver<Result<String, String>>;
 pub(crate) struct Workers {
     /// Signalled at the end of each.
     done: EventFd,
-    running: Arc<AtomicUsize>,
+    /// By kind.
+    running: [Arc<AtomicUsize>; Kind::COUNT],
 }
 
 impl Workers {
@@ -31,7 +48,7 @@ impl Workers {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             done: EventFd::new(EFD_NONBLOCK)?,
-            running: Arc::default(),
+            running: Default::default(),
         })
     }
 
@@ -40,21 +57,28 @@ impl Workers {
         &self.done
     }
 
-    /// Begins work.
+    /// Begins work of that kind.
     pub(super) fn begin(
         &self,
+        kind: Kind,
         work: impl FnOnce() -> Result<String, String> + Send + 'static,
     ) -> Result<Pending, String> {
         let fail =
             |error: io::Error| format!("the host has no thread for this ({error}); try again");
-        if self.running.load(Ordering::Relaxed) >= MOST {
+        let [looks, changes, forced] = &self.running;
+        let running = match kind {
+            Kind::Look => looks,
+            Kind::Change => changes,
+            Kind::Force => forced,
+        };
+        if running.load(Ordering::Relaxed) >= MOST {
             return Err(format!(
-                "{MOST} requests are being carried out, which is the limit; wait for one"
+                "busy: {MOST} such requests are being carried out, which is the limit; wait for one"
             ));
         }
         let done = self.done.try_clone().map_err(fail)?;
         let (give, pending) = channel();
-        let guard = Running::new(&self.running);
+        let guard = Running::new(running);
         thread::Builder::new()
             .name("control-work".to_owned())
             .spawn(move || {
