@@ -47,7 +47,7 @@ use crate::event_loop::{Handle, Subscription};
 use server::Server;
 
 pub(crate) use monitor::Monitor;
-pub(crate) use socket::Socket;
+pub(crate) use socket::{Place, Socket};
 pub(crate) use workers::Workers;
 
 /// The control socket at work. Dropping it closes all connections and removes the socket.

@@ -72,14 +72,18 @@ fn run(config: &Config, verbosity: u8) -> u8 {
         Ok(Outcome::Off) => code::OK,
         Ok(Outcome::Reset) => code::GUEST_RESET,
         Ok(Outcome::TripleFault) => code::GUEST_CRASH,
-        Ok(Outcome::Signal(signal)) => u8::try_from(signal)
-            .unwrap_or(0)
-            .saturating_add(code::SIGNAL),
+        Ok(Outcome::Signal(signal)) => signal_code(signal),
         Err(error) => {
             logger::last_words(format!("nido: error: {error:#}\n"));
             code::FAILED
         }
     }
+}
+
+fn signal_code(signal: i32) -> u8 {
+    u8::try_from(signal)
+        .unwrap_or(0)
+        .saturating_add(code::SIGNAL)
 }
 
 /// What comes before the first thread, and the first thread.

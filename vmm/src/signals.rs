@@ -6,7 +6,6 @@ use std::cell::Cell;
 use std::io;
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::mpsc::Sender;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::VcpuFd;
@@ -15,7 +14,6 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use crate::event::Event;
 use crate::event_loop::{Handle, Subscription};
 
 /// Signals that end the process in an orderly way.
@@ -87,32 +85,33 @@ pub(crate) fn block_ending() -> io::Result<()> {
     Ok(ending().thread_block()?)
 }
 
-/// Turns the ending signals, which are blocked, into events.
+/// Calls `arrived` with the number of each ending signal, which are blocked, on the loop's thread.
 ///
 /// # Errors
 /// When the host has no descriptor left.
-pub(crate) fn watch_ending(event_loop: &Handle, events: Sender<Event>) -> io::Result<Subscription> {
+pub(crate) fn watch_ending(
+    event_loop: &Handle,
+    arrived: impl FnMut(i32) + Send + 'static,
+) -> io::Result<Subscription> {
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let signals = SignalFd::with_flags(&ending(), flags)?;
     let sources = [Events::new(&signals, EventSet::IN)];
-    event_loop.subscribe(Watcher { signals, events }, &sources)
+    event_loop.subscribe(Watcher { signals, arrived }, &sources)
 }
 
 fn ending() -> SigSet {
     ENDING.into_iter().collect()
 }
 
-struct Watcher {
+struct Watcher<F> {
     signals: SignalFd,
-    events: Sender<Event>,
+    arrived: F,
 }
 
-impl MutEventSubscriber for Watcher {
+impl<F: FnMut(i32)> MutEventSubscriber for Watcher<F> {
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
         while let Ok(Some(signal)) = self.signals.read_signal() {
-            let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
-            // Nobody waits for it any more only when the process ends anyway.
-            let _ = self.events.send(Event::Signal(number));
+            (self.arrived)(i32::try_from(signal.ssi_signo).unwrap_or(0));
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use vmm_sys_util::signal::Killable;
 
 use crate::config::Config;
-use crate::control::{Control, Monitor, Socket, Workers};
+use crate::control::{Control, Monitor, Place, Socket, Workers};
 use crate::event::{Event, Outcome};
 use crate::event_loop::EventLoop;
 use crate::machine::Machine;
@@ -25,9 +25,12 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
     let (sender, events) = channel();
     let socket = config.control.as_deref().map(Socket::bind).transpose()?;
     let event_loop = EventLoop::start(sender.clone()).context("starting the event loop")?;
+    let started = Arc::<AtomicBool>::default();
+    let place = socket.as_ref().map(|socket| socket.place().clone());
+    let ending = end_by_signal(Arc::clone(&started), place, sender.clone());
+    let _signals =
+        signals::watch_ending(event_loop.handle(), ending).context("waiting for signals")?;
     let mut machine = Machine::new(config, &sender, event_loop.handle())?;
-    let _signals = signals::watch_ending(event_loop.handle(), sender.clone())
-        .context("waiting for signals")?;
     machine.boot()?;
     terminal::make_raw().context("the terminal cannot be put into raw mode")?;
     let _input = console::standard_input()
@@ -43,6 +46,7 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
         })
         .transpose()
         .context("--control: serving clients")?;
+    started.store(true, Ordering::Release);
     loop {
         let running = start(&mut machine, &sender)?;
         let event = events.recv().context("all vCPUs are gone")?;
@@ -56,21 +60,45 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
                 .for_each(|vcpu| log::debug!("{}", vcpu.describe()));
         }
         let outcome = match event {
-            Event::PowerOff | Event::Quit => Outcome::Off,
+            Event::PowerOff | Event::Quit => Ok(Outcome::Off),
             Event::Reset if config.reboot => {
                 machine.boot().context("restarting the guest")?;
                 continue;
             }
-            Event::Reset => Outcome::Reset,
+            Event::Reset => Ok(Outcome::Reset),
             Event::TripleFault { vcpu } => {
                 log::error!("the guest crashed vCPU {vcpu} (triple fault)");
-                Outcome::TripleFault
+                Ok(Outcome::TripleFault)
             }
-            Event::Signal(signal) => Outcome::Signal(signal),
-            Event::Failed(message) => anyhow::bail!(message),
+            Event::Signal(signal) => Ok(Outcome::Signal(signal)),
+            // Some of these are the guest's choice, such as to execute what lies in a BAR: devices
+            // stop as at any other end.
+            Event::Failed(message) => Err(anyhow::anyhow!(message)),
         };
         machine.reset_devices();
-        return Ok(outcome);
+        return outcome;
+    }
+}
+
+/// What a signal does that asks the process to end: an event once vCPUs have started. Before that
+/// nobody waits for events, and whatever opens, pins or loads something may take as long as a user
+/// has chosen a slow file: the process ends at once. Nothing runs then that would have to stop
+/// first.
+fn end_by_signal(
+    started: Arc<AtomicBool>,
+    socket: Option<Place>,
+    events: Sender<Event>,
+) -> impl FnMut(i32) + Send {
+    move |signal| {
+        if started.load(Ordering::Acquire) {
+            // Nobody waits for it any more only when the process ends anyway.
+            let _ = events.send(Event::Signal(signal));
+            return;
+        }
+        terminal::restore();
+        socket.iter().for_each(Place::remove);
+        log::logger().flush();
+        std::process::exit(crate::signal_code(signal).into());
     }
 }
 

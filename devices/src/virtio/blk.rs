@@ -11,6 +11,7 @@ mod target;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::mem::offset_of;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use virtio_bindings::virtio_blk::{
@@ -57,6 +58,9 @@ pub enum BlockError {
         /// The system's reason.
         error: io::Error,
     },
+    /// A directory, a pipe, or the like.
+    #[error("disk {0:?} is neither a file nor a block device; give the path of a raw image")]
+    Kind(PathBuf),
     /// Somebody else uses the file.
     #[error(
         "disk {0:?} is in use by another process; stop that one, or give both readonly=on (a writer must be alone, or the image is corrupted)"
@@ -99,6 +103,13 @@ impl Block {
         let path = options.path.as_path();
         let id = identification(options.serial.as_deref())?;
         let mut file = open(path, options.readonly)?;
+        let kind = file
+            .metadata()
+            .map_err(|error| open_error(path, options.readonly, error))?
+            .file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(BlockError::Kind(path.to_owned()));
+        }
         lock(&file, path, options.readonly)?;
         let size = file
             .seek(SeekFrom::End(0))
@@ -228,6 +239,8 @@ fn open(path: &Path, readonly: bool) -> Result<File, BlockError> {
     OpenOptions::new()
         .read(true)
         .write(!readonly)
+        // Opening a pipe that nobody has open would wait.
+        .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .map_err(|error| open_error(path, readonly, error))
 }

@@ -199,6 +199,36 @@ fn an_elf_without_pvh_note_says_what_to_build() {
     assert!(refusal(&image).contains("CONFIG_PVH=y"));
 }
 
+/// A small file may have segments of all of memory, thousands of times.
+#[test]
+fn an_elf_that_takes_longer_than_memory_is_large_is_refused() {
+    let mut many = vmlinux();
+    many[56] = 65;
+    assert!(refusal(&many).contains("65 program headers"));
+
+    let mut beyond = vmlinux();
+    beyond[64 + 40..64 + 48].copy_from_slice(&RAM.to_le_bytes());
+    let message = refusal(&beyond);
+    assert!(
+        message.contains("a segment at 0x1000000 ends at 0x5000000, and memory at 0x4000000"),
+        "{message}"
+    );
+
+    let mut twice = vmlinux();
+    twice[56] = 3;
+    twice.copy_within(64..120, 176);
+    twice[176 + 24..176 + 32].copy_from_slice(&0x100_1000_u64.to_le_bytes());
+    let message = refusal(&twice);
+    assert!(
+        message.contains("segments overlap at 0x1001000"),
+        "{message}"
+    );
+
+    let mut notes = vmlinux();
+    notes[120 + 32..120 + 40].copy_from_slice(&0x1_0001_u64.to_le_bytes());
+    assert!(refusal(&notes).contains("65537 bytes of notes"));
+}
+
 #[test]
 fn a_truncated_image_is_refused() {
     assert!(refusal(&vmlinux()[..0x104]).contains("the file is complete"));

@@ -59,9 +59,25 @@ pub(crate) enum SocketError {
 /// A socket that listens. Dropping it removes the file, unless another has taken its place.
 pub(crate) struct Socket {
     listener: UnixListener,
+    place: Place,
+}
+
+/// Where a socket is, for who ends the process without dropping it.
+#[derive(Clone)]
+pub(crate) struct Place {
     path: PathBuf,
     /// Device and inode.
     identity: (u64, u64),
+}
+
+impl Place {
+    /// Removes the file, unless another has taken its place.
+    pub(crate) fn remove(&self) {
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
+            // It may be gone already, and there is nobody to tell.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl Socket {
@@ -98,9 +114,16 @@ impl Socket {
         })?;
         Ok(Self {
             listener,
-            path: path.to_owned(),
-            identity,
+            place: Place {
+                path: path.to_owned(),
+                identity,
+            },
         })
+    }
+
+    /// Where it is.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Where clients arrive. It does not block.
@@ -111,10 +134,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
-            // It may be gone already, and there is nobody to tell.
-            let _ = fs::remove_file(&self.path);
-        }
+        self.place.remove();
     }
 }
 

@@ -439,6 +439,23 @@ fn an_image_has_one_writer_or_several_readers() {
     ));
 }
 
+/// Opening a pipe waits for whoever writes to it.
+#[test]
+fn an_image_that_is_a_pipe_or_a_directory_is_refused() {
+    let directory = vmm_sys_util::tempdir::TempDir::new().unwrap();
+    let pipe = directory.as_path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    for path in [pipe, directory.as_path().to_owned()] {
+        let options = BlockOptions {
+            path,
+            readonly: true,
+            serial: None,
+        };
+        assert!(matches!(Block::open(&options), Err(BlockError::Kind(_))));
+    }
+}
+
 #[test]
 fn a_long_serial_and_a_missing_image_are_refused() {
     let file = image();
