@@ -41,7 +41,8 @@
 //! A device that cannot be put where it belongs is detached, with a line in the log: so the guest's
 //! invalidation is true. It is tried again when the guest next invalidates a context or PASID
 //! entry, or turns translation on or off; one of its PASIDs, when that PASID is among what is
-//! named.
+//! named. What was blocked for a limit is tried again only when its own entry is named: it costs
+//! much, and what others do seldom helps.
 
 mod backing;
 mod device;

@@ -16,7 +16,8 @@ pub enum Blocked {
     FirstStage,
     /// The host's IOMMU lacks this, and the guest's first-stage tables need it.
     Missing(&'static str),
-    /// The guest maps more pieces of memory than [`Limits::areas`](crate::assigned::Limits::areas).
+    /// The guest maps more pieces of memory than
+    /// [`Limits::shadow_memory`](crate::assigned::Limits::shadow_memory) is for.
     TooManyAreas,
     /// The guest's tables are too large for
     /// [`Limits::steps_per_exit`](crate::assigned::Limits::steps_per_exit), or for
@@ -48,6 +49,11 @@ pub enum Blocked {
 }
 
 impl Blocked {
+    /// Whether a limit was reached, so that it is of no use to try again for what others do.
+    pub(crate) const fn is_limit(&self) -> bool {
+        matches!(self, Self::TooManyAreas | Self::TooMuchWork)
+    }
+
     /// Whether it is what the guest asked for.
     pub const fn is_asked_for(&self) -> bool {
         matches!(self, Self::Guest(_))

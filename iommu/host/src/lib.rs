@@ -25,6 +25,7 @@ mod capabilities;
 mod dirty;
 #[cfg(any(test, feature = "fake-host"))]
 pub mod fake;
+mod footprint;
 mod host_iommu;
 mod index;
 mod ioas;

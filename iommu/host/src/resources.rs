@@ -5,10 +5,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::budget::Budget;
+use crate::blocked::Blocked;
+use crate::budget::{Budget, CALL, RUN};
 use crate::dirty::DirtyPages;
+use crate::footprint::AREA;
 use crate::host_iommu::{HostIommu, ObjectId};
 use crate::ram::Ram;
+use crate::run::PAGE;
 use crate::statistics::AssignedStatistics;
 use intel_vtd::Limiter;
 
@@ -19,14 +22,17 @@ const REMAINS: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Areas that all shadows have together: runs of pages that were mapped together. Each takes
-    /// some 200 bytes of the host's memory. A guest that maps more has the devices blocked for
-    /// whose tables there is no more room.
-    pub areas: usize,
-    /// Tables that are read, runs of pages that are found in them, and calls of the host, for one
-    /// exit of the guest; of calls that invalidate, the entries for each that is behind the table.
-    /// Beyond it, devices are blocked whose tables were not read to the end, or for which the host
-    /// was not told to forget.
+    /// Bytes of the host's memory that all shadows cost together: 320 for each run of pages that was
+    /// mapped together (an area), and 4096 for each table that the host needs for it. So the first
+    /// page in a region of 2 MiB costs 4416, and the others there cost 320 each. No shadow has more
+    /// than a quarter of it. A guest that maps more has the devices blocked for whose tables there
+    /// is no more room.
+    pub shadow_memory: u64,
+    /// Work that is done for one exit of the guest: 1 for each run of pages that is found in its
+    /// tables, 8 for each table that is read, 100 for each call of the host that maps, unmaps or
+    /// invalidates; of calls that invalidate, for each entry and each device that is behind the
+    /// table. A step takes some 50 ns. Beyond it, devices are blocked whose tables were not read to
+    /// the end, or for which the host was not told to forget.
     pub steps_per_exit: u64,
     /// PASIDs of each device that are bound, or that would be if the host did not refuse, at a
     /// time. What the guest enters beyond it reaches nothing, with a line in the log; it is found
@@ -40,14 +46,64 @@ pub struct Limits {
     pub pasid_steps_per_exit: u64,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
+/// Bytes that a shadow may cost for each page of guest memory. That is one that maps each of them
+/// once and apart from all others, in regions of 2 MiB of which at least an eighth is mapped.
+const PER_PAGE: u64 = AREA + 64;
+/// Bytes that any shadow may cost, for guests with little memory.
+const LEAST: u64 = 64 << 20;
+/// So many shadows can have all that one may have. More domains than that which map all of memory
+/// page by page are no guest's that we know of: what drivers in user space map for a second-level
+/// guest is part of memory only, and what drivers in the kernel map is in use for a moment.
+const SHADOWS: u64 = 4;
+
+impl Limits {
+    /// For a guest with so many bytes of memory. What maps each page once by itself is within them.
+    pub const fn for_memory(bytes: u64) -> Self {
+        let one = (bytes / PAGE)
+            .saturating_mul(PER_PAGE)
+            .saturating_add(LEAST);
+        Self::with_shadow_memory(one.saturating_mul(SHADOWS))
+    }
+
+    /// With this [`shadow_memory`](Self::shadow_memory), and with steps for all that one shadow can
+    /// have to be unmapped and mapped within one exit.
+    pub const fn with_shadow_memory(bytes: u64) -> Self {
+        let areas = bytes / SHADOWS / AREA;
         Self {
-            areas: 1 << 18,
-            steps_per_exit: 1 << 18,
+            shadow_memory: bytes,
+            steps_per_exit: areas
+                .saturating_mul(2 * (CALL + RUN))
+                .saturating_add(1 << 22),
             pasids: 256,
             pasid_steps_per_exit: 1 << 16,
         }
+    }
+
+    /// Bytes that one shadow may cost.
+    pub(crate) const fn of_one_shadow(&self) -> u64 {
+        self.shadow_memory / SHADOWS
+    }
+
+    /// Why requests are blocked, with the limit that it is about.
+    pub(crate) fn explain(&self, why: Blocked) -> String {
+        const MIB: u64 = 1 << 20;
+        match why {
+            Blocked::TooManyAreas => format!(
+                "{why}: they would cost more of the host's memory than the {} MiB of a domain or the {} MiB of all (shadow-memory)",
+                self.of_one_shadow() / MIB,
+                self.shadow_memory / MIB
+            ),
+            Blocked::TooMuchWork => format!("{why} of {} steps", self.steps_per_exit),
+            Blocked::TooManyPasids => format!("{why}: {} (bound-pasids)", self.pasids),
+            _ => why.to_string(),
+        }
+    }
+}
+
+/// For 4 GiB of memory.
+impl Default for Limits {
+    fn default() -> Self {
+        Self::for_memory(4 << 30)
     }
 }
 
@@ -93,8 +149,10 @@ pub(crate) struct Resources {
     pub(crate) ram: Ram,
     pub(crate) limits: Limits,
     pub(crate) exit: Exit,
-    /// Areas of all shadows.
-    pub(crate) areas: usize,
+    /// Tells updates apart: whatever is done for what the guest announced at once.
+    pub(crate) update: u64,
+    /// Bytes that all shadows cost.
+    pub(crate) shadow_bytes: u64,
     pub(crate) statistics: AssignedStatistics,
     /// Pages that were written, while that is tracked.
     pub(crate) dirty: Option<DirtyPages>,
@@ -111,7 +169,8 @@ impl Resources {
             ram,
             limits,
             exit: Exit::new(0, &limits),
-            areas: 0,
+            update: 0,
+            shadow_bytes: 0,
             statistics: AssignedStatistics::default(),
             dirty: None,
             remains: Vec::new(),
@@ -123,6 +182,11 @@ impl Resources {
     /// Another exit of the guest begins.
     pub(crate) fn begin_exit(&mut self) {
         self.exit = Exit::new(self.exit.number.wrapping_add(1), &self.limits);
+    }
+
+    /// Another update begins: what was found to be so before may be otherwise now.
+    pub(crate) fn begin_update(&mut self) {
+        self.update = self.update.wrapping_add(1);
     }
 
     /// Whether the host takes back so little that nothing more is to be made.

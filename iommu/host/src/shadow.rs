@@ -19,8 +19,9 @@ use std::io;
 use std::ops::Range;
 
 use crate::blocked::Blocked;
-use crate::budget::Exhausted;
+use crate::budget::{CALL, Exhausted};
 use crate::dirty::tracking::collect_unmapped;
+use crate::footprint::{AREA, Footprint};
 use crate::host_iommu::IoasId;
 use crate::ioas::Ioas;
 use crate::resources::Resources;
@@ -48,6 +49,9 @@ pub(crate) struct Shadow {
     /// The space with guest-physical memory.
     source: IoasId,
     areas: Areas,
+    footprint: Footprint,
+    /// The update in which all of it was compared with the guest's tables.
+    compared_in: Option<u64>,
     /// What is to be compared with the guest's tables again.
     stale: Vec<Range<u64>>,
     split_reported: bool,
@@ -59,7 +63,7 @@ pub(crate) struct Shadow {
 /// Why a shadow does not show what the guest's tables say. Nobody may use it any more.
 #[derive(Debug)]
 pub(crate) enum Trouble {
-    /// The machine's limit on areas.
+    /// The machine's limit on what shadows cost.
     TooManyAreas,
     /// The limit on the work for one exit of the guest.
     TooMuchWork,
@@ -82,6 +86,9 @@ impl From<Trouble> for Blocked {
         }
     }
 }
+
+/// All addresses.
+const EVERYTHING: Range<u64> = 0..u64::MAX;
 
 /// Memory for lists that are made for each invalidation.
 #[derive(Default)]
@@ -110,6 +117,8 @@ impl Shadow {
             ioas,
             source,
             areas: Areas::default(),
+            footprint: Footprint::default(),
+            compared_in: None,
             stale: Vec::new(),
             split_reported: false,
             write_only_reported: false,
@@ -124,8 +133,15 @@ impl Shadow {
 
     /// Nothing is known any more.
     pub(crate) fn invalidate(&mut self) {
+        self.compared_in = None;
         self.stale.clear();
-        self.stale.push(0..u64::MAX);
+        self.stale.push(EVERYTHING);
+    }
+
+    /// Whether it shows what the guest's tables said in this update, which the guest could have
+    /// announced in no later one.
+    pub(crate) fn is_complete(&self, resources: &Resources) -> bool {
+        self.compared_in == Some(resources.update) && self.stale.is_empty()
     }
 
     /// The pages of `block` may have changed.
@@ -152,12 +168,17 @@ impl Shadow {
         scratch: &mut Scratch,
     ) -> Result<(), Trouble> {
         let mut stale = std::mem::take(&mut self.stale);
+        let is_whole = stale.contains(&EVERYTHING);
         let outcome = self
             .unmap_changed(&mut stale, tables, resources, scratch)
             .and_then(|()| self.map(&scratch.added, resources));
         stale.clear();
         self.stale = stale;
         scratch.shrink();
+        if is_whole {
+            resources.statistics.comparisons += 1;
+            self.compared_in = outcome.is_ok().then_some(resources.update);
+        }
         outcome
     }
 
@@ -219,7 +240,10 @@ impl Shadow {
         runs: &mut Vec<Run>,
     ) -> Result<(), Trouble> {
         let exact_rights = self.ioas.has_exact_rights();
-        let limit = runs.len() + resources.limits.areas;
+        let areas = resources.limits.of_one_shadow() / AREA;
+        let limit = runs
+            .len()
+            .saturating_add(usize::try_from(areas).unwrap_or(usize::MAX));
         let takes_read_only = !self.ioas.no_read_only;
         let (mut write_only, mut read_only, mut outside) = (0, 0, 0);
         let mut first_outside = None;
@@ -288,7 +312,7 @@ impl Shadow {
                 left = rest;
                 self.forget(next, resources);
             }
-            resources.exit.budget.step()?;
+            resources.exit.budget.steps(CALL)?;
             self.ioas
                 .host
                 .unmap(self.ioas.id, first.input, last.end() - first.input)
@@ -302,25 +326,35 @@ impl Shadow {
     fn forget(&mut self, area: &Run, resources: &mut Resources) {
         collect_unmapped(&self.ioas, area, resources);
         self.areas.remove(area);
-        resources.areas -= 1;
+        self.account(resources, |footprint| footprint.remove(area));
+    }
+
+    /// Changes what it costs.
+    fn account(&mut self, resources: &mut Resources, change: impl FnOnce(&mut Footprint)) {
+        resources.shadow_bytes -= self.footprint.bytes();
+        change(&mut self.footprint);
+        resources.shadow_bytes += self.footprint.bytes();
     }
 
     fn map(&mut self, runs: &[Run], resources: &mut Resources) -> Result<(), Trouble> {
         for run in runs {
-            if resources.areas >= resources.limits.areas {
+            self.account(resources, |footprint| footprint.add(run));
+            if self.footprint.bytes() > resources.limits.of_one_shadow()
+                || resources.shadow_bytes > resources.limits.shadow_memory
+            {
                 return Err(Trouble::TooManyAreas);
             }
-            resources.exit.budget.step()?;
+            resources.exit.budget.steps(CALL)?;
             let outcome =
                 self.ioas
                     .share(self.source, run.output, run.input, run.length, run.rights);
             match outcome {
                 Ok(()) => {
                     resources.statistics.maps += 1;
-                    resources.areas += 1;
                     self.areas.insert(*run);
                 }
                 Err(error) => {
+                    self.account(resources, |footprint| footprint.remove(run));
                     resources.statistics.map_failures += 1;
                     resources.details(|| {
                         format!(
@@ -395,7 +429,7 @@ impl Shadow {
         for area in areas.iter() {
             collect_unmapped(&self.ioas, area, resources);
         }
-        resources.areas -= areas.len();
+        resources.shadow_bytes -= self.footprint.bytes();
         self.ioas.destroy(resources);
     }
 }

@@ -38,6 +38,8 @@ statistics! {
     outside_bytes,
     /// Shadows that were made.
     shadows_made,
+    /// Times that all of a shadow was compared with the guest's tables.
+    comparisons,
     /// Nested page tables that were made.
     nested_made,
     /// Calls of the host that invalidated translations of a nested page table.

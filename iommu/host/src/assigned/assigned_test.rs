@@ -438,8 +438,9 @@ fn a_page_table_that_knows_no_write_only_pages_takes_them_from_all() {
 
 #[test]
 fn a_guest_that_maps_too_many_pieces_is_blocked_until_it_sets_the_device_up_anew() {
+    // For nine areas in each shadow: tables of four levels, and 320 bytes for each area.
     let guest = Guest::new(Limits {
-        areas: 10,
+        shadow_memory: 4 * (4 * 4096 + 9 * 320),
         ..Limits::default()
     });
     let ids = [guest.add(A, PLAIN), guest.add(B, PLAIN)];
@@ -468,7 +469,8 @@ fn a_guest_that_maps_too_many_pieces_is_blocked_until_it_sets_the_device_up_anew
 #[test]
 fn work_for_one_exit_is_bounded() {
     let guest = Guest::new(Limits {
-        steps_per_exit: 600,
+        // A call of the host is 100, a table 8, a run 1.
+        steps_per_exit: 100 + 119 * (4 * 8 + 1) + 32,
         ..Limits::default()
     });
     let id = guest.add(A, PLAIN);

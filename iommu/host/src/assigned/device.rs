@@ -195,6 +195,12 @@ impl Device {
         self.slots().map(|(pasid, slot)| (pasid, &slot.placement))
     }
 
+    /// Whether requests are blocked for a limit.
+    pub(crate) fn is_over_limit(&self, pasid: Option<Pasid>) -> bool {
+        let placement = self.placement(pasid);
+        matches!(placement, Some(Placement::Blocked(why)) if why.is_limit())
+    }
+
     /// The nested HWPT that requests are behind.
     pub(crate) fn hwpt(&self, pasid: Option<Pasid>) -> Option<HwptId> {
         let nested = self.slot(pasid)?.nested.as_ref();
@@ -346,12 +352,15 @@ impl Device {
             // The group has a message of its own.
             Blocked::Guest(_) | Blocked::GroupApart(_) => {}
             _ if is_asked_for => resources.report(|| format!("{} is blocked: {why}", name())),
-            _ => resources.report(|| {
-                format!(
-                    "{} is blocked until the guest sets it up anew: {why}",
-                    name()
-                )
-            }),
+            _ => {
+                let why = resources.limits.explain(why);
+                resources.report(|| {
+                    format!(
+                        "{} is blocked until the guest sets it up anew: {why}",
+                        name()
+                    )
+                });
+            }
         }
     }
 

@@ -44,6 +44,7 @@ impl Hosts {
         invalidations: &[Invalidation],
     ) {
         let Self { resources, list } = self;
+        resources.begin_update();
         let has_entries = invalidations.iter().any(|invalidation| {
             matches!(
                 invalidation,
@@ -102,6 +103,7 @@ impl Hosts {
             })?;
         let device = Device::new(device, info);
         let Self { resources, list } = self;
+        resources.begin_update();
         let known = list
             .iter_mut()
             .find(|host| std::ptr::addr_eq(Arc::as_ptr(&host.iommu), Arc::as_ptr(&iommu)));

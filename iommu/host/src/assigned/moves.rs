@@ -8,7 +8,8 @@ use super::placement::Placement;
 use crate::blocked::Blocked;
 use crate::budget::Exhausted;
 use crate::resources::Resources;
-use intel_vtd::{GuestTables, Invalidation, Pasid, TableMemory};
+use intel_vtd::spec::descriptors::{ContextScope, PasidCacheScope};
+use intel_vtd::{GuestTables, Invalidation, Pasid, SourceId, TableMemory};
 
 /// Where requests of a device are to go, by PASID.
 pub(super) type Moves = BTreeMap<Option<Pasid>, Placement>;
@@ -23,14 +24,34 @@ pub(super) fn of_device<T: TableMemory>(
 ) -> Moves {
     let mut moves = Moves::new();
     let wanted = device.wanted(Some(tables), None);
-    if !device.stays(None, &wanted, resources.exit.number) {
+    if !device.stays(None, &wanted, resources.exit.number)
+        && (!device.is_over_limit(None) || names(invalidations, device.source, &wanted))
+    {
         moves.insert(None, wanted);
     }
     if device.has_pasids {
-        let asked = Asked::by(invalidations, device.source);
-        of_pasids(tables, device, &asked, &mut moves, resources);
+        of_pasids(tables, device, invalidations, &mut moves, resources);
     }
     moves
+}
+
+/// Whether the guest has named the entry of requests that are looked at, which are `wanted` there:
+/// by a PASID, it names it together with the domain id.
+fn names(invalidations: &[Invalidation], source: SourceId, wanted: &Placement) -> bool {
+    let is_domain = |domain: u16| domain == 0 || Some(domain) == wanted.domain();
+    invalidations
+        .iter()
+        .any(|invalidation| match *invalidation {
+            Invalidation::All | Invalidation::PasidCache(PasidCacheScope::Global) => true,
+            Invalidation::Context(ContextScope::Domain(domain))
+            | Invalidation::PasidCache(
+                PasidCacheScope::Domain(domain) | PasidCacheScope::Pasid(domain, _),
+            ) => is_domain(domain),
+            Invalidation::Context(scope) => scope.concerns(source),
+            Invalidation::Iotlb(_)
+            | Invalidation::PasidIotlb { .. }
+            | Invalidation::DeviceTlb { .. } => false,
+        })
 }
 
 /// Where all requests go of a device, wherever they are.
@@ -44,12 +65,7 @@ pub(super) fn of_all<T: TableMemory>(
     if let Some(tables) = tables
         && device.has_pasids
     {
-        let asked = Asked {
-            all: true,
-            known: true,
-            named: Vec::new(),
-        };
-        of_pasids(tables, device, &asked, &mut moves, resources);
+        of_pasids(tables, device, &[Invalidation::All], &mut moves, resources);
     }
     moves
 }
@@ -57,14 +73,15 @@ pub(super) fn of_all<T: TableMemory>(
 fn of_pasids<T: TableMemory>(
     tables: &GuestTables<'_, T>,
     device: &Device,
-    asked: &Asked,
+    invalidations: &[Invalidation],
     moves: &mut Moves,
     resources: &mut Resources,
 ) {
+    let asked = Asked::by(invalidations, device.source);
     let mut budget = resources.exit.pasid_budget;
     let mut room = Room::beside(device.pasids().len(), resources.limits.pasids);
     let mut is_complete = true;
-    let mut candidates = Candidates::new(tables, device.source, asked, device.pasids());
+    let mut candidates = Candidates::new(tables, device.source, &asked, device.pasids());
     while let Some(candidate) = candidates.next(&mut budget) {
         let Ok(pasid) = candidate else {
             is_complete = false;
@@ -83,6 +100,9 @@ fn of_pasids<T: TableMemory>(
                 continue;
             }
         };
+        if device.is_over_limit(Some(pasid)) && !names(invalidations, device.source, &wanted) {
+            continue;
+        }
         if !device.stays(Some(pasid), &wanted, resources.exit.number) {
             room.leaves(&wanted);
             moves.insert(Some(pasid), wanted);

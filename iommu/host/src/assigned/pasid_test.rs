@@ -694,7 +694,7 @@ fn a_guest_that_changes_entries_for_ever_has_a_bounded_number_of_host_calls_in_e
 #[test]
 fn a_guest_that_invalidates_for_ever_has_a_bounded_number_of_host_calls_in_each_exit() {
     let guest = Guest::new(Limits {
-        steps_per_exit: 50,
+        steps_per_exit: 50 * 100,
         ..Limits::default()
     });
     let device = guest.add(A, PASIDS);
@@ -722,7 +722,7 @@ fn a_guest_that_invalidates_for_ever_has_a_bounded_number_of_host_calls_in_each_
 #[test]
 fn a_guest_with_many_shadows_has_a_bounded_number_of_blocks_noted_in_each_exit() {
     let guest = Guest::new(Limits {
-        steps_per_exit: 50,
+        steps_per_exit: 50 * 16,
         ..Limits::default()
     });
     guest.add(A, PASIDS);

@@ -712,11 +712,11 @@ proptest! {
     fn limits_make_devices_reach_less_and_never_more(
         steps in vec(step(), 1..100),
         grouped in any::<bool>(),
-        areas in 0_usize..12,
-        steps_per_exit in 1_u64..100,
+        shadow_memory in 0_u64..400_000,
+        steps_per_exit in 1_u64..5_000,
         pasids in 0_usize..3,
         pasid_steps_per_exit in 1_u64..100,
     ) {
-        run(Limits { areas, steps_per_exit, pasids, pasid_steps_per_exit }, true, grouped, &steps);
+        run(Limits { shadow_memory, steps_per_exit, pasids, pasid_steps_per_exit }, true, grouped, &steps);
     }
 }

@@ -11,7 +11,7 @@ use intel_vtd::spec::descriptors::{IotlbScope, PageBlock, PasidIotlbScope};
 /// Blocks of pages that a shadow is told of for a step of the budget. Reading the tables for them
 /// costs steps, too, but not where there is nothing to read; and a guest can have as many shadows
 /// under one domain id as it has PASIDs.
-const BLOCKS_PER_STEP: u64 = 64;
+const BLOCKS_PER_STEP: u64 = 4;
 
 /// What invalidations name of second-stage tables.
 #[derive(Default)]

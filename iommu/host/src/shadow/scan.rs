@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use crate::budget::{Budget, Exhausted};
+use crate::budget::{self, Budget, Exhausted};
 use crate::host_iommu::Rights;
 use crate::run::Run;
 use intel_vtd::spec::gates::Gates;
@@ -98,7 +98,7 @@ impl Table {
 
 impl<T: TableMemory + ?Sized, F: FnMut(Run)> Scan<'_, T, F> {
     fn table(&mut self, table: &Table) -> Result<(), Exhausted> {
-        self.budget.step()?;
+        self.budget.steps(budget::TABLE)?;
         let shift = table.shift();
         let mut index = self.inputs.start.saturating_sub(table.first) >> shift;
         let end = ENTRIES.min(((self.inputs.end - 1 - table.first) >> shift) + 1);
@@ -203,7 +203,7 @@ impl<T: TableMemory + ?Sized, F: FnMut(Run)> Scan<'_, T, F> {
                 last.length += run.length;
             }
             _ => {
-                self.budget.step()?;
+                self.budget.steps(budget::RUN)?;
                 self.flush();
                 self.last = Some(run);
             }

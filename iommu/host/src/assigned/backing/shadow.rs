@@ -53,7 +53,10 @@ impl Backing {
     ) -> Result<(), Failure> {
         let mut shadow = self.take_shadow(device, pasid, key, resources)?;
         // What can only be read goes before the page table is made that does not take it.
-        shadow.ioas.no_read_only |= device.client(pasid).info.no_read_only_parent();
+        if device.client(pasid).info.no_read_only_parent() && !shadow.ioas.no_read_only {
+            shadow.ioas.no_read_only = true;
+            shadow.invalidate();
+        }
         let scratch = &mut self.scratch;
         let outcome = complete_shared(tables, &mut shadow, scratch, resources)
             .and_then(|()| {
@@ -155,6 +158,7 @@ fn join<T: TableMemory>(
             add_shadow_hwpt(&mut shadow.ioas, &client, shadow.key, resources).map_err(refused)?;
         if added.less_exact {
             // Pages are to go that this page table makes readable.
+            shadow.invalidate();
             complete(tables, shadow, scratch, resources)?;
         }
         outcome = device.attach(pasid, &[added.id], *wanted, resources);
@@ -196,13 +200,16 @@ fn complete_own<T: TableMemory>(
 }
 
 /// Compares all of a shadow with the guest's tables, which the guest may have filled without a word
-/// to those behind it.
+/// to those behind it; once in an update, however many come.
 fn complete<T: TableMemory>(
     tables: &GuestTables<'_, T>,
     shadow: &mut Shadow,
     scratch: &mut Scratch,
     resources: &mut Resources,
 ) -> Result<(), Failure> {
+    if shadow.is_complete(resources) {
+        return Ok(());
+    }
     shadow.invalidate();
     let outcome = shadow.refresh(tables, resources, scratch);
     outcome.map_err(|trouble| Failure::Shadow(shadow.key, trouble.into()))

@@ -108,7 +108,7 @@ fn large_pages_that_are_not_offered_are_not_mapped() {
 }
 
 #[test]
-fn one_page_costs_one_step_for_each_level_and_one_for_itself() {
+fn one_page_costs_a_table_for_each_level_and_a_run() {
     let world = World::scalable();
     let paging = world.second_stage(4);
     world.map(&paging, 0x1234_5000, 1, 0x40_0003);
@@ -127,9 +127,9 @@ fn one_page_costs_one_step_for_each_level_and_one_for_itself() {
         )
         .map(|()| found)
     };
-    assert_eq!(run(5), Ok(1));
-    assert_eq!(run(4), Err(Exhausted));
-    assert_eq!(run(3), Err(Exhausted));
+    assert_eq!(run(4 * 8 + 1), Ok(1));
+    assert_eq!(run(4 * 8), Err(Exhausted));
+    assert_eq!(run(4 * 8 - 1), Err(Exhausted));
 }
 
 #[test]
