@@ -35,9 +35,8 @@ pub struct Limits {
     /// the end, or for which the host was not told to forget.
     pub steps_per_exit: u64,
     /// PASIDs of each device that are bound, or that would be if the host did not refuse, at a
-    /// time. What the guest enters beyond it reaches nothing, with a line in the log; it is found
-    /// again when the guest invalidates the device's context entry, and has room then if others
-    /// have gone.
+    /// time. What the guest enters beyond it reaches nothing, with a line in the log, until others
+    /// have gone: then the device's directory is looked through for it.
     pub pasids: usize,
     /// PASID tables and pages of PASID directories that are looked through, entries of PASIDs that
     /// are read, and 16 each time that requests are attached, with a PASID or without, for one exit

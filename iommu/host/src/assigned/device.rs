@@ -1,6 +1,7 @@
 //! One assigned device: its requests without PASID, and with each PASID that the guest has an entry
 //! for.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -71,6 +72,8 @@ pub(crate) struct Device {
     without: Slot,
     /// PASIDs that are not here are blocked.
     with: BTreeMap<Pasid, Slot>,
+    /// The guest may have entries for PASIDs that are not here, for want of room.
+    pub(crate) has_more: Cell<bool>,
     /// Requests that may be elsewhere since [`take_changed`](Self::take_changed).
     changed: Vec<Option<Pasid>>,
     /// Some of them may be stuck.
@@ -95,6 +98,7 @@ impl Device {
             pasid_tables: device.pasids,
             without: Slot::default(),
             with: BTreeMap::new(),
+            has_more: Cell::new(false),
             changed: Vec::new(),
             maybe_stuck: false,
         }
@@ -311,6 +315,7 @@ impl Device {
             return Ok(());
         };
         if self.with.len() >= limit && !self.with.contains_key(&pasid) {
+            self.has_more.set(true);
             return Err(Blocked::TooManyPasids);
         }
         self.with.entry(pasid).or_default();

@@ -81,14 +81,25 @@ fn of_pasids<T: TableMemory>(
     let mut budget = resources.exit.pasid_budget;
     let mut room = Room::beside(device.pasids().len(), resources.limits.pasids);
     let mut is_complete = true;
+    // What is looked through now finds what there was no room for before.
+    let mut has_more = !asked.all && device.has_more.get();
     let mut candidates = Candidates::new(tables, device.source, &asked, device.pasids());
-    while let Some(candidate) = candidates.next(&mut budget) {
-        let Ok(pasid) = candidate else {
-            is_complete = false;
-            break;
+    loop {
+        let pasid = match candidates.next(&mut budget) {
+            Some(Ok(pasid)) => pasid,
+            Some(Err(Exhausted)) => {
+                is_complete = false;
+                break;
+            }
+            // Others have gone, and made room.
+            None if has_more && room.is_left() && candidates.go_on() => {
+                has_more = false;
+                continue;
+            }
+            None => break,
         };
         let is_known = device.placement(Some(pasid)).is_some();
-        if is_known && candidates.is_scanning() {
+        if candidates.is_scanning() && (is_known || moves.contains_key(&Some(pasid))) {
             continue;
         }
         let wanted = match budget.step() {
@@ -109,11 +120,15 @@ fn of_pasids<T: TableMemory>(
         }
         let is_new = !is_known && !matches!(wanted, Placement::Blocked(_));
         // One more than there is room for is enough to know that.
-        if is_new && !room.take() && candidates.is_scanning() {
-            break;
+        if is_new && !room.take() {
+            has_more = true;
+            if candidates.is_scanning() {
+                break;
+            }
         }
     }
     resources.exit.pasid_budget = budget;
+    device.has_more.set(has_more || !is_complete);
     if !is_complete {
         resources.report(|| {
             format!(
@@ -136,6 +151,10 @@ impl Room {
     /// One goes there; if it is blocked as the guest wants, it takes no room any more.
     fn leaves(&mut self, wanted: &Placement) {
         self.0 += usize::from(matches!(wanted, Placement::Blocked(Blocked::Guest(_))));
+    }
+
+    const fn is_left(&self) -> bool {
+        self.0 != 0
     }
 
     /// Takes room for one more, if there is some.

@@ -579,6 +579,32 @@ fn no_more_are_bound_than_the_limit_and_room_is_used_again() {
     assert_eq!(numbers(&guest, device), [5, 6]);
 }
 
+#[test]
+fn pasids_beyond_the_limit_are_bound_when_others_leave() {
+    let guest = Guest::new(Limits {
+        pasids: 3,
+        ..Limits::default()
+    });
+    let device = guest.add(A, PASIDS);
+    let paging = tables(&guest, 0x30_0000);
+    for pasid in 1..=6 {
+        guest.enter_with(A, pasid, first_stage(&paging, 5));
+        guest.announce_pasid(5, pasid);
+    }
+    assert_eq!(numbers(&guest, device), [1, 2, 3]);
+    // Only what goes is announced, as Linux does it.
+    for (gone, left) in [(1, vec![2, 3, 4]), (3, vec![2, 4, 5]), (5, vec![2, 4, 6])] {
+        guest.enter_with(A, gone, NOTHING);
+        guest.announce_pasid(5, gone);
+        assert_eq!(numbers(&guest, device), left);
+    }
+    // None is left over, so nobody looks for more.
+    guest.enter_with(A, 2, NOTHING);
+    guest.enter_with(A, 8, first_stage(&paging, 5));
+    guest.announce_pasid(5, 2);
+    assert_eq!(numbers(&guest, device), [4, 6]);
+}
+
 /// A device whose directory has 2^14 entries, each of which leads to `table`.
 fn crowded(limits: Limits, table: impl Fn(&Guest) -> u64) -> (Guest, HostDeviceId) {
     let guest = Guest::new(limits);

@@ -51,6 +51,8 @@ impl Asked {
 /// The PASIDs of a device that are to be looked at: known ones, named ones, and those of which the
 /// directory has a present entry.
 pub(crate) struct Candidates<'a, T> {
+    tables: &'a GuestTables<'a, T>,
+    source: SourceId,
     listed: std::vec::IntoIter<Pasid>,
     scan: Option<Scan<'a, T>>,
     is_scanning: bool,
@@ -67,10 +69,22 @@ impl<'a, T: TableMemory> Candidates<'a, T> {
         let listed: Vec<_> = known.chain(asked.named.iter().copied()).collect();
         let scan = asked.all.then(|| Scan::new(tables, source));
         Self {
+            tables,
+            source,
             listed: listed.into_iter(),
             scan: scan.flatten(),
             is_scanning: false,
         }
+    }
+
+    /// After the last one: those of the directory, too, if that was not looked through. Returns
+    /// whether there may be some.
+    pub(crate) fn go_on(&mut self) -> bool {
+        if self.scan.is_some() {
+            return false;
+        }
+        self.scan = Scan::new(self.tables, self.source);
+        self.scan.is_some()
     }
 
     /// Whether the last one was found in the directory, in which there are known ones, too.
