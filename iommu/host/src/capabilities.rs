@@ -1,14 +1,16 @@
 //! Capabilities of the host's IOMMU for a device, and the limits that they set to a unit.
 
+mod incompatible;
+mod reach;
+
 use std::fmt;
 use std::io;
-use std::ops::RangeInclusive;
-
-use thiserror::Error;
 
 use crate::host_iommu::{HostDeviceId, HostIommu, HwptOptions, IntelInfo};
-use crate::ram::INTERRUPTS;
+pub use incompatible::{Incompatible, NoNesting};
 use intel_vtd::{Scalable, UnitConfig, WalkFeatures};
+pub use reach::TableReach;
+use reach::{Refused, reach};
 
 /// The page size of the guest's tables.
 const PAGE: u64 = 0x1000;
@@ -31,101 +33,6 @@ pub struct HostCapabilities {
     pub privileged_pasids: bool,
     /// It may keep translations (ATS), as far as the host's IOMMU goes.
     pub ats: bool,
-}
-
-/// What a kind of page table translates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TableReach {
-    /// All addresses of so many bits, but for those of interrupts.
-    pub address_bits: u8,
-    /// The smallest mapping.
-    pub page_size: u64,
-}
-
-/// Why a device cannot be behind a unit, or cannot reach guest memory: the capability that is
-/// missing, by register and field. What to configure instead is for the VMM to say.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Incompatible {
-    /// The guest could map what the host cannot.
-    #[error(
-        "the host's IOMMU translates {host} bits of address for this device (IOMMU_IOAS_IOVA_RANGES), and the unit {asked} \
-         (CAP.MGAW)"
-    )]
-    AddressWidth {
-        /// Bits that the host translates.
-        host: u8,
-        /// Bits that the unit would.
-        asked: u8,
-    },
-    /// Guest memory lies beyond what the host translates.
-    #[error(
-        "guest memory ends at {end:#x}, and the host's IOMMU translates {host} bits of address for this device \
-         (IOMMU_IOAS_IOVA_RANGES)"
-    )]
-    Memory {
-        /// The end of guest memory.
-        end: u64,
-        /// Bits that the host translates.
-        host: u8,
-    },
-    /// The guest could map less at once than the host.
-    #[error(
-        "the host's IOMMU maps {0} bytes at least (IOMMU_IOAS_IOVA_RANGES), and the guest's tables have pages of 4096; this \
-         device cannot be assigned on this host"
-    )]
-    PageSize(u64),
-    /// Software announces no change of first-stage tables, so they cannot be mirrored, and the host
-    /// does not nest them.
-    #[error(
-        "first-stage translation (ECAP.FSTS) of an assigned device needs nested translation in the host, and {0}"
-    )]
-    NoNesting(NoNesting),
-    /// The guest's first-stage tables would be deeper than the host walks.
-    #[error(
-        "with 57-bit addresses first-stage tables have five levels, which the host's IOMMU cannot walk (CAP.FS5LP is clear)"
-    )]
-    FiveLevels,
-    /// The unit was made without this device in mind.
-    #[error(
-        "the unit promises the guest {0} in first-stage tables, which the host's IOMMU does not have for this device"
-    )]
-    Walks(&'static str),
-    /// Software would not announce new mappings.
-    #[error(
-        "without caching mode (CAP.CM is clear) a guest does not announce new mappings, so an assigned device would never get them"
-    )]
-    CachingMode,
-    /// The unit was made without this device in mind.
-    #[error(
-        "the unit promises the guest that devices snoop caches (ECAP.SC), and the host's IOMMU does not have this one do so"
-    )]
-    SnoopControl,
-}
-
-/// Why a host does not nest for a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum NoNesting {
-    /// Its IOMMU is not an Intel unit.
-    OtherIommu,
-    /// ECAP.NEST is clear.
-    NoCapability,
-    /// The hardware could, and the kernel makes no nesting parent nevertheless.
-    Unused,
-}
-
-impl fmt::Display for NoNesting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::OtherIommu => "the host's IOMMU is not Intel VT-d",
-            Self::NoCapability => "the host's IOMMU does not have it (ECAP.NEST is clear)",
-            Self::Unused => {
-                "the host's IOMMU has it (ECAP.NEST is set), but its kernel does not use it: boot the host with \
-                 intel_iommu=on,sm_on"
-            }
-        })
-    }
 }
 
 impl HostCapabilities {
@@ -352,67 +259,6 @@ impl fmt::Display for HostCapabilities {
 /// The widest address that a unit can have and that has at most `host` bits.
 fn widest(host: u8) -> Option<u8> {
     [57, 48, 39].into_iter().find(|bits| *bits <= host)
-}
-
-/// Why it is not known what a kind of page table translates: there is none, or something else went
-/// wrong.
-enum Refused {
-    Table(io::Error),
-    Other(io::Error),
-}
-
-impl From<Refused> for io::Error {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Table(error) | Refused::Other(error) => error,
-        }
-    }
-}
-
-/// What a page table for `device` with `options` translates, found out with one over an empty
-/// address space.
-fn reach(
-    host: &dyn HostIommu,
-    device: HostDeviceId,
-    options: HwptOptions,
-) -> Result<TableReach, Refused> {
-    let ioas = host.allocate_ioas().map_err(Refused::Other)?;
-    let outcome = host
-        .allocate_hwpt(device, ioas, options)
-        .map_err(Refused::Table)
-        .and_then(|table| {
-            let ranges = host.address_ranges(ioas).map_err(Refused::Other);
-            host.destroy(table.into()).map_err(Refused::Other)?;
-            ranges
-        });
-    let destroyed = host.destroy(ioas.into()).map_err(Refused::Other);
-    let (ranges, page_size) = outcome?;
-    destroyed?;
-    Ok(TableReach {
-        address_bits: address_bits(&ranges),
-        page_size,
-    })
-}
-
-/// The greatest number of bits of which all addresses are in `ranges`, but for those of interrupts.
-fn address_bits(ranges: &[RangeInclusive<u64>]) -> u8 {
-    let interrupts = INTERRUPTS.start..=INTERRUPTS.end - 1;
-    let mut sorted: Vec<_> = ranges.iter().chain([&interrupts]).cloned().collect();
-    sorted.sort_unstable_by_key(|range| *range.start());
-    // The first address that is in none.
-    let mut end = Some(0);
-    for range in sorted {
-        match end {
-            Some(address) if *range.start() <= address => {
-                end = range.end().checked_add(1).map(|next| next.max(address));
-            }
-            _ => break,
-        }
-    }
-    match end {
-        Some(end) => u8::try_from(end.checked_ilog2().unwrap_or(0)).unwrap_or(0),
-        None => 64,
-    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! What is found out about hosts, and which units go with them.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Mutex;
 
+use super::reach::address_bits;
 use super::*;
 use crate::host_iommu::{
     HardwareInfo, HostMemory, HwptId, IoasId, NestedInvalidation, NestedOptions, NestedTable,

@@ -54,3 +54,9 @@ pub(super) const fn size_of<T>() -> u32 {
     assert!(size <= 0xFFF);
     size as u32
 }
+
+/// Which IOMMU has answered.
+pub(super) fn data_type(info: &uapi::iommu_hw_info) -> u32 {
+    // SAFETY: both fields of the union are the same integer.
+    unsafe { info.__bindgen_anon_1.out_data_type }
+}

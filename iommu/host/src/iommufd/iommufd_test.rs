@@ -3,7 +3,11 @@
 use std::mem::{offset_of, size_of as bytes};
 use std::path::Path;
 
+use super::calls::map_flags;
 use super::*;
+use crate::host_iommu::{
+    HostDeviceId, HostIommu as _, HwptOptions, NestedInvalidation, Rights, SharedMapping,
+};
 
 /// Asserts the size of a structure and the offsets of its fields.
 macro_rules! layout {
