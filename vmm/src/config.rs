@@ -116,6 +116,10 @@ pub(crate) struct IommuConfig {
     pub(crate) pasid_bits: u8,
     /// Page requests.
     pub(crate) page_requests: bool,
+    /// Accesses can be made to snoop caches (SC).
+    pub(crate) snoop_control: bool,
+    /// Walks snoop caches (C, SMPWCS).
+    pub(crate) page_walk_coherency: bool,
     /// Translations are kept until they are invalidated.
     pub(crate) keep_translations: bool,
 }

@@ -47,6 +47,9 @@ pub struct UnitConfig {
     pub caching_mode: bool,
     /// Snoop control (SC).
     pub snoop_control: bool,
+    /// Page-walk coherency (C): software need not write table entries back to memory. Without it,
+    /// walks of scalable mode are not snooped either (SMPWCS).
+    pub page_walk_coherency: bool,
     /// Translations and table entries are kept until an invalidation names them, as the most
     /// retentive hardware keeps them, so that software sees what it forgot to invalidate. This is slow, and
     /// meant for developers. The capabilities do not show it to the guest.
@@ -94,6 +97,7 @@ impl UnitConfig {
             device_tlb: false,
             caching_mode: false,
             snoop_control: false,
+            page_walk_coherency: true,
             keep_translations: false,
         }
     }
@@ -166,6 +170,13 @@ impl UnitConfig {
         self
     }
 
+    /// This configuration with [`page_walk_coherency`](Self::page_walk_coherency) on or off.
+    #[must_use]
+    pub const fn with_page_walk_coherency(mut self, on: bool) -> Self {
+        self.page_walk_coherency = on;
+        self
+    }
+
     /// This configuration with [`keep_translations`](Self::keep_translations) on or off.
     #[must_use]
     pub const fn with_keep_translations(mut self, on: bool) -> Self {
@@ -234,7 +245,7 @@ impl UnitConfig {
     fn extended_capability(&self) -> ExtendedCapability {
         let remapped = self.interrupts.remapped();
         let base = ExtendedCapability::new()
-            .with_c(true)
+            .with_c(self.page_walk_coherency)
             .with_qi(true)
             .with_dt(self.device_tlb)
             .with_ir(remapped)
@@ -254,20 +265,21 @@ impl UnitConfig {
             return base;
         };
         let pasids = pasid_bits != 0;
+        let snooped = walks.snooped && self.page_walk_coherency;
         base.with_nest(stages.nested())
             .with_prs(page_requests)
             .with_srs(pasids && walks.supervisor_requests)
             // The flag is set by walks, which have to be coherent for that (section 11.4.3).
-            .with_eafs(pasids && stages.first() && walks.extended_accessed && walks.snooped)
+            .with_eafs(pasids && stages.first() && walks.extended_accessed && snooped)
             .with_pss(pasid_bits.saturating_sub(1))
             .with_pasid(pasids)
             .with_pds(page_requests)
             .with_smts(true)
             // So are these flags.
-            .with_ssads(stages.second() && walks.snooped)
+            .with_ssads(stages.second() && snooped)
             .with_ssts(stages.second())
             .with_fsts(stages.first())
-            .with_smpwcs(walks.snooped)
+            .with_smpwcs(snooped)
             .with_rps(pasids)
     }
 

@@ -74,6 +74,20 @@ pub(super) const TABLE: Table = Table {
             help: "devices with PRI may ask for pages; needs the two keys above, and x-flts=on",
         },
         Key {
+            name: "x-snoop-control",
+            aliases: &[],
+            kind: Kind::OnOff,
+            default: "on",
+            help: "the guest can have requests snoop caches (ECAP.SC); off: to be as a host's IOMMU without",
+        },
+        Key {
+            name: "x-page-walk-coherency",
+            aliases: &[],
+            kind: Kind::OnOff,
+            default: "on",
+            help: "the guest need not flush table entries (ECAP.C, SMPWCS); off: to be as a host's IOMMU without",
+        },
+        Key {
             name: "x-keep-translations",
             aliases: &[],
             kind: Kind::OnOff,
@@ -100,6 +114,8 @@ pub(super) fn unit(values: &Values) -> Result<IommuConfig, ListError> {
         device_iotlb: values.on_off("device-iotlb").unwrap_or(false),
         pasid_bits: pasid_bits(values)?,
         page_requests: values.on_off("svm").unwrap_or(false),
+        snoop_control: values.on_off("x-snoop-control").unwrap_or(true),
+        page_walk_coherency: values.on_off("x-page-walk-coherency").unwrap_or(true),
         keep_translations: values.on_off("x-keep-translations").unwrap_or(false),
     };
     check_needs(values, &unit)?;

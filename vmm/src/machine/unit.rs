@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use intel_vtd::{Interrupts, Scalable, Stages, UnitConfig};
+use intel_vtd::{Interrupts, Scalable, Stages, UnitConfig, WalkFeatures};
 
 use crate::assign::{self, BoundDevice};
 use crate::config::{Config, IommuConfig};
@@ -19,8 +19,10 @@ pub(crate) fn unit_config(config: &IommuConfig, assigns: bool, physical_bits: u8
     } else {
         Stages::Second
     };
+    let walks = WalkFeatures::ALL.with_snooped(config.page_walk_coherency);
     let scalable = config.scalable.then(|| {
         Scalable::new(stages)
+            .with_walks(walks)
             .with_pasid_bits(config.pasid_bits)
             .with_page_requests(config.page_requests)
     });
@@ -35,7 +37,8 @@ pub(crate) fn unit_config(config: &IommuConfig, assigns: bool, physical_bits: u8
         .with_interrupts(interrupts)
         .with_device_tlb(config.device_iotlb)
         .with_caching_mode(config.has_caching_mode(assigns))
-        .with_snoop_control(true)
+        .with_snoop_control(config.snoop_control)
+        .with_page_walk_coherency(config.page_walk_coherency)
         .with_keep_translations(config.keep_translations)
 }
 

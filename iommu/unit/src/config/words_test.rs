@@ -75,6 +75,21 @@ fn the_same_configurations_make_the_same_units() {
 }
 
 #[test]
+fn without_page_walk_coherency_walks_of_no_mode_are_snooped() {
+    const C: u64 = 1;
+    const EAFS: u64 = 1 << 34;
+    const SSADS: u64 = 1 << 45;
+    const SMPWCS: u64 = 1 << 48;
+    const ALL: u64 = C | EAFS | SSADS | SMPWCS;
+    let all = config((48, 20, 0x3fff)).unwrap();
+    let ecap = |config: UnitConfig| config.capabilities().unwrap().ecap.into_bits();
+    let with = ecap(all.clone());
+    assert_eq!(with & ALL, ALL);
+    let without = ecap(all.with_page_walk_coherency(false));
+    assert_eq!(without & ALL, 0);
+}
+
+#[test]
 fn some_of_them_in_full() {
     for (address_width, pasid_bits, flags, cap, ecap) in WORDS {
         let flat = (address_width, pasid_bits, flags);

@@ -33,12 +33,32 @@ fn defaults_are_those_that_help_prints() {
         device_iotlb: false,
         pasid_bits: 0,
         page_requests: false,
+        snoop_control: true,
+        page_walk_coherency: true,
         keep_translations: false,
     };
     assert_eq!(
         parse("intel-iommu").expect("valid"),
         Parsed::Device(Device::Iommu(expected))
     );
+}
+
+#[test]
+fn a_unit_can_be_one_that_does_not_snoop() {
+    let Ok(Parsed::Device(Device::Iommu(unit))) =
+        parse("intel-iommu,x-snoop-control=off,x-page-walk-coherency=off")
+    else {
+        panic!("a unit");
+    };
+    let caps = crate::machine::unit::unit_config(&unit, false, 46).capabilities();
+    let ecap = caps.expect("a unit").ecap;
+    assert!(!ecap.sc() && !ecap.c() && !ecap.smpwcs());
+    let Ok(Parsed::Device(Device::Iommu(unit))) = parse("intel-iommu") else {
+        panic!("a unit");
+    };
+    let caps = crate::machine::unit::unit_config(&unit, false, 46).capabilities();
+    let ecap = caps.expect("a unit").ecap;
+    assert!(ecap.sc() && ecap.c() && ecap.smpwcs());
 }
 
 #[test]
@@ -78,7 +98,7 @@ fn disks_and_nets_are_devices_as_well_and_errors_name_the_option_that_was_used()
 fn an_unknown_key_lists_the_valid_ones() {
     assert_eq!(
         error("intel-iommu,awbits=48"),
-        "--device intel-iommu: unknown key `awbits`; valid keys: x-flts, aw-bits, intremap, caching-mode, x-scalable-mode, device-iotlb, pasid-bits, svm, x-keep-translations"
+        "--device intel-iommu: unknown key `awbits`; valid keys: x-flts, aw-bits, intremap, caching-mode, x-scalable-mode, device-iotlb, pasid-bits, svm, x-snoop-control, x-page-walk-coherency, x-keep-translations"
     );
 }
 
