@@ -247,7 +247,7 @@ impl fmt::Display for HostCapabilities {
             f.write_str(", nothing read-only below first-stage tables (erratum 772415)")?;
         }
         if !self.ats {
-            f.write_str(", ATS not allowed")?;
+            f.write_str(", no ATS")?;
         }
         match self.pasid_bits {
             0 => f.write_str(", no PASIDs"),

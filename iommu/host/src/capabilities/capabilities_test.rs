@@ -171,7 +171,7 @@ fn what_each_kind_of_table_translates_is_found_by_trying() {
     }
     assert_eq!(
         host.capabilities().to_string(),
-        "Intel VT-d, 48-bit addresses, dirty tracking, nesting, snoop control, ATS not allowed, 20-bit PASIDs"
+        "Intel VT-d, 48-bit addresses, dirty tracking, nesting, snoop control, no ATS, 20-bit PASIDs"
     );
 
     let mut host = Host::new([Some(LAST_48), None, None]);
