@@ -17,9 +17,11 @@ mod map_benchmark;
 mod network;
 mod nvme;
 mod pasid;
+mod power;
 mod random;
 mod restart;
 mod sva;
+mod taken;
 mod tally;
 mod vfio;
 
@@ -162,6 +164,8 @@ fn run(guest: &mut Guest, console: &mut Console) -> Result<()> {
     match &step.end {
         End::PowerOff => Ok(()),
         End::Restart => Err(sys::reboot(sys::Leave::Restart)).context("restart"),
+        // The kernel panics when its first process ends.
+        End::Crash => std::process::exit(1),
         End::Kexec(parameter) => restart::kexec(guest, parameter),
         End::Stay => loop {
             std::thread::park();

@@ -1,7 +1,7 @@
 //! The verdict on a guest: whether it did what its plan says, from the lines of its console.
 
-use crate::plan::{self, Step};
-use crate::protocol::GuestLine;
+use crate::plan::{self, End, Step};
+use crate::protocol::{GuestLine, RELAYED};
 use anyhow::Result;
 
 /// Console lines that mean a broken guest, wherever they come from.
@@ -42,6 +42,10 @@ pub struct Judge {
     ends: Vec<bool>,
     failures: Vec<String>,
     faults_allowed: bool,
+    /// Boots that end with a panic.
+    crashes: Vec<u32>,
+    /// Such a boot has ended, and the next has not begun.
+    crashing: bool,
     fatal: bool,
     passed: usize,
 }
@@ -67,8 +71,12 @@ impl Judge {
                 });
             }
         }
+        let crashes = (0_u32..).zip(&steps);
+        let crashes = crashes.filter(|(_, step)| step.end == End::Crash);
         Ok(Self {
             expected,
+            crashes: crashes.map(|(boot, _)| boot).collect(),
+            crashing: false,
             ends: vec![false; steps.len()],
             failures: vec![],
             faults_allowed,
@@ -93,6 +101,7 @@ impl Judge {
                 detail,
             }) => self.report(boot, &check, passed, &detail),
             Some(GuestLine::End(boot)) => {
+                self.crashing = self.crashes.contains(&boot);
                 if let Some(end) = usize::try_from(boot)
                     .ok()
                     .and_then(|boot| self.ends.get_mut(boot))
@@ -100,7 +109,9 @@ impl Judge {
                     *end = true;
                 }
             }
-            Some(GuestLine::Begin(_) | GuestLine::Ask(_) | GuestLine::Request(_)) => {}
+            Some(GuestLine::Begin(_)) => self.crashing = false,
+            Some(GuestLine::Ask(_) | GuestLine::Request(_)) => {}
+            None if self.crashing || line.starts_with(RELAYED) => {}
             None if is_fatal_line(line) => {
                 self.fatal = true;
                 self.fail(format!("console: {}", line.trim()));
@@ -190,6 +201,20 @@ mod tests {
     #[test]
     fn a_guest_that_reports_everything_passes() {
         assert!(judge(&GOOD).is_empty());
+    }
+
+    #[test]
+    fn a_panic_is_expected_where_the_plan_has_one_and_nowhere_else() {
+        let mut judge = Judge::new("disk>crash;disk>poweroff", false).unwrap();
+        let panic = "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100";
+        for line in [&GOOD[..2], &[panic, "@nido begin 1"], &GOOD[2..]].concat() {
+            judge.line(line);
+        }
+        judge.line(&format!("level 3, guest.log: {panic}"));
+        assert!(!judge.is_over());
+        judge.line(panic);
+        assert!(judge.is_over());
+        assert_eq!(judge.finish().len(), 1);
     }
 
     #[test]

@@ -8,6 +8,9 @@ use std::fmt;
 /// Starts what a line says.
 pub const MARKER: &str = "@nido ";
 
+/// Starts a line of the logs of a guest's guest, of which the guest is the judge.
+pub const RELAYED: &str = "level 3, ";
+
 /// A line of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GuestLine {

@@ -12,7 +12,7 @@ use super::invocation::{Invocation, Surroundings};
 use super::run::session;
 pub(crate) use super::session::MEASURED;
 use super::session::{Ending, Outcome};
-use crate::protocol::{AgentLine, MARKER};
+use crate::protocol::{AgentLine, MARKER, RELAYED};
 use crate::scenario::Scenario;
 
 /// The check by which level 2 runs it.
@@ -103,7 +103,8 @@ pub(crate) fn run(
     })
 }
 
-/// The logs, each line with the name of its file before it, and without what marks a report.
+/// The logs, each line with [`RELAYED`] and the name of its file before it, and without what marks a
+/// report.
 pub(crate) fn logs() -> Result<Vec<String>> {
     let mut lines = Vec::new();
     let mut paths: Vec<PathBuf> = fs::read_dir(OUTPUT)?
@@ -118,7 +119,7 @@ pub(crate) fn logs() -> Result<Vec<String>> {
         lines.extend(
             content
                 .lines()
-                .map(|line| format!("{name}: {}", unmarked(line))),
+                .map(|line| format!("{RELAYED}{name}: {}", unmarked(line))),
         );
     }
     Ok(lines)

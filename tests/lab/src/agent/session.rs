@@ -6,6 +6,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -16,11 +17,14 @@ use super::{Report, control};
 use crate::judge::Judge;
 use crate::protocol::{AgentLine, GuestLine};
 use crate::scenario::Exchange;
-use crate::sys;
 use crate::sys::trace::IoctlCount;
+use crate::{pci, sys};
 
 /// How long a broken guest may go on printing why.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+/// How long nido may take to let go of a device that the host wants back. The kernel asks every ten
+/// seconds.
+const TAKING: Duration = Duration::from_secs(15);
 /// How long a guest that is to be killed goes on after its checks.
 const AMID: Duration = Duration::from_millis(1500);
 
@@ -129,6 +133,7 @@ impl Session<'_> {
         let mut details = Vec::new();
         let mut counting = None;
         let mut before = None;
+        let mut taken = Vec::new();
         loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
                 Ok(line) => {
@@ -157,6 +162,16 @@ impl Session<'_> {
                                     Ok(())
                                 }
                                 (LOOK, name) => (self.look)(name),
+                                ("refuse", number) => {
+                                    refuse(child.id(), number).map(|count| counting = Some(count))
+                                }
+                                ("refused", numbers) => refused(counting.take(), numbers),
+                                ("take", device) => {
+                                    taken.push(Taking::start((self.substitute)(device)));
+                                    Ok(())
+                                }
+                                ("wanted", device) => self.says_wanted(device),
+                                ("taken", _) => give_back(taken.drain(..)),
                                 _ => self.control(text),
                             };
                             answer(&mut keyboard, result);
@@ -216,6 +231,7 @@ impl Session<'_> {
             sys::kill(child.id());
         }
         let ended = end(&mut child)?;
+        give_back(taken.into_iter())?;
         for line in lines.try_iter() {
             log.write(&line);
             judge.line(&line.text);
@@ -242,6 +258,18 @@ impl Session<'_> {
         })
     }
 
+    /// Whether nido has said that the host wants the device back.
+    fn says_wanted(&self, device: &str) -> Result<()> {
+        let address = (self.substitute)(device);
+        let messages = fs::read(self.messages())?;
+        let messages = String::from_utf8_lossy(&messages);
+        let said = messages
+            .lines()
+            .any(|line| line.contains(&address) && line.contains("the host wants the device back"));
+        ensure!(said, "nido has not said that {address} is wanted back");
+        Ok(())
+    }
+
     fn tally(&self, process: u32) -> Result<Tally> {
         Tally::take(process, self.socket.context("no control socket")?)
     }
@@ -263,6 +291,62 @@ impl Session<'_> {
             Ok(())
         })
     }
+}
+
+/// A device that is being taken from nido: its driver is unbound, which waits until nido has let go
+/// of the device.
+struct Taking {
+    address: String,
+    unbinding: JoinHandle<Result<()>>,
+}
+
+impl Taking {
+    fn start(address: String) -> Self {
+        let device = address.clone();
+        let unbinding = std::thread::spawn(move || pci::unbind(&device));
+        Self { address, unbinding }
+    }
+}
+
+/// Waits until the devices have been taken, and has the driver have them again.
+fn give_back(taken: impl Iterator<Item = Taking>) -> Result<()> {
+    for Taking { address, unbinding } in taken {
+        let deadline = Instant::now() + TAKING;
+        while !unbinding.is_finished() {
+            ensure!(
+                Instant::now() < deadline,
+                "{address} is not given back by nido"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let unbound = unbinding.join().map_err(|_| anyhow!("unbind panicked"))?;
+        unbound.with_context(|| address.clone())?;
+        let driver = pci::driver(&address);
+        ensure!(driver.is_none(), "{address} is driven by {driver:?}");
+        pci::bind(&address, "vfio-pci")?;
+    }
+    Ok(())
+}
+
+/// Has nido's ioctls with a number, which is written as in `0x3b8f`, fail from now on.
+fn refuse(process: u32, number: &str) -> Result<IoctlCount> {
+    let refused = ioctl_number(number)?;
+    IoctlCount::start_refusing(process, Some(refused)).context("ptrace")
+}
+
+/// No ioctl fails for our sake any more; the ioctls with these numbers were all issued meanwhile.
+fn refused(counting: Option<IoctlCount>, numbers: &str) -> Result<()> {
+    let counts = counting.context("nothing is refused")?.stop()?;
+    for number in numbers.split_whitespace() {
+        let count = counts.get(&ioctl_number(number)?).copied();
+        ensure!(count.is_some(), "nido has issued no ioctl {number}");
+    }
+    Ok(())
+}
+
+fn ioctl_number(text: &str) -> Result<u64> {
+    let digits = text.strip_prefix("0x").context("a number as in 0x3b8f")?;
+    Ok(u64::from_str_radix(digits, 16)?)
 }
 
 /// Ends the counting of the ioctls of VFIO and of iommufd, which share a type.

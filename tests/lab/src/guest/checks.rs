@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{
     Guest, assigned_edu, console, disk, disk_speed, edu, hot_plug, hot_plug_levels, interrupts,
-    iommu, level3, map_benchmark, network, nvme, pasid, random, sva,
+    iommu, level3, map_benchmark, network, nvme, pasid, power, random, sva, taken,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -39,7 +39,10 @@ const CHECKS: &[(&str, Run)] = &[
     ("edu-isolation", assigned_edu::isolation),
     ("edu-unmap", assigned_edu::unmap),
     ("edu-remap", assigned_edu::remap),
+    ("taken-back", taken::check),
+    ("power", power::check),
     ("hot-plug", hot_plug::check),
+    ("map-by-address", hot_plug::map_by_address),
     ("hot-plug-levels", hot_plug_levels::check),
     ("level3", level3::check),
     ("level3-bench", level3::measure),
@@ -49,6 +52,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("map-count", assigned_edu::count_maps),
     ("sva", sva::check),
     ("sva-present", sva::present),
+    ("sva-goes-on", sva::go_on),
     ("pasid", pasid::check),
     ("smp", interrupts::processors),
     ("interrupts", interrupts::check),

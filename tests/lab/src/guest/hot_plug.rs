@@ -68,6 +68,24 @@ pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     ))
 }
 
+/// A disk comes with a kernel that does not map files (`IOMMU_IOAS_MAP_FILE` is refused): nido maps
+/// guest memory by its addresses (`IOMMU_IOAS_MAP`), and the disk works the same.
+pub(super) fn map_by_address(_guest: &Guest, _argument: &str) -> Result<String> {
+    let mut agent = Agent::open()?;
+    let [disk, ..] = DISKS else {
+        anyhow::bail!("there is no such disk");
+    };
+    agent.request("refuse 0x3b8f")?;
+    let added = agent.request(disk.add);
+    agent.request("refused 0x3b8f 0x3b85")?;
+    added?;
+    nvme::wait_for(disk.disk)?;
+    nvme::exercise(disk.disk, SIZE).context(disk.disk)?;
+    agent.request(&format!("device-del {}", disk.id))?;
+    disk.wait_until_gone()?;
+    Ok(disk.disk.to_owned())
+}
+
 /// At the same time for all of `disks`.
 fn request_each(
     agent: &mut Agent,
@@ -127,7 +145,7 @@ impl Guise {
 }
 
 /// Reads the disk until it is gone; the thread returns how many reads were answered.
-fn read_on(path: &str, over: &Arc<AtomicBool>) -> Result<thread::JoinHandle<u32>> {
+pub(super) fn read_on(path: &str, over: &Arc<AtomicBool>) -> Result<thread::JoinHandle<u32>> {
     let disk = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_DIRECT)

@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -213,6 +214,36 @@ pub(super) fn check(_guest: &Guest, _argument: &str) -> Result<String> {
         edu.pasid,
         edu.count(INVALIDATIONS)
     ))
+}
+
+/// Pages that the device asks for until it is known to go on.
+const UNDER_WAY: u32 = 16;
+
+/// The device asks for one absent page after the other, each of which is taken away again, until
+/// the guest ends, however that is.
+pub(super) fn go_on(_guest: &Guest, _argument: &str) -> Result<String> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let outcome = ask_for_ever(&sender);
+        let _ = sender.send(outcome);
+    });
+    for _ in 0..UNDER_WAY {
+        receiver.recv_timeout(PATIENCE).context("no page comes")??;
+    }
+    Ok(format!("{UNDER_WAY} pages so far"))
+}
+
+fn ask_for_ever(sender: &mpsc::Sender<Result<()>>) -> Result<()> {
+    let edu = Edu::open(&edu::find()?)?;
+    ensure!(edu.count(FEATURES) == ALL, "edu asks for no pages");
+    let mut absent = Buffer::absent(PAGE)?;
+    loop {
+        let page = absent.address();
+        edu.expect(DONE, TRANSLATE | PAGES, page, true, "absent page")?;
+        absent.discard().context("madvise")?;
+        // When nobody counts any more, it goes on.
+        let _ = sender.send(Ok(()));
+    }
 }
 
 /// How often a page is taken away and another comes in its place.

@@ -92,6 +92,24 @@ pub const ASSIGNED: &[Scenario] = &[
         ..ASSIGNED_DEFAULT
     },
     Scenario {
+        name: "assigned-taken",
+        description: "devices go to D3 and come back; level 1 takes them back while the guest uses them, and the guest goes on",
+        arguments: &[
+            "--object",
+            "iommufd,id=iommufd0",
+            "--device",
+            "pcie-root-port,id=rp0",
+            "--device",
+            "vfio-pci,host={nvme0},iommufd=iommufd0,bus=rp0",
+            "--device",
+            "vfio-pci,host={e1000e0},iommufd=iommufd0",
+            "--device",
+            "vfio-pci,host={edu0},iommufd=iommufd0",
+        ],
+        plan: "scalable,translation=second-stage,power=nvme/e1000e,nvme=16,link,taken-back,edu,disk,nofaults>poweroff",
+        ..ASSIGNED_DEFAULT
+    },
+    Scenario {
         name: "assigned-legacy",
         description: "the same in legacy mode",
         command_line: "intel_iommu=on,sm_off",
@@ -168,7 +186,7 @@ pub const ASSIGNED: &[Scenario] = &[
     },
     Scenario {
         name: "hot-plug",
-        description: "an assigned disk, and virtio disks, come and go 20 times while they are read",
+        description: "an assigned disk, and virtio disks, come and go 20 times while they are read; a kernel without IOAS_MAP_FILE",
         host: Host {
             devices: &[NVME],
             ..DEFAULT.host
@@ -186,7 +204,7 @@ pub const ASSIGNED: &[Scenario] = &[
         // The lab's kernel has no ASPM, without which it does not ask the firmware for control of
         // hot-plug.
         command_line: "intel_iommu=on,sm_on",
-        plan: "scalable,translation=second-stage,hot-plug=20,disk,nofaults>poweroff",
+        plan: "scalable,translation=second-stage,hot-plug=20,map-by-address,disk,nofaults>poweroff",
         limit: Duration::from_secs(400),
         ..ASSIGNED_DEFAULT
     },

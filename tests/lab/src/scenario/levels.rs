@@ -57,6 +57,25 @@ const DEVICES: &[&str] = &[
     "vfio-pci,host={edu0},iommufd=iommufd0",
 ];
 
+/// The same on two iommufds.
+const ON_TWO_IOMMUFDS: &[&str] = &[
+    "-v",
+    "--object",
+    "iommufd,id=iommufd0",
+    "--object",
+    "iommufd,id=iommufd1",
+    "--device",
+    "vfio-pci,host={disk0},iommufd=iommufd0",
+    "--device",
+    "vfio-pci,host={disk1},iommufd=iommufd1",
+    "--device",
+    "vfio-pci,host={disk2},iommufd=iommufd0",
+    "--device",
+    "vfio-pci,host={net0},iommufd=iommufd1",
+    "--device",
+    "vfio-pci,host={edu0},iommufd=iommufd1",
+];
+
 /// Level 1's requests: what its unit holds of the devices that level 3 has.
 const SHADOWED: &[Exchange] = &[
     Exchange {
@@ -214,7 +233,7 @@ pub const LEVELS: &[Scenario] = &[
     },
     Scenario {
         name: "levels-strict",
-        description: "three levels, x-flts=on, and level 3 says iommu.strict=1",
+        description: "three levels, x-flts=on, and level 3 says iommu.strict=1; its devices are on two iommufds of level 2",
         unit: Some(KEEPING),
         plan: "scalable,translation=first-stage,level3=strict,look=kept,nofaults>poweroff",
         look: NESTED,
@@ -271,7 +290,8 @@ pub const LEVELS: &[Scenario] = &[
     },
     Scenario {
         name: "levels-sva",
-        description: "three levels, x-flts=on: level 3's edu asks for absent pages of a process, through the hosts of two levels",
+        description: "three levels, x-flts=on: level 3's edu asks for absent pages of a process, through the hosts of two levels; \
+                      also while level 3 is killed, reboots and crashes",
         unit: Some(KEEPING_PAGE_REQUESTS),
         arguments: &[
             "--device",
@@ -410,6 +430,7 @@ const THIRD: &[Scenario] = &[
     Scenario {
         name: "strict",
         unit: Some(FIRST_STAGE),
+        arguments: ON_TWO_IOMMUFDS,
         command_line: "intel_iommu=on,sm_on iommu.strict=1 quiet",
         plan: "scalable,groups=DMA,translation=first-stage,invalidation=strict,disk,net=32,edu,edu-stays-mapped,look,\
                interrupts=remapped,nofaults>poweroff",
@@ -458,7 +479,8 @@ const THIRD: &[Scenario] = &[
     Scenario {
         name: "sva",
         unit: Some(WITH_PAGE_REQUESTS),
-        plan: "scalable,disk,edu,sva,look>poweroff",
+        killed: Some("scalable,sva-goes-on>stay"),
+        plan: "scalable,sva-goes-on>restart;scalable,sva-goes-on>crash;scalable,disk,edu,sva,look>poweroff",
         look: &[
             Exchange {
                 request: "assigned",

@@ -1,4 +1,4 @@
-//! Counts the ioctls of a process by ptrace(2).
+//! Counts the ioctls of a process by ptrace(2), and has one of them fail.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,6 +24,12 @@ pub struct IoctlCount {
 impl IoctlCount {
     /// Counts from now on.
     pub fn start(process: u32) -> io::Result<Self> {
+        Self::start_refusing(process, None)
+    }
+
+    /// The same, and whenever the process issues the ioctl with the number `refused`, it is told
+    /// that there is no such ioctl (`ENOTTY`), as an older kernel does.
+    pub fn start_refusing(process: u32, refused: Option<u64>) -> io::Result<Self> {
         let process = i32::try_from(process).map_err(io::Error::other)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (ready, began) = mpsc::channel();
@@ -36,7 +42,7 @@ impl IoctlCount {
             if failed {
                 return Ok(Counts::new());
             }
-            count(process, &flag)
+            count(process, refused, &flag)
         });
         began.recv().map_err(io::Error::other)??;
         Ok(Self {
@@ -79,7 +85,7 @@ fn attach(process: i32) -> io::Result<()> {
     Ok(())
 }
 
-fn count(process: i32, stop: &AtomicBool) -> io::Result<Counts> {
+fn count(process: i32, refused: Option<u64>, stop: &AtomicBool) -> io::Result<Counts> {
     let mut counts = Counts::new();
     while !stop.load(Ordering::SeqCst) {
         let thread = match next_event() {
@@ -102,6 +108,9 @@ fn count(process: i32, stop: &AtomicBool) -> io::Result<Counts> {
         if signal == libc::SIGTRAP | 0x80 {
             if let Some(request) = ioctl_at_entry(thread)? {
                 *counts.entry(request).or_default() += 1;
+                if refused == Some(request) {
+                    refuse(thread)?;
+                }
             }
         } else if event == 0 {
             deliver = usize::try_from(signal).unwrap_or(0);
@@ -163,6 +172,20 @@ fn ioctl_at_entry(thread: i32) -> io::Result<Option<u64>> {
     Ok((kind & 0xFF == ENTRY && number == IOCTL).then_some(request & 0xFFFF_FFFF))
 }
 
+/// Has the system call that a thread is about to issue fail.
+fn refuse(thread: i32) -> io::Result<()> {
+    // SAFETY: user_regs_struct is plain data, for which zero is a valid value.
+    let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+    let buffer = (&raw mut registers).expose_provenance();
+    ptrace(libc::PTRACE_GETREGS, thread, 0, buffer)?;
+    // There is no such call, and the kernel leaves the result as it is.
+    registers.orig_rax = u64::MAX;
+    registers.rax = i64::from(-libc::ENOTTY).cast_unsigned();
+    let buffer = (&raw const registers).expose_provenance();
+    ptrace(libc::PTRACE_SETREGS, thread, 0, buffer)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -178,6 +201,26 @@ mod tests {
         thread::sleep(Duration::from_millis(50));
         assert!(count.stop().unwrap().is_empty());
         assert!(child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn an_ioctl_that_is_refused_fails_as_one_that_does_not_exist() {
+        const TCGETS: u64 = 0x5401;
+        // The master of a pseudoterminal has settings, unless there is no such ioctl.
+        for refused in [None, Some(TCGETS)] {
+            let mut child = Command::new("sh")
+                .args(["-c", "read line; exec stty -F /dev/ptmx"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let count = IoctlCount::start_refusing(child.id(), refused).unwrap();
+            child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+            thread::sleep(Duration::from_millis(500));
+            assert!(count.stop().unwrap()[&TCGETS] >= 1);
+            assert_eq!(child.wait().unwrap().success(), refused.is_none());
+        }
     }
 
     #[test]
