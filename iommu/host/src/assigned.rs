@@ -50,6 +50,7 @@ mod error;
 mod groups;
 mod host;
 mod hosts;
+mod memory;
 mod moves;
 mod pasids;
 mod placement;
@@ -70,11 +71,14 @@ pub use crate::ram::RamPiece;
 pub use crate::resources::Limits;
 pub use crate::statistics::AssignedStatistics;
 pub use device::AssignedDevice;
+use device::Device;
 pub use error::AddError;
 pub use placement::Placement;
 pub use report::{DeviceReport, PlacementReport};
 
 use crate::dirty::{DirtyPages, tracking};
+use crate::host_iommu::HostIommu;
+use crate::ioas::Ioas;
 use crate::page_requests::PageRequestPath;
 use crate::ram::Ram;
 use crate::resources::Resources;
@@ -89,7 +93,8 @@ use intel_vtd::{
 /// # Locks
 /// The unit's execution lock comes before the mutex in here, and that before whatever the host's
 /// calls take. Adding and removing a device takes the latter only, so it may be done at any time,
-/// but not within calls of [`HostIommu`](crate::HostIommu).
+/// but not within calls of [`HostIommu`](crate::HostIommu). Guest memory is pinned and unpinned
+/// under neither: meanwhile only others that are added or removed wait.
 ///
 /// Adding a device while the guest runs misses nothing: what the guest has latched is read under
 /// the mutex, and the unit latches before it calls. So either the new state is read, or the call
@@ -99,6 +104,10 @@ pub struct AssignedDevices<M> {
     unit: Option<Arc<DmaState<M>>>,
     /// For device-TLBs. It has us, so not the other way round.
     device_tlbs: Weak<Unit<M>>,
+    ram: Arc<Ram>,
+    /// Held while a device is added or removed, with all that is mapped and unmapped for it. Before
+    /// the other in the order of locks, and after no lock that a register access takes.
+    changes: Mutex<()>,
     hosts: Mutex<Hosts>,
 }
 
@@ -109,10 +118,13 @@ where
     /// No devices yet, of a machine with this memory. With a unit, it follows the guest's tables;
     /// without, devices reach all guest memory.
     pub fn new(ram: Vec<RamPiece>, unit: Option<&Arc<Unit<M>>>, limits: Limits) -> Arc<Self> {
+        let ram = Arc::new(Ram::new(ram));
         let devices = Arc::new(Self {
             unit: unit.map(|unit| Arc::clone(unit.dma_state())),
             device_tlbs: unit.map_or_else(Weak::new, Arc::downgrade),
-            hosts: Mutex::new(Hosts::new(Resources::new(Ram::new(ram), limits))),
+            changes: Mutex::new(()),
+            hosts: Mutex::new(Hosts::new(Resources::new(Arc::clone(&ram), limits))),
+            ram,
         });
         if let Some(unit) = unit {
             unit.observe_translations(Arc::clone(&devices) as _);
@@ -129,13 +141,34 @@ where
     /// # Errors
     /// The host does not take it; nothing has changed.
     pub fn add(&self, device: AssignedDevice) -> Result<(), AddError> {
-        let mut hosts = self.hosts.lock();
+        let _alone = self.changes.lock();
         let (source, has_ats) = (device.source, device.ats);
         let device_tlb = HostDeviceTlb {
             source,
             page_requests: device.page_requests.clone(),
         };
-        self.with_tables(|tables| hosts.add(tables, device))?;
+        let iommu = Arc::clone(&device.host);
+        let is_known = self.hosts.lock().check_new(&device.name, source, &iommu)?;
+        let info = iommu
+            .hardware_info(device.id)
+            .map_err(|cause| AddError::Hardware {
+                name: device.name.clone(),
+                cause,
+            })?;
+        let device = Device::new(device, info);
+        let memory = if is_known {
+            None
+        } else {
+            Some(self.map_all(&iommu, &device)?)
+        };
+        let mut hosts = self.hosts.lock();
+        let outcome = self.with_tables(|tables| hosts.add(tables, device, &iommu, memory));
+        if outcome.is_err() {
+            let unused = hosts.take_unused();
+            drop(hosts);
+            self.give_back(unused);
+            return outcome;
+        }
         if has_ats && let Some(unit) = self.device_tlbs.upgrade() {
             unit.attach_device_tlb(source, Arc::new(device_tlb));
         }
@@ -145,12 +178,36 @@ where
     /// Takes a device away: it reaches nothing when this returns, unless others of its IOMMU group
     /// are attached. Returns whether there was one.
     pub fn remove(&self, source: SourceId) -> bool {
+        let _alone = self.changes.lock();
         let mut hosts = self.hosts.lock();
         let has_ats = hosts.device(source).is_some_and(|device| device.has_ats);
         if has_ats && let Some(unit) = self.device_tlbs.upgrade() {
             unit.detach_device_tlb(source);
         }
-        self.with_tables(|tables| hosts.remove(tables, source))
+        let is_removed = self.with_tables(|tables| hosts.remove(tables, source));
+        let unused = hosts.take_unused();
+        drop(hosts);
+        self.give_back(unused);
+        is_removed
+    }
+
+    /// Maps all guest memory on an iommufd that has no devices yet.
+    fn map_all(&self, iommu: &Arc<dyn HostIommu>, device: &Device) -> Result<Ioas, AddError> {
+        let mut left = Vec::new();
+        let outcome = memory::map_all(iommu, device, &self.ram, &mut left);
+        self.give_back(left);
+        outcome
+    }
+
+    fn give_back(&self, unused: Vec<Ioas>) {
+        for ioas in unused {
+            let (remains, trouble) = ioas.give_back();
+            let resources = &mut self.hosts.lock().resources;
+            resources.remains.extend(remains);
+            if let Some(trouble) = trouble {
+                resources.report(|| trouble);
+            }
+        }
     }
 
     /// Where each device is, in the order of their source ids.
@@ -316,6 +373,8 @@ mod first_stage_test;
 mod groups_test;
 #[cfg(test)]
 mod ignored_bits_test;
+#[cfg(test)]
+mod memory_test;
 #[cfg(test)]
 mod page_requests_test;
 #[cfg(test)]

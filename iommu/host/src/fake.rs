@@ -168,7 +168,11 @@ type Watch = Box<dyn FnMut(&View<'_>) + Send>;
 #[derive(Default)]
 pub struct FakeHost {
     state: Mutex<FakeState>,
+    /// Called before memory is pinned or unpinned.
+    pinning: Mutex<Option<Pinning>>,
 }
+
+type Pinning = Arc<dyn Fn() + Send + Sync>;
 
 #[derive(Default)]
 struct FakeState {
@@ -361,6 +365,19 @@ impl FakeHost {
         self.state.lock().watch = Some(Box::new(watch));
     }
 
+    /// Calls `pinning` before each call that pins or unpins memory, under no lock of the fake: what
+    /// takes long in a kernel.
+    pub fn before_pinning(&self, pinning: impl Fn() + Send + Sync + 'static) {
+        *self.pinning.lock() = Some(Arc::new(pinning));
+    }
+
+    fn pin(&self) {
+        let pinning = self.pinning.lock().clone();
+        if let Some(pinning) = pinning {
+            pinning();
+        }
+    }
+
     /// Where an access of `device` without PASID to `address` goes.
     pub fn dma(&self, device: HostDeviceId, address: u64) -> Option<Reached> {
         self.dma_with(device, None, address)
@@ -473,6 +490,9 @@ impl HostIommu for FakeHost {
     }
 
     fn destroy(&self, object: ObjectId) -> io::Result<()> {
+        if matches!(object, ObjectId::Ioas(_)) {
+            self.pin();
+        }
         self.call(Call::Destroy(object), |state| state.destroy(object))
     }
 
@@ -490,6 +510,7 @@ impl HostIommu for FakeHost {
         memory: &HostMemory<'_>,
         rights: Rights,
     ) -> io::Result<()> {
+        self.pin();
         let call = Call::Map {
             ioas,
             address,

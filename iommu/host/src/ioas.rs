@@ -224,25 +224,33 @@ impl Ioas {
     /// Gives it back to the host. What is still in use is kept to be tried again, after everything
     /// was unmapped.
     pub(crate) fn destroy(self, resources: &mut Resources) {
+        let (remains, trouble) = self.give_back();
+        if let Some(trouble) = trouble {
+            resources.report(|| trouble);
+        }
+        resources.remains.extend(remains);
+    }
+
+    /// As [`destroy`](Self::destroy); returns what is still in use, and what is to be said of it.
+    pub(crate) fn give_back(self) -> (Vec<Remains>, Option<String>) {
         let objects = self.hwpts.iter().map(|hwpt| hwpt.id.into());
         let objects = objects.chain([self.id.into()]);
         let left: Vec<_> = objects
             .filter(|object| self.host.destroy(*object).is_err())
             .collect();
+        let mut trouble = None;
         if left.contains(&self.id.into())
             && let Err(error) = self.host.unmap(self.id, 0, u64::MAX)
         {
-            resources.report(|| {
-                format!(
-                    "the host neither destroys nor empties I/O address space {}: {error}",
-                    self.id.0
-                )
-            });
+            trouble = Some(format!(
+                "the host neither destroys nor empties I/O address space {}: {error}",
+                self.id.0
+            ));
         }
-        resources.remains.extend(
-            left.into_iter()
-                .map(|object| Remains::new(Arc::clone(&self.host), object)),
-        );
+        let remains = left
+            .into_iter()
+            .map(|object| Remains::new(Arc::clone(&self.host), object));
+        (remains.collect(), trouble)
     }
 }
 

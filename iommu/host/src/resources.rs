@@ -145,7 +145,7 @@ impl Exit {
 
 /// What the devices of a machine share.
 pub(crate) struct Resources {
-    pub(crate) ram: Ram,
+    pub(crate) ram: Arc<Ram>,
     pub(crate) limits: Limits,
     pub(crate) exit: Exit,
     /// Tells updates apart: whatever is done for what the guest announced at once.
@@ -163,7 +163,7 @@ pub(crate) struct Resources {
 }
 
 impl Resources {
-    pub(crate) fn new(ram: Ram, limits: Limits) -> Self {
+    pub(crate) fn new(ram: Arc<Ram>, limits: Limits) -> Self {
         Self {
             ram,
             limits,

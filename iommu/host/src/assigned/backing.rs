@@ -1,22 +1,20 @@
 //! What the devices of one iommufd are put behind: all guest memory, shadows of second-stage
 //! tables, and nested HWPTs.
 
-mod hwpts;
+pub(super) mod hwpts;
 mod nested;
 mod shadow;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 
 use super::device::Device;
-use super::error::AddError;
 use super::placement::Placement;
 use super::users::Users;
 use crate::attach::{AttachError, EADDRINUSE, EINVAL};
 use crate::blocked::Blocked;
-use crate::dirty::tracking::collect_guest_physical;
-use crate::host_iommu::{HostIommu, HwptId, Rights};
+use crate::dirty::tracking::{collect_guest_physical, switch};
+use crate::host_iommu::HwptId;
 use crate::ioas::Ioas;
 use crate::resources::Resources;
 use crate::shadow::{Scratch, Shadow, ShadowKey};
@@ -56,19 +54,21 @@ impl From<Blocked> for Failure {
 }
 
 impl Backing {
-    /// Maps all guest memory on `iommu`, for a first `device`.
-    pub(super) fn new(
-        iommu: &Arc<dyn HostIommu>,
-        device: &Device,
-        resources: &mut Resources,
-    ) -> Result<Self, AddError> {
-        Ok(Self {
-            memory: map_all_memory(iommu, device, resources)?,
+    /// Nothing but `memory`, which maps all guest memory.
+    pub(super) fn new(memory: Ioas, resources: &mut Resources) -> Self {
+        if resources.dirty.is_some()
+            && let Err(error) = switch(&memory, true)
+        {
+            // All that it can write counts as written then.
+            resources.report(|| error.to_string());
+        }
+        Self {
+            memory,
             shadows: BTreeMap::new(),
             new_shadows: Vec::new(),
             nested: NestedHwpts::default(),
             scratch: Scratch::default(),
-        })
+        }
     }
 
     /// Puts requests of a device behind what they are to reach, which is completed before. Without
@@ -169,12 +169,12 @@ impl Backing {
         }
     }
 
-    /// Gives back everything; nobody is behind it any more.
-    pub(super) fn destroy(self, resources: &mut Resources) {
+    /// Nobody is behind it any more, and it has no shadows: what is to be given back, under no lock.
+    pub(super) fn close(self, resources: &mut Resources) -> Ioas {
         if let Some(dirty) = &mut resources.dirty {
             collect_guest_physical(&self.memory, &resources.ram, dirty);
         }
-        self.memory.destroy(resources);
+        self.memory
     }
 
     /// Every IOAS in use, and the shadow that it is of; the one with all guest memory first.
@@ -183,55 +183,6 @@ impl Backing {
         let shadows = shadows.map(|shadow| (&shadow.ioas, Some(shadow)));
         std::iter::once((&self.memory, None)).chain(shadows)
     }
-}
-
-/// An IOAS on `iommu` that maps all guest memory, with an HWPT for `device`.
-fn map_all_memory(
-    iommu: &Arc<dyn HostIommu>,
-    device: &Device,
-    resources: &mut Resources,
-) -> Result<Ioas, AddError> {
-    let name = || device.name.to_string();
-    let mut ioas = Ioas::allocate(iommu).map_err(|cause| AddError::Ioas {
-        name: name(),
-        cause,
-    })?;
-    // The page table first: it tells how far the host's addresses go.
-    let outcome = match add_memory_hwpt(&mut ioas, &device.client(None), resources) {
-        Ok(_) => map_memory(&ioas, &device.name, resources),
-        Err(cause) => Err(AddError::Hwpt {
-            name: name(),
-            cause,
-        }),
-    };
-    match outcome {
-        Ok(()) => Ok(ioas),
-        Err(error) => {
-            ioas.destroy(resources);
-            Err(error)
-        }
-    }
-}
-
-fn map_memory(ioas: &Ioas, name: &str, resources: &Resources) -> Result<(), AddError> {
-    for (range, memory) in resources.ram.parts() {
-        if !ioas.mappable(range.clone()).eq([range.clone()]) {
-            return Err(AddError::OutOfReach {
-                name: name.to_owned(),
-                start: range.start,
-                last: range.end - 1,
-            });
-        }
-        ioas.host
-            .map(ioas.id, range.start, &memory, Rights::ALL)
-            .map_err(|cause| AddError::Map {
-                name: name.to_owned(),
-                start: range.start,
-                length: range.end - range.start,
-                cause,
-            })?;
-    }
-    Ok(())
 }
 
 fn refused(error: io::Error) -> Blocked {

@@ -12,6 +12,7 @@ use super::report::DeviceReport;
 use super::users::{Leaving, Users};
 use crate::blocked::Blocked;
 use crate::host_iommu::HostIommu;
+use crate::ioas::Ioas;
 use crate::resources::{Exit, Resources};
 use crate::shadow::named::Named;
 use intel_vtd::{GuestTables, Invalidation, SourceId, TableMemory};
@@ -27,20 +28,15 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// One without devices; `device` is to be the first.
-    pub(super) fn new(
-        iommu: Arc<dyn HostIommu>,
-        device: &Device,
-        resources: &mut Resources,
-    ) -> Result<Self, AddError> {
-        let backing = Backing::new(&iommu, device, resources)?;
-        Ok(Self {
-            iommu,
+    /// One without devices, that has `memory` to put them behind.
+    pub(super) fn new(memory: Ioas, resources: &mut Resources) -> Self {
+        Self {
+            iommu: Arc::clone(&memory.host),
             devices: Vec::new(),
-            backing,
+            backing: Backing::new(memory, resources),
             users: Users::default(),
             has_moved: false,
-        })
+        }
     }
 
     pub(super) fn begin_exit(&mut self) {

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::device::{AssignedDevice, Device};
+use super::device::Device;
 use super::error::AddError;
 use super::host::Host;
 use super::moves::Moves;
 use super::report::DeviceReport;
+use crate::host_iommu::HostIommu;
 use crate::ioas::Ioas;
 use crate::resources::Resources;
 use crate::shadow::Shadow;
@@ -17,6 +18,12 @@ use intel_vtd::{GuestTables, Invalidation, SourceId, TableMemory};
 pub(crate) struct Hosts {
     pub(super) resources: Resources,
     list: Vec<Host>,
+    /// Of iommufds that have no devices any more.
+    unused: Vec<Ioas>,
+}
+
+fn is_same(one: &Arc<dyn HostIommu>, other: &Arc<dyn HostIommu>) -> bool {
+    std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(other))
 }
 
 impl Hosts {
@@ -24,6 +31,7 @@ impl Hosts {
         Self {
             resources,
             list: Vec::new(),
+            unused: Vec::new(),
         }
     }
 
@@ -43,7 +51,9 @@ impl Hosts {
         tables: &GuestTables<'_, T>,
         invalidations: &[Invalidation],
     ) {
-        let Self { resources, list } = self;
+        let Self {
+            resources, list, ..
+        } = self;
         resources.begin_update();
         let has_entries = invalidations.iter().any(|invalidation| {
             matches!(
@@ -81,41 +91,46 @@ impl Hosts {
         }
     }
 
-    /// Puts a device where the guest's tables say, and adds it.
+    /// Whether `source` is free, and whether `iommu` has devices.
+    ///
+    /// # Errors
+    /// It is not free for a device of this `name`.
+    pub(super) fn check_new(
+        &self,
+        name: &str,
+        source: SourceId,
+        iommu: &Arc<dyn HostIommu>,
+    ) -> Result<bool, AddError> {
+        match self.device(source) {
+            None => Ok(self.list.iter().any(|host| is_same(&host.iommu, iommu))),
+            Some(other) => Err(AddError::SourceTaken {
+                name: name.to_owned(),
+                source_id: source,
+                other: Arc::clone(&other.name),
+            }),
+        }
+    }
+
+    /// Puts a device of `iommu` where the guest's tables say, and adds it. The first of an iommufd
+    /// comes with the `memory` there.
     pub(super) fn add<T: TableMemory>(
         &mut self,
         tables: Option<&GuestTables<'_, T>>,
-        device: AssignedDevice,
+        device: Device,
+        iommu: &Arc<dyn HostIommu>,
+        memory: Option<Ioas>,
     ) -> Result<(), AddError> {
-        if let Some(other) = self.device(device.source) {
-            return Err(AddError::SourceTaken {
-                name: device.name,
-                source_id: device.source,
-                other: Arc::clone(&other.name),
-            });
-        }
-        let iommu = Arc::clone(&device.host);
-        let info = iommu
-            .hardware_info(device.id)
-            .map_err(|cause| AddError::Hardware {
-                name: device.name.clone(),
-                cause,
-            })?;
-        let device = Device::new(device, info);
-        let Self { resources, list } = self;
+        let Self {
+            resources, list, ..
+        } = self;
         resources.begin_update();
-        let known = list
-            .iter_mut()
-            .find(|host| std::ptr::addr_eq(Arc::as_ptr(&host.iommu), Arc::as_ptr(&iommu)));
-        if let Some(host) = known {
-            return host.add(tables, device, resources);
-        }
-        let mut host = Host::new(iommu, &device, resources)?;
-        let outcome = host.add(tables, device, resources);
-        match outcome {
-            Ok(()) => list.push(host),
-            Err(_) => host.backing.destroy(resources),
-        }
+        list.extend(memory.map(|memory| Host::new(memory, resources)));
+        let mut hosts = list.iter_mut();
+        let outcome = match hosts.find(|host| is_same(&host.iommu, iommu)) {
+            Some(host) => host.add(tables, device, resources),
+            None => Ok(()),
+        };
+        self.close_unused();
         outcome
     }
 
@@ -125,13 +140,29 @@ impl Hosts {
         tables: Option<&GuestTables<'_, T>>,
         source: SourceId,
     ) -> bool {
-        let Self { resources, list } = self;
+        let Self {
+            resources, list, ..
+        } = self;
+        resources.begin_update();
         let mut hosts = list.iter_mut();
         let is_removed = hosts.any(|host| host.remove(tables, source, resources));
-        for unused in list.extract_if(.., |host| host.devices.is_empty()) {
-            unused.backing.destroy(resources);
-        }
+        self.close_unused();
         is_removed
+    }
+
+    fn close_unused(&mut self) {
+        let Self {
+            resources,
+            list,
+            unused,
+        } = self;
+        let closed = list.extract_if(.., |host| host.devices.is_empty());
+        unused.extend(closed.map(|host| host.backing.close(resources)));
+    }
+
+    /// What is to be given back, under no lock.
+    pub(super) fn take_unused(&mut self) -> Vec<Ioas> {
+        std::mem::take(&mut self.unused)
     }
 
     /// The device with this source id.

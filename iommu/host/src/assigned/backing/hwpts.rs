@@ -15,9 +15,15 @@ pub(crate) fn add_memory_hwpt(
     client: &Client<'_>,
     resources: &mut Resources,
 ) -> io::Result<AddedHwpt> {
-    let plain = HwptOptions::default();
-    let kinds = [tracking(PARENT), PARENT, tracking(plain), plain];
-    add_hwpt(ioas, client, &kinds, resources)
+    add_hwpt(ioas, client, &MEMORY_KINDS, resources)
+}
+
+/// As [`add_memory_hwpt`], which does not tell yet what is written.
+pub(in crate::assigned) fn make_memory_hwpt(
+    ioas: &mut Ioas,
+    client: &Client<'_>,
+) -> io::Result<AddedHwpt> {
+    make_hwpt(ioas, client, &MEMORY_KINDS)
 }
 
 /// Makes a page table for a shadow: one with dirty tracking where the host can, as that makes it
@@ -31,8 +37,7 @@ pub(super) fn add_shadow_hwpt(
     if key.parent {
         return add_parent(ioas, client, resources);
     }
-    let plain = HwptOptions::default();
-    add_hwpt(ioas, client, &[tracking(plain), plain], resources)
+    add_hwpt(ioas, client, &[tracking(PLAIN), PLAIN], resources)
 }
 
 /// Makes a page table that nested ones can be put upon.
@@ -43,6 +48,14 @@ pub(super) fn add_parent(
 ) -> io::Result<AddedHwpt> {
     add_hwpt(ioas, client, &[tracking(PARENT), PARENT], resources)
 }
+
+const PLAIN: HwptOptions = HwptOptions {
+    nesting_parent: false,
+    dirty_tracking: false,
+    pasid: false,
+};
+
+const MEMORY_KINDS: [HwptOptions; 4] = [tracking(PARENT), PARENT, tracking(PLAIN), PLAIN];
 
 const PARENT: HwptOptions = HwptOptions {
     nesting_parent: true,
@@ -63,13 +76,7 @@ fn add_hwpt(
     kinds: &[HwptOptions],
     resources: &mut Resources,
 ) -> io::Result<AddedHwpt> {
-    let can_track = client.info.dirty_tracking;
-    let kinds: Vec<_> = kinds
-        .iter()
-        .filter(|kind| can_track || !kind.dirty_tracking)
-        .filter_map(|kind| client.needs.adapt(*kind))
-        .collect();
-    let added = ioas.add_hwpt(client, &kinds)?;
+    let added = make_hwpt(ioas, client, kinds)?;
     if resources.dirty.is_some()
         && let Some(hwpt) = ioas.hwpts.last()
         && let Err(error) = switch_hwpt(ioas, hwpt, true)
@@ -78,4 +85,14 @@ fn add_hwpt(
         resources.report(|| format!("{}: {error}", client.name));
     }
     Ok(added)
+}
+
+fn make_hwpt(ioas: &mut Ioas, client: &Client<'_>, kinds: &[HwptOptions]) -> io::Result<AddedHwpt> {
+    let can_track = client.info.dirty_tracking;
+    let kinds: Vec<_> = kinds
+        .iter()
+        .filter(|kind| can_track || !kind.dirty_tracking)
+        .filter_map(|kind| client.needs.adapt(*kind))
+        .collect();
+    ioas.add_hwpt(client, &kinds)
 }
