@@ -8,6 +8,7 @@ mod console;
 pub(crate) mod disk;
 mod disk_speed;
 mod edu;
+mod edu_group;
 mod hot_plug;
 mod hot_plug_levels;
 mod interrupts;

@@ -130,16 +130,19 @@ pub enum Model {
     BareEdu,
     /// Two test devices behind one conventional bridge, which makes them one group.
     Pair,
+    /// Two edu devices behind one conventional bridge, which makes them one group.
+    EduPair,
 }
 
 impl Model {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Nvme,
         Self::E1000e,
         Self::Edu,
         Self::BareEdu,
         Self::Pair,
+        Self::EduPair,
     ];
     /// Bytes of a disk.
     pub const DISK_SIZE: u64 = 512 << 20;
@@ -152,6 +155,7 @@ impl Model {
             Self::Edu => "edu",
             Self::BareEdu => "bare-edu",
             Self::Pair => "pair",
+            Self::EduPair => "edu-pair",
         }
     }
 
@@ -160,7 +164,7 @@ impl Model {
         match self {
             Self::Nvme => (0x1B36, 0x0010),
             Self::E1000e => (0x8086, 0x10D3),
-            Self::Edu | Self::BareEdu => (0x1234, 0x11E8),
+            Self::Edu | Self::BareEdu | Self::EduPair => (0x1234, 0x11E8),
             Self::Pair => (0x1B36, 0x0005),
         }
     }
@@ -168,7 +172,7 @@ impl Model {
     /// How many functions it is.
     pub fn functions(self) -> usize {
         match self {
-            Self::Pair => 2,
+            Self::Pair | Self::EduPair => 2,
             _ => 1,
         }
     }
@@ -176,7 +180,19 @@ impl Model {
     /// Whether a function with its ids at `address` is one.
     pub fn is_at(self, address: &str) -> bool {
         let on_root_bus = address.starts_with("0000:00:");
+        // Behind a port there is one device only.
+        let alone = on_root_bus || address.ends_with(":00.0");
         on_root_bus == (self == Self::BareEdu)
+            && alone != matches!(self, Self::Pair | Self::EduPair)
+    }
+
+    /// The requester id that the unit knows a function at `address` by: behind a bridge to
+    /// conventional PCI, device 0 of the bus stands for all.
+    pub fn requester(self, address: &str) -> String {
+        match (self, address.rsplit_once(':')) {
+            (Self::Pair | Self::EduPair, Some((bus, _))) => format!("{bus}:00.0"),
+            _ => address.to_owned(),
+        }
     }
 }
 

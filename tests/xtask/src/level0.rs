@@ -76,11 +76,16 @@ impl Devices {
                 Model::E1000e => devices.link(index, &port),
                 Model::BareEdu => {}
                 Model::Edu => devices.device(&format!("edu,bus={port}")),
-                Model::Pair => {
+                Model::Pair | Model::EduPair => {
+                    let kind = if *model == Model::Pair {
+                        "pci-testdev"
+                    } else {
+                        "edu"
+                    };
                     let bridge = format!("bridge{index}");
                     devices.device(&format!("pcie-pci-bridge,id={bridge},bus={port}"));
                     for place in [1, 2] {
-                        devices.device(&format!("pci-testdev,bus={bridge},addr={place}"));
+                        devices.device(&format!("{kind},bus={bridge},addr={place}"));
                     }
                 }
             }

@@ -33,6 +33,8 @@ const LEVEL2: [(&str, (u16, u16)); 3] = [
 pub(super) struct Devices {
     /// `edu0` and so on, with the addresses of the functions.
     addresses: BTreeMap<String, String>,
+    /// By what level 1's unit knows them, in the same way.
+    requesters: BTreeMap<String, String>,
     /// Devices whose blocked DMA is expected.
     faults: &'static [&'static str],
     /// Port of the echo server on the link of the assigned interface.
@@ -43,6 +45,7 @@ impl Devices {
     /// Finds what the scenario has asked for, and gives it to vfio-pci.
     pub(super) fn prepare(host: &Host) -> Result<Self> {
         let mut addresses = BTreeMap::new();
+        let mut requesters = BTreeMap::new();
         for model in Model::ALL {
             let wanted =
                 host.devices.iter().filter(|other| **other == model).count() * model.functions();
@@ -60,7 +63,9 @@ impl Devices {
             );
             for (index, address) in found.into_iter().enumerate() {
                 pci::bind(&address, DRIVER).with_context(|| address.clone())?;
-                addresses.insert(format!("{}{index}", model.name()), address);
+                let name = format!("{}{index}", model.name());
+                requesters.insert(name.clone(), model.requester(&address));
+                addresses.insert(name, address);
             }
         }
         let port = if host.devices.contains(&Model::E1000e) {
@@ -71,6 +76,7 @@ impl Devices {
         };
         Ok(Self {
             addresses,
+            requesters,
             faults: host.faults,
             port,
         })
@@ -86,6 +92,7 @@ impl Devices {
             }
         }
         Ok(Self {
+            requesters: addresses.clone(),
             addresses,
             faults: &[],
             port: None,
@@ -143,8 +150,8 @@ impl Devices {
         let log = kernel_log::read()?;
         let lines: Vec<&String> = log.iter().filter(|line| is_fault_line(line)).collect();
         let of = |line: &str, name: &str| {
-            let address = self.addresses.get(name);
-            address.is_some_and(|address| line.contains(&format!("Request device [{address}]")))
+            let requester = self.requesters.get(name);
+            requester.is_some_and(|id| line.contains(&format!("Request device [{id}]")))
         };
         let expected = |line: &str| {
             let header = line.contains("DRHD: handling fault") && !self.faults.is_empty();

@@ -35,7 +35,7 @@ pub(super) fn ensure_equal(found: &[u8], expected: &[u8], what: &str) -> Result<
 }
 
 /// Takes the page at `from` into the device and writes it to `to`.
-fn carry(edu: &Edu, from: u64, to: u64) -> Result<()> {
+pub(super) fn carry(edu: &Edu, from: u64, to: u64) -> Result<()> {
     edu.transfer(from, INTERNAL, INTERNAL_SIZE, 0)?;
     edu.transfer(INTERNAL, to, INTERNAL_SIZE, FROM_DEVICE)
 }

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Guest, assigned_edu, console, disk, disk_speed, edu, hot_plug, hot_plug_levels, interrupts,
-    iommu, level3, map_benchmark, network, nvme, pasid, power, random, sva, taken,
+    Guest, assigned_edu, console, disk, disk_speed, edu, edu_group, hot_plug, hot_plug_levels,
+    interrupts, iommu, level3, map_benchmark, network, nvme, pasid, power, random, sva, taken,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -36,6 +36,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("disk-speed", disk_speed::check),
     ("link", network::assigned),
     ("edu-domains", assigned_edu::domains),
+    ("edu-group", edu_group::check),
     ("edu-isolation", assigned_edu::isolation),
     ("edu-unmap", assigned_edu::unmap),
     ("edu-remap", assigned_edu::remap),

@@ -100,7 +100,7 @@ fn use_edu(edu: &Edu, space: &Space, round: u64) -> Result<Buffer> {
     Ok(buffer)
 }
 
-fn wait(otherwise: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
+pub(super) fn wait(otherwise: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !done()? {
         ensure!(Instant::now() < deadline, "{otherwise}");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{DEFAULT, Host, Initramfs, Model, Refusal, SECOND_STAGE, Scenario};
+use super::{DEFAULT, Exchange, Host, Initramfs, Model, Refusal, SECOND_STAGE, Scenario};
 
 const NVME: Model = Model::Nvme;
 const E1000E: Model = Model::E1000e;
@@ -154,6 +154,50 @@ pub const ASSIGNED: &[Scenario] = &[
         },
         arguments: TWO_EDU,
         plan: "scalable,translation=second-stage,edu-isolation,edu-unmap=10,edu-domains,nofaults>poweroff",
+        ..ASSIGNED_DEFAULT
+    },
+    Scenario {
+        name: "assigned-group",
+        description: "two edu devices of one IOMMU group, the second plugged in later: they work in one domain, and are blocked in two",
+        host: Host {
+            devices: &[Model::EduPair],
+            // In scalable mode Linux makes no entry for the requester id of the bridge.
+            unit: "intremap=on,aw-bits=48",
+            faults: &["edu-pair0", "edu-pair1"],
+            ..DEFAULT.host
+        },
+        arguments: &[
+            "--object",
+            "iommufd,id=iommufd0",
+            "--device",
+            "pcie-root-port,id=rp0",
+            "--device",
+            "vfio-pci,host={edu-pair0},iommufd=iommufd0,needs-reset=off",
+        ],
+        command_line: "intel_iommu=on,sm_on",
+        plan: "scalable,edu-group,nofaults>poweroff",
+        looks: &[
+            (
+                "together",
+                &[Exchange {
+                    request: "assigned",
+                    line_with: &[&["shadow of"], &[super::NO, "blocked"]],
+                    positive: &[],
+                }],
+            ),
+            (
+                "apart",
+                &[Exchange {
+                    request: "assigned",
+                    line_with: &[&[
+                        "blocked",
+                        "shares its IOMMU group of the host with",
+                        "the guest wants: shadow of",
+                    ]],
+                    positive: &["failures"],
+                }],
+            ),
+        ],
         ..ASSIGNED_DEFAULT
     },
     Scenario {
