@@ -164,7 +164,6 @@ pub const ASSIGNED: &[Scenario] = &[
             // In scalable mode Linux makes no entry for the requester id of the bridge.
             unit: "intremap=on,aw-bits=48",
             faults: &["edu-pair0", "edu-pair1"],
-            ..DEFAULT.host
         },
         arguments: &[
             "--object",
