@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devices::limit::LogLimit;
-use intel_vtd::{EventSink, InterruptMessage, SourceId};
+use intel_vtd::{EventSink, InterruptMessage, InterruptRequestSink, SourceId};
 use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
 use pci::{Bdf, MsiMessage, MsiSink};
@@ -139,6 +139,11 @@ impl Remapper {
             Some(unit) => unit.resolve_interrupt(source, address, data).ok(),
         }
     }
+}
+
+/// Where the function at `bdf` sends what it writes to the interrupt address range by DMA.
+pub(crate) fn requests_of(bdf: Bdf, msi: Arc<dyn MsiSink>) -> InterruptRequestSink {
+    Arc::new(move |address, data| msi.signal(bdf, address, data))
 }
 
 impl MsiSink for Remapper {

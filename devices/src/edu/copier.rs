@@ -67,7 +67,7 @@ impl Piece<'_> {
         let address = GuestAddress(address);
         // The IOMMU has reported a blocked request.
         let done = match self.direction {
-            Direction::ToMemory => transaction.write_slice(self.own, address),
+            Direction::ToMemory => transaction.write_request(self.own, address),
             Direction::FromMemory => transaction.read_slice(self.own, address),
         };
         done.map_or(Outcome::Blocked, |()| Outcome::Done)

@@ -53,9 +53,15 @@ fn machine(options: EduOptions) -> Machine {
         Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("mappable"));
     let (sender, events) = channel();
     let sink = Arc::new(Events(Mutex::new(sender)));
+    let bdf = Bdf::new(0, 3, 0).expect("in range");
+    let msi = Arc::clone(&sink);
+    let dma =
+        Dma::direct(Arc::clone(&memory)).with_interrupt_requests(Arc::new(move |address, data| {
+            msi.signal(bdf, address, data)
+        }));
     let edu = Edu::new(
-        Bdf::new(0, 3, 0).expect("in range"),
-        Dma::direct(Arc::clone(&memory)),
+        bdf,
+        dma,
         Arc::<Events>::clone(&sink) as Arc<dyn MsiSink>,
         sink as Arc<dyn IntxSink>,
         None,
@@ -219,6 +225,25 @@ fn a_copy_there_and_back_changes_exactly_the_destination() {
     expected[0x2_0001..0x2_0101].copy_from_slice(&pattern[0x10..0x110]);
     assert_eq!(snapshot(&machine.memory), expected);
     assert_eq!(machine.drain(), 0, "no interrupt was asked for");
+}
+
+#[test]
+fn a_dword_to_the_interrupt_range_is_an_interrupt_and_nothing_else_is() {
+    let mut machine = machine(EduOptions {
+        dma_mask: u64::MAX,
+        ..EduOptions::default()
+    });
+    machine
+        .memory
+        .write_obj([0x1234_0041_u32, 0x42], GuestAddress(0x1000))
+        .expect("memory");
+    machine.copy(0x1000, 0x4_0000, 8, 1);
+    // A quadword is blocked.
+    machine.copy(0x4_0000, 0xfee0_1000, 8, 3);
+    machine.copy(0x4_0000, 0xfee0_1008, 4, 3);
+    machine.copy(0x4_0004, 0xfee0_100c, 4, 3);
+    assert_eq!(machine.message(), (0x18, 0xfee0_1008, 0x1234_0041));
+    assert_eq!(machine.message(), (0x18, 0xfee0_100c, 0x42));
 }
 
 #[test]

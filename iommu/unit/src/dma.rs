@@ -16,6 +16,7 @@
 mod ats;
 mod drain_scope;
 mod guest_memory;
+mod interrupt_request;
 mod iotlb;
 mod lookup;
 mod port;
@@ -27,6 +28,7 @@ mod view;
 pub use ats::{AtsRefusal, AtsTranslation};
 pub use drain_scope::DrainScope;
 pub use guest_memory::DmaSlices;
+pub use interrupt_request::InterruptRequestSink;
 pub use port::DmaPort;
 pub use shared::{DmaState, FaultSink};
 pub use slot::DmaCounts;

@@ -37,7 +37,9 @@ mod unit;
 pub use config::{
     AddressWidth, ConfigError, Interrupts, Scalable, Stages, UnitConfig, WalkFeatures,
 };
-pub use dma::{AtsRefusal, AtsTranslation, DmaPort, DmaSlices, DmaTransaction, DmaView};
+pub use dma::{
+    AtsRefusal, AtsTranslation, DmaPort, DmaSlices, DmaTransaction, DmaView, InterruptRequestSink,
+};
 pub use memory::{MemoryError, TableMemory};
 pub use spec::device_tlb::{DeviceTlbInvalidation, DeviceTlbTarget};
 pub use spec::ids::{Pasid, SourceId};

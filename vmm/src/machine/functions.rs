@@ -22,7 +22,7 @@ use super::hotplug::{HotPlug, Maker};
 use super::standard_output;
 use crate::assign::Assigner;
 use crate::config::{FunctionConfig, FunctionKind, VfioConfig};
-use crate::irq::Unit;
+use crate::irq::{self, Unit};
 use crate::memory::Memory;
 
 /// INTA#, the only pin that functions here use.
@@ -189,10 +189,11 @@ impl Platform {
 
     /// How the function at `bdf` reaches memory.
     fn dma(&self, bdf: Bdf) -> Dma {
-        match &self.unit {
+        let dma = match &self.unit {
             Some(unit) => unit.port(SourceId(bdf.as_u16())),
             None => Dma::direct(Arc::clone(&self.memory)),
-        }
+        };
+        dma.with_interrupt_requests(irq::requests_of(bdf, Arc::clone(&self.msi)))
     }
 }
 

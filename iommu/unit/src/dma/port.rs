@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::interrupt_request::InterruptRequestSink;
 use super::shared::DmaState;
 use crate::spec::ids::SourceId;
 
@@ -12,6 +13,7 @@ use crate::spec::ids::SourceId;
 pub struct DmaPort<M> {
     pub(super) path: Path<M>,
     gate: Option<Arc<AtomicBool>>,
+    pub(super) interrupts: Option<InterruptRequestSink>,
 }
 
 pub(super) enum Path<M> {
@@ -28,6 +30,7 @@ impl<M> DmaPort<M> {
         Self {
             path: Path::Direct(memory),
             gate: None,
+            interrupts: None,
         }
     }
 
@@ -37,6 +40,7 @@ impl<M> DmaPort<M> {
         Self {
             path: Path::Translated { state, source },
             gate: None,
+            interrupts: None,
         }
     }
 
@@ -79,6 +83,7 @@ impl<M: Clone> Clone for DmaPort<M> {
         Self {
             path,
             gate: self.gate.clone(),
+            interrupts: self.interrupts.clone(),
         }
     }
 }

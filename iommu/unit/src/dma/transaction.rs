@@ -5,7 +5,7 @@ use std::ops::Deref;
 use vm_memory::{GuestMemoryBackend, Permissions};
 
 use super::lookup::Lookup;
-use super::port::Path;
+use super::port::{DmaPort, Path};
 use super::view::DmaView;
 use crate::memory::Nearby;
 use crate::spec::ids::{Pasid, SourceId};
@@ -109,6 +109,18 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
     /// Whether the gate of the port lets requests out.
     pub(super) fn is_open(&self) -> bool {
         self.view.port.is_open()
+    }
+
+    pub(super) fn port(&self) -> &DmaPort<M> {
+        &self.view.port
+    }
+
+    pub(super) const fn pasid(&self) -> Option<Pasid> {
+        self.pasid
+    }
+
+    pub(super) const fn kind(&self) -> RequestKind {
+        self.kind
     }
 
     /// Whether addresses are guest-physical: behind no unit, or while the guest has translation

@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::super::chip::Chip;
-use super::super::{LocalApics, Unit};
+use super::super::{LocalApics, Unit, requests_of};
 use super::*;
 use crate::event_loop::EventLoop;
 use crate::memory::Memory;
@@ -490,6 +490,29 @@ fn a_message_that_is_no_interrupt_never_reaches_a_local_apic() {
         assert!(eventually(|| event.read().is_err()), "read by the loop");
     }
     assert_eq!(bench.fake.take(), []);
+}
+
+#[test]
+fn a_dword_that_a_device_writes_to_the_interrupt_range_reaches_a_local_apic_as_its_entry_says() {
+    let bench = bench(true, 4096);
+    bench.set_entry(3, Some(0x45));
+    let bdf = Bdf::from_requester_id(0x18);
+    let msi = Arc::clone(&bench.remapper) as Arc<dyn MsiSink>;
+    let port = bench.unit().port(SourceId(bdf.as_u16()));
+    let mut view = port.with_interrupt_requests(requests_of(bdf, msi)).view();
+    let mut send = |index| {
+        let address = GuestAddress(request(index).expect("it is one").address);
+        let transaction = view.begin();
+        transaction.write_request(&[0; 4], address).expect("posted");
+    };
+    send(3);
+    let sent = bench.fake.take();
+    assert!(matches!(sent[..], [Send(_, data)] if data & 0xff == 0x45));
+    // Entry 4 is not present.
+    assert_eq!(bench.faults() & 2, 0);
+    send(4);
+    assert_eq!(bench.fake.take(), []);
+    assert_eq!(bench.faults() & 2, 2);
 }
 
 #[test]
