@@ -274,7 +274,7 @@ impl Machine {
         let differences = self.differences();
         let observed = self.log.observe(&self.driver)?;
         let mut reasons = Vec::new();
-        let mut chosen = None;
+        let mut fitting = Vec::new();
         for course in &courses {
             let fault = course.fault.as_ref().and_then(|(address, fault)| {
                 self.recorded(&self.request(&access, *address), fault)
@@ -285,14 +285,11 @@ impl Machine {
                 Err("the log differs".into())
             };
             match verdict {
-                Ok(()) => {
-                    chosen = Some(course);
-                    break;
-                }
+                Ok(()) => fitting.push(course),
                 Err(reason) => reasons.push(reason),
             }
         }
-        let Some(course) = chosen else {
+        let Some(course) = fitting.first() else {
             return Err(format!(
                 "DMA of {source:#x} {} {:#x}+{length:#x} ({:?}), PASID {:x?}, supervisor {}, translated {}: {succeeded:?}, {observed:x?}, memory {differences:x?};\n permitted {courses:x?};\n {reasons:?}\n root {:x?}",
                 if access.write { "write" } else { "read" },
@@ -337,6 +334,9 @@ impl Machine {
         self.count(&what);
         let sent = self.sent();
         self.log.accept(&observed, &self.driver, sent)?;
+        for course in fitting {
+            self.overwrite(course, &differences);
+        }
         self.adopt(&differences, &courses);
         Ok(())
     }
@@ -492,6 +492,26 @@ impl Machine {
         }
     }
 
+    /// Takes over data that a device wrote to entries that led it there: with the bits that were
+    /// set before, as they may be cached, they were in memory for no longer than the access.
+    fn overwrite(&mut self, course: &Course, differences: &[(u64, u64, u64)]) {
+        let mut marked = BTreeMap::<u64, u64>::new();
+        for (at, bits) in &course.required {
+            *marked.entry(*at).or_default() |= bits;
+        }
+        for (at, bits) in marked {
+            let now = self.image.word(at).unwrap_or(0);
+            let (before, after) = differences
+                .iter()
+                .find(|(word, ..)| *word == at)
+                .map_or((now, now), |(_, before, after)| (*before, *after));
+            if before | bits != after {
+                self.image.edit(at, &(before | bits).to_le_bytes());
+                self.image.edit(at, &after.to_le_bytes());
+            }
+        }
+    }
+
     fn judge(
         &self,
         course: &Course,
@@ -611,3 +631,6 @@ impl Machine {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod dma_test;
