@@ -14,7 +14,6 @@ use std::sync::Arc;
 
 use intel_vtd::Pasid;
 use intel_vtd_host::{Attachment, HwptId};
-use parking_lot::Mutex;
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_INFO_NORESIZE, VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ,
     VFIO_REGION_INFO_FLAG_WRITE,
@@ -40,8 +39,6 @@ pub struct VfioCdev {
     /// The same file, shared with the mappings of its regions.
     file: Arc<File>,
     address: Option<HostAddress>,
-    /// By attaching it. Leaf lock.
-    waited: Mutex<Waited>,
 }
 
 impl VfioCdev {
@@ -51,7 +48,6 @@ impl VfioCdev {
             device: Arc::new(device),
             file: Arc::new(file),
             address,
-            waited: Mutex::new(Waited::new()),
         }
     }
 
@@ -136,15 +132,11 @@ impl Drop for VfioCdev {
 
 impl Attachment for VfioCdev {
     fn attach(&self, pasid: Option<Pasid>, table: HwptId) -> io::Result<()> {
-        let attach = || match pasid {
+        let attached = match pasid {
             None => self.device.attach_hwpt(table.0),
             Some(pasid) => self.device.attach_iommufd_pt_pasid(table.0, pasid.get()),
         };
-        retry(
-            || self.waited.lock().may_wait(),
-            &[libc::EBUSY],
-            || attach().map_err(io_error),
-        )
+        attached.map_err(io_error)
     }
 
     fn detach(&self, pasid: Option<Pasid>) -> io::Result<()> {

@@ -10,8 +10,7 @@ pub(super) const BUSY_LIMIT: Duration = Duration::from_secs(2);
 /// The time between two tries.
 pub(super) const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
-/// How long operations have been waiting of late. A guest that resets a device again and again, and
-/// has it attached to one PASID after the other meanwhile, is not to have each of them wait.
+/// How long operations have been waiting of late.
 #[derive(Debug)]
 pub(super) struct Waited {
     since: Instant,

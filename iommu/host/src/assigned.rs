@@ -37,6 +37,10 @@
 //! maps no more, devices were made to forget when it was unmapped, and guest memory does not
 //! change.
 //!
+//! # Resets
+//! While the kernel resets a device, it attaches it to nothing (`EBUSY`). The device is blocked then,
+//! and a thread tries again every few milliseconds, so nothing waits under a lock.
+//!
 //! # When the host refuses
 //! A device that cannot be put where it belongs is detached, with a line in the log: so the guest's
 //! invalidation is true. It is tried again when the guest next invalidates a context or PASID
@@ -55,6 +59,7 @@ mod moves;
 mod pasids;
 mod placement;
 mod report;
+mod retry;
 mod slot;
 mod users;
 
@@ -104,6 +109,8 @@ pub struct AssignedDevices<M> {
     unit: Option<Arc<DmaState<M>>>,
     /// For device-TLBs. It has us, so not the other way round.
     device_tlbs: Weak<Unit<M>>,
+    /// For the thread that tries again.
+    this: Weak<Self>,
     ram: Arc<Ram>,
     /// Held while a device is added or removed, with all that is mapped and unmapped for it. Before
     /// the other in the order of locks, and after no lock that a register access takes.
@@ -119,7 +126,8 @@ where
     /// without, devices reach all guest memory.
     pub fn new(ram: Vec<RamPiece>, unit: Option<&Arc<Unit<M>>>, limits: Limits) -> Arc<Self> {
         let ram = Arc::new(Ram::new(ram));
-        let devices = Arc::new(Self {
+        let devices = Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
             unit: unit.map(|unit| Arc::clone(unit.dma_state())),
             device_tlbs: unit.map_or_else(Weak::new, Arc::downgrade),
             changes: Mutex::new(()),
@@ -163,6 +171,7 @@ where
         };
         let mut hosts = self.hosts.lock();
         let outcome = self.with_tables(|tables| hosts.add(tables, device, &iommu, memory));
+        self.retry_later(&mut hosts);
         if outcome.is_err() {
             let unused = hosts.take_unused();
             drop(hosts);
@@ -185,6 +194,7 @@ where
             unit.detach_device_tlb(source);
         }
         let is_removed = self.with_tables(|tables| hosts.remove(tables, source));
+        self.retry_later(&mut hosts);
         let unused = hosts.take_unused();
         drop(hosts);
         self.give_back(unused);
@@ -307,6 +317,7 @@ where
                 hosts.update(tables, &[Invalidation::All]);
             }
         });
+        self.retry_later(&mut hosts);
     }
 
     fn run_begins(&self) {
@@ -320,6 +331,7 @@ where
                 hosts.update(tables, invalidations);
             }
         });
+        self.retry_later(&mut hosts);
     }
 }
 
@@ -363,6 +375,8 @@ mod testing;
 
 #[cfg(test)]
 mod assigned_test;
+#[cfg(test)]
+mod busy_test;
 #[cfg(test)]
 mod cost_test;
 #[cfg(test)]

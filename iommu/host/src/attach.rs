@@ -2,7 +2,6 @@
 //! agree about where they are.
 
 use std::io;
-use std::time::Duration;
 
 use crate::host_iommu::{Attachment, HwptId};
 use intel_vtd::Pasid;
@@ -11,8 +10,8 @@ use intel_vtd::Pasid;
 pub(crate) const EINVAL: i32 = 22;
 /// `EADDRINUSE`: what the kernel answers where an address space maps what the device has reserved.
 pub(crate) const EADDRINUSE: i32 = 98;
-/// `EBUSY`: what VFIO answers while it resets the device.
-const EBUSY: i32 = 16;
+/// `EBUSY`: what the kernel answers while it resets the device.
+pub(crate) const EBUSY: i32 = 16;
 
 /// Why a device is not behind a page table.
 #[derive(Debug)]
@@ -70,17 +69,14 @@ fn attach_to(
     }
 }
 
-/// Blocks requests of a device, for which it waits while VFIO resets it.
+/// Blocks requests of a device. It waits for nothing: what holds up the guest's invalidations calls
+/// this.
 pub(crate) fn detach(attachment: &dyn Attachment, pasid: Option<Pasid>) -> io::Result<()> {
     const ATTEMPTS: u32 = 20;
     let mut outcome = attachment.detach(pasid);
     for _ in 1..ATTEMPTS {
-        match &outcome {
-            Ok(()) => break,
-            Err(error) if error.raw_os_error() == Some(EBUSY) => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(_) => {}
+        if outcome.is_ok() {
+            break;
         }
         outcome = attachment.detach(pasid);
     }

@@ -34,6 +34,8 @@ pub enum Blocked {
         /// Width of a PASID there; 0 if it has none.
         bits: u8,
     },
+    /// VFIO was resetting the device. It is tried again once that is over, whatever the guest does.
+    Busy,
     /// The guest has this device elsewhere, which is of the same IOMMU group of the host: so both
     /// are blocked, and all others of the group.
     GroupApart(SourceId),
@@ -95,6 +97,10 @@ impl fmt::Display for Blocked {
             Self::PasidTooLarge { bits } => {
                 write!(f, "the device's PASIDs have {bits} bits in the host")
             }
+            Self::Busy => write!(
+                f,
+                "the host is resetting the device; it is tried again until that is over"
+            ),
             Self::GroupApart(other) => write!(
                 f,
                 "it shares its IOMMU group of the host with {other}, which the guest has elsewhere; put both into one domain of \

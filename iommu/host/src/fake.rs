@@ -181,6 +181,8 @@ struct FakeState {
     tables: BTreeMap<HwptId, FakeHwpt>,
     devices: BTreeMap<HostDeviceId, FakeDevice>,
     groups: BTreeMap<HostGroupId, FakeGroup>,
+    /// Devices that are being reset.
+    busy: BTreeSet<HostDeviceId>,
     calls: Vec<(Call, Result<(), i32>)>,
     made: u64,
     failures: BTreeMap<u64, i32>,
@@ -363,6 +365,17 @@ impl FakeHost {
     /// Calls `watch` after each call, and within those that have steps. It must not make calls.
     pub fn watch(&self, watch: impl FnMut(&View<'_>) + Send + 'static) {
         self.state.lock().watch = Some(Box::new(watch));
+    }
+
+    /// The kernel begins to reset `device`, or has done so: it is attached to nothing meanwhile, nor
+    /// are others of its group.
+    pub fn set_busy(&self, device: HostDeviceId, busy: bool) {
+        let mut state = self.state.lock();
+        if busy {
+            state.busy.insert(device);
+        } else {
+            state.busy.remove(&device);
+        }
     }
 
     /// Calls `pinning` before each call that pins or unpins memory, under no lock of the fake: what

@@ -282,8 +282,14 @@ pub trait HostIommu: Send + Sync {
 pub trait Attachment: Send + Sync {
     /// Puts the device's requests with `pasid` behind `table` in place of what they were behind.
     /// After an error they may be blocked.
+    ///
+    /// It must not wait, as the guest's invalidation does meanwhile: the kernel's `EBUSY`, which it
+    /// says while it resets the device, is to be returned. The device is blocked then, and tried
+    /// again later.
     fn attach(&self, pasid: Option<Pasid>, table: HwptId) -> io::Result<()>;
 
-    /// Blocks the device's DMA with `pasid`. Nothing happens if it is blocked already.
+    /// Blocks the device's DMA with `pasid`. Nothing happens if it is blocked already. It must not
+    /// wait either; Linux does it also during a reset. After an error it is tried again a few times
+    /// at once, and then later.
     fn detach(&self, pasid: Option<Pasid>) -> io::Result<()>;
 }

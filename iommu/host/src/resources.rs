@@ -157,6 +157,8 @@ pub(crate) struct Resources {
     pub(crate) dirty: Option<DirtyPages>,
     /// What the host did not take back yet.
     pub(crate) remains: Vec<Remains>,
+    /// Some requests wait for the end of a reset, or could not be blocked: they are tried again.
+    pub(crate) has_waiting: bool,
     /// About devices. Apart from the other, so that these are seen.
     devices: Limiter,
     details: Limiter,
@@ -173,6 +175,7 @@ impl Resources {
             statistics: AssignedStatistics::default(),
             dirty: None,
             remains: Vec::new(),
+            has_waiting: false,
             devices: Limiter::default(),
             details: Limiter::default(),
         }

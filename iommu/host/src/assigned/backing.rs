@@ -11,7 +11,7 @@ use std::io;
 use super::device::Device;
 use super::placement::Placement;
 use super::users::Users;
-use crate::attach::{AttachError, EADDRINUSE, EINVAL};
+use crate::attach::{AttachError, EADDRINUSE, EBUSY, EINVAL};
 use crate::blocked::Blocked;
 use crate::dirty::tracking::{collect_guest_physical, switch};
 use crate::host_iommu::HwptId;
@@ -193,6 +193,7 @@ fn not_attached(error: AttachError) -> Blocked {
     match error {
         AttachError::Incompatible => Blocked::Host(Some(EINVAL)),
         AttachError::Failed(error) if error.raw_os_error() == Some(EADDRINUSE) => Blocked::Reserved,
+        AttachError::Failed(error) if error.raw_os_error() == Some(EBUSY) => Blocked::Busy,
         AttachError::Failed(error) | AttachError::Stuck(error) => refused(error),
     }
 }

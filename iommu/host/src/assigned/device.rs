@@ -249,6 +249,12 @@ impl Device {
         self.slot(pasid).is_some_and(|slot| slot.has_failed(exit))
     }
 
+    /// The requests that wait for the end of a reset, or that could not be blocked.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = Option<Pasid>> {
+        let waiting = self.slots().filter(|(_, slot)| slot.is_waiting());
+        waiting.map(|(pasid, _)| pasid)
+    }
+
     /// Where they belong, while others of its group are in the way.
     pub(crate) fn belonging(&self, pasid: Option<Pasid>) -> Option<Placement> {
         self.slot(pasid)?.belongs
@@ -350,13 +356,16 @@ impl Device {
         };
         *counter += 1;
         let name = || self.describe(pasid);
+        resources.has_waiting |= outcome.is_err() || why == Blocked::Busy;
         if let Err(error) = outcome {
             resources.report(|| not_detached(&name(), &error));
         }
         match why {
             // The group has a message of its own.
             Blocked::Guest(_) | Blocked::GroupApart(_) => {}
-            _ if is_asked_for => resources.report(|| format!("{} is blocked: {why}", name())),
+            _ if is_asked_for || why == Blocked::Busy => {
+                resources.report(|| format!("{} is blocked: {why}", name()));
+            }
             _ => {
                 let why = resources.limits.explain(why);
                 resources.report(|| {

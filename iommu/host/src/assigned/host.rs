@@ -157,8 +157,8 @@ impl Host {
         }
         self.place(tables, all, resources);
         let is_in_vain = |device: &mut Device| match device.placement(None) {
-            // What the guest wants for others of its group may change.
-            Some(Placement::Blocked(Blocked::GroupApart(_))) => None,
+            // What the guest wants for others of its group may change, and a reset ends.
+            Some(Placement::Blocked(Blocked::GroupApart(_) | Blocked::Busy)) => None,
             Some(Placement::Blocked(why)) if wants_memory => Some(*why),
             _ => None,
         };
@@ -203,6 +203,35 @@ impl Host {
         resources.sweep();
         self.sweep(resources);
         true
+    }
+
+    /// Tries again what was not possible while the host was resetting a device. Returns whether
+    /// some requests still wait.
+    pub(super) fn retry<T: TableMemory>(
+        &mut self,
+        tables: Option<&GuestTables<'_, T>>,
+        resources: &mut Resources,
+    ) -> bool {
+        let is_waiting = |device: &Device| device.waiting().next().is_some();
+        if !self.devices.iter().any(is_waiting) {
+            return false;
+        }
+        let own = Exit::new(resources.exit.number.wrapping_add(1), &resources.limits);
+        let mut of_guest = std::mem::replace(&mut resources.exit, own);
+        of_guest.number = own.number;
+        let moves = self.devices.iter_mut().map(|device| {
+            device.unstick(resources);
+            let waiting = device.waiting();
+            waiting
+                .map(|pasid| (pasid, device.wanted(tables, pasid)))
+                .collect::<Moves>()
+        });
+        let moves = moves.collect();
+        self.place(tables, moves, resources);
+        resources.exit = of_guest;
+        self.has_moved = true;
+        self.sweep(resources);
+        self.devices.iter().any(is_waiting)
     }
 
     fn release<T: TableMemory>(

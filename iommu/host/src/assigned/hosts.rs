@@ -20,6 +20,8 @@ pub(crate) struct Hosts {
     list: Vec<Host>,
     /// Of iommufds that have no devices any more.
     unused: Vec<Ioas>,
+    /// There is a thread that tries again what was not possible during a reset.
+    pub(super) is_retrying: bool,
 }
 
 fn is_same(one: &Arc<dyn HostIommu>, other: &Arc<dyn HostIommu>) -> bool {
@@ -32,6 +34,7 @@ impl Hosts {
             resources,
             list: Vec::new(),
             unused: Vec::new(),
+            is_retrying: false,
         }
     }
 
@@ -155,9 +158,24 @@ impl Hosts {
             resources,
             list,
             unused,
+            is_retrying: _,
         } = self;
         let closed = list.extract_if(.., |host| host.devices.is_empty());
         unused.extend(closed.map(|host| host.backing.close(resources)));
+    }
+
+    /// Tries again what was not possible while the host was resetting a device. Returns whether
+    /// some requests still wait.
+    pub(super) fn retry<T: TableMemory>(&mut self, tables: Option<&GuestTables<'_, T>>) -> bool {
+        let Self {
+            resources, list, ..
+        } = self;
+        resources.begin_update();
+        let is_waiting = |host: &mut Host| host.retry(tables, resources);
+        let waiting = list.iter_mut().map(is_waiting);
+        let waiting = waiting.fold(false, |any, is_waiting| any | is_waiting);
+        resources.has_waiting = waiting;
+        waiting
     }
 
     /// What is to be given back, under no lock.

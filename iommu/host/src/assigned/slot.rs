@@ -51,6 +51,11 @@ impl Slot {
         matches!(self.placement, Placement::Blocked(_)) && self.failed_in == Some(exit)
     }
 
+    /// They wait for the end of a reset, or could not be blocked.
+    pub(super) const fn is_waiting(&self) -> bool {
+        self.stuck || matches!(self.placement, Placement::Blocked(Blocked::Busy))
+    }
+
     /// Nothing would be lost with it: the guest wants them to reach nothing, and they do not.
     pub(super) const fn is_idle(&self) -> bool {
         matches!(self.placement, Placement::Blocked(Blocked::Guest(_))) && !self.stuck

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::errno::{EADDRINUSE, EINVAL, ENODEV, ENOENT};
+use super::errno::{EADDRINUSE, EBUSY, EINVAL, ENODEV, ENOENT};
 use super::{FakeFeatures, FakeState};
 use crate::host_iommu::{HostDeviceId, HostGroupId, HwptId};
 use intel_vtd::Pasid;
@@ -108,6 +108,7 @@ impl FakeState {
         if !self.check_pasid(device, pasid, table)? {
             return Ok(());
         }
+        self.check_busy(device)?;
         if let Some(attached) = self.group_of(device)?.0.get(&pasid) {
             match (
                 attached.devices.contains(&device),
@@ -145,6 +146,15 @@ impl FakeState {
             None => attached,
         };
         of_group.insert(pasid, attached);
+        Ok(())
+    }
+
+    fn check_busy(&self, device: HostDeviceId) -> Result<(), i32> {
+        let group = self.devices.get(&device).map(|device| device.group);
+        let mut busy = self.busy.iter().filter_map(|busy| self.devices.get(busy));
+        if busy.any(|busy| Some(busy.group) == group) {
+            return Err(EBUSY);
+        }
         Ok(())
     }
 
