@@ -22,7 +22,7 @@ use intel_vtd_host::PageRequestPath;
 use intel_vtd_host::{AssignedDevice, AssignedDevices, Limits};
 use parking_lot::Mutex;
 
-use crate::config::{HostDevice, VfioConfig};
+use crate::config::{HostDevice, IommuConfig, VfioConfig};
 use crate::event_loop;
 use crate::irq::Unit;
 use crate::memory::{self, Memory};
@@ -30,6 +30,21 @@ pub(crate) use bound::{BoundDevice, choose_first_stage, limit};
 pub(crate) use error::AssignError;
 pub(crate) use host::Host;
 use page_requests::PageRequests;
+
+/// How much of the host a guest can have with so many bytes of memory.
+fn limits(iommu: Option<&IommuConfig>, ram_size: u64) -> Limits {
+    let mut limits = Limits::for_memory(ram_size);
+    if let Some(bytes) = iommu.and_then(|iommu| iommu.shadow_memory) {
+        limits = Limits::with_shadow_memory(bytes);
+    }
+    if let Some(pasids) = iommu.and_then(|iommu| iommu.bound_pasids) {
+        limits.pasids = pasids;
+        // Room to attach all of those of some devices at once.
+        let steps = u64::try_from(pasids).unwrap_or(u64::MAX).saturating_mul(64);
+        limits.pasid_steps_per_exit = limits.pasid_steps_per_exit.max(steps);
+    }
+    limits
+}
 
 /// Assigns devices to a machine, while it is made and while it runs.
 pub(crate) struct Assigner {
@@ -49,8 +64,8 @@ pub(crate) struct Assigner {
 }
 
 impl Assigner {
-    /// For a machine with this memory and this unit, which was asked to be what is beside it.
-    /// `devices` are the first to be assigned.
+    /// For a machine with this memory and this unit, which was asked to be what is beside it, by
+    /// `iommu`. `devices` are the first to be assigned.
     ///
     /// # Errors
     /// When one of the devices does not go with the unit or the memory.
@@ -59,6 +74,7 @@ impl Assigner {
         mut devices: Vec<BoundDevice>,
         memory: &Memory,
         unit: Option<(&Arc<Unit>, UnitConfig)>,
+        iommu: Option<&IommuConfig>,
         event_loop: &event_loop::Handle,
     ) -> Result<Arc<Self>, AssignError> {
         let ram = memory::pieces(memory);
@@ -74,7 +90,7 @@ impl Assigner {
         let device_unit = unit.as_ref().map(|(unit, _)| *unit);
         Ok(Arc::new(Self {
             host,
-            assigned: AssignedDevices::new(ram, device_unit, Limits::default()),
+            assigned: AssignedDevices::new(ram, device_unit, limits(iommu, ram_size)),
             unit: unit.map(|(unit, config)| (Arc::clone(unit), config)),
             page_requests: Mutex::default(),
             event_loop: event_loop.clone(),

@@ -122,6 +122,10 @@ pub(crate) struct IommuConfig {
     pub(crate) page_walk_coherency: bool,
     /// Translations are kept until they are invalidated.
     pub(crate) keep_translations: bool,
+    /// Bytes of the host's memory for shadows; `None` for what goes with the guest's memory.
+    pub(crate) shadow_memory: Option<u64>,
+    /// PASIDs of each assigned device that are bound at a time; `None` for the default.
+    pub(crate) bound_pasids: Option<usize>,
 }
 
 impl Config {

@@ -83,7 +83,8 @@ impl Machine {
         let unit = unit::create(config, &devices, &memory, &local_apics, physical_bits)?;
         let assigner = if config.assigns() {
             let unit = unit.as_ref().map(|(unit, config)| (unit, config.clone()));
-            let assigner = Assigner::new(host, devices, &memory, unit, event_loop)?;
+            let iommu = config.iommu.as_ref();
+            let assigner = Assigner::new(host, devices, &memory, unit, iommu, event_loop)?;
             Some(assigner)
         } else {
             None

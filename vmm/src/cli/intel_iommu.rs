@@ -9,6 +9,12 @@ use crate::config::IommuConfig;
 /// Widest PASID: what the PASID prefix of a PCI Express request has room for.
 const MOST_PASID_BITS: u64 = 20;
 
+/// Memory for shadows: with less, few drivers would get far.
+const LEAST_SHADOW_MEMORY: u64 = 1 << 20;
+
+/// PASIDs of a device that are bound at a time. Each takes a call of the host or two.
+const MOST_BOUND_PASIDS: u64 = 4096;
+
 /// The keys.
 pub(super) const TABLE: Table = Table {
     option: "--device intel-iommu",
@@ -74,6 +80,26 @@ pub(super) const TABLE: Table = Table {
             help: "devices with PRI may ask for pages; needs the two keys above, and x-flts=on",
         },
         Key {
+            name: "shadow-memory",
+            aliases: &[],
+            kind: Kind::Size {
+                least: LEAST_SHADOW_MEMORY,
+            },
+            default: "auto",
+            help: "most memory of the host for what shows the guest's second-stage tables to assigned devices, of which a domain \
+                   has up to a quarter; auto: for each page of guest memory by itself in four domains",
+        },
+        Key {
+            name: "bound-pasids",
+            aliases: &[],
+            kind: Kind::Bounded {
+                least: 1,
+                most: MOST_BOUND_PASIDS,
+            },
+            default: "256",
+            help: "most PASIDs of each assigned device at a time; those beyond it reach nothing until others go",
+        },
+        Key {
             name: "x-snoop-control",
             aliases: &[],
             kind: Kind::OnOff,
@@ -117,6 +143,8 @@ pub(super) fn unit(values: &Values) -> Result<IommuConfig, ListError> {
         snoop_control: values.on_off("x-snoop-control").unwrap_or(true),
         page_walk_coherency: values.on_off("x-page-walk-coherency").unwrap_or(true),
         keep_translations: values.on_off("x-keep-translations").unwrap_or(false),
+        shadow_memory: shadow_memory(values)?,
+        bound_pasids: bound_pasids(values)?,
     };
     check_needs(values, &unit)?;
     Ok(unit)
@@ -149,6 +177,28 @@ fn pasid_bits(values: &Values) -> Result<u8, ListError> {
         values.conflict(format!(
             "pasid-bits={bits} is too wide: a PASID has at most {MOST_PASID_BITS} bits; write \
              `pasid-bits={MOST_PASID_BITS}` or less"
+        ))
+    })
+}
+
+fn shadow_memory(values: &Values) -> Result<Option<u64>, ListError> {
+    match values.number("shadow-memory") {
+        Some(bytes) if bytes < LEAST_SHADOW_MEMORY => Err(values.conflict(format!(
+            "shadow-memory={bytes} is too little; write `shadow-memory=1M` or more"
+        ))),
+        bytes => Ok(bytes),
+    }
+}
+
+fn bound_pasids(values: &Values) -> Result<Option<usize>, ListError> {
+    let Some(number) = values.number("bound-pasids") else {
+        return Ok(None);
+    };
+    let valid = usize::try_from(number).ok();
+    let valid = valid.filter(|_| (1..=MOST_BOUND_PASIDS).contains(&number));
+    valid.map(Some).ok_or_else(|| {
+        values.conflict(format!(
+            "bound-pasids={number} is not possible; write 1 to {MOST_BOUND_PASIDS}"
         ))
     })
 }

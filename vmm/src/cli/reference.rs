@@ -163,6 +163,8 @@ fn line_with(option: &str, key: &str) -> &'static str {
         ("--control", "path") => "--control path={}",
         ("--object iommufd", "fd") => "--object iommufd,id=a,fd={}",
         ("--device intel-iommu", "pasid-bits") => "--device intel-iommu,pasid-bits={}",
+        ("--device intel-iommu", "shadow-memory") => "--device intel-iommu,shadow-memory={}",
+        ("--device intel-iommu", "bound-pasids") => "--device intel-iommu,bound-pasids={}",
         ("--device virtio-blk-pci", "id") => "--device virtio-blk-pci,path=p,id={}",
         ("--device virtio-net-pci", "tap") => "--device virtio-net-pci,tap={}",
         ("--device vfio-pci", "fd") => "--object iommufd,id=a --device vfio-pci,iommufd=a,fd={}",

@@ -36,6 +36,8 @@ fn defaults_are_those_that_help_prints() {
         snoop_control: true,
         page_walk_coherency: true,
         keep_translations: false,
+        shadow_memory: None,
+        bound_pasids: None,
     };
     assert_eq!(
         parse("intel-iommu").expect("valid"),
@@ -98,7 +100,7 @@ fn disks_and_nets_are_devices_as_well_and_errors_name_the_option_that_was_used()
 fn an_unknown_key_lists_the_valid_ones() {
     assert_eq!(
         error("intel-iommu,awbits=48"),
-        "--device intel-iommu: unknown key `awbits`; valid keys: x-flts, aw-bits, intremap, caching-mode, x-scalable-mode, device-iotlb, pasid-bits, svm, x-snoop-control, x-page-walk-coherency, x-keep-translations"
+        "--device intel-iommu: unknown key `awbits`; valid keys: x-flts, aw-bits, intremap, caching-mode, x-scalable-mode, device-iotlb, pasid-bits, svm, shadow-memory, bound-pasids, x-snoop-control, x-page-walk-coherency, x-keep-translations"
     );
 }
 
