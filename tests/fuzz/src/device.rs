@@ -171,7 +171,9 @@ impl Devices {
         let before = faults();
         let outcome = unit.request_page(SourceId(source), request);
         let faulted = faults() - before;
-        let refused = |code| match request.last {
+        // A stop marker gets no response.
+        let is_marker = !request.read && !request.write;
+        let refused = |code| match request.last && !is_marker {
             true => PageRequestRefusal::Answered(code),
             false => PageRequestRefusal::Dropped,
         };
