@@ -103,6 +103,8 @@ pub fn run_boot(unit: Vtd, edu: Edu) -> ! {
                 copies,
                 longest
             );
+            // Now the lab asks nido, and ends it.
+            say!("@nido end 0");
         }
         // The queue begins anew at its start.
         if !(unit.stop_queue() && unit.start_queue((&raw const QUEUE) as u64 | 1 << 11 | 7)) {

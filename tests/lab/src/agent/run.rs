@@ -180,6 +180,8 @@ pub(super) fn session(
         || !scenario.looks.is_empty()
         || plan::names(&invocation.plan, "hot-plug");
     if has_socket {
+        // Bare metal has no disks there, so nothing else has made it.
+        fs::create_dir_all(&task.scratch).with_context(|| task.scratch.display().to_string())?;
         arguments.extend(["--control".to_owned(), format!("path={}", socket.display())]);
     }
     let name = match ending {
