@@ -430,12 +430,12 @@ fn a_unit_that_restores_a_half_done_queue_goes_on_with_it() {
 fn what_concerns_few_pages_is_done_at_once_and_what_concerns_more_in_the_background() {
     const AT_ONCE: [[u64; 2]; 4] = [
         [0x0001_00F2, 0x1_0000],
-        [0x0001_00F2, 0x4_0006],
+        [0x0001_00F2, 0x20_0009],
         [0x0001_0036, 0x1_0009],
         [0x04, 0],
     ];
     const LATER: [[u64; 2]; 8] = [
-        [0x0001_00F2, 0x8_0007],
+        [0x0001_00F2, 0x40_000A],
         [0x0001_00E2, 0],
         [0xD2, 0],
         [0x11, 0],
@@ -466,7 +466,10 @@ fn what_concerns_few_pages_is_done_at_once_and_what_concerns_more_in_the_backgro
         }
     }
     // Many that are small are not small.
-    let mut many = vec![[0x0001_00F2, 0x1_0000, 0, 0], [0x0001_00F2, 0x4_0006, 0, 0]];
+    let mut many = vec![
+        [0x0001_00F2, 0x1_0000, 0, 0],
+        [0x0001_00F2, 0x20_0009, 0, 0],
+    ];
     many.push(fenced(99, 0));
     bench.submit_wide(&many);
     assert_ne!(bench.peek32(STATUS), 99);

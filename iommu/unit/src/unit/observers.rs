@@ -60,8 +60,9 @@ impl TranslationObservers {
     }
 }
 
-/// How many pages of 4 KiB are few: what observers have to look at for them costs less than to wake a thread.
-const FEW_PAGES: u64 = 64;
+/// How many pages of 4 KiB are few: those of one table. What observers have to look at for them costs less than to wake a
+/// thread if they are in one piece, as they mostly are, and a millisecond or two if each is by itself.
+const FEW_PAGES: u64 = 512;
 
 impl Invalidation {
     /// How many pages it names; none if it names tables, or all of a domain.
