@@ -320,6 +320,13 @@ where
         self.retry_later(&mut hosts);
     }
 
+    fn is_in_use(&self) -> bool {
+        // Whoever has them does something for devices, or is about to.
+        self.hosts
+            .try_lock()
+            .is_none_or(|hosts| hosts.has_devices())
+    }
+
     fn run_begins(&self) {
         self.hosts.lock().begin_exit();
     }

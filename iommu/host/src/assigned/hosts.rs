@@ -183,6 +183,11 @@ impl Hosts {
         std::mem::take(&mut self.unused)
     }
 
+    /// Whether there are any devices.
+    pub(super) const fn has_devices(&self) -> bool {
+        !self.list.is_empty()
+    }
+
     /// The device with this source id.
     pub(super) fn device(&self, source: SourceId) -> Option<&Device> {
         let mut devices = self.list.iter().flat_map(|host| &host.devices);

@@ -487,6 +487,25 @@ fn what_concerns_few_pages_is_done_at_once_and_what_concerns_more_in_the_backgro
 }
 
 #[test]
+fn what_is_broad_is_done_at_once_while_no_observer_keeps_anything() {
+    struct Idle;
+    impl TranslationObserver for Idle {
+        fn translation_changed(&self) {}
+        fn invalidated(&self, _: &[Invalidation]) {}
+        fn is_in_use(&self) -> bool {
+            false
+        }
+    }
+    let bench = Bench::new(&sharing());
+    bench.scalable_mode();
+    bench.enable_wide_queue();
+    bench.unit.observe_translations(Arc::new(Idle));
+    background(&bench, settles(64));
+    bench.submit_wide(&[[0x0001_00E2, 0, 0, 0], fenced(7, 0)]);
+    assert_eq!(bench.peek32(STATUS), 7);
+}
+
+#[test]
 fn errors_and_time_outs_are_reported_by_the_background_as_well() {
     let bench = Bench::new(&sharing());
     bench.enable_wide_queue();

@@ -39,7 +39,7 @@ impl Execution {
 
     /// Whether the executor has a thread for what observers of translations take long for.
     pub(super) fn leaves_to_background(&self, budget: &Budget<'_>) -> bool {
-        budget.is_inline() && !self.observers.is_empty()
+        budget.is_inline() && self.observers.are_in_use()
     }
 }
 

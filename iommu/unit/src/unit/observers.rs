@@ -22,6 +22,12 @@ pub trait TranslationObserver: Send + Sync {
     /// When this returns, nothing that was read from the named tables before the call is in use any more. A wait completes
     /// after it.
     fn invalidated(&self, invalidations: &[Invalidation]);
+
+    /// Whether it keeps any translations at the moment. While none does, what is broad takes observers no time, and is carried
+    /// out at once. It only matters for who carries a command out, so it may be out of date when it returns.
+    fn is_in_use(&self) -> bool {
+        true
+    }
 }
 
 /// How many invalidations are told apart between two waits; any more are told as [`Invalidation::All`].
@@ -57,6 +63,10 @@ impl TranslationObservers {
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    pub(super) fn are_in_use(&self) -> bool {
+        self.0.iter().any(|observer| observer.is_in_use())
     }
 }
 
