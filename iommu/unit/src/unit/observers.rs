@@ -81,7 +81,7 @@ impl Invalidation {
             Self::Iotlb(IotlbScope::Pages(_, block)) => 1_u64.checked_shl(block.mask.into()),
             // One call of the host, whatever their number; for that of a device-TLB, none of its own.
             Self::PasidIotlb {
-                scope: PasidIotlbScope::Pages(_),
+                scope: PasidIotlbScope::Pages(_) | PasidIotlbScope::Pasid,
                 ..
             }
             | Self::DeviceTlb { .. } => Some(1),
