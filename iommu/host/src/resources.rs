@@ -186,6 +186,17 @@ impl Resources {
         self.exit = Exit::new(self.exit.number.wrapping_add(1), &self.limits);
     }
 
+    /// Does `work` in an exit of its own, as it is not the guest who asks for it: what the guest's
+    /// has left of its budgets stays as it is.
+    pub(crate) fn apart<R>(&mut self, work: impl FnOnce(&mut Self) -> R) -> R {
+        let own = Exit::new(self.exit.number.wrapping_add(1), &self.limits);
+        let mut of_guest = std::mem::replace(&mut self.exit, own);
+        of_guest.number = own.number;
+        let result = work(self);
+        self.exit = of_guest;
+        result
+    }
+
     /// Another update begins: what was found to be so before may be otherwise now.
     pub(crate) fn begin_update(&mut self) {
         self.update = self.update.wrapping_add(1);

@@ -13,7 +13,7 @@ use super::users::{Leaving, Users};
 use crate::blocked::Blocked;
 use crate::host_iommu::HostIommu;
 use crate::ioas::Ioas;
-use crate::resources::{Exit, Resources};
+use crate::resources::Resources;
 use crate::shadow::named::Named;
 use intel_vtd::{GuestTables, Invalidation, SourceId, TableMemory};
 
@@ -139,13 +139,22 @@ impl Host {
     pub(super) fn add<T: TableMemory>(
         &mut self,
         tables: Option<&GuestTables<'_, T>>,
+        device: Device,
+        resources: &mut Resources,
+    ) -> Result<(), AddError> {
+        let outcome = resources.apart(|resources| self.place_new(tables, device, resources));
+        resources.sweep();
+        self.sweep(resources);
+        outcome
+    }
+
+    /// As [`add`](Self::add), in whatever exit this is.
+    fn place_new<T: TableMemory>(
+        &mut self,
+        tables: Option<&GuestTables<'_, T>>,
         mut device: Device,
         resources: &mut Resources,
     ) -> Result<(), AddError> {
-        let limits = resources.limits;
-        let own = Exit::new(resources.exit.number.wrapping_add(1), &limits);
-        let mut of_guest = std::mem::replace(&mut resources.exit, own);
-        of_guest.number = own.number;
         groups::join(&mut self.devices, &mut device, resources);
         let moves = moves::of_all(tables, &device, resources);
         let wants_memory = moves.get(&None) == Some(&Placement::GuestPhysical);
@@ -163,7 +172,7 @@ impl Host {
             _ => None,
         };
         let failed = self.devices.last_mut().and_then(is_in_vain);
-        let outcome = match failed.and_then(|why| Some((why, self.devices.pop()?))) {
+        match failed.and_then(|why| Some((why, self.devices.pop()?))) {
             None => Ok(()),
             Some((why, device)) => {
                 let name = device.name.to_string();
@@ -173,12 +182,7 @@ impl Host {
                     why => AddError::Attach { name, why },
                 })
             }
-        };
-        resources.exit = of_guest;
-        self.has_moved = true;
-        resources.sweep();
-        self.sweep(resources);
-        outcome
+        }
     }
 
     /// Takes a device away, and what nobody uses any more. Those that share its IOMMU group are put
@@ -194,12 +198,7 @@ impl Host {
             return false;
         };
         let device = self.devices.swap_remove(at);
-        let own = Exit::new(resources.exit.number.wrapping_add(1), &resources.limits);
-        let mut of_guest = std::mem::replace(&mut resources.exit, own);
-        of_guest.number = own.number;
-        self.release(tables, device, resources);
-        resources.exit = of_guest;
-        self.has_moved = true;
+        resources.apart(|resources| self.release(tables, device, resources));
         resources.sweep();
         self.sweep(resources);
         true
@@ -216,20 +215,17 @@ impl Host {
         if !self.devices.iter().any(is_waiting) {
             return false;
         }
-        let own = Exit::new(resources.exit.number.wrapping_add(1), &resources.limits);
-        let mut of_guest = std::mem::replace(&mut resources.exit, own);
-        of_guest.number = own.number;
-        let moves = self.devices.iter_mut().map(|device| {
-            device.unstick(resources);
-            let waiting = device.waiting();
-            waiting
-                .map(|pasid| (pasid, device.wanted(tables, pasid)))
-                .collect::<Moves>()
+        resources.apart(|resources| {
+            let moves = self.devices.iter_mut().map(|device| {
+                device.unstick(resources);
+                let waiting = device.waiting();
+                waiting
+                    .map(|pasid| (pasid, device.wanted(tables, pasid)))
+                    .collect::<Moves>()
+            });
+            let moves = moves.collect();
+            self.place(tables, moves, resources);
         });
-        let moves = moves.collect();
-        self.place(tables, moves, resources);
-        resources.exit = of_guest;
-        self.has_moved = true;
         self.sweep(resources);
         self.devices.iter().any(is_waiting)
     }
@@ -242,6 +238,7 @@ impl Host {
     ) {
         let pasids: Vec<_> = device.placements().map(|(pasid, _)| pasid).collect();
         device.release(resources);
+        self.has_moved = true;
         self.users.forget(device.source, pasids.into_iter());
         if !groups::leave(&mut self.devices, device.group) {
             return;
