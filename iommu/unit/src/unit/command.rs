@@ -220,7 +220,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         let Some(invalidation) = asked.filter(|_| works) else {
             return Ok(false);
         };
-        if execution.leaves_to_background(budget) && !invalidation.is_narrow() {
+        if !invalidation.is_narrow() && execution.leaves_to_background(budget) {
             return Err(Later);
         }
         self.dma.forget(&invalidation);

@@ -50,7 +50,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         execution: &mut Execution,
         budget: &mut Budget<'_>,
     ) -> Result<(), Later> {
-        if execution.leaves_to_background(budget) && !execution.pending.invalidations.is_narrow() {
+        if !execution.pending.invalidations.is_narrow() && execution.leaves_to_background(budget) {
             return Err(Later);
         }
         let Execution {
