@@ -337,8 +337,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
 
     /// Makes this the state of the unit, however long that takes.
     fn latch_all(&self, execution: &mut Execution, latched: Latched, remapping: Remapping) {
-        let no_claims = AtomicUsize::new(0);
-        let mut budget = Budget::endless(&no_claims);
+        let mut budget = Budget::endless();
         // This budget leaves nothing for later.
         let _ = self.latch_translation(execution, latched, &mut budget);
         let _ = self.change_remapping(&mut budget, |current| *current = remapping);

@@ -69,25 +69,33 @@ enum Executor<'a> {
     Alone,
     /// A thread that goes on until the work is done, but lets others in who have a claim, and gives
     /// up when it is told to.
-    Patient(Option<&'a AtomicBool>),
+    Patient(Option<&'a AtomicBool>, Claims<'a>),
     /// A register write beside a background.
-    Inline(InlineBudget),
+    Inline(InlineBudget, Claims<'a>),
+}
+
+/// How many wait to be the executor, for a reset or a snapshot.
+#[derive(Clone, Copy, Debug)]
+struct Claims<'a>(&'a AtomicUsize);
+
+impl Claims<'_> {
+    fn are_there(self) -> bool {
+        self.0.load(Ordering::SeqCst) != 0
+    }
 }
 
 /// What is left of what an executor may do.
 #[derive(Debug)]
 pub(super) struct Budget<'a> {
     executor: Executor<'a>,
-    /// How many wait to be the executor, for a reset or a snapshot.
-    claims: &'a AtomicUsize,
     settles: u32,
     pub(super) clock: Clock,
 }
 
 impl<'a> Budget<'a> {
     /// Of one who may not stop half-way.
-    pub(super) fn endless(claims: &'a AtomicUsize) -> Self {
-        Self::new(Executor::Alone, claims, Clock::default())
+    pub(super) fn endless() -> Self {
+        Self::new(Executor::Alone, Clock::default())
     }
 
     /// Of one who comes back after `Later`, unless `stop` is true.
@@ -96,18 +104,17 @@ impl<'a> Budget<'a> {
         stop: Option<&'a AtomicBool>,
         clock: Clock,
     ) -> Self {
-        Self::new(Executor::Patient(stop), claims, clock)
+        Self::new(Executor::Patient(stop, Claims(claims)), clock)
     }
 
     /// Of a register write that leaves the rest to another thread.
     pub(super) fn inline(claims: &'a AtomicUsize, budget: InlineBudget, clock: Clock) -> Self {
-        Self::new(Executor::Inline(budget), claims, clock)
+        Self::new(Executor::Inline(budget, Claims(claims)), clock)
     }
 
-    fn new(executor: Executor<'a>, claims: &'a AtomicUsize, clock: Clock) -> Self {
+    fn new(executor: Executor<'a>, clock: Clock) -> Self {
         Self {
             executor,
-            claims,
             settles: 0,
             clock,
         }
@@ -115,7 +122,7 @@ impl<'a> Budget<'a> {
 
     /// Whether there is a background for what takes long.
     pub(super) const fn is_inline(&self) -> bool {
-        matches!(self.executor, Executor::Inline(_))
+        matches!(self.executor, Executor::Inline(..))
     }
 
     /// Invalidations were made true once more.
@@ -127,15 +134,15 @@ impl<'a> Budget<'a> {
     pub(super) fn begin(&self) -> Result<(), Later> {
         let may = match self.executor {
             Executor::Alone => true,
-            Executor::Patient(stop) => !self.is_to_end(stop),
-            Executor::Inline(budget) => budget.settles != 0 && !self.is_claimed(),
+            Executor::Patient(stop, claims) => !is_to_end(stop, claims),
+            Executor::Inline(budget, claims) => budget.settles != 0 && !claims.are_there(),
         };
         if may { Ok(()) } else { Err(Later) }
     }
 
     /// Whether something further may begin.
     pub(super) fn more(&mut self) -> Result<(), Later> {
-        if let Executor::Inline(budget) = self.executor
+        if let Executor::Inline(budget, _) = self.executor
             && self.settles >= budget.settles
         {
             return Err(Later);
@@ -148,8 +155,10 @@ impl<'a> Budget<'a> {
         let began = self.clock.start();
         let goes_on = match self.executor {
             Executor::Alone => true,
-            Executor::Patient(stop) => !self.is_to_end(stop),
-            Executor::Inline(budget) => !self.is_claimed() && began.elapsed() < budget.time,
+            Executor::Patient(stop, claims) => !is_to_end(stop, claims),
+            Executor::Inline(budget, claims) => {
+                !claims.are_there() && began.elapsed() < budget.time
+            }
         };
         if goes_on { Ok(()) } else { Err(Later) }
     }
@@ -168,14 +177,10 @@ impl<'a> Budget<'a> {
             self.patience()?;
         }
     }
+}
 
-    fn is_to_end(&self, stop: Option<&AtomicBool>) -> bool {
-        self.is_claimed() || stop.is_some_and(|stop| stop.load(Ordering::SeqCst))
-    }
-
-    fn is_claimed(&self) -> bool {
-        self.claims.load(Ordering::SeqCst) != 0
-    }
+fn is_to_end(stop: Option<&AtomicBool>, claims: Claims<'_>) -> bool {
+    claims.are_there() || stop.is_some_and(|stop| stop.load(Ordering::SeqCst))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::MutexGuard;
 use vm_memory::GuestMemoryBackend;
@@ -143,8 +143,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
 
     /// Carries out commands that were noted, and finishes what was taken from the queue. The rest of the queue stays.
     pub(super) fn finish_commands(&self, execution: &mut Execution) {
-        let no_claims = AtomicUsize::new(0);
-        let mut budget = Budget::endless(&no_claims);
+        let mut budget = Budget::endless();
         // This budget leaves nothing for later.
         let _ = self.finish(execution, &mut budget);
         loop {
