@@ -27,7 +27,7 @@ use super::bind::io_error;
 use super::capabilities;
 use super::host::{Armed, CONFIG_REGION, HostDevice, IrqKind, Irqs, Region};
 use super::image::read_image;
-use super::retry::{Waited, retry};
+use super::retry::{PAUSES, retry};
 use super::services::HostServices;
 use super::sys;
 use super::sysfs::Sysfs;
@@ -215,12 +215,9 @@ impl HostDevice for VfioCdev {
 
     fn reset(&self) -> io::Result<()> {
         // EAGAIN: somebody else holds the device's lock for a moment.
-        let mut waited = Waited::new();
-        retry(
-            || waited.may_wait(),
-            &[libc::EAGAIN, libc::EBUSY],
-            || sys::reset(&self.file),
-        )
+        retry(PAUSES, &[libc::EAGAIN, libc::EBUSY], || {
+            sys::reset(&self.file)
+        })
     }
 }
 

@@ -3,62 +3,28 @@
 
 use std::io;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// How long operations on a device are tried again, in 10 seconds.
-pub(super) const BUSY_LIMIT: Duration = Duration::from_secs(2);
 /// The time between two tries.
-pub(super) const BUSY_PAUSE: Duration = Duration::from_millis(5);
+const PAUSE: Duration = Duration::from_millis(5);
+/// How often an operation is tried again: for 2 s.
+pub(super) const PAUSES: u32 = 400;
 
-/// How long operations have been waiting of late.
-#[derive(Debug)]
-pub(super) struct Waited {
-    since: Instant,
-    time: Duration,
-}
-
-impl Waited {
-    /// After which time it is as if nobody had waited.
-    const FORGOTTEN: Duration = Duration::from_secs(10);
-
-    pub(super) fn new() -> Self {
-        Self {
-            since: Instant::now(),
-            time: Duration::ZERO,
-        }
-    }
-
-    /// Whether there may be another pause.
-    pub(super) fn may_wait(&mut self) -> bool {
-        if self.since.elapsed() > Self::FORGOTTEN {
-            *self = Self::new();
-        }
-        let may = self.time < BUSY_LIMIT;
-        if may {
-            self.time += BUSY_PAUSE;
-        }
-        may
-    }
-}
-
-/// Tries again, as long as it may wait, while `operation` fails with one of `errors`.
+/// Tries again, at most so often, while `operation` fails with one of `errors`.
 pub(super) fn retry<T>(
-    mut may_wait: impl FnMut() -> bool,
+    mut pauses: u32,
     errors: &[i32],
     mut operation: impl FnMut() -> io::Result<T>,
 ) -> io::Result<T> {
     loop {
-        match operation() {
-            Err(error)
-                if error
-                    .raw_os_error()
-                    .is_some_and(|number| errors.contains(&number))
-                    && may_wait() =>
-            {
-                thread::sleep(BUSY_PAUSE);
-            }
-            other => return other,
+        let outcome = operation();
+        let number = outcome.as_ref().err().and_then(io::Error::raw_os_error);
+        let is_busy = number.is_some_and(|number| errors.contains(&number));
+        if pauses == 0 || !is_busy {
+            return outcome;
         }
+        pauses -= 1;
+        thread::sleep(PAUSE);
     }
 }
 
