@@ -12,6 +12,7 @@ mod edu_group;
 mod hot_plug;
 mod hot_plug_levels;
 mod interrupts;
+pub(crate) mod ioas_speed;
 mod iommu;
 mod level3;
 mod map_benchmark;

@@ -6,7 +6,7 @@ mod levels;
 
 use std::time::Duration;
 
-pub use assigned::{ASSIGNED, SHADOW};
+pub use assigned::{ASSIGNED, SHADOW, SHADOW_MAPS};
 pub use bench_nested::{MEASURED, NESTED};
 pub use levels::{LEVELS, third};
 

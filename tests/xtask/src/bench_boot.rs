@@ -6,11 +6,12 @@ use anyhow::Result;
 use lab::agent::bench_boot::Bench;
 use lab::scenario::BOOT;
 
+use crate::Where;
 use crate::bench::{self, bundle_qemu};
 use crate::bench_samples::{Samples, median, ratio};
 use crate::build::{self, Extras};
+use crate::level0::{self, Time};
 use crate::place::{self, Place};
-use crate::{Where, level0};
 
 /// What the others are compared with.
 const BASE: &str = "qemu-microvm";
@@ -35,7 +36,9 @@ pub(crate) fn run(wanted: Where, rounds: u32) -> Result<bool> {
                 rounds,
             }
             .run(report),
-            Place::Level1 => bench::in_level1(&stage, &BOOT, rounds, ROUND, directory, report),
+            Place::Level1 => {
+                bench::in_level1(&stage, &BOOT, Time::Real, rounds, ROUND, directory, report)
+            }
         },
         print,
     )

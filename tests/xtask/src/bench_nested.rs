@@ -5,13 +5,13 @@ use lab::scenario::NESTED;
 
 use crate::bench;
 use crate::build::{self, Extras};
-use crate::level0;
+use crate::level0::{self, Time};
 
 /// Who the others are compared with.
 const BASE: &str = "no-unit";
 
 /// The benchmark. It needs a host that nests, so that it always runs in level 1.
-pub(crate) fn run(rounds: u32) -> Result<bool> {
+pub(crate) fn run(time: Time, rounds: u32) -> Result<bool> {
     let stage = build::stage(Extras {
         host: true,
         ..Extras::default()
@@ -24,7 +24,15 @@ pub(crate) fn run(rounds: u32) -> Result<bool> {
     bench::run(
         "bench-nested",
         |directory, report| {
-            bench::in_level1(&stage, &NESTED, rounds, NESTED.limit, directory, report)
+            bench::in_level1(
+                &stage,
+                &NESTED,
+                time,
+                rounds,
+                NESTED.limit,
+                directory,
+                report,
+            )
         },
         |samples| samples.print(BASE),
     )

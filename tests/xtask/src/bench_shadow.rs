@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use lab::scenario::SHADOW;
+use lab::scenario::{SHADOW, SHADOW_MAPS};
 
 use crate::bench::{self, bundle_qemu};
 use crate::build::{self, Extras};
-use crate::level0;
+use crate::level0::{self, Time};
 
 /// Who the others are compared with.
 const BASE: &str = "qemu";
@@ -15,7 +15,11 @@ const BASE: &str = "qemu";
 const ROUND: Duration = Duration::from_secs(300);
 
 /// The benchmark. It needs the devices of level 0, so that it always runs in level 1.
-pub(crate) fn run(rounds: u32) -> Result<bool> {
+pub(crate) fn run(time: Time, rounds: u32) -> Result<bool> {
+    let scenario = match time {
+        Time::Real => &SHADOW,
+        Time::Instructions => &SHADOW_MAPS,
+    };
     let stage = build::stage(Extras::default())?;
     level0::install()?;
     bundle_qemu(&stage)?;
@@ -25,7 +29,9 @@ pub(crate) fn run(rounds: u32) -> Result<bool> {
     );
     bench::run(
         "bench-shadow",
-        |directory, report| bench::in_level1(&stage, &SHADOW, rounds, ROUND, directory, report),
+        |directory, report| {
+            bench::in_level1(&stage, scenario, time, rounds, ROUND, directory, report)
+        },
         |samples| samples.print(BASE),
     )
 }

@@ -38,6 +38,32 @@ const MEMORY: &str = "2G";
 /// Time that level 1 may take before and after the guest.
 const MARGIN: Duration = Duration::from_secs(90);
 
+/// What time is in level 1 and in all that runs in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Time {
+    /// The time of this machine.
+    Real,
+    /// A nanosecond for each instruction that its processor executes, in whatever level, and what it
+    /// waits for takes no time: what else this machine does has no influence. What an instruction
+    /// costs real hardware is not in it, above all that of an entry and an exit of a guest.
+    Instructions,
+}
+
+impl Time {
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Real => &["-accel", "tcg,thread=multi"],
+            // Counting takes a single thread.
+            Self::Instructions => &[
+                "-accel",
+                "tcg,thread=single",
+                "-icount",
+                "shift=0,sleep=off",
+            ],
+        }
+    }
+}
+
 /// Installs QEMU unless it is there.
 pub(crate) fn install() -> Result<()> {
     apt::install(
@@ -144,7 +170,7 @@ fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
-fn qemu(stage: &Stage, output: &Path, host: &Host, devices: &Devices) -> Command {
+fn qemu(stage: &Stage, output: &Path, host: &Host, devices: &Devices, time: Time) -> Command {
     let share = |tag: &str, path: &Path, options: &str| {
         format!(
             "local,path={},mount_tag={tag},security_model=none{options}",
@@ -162,12 +188,8 @@ fn qemu(stage: &Stage, output: &Path, host: &Host, devices: &Devices) -> Command
             "none",
             "-no-reboot",
         ])
-        .args([
-            "-machine",
-            "q35,kernel-irqchip=split",
-            "-accel",
-            "tcg,thread=multi",
-        ])
+        .args(["-machine", "q35,kernel-irqchip=split"])
+        .args(time.arguments())
         .args(["-cpu", "qemu64,+svm,+npt", "-smp", PROCESSORS, "-m", MEMORY])
         .args(["-device", &format!("intel-iommu,{}", host.unit)])
         .args(&devices.arguments)
@@ -207,13 +229,14 @@ pub(crate) fn run(
     output: &Path,
     request: &Request,
     host: &Host,
+    time: Time,
     limit: Duration,
     report: &mut dyn FnMut(AgentLine),
 ) -> Result<()> {
     write_request(output, request)?;
     let messages = fs::File::create(output.join("qemu.log"))?;
     let devices = Devices::create(host, output)?;
-    let mut command = qemu(stage, output, host, &devices);
+    let mut command = qemu(stage, output, host, &devices, time);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -278,7 +301,7 @@ pub(crate) fn run(
 pub(crate) fn interact(stage: &Stage, output: &Path, request: &Request, host: &Host) -> Result<()> {
     write_request(output, request)?;
     let devices = Devices::create(host, output)?;
-    let mut command = qemu(stage, output, host, &devices);
+    let mut command = qemu(stage, output, host, &devices, Time::Real);
     command.stderr(fs::File::create(output.join("qemu.log"))?);
     sys::die_with_parent(&mut command);
     let terminal = sys::terminal::Saved::of_stdin();

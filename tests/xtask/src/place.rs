@@ -195,6 +195,7 @@ impl Place {
                     output,
                     &request,
                     &scenario.host,
+                    level0::Time::Real,
                     scenario.limit,
                     &mut report,
                 )?;

@@ -1,5 +1,5 @@
 //! The shadow benchmark in level 1: maps and direct I/O of a guest with an assigned device behind
-//! shadowed tables, in nido and in the distribution's QEMU.
+//! shadowed tables, in nido and in the distribution's QEMU; and what the kernel alone takes for it.
 
 use std::fs;
 
@@ -10,6 +10,7 @@ use super::host::Devices;
 use super::invocation::{Invocation, Surroundings};
 use super::session::{Ending, Session};
 use super::{Report, Task};
+use crate::guest::ioas_speed;
 use crate::judge::Judge;
 use crate::protocol::AgentLine;
 
@@ -70,6 +71,9 @@ pub fn run(task: &Task, rounds: u32, report: &mut Report<'_>) -> Result<()> {
         devices.nothing_left()?;
         Ok(outcome.measures())
     })?;
+    for line in ioas_speed::measure(devices.address("edu0")?)? {
+        report(AgentLine::Measure(format!("vmm=kernel {line}")));
+    }
     for failure in devices.faults()? {
         report(AgentLine::Failure(failure));
     }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::bench_boot::Bench;
 use super::{Task, bench_nested, bench_shadow};
 use crate::protocol::AgentLine;
-use crate::scenario::{self, BOOT, Initramfs, NESTED, SHADOW, Scenario};
+use crate::scenario::{self, BOOT, Initramfs, NESTED, SHADOW, SHADOW_MAPS, Scenario};
 use crate::sys;
 
 /// Mount tag of the share with the files, and where it is mounted.
@@ -70,7 +70,7 @@ impl Request {
 
 /// The scenario of a name, including those that are not in the table of the lab.
 pub fn scenario_of(name: &str) -> Result<Scenario> {
-    let own = [BOOT, SHADOW, NESTED].into_iter();
+    let own = [BOOT, SHADOW, SHADOW_MAPS, NESTED].into_iter();
     own.chain(scenario::all().copied())
         .find(|scenario| scenario.name == name)
         .with_context(|| format!("no scenario '{name}'"))
@@ -180,7 +180,7 @@ fn handle(terminal: &File, report: &mut super::Report<'_>) -> Result<()> {
                 fetch(&task)?;
                 return bench_nested::run(task, rounds, report);
             }
-            if request.scenario == SHADOW.name {
+            if [SHADOW.name, SHADOW_MAPS.name].contains(&request.scenario.as_str()) {
                 fetch(&task)?;
                 copy_tree(&Path::new(FILES.1).join("qemu"), &task.files.join("qemu"))?;
                 return bench_shadow::run(&task, rounds, report);

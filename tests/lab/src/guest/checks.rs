@@ -50,6 +50,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("look", level3::look),
     ("map-cost", map_benchmark::cost),
     ("map-speed", map_benchmark::speed),
+    ("map-time", map_benchmark::time),
     ("map-count", assigned_edu::count_maps),
     ("sva", sva::check),
     ("sva-present", sva::present),

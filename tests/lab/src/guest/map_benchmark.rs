@@ -103,6 +103,18 @@ pub(super) fn speed(_guest: &Guest, argument: &str) -> Result<String> {
     Ok(results.join(" "))
 }
 
+/// For each number of pages in the argument (`1/256`): what one thread takes to map them at once
+/// and to unmap them, and nothing else.
+pub(super) fn time(_guest: &Guest, argument: &str) -> Result<String> {
+    let file = open()?;
+    let results = argument.split('/').map(|pages| {
+        let pages = pages.parse().context("map-time=PAGES/...")?;
+        let run = measure(&file, 1, 1, pages, FROM_DEVICE)?;
+        Ok(times(pages, &run))
+    });
+    Ok(results.collect::<Result<Vec<_>>>()?.join(" "))
+}
+
 /// For each number of pages in the argument (`1/256`): how long one thread takes to map them at
 /// once and to unmap them; then, in a run of its own, how many ioctls the VMM issues meanwhile,
 /// which the agent counts.

@@ -102,7 +102,37 @@ impl Space {
         Ok(())
     }
 
-    /// Removes what [`Self::map`] mapped.
+    /// Maps `length` bytes of a memfd from `start` on at `iova`.
+    pub(super) fn map_file(&self, file: &File, start: u64, length: u64, iova: u64) -> Result<()> {
+        let mut map = ioctl::IoasMapFile {
+            size: 40,
+            flags: 7,
+            ioas_id: self.id,
+            fd: file.as_raw_fd(),
+            start,
+            length,
+            iova,
+        };
+        ioctl(&*self.iommu, &ioctl::IOAS_MAP_FILE, &mut map).context("IOMMU_IOAS_MAP_FILE")?;
+        Ok(())
+    }
+
+    /// Maps at `iova` what `source` of the same iommufd has at `address`.
+    pub(super) fn copy(&self, source: &Self, address: u64, length: u64, iova: u64) -> Result<()> {
+        let mut copy = ioctl::IoasCopy {
+            size: 40,
+            flags: 7,
+            dst_ioas_id: self.id,
+            src_ioas_id: source.id,
+            length,
+            dst_iova: iova,
+            src_iova: address,
+        };
+        ioctl(&*self.iommu, &ioctl::IOAS_COPY, &mut copy).context("IOMMU_IOAS_COPY")?;
+        Ok(())
+    }
+
+    /// Removes what was mapped as one.
     pub(super) fn unmap(&self, iova: u64, length: u64) -> Result<()> {
         let mut unmap = ioctl::IoasUnmap {
             size: 24,
@@ -255,9 +285,21 @@ impl Function {
 
     /// A page table that PASIDs of the function can be given, as can its requests without.
     pub(super) fn table(&self, space: &Rc<Space>) -> Result<Table> {
+        const ALLOC_PASID: u32 = 8;
+        self.table_of_kind(space, ALLOC_PASID)
+    }
+
+    /// A page table, one of the second stage as far as the kernel has a choice.
+    pub(super) fn second_stage_table(&self, space: &Rc<Space>) -> Result<Table> {
+        const DIRTY_TRACKING: u32 = 2;
+        self.table_of_kind(space, DIRTY_TRACKING)
+            .or_else(|_| self.table_of_kind(space, 0))
+    }
+
+    fn table_of_kind(&self, space: &Rc<Space>, flags: u32) -> Result<Table> {
         let mut table = ioctl::PageTableAlloc {
             size: 48,
-            flags: 8,
+            flags,
             dev_id: self.id,
             pt_id: space.id,
             ..Default::default()

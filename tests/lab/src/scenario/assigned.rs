@@ -81,6 +81,14 @@ pub const SHADOW: Scenario = Scenario {
     ..ASSIGNED_DEFAULT
 };
 
+/// The same without the disk, whose time is not that of instructions.
+pub const SHADOW_MAPS: Scenario = Scenario {
+    name: "shadow-maps",
+    description: "the guest of `cargo xtask bench shadow --instructions`",
+    plan: "log=IOMMU_batching_disallowed,map-time=1/256,nofaults>poweroff",
+    ..SHADOW
+};
+
 /// All of them.
 pub const ASSIGNED: &[Scenario] = &[
     Scenario {

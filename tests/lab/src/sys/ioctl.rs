@@ -131,6 +131,46 @@ pub struct IoasMap {
     pub iova: u64,
 }
 
+/// `struct iommu_ioas_copy`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct IoasCopy {
+    /// Size of the structure.
+    pub size: u32,
+    /// FIXED_IOVA 1, WRITEABLE 2, READABLE 4.
+    pub flags: u32,
+    /// IOAS that gets the mapping.
+    pub dst_ioas_id: u32,
+    /// IOAS that has it.
+    pub src_ioas_id: u32,
+    /// Bytes.
+    pub length: u64,
+    /// I/O virtual address in the one.
+    pub dst_iova: u64,
+    /// I/O virtual address in the other.
+    pub src_iova: u64,
+}
+
+/// `struct iommu_ioas_map_file`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct IoasMapFile {
+    /// Size of the structure.
+    pub size: u32,
+    /// FIXED_IOVA 1, WRITEABLE 2, READABLE 4.
+    pub flags: u32,
+    /// IOAS.
+    pub ioas_id: u32,
+    /// Descriptor of a memfd.
+    pub fd: i32,
+    /// Offset in the file.
+    pub start: u64,
+    /// Bytes.
+    pub length: u64,
+    /// I/O virtual address.
+    pub iova: u64,
+}
+
 /// `struct iommu_ioas_unmap`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -151,7 +191,7 @@ pub struct IoasUnmap {
 pub struct PageTableAlloc {
     /// Size of the structure.
     pub size: u32,
-    /// ALLOC_PASID 8.
+    /// NEST_PARENT 1, DIRTY_TRACKING 2, ALLOC_PASID 8.
     pub flags: u32,
     /// Device.
     pub dev_id: u32,
@@ -175,6 +215,10 @@ pub struct PageTableAlloc {
 
 /// IOMMU_IOAS_ALLOC.
 pub const IOAS_ALLOC: Request<IoasAlloc> = Request::new(0x3B81);
+/// IOMMU_IOAS_COPY.
+pub const IOAS_COPY: Request<IoasCopy> = Request::new(0x3B83);
+/// IOMMU_IOAS_MAP_FILE.
+pub const IOAS_MAP_FILE: Request<IoasMapFile> = Request::new(0x3B8F);
 /// IOMMU_IOAS_MAP.
 pub const IOAS_MAP: Request<IoasMap> = Request::new(0x3B85);
 /// IOMMU_IOAS_UNMAP.

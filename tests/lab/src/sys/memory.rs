@@ -1,11 +1,13 @@
 //! Memory that a device reads or writes.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// Anonymous memory, locked, page-aligned, zeroed; the target of DMA.
 #[derive(Debug)]
@@ -170,6 +172,13 @@ impl Drop for Window {
         // SAFETY: the mapping belongs to the value.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
     }
+}
+
+/// A new memfd of so many bytes.
+pub fn file(name: &str, length: u64) -> io::Result<File> {
+    let file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
+    file.set_len(length)?;
+    Ok(file)
 }
 
 /// A new eventfd with counter 0.
