@@ -6,8 +6,6 @@
 //! not only the areas. Pages larger than 4 KiB, which the host takes where its own memory is in one
 //! piece, make it less than is counted here.
 
-use std::collections::BTreeMap;
-
 use crate::run::Run;
 
 /// Bytes for an area: the kernel's `struct iopt_area`, and what is kept here.
@@ -17,80 +15,29 @@ const TABLE: u64 = 4096;
 /// What an entry covers that leads to a table, as a power of two: of 2 MiB, of 1 GiB, and so on.
 const LEVELS: [u8; 4] = [21, 30, 39, 48];
 
-/// Bytes that the areas of one shadow cost.
-#[derive(Debug, Default)]
-pub(crate) struct Footprint {
-    /// How many begin or end in a region, or have regions within it that are touched, by the size
-    /// of the region as a power of two, and its number.
-    regions: BTreeMap<(u8, u64), u32>,
-    bytes: u64,
+/// What is mapped nearest to an area.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Neighbours {
+    /// The last address of the area before it.
+    pub(crate) before: Option<u64>,
+    /// The first address of the area behind it.
+    pub(crate) behind: Option<u64>,
 }
 
-impl Footprint {
-    pub(crate) const fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// An area comes. Areas do not reach over a multiple of 1 GiB.
-    pub(crate) fn add(&mut self, area: &Run) {
-        self.bytes += own_bytes(area);
-        let (first, last) = ends(area);
-        self.touch(first);
-        if last != first {
-            self.touch(last);
-        }
-    }
-
-    /// An area goes.
-    pub(crate) fn remove(&mut self, area: &Run) {
-        self.bytes -= own_bytes(area);
-        let (first, last) = ends(area);
-        self.leave(first);
-        if last != first {
-            self.leave(last);
-        }
-    }
-
-    fn touch(&mut self, region: u64) {
-        for level in LEVELS {
-            let number = region >> (level - LEVELS[0]);
-            let count = self.regions.entry((level, number)).or_default();
-            *count += 1;
-            if *count > 1 {
-                break;
-            }
-            self.bytes += TABLE;
-        }
-    }
-
-    fn leave(&mut self, region: u64) {
-        for level in LEVELS {
-            let place = (level, region >> (level - LEVELS[0]));
-            let Some(count) = self.regions.get_mut(&place) else {
-                break;
-            };
-            *count -= 1;
-            if *count > 0 {
-                break;
-            }
-            self.regions.remove(&place);
-            self.bytes -= TABLE;
-        }
-    }
-}
-
-/// The regions of 2 MiB that an area begins and ends in.
-const fn ends(area: &Run) -> (u64, u64) {
+/// Bytes that an area adds to those that are there, of which the nearest are its `neighbours`: for
+/// itself, and for the tables that none of the others needs.
+pub(crate) fn added_by(area: &Run, neighbours: &Neighbours) -> u64 {
     let last = area.end() - 1;
-    (area.input >> LEVELS[0], last >> LEVELS[0])
+    let tables = LEVELS.map(|level| {
+        let is_shared = |one: u64, other: Option<u64>| {
+            other.is_some_and(|other| other >> level == one >> level)
+        };
+        let is_first_shared = is_shared(area.input, neighbours.before);
+        let is_last_shared = is_shared(last, neighbours.behind);
+        match (last >> level) - (area.input >> level) {
+            0 => u64::from(!is_first_shared && !is_last_shared),
+            others => others + 1 - u64::from(is_first_shared) - u64::from(is_last_shared),
+        }
+    });
+    AREA + TABLE * tables.iter().sum::<u64>()
 }
-
-/// Bytes for an area itself, and for tables of regions that it has for itself.
-const fn own_bytes(area: &Run) -> u64 {
-    let (first, last) = ends(area);
-    let within = (last - first).saturating_sub(1);
-    AREA + within * TABLE
-}
-
-#[cfg(test)]
-mod footprint_test;

@@ -21,7 +21,7 @@ use std::ops::Range;
 use crate::blocked::Blocked;
 use crate::budget::{CALL, Exhausted};
 use crate::dirty::tracking::collect_unmapped;
-use crate::footprint::{AREA, Footprint};
+use crate::footprint::AREA;
 use crate::host_iommu::IoasId;
 use crate::ioas::Ioas;
 use crate::resources::Resources;
@@ -49,7 +49,6 @@ pub(crate) struct Shadow {
     /// The space with guest-physical memory.
     source: IoasId,
     areas: Areas,
-    footprint: Footprint,
     /// The update in which all of it was compared with the guest's tables.
     compared_in: Option<u64>,
     /// What is to be compared with the guest's tables again.
@@ -117,7 +116,6 @@ impl Shadow {
             ioas,
             source,
             areas: Areas::default(),
-            footprint: Footprint::default(),
             compared_in: None,
             stale: Vec::new(),
             split_reported: false,
@@ -325,22 +323,16 @@ impl Shadow {
     /// An area is about to be unmapped.
     fn forget(&mut self, area: &Run, resources: &mut Resources) {
         collect_unmapped(&self.ioas, area, resources);
+        resources.shadow_bytes -= self.areas.cost();
         self.areas.remove(area);
-        self.account(resources, |footprint| footprint.remove(area));
-    }
-
-    /// Changes what it costs.
-    fn account(&mut self, resources: &mut Resources, change: impl FnOnce(&mut Footprint)) {
-        resources.shadow_bytes -= self.footprint.bytes();
-        change(&mut self.footprint);
-        resources.shadow_bytes += self.footprint.bytes();
+        resources.shadow_bytes += self.areas.cost();
     }
 
     fn map(&mut self, runs: &[Run], resources: &mut Resources) -> Result<(), Trouble> {
         for run in runs {
-            self.account(resources, |footprint| footprint.add(run));
-            if self.footprint.bytes() > resources.limits.of_one_shadow()
-                || resources.shadow_bytes > resources.limits.shadow_memory
+            let cost = self.areas.cost_of(run);
+            if self.areas.cost() + cost > resources.limits.of_one_shadow()
+                || resources.shadow_bytes + cost > resources.limits.shadow_memory
             {
                 return Err(Trouble::TooManyAreas);
             }
@@ -351,10 +343,10 @@ impl Shadow {
             match outcome {
                 Ok(()) => {
                     resources.statistics.maps += 1;
-                    self.areas.insert(*run);
+                    resources.shadow_bytes += cost;
+                    self.areas.insert(*run, cost);
                 }
                 Err(error) => {
-                    self.account(resources, |footprint| footprint.remove(run));
                     resources.statistics.map_failures += 1;
                     resources.details(|| {
                         format!(
@@ -429,7 +421,7 @@ impl Shadow {
         for area in areas.iter() {
             collect_unmapped(&self.ioas, area, resources);
         }
-        resources.shadow_bytes -= self.footprint.bytes();
+        resources.shadow_bytes -= areas.cost();
         self.ioas.destroy(resources);
     }
 }

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::footprint::{Neighbours, added_by};
 use crate::run::Run;
 
 /// The areas of one address space; they do not overlap.
@@ -15,6 +16,7 @@ use crate::run::Run;
 pub(crate) struct Areas {
     by_input: BTreeMap<u64, Run>,
     bytes: u64,
+    cost: u64,
 }
 
 impl Areas {
@@ -31,14 +33,33 @@ impl Areas {
         self.by_input.values()
     }
 
-    pub(crate) fn insert(&mut self, area: Run) {
+    /// Bytes of the host's memory that they cost.
+    pub(crate) const fn cost(&self) -> u64 {
+        self.cost
+    }
+
+    /// Bytes by which the cost grows if `area` is inserted.
+    pub(crate) fn cost_of(&self, area: &Run) -> u64 {
+        let before = self.by_input.range(..area.input).next_back();
+        let behind = self.by_input.range(area.end()..).next();
+        let neighbours = Neighbours {
+            before: before.map(|(_, area)| area.end() - 1),
+            behind: behind.map(|(input, _)| *input),
+        };
+        added_by(area, &neighbours)
+    }
+
+    /// Inserts one that overlaps none, with its [cost](Self::cost_of).
+    pub(crate) fn insert(&mut self, area: Run, cost: u64) {
         self.bytes += area.length;
+        self.cost += cost;
         self.by_input.insert(area.input, area);
     }
 
     pub(crate) fn remove(&mut self, area: &Run) {
         if let Some(area) = self.by_input.remove(&area.input) {
             self.bytes -= area.length;
+            self.cost -= self.cost_of(&area);
         }
     }
 
@@ -137,3 +158,5 @@ impl Additions<'_> {
 
 #[cfg(test)]
 mod areas_test;
+#[cfg(test)]
+mod cost_test;

@@ -19,7 +19,8 @@ fn run(input: u64, output: u64, length: u64) -> Run {
 
 fn areas(runs: &[Run]) -> Areas {
     let mut areas = Areas::default();
-    runs.iter().for_each(|run| areas.insert(*run));
+    runs.iter()
+        .for_each(|run| areas.insert(*run, areas.cost_of(run)));
     areas
 }
 
