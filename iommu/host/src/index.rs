@@ -45,7 +45,7 @@ impl<A: Ord, B: Ord> Index<A, B> {
         &'a self,
         first: &A,
     ) -> impl Iterator<Item = &'a B> + Clone + use<'a, A, B> {
-        self.0.get(first).into_iter().flat_map(BTreeMap::keys)
+        self.0.get(first).map(BTreeMap::keys).unwrap_or_default()
     }
 
     /// How many pairs have `first`, each as often as it was added.

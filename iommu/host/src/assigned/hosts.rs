@@ -70,19 +70,21 @@ impl Hosts {
             let found = found.map(|host| host.find_moves(tables, invalidations, resources));
             moves = found.collect();
         }
-        moves.resize_with(list.len(), Vec::new);
-        for (host, moves) in list.iter_mut().zip(&mut moves) {
+        for (at, host) in list.iter_mut().enumerate() {
+            let moves = moves.get_mut(at).map_or(&mut [][..], Vec::as_mut_slice);
             host.block_moves(moves, resources);
         }
+        // Without any, there is no list of them.
+        let of_host = |at: usize| moves.get(at).map_or(&[][..], Vec::as_slice);
         let named = Named::by(invalidations);
-        for (host, moves) in list.iter_mut().zip(&moves) {
-            host.refresh(tables, &named, moves, resources);
+        for (at, host) in list.iter_mut().enumerate() {
+            host.refresh(tables, &named, of_host(at), resources);
         }
-        for (host, moves) in list.iter_mut().zip(&moves) {
-            host.invalidate_nested(invalidations, moves, resources);
+        for (at, host) in list.iter_mut().enumerate() {
+            host.invalidate_nested(invalidations, of_host(at), resources);
         }
-        for (host, moves) in list.iter_mut().zip(&moves) {
-            host.carry_out(Some(tables), moves, resources);
+        for (at, host) in list.iter_mut().enumerate() {
+            host.carry_out(Some(tables), of_host(at), resources);
         }
         if has_entries {
             resources.sweep();

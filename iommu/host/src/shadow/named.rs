@@ -1,7 +1,5 @@
 //! Invalidations of second-stage tables, sorted by domain id for the shadows that they concern.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use super::users::ShadowUsers;
 use super::{Shadow, ShadowKey, Trouble};
 use crate::budget::Budget;
@@ -17,13 +15,13 @@ const BLOCKS_PER_STEP: u64 = 4;
 #[derive(Default)]
 pub(crate) struct Named<'a> {
     everything: bool,
-    /// Domains of which everything is named.
-    domains: BTreeSet<u16>,
-    /// Domains of which pages of a first stage are named: without one, it says that the entry
-    /// changed which the tables hang from.
-    first_stage_pages: BTreeSet<u16>,
-    /// Pages that are named of a domain.
-    blocks: BTreeMap<u16, Vec<&'a PageBlock>>,
+    /// Domains of which everything is named, in ascending order.
+    domains: Vec<u16>,
+    /// Domains of which pages of a first stage are named, in ascending order: without one, it says
+    /// that the entry changed which the tables hang from.
+    first_stage_pages: Vec<u16>,
+    /// Pages that are named of domains, in ascending order of these.
+    blocks: Vec<(u16, &'a PageBlock)>,
 }
 
 impl<'a> Named<'a> {
@@ -35,37 +33,57 @@ impl<'a> Named<'a> {
                     named.everything = true;
                 }
                 Invalidation::Iotlb(IotlbScope::Domain(domain)) => {
-                    named.domains.insert(*domain);
+                    named.domains.push(*domain);
                 }
                 Invalidation::Iotlb(IotlbScope::Pages(domain, block)) => {
-                    named.blocks.entry(*domain).or_default().push(block);
+                    named.blocks.push((*domain, block));
                 }
                 Invalidation::PasidIotlb { domain, scope, .. } => {
                     let domains = match scope {
                         PasidIotlbScope::Pages(_) => &mut named.first_stage_pages,
                         PasidIotlbScope::Pasid => &mut named.domains,
                     };
-                    domains.insert(*domain);
+                    domains.push(*domain);
                 }
                 Invalidation::Context(_)
                 | Invalidation::PasidCache(_)
                 | Invalidation::DeviceTlb { .. } => {}
             }
         }
+        for domains in [&mut named.domains, &mut named.first_stage_pages] {
+            domains.sort_unstable();
+            domains.dedup();
+        }
+        named.blocks.sort_by_key(|(domain, _)| *domain);
         named
     }
 
-    /// The shadows of which something is named.
-    pub(crate) fn concerned(&self, users: &ShadowUsers) -> BTreeSet<ShadowKey> {
+    /// The shadows of which something is named, in ascending order.
+    pub(crate) fn concerned(&self, users: &ShadowUsers) -> Vec<ShadowKey> {
         if self.everything {
             return users.all().copied().collect();
         }
-        let domains = self.domains.iter().chain(&self.first_stage_pages);
-        let domains = domains.chain(self.blocks.keys());
-        domains
-            .flat_map(|domain| users.of_domain(*domain))
-            .copied()
-            .collect()
+        let mut concerned = Vec::new();
+        let mut add = |domain: u16| concerned.extend(users.of_domain(domain));
+        self.domains.iter().for_each(|domain| add(*domain));
+        self.first_stage_pages
+            .iter()
+            .for_each(|domain| add(*domain));
+        let of_blocks = self.blocks.chunk_by(|(one, _), (other, _)| one == other);
+        of_blocks
+            .filter_map(|blocks| blocks.first())
+            .for_each(|(domain, _)| add(*domain));
+        concerned.sort_unstable();
+        concerned.dedup();
+        concerned
+    }
+
+    /// The blocks that are named of `domain`, in the order in which they are.
+    fn blocks_of(&self, domain: u16) -> &[(u16, &'a PageBlock)] {
+        let first = self.blocks.partition_point(|(other, _)| *other < domain);
+        let rest = self.blocks.get(first..).unwrap_or_default();
+        let count = rest.partition_point(|(other, _)| *other == domain);
+        rest.get(..count).unwrap_or_default()
     }
 
     /// Tells a shadow, which the guest invalidates under `domains`, what is named of it.
@@ -79,19 +97,19 @@ impl<'a> Named<'a> {
         budget: &mut Budget,
     ) -> Result<(), Trouble> {
         let is_whole = |domain: u16| {
-            self.domains.contains(&domain)
-                || !shadow.key.parent && self.first_stage_pages.contains(&domain)
+            let is_in = |domains: &[u16]| domains.binary_search(&domain).is_ok();
+            is_in(&self.domains) || !shadow.key.parent && is_in(&self.first_stage_pages)
         };
         if self.everything || domains.clone().any(is_whole) {
             shadow.invalidate();
             return Ok(());
         }
         for domain in domains {
-            let blocks = self.blocks.get(&domain).map_or(&[][..], Vec::as_slice);
+            let blocks = self.blocks_of(domain);
             budget.steps(blocks.len() as u64 / BLOCKS_PER_STEP)?;
             blocks
                 .iter()
-                .for_each(|block| shadow.invalidate_block(block));
+                .for_each(|(_, block)| shadow.invalidate_block(block));
         }
         Ok(())
     }
