@@ -23,7 +23,7 @@ struct Signal {
     /// Whether there is something to do. It stays until the thread has seen it.
     pending: Mutex<bool>,
     raised: Condvar,
-    stop: AtomicBool,
+    stop: Arc<AtomicBool>,
 }
 
 impl Signal {

@@ -2,7 +2,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use intel_vtd::{
-    EventSink, InterruptMessage, Invalidation, SourceId, TranslationObserver, UnitConfig,
+    EventSink, InterruptMessage, Invalidation, Patience, SourceId, TranslationObserver, Unfinished,
+    UnitConfig,
 };
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -127,18 +128,24 @@ fn a_full_queue_beside_a_busy_device_is_carried_out_after_its_write_has_returned
     assert_eq!(read::<4>(&window, 0x80), read::<4>(&window, 0x88));
 }
 
-/// Stays in each call until it is let go, or nobody can do that any more.
+/// Stays in each call of the background until it is let go, or nobody can do that any more.
 struct Sleeper {
     entered: Mutex<Sender<()>>,
     leave: Mutex<Receiver<()>>,
 }
 
 impl TranslationObserver for Sleeper {
-    fn translation_changed(&self) {}
+    fn translation_changed(&self, _: &Patience) -> Result<(), Unfinished> {
+        Ok(())
+    }
 
-    fn invalidated(&self, _: &[Invalidation]) {
+    fn invalidated(&self, _: &[Invalidation], patience: &Patience) -> Result<(), Unfinished> {
+        if patience.steps() != u64::MAX {
+            return Err(Unfinished);
+        }
         let _ = self.entered.lock().send(());
         let _ = self.leave.lock().recv();
+        Ok(())
     }
 }
 

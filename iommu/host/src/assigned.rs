@@ -67,7 +67,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use vm_memory::GuestMemoryBackend;
 
 pub use crate::blocked::Blocked;
@@ -90,7 +90,7 @@ use crate::resources::Resources;
 use hosts::Hosts;
 use intel_vtd::{
     DeviceTlb, DeviceTlbInvalidation, DmaState, GuestTables, Invalidation, Nearby, PageResponse,
-    SourceId, TranslationObserver, Unit,
+    Patience, SourceId, TranslationObserver, Unfinished, Unit,
 };
 
 /// The assigned devices of a machine.
@@ -99,7 +99,8 @@ use intel_vtd::{
 /// The unit's execution lock comes before the mutex in here, and that before whatever the host's
 /// calls take. Adding and removing a device takes the latter only, so it may be done at any time,
 /// but not within calls of [`HostIommu`](crate::HostIommu). Guest memory is pinned and unpinned
-/// under neither: meanwhile only others that are added or removed wait.
+/// under neither: meanwhile only others that are added or removed wait. Who adds or removes a device
+/// [interrupts](Unit::interrupt) what is done for the guest's tables, which goes on after that.
 ///
 /// Adding a device while the guest runs misses nothing: what the guest has latched is read under
 /// the mutex, and the unit latches before it calls. So either the new state is read, or the call
@@ -156,7 +157,9 @@ where
             page_requests: device.page_requests.clone(),
         };
         let iommu = Arc::clone(&device.host);
-        let is_known = self.hosts.lock().check_new(&device.name, source, &iommu)?;
+        let is_known = self
+            .hosts_at_once()
+            .check_new(&device.name, source, &iommu)?;
         let info = iommu
             .hardware_info(device.id)
             .map_err(|cause| AddError::Hardware {
@@ -169,7 +172,7 @@ where
         } else {
             Some(self.map_all(&iommu, &device)?)
         };
-        let mut hosts = self.hosts.lock();
+        let mut hosts = self.hosts_at_once();
         let outcome = self.with_tables(|tables| hosts.add(tables, device, &iommu, memory));
         self.retry_later(&mut hosts);
         if outcome.is_err() {
@@ -188,7 +191,7 @@ where
     /// are attached. Returns whether there was one.
     pub fn remove(&self, source: SourceId) -> bool {
         let _alone = self.changes.lock();
-        let mut hosts = self.hosts.lock();
+        let mut hosts = self.hosts_at_once();
         let has_ats = hosts.device(source).is_some_and(|device| device.has_ats);
         if has_ats && let Some(unit) = self.device_tlbs.upgrade() {
             unit.detach_device_tlb(source);
@@ -294,6 +297,13 @@ where
         Ok(())
     }
 
+    /// The devices, for someone who is not to wait for what the guest has done to its tables.
+    fn hosts_at_once(&self) -> MutexGuard<'_, Hosts> {
+        let unit = self.device_tlbs.upgrade();
+        let _interruption = unit.as_ref().map(|unit| unit.interrupt());
+        self.hosts.lock()
+    }
+
     fn with_tables<R>(
         &self,
         use_them: impl FnOnce(Option<&GuestTables<'_, Nearby<'_, M::Target>>>) -> R,
@@ -309,36 +319,31 @@ impl<M> TranslationObserver for AssignedDevices<M>
 where
     M: Deref<Target: GuestMemoryBackend> + Send + Sync + 'static,
 {
-    fn translation_changed(&self) {
-        let mut hosts = self.hosts.lock();
-        hosts.begin_exit();
-        self.with_tables(|tables| {
-            if let Some(tables) = tables {
-                hosts.update(tables, &[Invalidation::All]);
-            }
-        });
-        self.retry_later(&mut hosts);
-    }
-
-    fn is_in_use(&self) -> bool {
-        // Whoever has them does something for devices, or is about to.
-        self.hosts
-            .try_lock()
-            .is_none_or(|hosts| hosts.has_devices())
+    fn translation_changed(&self, patience: &Patience) -> Result<(), Unfinished> {
+        self.run_begins();
+        self.invalidated(&[Invalidation::All], patience)
     }
 
     fn run_begins(&self) {
         self.hosts.lock().begin_exit();
     }
 
-    fn invalidated(&self, invalidations: &[Invalidation]) {
+    fn invalidated(
+        &self,
+        invalidations: &[Invalidation],
+        patience: &Patience,
+    ) -> Result<(), Unfinished> {
         let mut hosts = self.hosts.lock();
-        self.with_tables(|tables| {
-            if let Some(tables) = tables {
-                hosts.update(tables, invalidations);
-            }
+        let outcome = self.with_tables(|tables| match tables {
+            Some(tables) => hosts.update(tables, invalidations, patience),
+            None => Ok(()),
         });
         self.retry_later(&mut hosts);
+        if outcome.is_err() {
+            // Whoever waits for it is next.
+            MutexGuard::unlock_fair(hosts);
+        }
+        outcome
     }
 }
 
@@ -394,6 +399,8 @@ mod first_stage_test;
 mod groups_test;
 #[cfg(test)]
 mod ignored_bits_test;
+#[cfg(test)]
+mod interruption_test;
 #[cfg(test)]
 mod memory_test;
 #[cfg(test)]

@@ -124,21 +124,18 @@ impl Remains {
 }
 
 /// An exit of the guest, and what is left of what it can have done in it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Exit {
     /// Tells exits apart.
     pub(crate) number: u64,
     pub(crate) budget: Budget,
-    /// For PASIDs.
-    pub(crate) pasid_budget: Budget,
 }
 
 impl Exit {
-    pub(crate) const fn new(number: u64, limits: &Limits) -> Self {
+    pub(crate) fn new(number: u64, limits: &Limits) -> Self {
         Self {
             number,
-            budget: Budget::new(limits.steps_per_exit),
-            pasid_budget: Budget::new(limits.pasid_steps_per_exit),
+            budget: Budget::new(limits.steps_per_exit, limits.pasid_steps_per_exit),
         }
     }
 }
@@ -189,9 +186,9 @@ impl Resources {
     /// Does `work` in an exit of its own, as it is not the guest who asks for it: what the guest's
     /// has left of its budgets stays as it is.
     pub(crate) fn apart<R>(&mut self, work: impl FnOnce(&mut Self) -> R) -> R {
-        let own = Exit::new(self.exit.number.wrapping_add(1), &self.limits);
-        let mut of_guest = std::mem::replace(&mut self.exit, own);
-        of_guest.number = own.number;
+        let number = self.exit.number.wrapping_add(1);
+        let mut of_guest = std::mem::replace(&mut self.exit, Exit::new(number, &self.limits));
+        of_guest.number = number;
         let result = work(self);
         self.exit = of_guest;
         result

@@ -18,8 +18,7 @@ use std::cmp::Reverse;
 use std::io;
 use std::ops::Range;
 
-use crate::blocked::Blocked;
-use crate::budget::{CALL, Exhausted};
+use crate::budget::{CALL, Spent};
 use crate::dirty::tracking::collect_unmapped;
 use crate::footprint::AREA;
 use crate::host_iommu::IoasId;
@@ -66,22 +65,17 @@ pub(crate) enum Trouble {
     TooManyAreas,
     /// The limit on the work for one exit of the guest.
     TooMuchWork,
+    /// The call is to end before it is done. What is left is remembered, and who is behind it stays.
+    Interrupted,
     /// The host does not unmap.
     Host(io::Error),
 }
 
-impl From<Exhausted> for Trouble {
-    fn from(Exhausted: Exhausted) -> Self {
-        Self::TooMuchWork
-    }
-}
-
-impl From<Trouble> for Blocked {
-    fn from(trouble: Trouble) -> Self {
-        match trouble {
-            Trouble::TooManyAreas => Self::TooManyAreas,
-            Trouble::TooMuchWork => Self::TooMuchWork,
-            Trouble::Host(error) => Self::Host(error.raw_os_error()),
+impl From<Spent> for Trouble {
+    fn from(spent: Spent) -> Self {
+        match spent {
+            Spent::Exhausted => Self::TooMuchWork,
+            Spent::Interrupted => Self::Interrupted,
         }
     }
 }
@@ -158,7 +152,7 @@ impl Shadow {
     /// then what is new is mapped.
     ///
     /// # Errors
-    /// The shadow must not be used any more.
+    /// The shadow must not be used any more, unless it is only to be refreshed again.
     pub(crate) fn refresh<T: TableMemory>(
         &mut self,
         tables: &GuestTables<'_, T>,
@@ -170,7 +164,9 @@ impl Shadow {
         let outcome = self
             .unmap_changed(&mut stale, tables, resources, scratch)
             .and_then(|()| self.map(&scratch.added, resources));
-        stale.clear();
+        if !matches!(outcome, Err(Trouble::Interrupted)) {
+            stale.clear();
+        }
         self.stale = stale;
         scratch.shrink();
         if is_whole {
@@ -296,6 +292,7 @@ impl Shadow {
     fn unmap(&mut self, areas: &[Run], resources: &mut Resources) -> Result<(), Trouble> {
         let mut left = areas;
         while let Some((first, rest)) = left.split_first() {
+            resources.exit.budget.steps(CALL)?;
             let mut last = *first;
             left = rest;
             self.forget(first, resources);
@@ -310,7 +307,6 @@ impl Shadow {
                 left = rest;
                 self.forget(next, resources);
             }
-            resources.exit.budget.steps(CALL)?;
             self.ioas
                 .host
                 .unmap(self.ioas.id, first.input, last.end() - first.input)
@@ -330,13 +326,13 @@ impl Shadow {
 
     fn map(&mut self, runs: &[Run], resources: &mut Resources) -> Result<(), Trouble> {
         for run in runs {
+            resources.exit.budget.steps(CALL)?;
             let cost = self.areas.cost_of(run);
             if self.areas.cost() + cost > resources.limits.of_one_shadow()
                 || resources.shadow_bytes + cost > resources.limits.shadow_memory
             {
                 return Err(Trouble::TooManyAreas);
             }
-            resources.exit.budget.steps(CALL)?;
             let outcome =
                 self.ioas
                     .share(self.source, run.output, run.input, run.length, run.rights);

@@ -53,9 +53,9 @@ pub use translate::{
 pub use unit::UnitIommu;
 pub use unit::{
     DeviceTlb, DmaBlocked, Durations, EventSink, InlineBudget, InterruptBlocked,
-    InterruptEntryObserver, InterruptMessage, PageRequestRefusal, PhysicalRange,
-    REGISTER_WINDOW_SIZE, RegisterWord, StateError, Statistics, TranslationObserver, Unit,
-    UnitState,
+    InterruptEntryObserver, InterruptMessage, Interruption, PageRequestRefusal, Patience,
+    PhysicalRange, REGISTER_WINDOW_SIZE, RegisterWord, StateError, Statistics, TranslationObserver,
+    Unfinished, Unit, UnitState,
 };
 
 // For `intel-vtd-host`, and what signatures name but no one else has to.

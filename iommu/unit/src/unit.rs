@@ -28,6 +28,7 @@ mod layout;
 mod observers;
 mod page_queue;
 mod page_requests;
+mod patience;
 mod queue;
 mod register_file;
 mod registers;
@@ -47,9 +48,11 @@ use vm_memory::GuestMemoryBackend;
 pub use budget::InlineBudget;
 pub use device_tlb::DeviceTlb;
 pub use events::{EventSink, InterruptMessage};
+pub use execution::Interruption;
 pub use interrupt_remapping::{InterruptBlocked, InterruptEntryObserver};
 pub use observers::TranslationObserver;
 pub use page_requests::PageRequestRefusal;
+pub use patience::{Patience, Unfinished};
 pub use register_file::REGISTER_WINDOW_SIZE;
 pub use resolve_dma::{DmaBlocked, PhysicalRange};
 pub use snapshot::{RegisterWord, StateError, UnitState};
@@ -82,7 +85,7 @@ pub struct Unit<M> {
     /// Leads all others in the lock order.
     execution: Mutex<Execution>,
     /// How many want `execution` before anything further is executed.
-    claims: AtomicUsize,
+    claims: Arc<AtomicUsize>,
     background: OnceLock<Background>,
     /// Held for one access.
     registers: Mutex<Registers>,
@@ -173,7 +176,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         Ok(Arc::new(Self {
             caps,
             execution: Mutex::default(),
-            claims: AtomicUsize::new(0),
+            claims: Arc::default(),
             background: OnceLock::new(),
             registers: Mutex::new(Registers::new(&caps)),
             status: AtomicU32::new(0),
@@ -324,14 +327,13 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         latched: Latched,
         budget: &mut Budget<'_>,
     ) -> Result<(), Later> {
-        if execution.leaves_to_background(budget) {
-            return Err(Later);
-        }
         self.dma.set_latched(latched);
         self.drain_translations(&DrainScope::ALL, budget)?;
         execution.root = latched.root;
         budget.clock.start();
-        execution.observers.translation_changed();
+        execution
+            .observers
+            .translation_changed(&budget.of_observers())?;
         Ok(())
     }
 

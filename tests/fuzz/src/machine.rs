@@ -1,7 +1,7 @@
 //! A unit with one device, whose every step is accounted for.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
@@ -285,7 +285,7 @@ impl Machine {
     pub(crate) fn write(&self, at: u64, bytes: &[u8]) -> Account {
         let account = self.step(|| {
             self.unit.write(at, bytes);
-            self.unit.run_backlog(&AtomicBool::new(false));
+            self.unit.run_backlog(&Arc::default());
         });
         let words = bytes.len() as u64 / 4;
         // A fetch for each descriptor and a status for each wait; a fetch that fails stops the

@@ -2,7 +2,6 @@
 //! F4 and F5).
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use intel_vtd::{InlineBudget, SourceId, Unit};
@@ -72,7 +71,7 @@ impl Round {
 
     /// Has the rest done of what a register write has left, if the unit leaves anything.
     fn finish(&self) {
-        self.driver.registers.0.run_backlog(&AtomicBool::new(false));
+        self.driver.registers.0.run_backlog(&Arc::default());
     }
 
     /// Submits a batch, and follows the queue from stop to stop.

@@ -8,7 +8,7 @@ use intel_vtd::spec::descriptors::{
 };
 use intel_vtd::testing::tables::{Paging, RAM, World};
 use intel_vtd::{
-    EventSink, InterruptMessage, Invalidation, Scalable, SourceId, Stages,
+    EventSink, InterruptMessage, Invalidation, Patience, Scalable, SourceId, Stages,
     TranslationObserver as _, Unit, UnitConfig,
 };
 use intel_vtd_host::{
@@ -101,7 +101,8 @@ impl Guest {
     /// One exit.
     pub(crate) fn invalidate(&self, invalidations: &[Invalidation]) {
         self.devices.run_begins();
-        self.devices.invalidated(invalidations);
+        let patience = Patience::endless();
+        let _ = self.devices.invalidated(invalidations, &patience);
     }
 
     /// All entries are announced.
@@ -118,7 +119,7 @@ impl Guest {
         let mut latched = self.world.latched;
         latched.enabled = enabled;
         self.unit.dma_state().set_latched(latched);
-        self.devices.translation_changed();
+        let _ = self.devices.translation_changed(&Patience::endless());
     }
 
     /// Requests of devices, with and without PASID, that are where the guest's tables put them.

@@ -92,10 +92,10 @@ fn translation_off_is_guest_memory_and_reset_brings_it_back() {
     assert_eq!(guest.dma(ids[0], 0), Some((0, "rw")));
     assert_eq!(guest.host.objects(), 2);
     guest.unit.dma_state().set_latched(guest.world.latched);
-    guest.devices.translation_changed();
+    guest.change_translation();
     assert_eq!(guest.dma(ids[0], 0), Some((0x30_0000, "rw")));
     guest.unit.dma_state().set_latched(Latched::default());
-    guest.devices.translation_changed();
+    guest.change_translation();
     assert_eq!(guest.dma(ids[0], 0), Some((0, "rw")));
 }
 
@@ -107,7 +107,7 @@ fn legacy_tables_are_shadowed_under_their_domain_id() {
     let mut latched = guest.world.latched;
     latched.root.mode = TableMode::Legacy;
     guest.unit.dma_state().set_latched(latched);
-    guest.devices.translation_changed();
+    guest.change_translation();
     assert_eq!(guest.dma(ids[0], 0x1000), None);
     guest.world.set_context(paging.top | 1, 0x502);
     guest.invalidate(&[CONTEXT]);
@@ -217,7 +217,7 @@ fn nothing_is_called_when_nothing_changed() {
         Invalidation::All,
     ]);
     guest.invalidate(&[pages(6, 0, 18), Invalidation::Iotlb(IotlbScope::Domain(9))]);
-    guest.devices.translation_changed();
+    guest.change_translation();
     assert_eq!(guest.host.take_calls(), []);
 }
 
@@ -480,19 +480,19 @@ fn work_for_one_exit_is_bounded() {
     guest.devices.run_begins();
     // Four tables and a run each, and a call of the host once.
     for _ in 0..119 {
-        guest.devices.invalidated(&[pages(5, 0x1000, 0)]);
+        guest.tell(&[pages(5, 0x1000, 0)]);
     }
     assert_eq!(guest.dma(id, 0x1000), Some((0x30_0000, "rw")));
-    guest.devices.invalidated(&[pages(5, 0x1000, 0)]);
+    guest.tell(&[pages(5, 0x1000, 0)]);
     assert_eq!(blocked(guest.binding(A)), Some(Blocked::TooMuchWork));
-    guest.devices.invalidated(&[CONTEXT]);
+    guest.tell(&[CONTEXT]);
     assert_eq!(
         blocked(guest.binding(A)),
         Some(Blocked::TooMuchWork),
         "not in the same exit"
     );
     guest.devices.run_begins();
-    guest.devices.invalidated(&[CONTEXT]);
+    guest.tell(&[CONTEXT]);
     assert_eq!(guest.dma(id, 0x1000), Some((0x30_0000, "rw")));
 }
 

@@ -5,7 +5,7 @@ pub(super) mod hwpts;
 mod nested;
 mod shadow;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::device::Device;
@@ -13,17 +13,15 @@ use super::placement::Placement;
 use super::users::Users;
 use crate::attach::{AttachError, EADDRINUSE, EBUSY, EINVAL};
 use crate::blocked::Blocked;
+use crate::budget::Spent;
 use crate::dirty::tracking::{collect_guest_physical, switch};
 use crate::host_iommu::HwptId;
 use crate::ioas::Ioas;
 use crate::resources::Resources;
-use crate::shadow::{Scratch, Shadow, ShadowKey};
+use crate::shadow::{Scratch, Shadow, ShadowKey, Trouble};
 use hwpts::add_memory_hwpt;
 use intel_vtd::{GuestTables, Pasid, TableMemory};
 pub(super) use nested::NestedHwpts;
-
-/// What attaching requests costs of what a guest can have done for PASIDs in one exit.
-pub(super) const ATTACH_COST: u64 = 16;
 
 /// What the devices of one iommufd are put behind.
 pub(crate) struct Backing {
@@ -32,6 +30,8 @@ pub(crate) struct Backing {
     pub(super) shadows: BTreeMap<ShadowKey, Shadow>,
     /// Shadows that were made since the last [`sweep`](Self::sweep).
     new_shadows: Vec<ShadowKey>,
+    /// Shadows of which an interruption has left something to do.
+    unfinished: BTreeSet<ShadowKey>,
     pub(super) nested: NestedHwpts,
     scratch: Scratch,
 }
@@ -45,11 +45,34 @@ pub(super) enum Failure {
     Shadow(ShadowKey, Blocked),
     /// All that are behind this nested HWPT, of which the host keeps what it is to forget.
     Nested(HwptId, Blocked),
+    /// Nobody, not even these requests: the call is to end, and will be made again.
+    Interrupted,
+}
+
+impl Failure {
+    /// Of the shadow for `key`.
+    fn of_shadow(key: ShadowKey, trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Interrupted => Self::Interrupted,
+            Trouble::TooManyAreas => Self::Shadow(key, Blocked::TooManyAreas),
+            Trouble::TooMuchWork => Self::Shadow(key, Blocked::TooMuchWork),
+            Trouble::Host(error) => Self::Shadow(key, refused(error)),
+        }
+    }
 }
 
 impl From<Blocked> for Failure {
     fn from(why: Blocked) -> Self {
         Self::Requests(why)
+    }
+}
+
+impl From<Spent> for Failure {
+    fn from(spent: Spent) -> Self {
+        match spent {
+            Spent::Exhausted => Self::Requests(Blocked::TooMuchWork),
+            Spent::Interrupted => Self::Interrupted,
+        }
     }
 }
 
@@ -66,6 +89,7 @@ impl Backing {
             memory,
             shadows: BTreeMap::new(),
             new_shadows: Vec::new(),
+            unfinished: BTreeSet::new(),
             nested: NestedHwpts::default(),
             scratch: Scratch::default(),
         }
@@ -75,7 +99,7 @@ impl Backing {
     /// tables there is no unit.
     ///
     /// # Errors
-    /// They are not there, and are to be [blocked](Device::block).
+    /// They are not there, and are to be [blocked](Device::block), unless it was interrupted.
     pub(super) fn put<T: TableMemory>(
         &mut self,
         tables: Option<&GuestTables<'_, T>>,
@@ -118,8 +142,7 @@ impl Backing {
         wanted: &Placement,
         resources: &mut Resources,
     ) -> Result<(), Failure> {
-        let cost = resources.exit.pasid_budget.steps(ATTACH_COST);
-        cost.map_err(|_| Blocked::TooMuchWork)?;
+        resources.exit.budget.attach()?;
         let Some(tables) = tables else {
             return self.put_behind_memory(device, pasid, resources);
         };

@@ -65,7 +65,7 @@ fn toggle(guest: &Guest) {
         let mut latched = guest.world.latched;
         latched.enabled = enabled;
         guest.unit.dma_state().set_latched(latched);
-        guest.devices.translation_changed();
+        guest.change_translation();
     }
 }
 
@@ -87,7 +87,7 @@ fn a_shadow_is_compared_once_for_all_who_come_to_it_together() {
     guest.map(&paging, 0x8000, 0x50_0000, 1, RW);
     guest.enter_second_stage(SOURCES[3], &paging, 5);
     guest.devices.run_begins();
-    let compared = comparisons(&guest, || guest.devices.invalidated(&[CONTEXT]));
+    let compared = comparisons(&guest, || guest.tell(&[CONTEXT]));
     assert_eq!(compared, 1);
     assert_eq!(guest.dma(ids[3], 0x8000), Some((0x50_0000, "rw")));
 }

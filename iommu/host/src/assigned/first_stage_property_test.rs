@@ -544,7 +544,7 @@ impl Run {
             ..self.guest.world.latched
         };
         self.guest.unit.dma_state().set_latched(latched);
-        self.guest.devices.translation_changed();
+        self.guest.change_translation();
         self.with(|model| {
             model.entries_invalidated(|_, _| true);
             model.invalidated(0, None, None, |_| true);
@@ -690,8 +690,10 @@ proptest! {
     fn devices_behind_first_stage_tables_reach_what_the_guest_permitted_and_nothing_else(
         steps in vec(step(), 1..100),
         grouped in any::<bool>(),
+        impatience in prop_oneof![Just(0), 1_u64..3000],
     ) {
         let mut run = Run::new(grouped);
+        run.guest.impatience.set(impatience);
         for step in &steps {
             run.take(step);
         }

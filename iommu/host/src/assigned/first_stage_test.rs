@@ -361,12 +361,12 @@ fn below_first_stage_tables_pages_stay_read_only_where_all_hosts_take_such() {
 fn translation_off_and_reset_end_nesting_and_it_comes_back() {
     let (guest, device, _) = nested();
     guest.unit.dma_state().set_latched(Latched::default());
-    guest.devices.translation_changed();
+    guest.change_translation();
     assert_eq!(guest.binding(A), Placement::GuestPhysical);
     assert_eq!(guest.dma(device, 0x30_0000), Some((0x30_0000, "rw")));
     assert_eq!(guest.devices.nested(), 0);
     guest.unit.dma_state().set_latched(guest.world.latched);
-    guest.devices.translation_changed();
+    guest.change_translation();
     assert_eq!(guest.dma(device, 0x8000_0000), Some((0x30_0000, "rw")));
     guest.unit.reset();
     assert_eq!(guest.binding(A), Placement::GuestPhysical);
@@ -383,7 +383,7 @@ fn legacy_mode_falls_back_to_a_shadow() {
     // Another context table, in which the device has an entry.
     guest.world.set_context(second.top | 1, 0x502);
     guest.unit.dma_state().set_latched(latched);
-    guest.devices.translation_changed();
+    guest.change_translation();
     assert!(matches!(guest.binding(A), Placement::Shadow { .. }));
     assert_eq!(guest.dma(device, 0x1000), Some((0x40_0000, "r")));
     assert_eq!(guest.devices.nested(), 0);

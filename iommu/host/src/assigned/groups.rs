@@ -11,9 +11,10 @@ use super::device::Device;
 use super::moves::Moves;
 use super::placement::Placement;
 use crate::blocked::Blocked;
+use crate::budget::Spent;
 use crate::host_iommu::HostGroupId;
 use crate::resources::Resources;
-use intel_vtd::{GuestTables, Pasid, TableMemory};
+use intel_vtd::{GuestTables, Pasid, TableMemory, Unfinished};
 
 /// Devices that have their group in common, by their places in the list.
 type Members = Vec<usize>;
@@ -23,24 +24,28 @@ type Wanted = Vec<(usize, Placement)>;
 
 /// Makes of `moves` what can be done for whole groups: of requests without PASID, and with each
 /// PASID of which any member has a move.
+///
+/// # Errors
+/// It was interrupted.
 pub(super) fn unite<T: TableMemory>(
     tables: Option<&GuestTables<'_, T>>,
     devices: &mut [Device],
     moves: &mut [Moves],
     resources: &mut Resources,
-) {
+) -> Result<(), Unfinished> {
     for members in shared(devices) {
         let of_members = members.iter().filter_map(|at| moves.get(*at));
         let mut pasids: BTreeSet<_> = of_members.flat_map(|moves| moves.keys().copied()).collect();
         pasids.insert(None);
         for pasid in pasids {
-            let wanted = wanted(tables, devices, &members, pasid, resources);
+            let wanted = wanted(tables, devices, &members, pasid, resources)?;
             let decided = decide(devices, &wanted, pasid, resources);
             for (at, placement) in decided {
                 set_move(devices, moves, at, pasid, placement, resources);
             }
         }
     }
+    Ok(())
 }
 
 /// After moves: where some member was not put where it belongs, no other one stays there.
@@ -113,20 +118,21 @@ fn wanted<T: TableMemory>(
     members: &[usize],
     pasid: Option<Pasid>,
     resources: &mut Resources,
-) -> Wanted {
+) -> Result<Wanted, Unfinished> {
     let members = members
         .iter()
         .filter_map(|at| Some((*at, devices.get(*at)?)));
     let members = members.filter(|(_, device)| device.can_have(pasid));
     let wanted = members.map(|(at, device)| {
         // Of requests without PASID all are looked at, whatever the guest named.
-        let budget = &mut resources.exit.pasid_budget;
-        let placement = if pasid.is_some() && budget.step().is_err() {
-            Placement::Blocked(Blocked::TooMuchWork)
-        } else {
-            device.wanted(tables, pasid)
+        let budget = &mut resources.exit.budget;
+        let step = pasid.map_or(Ok(()), |_| budget.pasid_step());
+        let placement = match step {
+            Ok(()) => device.wanted(tables, pasid),
+            Err(Spent::Exhausted) => Placement::Blocked(Blocked::TooMuchWork),
+            Err(Spent::Interrupted) => return Err(Unfinished),
         };
-        (at, placement)
+        Ok((at, placement))
     });
     wanted.collect()
 }

@@ -180,7 +180,7 @@ fn a_group_follows_pass_through_and_translation_off() {
             enabled,
             ..pair.guest.world.latched
         });
-        pair.guest.devices.translation_changed();
+        pair.guest.change_translation();
     };
     turn(false);
     assert_eq!(pair.dma(), [Some((0x1000, "rw")); 2]);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::backing::{ATTACH_COST, Backing, Failure};
+use super::backing::{Backing, Failure};
 use super::device::Device;
 use super::error::AddError;
 use super::groups;
@@ -15,7 +15,7 @@ use crate::host_iommu::HostIommu;
 use crate::ioas::Ioas;
 use crate::resources::Resources;
 use crate::shadow::named::Named;
-use intel_vtd::{GuestTables, Invalidation, SourceId, TableMemory};
+use intel_vtd::{GuestTables, Invalidation, SourceId, TableMemory, Unfinished};
 
 /// One iommufd with devices.
 pub(crate) struct Host {
@@ -45,19 +45,22 @@ impl Host {
 
     /// Which requests do not belong where they are any more, for each device. What could not be
     /// blocked before is tried again.
+    ///
+    /// # Errors
+    /// It was interrupted, as all that returns this.
     pub(super) fn find_moves<T: TableMemory>(
         &mut self,
         tables: &GuestTables<'_, T>,
         invalidations: &[Invalidation],
         resources: &mut Resources,
-    ) -> Vec<Moves> {
+    ) -> Result<Vec<Moves>, Unfinished> {
         let moves = self.devices.iter_mut().map(|device| {
             device.unstick(resources);
             moves::of_device(tables, device, invalidations, resources)
         });
-        let mut moves: Vec<_> = moves.collect();
-        groups::unite(Some(tables), &mut self.devices, &mut moves, resources);
-        moves
+        let mut moves = moves.collect::<Result<Vec<_>, _>>()?;
+        groups::unite(Some(tables), &mut self.devices, &mut moves, resources)?;
+        Ok(moves)
     }
 
     /// Blocks what is to reach nothing, and takes it from `moves`.
@@ -78,14 +81,12 @@ impl Host {
         named: &Named<'_>,
         moves: &[Moves],
         resources: &mut Resources,
-    ) {
+    ) -> Result<(), Unfinished> {
         let leaving = Leaving::of(&self.devices, moves);
         let failures = self
             .backing
             .refresh(tables, named, &self.users, &leaving, resources);
-        for failure in failures {
-            self.fail(&failure, resources);
-        }
+        self.fail_all(&failures, resources)
     }
 
     /// Has the host forget what was invalidated of the tables that requests stay behind. If it does
@@ -95,12 +96,11 @@ impl Host {
         invalidations: &[Invalidation],
         moves: &[Moves],
         resources: &mut Resources,
-    ) {
+    ) -> Result<(), Unfinished> {
         let leaving = Leaving::of(&self.devices, moves);
         let nested = &mut self.backing.nested;
-        for failure in nested.invalidate(invalidations, &self.users, &leaving, resources) {
-            self.fail(&failure, resources);
-        }
+        let failures = nested.invalidate(invalidations, &self.users, &leaving, resources);
+        self.fail_all(&failures, resources)
     }
 
     /// Puts requests where they belong.
@@ -109,18 +109,19 @@ impl Host {
         tables: Option<&GuestTables<'_, T>>,
         moves: &[Moves],
         resources: &mut Resources,
-    ) {
+    ) -> Result<(), Unfinished> {
         for (at, moves) in moves.iter().enumerate() {
             let (before, rest) = self.devices.split_at_mut(at);
             let Some((device, after)) = rest.split_first_mut() else {
                 break;
             };
             let others = [before, after];
-            put_all(&mut self.backing, tables, device, others, moves, resources);
+            put_all(&mut self.backing, tables, device, others, moves, resources)?;
         }
         if !moves.is_empty() {
             groups::settle(&mut self.devices, resources);
         }
+        Ok(())
     }
 
     /// Gives back what no device uses, if any requests were put elsewhere.
@@ -264,14 +265,14 @@ impl Host {
         mut moves: Vec<Moves>,
         resources: &mut Resources,
     ) {
-        groups::unite(tables, &mut self.devices, &mut moves, resources);
+        // Nobody interrupts either.
+        let _ = groups::unite(tables, &mut self.devices, &mut moves, resources);
         // It is not the guest who asks for these.
         let attached = moves.iter().filter(|moves| moves.contains_key(&None));
         let attached = u64::try_from(attached.count()).unwrap_or(u64::MAX);
-        let budget = &mut resources.exit.pasid_budget;
-        budget.add(ATTACH_COST.saturating_mul(attached));
+        resources.exit.budget.add_attaches(attached);
         self.block_moves(&mut moves, resources);
-        self.carry_out(tables, &moves, resources);
+        let _ = self.carry_out(tables, &moves, resources);
     }
 
     pub(super) fn reports(&self) -> impl Iterator<Item = DeviceReport> {
@@ -280,14 +281,19 @@ impl Host {
         devices.map(|device| DeviceReport::new(device, shadows))
     }
 
-    fn fail(&mut self, failure: &Failure, resources: &mut Resources) {
-        self.has_moved = true;
-        fail(
-            &mut self.backing,
-            failure,
-            self.devices.iter_mut(),
-            resources,
-        );
+    fn fail_all(
+        &mut self,
+        failures: &[Failure],
+        resources: &mut Resources,
+    ) -> Result<(), Unfinished> {
+        let mut outcome = Ok(());
+        for failure in failures {
+            self.has_moved = true;
+            let devices = self.devices.iter_mut();
+            let failed = fail(&mut self.backing, failure, devices, resources);
+            outcome = outcome.and(failed.map(|_| ()));
+        }
+        outcome
     }
 }
 
@@ -311,15 +317,16 @@ fn put_all<T: TableMemory>(
     mut others: [&mut [Device]; 2],
     moves: &Moves,
     resources: &mut Resources,
-) {
+) -> Result<(), Unfinished> {
     for (pasid, wanted) in moves {
         if let Err(failure) = backing.put(tables, device, *pasid, wanted, resources) {
             let others = others.iter_mut().flat_map(|others| others.iter_mut());
             let all = std::iter::once(&mut *device).chain(others);
-            let why = fail(backing, &failure, all, resources);
+            let why = fail(backing, &failure, all, resources)?;
             device.block(*pasid, why, resources);
         }
     }
+    Ok(())
 }
 
 /// Blocks those of `devices` to whom a failure spreads, and gives back what is of no use any more.
@@ -328,8 +335,9 @@ fn fail<'a>(
     failure: &Failure,
     devices: impl Iterator<Item = &'a mut Device>,
     resources: &mut Resources,
-) -> Blocked {
-    match *failure {
+) -> Result<Blocked, Unfinished> {
+    let why = match *failure {
+        Failure::Interrupted => return Err(Unfinished),
         Failure::Requests(why) => why,
         Failure::Shadow(key, why) => {
             for device in devices {
@@ -347,7 +355,8 @@ fn fail<'a>(
             }
             why
         }
-    }
+    };
+    Ok(why)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::ioas::Ioas;
 use crate::resources::Resources;
 use crate::shadow::Shadow;
 use crate::shadow::named::Named;
-use intel_vtd::{GuestTables, Invalidation, SourceId, TableMemory};
+use intel_vtd::{GuestTables, Invalidation, Patience, SourceId, TableMemory, Unfinished};
 
 /// The iommufds that have devices.
 pub(crate) struct Hosts {
@@ -49,15 +49,30 @@ impl Hosts {
     /// What is to be reached no more goes first, then shadows follow the guest's tables, then the
     /// host forgets what it keeps of first-stage tables, then devices are put behind others. So a
     /// device is attached to what is complete, and only what nobody uses any more is torn down.
+    ///
+    /// # Errors
+    /// It was more than `patience` is for, and is to be done again.
     pub(super) fn update<T: TableMemory>(
         &mut self,
         tables: &GuestTables<'_, T>,
         invalidations: &[Invalidation],
-    ) {
+        patience: &Patience,
+    ) -> Result<(), Unfinished> {
+        self.resources.begin_update();
+        self.resources.exit.budget.begin_call(patience);
+        let outcome = self.follow(tables, invalidations);
+        self.resources.exit.budget.end_call(outcome);
+        outcome
+    }
+
+    fn follow<T: TableMemory>(
+        &mut self,
+        tables: &GuestTables<'_, T>,
+        invalidations: &[Invalidation],
+    ) -> Result<(), Unfinished> {
         let Self {
             resources, list, ..
         } = self;
-        resources.begin_update();
         let has_entries = invalidations.iter().any(|invalidation| {
             matches!(
                 invalidation,
@@ -68,7 +83,7 @@ impl Hosts {
         if has_entries {
             let found = list.iter_mut();
             let found = found.map(|host| host.find_moves(tables, invalidations, resources));
-            moves = found.collect();
+            moves = found.collect::<Result<_, _>>()?;
         }
         for (at, host) in list.iter_mut().enumerate() {
             let moves = moves.get_mut(at).map_or(&mut [][..], Vec::as_mut_slice);
@@ -78,13 +93,13 @@ impl Hosts {
         let of_host = |at: usize| moves.get(at).map_or(&[][..], Vec::as_slice);
         let named = Named::by(invalidations);
         for (at, host) in list.iter_mut().enumerate() {
-            host.refresh(tables, &named, of_host(at), resources);
+            host.refresh(tables, &named, of_host(at), resources)?;
         }
         for (at, host) in list.iter_mut().enumerate() {
-            host.invalidate_nested(invalidations, of_host(at), resources);
+            host.invalidate_nested(invalidations, of_host(at), resources)?;
         }
         for (at, host) in list.iter_mut().enumerate() {
-            host.carry_out(Some(tables), of_host(at), resources);
+            host.carry_out(Some(tables), of_host(at), resources)?;
         }
         if has_entries {
             resources.sweep();
@@ -94,6 +109,7 @@ impl Hosts {
             #[cfg(test)]
             host.check();
         }
+        Ok(())
     }
 
     /// Whether `source` is free, and whether `iommu` has devices.
@@ -183,11 +199,6 @@ impl Hosts {
     /// What is to be given back, under no lock.
     pub(super) fn take_unused(&mut self) -> Vec<Ioas> {
         std::mem::take(&mut self.unused)
-    }
-
-    /// Whether there are any devices.
-    pub(super) const fn has_devices(&self) -> bool {
-        !self.list.is_empty()
     }
 
     /// The device with this source id.

@@ -17,7 +17,8 @@ fn invalidate_meanwhile(guest: &Guest, host: &FakeHost) -> Arc<[AtomicUsize; 2]>
         let is_free = devices.hosts.try_lock().is_some();
         if is_free {
             devices.run_begins();
-            devices.invalidated(&[CONTEXT, first_stage_all(5)]);
+            let list = [CONTEXT, first_stage_all(5)];
+            devices.invalidated(&list, &Patience::endless()).unwrap();
         }
         counted[usize::from(!is_free)].fetch_add(1, Ordering::Relaxed);
     });

@@ -6,22 +6,25 @@ use super::device::Device;
 use super::pasids::{Asked, Candidates};
 use super::placement::Placement;
 use crate::blocked::Blocked;
-use crate::budget::Exhausted;
+use crate::budget::Spent;
 use crate::resources::Resources;
 use intel_vtd::spec::descriptors::{ContextScope, PasidCacheScope};
-use intel_vtd::{GuestTables, Invalidation, Pasid, SourceId, TableMemory};
+use intel_vtd::{GuestTables, Invalidation, Pasid, SourceId, TableMemory, Unfinished};
 
 /// Where requests of a device are to go, by PASID.
 pub(super) type Moves = BTreeMap<Option<Pasid>, Placement>;
 
 /// Compares where requests are with what the guest's tables say, for all entries that
 /// `invalidations` name.
+///
+/// # Errors
+/// It was interrupted.
 pub(super) fn of_device<T: TableMemory>(
     tables: &GuestTables<'_, T>,
     device: &Device,
     invalidations: &[Invalidation],
     resources: &mut Resources,
-) -> Moves {
+) -> Result<Moves, Unfinished> {
     let mut moves = Moves::new();
     let wanted = device.wanted(Some(tables), None);
     if !device.stays(None, &wanted, resources.exit.number)
@@ -30,9 +33,9 @@ pub(super) fn of_device<T: TableMemory>(
         moves.insert(None, wanted);
     }
     if device.has_pasids {
-        of_pasids(tables, device, invalidations, &mut moves, resources);
+        of_pasids(tables, device, invalidations, &mut moves, resources)?;
     }
-    moves
+    Ok(moves)
 }
 
 /// Whether the guest has named the entry of requests that are looked at, which are `wanted` there:
@@ -54,7 +57,7 @@ fn names(invalidations: &[Invalidation], source: SourceId, wanted: &Placement) -
         })
 }
 
-/// Where all requests go of a device, wherever they are.
+/// Where all requests go of a device, wherever they are. Nobody interrupts that.
 pub(super) fn of_all<T: TableMemory>(
     tables: Option<&GuestTables<'_, T>>,
     device: &Device,
@@ -65,7 +68,7 @@ pub(super) fn of_all<T: TableMemory>(
     if let Some(tables) = tables
         && device.has_pasids
     {
-        of_pasids(tables, device, &[Invalidation::All], &mut moves, resources);
+        let _ = of_pasids(tables, device, &[Invalidation::All], &mut moves, resources);
     }
     moves
 }
@@ -76,21 +79,22 @@ fn of_pasids<T: TableMemory>(
     invalidations: &[Invalidation],
     moves: &mut Moves,
     resources: &mut Resources,
-) {
+) -> Result<(), Unfinished> {
     let asked = Asked::by(invalidations, device.source);
-    let mut budget = resources.exit.pasid_budget;
+    let budget = &mut resources.exit.budget;
     let mut room = Room::beside(device.pasids().len(), resources.limits.pasids);
     let mut is_complete = true;
     // What is looked through now finds what there was no room for before.
     let mut has_more = !asked.all && device.has_more.get();
     let mut candidates = Candidates::new(tables, device.source, &asked, device.pasids());
     loop {
-        let pasid = match candidates.next(&mut budget) {
+        let pasid = match candidates.next(budget) {
             Some(Ok(pasid)) => pasid,
-            Some(Err(Exhausted)) => {
+            Some(Err(Spent::Exhausted)) => {
                 is_complete = false;
                 break;
             }
+            Some(Err(Spent::Interrupted)) => return Err(Unfinished),
             // Others have gone, and made room.
             None if has_more && room.is_left() && candidates.go_on() => {
                 has_more = false;
@@ -102,11 +106,12 @@ fn of_pasids<T: TableMemory>(
         if candidates.is_scanning() && (is_known || moves.contains_key(&Some(pasid))) {
             continue;
         }
-        let wanted = match budget.step() {
+        let wanted = match budget.pasid_step() {
             Ok(()) => device.wanted(Some(tables), Some(pasid)),
             // What is not known to be so reaches nothing.
-            Err(Exhausted) if is_known => Placement::Blocked(Blocked::TooMuchWork),
-            Err(Exhausted) => {
+            Err(Spent::Interrupted) => return Err(Unfinished),
+            Err(Spent::Exhausted) if is_known => Placement::Blocked(Blocked::TooMuchWork),
+            Err(Spent::Exhausted) => {
                 is_complete = false;
                 continue;
             }
@@ -127,7 +132,6 @@ fn of_pasids<T: TableMemory>(
             }
         }
     }
-    resources.exit.pasid_budget = budget;
     device.has_more.set(has_more || !is_complete);
     if !is_complete {
         resources.report(|| {
@@ -137,6 +141,7 @@ fn of_pasids<T: TableMemory>(
             )
         });
     }
+    Ok(())
 }
 
 /// PASIDs for which there is room.

@@ -70,7 +70,7 @@ fn why(guest: &Guest, source: SourceId, pasid: u32) -> Option<Blocked> {
 
 fn enable(guest: &Guest, latched: Latched) {
     guest.unit.dma_state().set_latched(latched);
-    guest.devices.translation_changed();
+    guest.change_translation();
 }
 
 fn device_tlb(source: SourceId, target: DeviceTlbTarget, address: u64, shift: u8) -> Invalidation {
@@ -662,7 +662,7 @@ fn a_directory_full_of_empty_tables_is_read_to_the_end_once() {
     let start = Instant::now();
     guest.devices.run_begins();
     for _ in 0..1000 {
-        guest.devices.invalidated(&[CONTEXT]);
+        guest.tell(&[CONTEXT]);
     }
     println!(
         "{:?} for one exit that asks for it a thousand times",
@@ -686,7 +686,7 @@ fn what_was_not_read_again_for_want_of_budget_is_blocked() {
     assert_eq!(numbers(&guest, device), [1, 2, 3, 4]);
     guest.devices.run_begins();
     for _ in 0..20 {
-        guest.devices.invalidated(&[ENTRIES]);
+        guest.tell(&[ENTRIES]);
     }
     assert!(numbers(&guest, device).is_empty());
     assert_eq!(why(&guest, A, 1), Some(Blocked::TooMuchWork));
@@ -706,7 +706,7 @@ fn a_guest_that_changes_entries_for_ever_has_a_bounded_number_of_host_calls_in_e
         let paging = if round % 2 == 0 { &other } else { &paging };
         guest.enter_with(A, 7, first_stage(paging, 5));
         let named = Invalidation::PasidCache(PasidCacheScope::Pasid(5, 7));
-        guest.devices.invalidated(&[named]);
+        guest.tell(&[named]);
     }
     let done = guest.devices.statistics();
     assert!(done.pasid_attaches < (1 << 16) / 16 + 2, "{done:?}");
@@ -732,9 +732,7 @@ fn a_guest_that_invalidates_for_ever_has_a_bounded_number_of_host_calls_in_each_
     guest.host.take_invalidations();
     guest.devices.run_begins();
     for _ in 0..1000 {
-        guest
-            .devices
-            .invalidated(&[pasid_pages(5, 7, 0x8000_0000, 0)]);
+        guest.tell(&[pasid_pages(5, 7, 0x8000_0000, 0)]);
     }
     // Each is one for either PASID.
     assert_eq!(invalidations(&guest).len(), 25);
@@ -767,18 +765,18 @@ fn a_guest_with_many_shadows_has_a_bounded_number_of_blocks_noted_in_each_exit()
     let nobodys = Invalidation::Iotlb(IotlbScope::Domain(99));
     // What names none of them is no work for any.
     for _ in 0..100 {
-        guest.devices.invalidated(&[nobodys; 64]);
+        guest.tell(&[nobodys; 64]);
     }
     assert_eq!(bound(&guest), 4);
     // Beyond what the tables translate nothing is read, but all 4 are told.
     let beyond = pages(5, 1 << 50, 0);
     for _ in 0..12 {
-        guest.devices.invalidated(&[beyond; 64]);
+        guest.tell(&[beyond; 64]);
     }
     assert_eq!(bound(&guest), 4);
-    guest.devices.invalidated(&[beyond; 64]);
+    guest.tell(&[beyond; 64]);
     assert!(bound(&guest) < 4);
-    guest.devices.invalidated(&[beyond; 64]);
+    guest.tell(&[beyond; 64]);
     assert_eq!(bound(&guest), 0);
     assert_eq!(why(&guest, A, 1), Some(Blocked::TooMuchWork));
 }
@@ -914,8 +912,8 @@ fn what_was_invalidated_since_the_guest_asked_is_not_passed_on_for_the_device_ag
     guest.invalidate(&[asked, two]);
     assert_eq!(invalidations(&guest), [vec![block]]);
     guest.devices.run_begins();
-    guest.devices.invalidated(&[asked]);
-    guest.devices.invalidated(&[two]);
+    guest.tell(&[asked]);
+    guest.tell(&[two]);
     assert_eq!(invalidations(&guest), [vec![block]]);
     // The next exit is another one.
     guest.invalidate(&[two]);

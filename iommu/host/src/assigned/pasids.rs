@@ -1,6 +1,6 @@
 //! PASIDs of a device that the guest has entries for, and of which it may have changed them.
 
-use crate::budget::{Budget, Exhausted};
+use crate::budget::{Budget, Spent};
 use intel_vtd::spec::descriptors::PasidCacheScope;
 use intel_vtd::spec::pasid::{DirectoryEntry, PasidEntry};
 use intel_vtd::{GuestTables, Invalidation, Pasid, PasidDirectory, SourceId, TableMemory};
@@ -92,8 +92,8 @@ impl<'a, T: TableMemory> Candidates<'a, T> {
         self.is_scanning
     }
 
-    /// The next one; [`Exhausted`] when the budget was used up first.
-    pub(crate) fn next(&mut self, budget: &mut Budget) -> Option<Result<Pasid, Exhausted>> {
+    /// The next one, or why it was not looked for to the end.
+    pub(crate) fn next(&mut self, budget: &mut Budget) -> Option<Result<Pasid, Spent>> {
         if let Some(pasid) = self.listed.next() {
             return Some(Ok(pasid));
         }
@@ -124,7 +124,7 @@ impl<'a, T: TableMemory> Scan<'a, T> {
         })
     }
 
-    fn next(&mut self, budget: &mut Budget) -> Option<Result<Pasid, Exhausted>> {
+    fn next(&mut self, budget: &mut Budget) -> Option<Result<Pasid, Spent>> {
         loop {
             if let Some(pasid) = self.next_of_table() {
                 return Some(Ok(pasid));
@@ -158,9 +158,9 @@ impl<'a, T: TableMemory> Scan<'a, T> {
     }
 
     /// Opens the table of the next entry of the directory, if it has one.
-    fn open_table(&mut self, budget: &mut Budget) -> Result<(), Exhausted> {
+    fn open_table(&mut self, budget: &mut Budget) -> Result<(), Spent> {
         if self.index.is_multiple_of(PER_PAGE) {
-            budget.step()?;
+            budget.pasid_step()?;
         }
         let address = self.directory.address + u64::from(self.index) * DirectoryEntry::SIZE;
         self.index += 1;
@@ -168,7 +168,7 @@ impl<'a, T: TableMemory> Scan<'a, T> {
         if let Ok(entry) = entry
             && entry.validate(self.tables.gates()).is_ok()
         {
-            budget.step()?;
+            budget.pasid_step()?;
             self.table = Some((entry.table(), 0));
         }
         Ok(())

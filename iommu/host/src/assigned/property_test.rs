@@ -609,7 +609,7 @@ impl Run {
             ..self.guest.world.latched
         };
         self.guest.unit.dma_state().set_latched(latched);
-        self.guest.devices.translation_changed();
+        self.guest.change_translation();
         self.with(|model| {
             model.entries_invalidated(|_| true);
             model.invalidated(None, None, |_| true);
@@ -677,8 +677,9 @@ fn block(address: u64, mask: u8) -> PageBlock {
 static STEPS: AtomicU64 = AtomicU64::new(0);
 static LOOKS: AtomicU64 = AtomicU64::new(0);
 
-fn run(limits: Limits, limited: bool, grouped: bool, steps: &[Step]) {
+fn run(limits: Limits, limited: bool, grouped: bool, impatience: u64, steps: &[Step]) {
     let mut run = Run::new(limits, limited, grouped);
+    run.guest.impatience.set(impatience);
     for step in steps {
         run.take(step);
     }
@@ -700,23 +701,33 @@ fn run(limits: Limits, limited: bool, grouped: bool, steps: &[Step]) {
     );
 }
 
+/// How many steps of work the first try of what the guest says is for; 0 for as many as it takes.
+fn impatience() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), 1_u64..3000]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 
     #[test]
-    fn devices_reach_what_the_guest_permitted_and_nothing_else(steps in vec(step(), 1..100), grouped in any::<bool>()) {
-        run(Limits::default(), false, grouped, &steps);
+    fn devices_reach_what_the_guest_permitted_and_nothing_else(
+        steps in vec(step(), 1..100),
+        grouped in any::<bool>(),
+        impatience in impatience(),
+    ) {
+        run(Limits::default(), false, grouped, impatience, &steps);
     }
 
     #[test]
     fn limits_make_devices_reach_less_and_never_more(
         steps in vec(step(), 1..100),
         grouped in any::<bool>(),
+        impatience in impatience(),
         shadow_memory in 0_u64..400_000,
         steps_per_exit in 1_u64..5_000,
         pasids in 0_usize..3,
         pasid_steps_per_exit in 1_u64..100,
     ) {
-        run(Limits { shadow_memory, steps_per_exit, pasids, pasid_steps_per_exit }, true, grouped, &steps);
+        run(Limits { shadow_memory, steps_per_exit, pasids, pasid_steps_per_exit }, true, grouped, impatience, &steps);
     }
 }

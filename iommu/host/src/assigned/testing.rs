@@ -15,8 +15,8 @@ use intel_vtd::spec::descriptors::{
 };
 use intel_vtd::testing::tables::{Paging, RAM, World};
 use intel_vtd::{
-    EventSink, InterruptMessage, Invalidation, Pasid, Scalable, SourceId, Stages,
-    TranslationObserver as _, Unit, UnitConfig,
+    EventSink, InterruptMessage, Invalidation, Pasid, Patience, Scalable, SourceId, Stages,
+    TranslationObserver as _, Unfinished, Unit, UnitConfig,
 };
 
 pub(super) type Memory = Arc<GuestMemoryMmap<()>>;
@@ -46,6 +46,10 @@ pub(super) struct Guest {
     pub(super) unit: Arc<Unit<Memory>>,
     pub(super) devices: Arc<AssignedDevices<Memory>>,
     pub(super) host: Arc<FakeHost>,
+    /// Steps of work for the first try of what the guest says; with 0, there is one try.
+    pub(super) impatience: Cell<u64>,
+    /// How many tries were interrupted.
+    pub(super) interruptions: Cell<u64>,
 }
 
 /// RAM as `World` has it, in two pieces; offsets in the file are guest-physical addresses.
@@ -137,6 +141,8 @@ impl Guest {
             unit,
             devices,
             host,
+            impatience: Cell::new(0),
+            interruptions: Cell::new(0),
         };
         guest.forget_context();
         guest
@@ -238,7 +244,30 @@ impl Guest {
     /// One exit of the guest.
     pub(super) fn invalidate(&self, invalidations: &[Invalidation]) {
         self.devices.run_begins();
-        self.devices.invalidated(invalidations);
+        self.tell(invalidations);
+    }
+
+    /// As [`invalidate`](Self::invalidate), in a run that has begun.
+    pub(super) fn tell(&self, invalidations: &[Invalidation]) {
+        self.try_until_done(|patience| self.devices.invalidated(invalidations, patience));
+    }
+
+    /// What is latched is another one.
+    pub(super) fn change_translation(&self) {
+        self.try_until_done(|patience| self.devices.translation_changed(patience));
+    }
+
+    /// As the unit does: what is not finished is done again by someone who has more patience.
+    fn try_until_done(&self, work: impl Fn(&Patience) -> Result<(), Unfinished>) {
+        let steps = self.impatience.get();
+        let tries = if steps == 0 { 0..0 } else { 0..3 };
+        for more in tries {
+            if work(&Patience::endless().with_steps(steps << more)).is_ok() {
+                return;
+            }
+            self.interruptions.set(self.interruptions.get() + 1);
+        }
+        work(&Patience::endless()).unwrap();
     }
 
     /// As Linux does it for an entry that becomes present.
@@ -249,11 +278,9 @@ impl Guest {
     /// As [`announce_entry`](Self::announce_entry), for a PASID.
     pub(super) fn announce_pasid(&self, domain: u16, pasid: u32) {
         self.devices.run_begins();
-        self.devices
-            .invalidated(&[Invalidation::PasidCache(PasidCacheScope::Pasid(
-                domain, pasid,
-            ))]);
-        self.devices.invalidated(&[Invalidation::PasidIotlb {
+        let entry = PasidCacheScope::Pasid(domain, pasid);
+        self.tell(&[Invalidation::PasidCache(entry)]);
+        self.tell(&[Invalidation::PasidIotlb {
             domain,
             pasid,
             scope: PasidIotlbScope::Pasid,

@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use crate::budget::{self, Budget, Exhausted};
+use crate::budget::{self, Budget, Spent};
 use crate::host_iommu::Rights;
 use crate::run::Run;
 use intel_vtd::spec::gates::Gates;
@@ -45,7 +45,7 @@ pub(crate) fn scan<T: TableMemory + ?Sized>(
     inputs: &Range<u64>,
     budget: &mut Budget,
     found: impl FnMut(Run),
-) -> Result<(), Exhausted> {
+) -> Result<(), Spent> {
     let end = inputs.end.min(1 << gates.second_stage_width(stage.levels));
     if inputs.start >= end {
         return Ok(());
@@ -97,7 +97,7 @@ impl Table {
 }
 
 impl<T: TableMemory + ?Sized, F: FnMut(Run)> Scan<'_, T, F> {
-    fn table(&mut self, table: &Table) -> Result<(), Exhausted> {
+    fn table(&mut self, table: &Table) -> Result<(), Spent> {
         self.budget.steps(budget::TABLE)?;
         let shift = table.shift();
         let mut index = self.inputs.start.saturating_sub(table.first) >> shift;
@@ -125,7 +125,7 @@ impl<T: TableMemory + ?Sized, F: FnMut(Run)> Scan<'_, T, F> {
         Ok(())
     }
 
-    fn entry(&mut self, table: &Table, index: u64, mut word: u64) -> Result<(), Exhausted> {
+    fn entry(&mut self, table: &Table, index: u64, mut word: u64) -> Result<(), Spent> {
         for _ in 0..ATTEMPTS {
             let entry = SecondStageEntry(word);
             let mut rights = Rights {
@@ -185,7 +185,7 @@ impl<T: TableMemory + ?Sized, F: FnMut(Run)> Scan<'_, T, F> {
         }
     }
 
-    fn leaf(&mut self, first: u64, page: u64, size: u64, rights: Rights) -> Result<(), Exhausted> {
+    fn leaf(&mut self, first: u64, page: u64, size: u64, rights: Rights) -> Result<(), Spent> {
         let inputs = first.max(self.inputs.start)..(first + size).min(self.inputs.end);
         let run = Run {
             input: first,

@@ -9,7 +9,9 @@ use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::testing::{Bench, Memory, QUEUE, STATUS, eventually, full, plain, sharing};
-use super::{EventSink, InlineBudget, Invalidation, TranslationObserver, Unit};
+use super::{
+    EventSink, InlineBudget, Invalidation, Patience, TranslationObserver, Unfinished, Unit,
+};
 use crate::dma::DmaPort;
 use crate::spec::ids::SourceId;
 
@@ -38,7 +40,7 @@ fn background(bench: &Bench, inline: InlineBudget) -> Arc<AtomicUsize> {
 }
 
 fn run(bench: &Bench) {
-    bench.unit.run_backlog(&AtomicBool::new(false));
+    bench.unit.run_backlog(&Arc::default());
 }
 
 /// Wait with a fence that writes `token` to the `place`th dword from [`STATUS`] on.
@@ -130,18 +132,24 @@ fn waits_for_page_requests_and_for_interrupts_in_flight_leave_a_write_too() {
     assert_eq!(bench.read32(0x1C), 0x0500_0000);
 }
 
-/// Stays in each call until it is let go.
+/// Stays in each call until it is let go, unless that is a call of a write beside a background.
 struct Sleeper {
     entered: Mutex<Sender<()>>,
     leave: Mutex<Receiver<()>>,
 }
 
 impl TranslationObserver for Sleeper {
-    fn translation_changed(&self) {}
+    fn translation_changed(&self, _: &Patience) -> Result<(), Unfinished> {
+        Ok(())
+    }
 
-    fn invalidated(&self, _: &[Invalidation]) {
+    fn invalidated(&self, _: &[Invalidation], patience: &Patience) -> Result<(), Unfinished> {
+        if patience.steps() != u64::MAX {
+            return Err(Unfinished);
+        }
         self.entered.lock().unwrap().send(()).unwrap();
         self.leave.lock().unwrap().recv().unwrap();
+        Ok(())
     }
 }
 
@@ -336,10 +344,13 @@ fn reset_drops_what_is_left_of_a_long_queue() {
 struct UntilClaimed(Arc<Unit<Memory>>);
 
 impl TranslationObserver for UntilClaimed {
-    fn translation_changed(&self) {}
+    fn translation_changed(&self, _: &Patience) -> Result<(), Unfinished> {
+        Ok(())
+    }
 
-    fn invalidated(&self, _: &[Invalidation]) {
+    fn invalidated(&self, _: &[Invalidation], _: &Patience) -> Result<(), Unfinished> {
         assert!(eventually(|| self.0.claims.load(Ordering::SeqCst) != 0));
+        Ok(())
     }
 }
 
@@ -370,13 +381,16 @@ fn run_beside(bench: &Bench, work: impl FnOnce()) {
 fn the_background_gives_up_between_two_waits_and_goes_on_when_it_is_called_again() {
     struct StopAt(u64, Mutex<u64>, Arc<AtomicBool>);
     impl TranslationObserver for StopAt {
-        fn translation_changed(&self) {}
-        fn invalidated(&self, _: &[Invalidation]) {
+        fn translation_changed(&self, _: &Patience) -> Result<(), Unfinished> {
+            Ok(())
+        }
+        fn invalidated(&self, _: &[Invalidation], _: &Patience) -> Result<(), Unfinished> {
             let mut calls = self.1.lock().unwrap();
             *calls += 1;
             if *calls == self.0 {
                 self.2.store(true, Ordering::SeqCst);
             }
+            Ok(())
         }
     }
     let bench = Bench::new(&full());
@@ -426,55 +440,68 @@ fn a_unit_that_restores_a_half_done_queue_goes_on_with_it() {
     }
 }
 
+/// Takes so many steps for whatever it is told, and remembers with how much patience it was called.
+struct Slow {
+    steps: u64,
+    calls: Mutex<Vec<u64>>,
+}
+
+impl Slow {
+    fn observe(bench: &Bench, steps: u64) -> Arc<Self> {
+        let slow = Arc::new(Self {
+            steps,
+            calls: Mutex::default(),
+        });
+        bench.unit.observe_translations(Arc::clone(&slow) as _);
+        slow
+    }
+
+    fn work(&self, patience: &Patience) -> Result<(), Unfinished> {
+        self.calls.lock().unwrap().push(patience.steps());
+        if patience.steps() < self.steps {
+            return Err(Unfinished);
+        }
+        Ok(())
+    }
+
+    fn calls(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.calls.lock().unwrap())
+    }
+}
+
+impl TranslationObserver for Slow {
+    fn translation_changed(&self, patience: &Patience) -> Result<(), Unfinished> {
+        self.work(patience)
+    }
+
+    fn invalidated(&self, _: &[Invalidation], patience: &Patience) -> Result<(), Unfinished> {
+        self.work(patience)
+    }
+}
+
+/// Of an observer in one call, within the default budget.
+const STEPS: u64 = 6000;
+
 #[test]
-fn what_concerns_few_pages_is_done_at_once_and_what_concerns_more_in_the_background() {
-    const AT_ONCE: [[u64; 2]; 5] = [
-        [0x0001_0026, 0],
-        [0x0001_00F2, 0x1_0000],
-        [0x0001_00F2, 0x20_0009],
-        [0x0001_0036, 0x1_0009],
-        [0x04, 0],
-    ];
-    const LATER: [[u64; 2]; 7] = [
-        [0x0001_00F2, 0x40_000A],
-        [0x0001_00E2, 0],
-        [0xD2, 0],
-        [0x11, 0],
-        [0x0018_0000_0031, 0],
-        [0x37, 0],
-        [0x0001_0017, 0],
-    ];
+fn what_takes_observers_long_is_left_to_the_background_and_completes_after_it() {
     let bench = Bench::new(&sharing());
     bench.scalable_mode();
     bench.enable_wide_queue();
-    struct Nothing;
-    impl TranslationObserver for Nothing {
-        fn translation_changed(&self) {}
-        fn invalidated(&self, _: &[Invalidation]) {}
+    let slow = Slow::observe(&bench, STEPS + 1);
+    background(&bench, InlineBudget::default());
+    for (token, [low, high]) in [[0x0001_00F2, 0x1_0000], [0x0001_00E2, 0], [0x11, 0]]
+        .into_iter()
+        .enumerate()
+    {
+        let token = token as u64 + 1;
+        bench.submit_wide(&[[low, high, 0, 0], fenced(token, 0)]);
+        assert_ne!(u64::from(bench.peek32(STATUS)), token);
+        assert_eq!(slow.calls(), [STEPS]);
+        run(&bench);
+        assert_eq!(u64::from(bench.peek32(STATUS)), token);
+        assert_eq!(slow.calls(), [u64::MAX]);
     }
-    bench.unit.observe_translations(Arc::new(Nothing));
-    background(&bench, settles(64));
-    let mut token = 0;
-    for (list, at_once) in [(&AT_ONCE[..], true), (&LATER, false)] {
-        for [low, high] in list {
-            token += 1;
-            bench.submit_wide(&[[*low, *high, 0, 0], fenced(token, 0)]);
-            let is_done = u64::from(bench.peek32(STATUS)) == token;
-            assert_eq!(is_done, at_once, "{low:#x}, {high:#x}");
-            run(&bench);
-            assert_eq!(u64::from(bench.peek32(STATUS)), token);
-        }
-    }
-    // Many that are small are not small.
-    let mut many = vec![
-        [0x0001_00F2, 0x1_0000, 0, 0],
-        [0x0001_00F2, 0x20_0009, 0, 0],
-    ];
-    many.push(fenced(99, 0));
-    bench.submit_wide(&many);
-    assert_ne!(bench.peek32(STATUS), 99);
-    run(&bench);
-    // Without its root table, and with another, a shadow is another.
+    // Without its root table, and with another, everything is another.
     for (command, before) in [
         (0xC400_0000_u32, 0x0400_0000_u32),
         (0x0400_0000, 0xC400_0000),
@@ -487,22 +514,105 @@ fn what_concerns_few_pages_is_done_at_once_and_what_concerns_more_in_the_backgro
 }
 
 #[test]
-fn what_is_broad_is_done_at_once_while_no_observer_keeps_anything() {
-    struct Idle;
-    impl TranslationObserver for Idle {
-        fn translation_changed(&self) {}
-        fn invalidated(&self, _: &[Invalidation]) {}
-        fn is_in_use(&self) -> bool {
-            false
-        }
-    }
+fn a_register_invalidation_that_takes_observers_long_stays_busy_until_it_is_done() {
+    let bench = Bench::new(&plain());
+    let slow = Slow::observe(&bench, STEPS + 1);
+    background(&bench, InlineBudget::default());
+    bench.write64(0x28, 0xA000_0000_0000_0000);
+    assert_eq!(bench.read64(0x28), 0xA000_0000_0000_0000);
+    run(&bench);
+    assert_eq!(bench.read64(0x28), 0x2800_0000_0000_0000);
+    assert_eq!(bench.unit.stats().register_invalidations, 1);
+    assert_eq!(slow.calls(), [STEPS, u64::MAX]);
+}
+
+#[test]
+fn what_takes_observers_no_longer_than_a_write_may_is_done_at_once_however_broad() {
     let bench = Bench::new(&sharing());
     bench.scalable_mode();
     bench.enable_wide_queue();
-    bench.unit.observe_translations(Arc::new(Idle));
-    background(&bench, settles(64));
+    let slow = Slow::observe(&bench, STEPS);
+    let woken = background(&bench, InlineBudget::default());
     bench.submit_wide(&[[0x0001_00E2, 0, 0, 0], fenced(7, 0)]);
     assert_eq!(bench.peek32(STATUS), 7);
+    bench.write32(0x18, 0xC400_0000);
+    assert_eq!(bench.read32(0x1C), 0xC400_0000);
+    assert_eq!(slow.calls(), [STEPS; 3], "a root table, and translation");
+    assert_eq!(woken.load(Ordering::SeqCst), 0);
+}
+
+/// Would go on until somebody waits for it.
+struct Endless(Sender<()>);
+
+impl TranslationObserver for Endless {
+    fn translation_changed(&self, _: &Patience) -> Result<(), Unfinished> {
+        Ok(())
+    }
+
+    fn invalidated(&self, _: &[Invalidation], patience: &Patience) -> Result<(), Unfinished> {
+        let _ = self.0.send(());
+        assert!(eventually(|| patience.is_over()));
+        Err(Unfinished)
+    }
+}
+
+#[test]
+fn a_call_of_an_observer_is_cut_short_for_a_reset_and_for_the_end_of_the_background() {
+    for reset in [true, false] {
+        let bench = Bench::new(&full());
+        background(&bench, InlineBudget::NOTHING);
+        let (begins, begun) = channel();
+        bench.unit.observe_translations(Arc::new(Endless(begins)));
+        fill_long_queue(&bench, [0xD2, 0, 0, 0]);
+        let stop = Arc::new(AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| bench.unit.run_backlog(&stop));
+            begun.recv().unwrap();
+            if reset {
+                bench.unit.reset();
+            } else {
+                stop.store(true, Ordering::SeqCst);
+            }
+        });
+        assert_eq!(bench.peek32(STATUS), 0);
+        assert_eq!(bench.read32(0x88) == 0, reset);
+    }
+}
+
+#[test]
+fn who_interrupts_gets_a_lock_of_an_observer_and_the_call_is_made_again_after_that() {
+    struct Locking(Mutex<()>, Sender<()>);
+    impl TranslationObserver for Locking {
+        fn translation_changed(&self, _: &Patience) -> Result<(), Unfinished> {
+            Ok(())
+        }
+        fn invalidated(&self, _: &[Invalidation], patience: &Patience) -> Result<(), Unfinished> {
+            let _held = self.0.lock().unwrap();
+            if self.1.send(()).is_ok() {
+                assert!(eventually(|| patience.is_over()));
+                return Err(Unfinished);
+            }
+            Ok(())
+        }
+    }
+    let bench = Bench::new(&full());
+    bench.enable_wide_queue();
+    background(&bench, InlineBudget::NOTHING);
+    let (begins, begun) = channel();
+    let observer = Arc::new(Locking(Mutex::default(), begins));
+    bench.unit.observe_translations(Arc::clone(&observer) as _);
+    bench.submit_wide(&[[0xD2, 0, 0, 0], fenced(1, 0)]);
+    thread::scope(|scope| {
+        scope.spawn(|| run(&bench));
+        begun.recv().unwrap();
+        drop(begun);
+        let interruption = bench.unit.interrupt();
+        let held = observer.0.lock().unwrap();
+        assert_eq!(bench.peek32(STATUS), 0);
+        drop(interruption);
+        drop(held);
+    });
+    assert_eq!(bench.peek32(STATUS), 1);
 }
 
 #[test]

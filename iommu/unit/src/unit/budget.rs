@@ -4,10 +4,13 @@
 //! the write that asked for it is. So a register write that meets a long queue, a long transaction
 //! of a device or an observer with much to do leaves the rest to the background, if there is one.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{RwLock, RwLockWriteGuard};
+
+use super::patience::{Patience, Unfinished};
 
 /// What a register write carries out itself before it leaves the rest to the background.
 ///
@@ -17,8 +20,8 @@ pub struct InlineBudget {
     /// How often the invalidations that were gathered are made true, which takes as long as the DMA
     /// transactions in flight and the observers do.
     pub settles: u32,
-    /// For how long. It is looked at between descriptors and while transactions are waited for; a
-    /// call of an observer is not cut short.
+    /// For how long. It is looked at between descriptors and while transactions are waited for. Each
+    /// call of an observer of translations may do as much [work](Patience::STEP).
     pub time: Duration,
 }
 
@@ -45,6 +48,12 @@ impl Default for InlineBudget {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Later;
 
+impl From<Unfinished> for Later {
+    fn from(Unfinished: Unfinished) -> Self {
+        Self
+    }
+}
+
 /// When an access began, if it did something that may take time. One that did not is over within
 /// less than a microsecond, and is spared the two looks at the clock.
 #[derive(Debug, Default)]
@@ -69,14 +78,14 @@ enum Executor<'a> {
     Alone,
     /// A thread that goes on until the work is done, but lets others in who have a claim, and gives
     /// up when it is told to.
-    Patient(Option<&'a AtomicBool>, Claims<'a>),
+    Patient(Option<&'a Arc<AtomicBool>>, Claims<'a>),
     /// A register write beside a background.
     Inline(InlineBudget, Claims<'a>),
 }
 
 /// How many wait to be the executor, for a reset or a snapshot.
 #[derive(Clone, Copy, Debug)]
-struct Claims<'a>(&'a AtomicUsize);
+struct Claims<'a>(&'a Arc<AtomicUsize>);
 
 impl Claims<'_> {
     fn are_there(self) -> bool {
@@ -100,15 +109,15 @@ impl<'a> Budget<'a> {
 
     /// Of one who comes back after `Later`, unless `stop` is true.
     pub(super) fn patient(
-        claims: &'a AtomicUsize,
-        stop: Option<&'a AtomicBool>,
+        claims: &'a Arc<AtomicUsize>,
+        stop: Option<&'a Arc<AtomicBool>>,
         clock: Clock,
     ) -> Self {
         Self::new(Executor::Patient(stop, Claims(claims)), clock)
     }
 
     /// Of a register write that leaves the rest to another thread.
-    pub(super) fn inline(claims: &'a AtomicUsize, budget: InlineBudget, clock: Clock) -> Self {
+    pub(super) fn inline(claims: &'a Arc<AtomicUsize>, budget: InlineBudget, clock: Clock) -> Self {
         Self::new(Executor::Inline(budget, Claims(claims)), clock)
     }
 
@@ -120,9 +129,19 @@ impl<'a> Budget<'a> {
         }
     }
 
-    /// Whether there is a background for what takes long.
-    pub(super) const fn is_inline(&self) -> bool {
-        matches!(self.executor, Executor::Inline(..))
+    /// What observers may do in a call.
+    pub(super) fn of_observers(&self) -> Patience {
+        let patience = |claims: Claims<'_>, stop: Option<&Arc<AtomicBool>>| {
+            Patience::new(Arc::clone(claims.0), stop.cloned())
+        };
+        match self.executor {
+            Executor::Alone => Patience::endless(),
+            Executor::Patient(stop, claims) => patience(claims, stop),
+            Executor::Inline(budget, claims) => {
+                let steps = budget.time.as_nanos() / Patience::STEP.as_nanos();
+                patience(claims, None).with_steps(u64::try_from(steps).unwrap_or(u64::MAX))
+            }
+        }
     }
 
     /// Invalidations were made true once more.
@@ -179,7 +198,7 @@ impl<'a> Budget<'a> {
     }
 }
 
-fn is_to_end(stop: Option<&AtomicBool>, claims: Claims<'_>) -> bool {
+fn is_to_end(stop: Option<&Arc<AtomicBool>>, claims: Claims<'_>) -> bool {
     claims.are_there() || stop.is_some_and(|stop| stop.load(Ordering::SeqCst))
 }
 

@@ -7,6 +7,7 @@ use vm_memory::GuestMemoryBackend;
 use super::Unit;
 use super::budget::{Budget, Later};
 use super::execution::Execution;
+use super::observers::InvalidationList;
 use super::registers::{GlobalWork, Work};
 use crate::spec::descriptors::{ContextScope, IotlbScope, PageBlock};
 use crate::spec::invalidation::Invalidation;
@@ -220,13 +221,12 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         let Some(invalidation) = asked.filter(|_| works) else {
             return Ok(false);
         };
-        if !invalidation.is_narrow() && execution.leaves_to_background(budget) {
-            return Err(Later);
-        }
         self.dma.forget(&invalidation);
         self.invalidate_translations(&[invalidation].iter().collect(), budget)?;
         execution.observers.run_begins();
-        execution.observers.invalidated(&[invalidation]);
+        let mut list = InvalidationList::default();
+        list.add(invalidation);
+        list.tell(&execution.observers, &budget.of_observers())?;
         self.shared.counters.register_invalidations.add();
         Ok(true)
     }

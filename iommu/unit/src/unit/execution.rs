@@ -7,7 +7,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::MutexGuard;
 use vm_memory::GuestMemoryBackend;
@@ -36,10 +36,17 @@ impl Execution {
         self.root = RootPointer::default();
         self.pending = Pending::default();
     }
+}
 
-    /// Whether the executor has a thread for what observers of translations take long for.
-    pub(super) fn leaves_to_background(&self, budget: &Budget<'_>) -> bool {
-        budget.is_inline() && self.observers.are_in_use()
+/// As long as it lives, whoever executes leaves off as soon as it can, and nobody begins.
+///
+/// See [`Unit::interrupt`].
+#[derive(Debug)]
+pub struct Interruption<'a>(&'a AtomicUsize);
+
+impl Drop for Interruption<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -54,9 +61,6 @@ impl<M> Unit<M> {
     /// more: [`run_backlog`](Self::run_backlog) is then to be called soon, by another thread. The
     /// guest sees the rest complete later, as with hardware.
     ///
-    /// Work that is known to take observers of translations long is left to the background at once:
-    /// all but the invalidation of a few pages.
-    ///
     /// `wake` may be called by any thread that calls the unit, under none of its locks. It must
     /// not wait for `run_backlog`.
     ///
@@ -66,15 +70,22 @@ impl<M> Unit<M> {
         // A unit has one background.
         let _ = self.background.set(Background { inline, wake });
     }
+
+    /// Interrupts what is being executed, observers included, for someone who waits for a lock of theirs. To be let go
+    /// once that is taken: whoever executed goes on then.
+    pub fn interrupt(&self) -> Interruption<'_> {
+        self.claims.fetch_add(1, Ordering::SeqCst);
+        Interruption(&self.claims)
+    }
 }
 
 impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     /// Carries out what register writes have left, until nothing is left or `stop` is true.
     ///
-    /// `stop` is looked at before anything further begins and while transactions are waited for, but a call of an
-    /// observer is not cut short. What is left then stays: the next call goes on with it, also in another unit that
+    /// `stop` is looked at before anything further begins, while transactions are waited for, and by observers that
+    /// take long. What is left then stays: the next call goes on with it, also in another unit that
     /// [`restore`](Self::restore)s the state. To save a state that does not change any more, stop this first.
-    pub fn run_backlog(&self, stop: &AtomicBool) {
+    pub fn run_backlog(&self, stop: &Arc<AtomicBool>) {
         self.run_patiently(Some(stop), Clock::default());
     }
 
@@ -108,7 +119,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         }
     }
 
-    fn run_patiently(&self, stop: Option<&AtomicBool>, clock: Clock) -> Clock {
+    fn run_patiently(&self, stop: Option<&Arc<AtomicBool>>, clock: Clock) -> Clock {
         let mut budget = Budget::patient(&self.claims, stop, clock);
         loop {
             let mut execution = self.execution.try_lock().unwrap_or_else(|| {
@@ -127,9 +138,9 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
 
     /// Gives `change` the place of the executor, before anyone who would go on with the queue.
     pub(super) fn as_executor<R>(&self, change: impl FnOnce(&mut Execution) -> R) -> R {
-        self.claims.fetch_add(1, Ordering::SeqCst);
+        let claim = self.interrupt();
         let mut execution = self.execution.lock();
-        self.claims.fetch_sub(1, Ordering::SeqCst);
+        drop(claim);
         let result = change(&mut execution);
         drop(execution);
         // Who found the lock taken has left its work.

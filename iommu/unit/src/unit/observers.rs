@@ -2,18 +2,24 @@
 
 use std::sync::Arc;
 
-use crate::spec::descriptors::{IotlbScope, PasidIotlbScope};
+use super::patience::{Patience, Unfinished};
 use crate::spec::invalidation::Invalidation;
 
 /// Keeps translations outside of the unit, and brings them up to date when the guest says so.
 ///
 /// Calls come one at a time and in the order of the guest's commands, by whoever executes them: an implementation must not
-/// write registers. They may take as long as the host needs: the guest sees its command complete after that, and register
-/// accesses do not wait if there is a [background](crate::Unit::run_in_background).
+/// write registers. The guest sees its command complete after them. What takes long is best done by the
+/// [background](crate::Unit::run_in_background), where no register access waits for it: an implementation that has done as
+/// much as the [`Patience`] is for, and is not at the end, returns [`Unfinished`]. So does one that somebody waits for. It is
+/// then called again, with the same invalidations or [`Invalidation::All`], before the guest sees anything complete; what it
+/// has done already may stay done. One that is always quick need not look at it.
 pub trait TranslationObserver: Send + Sync {
     /// The guest latched a root table, or turned translation on or off, or the unit was reset. The unit's
     /// [`DmaState`](crate::dma::DmaState) has the new state already; GSTS shows it when this returns.
-    fn translation_changed(&self);
+    ///
+    /// # Errors
+    /// It was not finished; never with [endless](Patience::endless) patience.
+    fn translation_changed(&self, patience: &Patience) -> Result<(), Unfinished>;
 
     /// A run of the invalidation queue, or a register-based invalidation, begins. A run is what is carried out without a
     /// look at anything else: at most what software had put into the queue by then. For limits on the work of one run.
@@ -21,13 +27,14 @@ pub trait TranslationObserver: Send + Sync {
 
     /// When this returns, nothing that was read from the named tables before the call is in use any more. A wait completes
     /// after it.
-    fn invalidated(&self, invalidations: &[Invalidation]);
-
-    /// Whether it keeps any translations at the moment. While none does, what is broad takes observers no time, and is carried
-    /// out at once. It only matters for who carries a command out, so it may be out of date when it returns.
-    fn is_in_use(&self) -> bool {
-        true
-    }
+    ///
+    /// # Errors
+    /// It was not finished; never with [endless](Patience::endless) patience.
+    fn invalidated(
+        &self,
+        invalidations: &[Invalidation],
+        patience: &Patience,
+    ) -> Result<(), Unfinished>;
 }
 
 /// How many invalidations are told apart between two waits; any more are told as [`Invalidation::All`].
@@ -43,10 +50,10 @@ impl TranslationObservers {
         self.0.push(observer);
     }
 
-    pub(super) fn translation_changed(&self) {
-        for observer in &self.0 {
-            observer.translation_changed();
-        }
+    pub(super) fn translation_changed(&self, patience: &Patience) -> Result<(), Unfinished> {
+        self.0
+            .iter()
+            .try_for_each(|observer| observer.translation_changed(patience))
     }
 
     pub(super) fn run_begins(&self) {
@@ -55,43 +62,18 @@ impl TranslationObservers {
         }
     }
 
-    pub(super) fn invalidated(&self, invalidations: &[Invalidation]) {
-        for observer in &self.0 {
-            observer.invalidated(invalidations);
-        }
+    fn invalidated(
+        &self,
+        invalidations: &[Invalidation],
+        patience: &Patience,
+    ) -> Result<(), Unfinished> {
+        self.0
+            .iter()
+            .try_for_each(|observer| observer.invalidated(invalidations, patience))
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-
-    pub(super) fn are_in_use(&self) -> bool {
-        self.0.iter().any(|observer| observer.is_in_use())
-    }
-}
-
-/// How many pages of 4 KiB are few: those of one table. What observers have to look at for them costs less than to wake a
-/// thread if they are in one piece, as they mostly are, and a millisecond or two if each is by itself.
-const FEW_PAGES: u64 = 512;
-
-impl Invalidation {
-    /// How many pages it names; none if it names tables, or all of a domain.
-    fn pages(&self) -> Option<u64> {
-        match self {
-            Self::Iotlb(IotlbScope::Pages(_, block)) => 1_u64.checked_shl(block.mask.into()),
-            // One call of the host, whatever their number; for that of a device-TLB, none of its own.
-            Self::PasidIotlb {
-                scope: PasidIotlbScope::Pages(_) | PasidIotlbScope::Pasid,
-                ..
-            }
-            | Self::DeviceTlb { .. } => Some(1),
-            _ => None,
-        }
-    }
-
-    /// Whether it is known to take observers no longer than a register write should.
-    pub(super) fn is_narrow(&self) -> bool {
-        self.pages().is_some_and(|pages| pages <= FEW_PAGES)
     }
 }
 
@@ -117,20 +99,17 @@ impl InvalidationList {
         self.0.is_empty()
     }
 
-    /// Whether all of it together is known to take observers no longer than a register write should.
-    pub(super) fn is_narrow(&self) -> bool {
-        let sum = self.0.iter().try_fold(0_u64, |sum, invalidation| {
-            sum.checked_add(invalidation.pages()?)
-        });
-        sum.is_some_and(|pages| pages <= FEW_PAGES)
-    }
-
-    /// Tells `observers` what was added since the last call.
-    pub(super) fn tell(&mut self, observers: &TranslationObservers) {
+    /// Tells `observers` what was added since the last call. What they do not finish stays, to be told again.
+    pub(super) fn tell(
+        &mut self,
+        observers: &TranslationObservers,
+        patience: &Patience,
+    ) -> Result<(), Unfinished> {
         if !self.0.is_empty() {
-            observers.invalidated(&self.0);
+            observers.invalidated(&self.0, patience)?;
             self.0.clear();
         }
+        Ok(())
     }
 }
 

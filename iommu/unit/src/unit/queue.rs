@@ -142,7 +142,8 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
                 _ if unwatched < UNWATCHED => continue,
                 _ => budget.patience(),
             };
-            if outcome.is_err() && span.head != span.tail {
+            // At the end of the queue, what is done is done.
+            if outcome.is_err() && (span.head != span.tail || !execution.pending.is_empty()) {
                 return Ok(outcome);
             }
             unwatched = 0;

@@ -11,7 +11,7 @@ use crate::assigned::placement::Placement;
 use crate::assigned::users::{Leaving, Users};
 use crate::attach::AttachError;
 use crate::blocked::Blocked;
-use crate::budget::CALL;
+use crate::budget::{CALL, Spent};
 use crate::host_iommu::{HwptId, NestedInvalidation};
 use crate::ioas::Ioas;
 use crate::nested::batch::{ALL, Lists, batches};
@@ -201,8 +201,10 @@ impl NestedHwpts {
         let users = users(nested).max(1);
         let cost = u64::try_from(users.saturating_mul(list.len())).unwrap_or(u64::MAX);
         let cost = cost.saturating_mul(CALL);
-        if resources.exit.budget.steps(cost).is_err() {
-            return Err(Failure::Nested(id, Blocked::TooMuchWork));
+        match resources.exit.budget.steps(cost) {
+            Ok(()) => {}
+            Err(Spent::Exhausted) => return Err(Failure::Nested(id, Blocked::TooMuchWork)),
+            Err(Spent::Interrupted) => return Err(Failure::Interrupted),
         }
         if let Err(error) = nested.invalidate(list, resources) {
             let why = Blocked::NotInvalidated(error.raw_os_error());

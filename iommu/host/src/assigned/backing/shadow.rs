@@ -11,7 +11,7 @@ use crate::blocked::Blocked;
 use crate::ioas::Ioas;
 use crate::resources::Resources;
 use crate::shadow::named::Named;
-use crate::shadow::{Scratch, Shadow, ShadowKey};
+use crate::shadow::{Scratch, Shadow, ShadowKey, Trouble};
 use intel_vtd::{GuestTables, Pasid, TableMemory};
 
 impl Backing {
@@ -37,7 +37,7 @@ impl Backing {
             wanted,
             resources,
         );
-        self.shadows.insert(key, shadow);
+        self.give_back(shadow, &outcome);
         outcome
     }
 
@@ -64,12 +64,12 @@ impl Backing {
                     .put(&mut shadow.ioas, device, pasid, wanted, resources)
             })
             .and_then(|()| complete_own(tables, &mut shadow, scratch, resources));
-        self.shadows.insert(key, shadow);
+        self.give_back(shadow, &outcome);
         outcome
     }
 
     /// Brings the shadows up to date of which something is `named`, and behind which someone stays.
-    /// Returns of which it failed.
+    /// Returns of which it failed; after an interruption it is to be done again.
     pub(in crate::assigned) fn refresh<T: TableMemory>(
         &mut self,
         tables: &GuestTables<'_, T>,
@@ -79,7 +79,13 @@ impl Backing {
         resources: &mut Resources,
     ) -> Vec<Failure> {
         let mut failures = Vec::new();
-        for key in named.concerned(&users.shadows) {
+        let mut concerned = named.concerned(&users.shadows);
+        if !self.unfinished.is_empty() {
+            concerned.extend(std::mem::take(&mut self.unfinished));
+            concerned.sort_unstable();
+            concerned.dedup();
+        }
+        for key in concerned {
             let Some(shadow) = self.shadows.get_mut(&key) else {
                 continue;
             };
@@ -91,7 +97,10 @@ impl Backing {
             if outcome.is_ok() && shadow.is_stale() {
                 outcome = shadow.refresh(tables, resources, &mut self.scratch);
             }
-            let failure = outcome.map_err(|trouble| Failure::Shadow(key, trouble.into()));
+            if matches!(outcome, Err(Trouble::Interrupted)) {
+                self.unfinished.insert(key);
+            }
+            let failure = outcome.map_err(|trouble| Failure::of_shadow(key, trouble));
             failures.extend(failure.err());
         }
         failures
@@ -103,6 +112,14 @@ impl Backing {
         if let Some(shadow) = self.shadows.remove(key) {
             shadow.destroy(resources);
         }
+    }
+
+    /// Puts a shadow into the list, which was taken out for `outcome`.
+    fn give_back(&mut self, shadow: Shadow, outcome: &Result<(), Failure>) {
+        if matches!(outcome, Err(Failure::Interrupted)) {
+            self.unfinished.insert(shadow.key);
+        }
+        self.shadows.insert(shadow.key, shadow);
     }
 
     /// Takes the shadow for `key` out of the list, or makes one.
@@ -212,5 +229,5 @@ fn complete<T: TableMemory>(
     }
     shadow.invalidate();
     let outcome = shadow.refresh(tables, resources, scratch);
-    outcome.map_err(|trouble| Failure::Shadow(shadow.key, trouble.into()))
+    outcome.map_err(|trouble| Failure::of_shadow(shadow.key, trouble))
 }

@@ -23,7 +23,7 @@ fn scan_all(
     inputs: Range<u64>,
 ) -> Vec<(u64, u64, u64, &'static str)> {
     let mut runs = Vec::new();
-    let mut budget = Budget::new(10_000);
+    let mut budget = Budget::new(10_000, 0);
     scan(
         world.tables().memory(),
         &world.gates,
@@ -115,7 +115,7 @@ fn one_page_costs_a_table_for_each_level_and_a_run() {
     let stage = stage(&paging);
     let run = |steps| {
         let mut found = 0;
-        let mut budget = Budget::new(steps);
+        let mut budget = Budget::new(steps, 0);
         let inputs = 0x1234_5000..0x1234_6000;
         scan(
             world.tables().memory(),
@@ -128,8 +128,8 @@ fn one_page_costs_a_table_for_each_level_and_a_run() {
         .map(|()| found)
     };
     assert_eq!(run(4 * 8 + 1), Ok(1));
-    assert_eq!(run(4 * 8), Err(Exhausted));
-    assert_eq!(run(4 * 8 - 1), Err(Exhausted));
+    assert_eq!(run(4 * 8), Err(Spent::Exhausted));
+    assert_eq!(run(4 * 8 - 1), Err(Spent::Exhausted));
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn tables_that_hold_themselves_end_with_the_budget() {
     for index in 0..512 {
         world.set(paging.top + index * 8, paging.top | 3);
     }
-    let mut budget = Budget::new(5_000);
+    let mut budget = Budget::new(5_000, 0);
     let outcome = scan(
         world.tables().memory(),
         &world.gates,
@@ -148,7 +148,7 @@ fn tables_that_hold_themselves_end_with_the_budget() {
         &mut budget,
         |_| {},
     );
-    assert_eq!(outcome, Err(Exhausted));
+    assert_eq!(outcome, Err(Spent::Exhausted));
 }
 
 #[test]
@@ -234,7 +234,7 @@ proptest! {
         let stage = SecondStage { table: 0x10_0000, levels: u8::try_from(aw + 2).unwrap(), accessed_dirty: false, snooped_walk: true };
         let mut found = std::collections::BTreeMap::new();
         let mut last_end = 0;
-        let mut budget = Budget::new(1 << 20);
+        let mut budget = Budget::new(1 << 20, 0);
         scan(world.tables().memory(), &world.gates, &stage, &inputs, &mut budget, |run| {
             assert!(run.input >= last_end && run.length > 0);
             last_end = run.end();

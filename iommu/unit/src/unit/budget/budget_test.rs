@@ -1,5 +1,6 @@
 //! Who may go on, and for how long.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ const LONG: Duration = Duration::MAX;
 
 #[test]
 fn a_register_write_ends_after_its_settles_or_its_time() {
-    let claims = AtomicUsize::new(0);
+    let claims = Arc::new(AtomicUsize::new(0));
     let inline =
         |settles, time| Budget::inline(&claims, InlineBudget { settles, time }, Clock::default());
     let mut budget = inline(2, LONG);
@@ -28,7 +29,7 @@ fn a_register_write_ends_after_its_settles_or_its_time() {
 
 #[test]
 fn all_but_who_is_alone_let_others_in_that_have_a_claim() {
-    let claims = AtomicUsize::new(1);
+    let claims = Arc::new(AtomicUsize::new(1));
     let inline = InlineBudget {
         settles: 1,
         time: LONG,
@@ -51,8 +52,8 @@ fn all_but_who_is_alone_let_others_in_that_have_a_claim() {
 
 #[test]
 fn a_background_ends_when_it_is_told_to() {
-    let claims = AtomicUsize::new(0);
-    let stop = AtomicBool::new(false);
+    let claims = Arc::new(AtomicUsize::new(0));
+    let stop = Arc::new(AtomicBool::new(false));
     let mut budget = Budget::patient(&claims, Some(&stop), Clock::default());
     assert_eq!((budget.begin(), budget.more()), (Ok(()), Ok(())));
     stop.store(true, Ordering::SeqCst);
@@ -61,7 +62,7 @@ fn a_background_ends_when_it_is_told_to() {
 
 #[test]
 fn what_takes_no_time_looks_at_no_clock() {
-    let claims = AtomicUsize::new(0);
+    let claims = Arc::new(AtomicUsize::new(0));
     let budget = Budget::inline(&claims, InlineBudget::default(), Clock::default());
     assert_eq!(budget.begin(), Ok(()));
     assert!(budget.clock.0.is_none());

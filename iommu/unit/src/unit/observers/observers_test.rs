@@ -9,7 +9,7 @@ use crate::spec::descriptors::{
     ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
 };
 use crate::unit::testing::{Bench, Memory, STATUS, full, plain, sharing};
-use crate::unit::{Invalidation, TranslationObserver, Unit};
+use crate::unit::{Invalidation, Patience, TranslationObserver, Unfinished, Unit};
 
 /// Wait with status 2 at STATUS, as Linux encodes it.
 const WAIT: [u64; 4] = [0x0000_0002_0000_0025, 0x30_0000, 0, 0];
@@ -36,23 +36,25 @@ struct Recorder {
 }
 
 impl TranslationObserver for Recorder {
-    fn translation_changed(&self) {
+    fn translation_changed(&self, _: &Patience) -> Result<(), Unfinished> {
         let latched = self.dma.latched();
         self.heard.lock().unwrap().push(Heard::Changed {
             enabled: latched.enabled,
             table: latched.root.address,
         });
+        Ok(())
     }
 
     fn run_begins(&self) {
         self.heard.lock().unwrap().push(Heard::Begins);
     }
 
-    fn invalidated(&self, invalidations: &[Invalidation]) {
+    fn invalidated(&self, invalidations: &[Invalidation], _: &Patience) -> Result<(), Unfinished> {
         self.heard.lock().unwrap().push(Heard::Invalidated {
             list: invalidations.to_vec(),
             status: self.memory.read_obj(GuestAddress(STATUS)).unwrap(),
         });
+        Ok(())
     }
 }
 
@@ -352,13 +354,16 @@ fn gsts_does_not_show_a_change_while_observers_are_told_of_it() {
         seen: Mutex<Vec<u32>>,
     }
     impl TranslationObserver for Peek {
-        fn translation_changed(&self) {
+        fn translation_changed(&self, _: &Patience) -> Result<(), Unfinished> {
             // GSTS can be polled while a command runs.
             let mut status = [0; 4];
             self.unit.read(0x1C, &mut status);
             self.seen.lock().unwrap().push(u32::from_le_bytes(status));
+            Ok(())
         }
-        fn invalidated(&self, _: &[Invalidation]) {}
+        fn invalidated(&self, _: &[Invalidation], _: &Patience) -> Result<(), Unfinished> {
+            Ok(())
+        }
     }
     let bench = Bench::new(&full());
     let peek = Arc::new(Peek {

@@ -50,9 +50,6 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         execution: &mut Execution,
         budget: &mut Budget<'_>,
     ) -> Result<(), Later> {
-        if !execution.pending.invalidations.is_narrow() && execution.leaves_to_background(budget) {
-            return Err(Later);
-        }
         let Execution {
             observers, pending, ..
         } = execution;
@@ -66,7 +63,9 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         }
         if !pending.invalidations.is_empty() {
             budget.clock.start();
-            pending.invalidations.tell(observers);
+            pending
+                .invalidations
+                .tell(observers, &budget.of_observers())?;
         }
         if !pending.interrupts.is_empty() {
             self.drain_interrupts(budget)?;
