@@ -121,6 +121,7 @@ impl Machine {
             vcpus: create_vcpus(&vm, config.cpus, &cpuid)?,
             shared: Arc::new(Shared {
                 bus,
+                accesses: Arc::default(),
                 stop: AtomicBool::new(false),
             }),
             root,

@@ -1,5 +1,6 @@
 //! A vCPU: its registers at power-on, and the loop that runs it and serves its exits.
 
+mod accesses;
 mod state;
 
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use crate::cpuid::Template;
 use crate::event::Event;
 use crate::kvm::{KvmError, failed};
 use crate::signals::Kickable;
+pub(crate) use accesses::AccessTimes;
+use accesses::Target;
 use state::PowerOn;
 
 /// IA32_TIME_STAMP_COUNTER.
@@ -39,6 +42,8 @@ pub(crate) struct Vcpu {
 pub(crate) struct Shared {
     /// Where accesses go.
     pub(crate) bus: Bus,
+    /// How long they took.
+    pub(crate) accesses: Arc<AccessTimes>,
     /// Set before the threads are kicked to stop.
     pub(crate) stop: AtomicBool,
 }
@@ -101,7 +106,7 @@ impl Vcpu {
         let id = self.id;
         let mut kickable = Kickable::new(&mut self.fd);
         while !shared.stop.load(Ordering::Acquire) {
-            match step(kickable.vcpu(), id, &shared.bus) {
+            match step(kickable.vcpu(), id, shared) {
                 Step::Continue => {}
                 Step::Report(event) => {
                     // The receiver lives as long as any vCPU thread.
@@ -149,14 +154,15 @@ enum Step {
     Report(Event),
 }
 
-fn step(vcpu: &mut VcpuFd, id: u8, bus: &Bus) -> Step {
+fn step(vcpu: &mut VcpuFd, id: u8, shared: &Shared) -> Step {
+    let Shared { bus, accesses, .. } = shared;
     let failure = match vcpu.run() {
         Ok(VcpuExit::IoIn(port, data)) => {
-            bus.pio_read(port, data);
+            accesses.take(Target::Port(port), || bus.pio_read(port, data));
             return Step::Continue;
         }
         Ok(VcpuExit::IoOut(port, &[byte])) => {
-            bus.pio_write(port, &[byte]);
+            accesses.take(Target::Port(port), || bus.pio_write(port, &[byte]));
             return Step::Continue;
         }
         Ok(VcpuExit::IoOut(port, data)) => {
@@ -164,20 +170,22 @@ fn step(vcpu: &mut VcpuFd, id: u8, bus: &Bus) -> Step {
             let data = data.to_vec();
             let width = state::port_width(vcpu.get_kvm_run());
             for element in data.chunks(width) {
-                bus.pio_write(port, element);
+                accesses.take(Target::Port(port), || bus.pio_write(port, element));
             }
             return Step::Continue;
         }
         Ok(VcpuExit::MmioRead(address, data)) => {
-            bus.mmio_read(address, data);
+            accesses.take(Target::Read(address), || bus.mmio_read(address, data));
             return Step::Continue;
         }
         Ok(VcpuExit::MmioWrite(address, data)) => {
-            bus.mmio_write(address, data);
+            accesses.take(Target::Write(address), || bus.mmio_write(address, data));
             return Step::Continue;
         }
         Ok(VcpuExit::IoapicEoi(vector)) => {
-            bus.end_of_interrupt(vector);
+            accesses.take(Target::EndOfInterrupt(vector), || {
+                bus.end_of_interrupt(vector);
+            });
             return Step::Continue;
         }
         Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => return Step::Continue,

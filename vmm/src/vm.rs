@@ -110,6 +110,7 @@ fn monitor(config: &Config, machine: &Machine, events: &Sender<Event>) -> io::Re
         started: Instant::now(),
         root: Arc::clone(machine.root()),
         unit: machine.unit().cloned(),
+        accesses: Arc::clone(&machine.shared.accesses),
         assigner: machine.assigner().cloned(),
         hotplug: Arc::clone(machine.hotplug()),
         workers: Workers::new()?,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use intel_vtd::SourceId;
 use pci::{Bdf, ECAM_FUNCTION_SHIFT, RootComplex};
@@ -55,7 +56,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "stats",
         arguments: &[],
-        help: "counters of the remapping unit",
+        help: "counters of the remapping unit; how long the guest's accesses took",
         run: stats,
     },
     Command {
@@ -194,25 +195,36 @@ fn look(
 }
 
 fn stats(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
-    look(monitor, |unit| {
+    let accesses = Arc::clone(&monitor.accesses);
+    look(monitor, move |unit| {
         let statistics = unit.stats();
         let mut lines = String::new();
         for (name, value) in statistics.entries() {
             let _ = writeln!(lines, "{name}: {value}");
         }
-        // How long register accesses took: those buckets that something fell into.
-        for (bound, count) in unit.register_accesses().entries() {
-            let _ = match (bound, count) {
-                (_, 0) => Ok(()),
-                (Some(bound), _) => {
-                    let micros = bound.as_micros();
-                    writeln!(lines, "register_accesses_below_{micros}us: {count}")
-                }
-                (None, _) => writeln!(lines, "register_accesses_longer: {count}"),
-            };
+        let times = unit.register_accesses();
+        write_times(&mut lines, "register_accesses", times.entries());
+        write_times(&mut lines, "guest_accesses", accesses.entries());
+        if let Some((time, target)) = accesses.longest() {
+            let milliseconds = time.as_millis();
+            let _ = writeln!(lines, "guest_accesses_longest: {milliseconds} ms, {target}");
         }
         lines
     })
+}
+
+/// How long things took: those buckets that something fell into.
+fn write_times(
+    lines: &mut String,
+    name: &str,
+    times: impl Iterator<Item = (Option<Duration>, u64)>,
+) {
+    for (bound, count) in times.filter(|(_, count)| *count != 0) {
+        let _ = match bound {
+            Some(bound) => writeln!(lines, "{name}_below_{}us: {count}", bound.as_micros()),
+            None => writeln!(lines, "{name}_longer: {count}"),
+        };
+    }
 }
 
 fn assigned(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {

@@ -78,6 +78,7 @@ pub(super) fn bare() -> (Monitor, Receiver<Event>) {
         started: Instant::now(),
         root: Arc::clone(&root),
         unit: None,
+        accesses: Arc::default(),
         assigner: None,
         hotplug: HotPlug::new(root, Box::new(NoMaker), Vec::new(), &[]),
         workers: Workers::new().expect("a descriptor"),

@@ -11,6 +11,7 @@ use crate::assign::Assigner;
 use crate::event::Event;
 use crate::irq::Unit;
 use crate::machine::HotPlug;
+use crate::vcpu::AccessTimes;
 
 /// What commands look at.
 pub(crate) struct Monitor {
@@ -24,6 +25,8 @@ pub(crate) struct Monitor {
     pub(crate) root: Arc<RootComplex>,
     /// The remapping unit, if there is one.
     pub(crate) unit: Option<Arc<Unit>>,
+    /// How long vCPUs' accesses took.
+    pub(crate) accesses: Arc<AccessTimes>,
     /// What assigns devices of the host, if there are iommufds.
     pub(crate) assigner: Option<Arc<Assigner>>,
     /// What can be plugged in and out.
