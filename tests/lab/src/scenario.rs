@@ -543,11 +543,18 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "storm",
-        description: "bare metal: full queues of fenced waits beside DMA, each other of which changes a remapping entry, hold up \
-                      neither vCPUs nor the control socket, and nido ends in the midst of one",
+        description: "bare metal: full queues of fenced waits beside DMA, each other of which changes a remapping entry, BARs \
+                      that move and pins that change hold up neither vCPUs nor the control socket, and nido ends in the midst",
         kernel: Kernel::Payload,
         initramfs: Initramfs::None,
-        arguments: &["--device", "edu", "--cmdline", "storm"],
+        arguments: &[
+            "--device",
+            "edu",
+            "--device",
+            "virtio-rng-pci",
+            "--cmdline",
+            "storm",
+        ],
         cpus: 4,
         plan: "payload-start,payload-cpus,payload-edu,payload-legacy,payload-unit,payload-ioapic,payload-storm>stay",
         control: STORM,

@@ -66,7 +66,7 @@ pub fn run_boot(machine: &Machine, storm: bool) {
     if storm {
         STORM.store(true, Ordering::SeqCst);
         START.wait();
-        storm::run_boot(unit, edu);
+        storm::run_boot(unit, edu, machine.ecam);
     }
     if total() > AT_ONCE {
         return interrupt_each(unit, edu, requester);

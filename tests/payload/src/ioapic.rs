@@ -65,6 +65,12 @@ pub fn unmask() {
     write(entry(), LEVEL | ACTIVE_LOW | u32::from(VECTOR));
 }
 
+/// A pin that nothing drives becomes level-triggered through [`INDEX`], or edge-triggered, and sends nothing.
+pub fn set_unused_pin(pin: u32, level: bool) {
+    write(0x11 + 2 * pin, u32::from(INDEX) << 17 | 1 << 16);
+    write(0x10 + 2 * pin, MASKED | if level { LEVEL } else { 0 } | u32::from(VECTOR));
+}
+
 /// What came of the check: interrupts taken, and how many were right.
 pub struct Outcome {
     /// Interrupts that should have been taken.

@@ -1,9 +1,13 @@
 //! The worst invalidation queues known, one after the other without end: as long as a queue can be, every second descriptor a
 //! wait with a fence, beside a device in DMA; and the status of each other wait makes the remapping entry of the I/O APIC's pin
-//! present or not, so that a route of the host changes. Meanwhile every vCPU reads registers.
+//! present or not, so that a route of the host changes.
+//!
+//! Meanwhile the other vCPUs read registers, or do what else makes nido ask KVM for something that KVM waits for: one has the
+//! BARs of all virtio functions, with their doorbells, appear and vanish, and one makes a pin of the I/O APIC level-triggered
+//! and edge-triggered in turn.
 //!
 //! What is shown is that nothing waits for that: the boot vCPU says how long the longest of its own accesses took, and the
-//! lab asks nido for its histogram and ends it in the midst of it.
+//! lab asks nido for its histograms and ends it in the midst of it.
 
 use core::arch::x86_64::_rdtsc;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
@@ -11,7 +15,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use crate::edu::Edu;
 use crate::smp::wait_for;
 use crate::vtd::Vtd;
-use crate::{ioapic, load, say, store};
+use crate::{apic, ioapic, load, say, store};
 
 const GSTS: u64 = 0x1c;
 const IQT: u64 = 0x88;
@@ -28,6 +32,12 @@ static mut QUEUE: LongQueue = LongQueue([0; 4 * ENTRIES as usize]);
 static LAST: AtomicU32 = AtomicU32::new(0);
 static ON: AtomicBool = AtomicBool::new(false);
 static UNIT: AtomicU64 = AtomicU64::new(0);
+static ECAM: AtomicU64 = AtomicU64::new(0);
+/// How often BARs came, and how often the pin became level-triggered.
+static MOVES: AtomicU32 = AtomicU32::new(0);
+static FLIPS: AtomicU32 = AtomicU32::new(0);
+/// The pin, to which no PCI function leads.
+const PIN: u32 = 5;
 
 /// Whether the command line asks for this instead of the checks.
 pub fn is_asked_for(start_info: u64) -> bool {
@@ -65,7 +75,7 @@ fn timed(access: impl FnOnce()) -> u64 {
 }
 
 /// The boot vCPU's part: it says once that a whole storm went by, and goes on.
-pub fn run_boot(unit: Vtd, edu: Edu) -> ! {
+pub fn run_boot(unit: Vtd, edu: Edu, ecam: u64) -> ! {
     // What the I/O APIC's entry says is told by the check before.
     let entry = unit.irte_address(ioapic::INDEX);
     let present = load::<u32>(entry);
@@ -73,6 +83,7 @@ pub fn run_boot(unit: Vtd, edu: Edu) -> ! {
     let stopped = unit.stop_queue();
     let started = unit.start_queue((&raw const QUEUE) as u64 | 1 << 11 | 7);
     UNIT.store(unit.0, Ordering::SeqCst);
+    ECAM.store(ecam, Ordering::SeqCst);
     ON.store(true, Ordering::SeqCst);
     let mut round = 0u32;
     loop {
@@ -95,12 +106,18 @@ pub fn run_boot(unit: Vtd, edu: Edu) -> ! {
         });
         let drained = wait_for(1_000_000, || unit.idle());
         if round == 2 {
-            let passed = stopped && started && done && drained && unit.faults() == 0;
+            let beside = || [&MOVES, &FLIPS].map(|count| count.load(Ordering::SeqCst));
+            let joined = wait_for(50_000_000, || beside().iter().all(|count| *count > 0));
+            let passed = stopped && started && done && drained && joined && unit.faults() == 0;
+            let [moves, flips] = beside();
             say!(
-                "@nido report payload-storm {} {} descriptors beside {} copies, the longest access took {} cycles",
+                "@nido report payload-storm {} {} descriptors beside {} copies, {} moves of BARs and {} of a pin, \
+                 the longest access took {} cycles",
                 if passed { "ok" } else { "fail" },
                 ENTRIES - 2,
                 copies,
+                moves,
+                flips,
                 longest
             );
             // Now the lab asks nido, and ends it.
@@ -114,11 +131,41 @@ pub fn run_boot(unit: Vtd, edu: Edu) -> ! {
 }
 
 /// The part of every other vCPU, for as long as there is one.
-pub fn run_other() {
+pub fn run_other() -> ! {
     while !ON.load(Ordering::SeqCst) {
         core::hint::spin_loop();
     }
-    let unit = UNIT.load(Ordering::SeqCst);
+    match apic::id() {
+        1 => move_windows(ECAM.load(Ordering::SeqCst)),
+        2 => flip_pin(),
+        _ => read_registers(UNIT.load(Ordering::SeqCst)),
+    }
+}
+
+/// Memory decoding of all virtio functions of bus 0, off and on.
+fn move_windows(ecam: u64) -> ! {
+    loop {
+        for slot in 0..32 {
+            let config = ecam + (slot << 15);
+            if load::<u16>(config) == 0x1af4 {
+                store::<u16>(config + 4, 0);
+                store::<u16>(config + 4, 2);
+                MOVES.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+fn flip_pin() -> ! {
+    loop {
+        for level in [true, false] {
+            ioapic::set_unused_pin(PIN, level);
+        }
+        FLIPS.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn read_registers(unit: u64) -> ! {
     loop {
         for at in [CAP, IQA, IQT] {
             let _ = load::<u64>(unit + at);
