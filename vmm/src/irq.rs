@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devices::limit::LogLimit;
-use intel_vtd::{EventSink, InterruptMessage, InterruptRequestSink, SourceId};
+use intel_vtd::{EventSink, InterruptMessage, InterruptRequestSink, Patience, SourceId};
 use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
 use pci::{Bdf, MsiMessage, MsiSink};
@@ -88,6 +88,13 @@ impl EventSink for LocalApics {
 fn is_interrupt(message: InterruptMessage) -> bool {
     let (low, high) = halves(message.address);
     u64::from(low) >> 20 == INTERRUPT_RANGE && high & 0xff == 0
+}
+
+/// Whether an observer with this much patience changes what KVM has. KVM then waits for readers,
+/// other vCPUs among them, and those for a host's CPU: mostly for some 100 µs, but for 50 ms where
+/// CPUs are busy. So a register write does not.
+const fn waits_for_kvm(patience: &Patience) -> bool {
+    patience.steps() == u64::MAX
 }
 
 /// Interrupt entries that the guest has invalidated.

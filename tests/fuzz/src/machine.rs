@@ -7,7 +7,8 @@ use std::time::Duration;
 use arbitrary::Arbitrary;
 use intel_vtd::{
     AddressWidth, DmaView, EventSink, InlineBudget, InterruptEntryObserver, InterruptMessage,
-    Interrupts, Pasid, Scalable, SourceId, Stages, Statistics, Unit, UnitConfig, WalkFeatures,
+    Interrupts, Pasid, Patience, Scalable, SourceId, Stages, Statistics, Unfinished, Unit,
+    UnitConfig, WalkFeatures,
 };
 
 use crate::device::{Deeds, Devices};
@@ -119,12 +120,18 @@ impl Listener {
 }
 
 impl InterruptEntryObserver for Listener {
-    fn interrupt_entries_invalidated(&self, first: u16, count: u32) {
+    fn interrupt_entries_invalidated(
+        &self,
+        first: u16,
+        count: u32,
+        _: &Patience,
+    ) -> Result<(), Unfinished> {
         assert!(
             u32::from(first) + count <= 0x1_0000,
             "{first:#x} and {count:#x} entries"
         );
         self.ranges.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 }
 

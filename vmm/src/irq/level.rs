@@ -7,10 +7,10 @@
 use std::sync::Arc;
 
 use devices::ioapic::{self, IoApic, Route, RouteListener};
-use intel_vtd::{InterruptEntryObserver, SourceId};
+use intel_vtd::{InterruptEntryObserver, InterruptMessage, Patience, SourceId, Unfinished};
 use parking_lot::Mutex;
 
-use super::{IOAPIC_REQUESTER, Invalidated, Remapper, RoutingTable};
+use super::{IOAPIC_REQUESTER, Invalidated, Remapper, RoutingTable, waits_for_kvm};
 
 /// Trigger mode in message data: level.
 const DATA_LEVEL: u32 = 1 << 15;
@@ -44,9 +44,9 @@ impl LevelRoutes {
         }
     }
 
-    /// Resolves all pins, and tells KVM and the IOAPIC what is new.
-    fn update(&self, pins: &Pins) {
-        let mut messages = Vec::new();
+    /// What pins lead to by now.
+    fn resolve(&self, pins: &Pins) -> Resolved {
+        let mut resolved = Resolved::default();
         for (pin, route) in (0..).zip(pins) {
             // Masked pins as well: an interrupt of theirs may be in service, and KVM tells of the
             // end of those only that it has routes for. Linux masks a pin before it ends the
@@ -57,28 +57,45 @@ impl LevelRoutes {
                 ..
             }) = route
             else {
-                messages.push((u32::from(pin), None));
+                resolved.routes.push((u32::from(pin), None));
                 continue;
             };
             let message =
                 self.remapper
                     .resolve(SourceId(IOAPIC_REQUESTER), message.address, message.data);
             let vector = message.map(|message| message.data.to_le_bytes()[0]);
-            self.ioapic.set_eoi_vector(pin, vector);
+            resolved.vectors.push((pin, vector));
             // A route that is not needed does no harm, and may be needed again: a guest can block
             // and allow an interrupt thousands of times with one register write.
             if let Some(message) = message {
                 let message = Some(message).filter(|message| message.data & DATA_LEVEL != 0);
-                messages.push((u32::from(pin), message));
+                resolved.routes.push((u32::from(pin), message));
             }
         }
-        if let Err(error) = self.table.change(messages) {
+        resolved
+    }
+
+    /// Tells KVM and the IOAPIC what is new.
+    fn put(&self, resolved: Resolved) {
+        for (pin, vector) in resolved.vectors {
+            self.ioapic.set_eoi_vector(pin, vector);
+        }
+        if let Err(error) = self.table.change(resolved.routes) {
             self.remapper.local_apics.complain(
                 "KVM refused the routes of level-triggered interrupts",
                 error,
             );
         }
     }
+}
+
+/// What level-triggered pins lead to.
+#[derive(Default)]
+struct Resolved {
+    /// For the IOAPIC: with which vectors their interrupts end.
+    vectors: Vec<(u8, Option<u8>)>,
+    /// For KVM.
+    routes: Vec<(u32, Option<InterruptMessage>)>,
 }
 
 impl RouteListener for LevelRoutes {
@@ -89,19 +106,30 @@ impl RouteListener for LevelRoutes {
         };
         let before = slot.replace(route);
         if before.is_some_and(|before| before.level) || route.level {
-            self.update(&pins);
+            self.put(self.resolve(&pins));
         }
     }
 }
 
 impl InterruptEntryObserver for LevelRoutes {
-    fn interrupt_entries_invalidated(&self, first: u16, count: u32) {
+    fn interrupt_entries_invalidated(
+        &self,
+        first: u16,
+        count: u32,
+        patience: &Patience,
+    ) -> Result<(), Unfinished> {
         let pins = self.pins.lock();
         let invalidated = Invalidated::new(first, count);
         let concerned = |route: &Route| route.level && invalidated.concerns(route.message);
-        if invalidated.all() || pins.iter().flatten().any(concerned) {
-            self.update(&pins);
+        if !invalidated.all() && !pins.iter().flatten().any(concerned) {
+            return Ok(());
         }
+        let resolved = self.resolve(&pins);
+        if !waits_for_kvm(patience) && self.table.would_change(&resolved.routes) {
+            return Err(Unfinished);
+        }
+        self.put(resolved);
+        Ok(())
     }
 }
 

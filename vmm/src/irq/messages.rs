@@ -10,6 +10,7 @@
 //! one register write. So an invalidation never gives an event to KVM that the loop has: KVM gets
 //! it back when an interrupt comes and is let pass. And an invalidation that comes when changes
 //! have taken long enough (see [`super::credit`]) gives the events that it concerns to the loop.
+//! A register write leaves all of that to the unit's background, which can be interrupted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -18,7 +19,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use devices::vfio::{InterruptRoute, InterruptRoutes};
-use intel_vtd::{InterruptEntryObserver, InterruptMessage, SourceId};
+use intel_vtd::{InterruptEntryObserver, InterruptMessage, Patience, SourceId, Unfinished};
 use parking_lot::{Mutex, MutexGuard};
 use pci::{Bdf, MsiMessage, MsiSink};
 use vm_allocator::IdAllocator;
@@ -26,11 +27,13 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::credit::Credit;
 use super::watcher::Watcher;
-use super::{Invalidated, Remapper, RoutingTable, is_interrupt};
+use super::{Invalidated, Remapper, RoutingTable, is_interrupt, waits_for_kvm};
 use crate::event_loop;
 
 /// Routes that are given to KVM or taken from it before others get a turn at the lock.
 const BATCH: usize = 32;
+/// [Steps](Patience::STEP) that it takes to resolve a route.
+const RESOLUTION: u64 = 4;
 
 /// Routes from events to messages, each with a GSI of its own.
 pub(crate) struct MessageRoutes(Arc<Shared>);
@@ -95,6 +98,8 @@ enum Cause {
     Device,
     /// The guest has invalidated their entries.
     Invalidation,
+    /// The same, when changes have taken long enough.
+    Excess,
 }
 
 struct Route {
@@ -188,7 +193,9 @@ impl InterruptRoutes for MessageRoutes {
         for (gsi, message) in messages {
             state.set_message(*gsi, *message);
         }
-        shared.prepare(&state, messages.iter().map(|(gsi, _)| *gsi));
+        let gsis = messages.iter().map(|(gsi, _)| *gsi);
+        let routes = gsis.filter_map(|gsi| Some((gsi, shared.path(state.routes.get(&gsi)?))));
+        shared.prepare(routes);
         for batch in messages.chunks(BATCH) {
             let gsis: Vec<_> = batch.iter().map(|(gsi, _)| *gsi).collect();
             shared.update(&mut state, &gsis, Cause::Device);
@@ -241,37 +248,35 @@ impl Shared {
             .map_or(Path::Loop, Path::Kvm)
     }
 
-    /// Tells KVM what the routes of `gsis` send, and leaves their events where they are. What it
-    /// refuses, it refuses again when they follow.
-    fn prepare(&self, state: &State, gsis: impl Iterator<Item = u32>) {
-        let messages = gsis.filter_map(|gsi| match self.path(state.routes.get(&gsi)?) {
-            Path::Kvm(message) => Some((gsi, Some(message))),
-            Path::Nobody | Path::Loop => None,
-        });
-        let _ = self.table.change(messages);
+    /// Tells KVM what routes send, and leaves their events where they are. What it refuses, it
+    /// refuses again when they follow. Whether KVM had to be told.
+    fn prepare(&self, targets: impl IntoIterator<Item = (u32, Path)>) -> bool {
+        let changes = targets
+            .into_iter()
+            .filter_map(|(gsi, target)| match target {
+                Path::Kvm(message) => Some((gsi, Some(message))),
+                Path::Nobody | Path::Loop => None,
+            });
+        self.table.change(changes).unwrap_or(false)
     }
 
     /// Where the events of `gsis` have to go, as far as they go elsewhere now.
-    fn targets(&self, state: &mut State, gsis: &[u32], cause: Cause) -> Vec<(u32, Path)> {
+    fn targets(&self, state: &State, gsis: &[u32], cause: Cause) -> Vec<(u32, Path)> {
         let mut targets = Vec::new();
         for gsi in gsis {
             let Some(route) = state.routes.get(gsi) else {
                 continue;
             };
             let target = self.path(route);
-            let waits = cause == Cause::Invalidation
-                && route.path == Path::Loop
-                && matches!(target, Path::Kvm(_));
-            if target != route.path && !waits {
-                targets.push((*gsi, target));
+            if target == route.path {
+                continue;
             }
-        }
-        if cause == Cause::Invalidation && !state.credit.is_good(Instant::now()) {
-            for (_, target) in &mut targets {
-                if matches!(target, Path::Kvm(_)) {
-                    *target = Path::Loop;
-                }
-            }
+            let target = match (target, cause) {
+                (Path::Kvm(_), Cause::Excess) => Path::Loop,
+                (Path::Kvm(_), Cause::Invalidation) if route.path == Path::Loop => continue,
+                _ => target,
+            };
+            targets.push((*gsi, target));
         }
         targets
     }
@@ -385,10 +390,43 @@ impl Shared {
 }
 
 impl InterruptEntryObserver for Shared {
-    fn interrupt_entries_invalidated(&self, first: u16, count: u32) {
+    fn interrupt_entries_invalidated(
+        &self,
+        first: u16,
+        count: u32,
+        patience: &Patience,
+    ) -> Result<(), Unfinished> {
         let mut state = self.lock();
         let gsis = state.concerned(&Invalidated::new(first, count));
-        self.update(&mut state, &gsis, Cause::Invalidation);
+        if gsis.len() > usize::try_from(patience.steps() / RESOLUTION).unwrap_or(usize::MAX) {
+            return Err(Unfinished);
+        }
+        let cause = if state.credit.is_good(Instant::now()) {
+            Cause::Invalidation
+        } else {
+            Cause::Excess
+        };
+        let targets = self.targets(&state, &gsis, cause);
+        if targets.is_empty() {
+            return Ok(());
+        }
+        if !waits_for_kvm(patience) {
+            return Err(Unfinished);
+        }
+        let begin = Instant::now();
+        if self.prepare(targets.iter().copied()) {
+            state.credit.charge(begin.elapsed());
+        }
+        let changed: Vec<_> = targets.iter().map(|(gsi, _)| *gsi).collect();
+        for batch in changed.chunks(BATCH) {
+            if patience.is_over() {
+                // What is done needs no change the next time.
+                return Err(Unfinished);
+            }
+            self.update(&mut state, batch, cause);
+            MutexGuard::bump(&mut state);
+        }
+        Ok(())
     }
 }
 

@@ -41,6 +41,13 @@ impl RoutingTable {
         })
     }
 
+    /// Whether KVM would have to be told of these.
+    pub(super) fn would_change(&self, changes: &[(u32, Option<InterruptMessage>)]) -> bool {
+        let routes = self.routes.lock();
+        let mut changes = changes.iter();
+        changes.any(|(gsi, message)| routes.get(gsi) != message.as_ref())
+    }
+
     /// Gives GSIs other routes, or none, all at once. When it returns, no event becomes an
     /// interrupt by an old one. Whether KVM had to be told.
     ///

@@ -14,6 +14,7 @@ use vm_memory::GuestMemoryBackend;
 use super::Unit;
 use super::budget::{Budget, Later};
 use super::events::InterruptMessage;
+use super::patience::{Patience, Unfinished};
 use crate::spec::fault_reason::FaultReason;
 use crate::spec::ids::SourceId;
 use crate::spec::registers::FaultRecord;
@@ -33,8 +34,18 @@ pub trait InterruptEntryObserver: Send + Sync {
     /// `count` entries from `first` on may have changed, or, with all 65536, whether and how interrupts are remapped.
     ///
     /// Called before the guest sees the invalidation complete, by whoever executes the guest's commands and under none of
-    /// the unit's leaf locks: interrupts may be resolved here, registers may not be written.
-    fn interrupt_entries_invalidated(&self, first: u16, count: u32);
+    /// the unit's leaf locks: interrupts may be resolved here, registers may not be written. As with a
+    /// [`TranslationObserver`](crate::TranslationObserver), what takes longer than the [`Patience`] is for is better not begun:
+    /// it is called again.
+    ///
+    /// # Errors
+    /// It was not finished; never with [endless](Patience::endless) patience.
+    fn interrupt_entries_invalidated(
+        &self,
+        first: u16,
+        count: u32,
+        patience: &Patience,
+    ) -> Result<(), Unfinished>;
 }
 
 impl<M> Unit<M> {
@@ -50,8 +61,7 @@ impl<M> Unit<M> {
         change: impl FnOnce(&mut Remapping),
     ) -> Result<(), Later> {
         change(&mut *budget.wait_for(&self.remapping)?);
-        self.notify_observers(0..0x1_0000, budget);
-        Ok(())
+        self.notify_observers(0..0x1_0000, budget)
     }
 
     /// Waits for the interrupt requests in flight.
@@ -59,16 +69,21 @@ impl<M> Unit<M> {
         budget.wait_for(&self.remapping).map(drop)
     }
 
-    pub(super) fn notify_observers(&self, entries: Range<u32>, budget: &mut Budget<'_>) {
+    pub(super) fn notify_observers(
+        &self,
+        entries: Range<u32>,
+        budget: &mut Budget<'_>,
+    ) -> Result<(), Later> {
         let observers = self.observers.lock().clone();
         let count = entries.end.saturating_sub(entries.start);
         let Ok(first) = u16::try_from(entries.start) else {
-            return;
+            return Ok(());
         };
         for observer in observers {
             budget.clock.start();
-            observer.interrupt_entries_invalidated(first, count);
+            observer.interrupt_entries_invalidated(first, count, &budget.of_observers())?;
         }
+        Ok(())
     }
 }
 

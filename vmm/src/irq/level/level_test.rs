@@ -48,3 +48,27 @@ fn an_entry_that_comes_and_goes_changes_kvms_table_once() {
     write(&ioapic, 0x1a, ENTRY & !(1 << 15));
     assert_eq!(bench.calls(), [Call::Routes(Vec::new())]);
 }
+
+#[test]
+fn a_register_write_of_the_unit_changes_nothing_in_kvm() {
+    let bench = bench(true, 4096);
+    let sink: Arc<dyn MsiSink> = Arc::<Remapper>::clone(&bench.remapper);
+    let ioapic = IoApic::new(sink, Bdf::from_requester_id(IOAPIC_REQUESTER));
+    let (remapper, table) = (Arc::clone(&bench.remapper), Arc::clone(&bench.table));
+    LevelRoutes::install(remapper, table, Arc::clone(&ioapic));
+    bench.set_raw_entry(3, 0x0000_0007_0043_0011);
+    write(&ioapic, 0x1b, ENTRY >> 32);
+    write(&ioapic, 0x1a, ENTRY);
+    bench.calls();
+    bench.leave_to_background();
+    bench.set_raw_entry(3, 0x0000_0007_0044_0011);
+    bench.invalidate(Some((3, 0)));
+    assert_eq!(bench.calls(), []);
+    let stop = Arc::default();
+    bench.run_backlog(&stop);
+    let table = Call::Routes(vec![(5, 0xFEE0_7000, 0xC044)]);
+    assert_eq!(bench.calls(), [table]);
+    bench.run_backlog(&stop);
+    bench.invalidate(Some((3, 0)));
+    assert_eq!(bench.calls(), []);
+}

@@ -1,11 +1,11 @@
 //! Routes over a stand-in for KVM that notes what it is asked for, and a unit whose table is in
 //! memory.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use intel_vtd::{Interrupts, UnitConfig};
+use intel_vtd::{InlineBudget, Interrupts, UnitConfig};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
@@ -29,6 +29,9 @@ pub(in crate::irq) struct Fake {
     calls: Mutex<Vec<Call>>,
     refuses_routes: AtomicBool,
     refuses_events: AtomicBool,
+    /// Set once so many more events were detached.
+    stop: Arc<AtomicBool>,
+    detaches_left: AtomicUsize,
 }
 
 impl Fake {
@@ -62,6 +65,9 @@ impl Chip for Fake {
     }
 
     fn detach(&self, gsi: u32, _event: &EventFd) -> io::Result<()> {
+        if self.detaches_left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.stop.store(true, Ordering::SeqCst);
+        }
         self.note(Detach(gsi), false)
     }
 }
@@ -69,6 +75,8 @@ impl Chip for Fake {
 /// Where the interrupt remapping table of 256 entries is, and the invalidation queue.
 const TABLE: u64 = 0x20_0000;
 const QUEUE: u64 = 0x10_0000;
+/// Where the status of a wait goes.
+const STATUS: u64 = 0x30_0000;
 const END: usize = 0x100_0000;
 
 pub(in crate::irq) struct Bench {
@@ -165,15 +173,41 @@ impl Bench {
     /// Invalidates `1 << log2` entries from `index` on, or all of them.
     pub(in crate::irq) fn invalidate(&self, entries: Option<(u64, u64)>) {
         let descriptor = entries.map_or(4, |(index, log2)| 4 | 1 << 4 | log2 << 27 | index << 32);
+        self.submit(&[[descriptor, 0]]);
+    }
+
+    /// Appends to the queue, and writes the tail.
+    fn submit(&self, descriptors: &[[u64; 2]]) {
         let mut tail = [0; 4];
         self.unit().read(0x88, &mut tail);
-        let tail = u64::from(u32::from_le_bytes(tail));
-        let place = GuestAddress(QUEUE + tail);
-        self.memory
-            .write_obj([descriptor, 0], place)
-            .expect("memory");
-        let tail = u32::try_from((tail + 16) % 0x1000).expect("small");
+        let mut tail = u32::from_le_bytes(tail);
+        for descriptor in descriptors {
+            let place = GuestAddress(QUEUE + u64::from(tail));
+            self.memory.write_obj(*descriptor, place).expect("memory");
+            tail = (tail + 16) % 0x1000;
+        }
         self.unit().write(0x88, &tail.to_le_bytes());
+    }
+
+    /// Invalidates all entries, and has `token` written when that is complete.
+    fn invalidate_and_wait(&self, token: u32) {
+        self.submit(&[[4, 0], [u64::from(token) << 32 | 0x25, STATUS]]);
+    }
+
+    /// The last token of [`invalidate_and_wait`](Self::invalidate_and_wait) that was written.
+    fn completed(&self) -> u32 {
+        self.memory.read_obj(GuestAddress(STATUS)).expect("memory")
+    }
+
+    /// From now on, register writes leave to [`run_backlog`](Self::run_backlog) what takes long.
+    pub(in crate::irq) fn leave_to_background(&self) {
+        self.unit()
+            .run_in_background(InlineBudget::default(), Arc::new(|| {}));
+    }
+
+    /// Carries out what register writes have left, until `stop` is true.
+    pub(in crate::irq) fn run_backlog(&self, stop: &Arc<AtomicBool>) {
+        self.unit().run_backlog(stop);
     }
 
     fn faults(&self) -> u32 {
@@ -380,10 +414,9 @@ fn remapping_that_is_turned_off_and_on_concerns_every_route() {
     bench.register(0xB8, TABLE | 0x807);
     bench.command(0x0100_0000);
     bench.command(0x0200_0000);
-    let calls = bench.fake.take();
-    assert_eq!(calls.first(), Some(&Detach(25)));
     let both = Routes(vec![(24, 0xFEE0_7000, 0x43), (25, 0xFEE0_1000, 0x51)]);
-    assert_eq!(calls.get(1..), Some(&[both][..]), "the second is not used");
+    let calls = bench.fake.take();
+    assert_eq!(calls, [both, Detach(25)], "the second is not used");
 }
 
 /// KVM waits for its readers whenever its table changes.
@@ -427,6 +460,62 @@ fn an_entry_that_comes_and_goes_takes_its_events_from_kvm_once() {
     }
     let calls = bench.fake.take();
     assert_eq!(calls, (24..32).map(Detach).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_register_write_changes_nothing_in_kvm() {
+    let bench = bench(true, 4096);
+    bench.set_entry(3, Some(0x43));
+    let (route, _event) = bench.add();
+    bench.set(&*route, request(3));
+    bench.fake.take();
+    bench.leave_to_background();
+    let stop = Arc::default();
+    bench.invalidate_and_wait(1);
+    assert_eq!(bench.completed(), 1, "nothing changes");
+    let route = Routes(vec![(24, 0xFEE0_7000, 0x44)]);
+    for (token, vector, calls) in [(2, Some(0x44), [route]), (3, None, [Detach(24)])] {
+        bench.set_entry(3, vector);
+        bench.invalidate_and_wait(token);
+        assert_eq!((bench.fake.take(), bench.completed()), (vec![], token - 1));
+        bench.run_backlog(&stop);
+        assert_eq!(
+            (bench.fake.take(), bench.completed()),
+            (calls.to_vec(), token)
+        );
+    }
+    bench.run_backlog(&stop);
+    assert_eq!(bench.fake.take(), []);
+}
+
+#[test]
+fn an_invalidation_that_takes_2048_events_from_kvm_can_be_interrupted() {
+    let bench = bench(true, 4096);
+    bench.set_entry(3, Some(0x43));
+    let routes: Vec<_> = (0..2048).map(|_| bench.add()).collect();
+    bench.set_all(routes.iter().map(|(route, _)| (&**route, request(3))));
+    bench.fake.take();
+    bench.leave_to_background();
+    bench.set_entry(3, None);
+    bench.invalidate_and_wait(1);
+    let stop = &bench.fake.stop;
+    let mut calls = Vec::new();
+    for token in [0, 0, 1] {
+        stop.store(false, Ordering::SeqCst);
+        bench.fake.detaches_left.store(100, Ordering::Relaxed);
+        if token == 1 {
+            bench
+                .fake
+                .detaches_left
+                .store(usize::MAX, Ordering::Relaxed);
+        }
+        bench.run_backlog(stop);
+        let detached = bench.fake.take();
+        assert!(token == 1 || (100..100 + 32).contains(&detached.len()));
+        assert_eq!(bench.completed(), token);
+        calls.extend(detached);
+    }
+    assert!(calls == (24..24 + 2048).map(Detach).collect::<Vec<_>>());
 }
 
 #[test]

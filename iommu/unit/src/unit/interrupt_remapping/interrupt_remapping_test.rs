@@ -1,11 +1,12 @@
 //! Interrupt requests in both formats, and every reason to block one.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::InterruptMessage;
 use crate::spec::ids::SourceId;
-use crate::unit::InterruptEntryObserver;
-use crate::unit::testing::{Bench, END, TABLE, full, plain};
+use crate::unit::testing::{Bench, END, STATUS, TABLE, full, plain};
+use crate::unit::{InlineBudget, InterruptEntryObserver, Patience, Unfinished};
 
 /// Fixed, physical, edge, vector 0x41; APIC 7 in extended mode.
 const ENTRY: [u64; 2] = [0x0000_0007_0041_0001, 0];
@@ -269,8 +270,14 @@ fn a_table_that_is_not_set_yet_is_not_used() {
 struct Observer(Mutex<Vec<(u16, u32)>>);
 
 impl InterruptEntryObserver for Observer {
-    fn interrupt_entries_invalidated(&self, first: u16, count: u32) {
+    fn interrupt_entries_invalidated(
+        &self,
+        first: u16,
+        count: u32,
+        _: &Patience,
+    ) -> Result<(), Unfinished> {
         self.0.lock().unwrap().push((first, count));
+        Ok(())
     }
 }
 
@@ -310,6 +317,77 @@ fn observers_hear_of_every_change_to_entries_and_to_remapping() {
     assert_eq!(heard(), [(0, 0x1_0000)]);
     bench.unit.reset();
     assert_eq!(heard(), [(0, 0x1_0000)]);
+}
+
+/// Finishes with the ranges that it is to hear, one in each call that is not a register write's.
+#[derive(Default)]
+struct Slow {
+    heard: Mutex<Vec<(u16, u32)>>,
+    /// Calls until it does.
+    left: AtomicUsize,
+}
+
+impl InterruptEntryObserver for Slow {
+    fn interrupt_entries_invalidated(
+        &self,
+        first: u16,
+        count: u32,
+        patience: &Patience,
+    ) -> Result<(), Unfinished> {
+        self.heard.lock().unwrap().push((first, count));
+        let left = |left: usize| left.checked_sub(1);
+        let is_left = self
+            .left
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, left);
+        if is_left.is_ok() || patience.steps() != u64::MAX {
+            return Err(Unfinished);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn nothing_completes_before_all_observers_have_finished() {
+    let bench = Bench::new(&full());
+    bench.enable_wide_queue();
+    let observer = Arc::new(Slow::default());
+    bench
+        .unit
+        .observe_interrupt_entries(Arc::clone(&observer) as _);
+    bench
+        .unit
+        .run_in_background(InlineBudget::default(), Arc::new(|| {}));
+    let heard = || std::mem::take(&mut *observer.heard.lock().unwrap());
+    let run = || bench.unit.run_backlog(&Arc::default());
+    bench.write64(0xB8, 0x20_0807);
+    for (command, shown) in [(0x0500_0000, 0x0500_0000), (0x0600_0000, 0x0700_0000)] {
+        let before = bench.read32(0x1C);
+        bench.write32(0x18, command);
+        assert_eq!(
+            bench.read32(0x1C),
+            before & !0x0100_0000 | before & shown & 0x0100_0000
+        );
+        assert_eq!(heard(), [(0, 0x1_0000)]);
+        run();
+        assert_eq!(bench.read32(0x1C), shown);
+        assert_eq!(heard(), [(0, 0x1_0000)]);
+    }
+    // The second range is told twice, and the first is not told again.
+    bench.submit_wide(&[
+        [0x0000_0025_0000_0014, 0, 0, 0],
+        [0x0000_0020_0000_0014, 0, 0, 0],
+        [0x0000_0002_0000_0025, STATUS, 0, 0],
+    ]);
+    assert_eq!((heard(), bench.peek32(STATUS)), (vec![(0x25, 1)], 0));
+    observer.left.store(2, Ordering::SeqCst);
+    run();
+    assert_eq!(heard(), [(0x25, 1), (0x25, 1), (0x25, 1), (0x20, 1)]);
+    assert_eq!(bench.peek32(STATUS), 2);
+    // Without a wait as well.
+    bench.submit_wide(&[[0x0000_0025_0000_0014, 0, 0, 0]]);
+    assert_eq!(heard(), [(0x25, 1)]);
+    run();
+    assert_eq!(heard(), [(0x25, 1)]);
 }
 
 #[test]

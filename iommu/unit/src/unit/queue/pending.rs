@@ -1,5 +1,6 @@
 //! What the invalidation queue has taken and not yet made true (section 6.5.2).
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::Flow;
@@ -18,7 +19,7 @@ pub(in crate::unit) struct Pending {
     /// What observers of translations are to hear of.
     pub(super) invalidations: InvalidationList,
     /// Indices of interrupt entries, a range for each descriptor unless they touch or are too many.
-    pub(super) interrupts: Vec<Range<u32>>,
+    pub(super) interrupts: VecDeque<Range<u32>>,
     /// Whose requests that were in flight when this run of the queue began are over: tables that software changed before are
     /// not in use by them any more. That much a device-TLB relies on, and once for each is enough.
     pub(super) drained: DrainScope,
@@ -44,6 +45,7 @@ impl Pending {
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {
         self.concerned.is_empty()
+            && self.invalidations.is_empty()
             && self.interrupts.is_empty()
             && self.waits.is_empty()
             && self.timed_out.is_none()
@@ -93,7 +95,7 @@ impl Pending {
             .find(|range| touches(range) || crowded)
         {
             Some(range) => *range = range.start.min(added.start)..range.end.max(added.end),
-            None => self.interrupts.push(added),
+            None => self.interrupts.push_back(added),
         }
     }
 }

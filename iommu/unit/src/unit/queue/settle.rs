@@ -69,8 +69,10 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         }
         if !pending.interrupts.is_empty() {
             self.drain_interrupts(budget)?;
-            for range in pending.interrupts.drain(..) {
-                self.notify_observers(range, budget);
+            // A range stays until all observers have finished with it.
+            while let Some(range) = pending.interrupts.front() {
+                self.notify_observers(range.clone(), budget)?;
+                pending.interrupts.pop_front();
             }
         }
         budget.settled();
