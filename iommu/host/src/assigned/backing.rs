@@ -34,6 +34,8 @@ pub(crate) struct Backing {
     unfinished: BTreeSet<ShadowKey>,
     pub(super) nested: NestedHwpts,
     scratch: Scratch,
+    /// Memory for the list of shadows that an update concerns.
+    concerned: Vec<ShadowKey>,
 }
 
 /// Why requests are not where they belong, and who is to be blocked besides.
@@ -92,6 +94,7 @@ impl Backing {
             unfinished: BTreeSet::new(),
             nested: NestedHwpts::default(),
             scratch: Scratch::default(),
+            concerned: Vec::new(),
         }
     }
 

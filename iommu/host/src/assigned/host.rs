@@ -78,7 +78,7 @@ impl Host {
     pub(super) fn refresh<T: TableMemory>(
         &mut self,
         tables: &GuestTables<'_, T>,
-        named: &Named<'_>,
+        named: &Named,
         moves: &[Moves],
         resources: &mut Resources,
     ) -> Result<(), Unfinished> {
@@ -97,6 +97,9 @@ impl Host {
         moves: &[Moves],
         resources: &mut Resources,
     ) -> Result<(), Unfinished> {
+        if self.users.nested.is_empty() {
+            return Ok(());
+        }
         let leaving = Leaving::of(&self.devices, moves);
         let nested = &mut self.backing.nested;
         let failures = nested.invalidate(invalidations, &self.users, &leaving, resources);

@@ -18,6 +18,8 @@ use intel_vtd::{GuestTables, Invalidation, Patience, SourceId, TableMemory, Unfi
 pub(crate) struct Hosts {
     pub(super) resources: Resources,
     list: Vec<Host>,
+    /// What the guest invalidates: memory that is used for each update.
+    named: Named,
     /// Of iommufds that have no devices any more.
     unused: Vec<Ioas>,
     /// There is a thread that tries again what was not possible during a reset.
@@ -29,10 +31,11 @@ fn is_same(one: &Arc<dyn HostIommu>, other: &Arc<dyn HostIommu>) -> bool {
 }
 
 impl Hosts {
-    pub(super) const fn new(resources: Resources) -> Self {
+    pub(super) fn new(resources: Resources) -> Self {
         Self {
             resources,
             list: Vec::new(),
+            named: Named::default(),
             unused: Vec::new(),
             is_retrying: false,
         }
@@ -71,7 +74,10 @@ impl Hosts {
         invalidations: &[Invalidation],
     ) -> Result<(), Unfinished> {
         let Self {
-            resources, list, ..
+            resources,
+            list,
+            named,
+            ..
         } = self;
         let has_entries = invalidations.iter().any(|invalidation| {
             matches!(
@@ -91,9 +97,9 @@ impl Hosts {
         }
         // Without any, there is no list of them.
         let of_host = |at: usize| moves.get(at).map_or(&[][..], Vec::as_slice);
-        let named = Named::by(invalidations);
+        named.fill(invalidations);
         for (at, host) in list.iter_mut().enumerate() {
-            host.refresh(tables, &named, of_host(at), resources)?;
+            host.refresh(tables, named, of_host(at), resources)?;
         }
         for (at, host) in list.iter_mut().enumerate() {
             host.invalidate_nested(invalidations, of_host(at), resources)?;
@@ -176,7 +182,7 @@ impl Hosts {
             resources,
             list,
             unused,
-            is_retrying: _,
+            ..
         } = self;
         let closed = list.extract_if(.., |host| host.devices.is_empty());
         unused.extend(closed.map(|host| host.backing.close(resources)));

@@ -13,7 +13,7 @@ const BLOCKS_PER_STEP: u64 = 4;
 
 /// What invalidations name of second-stage tables.
 #[derive(Default)]
-pub(crate) struct Named<'a> {
+pub(crate) struct Named {
     everything: bool,
     /// Domains of which everything is named, in ascending order.
     domains: Vec<u16>,
@@ -21,27 +21,31 @@ pub(crate) struct Named<'a> {
     /// that the entry changed which the tables hang from.
     first_stage_pages: Vec<u16>,
     /// Pages that are named of domains, in ascending order of these.
-    blocks: Vec<(u16, &'a PageBlock)>,
+    blocks: Vec<(u16, PageBlock)>,
 }
 
-impl<'a> Named<'a> {
-    pub(crate) fn by(invalidations: &'a [Invalidation]) -> Self {
-        let mut named = Self::default();
+impl Named {
+    /// What `invalidations` name, in place of what it was; it keeps its memory.
+    pub(crate) fn fill(&mut self, invalidations: &[Invalidation]) {
+        self.everything = false;
+        self.domains.clear();
+        self.first_stage_pages.clear();
+        self.blocks.clear();
         for invalidation in invalidations {
             match invalidation {
                 Invalidation::All | Invalidation::Iotlb(IotlbScope::Global) => {
-                    named.everything = true;
+                    self.everything = true;
                 }
                 Invalidation::Iotlb(IotlbScope::Domain(domain)) => {
-                    named.domains.push(*domain);
+                    self.domains.push(*domain);
                 }
                 Invalidation::Iotlb(IotlbScope::Pages(domain, block)) => {
-                    named.blocks.push((*domain, block));
+                    self.blocks.push((*domain, *block));
                 }
                 Invalidation::PasidIotlb { domain, scope, .. } => {
                     let domains = match scope {
-                        PasidIotlbScope::Pages(_) => &mut named.first_stage_pages,
-                        PasidIotlbScope::Pasid => &mut named.domains,
+                        PasidIotlbScope::Pages(_) => &mut self.first_stage_pages,
+                        PasidIotlbScope::Pasid => &mut self.domains,
                     };
                     domains.push(*domain);
                 }
@@ -50,20 +54,19 @@ impl<'a> Named<'a> {
                 | Invalidation::DeviceTlb { .. } => {}
             }
         }
-        for domains in [&mut named.domains, &mut named.first_stage_pages] {
+        for domains in [&mut self.domains, &mut self.first_stage_pages] {
             domains.sort_unstable();
             domains.dedup();
         }
-        named.blocks.sort_by_key(|(domain, _)| *domain);
-        named
+        self.blocks.sort_by_key(|(domain, _)| *domain);
     }
 
-    /// The shadows of which something is named, in ascending order.
-    pub(crate) fn concerned(&self, users: &ShadowUsers) -> Vec<ShadowKey> {
+    /// Adds the shadows of which something is named to an empty list, in ascending order.
+    pub(crate) fn find_concerned(&self, users: &ShadowUsers, concerned: &mut Vec<ShadowKey>) {
         if self.everything {
-            return users.all().copied().collect();
+            concerned.extend(users.all());
+            return;
         }
-        let mut concerned = Vec::new();
         let mut add = |domain: u16| concerned.extend(users.of_domain(domain));
         self.domains.iter().for_each(|domain| add(*domain));
         self.first_stage_pages
@@ -75,11 +78,10 @@ impl<'a> Named<'a> {
             .for_each(|(domain, _)| add(*domain));
         concerned.sort_unstable();
         concerned.dedup();
-        concerned
     }
 
     /// The blocks that are named of `domain`, in the order in which they are.
-    fn blocks_of(&self, domain: u16) -> &[(u16, &'a PageBlock)] {
+    fn blocks_of(&self, domain: u16) -> &[(u16, PageBlock)] {
         let first = self.blocks.partition_point(|(other, _)| *other < domain);
         let rest = self.blocks.get(first..).unwrap_or_default();
         let count = rest.partition_point(|(other, _)| *other == domain);

@@ -73,19 +73,20 @@ impl Backing {
     pub(in crate::assigned) fn refresh<T: TableMemory>(
         &mut self,
         tables: &GuestTables<'_, T>,
-        named: &Named<'_>,
+        named: &Named,
         users: &Users,
         leaving: &Leaving,
         resources: &mut Resources,
     ) -> Vec<Failure> {
         let mut failures = Vec::new();
-        let mut concerned = named.concerned(&users.shadows);
+        let mut concerned = std::mem::take(&mut self.concerned);
+        named.find_concerned(&users.shadows, &mut concerned);
         if !self.unfinished.is_empty() {
             concerned.extend(std::mem::take(&mut self.unfinished));
             concerned.sort_unstable();
             concerned.dedup();
         }
-        for key in concerned {
+        for key in concerned.drain(..) {
             let Some(shadow) = self.shadows.get_mut(&key) else {
                 continue;
             };
@@ -103,6 +104,7 @@ impl Backing {
             let failure = outcome.map_err(|trouble| Failure::of_shadow(key, trouble));
             failures.extend(failure.err());
         }
+        self.concerned = concerned;
         failures
     }
 
