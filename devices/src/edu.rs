@@ -12,6 +12,11 @@
 //!   blocked one may have been written, and no others;
 //! * function-level reset stops the work: once it has been requested no DMA happens any more.
 //!
+//! # Several messages
+//! With [`EduOptions::msi_vectors`] above one, and as many enabled by software (Multiple Message
+//! Enable), bit `n` of the interrupt status has the vector `n` modulo that number. What raises
+//! several bits sends the message of the lowest.
+//!
 //! # The extension
 //! With [`EduFeatures`], the function has the PCIe capabilities ATS, PASID and PRI, and 32-bit
 //! registers in BAR 0 that say how the requests of a DMA command travel. Everything is written and
@@ -93,15 +98,18 @@ pub struct EduOptions {
     /// The address bits that the device can drive: others are cleared from the addresses of its
     /// DMA.
     pub dma_mask: u64,
+    /// MSI vectors that it offers: 1, 2, 4, 8, 16 or 32. Others are rounded down to such a number.
+    pub msi_vectors: u8,
     /// The extension.
     pub features: EduFeatures,
 }
 
 impl Default for EduOptions {
-    /// 28 bits, as documented for the device.
+    /// 28 bits and one vector, as documented for the device.
     fn default() -> Self {
         Self {
             dma_mask: 0x0fff_ffff,
+            msi_vectors: 1,
             features: EduFeatures::default(),
         }
     }
@@ -127,7 +135,7 @@ impl Edu {
         unit: Option<Arc<Unit<Memory>>>,
         options: EduOptions,
     ) -> io::Result<Arc<Self>> {
-        let (config, capabilities) = config_space(options.features);
+        let (config, capabilities) = config_space(&options);
         let dma = dma.gated(config.bus_master_flag());
         let atc = Arc::new(Atc::default());
         let unit = unit.map(|unit| (unit, SourceId(bdf.as_u16())));
@@ -168,7 +176,7 @@ impl Drop for Edu {
     }
 }
 
-fn config_space(features: EduFeatures) -> (ConfigSpace, Capabilities) {
+fn config_space(options: &EduOptions) -> (ConfigSpace, Capabilities) {
     let mut builder = ConfigBuilder::endpoint(Identity {
         vendor: 0x1234,
         device: 0x11e8,
@@ -179,9 +187,10 @@ fn config_space(features: EduFeatures) -> (ConfigSpace, Capabilities) {
     });
     builder.add_bar(0, BarKind::Memory32, BAR_SIZE);
     builder.set_interrupt_pin(1);
-    builder.add_msi(0);
+    let log2_vectors = options.msi_vectors.clamp(1, 32).ilog2();
+    builder.add_msi(u8::try_from(log2_vectors).unwrap_or(0));
     builder.add_pcie_endpoint();
-    let capabilities = Capabilities::add(&mut builder, features);
+    let capabilities = Capabilities::add(&mut builder, options.features);
     (builder.build(), capabilities)
 }
 

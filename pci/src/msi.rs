@@ -108,6 +108,12 @@ impl ConfigSpace {
             .collect()
     }
 
+    /// Vectors that software allocated, a power of two; 0 of a function without MSI.
+    #[must_use]
+    pub fn msi_vectors(&self) -> u32 {
+        self.layout.msi.map_or(0, |msi| self.msi_allocated(msi))
+    }
+
     /// Vectors that software allocated: Multiple Message Enable, bounded by what the capability
     /// offers.
     fn msi_allocated(&self, msi: u16) -> u32 {

@@ -311,6 +311,44 @@ fn a_copy_that_faults_still_completes() {
 }
 
 #[test]
+fn each_bit_has_the_message_of_its_number_among_those_that_are_enabled() {
+    let mut machine = machine(EduOptions {
+        msi_vectors: 8,
+        ..EduOptions::default()
+    });
+    // Multiple Message Capable: 2^3.
+    assert_eq!(machine.config(MSI) >> 16 & 0xf, 3 << 1);
+    machine.enable_msi();
+    machine.edu.write_config(MSI + 0xc, &0x40_u16.to_le_bytes());
+    // Multiple Message Enable: 2^2.
+    machine.edu.write_config(MSI + 2, &0x21_u16.to_le_bytes());
+    for (bits, data) in [
+        (1, 0x40),
+        (2, 0x41),
+        (4, 0x42),
+        (8, 0x43),
+        (0x10, 0x40),
+        (0x8000_0000, 0x43),
+        (0xc, 0x42),
+    ] {
+        machine.write(0x60, bits);
+        assert_eq!(machine.message(), (0x18, 0xfee0_1000, data), "{bits:#x}");
+    }
+    // The end of a transfer has bit 8.
+    machine.copy(0x4_0000, 0x4000, 4, 0x7);
+    assert_eq!(machine.message(), (0x18, 0xfee0_1000, 0x40));
+    // One that is masked waits, and the others do not.
+    machine.edu.write_config(MSI + 0x10, &4_u32.to_le_bytes());
+    machine.write(0x60, 4);
+    machine.write(0x60, 2);
+    assert_eq!(machine.message(), (0x18, 0xfee0_1000, 0x41));
+    assert_eq!(machine.config(MSI + 0x14), 4, "pending");
+    machine.edu.write_config(MSI + 0x10, &0_u32.to_le_bytes());
+    assert_eq!(machine.message(), (0x18, 0xfee0_1000, 0x42));
+    assert_eq!(machine.drain(), 0);
+}
+
+#[test]
 fn a_masked_message_is_sent_when_it_is_unmasked() {
     let mut machine = machine(EduOptions::default());
     machine.enable_msi();

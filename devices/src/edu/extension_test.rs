@@ -78,6 +78,7 @@ fn machine() -> Machine {
             pasid: true,
             pri: true,
         },
+        ..EduOptions::default()
     };
     let dma = unit.port(source);
     let bdf = Bdf::new(0, 3, 0).expect("in range");

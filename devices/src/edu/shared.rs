@@ -66,10 +66,12 @@ impl Shared {
     pub(super) fn raise(&self, inner: &mut Inner, bits: u32) -> Option<MsiMessage> {
         inner.registers.raise(bits);
         self.drive(inner);
-        inner
-            .registers
-            .interrupt_pending()
-            .then(|| inner.config.msi_notify(0))?
+        if !inner.registers.interrupt_pending() {
+            return None;
+        }
+        // The number of vectors is a power of two.
+        let vector = bits.trailing_zeros() & inner.config.msi_vectors().saturating_sub(1);
+        inner.config.msi_notify(u8::try_from(vector).unwrap_or(0))
     }
 
     pub(super) fn count_pages(&self, inner: &mut Inner, counts: PageCounts) {

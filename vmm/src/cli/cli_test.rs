@@ -28,7 +28,7 @@ fn a_full_command_line_becomes_typed_values() {
     let config = config(
         "--kernel k --initramfs i --memory size=1G,hugepages=on,prefault=on --cpus 255 --no-reboot \
          --disk path=/a,,b,readonly=on,id=root --net tap=tap0,mac=52:54:00:12:34:56 \
-         --device intel-iommu,x-flts=off --device edu,dma_mask=0xff,addr=5 --device rng --device console",
+         --device intel-iommu,x-flts=off --device edu,dma_mask=0xff,msi-vectors=4,addr=5 --device rng --device console",
     );
     assert_eq!(
         config.memory,
@@ -73,6 +73,7 @@ fn a_full_command_line_becomes_typed_values() {
                 device: Some(5),
                 kind: FunctionKind::Edu(EduOptions {
                     dma_mask: 0xff,
+                    msi_vectors: 4,
                     features: Default::default(),
                 })
             },

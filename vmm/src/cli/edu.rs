@@ -19,6 +19,13 @@ pub(super) const TABLE: Table = Table {
             help: "address bits that its DMA engine drives",
         },
         Key {
+            name: "msi-vectors",
+            aliases: &[],
+            kind: Kind::OneOf(&[1, 2, 4, 8, 16, 32]),
+            default: "1",
+            help: "extension: MSI vectors; bit n of the interrupt status has the vector n modulo those that are enabled",
+        },
+        Key {
             name: "ats",
             aliases: &[],
             kind: Kind::OnOff,
@@ -57,9 +64,13 @@ pub(super) fn options(values: &Values) -> Result<EduOptions, ListError> {
             values.conflict("pri=on needs ats=on; add `ats=on` or drop `pri=on`".to_owned())
         );
     }
-    let default = EduOptions::default().dma_mask;
+    let default = EduOptions::default();
+    let msi_vectors = values.number("msi-vectors").map(u8::try_from);
     Ok(EduOptions {
-        dma_mask: values.number("dma_mask").unwrap_or(default),
+        dma_mask: values.number("dma_mask").unwrap_or(default.dma_mask),
+        msi_vectors: msi_vectors
+            .and_then(Result::ok)
+            .unwrap_or(default.msi_vectors),
         features,
     })
 }
