@@ -9,6 +9,7 @@ pub(crate) mod disk;
 mod disk_speed;
 mod edu;
 mod edu_group;
+mod edu_msi;
 mod hot_plug;
 mod hot_plug_levels;
 mod interrupts;

@@ -450,9 +450,15 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "four-cpus",
-        description: "four vCPUs, first stage",
+        description: "four vCPUs, first stage; four MSIs of edu, each on a vCPU of its own",
+        arguments: &[
+            "--device",
+            "virtio-rng-pci",
+            "--device",
+            "edu,msi-vectors=4",
+        ],
         cpus: 4,
-        plan: "scalable,smp=4,translation=first-stage,intremap=x2apic,disk,net,rng,edu,interrupts=remapped,\
+        plan: "scalable,smp=4,translation=first-stage,intremap=x2apic,disk,net,rng,edu,edu-msi,interrupts=remapped,\
                nofaults>poweroff",
         ..DEFAULT
     },

@@ -3,8 +3,9 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Guest, assigned_edu, console, disk, disk_speed, edu, edu_group, hot_plug, hot_plug_levels,
-    interrupts, iommu, level3, map_benchmark, network, nvme, pasid, power, random, sva, taken,
+    Guest, assigned_edu, console, disk, disk_speed, edu, edu_group, edu_msi, hot_plug,
+    hot_plug_levels, interrupts, iommu, level3, map_benchmark, network, nvme, pasid, power, random,
+    sva, taken,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -27,6 +28,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("serial", console::serial),
     ("edu", edu::dma_and_msi),
     ("edu-intx", edu::intx),
+    ("edu-msi", edu_msi::check),
     ("edu-stays-mapped", edu::stay_mapped),
     ("edu-fault", edu::fault),
     ("dma-map-benchmark", map_benchmark::check),

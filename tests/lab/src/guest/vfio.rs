@@ -386,12 +386,19 @@ impl Function {
 
     /// Lets the function's first MSI signal the eventfd that is returned.
     pub(super) fn msi(&self) -> Result<OwnedFd> {
+        let [event] = self.signal(MSI_INDEX)?;
+        Ok(event)
+    }
+
+    /// Lets each of the function's first MSIs signal an eventfd of its own.
+    pub(super) fn msis<const VECTORS: usize>(&self) -> Result<[OwnedFd; VECTORS]> {
         self.signal(MSI_INDEX)
     }
 
     /// Lets the function's INTx signal the eventfd that is returned. The kernel masks it each time.
     pub(super) fn intx(&self) -> Result<OwnedFd> {
-        self.signal(INTX_INDEX)
+        let [event] = self.signal(INTX_INDEX)?;
+        Ok(event)
     }
 
     /// Lets INTx signal again, at once if the function still asserts it.
@@ -407,18 +414,24 @@ impl Function {
         Ok(())
     }
 
-    fn signal(&self, index: u32) -> Result<OwnedFd> {
-        let event = memory::eventfd()?;
+    /// Lets the first vectors of a kind signal the eventfds that are returned.
+    fn signal<const VECTORS: usize>(&self, index: u32) -> Result<[OwnedFd; VECTORS]> {
+        let mut events = Vec::new();
+        for _ in 0..VECTORS {
+            events.push(memory::eventfd()?);
+        }
+        let events: [OwnedFd; VECTORS] = events.try_into().ok().context("eventfds")?;
+        let count = u32::try_from(VECTORS)?;
         let mut set = ioctl::IrqSet {
-            argsz: 24,
+            argsz: 20 + 4 * count,
             flags: 4 | 32,
             index,
             start: 0,
-            count: 1,
-            eventfd: event.as_raw_fd(),
+            count,
+            eventfds: events.each_ref().map(AsRawFd::as_raw_fd),
         };
-        ioctl(&self.device, &ioctl::VFIO_SET_IRQS, &mut set).context("VFIO_DEVICE_SET_IRQS")?;
-        Ok(event)
+        ioctl(&self.device, &ioctl::vfio_set_irqs(), &mut set).context("VFIO_DEVICE_SET_IRQS")?;
+        Ok(events)
     }
 
     /// Its addresses.

@@ -224,8 +224,14 @@ pub const LEVELS: &[Scenario] = &[
     },
     Scenario {
         name: "levels-nested",
-        description: "three levels, x-flts=on: the same through nested page tables",
+        description: "three levels, x-flts=on: the same through nested page tables; four MSIs of level 3's edu",
         unit: Some(KEEPING),
+        arguments: &[
+            "--device",
+            "edu,msi-vectors=4",
+            "--device",
+            "virtio-console",
+        ],
         plan: "scalable,translation=first-stage,level3=nested,look=kept,nofaults>poweroff",
         look: NESTED,
         looks: KEPT,
@@ -422,7 +428,8 @@ const THIRD: &[Scenario] = &[
     Scenario {
         name: "nested",
         unit: Some(FIRST_STAGE),
-        plan: "scalable,groups=DMA-FQ,translation=first-stage,intremap=x2apic,disk,net=32,edu,edu-remap=4000/stay,\
+        cpus: 2,
+        plan: "scalable,groups=DMA-FQ,translation=first-stage,intremap=x2apic,disk,net=32,edu,edu-msi,edu-remap=4000/stay,\
                look,interrupts=remapped,nofaults>poweroff",
         look: ALL_NESTED,
         ..GUEST

@@ -288,10 +288,10 @@ pub struct RegionInfo {
     pub offset: u64,
 }
 
-/// `struct vfio_irq_set` with one eventfd.
+/// `struct vfio_irq_set` with an eventfd for each of some vectors.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
-pub struct IrqSet {
+#[derive(Clone, Copy)]
+pub struct IrqSet<const VECTORS: usize> {
     /// Size of the structure.
     pub argsz: u32,
     /// DATA_EVENTFD 4 | ACTION_TRIGGER 32.
@@ -302,8 +302,8 @@ pub struct IrqSet {
     pub start: u32,
     /// Number of vectors.
     pub count: u32,
-    /// Descriptor of the eventfd.
-    pub eventfd: i32,
+    /// Descriptors of their eventfds.
+    pub eventfds: [i32; VECTORS],
 }
 
 /// `struct vfio_irq_set` without data.
@@ -331,7 +331,10 @@ pub const VFIO_DETACH_IOMMUFD: Request<DetachIommufd> = Request::new(0x3B78);
 /// VFIO_DEVICE_GET_REGION_INFO.
 pub const VFIO_REGION_INFO: Request<RegionInfo> = Request::new(0x3B6C);
 /// VFIO_DEVICE_SET_IRQS.
-pub const VFIO_SET_IRQS: Request<IrqSet> = Request::new(0x3B6E);
+pub const fn vfio_set_irqs<const VECTORS: usize>() -> Request<IrqSet<VECTORS>> {
+    Request::new(0x3B6E)
+}
+
 /// The same request, for an action without data.
 pub const VFIO_IRQ_ACTION: Request<IrqAction> = Request::new(0x3B6E);
 /// VFIO_GROUP_SET_CONTAINER: pointer to the container's descriptor.
