@@ -131,12 +131,10 @@ impl HostCapabilities {
     /// # Errors
     /// The first thing that prevents it.
     pub fn check(&self, config: &UnitConfig) -> Result<(), Incompatible> {
-        let asked = config.address_width.bits();
-        let stages = config.stages();
         if let Some(scalable) = config.scalable
-            && stages.first()
+            && scalable.stages.first()
         {
-            self.check_first_stage(asked)?;
+            self.check_first_stage(config.address_width.bits())?;
             self.check_walks(&scalable)?;
         }
         if !config.caching_mode {
@@ -145,9 +143,8 @@ impl HostCapabilities {
         if config.snoop_control && !self.snoop_control() {
             return Err(Incompatible::SnoopControl);
         }
-        // Shadows below first-stage tables are over page tables of another kind.
-        let below = self.nesting_parent.filter(|_| stages.nested());
-        for reach in [Some(self.shadows()), below].into_iter().flatten() {
+        let asked = config.input_width();
+        for reach in self.below(config) {
             let TableReach {
                 address_bits: host,
                 page_size,
@@ -160,6 +157,13 @@ impl HostCapabilities {
             }
         }
         Ok(())
+    }
+
+    /// What page tables translate that stand for second-stage tables of a unit with this
+    /// configuration: shadows below first-stage tables are over page tables of another kind.
+    fn below(&self, config: &UnitConfig) -> impl Iterator<Item = TableReach> {
+        let parents = self.nesting_parent.filter(|_| config.stages().nested());
+        [self.shadows()].into_iter().chain(parents)
     }
 
     /// Whether the unit promises of first-stage tables what the host does not keep.
@@ -217,6 +221,14 @@ impl HostCapabilities {
     #[must_use]
     pub fn limit(&self, mut config: UnitConfig) -> UnitConfig {
         config.snoop_control &= self.snoop_control();
+        // A host without dirty tracking has first-stage tables where a guest has second-stage ones, and
+        // half of their addresses, as addresses of first-stage tables are canonical (3.6).
+        if let Some(host) = self.below(&config).map(|reach| reach.address_bits).min()
+            && host < config.input_width()
+            && config.address_width.holds(host)
+        {
+            config.guest_address_width = Some(host);
+        }
         // Without a first stage, nobody but the unit walks tables.
         if let Some(scalable) = &mut config.scalable
             && scalable.stages.first()

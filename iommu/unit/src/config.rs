@@ -34,9 +34,11 @@ use crate::spec::registers::{
 pub struct UnitConfig {
     /// HAW: width in bits of a guest-physical address, 32 to 52. Table entries hold no address beyond it.
     pub host_address_width: u8,
-    /// The greatest width of an input address (MGAW), and with it the depth of the deepest tables. Where it
-    /// is less than `host_address_width`, devices reach no memory beyond it untranslated either.
+    /// The greatest width of an input address (MGAW), and with it the depth of the deepest tables (SAGAW). Where
+    /// it is less than `host_address_width`, devices reach no memory beyond it untranslated either.
     pub address_width: AddressWidth,
+    /// MGAW, where it is less than `address_width`; still more than tables of one level less translate.
+    pub guest_address_width: Option<u8>,
     /// Scalable mode (SMTS), beside legacy mode. `None` for a unit with legacy mode only.
     pub scalable: Option<Scalable>,
     /// Interrupt remapping (IR, EIM).
@@ -77,6 +79,12 @@ pub enum ConfigError {
          choose 48 or 57 bits, or Stages::Second"
     )]
     FirstStageWidth,
+    /// Tables of another depth are as wide.
+    #[error(
+        "guest_address_width is {0}: it is at most address_width, and more than what tables of one level less translate; \
+         choose another address_width"
+    )]
+    GuestAddressWidth(u8),
     /// Only a device with a device-TLB requests pages.
     #[error(
         "page_requests is on, but device_tlb is off: a device requests pages when a translation \
@@ -92,6 +100,7 @@ impl UnitConfig {
         Self {
             host_address_width,
             address_width: AddressWidth::Bits48,
+            guest_address_width: None,
             scalable: None,
             interrupts: Interrupts::Off,
             device_tlb: false,
@@ -131,6 +140,13 @@ impl UnitConfig {
     #[must_use]
     pub const fn with_address_width(mut self, width: AddressWidth) -> Self {
         self.address_width = width;
+        self
+    }
+
+    /// This configuration with another [`guest_address_width`](Self::guest_address_width).
+    #[must_use]
+    pub const fn with_guest_address_width(mut self, bits: u8) -> Self {
+        self.guest_address_width = Some(bits);
         self
     }
 
@@ -190,6 +206,12 @@ impl UnitConfig {
             .map_or(Stages::Second, |scalable| scalable.stages)
     }
 
+    /// Width in bits of the greatest input address (MGAW).
+    pub fn input_width(&self) -> u8 {
+        self.guest_address_width
+            .unwrap_or(self.address_width.bits())
+    }
+
     /// Width in bits of a PASID; 0 if there are no requests with PASID.
     pub fn pasid_bits(&self) -> u8 {
         self.scalable.map_or(0, |scalable| scalable.pasid_bits)
@@ -227,7 +249,7 @@ impl UnitConfig {
             .with_nd(6)
             .with_cm(self.caching_mode)
             .with_sagaw(sagaw)
-            .with_mgaw(self.address_width.bits() - 1)
+            .with_mgaw(self.input_width().saturating_sub(1))
             .with_zlr(true)
             .with_fro(FAULT_RECORDS / 16)
             .with_sslps(0b0011)
@@ -286,6 +308,10 @@ impl UnitConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         if !(32..=52).contains(&self.host_address_width) {
             return Err(ConfigError::HostAddressWidth(self.host_address_width));
+        }
+        let width = self.input_width();
+        if !self.address_width.holds(width) {
+            return Err(ConfigError::GuestAddressWidth(width));
         }
         if self.pasid_bits() > 20 {
             return Err(ConfigError::PasidBits(self.pasid_bits()));

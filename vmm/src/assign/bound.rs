@@ -133,7 +133,16 @@ pub(crate) fn choose_first_stage(
 /// lack.
 pub(crate) fn limit(mut config: UnitConfig, devices: &[BoundDevice]) -> UnitConfig {
     config.snoop_control &= !devices.is_empty();
-    devices
-        .iter()
-        .fold(config, |config, device| device.capabilities.limit(config))
+    for device in devices {
+        let asked = config.input_width();
+        config = device.capabilities.limit(config);
+        let bits = config.input_width();
+        if bits < asked {
+            log::info!(
+                "{}: the unit translates {bits} bits of address (CAP.MGAW), as the host's IOMMU does for this device",
+                device.config
+            );
+        }
+    }
+    config
 }

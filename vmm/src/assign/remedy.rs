@@ -5,8 +5,9 @@ use std::fmt;
 
 use intel_vtd_host::Incompatible;
 
-/// Address widths that a unit can have, the widest first.
-const WIDTHS: [u8; 3] = [57, 48, 39];
+/// What `aw-bits` takes, and the least width that a unit can have.
+const WIDTHS: [u8; 3] = [39, 48, 57];
+const LEAST: u8 = 31;
 
 /// What is in the way of a device, with the option that asks for it and the one that does not.
 #[derive(Debug)]
@@ -22,9 +23,8 @@ impl fmt::Display for Remedied {
         match &self.why {
             Incompatible::AddressWidth { host, asked, .. } => write!(
                 f,
-                "the host's IOMMU translates {host} bits of address for this device, and intel-iommu was asked for \
-                 aw-bits={asked}; {}",
-                narrower(*host, self.first_stage)
+                "the host's IOMMU translates {host} bits of address for this device, and the remapping unit {asked}; {}",
+                narrower(*host, *asked, self.first_stage)
             ),
             Incompatible::Memory { end, host, .. } => write!(
                 f,
@@ -61,13 +61,16 @@ impl fmt::Display for Remedied {
 
 impl std::error::Error for Remedied {}
 
-/// What to write where the host translates `host` bits of address.
-fn narrower(host: u8, first_stage: bool) -> String {
-    match WIDTHS.into_iter().find(|bits| *bits <= host) {
+/// What to do where the host translates `host` bits of address, and the unit `asked`.
+fn narrower(host: u8, asked: u8, first_stage: bool) -> String {
+    match WIDTHS.into_iter().find(|bits| *bits >= host) {
+        Some(bits) if host >= LEAST && bits >= asked => {
+            "assign it when the machine is started, and the unit will be as narrow".to_owned()
+        }
         // No first-stage tables are as narrow.
-        Some(39) if first_stage => "write aw-bits=39,x-flts=off".to_owned(),
-        Some(bits) => format!("write aw-bits={bits}"),
-        None => "drop intel-iommu, as no unit is as narrow".to_owned(),
+        Some(39) if host >= LEAST && first_stage => "write aw-bits=39,x-flts=off".to_owned(),
+        Some(bits) if host >= LEAST => format!("write aw-bits={bits}"),
+        _ => "drop intel-iommu, as no unit is as narrow".to_owned(),
     }
 }
 

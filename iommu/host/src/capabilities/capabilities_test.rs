@@ -220,6 +220,68 @@ fn a_unit_wider_than_the_host_is_refused_with_both_widths() {
 }
 
 #[test]
+fn a_unit_that_is_not_made_yet_is_as_narrow_as_the_host_if_its_tables_are_as_deep() {
+    let limited = |last, aw_bits| {
+        let capabilities = Host::new(last).capabilities();
+        let limited = capabilities.limit(unit(aw_bits));
+        (limited.input_width(), capabilities.check(&limited).is_ok())
+    };
+    for (host, aw_bits, width) in [
+        (LAST_47, 48, 47),
+        (LAST_39 * 2 + 1, 48, 40),
+        (LAST_57 >> 1, 57, 56),
+        (0xFFFF_FFFF, 39, 32),
+        (LAST_48, 48, 48),
+        (LAST_48, 39, 39),
+    ] {
+        assert_eq!(limited([Some(host), None, None], aw_bits), (width, true));
+    }
+    assert_eq!(limited([Some(LAST_39), None, None], 48), (48, false));
+    assert_eq!(limited([Some(LAST_48), None, None], 57), (57, false));
+    // With dirty tracking they are second-stage tables.
+    let tracking = [Some(LAST_47), Some(LAST_48), None];
+    assert_eq!(limited(tracking, 48), (48, true));
+    // Of several devices, the narrowest counts.
+    let [narrow, wide] = [LAST_47, LAST_48].map(|last| {
+        let host = Host::new([Some(last), None, None]);
+        host.capabilities()
+    });
+    for [first, second] in [[&narrow, &wide], [&wide, &narrow]] {
+        let config = second.limit(first.limit(unit(48)));
+        assert_eq!(config.input_width(), 47);
+        assert_eq!(
+            (first.check(&config), second.check(&config)),
+            (Ok(()), Ok(()))
+        );
+    }
+}
+
+#[test]
+fn nested_tables_need_no_dirty_tracking() {
+    let mut host = Host::new([Some(LAST_47), None, Some(LAST_48)]);
+    host.info.intel = host.info.intel.map(|intel| IntelInfo {
+        caps: Caps {
+            // But neither SMPWCS nor SSADS.
+            ecap: ExtendedCapability::new()
+                .with_nest(true)
+                .with_smts(true)
+                .with_ssts(true)
+                .with_fsts(true),
+            ..intel.caps
+        },
+        ..intel
+    });
+    let host = host.capabilities();
+    let asked = UnitConfig::scalable(46).with_caching_mode(true);
+    let limited = host.limit(asked);
+    assert_eq!(host.check(&limited), Ok(()));
+    let caps = limited.capabilities().unwrap();
+    assert_eq!(caps.guest_address_width(), 47);
+    assert!(caps.ecap.fsts() && caps.ecap.nest());
+    assert!(!caps.ecap.smpwcs() && !caps.ecap.ssads());
+}
+
+#[test]
 fn second_stage_tables_of_a_host_with_first_stage_ones_reach_further() {
     let host = Host::new([Some(LAST_47), Some(LAST_48), Some(LAST_57)]).capabilities();
     assert_eq!(host.check(&unit(48)), Ok(()));

@@ -52,6 +52,24 @@ fn each_width_offers_its_depth_and_the_smaller_ones() {
 }
 
 #[test]
+fn a_unit_can_be_narrower_than_its_tables_but_not_than_others() {
+    let narrowed = |bits, to| {
+        let width = AddressWidth::from_bits(bits).unwrap();
+        let config = UnitConfig::legacy(46).with_address_width(width);
+        let caps = config.with_guest_address_width(to).capabilities();
+        caps.map(|caps| (caps.cap.sagaw(), caps.guest_address_width()))
+    };
+    for (bits, least, sagaw) in [(39, 31, 0x02), (48, 40, 0x06), (57, 49, 0x0E)] {
+        for to in least..=bits {
+            assert_eq!(narrowed(bits, to), Ok((sagaw, to)), "{bits} to {to}");
+        }
+        for to in [0, least - 1, bits + 1, u8::MAX] {
+            assert_eq!(narrowed(bits, to), Err(ConfigError::GuestAddressWidth(to)));
+        }
+    }
+}
+
+#[test]
 fn what_is_not_implemented_is_never_advertised() {
     let caps = full().capabilities().unwrap();
     // RWBF, PLMR, PHMR, PI, ECMDS.

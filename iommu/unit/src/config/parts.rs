@@ -30,6 +30,11 @@ impl AddressWidth {
             Self::Bits57 => 57,
         }
     }
+
+    /// Whether addresses of `bits` bits need tables of this depth, and no deeper ones: a level translates 9 bits.
+    pub const fn holds(self, bits: u8) -> bool {
+        bits <= self.bits() && bits > self.bits() - 9
+    }
 }
 
 /// Interrupt remapping (section 5.1).

@@ -13,6 +13,7 @@ pub fn configuration(rng: &mut Rng) -> UnitConfig {
         let host_address_width =
             u8::try_from(rng.pick(&[32_u64, 36, 39, 46, 48, 52])).unwrap_or(46);
         let address_width = rng.pick(&[39_u64, 48, 57]);
+        let narrower = rng.pick(&[0_u8, 0, 0, 1, 1, 8]);
         let [first_stage, second_stage, nested] =
             [(2, 3), (4, 5), (1, 2)].map(|(times, of)| rng.chance(times, of));
         let x2apic = interrupt_remapping && rng.chance(1, 2);
@@ -54,8 +55,10 @@ pub fn configuration(rng: &mut Rng) -> UnitConfig {
         };
         let width = u8::try_from(address_width).ok();
         let width = width.and_then(AddressWidth::from_bits);
+        let width = width.unwrap_or(AddressWidth::Bits48);
         let config = UnitConfig::legacy(host_address_width)
-            .with_address_width(width.unwrap_or(AddressWidth::Bits48))
+            .with_address_width(width)
+            .with_guest_address_width(width.bits() - narrower)
             .with_scalable(scalable)
             .with_interrupts(interrupts)
             .with_device_tlb(device_tlb)
