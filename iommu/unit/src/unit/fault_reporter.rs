@@ -108,7 +108,8 @@ impl FaultReporter {
 
     /// The record of a blocked request (section 11.4.14). Fields of absent features stay 0.
     fn describe(&self, request: &Request, fault: &Fault) -> FaultRecord {
-        let width = self.caps.guest_address_width();
+        // Bits beyond the largest AGAW read as 0 (section 11.4.14).
+        let width = self.caps.deepest_width();
         let address = request.address & ((1 << width) - 1);
         let (type1, type2) = match (request.kind, request.access) {
             (RequestKind::PageRequest, _) => (false, true),

@@ -189,4 +189,13 @@ impl Caps {
     pub fn guest_address_width(&self) -> u8 {
         self.cap.mgaw() + 1
     }
+
+    /// Width in bits of what the deepest second-stage tables have room for (SAGAW), which MGAW may cut.
+    pub fn deepest_width(&self) -> u8 {
+        match self.cap.sagaw() {
+            8.. => 57,
+            4..8 => 48,
+            _ => 39,
+        }
+    }
 }
