@@ -35,14 +35,6 @@ pub(crate) struct Hwpt {
     exact_rights: bool,
 }
 
-/// A page table that was made.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct AddedHwpt {
-    pub(crate) id: HwptId,
-    /// Rights are less exact than before because of it.
-    pub(crate) less_exact: bool,
-}
-
 /// Who a page table is made for.
 pub(crate) struct Client<'a> {
     pub(crate) name: &'a Arc<str>,
@@ -97,7 +89,7 @@ impl Ioas {
         &mut self,
         client: &Client<'_>,
         kinds: &[HwptOptions],
-    ) -> io::Result<AddedHwpt> {
+    ) -> io::Result<HwptId> {
         let mut outcome = Err(io::Error::from_raw_os_error(EINVAL));
         for &options in kinds {
             outcome = self
@@ -110,7 +102,6 @@ impl Ioas {
         }
         let (id, options) = outcome?;
         let exact_rights = has_exact_rights(client.info, options);
-        let less_exact = self.has_exact_rights() && !exact_rights;
         self.hwpts.push(Hwpt {
             id,
             options,
@@ -119,7 +110,7 @@ impl Ioas {
             exact_rights,
         });
         self.update_aperture()?;
-        Ok(AddedHwpt { id, less_exact })
+        Ok(id)
     }
 
     /// Asks the host what can be mapped: page tables and devices make it less.

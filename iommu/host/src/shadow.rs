@@ -250,7 +250,6 @@ impl Shadow {
             |run| {
                 if !run.rights.read && !exact_rights {
                     write_only += run.length;
-                    return;
                 }
                 if !run.rights.write && !takes_read_only {
                     read_only += run.length;
@@ -375,8 +374,8 @@ impl Shadow {
         if !std::mem::replace(&mut self.write_only_reported, true) {
             resources.details(|| {
                 format!(
-                    "the guest lets devices write but not read (tables at {:#x}), which the host's page tables cannot: they do \
-                     not reach such pages",
+                    "the guest lets devices write but not read (tables at {:#x}), which the host's page tables cannot: they can \
+                     read such pages, too",
                     self.key.stage.table
                 )
             });

@@ -27,8 +27,8 @@ statistics! {
     splits,
     /// Runs of pages that the host did not map.
     map_failures,
-    /// Bytes that were found to be writable but not readable, which the host's page tables cannot
-    /// express; counted each time.
+    /// Bytes that were found to be writable but not readable, which the host's page tables may not
+    /// be able to express, so that devices can read them; counted each time.
     write_only_bytes,
     /// Bytes that were found to be readable but not writable, which the host does not map below
     /// first-stage tables; counted each time.

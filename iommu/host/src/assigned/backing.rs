@@ -174,9 +174,9 @@ impl Backing {
         if matches!(outcome, Err(AttachError::Incompatible)) {
             let client = device.client(pasid);
             let added = add_memory_hwpt(&mut self.memory, &client, resources).map_err(refused)?;
-            outcome = device.attach(pasid, &[added.id], placement, resources);
+            outcome = device.attach(pasid, &[added], placement, resources);
             if matches!(outcome, Err(AttachError::Incompatible)) {
-                self.memory.remove_hwpt(added.id, resources);
+                self.memory.remove_hwpt(added, resources);
             }
         }
         outcome.map_err(|error| not_attached(error).into())

@@ -3,8 +3,8 @@
 use std::io;
 
 use crate::dirty::tracking::switch_hwpt;
-use crate::host_iommu::HwptOptions;
-use crate::ioas::{AddedHwpt, Client, Ioas};
+use crate::host_iommu::{HwptId, HwptOptions};
+use crate::ioas::{Client, Ioas};
 use crate::resources::Resources;
 use crate::shadow::ShadowKey;
 
@@ -14,7 +14,7 @@ pub(crate) fn add_memory_hwpt(
     ioas: &mut Ioas,
     client: &Client<'_>,
     resources: &mut Resources,
-) -> io::Result<AddedHwpt> {
+) -> io::Result<HwptId> {
     add_hwpt(ioas, client, &MEMORY_KINDS, resources)
 }
 
@@ -22,7 +22,7 @@ pub(crate) fn add_memory_hwpt(
 pub(in crate::assigned) fn make_memory_hwpt(
     ioas: &mut Ioas,
     client: &Client<'_>,
-) -> io::Result<AddedHwpt> {
+) -> io::Result<HwptId> {
     make_hwpt(ioas, client, &MEMORY_KINDS)
 }
 
@@ -33,7 +33,7 @@ pub(super) fn add_shadow_hwpt(
     client: &Client<'_>,
     key: ShadowKey,
     resources: &mut Resources,
-) -> io::Result<AddedHwpt> {
+) -> io::Result<HwptId> {
     if key.parent {
         return add_parent(ioas, client, resources);
     }
@@ -45,7 +45,7 @@ pub(super) fn add_parent(
     ioas: &mut Ioas,
     client: &Client<'_>,
     resources: &mut Resources,
-) -> io::Result<AddedHwpt> {
+) -> io::Result<HwptId> {
     add_hwpt(ioas, client, &[tracking(PARENT), PARENT], resources)
 }
 
@@ -75,7 +75,7 @@ fn add_hwpt(
     client: &Client<'_>,
     kinds: &[HwptOptions],
     resources: &mut Resources,
-) -> io::Result<AddedHwpt> {
+) -> io::Result<HwptId> {
     let added = make_hwpt(ioas, client, kinds)?;
     if resources.dirty.is_some()
         && let Some(hwpt) = ioas.hwpts.last()
@@ -87,7 +87,7 @@ fn add_hwpt(
     Ok(added)
 }
 
-fn make_hwpt(ioas: &mut Ioas, client: &Client<'_>, kinds: &[HwptOptions]) -> io::Result<AddedHwpt> {
+fn make_hwpt(ioas: &mut Ioas, client: &Client<'_>, kinds: &[HwptOptions]) -> io::Result<HwptId> {
     let can_track = client.info.dirty_tracking;
     let kinds: Vec<_> = kinds
         .iter()

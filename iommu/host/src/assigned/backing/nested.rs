@@ -102,11 +102,11 @@ impl NestedHwpts {
             }
         }
         let parent = add_parent(base, &device.client(pasid), resources).map_err(no_parent)?;
-        let outcome = self.attach(base, parent.id, device, pasid, wanted, key, resources)?;
+        let outcome = self.attach(base, parent, device, pasid, wanted, key, resources)?;
         if matches!(outcome, Err(AttachError::Incompatible)) {
             // What was put upon it goes first.
             self.sweep(resources);
-            base.remove_hwpt(parent.id, resources);
+            base.remove_hwpt(parent, resources);
         }
         outcome.map_err(not_attached)?;
         if below.is_some() {

@@ -175,14 +175,9 @@ fn join<T: TableMemory>(
         let client = device.client(pasid);
         let added =
             add_shadow_hwpt(&mut shadow.ioas, &client, shadow.key, resources).map_err(refused)?;
-        if added.less_exact {
-            // Pages are to go that this page table makes readable.
-            shadow.invalidate();
-            complete(tables, shadow, scratch, resources)?;
-        }
-        outcome = device.attach(pasid, &[added.id], *wanted, resources);
+        outcome = device.attach(pasid, &[added], *wanted, resources);
         if matches!(outcome, Err(AttachError::Incompatible)) {
-            shadow.ioas.remove_hwpt(added.id, resources);
+            shadow.ioas.remove_hwpt(added, resources);
         }
     }
     outcome.map_err(not_attached)?;
