@@ -21,6 +21,11 @@ pub(super) const HOST: Scenario = Scenario {
 /// shows.
 const KEEPING: &str = "intel-iommu,x-flts=on,x-keep-translations=on";
 
+/// The same without snoop control and with walks that are not coherent. Then it tracks no dirty pages either, so
+/// that Linux has first-stage tables where it is not told otherwise.
+const INCOHERENT: &str =
+    "intel-iommu,x-flts=on,x-keep-translations=on,x-snoop-control=off,x-page-walk-coherency=off";
+
 /// Level 3. What each line of its log costs is some thousand exits of level 1.
 pub(super) const GUEST: Scenario = Scenario {
     arguments: DEVICES,
@@ -248,11 +253,12 @@ pub const LEVELS: &[Scenario] = &[
     },
     Scenario {
         name: "levels-reboot",
-        description: "three levels, x-flts=on: level 3 reboots, goes to sm_off, to no translation and back by kexec",
+        description: "three levels, x-flts=on: level 3 reboots, goes to sm_off, to no translation and back by kexec; level 2's unit \
+                      has no snoop control, and its walks are not coherent",
         initramfs: Initramfs::HostKexec,
         plan: "scalable,level3=reboot,look=kept,nofaults=00:05.0>poweroff",
         faults: true,
-        unit: Some(KEEPING),
+        unit: Some(INCOHERENT),
         looks: &[
             ("on", ALL_ON),
             ("legacy", ALL_LEGACY),
@@ -352,6 +358,21 @@ const REBOOT_ON: &[Exchange] = &[Exchange {
     ],
     positive: &["nested page tables"],
 }];
+
+/// On [`INCOHERENT`].
+const INCOHERENT_ON: &[Exchange] = &[
+    Exchange {
+        request: "assigned",
+        line_with: &[&[
+            "47-bit addresses",
+            "no dirty tracking",
+            ", nesting",
+            "no snoop control",
+        ]],
+        positive: &[],
+    },
+    REBOOT_ON[0],
+];
 
 const REBOOT_LEGACY: &[Exchange] = &[Exchange {
     request: "assigned",
@@ -455,7 +476,7 @@ const THIRD: &[Scenario] = &[
                translation=off,disk,net=32,edu,look=off,nofaults>kexec:intel_iommu=on,sm_on;\
                scalable,translation=first-stage,disk,net=32,edu,look=on,edu-isolation,nofaults>poweroff",
         looks: &[
-            ("on", REBOOT_ON),
+            ("on", INCOHERENT_ON),
             ("legacy", REBOOT_LEGACY),
             ("off", REBOOT_OFF),
         ],
