@@ -215,7 +215,7 @@ where
     fn give_back(&self, unused: Vec<Ioas>) {
         for ioas in unused {
             let (remains, trouble) = ioas.give_back();
-            let resources = &mut self.hosts.lock().resources;
+            let resources = &mut self.hosts_at_once().resources;
             resources.remains.extend(remains);
             if let Some(trouble) = trouble {
                 resources.report(|| trouble);

@@ -9,10 +9,15 @@ pub(crate) const TABLE: u64 = 8;
 /// Steps for a call of the host that maps, unmaps or invalidates.
 pub(crate) const CALL: u64 = 100;
 
+/// Steps for an area that is unmapped together with its neighbours.
+pub(crate) const AREA: u64 = 10;
+
 /// What attaching requests costs of the steps for PASIDs.
 pub(crate) const ATTACH: u64 = 16;
 /// The same in steps of 50 ns: it is a few calls of the host.
 const ATTACH_CALLS: u64 = 4 * CALL;
+/// A step for PASIDs in steps of 50 ns: some words are read for it, a page at most.
+const PASID_STEP: u64 = 32;
 
 /// Steps after which it is looked whether somebody waits.
 const UNWATCHED: u64 = 2000;
@@ -24,6 +29,13 @@ pub(crate) enum Spent {
     Exhausted,
     /// The call is to end, and will be made again.
     Interrupted,
+}
+
+impl From<Spent> for Unfinished {
+    /// Of what does not count for the exit.
+    fn from(_: Spent) -> Self {
+        Self
+    }
 }
 
 /// Steps that are left. They are weighted by the time that work takes.
@@ -85,7 +97,15 @@ impl Budget {
     /// A table of PASIDs is looked through, or the entry of one is read.
     pub(crate) fn pasid_step(&mut self) -> Result<(), Spent> {
         take(&mut self.left.pasid_steps, 1)?;
-        self.call.take(TABLE)
+        self.call.take(PASID_STEP)
+    }
+
+    /// What has to be done however much the guest has had: it counts for the call alone.
+    ///
+    /// # Errors
+    /// It is left to another call.
+    pub(crate) fn owed(&mut self, steps: u64) -> Result<(), Spent> {
+        self.call.take(steps)
     }
 
     /// Requests are attached.

@@ -18,7 +18,7 @@ use std::cmp::Reverse;
 use std::io;
 use std::ops::Range;
 
-use crate::budget::{CALL, Spent};
+use crate::budget::{self, CALL, Spent};
 use crate::dirty::tracking::collect_unmapped;
 use crate::footprint::AREA;
 use crate::host_iommu::IoasId;
@@ -201,7 +201,8 @@ impl Shadow {
             runs.clear();
             changed.clear();
             self.scan(&range, tables, resources, runs)?;
-            self.areas.find_changed(&range, runs, changed);
+            self.areas
+                .find_changed(&range, runs, changed, &mut resources.exit.budget)?;
             done = range.end;
             // Areas go as a whole. What of them is outside of the range is looked at again, too.
             if let (Some(first), Some(last)) = (changed.first(), changed.last()) {
@@ -287,7 +288,8 @@ impl Shadow {
         Ok(())
     }
 
-    /// Unmaps whole areas: neighbours, and those with nothing mapped between them, by one call.
+    /// Unmaps whole areas: neighbours, and those with nothing mapped between them, by one call, as
+    /// far as that goes at once.
     fn unmap(&mut self, areas: &[Run], resources: &mut Resources) -> Result<(), Trouble> {
         let mut left = areas;
         while let Some((first, rest)) = left.split_first() {
@@ -301,6 +303,8 @@ impl Shadow {
                     .overlapping(&(last.end()..next.end()))
                     .next()
                     .is_some_and(|area| area.input == next.input)
+                // What is left is unmapped by the next call of the host, or the next one of us.
+                && resources.exit.budget.owed(budget::AREA).is_ok()
             {
                 last = *next;
                 left = rest;
@@ -408,6 +412,12 @@ impl Shadow {
                 )
             });
         }
+    }
+
+    /// Steps that it takes to give everything back.
+    pub(crate) fn cost_of_destruction(&self) -> u64 {
+        let areas = u64::try_from(self.areas.len()).unwrap_or(u64::MAX);
+        areas.saturating_mul(budget::AREA).saturating_add(CALL)
     }
 
     /// Gives everything back to the host.

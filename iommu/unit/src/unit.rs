@@ -327,6 +327,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         latched: Latched,
         budget: &mut Budget<'_>,
     ) -> Result<(), Later> {
+        execution.halfway.translation = true;
         self.dma.set_latched(latched);
         self.drain_translations(&DrainScope::ALL, budget)?;
         execution.root = latched.root;
@@ -334,6 +335,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         execution
             .observers
             .translation_changed(&budget.of_observers())?;
+        execution.halfway.translation = false;
         Ok(())
     }
 
@@ -342,7 +344,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         let mut budget = Budget::endless();
         // This budget leaves nothing for later.
         let _ = self.latch_translation(execution, latched, &mut budget);
-        let _ = self.change_remapping(&mut budget, |current| *current = remapping);
+        let _ = self.change_remapping(execution, &mut budget, |current| *current = remapping);
     }
 
     /// No request that `scope` takes in uses a translation from before this call when it returns.

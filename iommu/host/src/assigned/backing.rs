@@ -20,7 +20,7 @@ use crate::ioas::Ioas;
 use crate::resources::Resources;
 use crate::shadow::{Scratch, Shadow, ShadowKey, Trouble};
 use hwpts::add_memory_hwpt;
-use intel_vtd::{GuestTables, Pasid, TableMemory};
+use intel_vtd::{GuestTables, Pasid, TableMemory, Unfinished};
 pub(super) use nested::NestedHwpts;
 
 /// What the devices of one iommufd are put behind.
@@ -28,8 +28,10 @@ pub(crate) struct Backing {
     /// Maps all guest memory.
     pub(super) memory: Ioas,
     pub(super) shadows: BTreeMap<ShadowKey, Shadow>,
-    /// Shadows that were made since the last [`sweep`](Self::sweep).
+    /// Shadows that were made since the last [`sweep`](Self::sweep), or that it has left.
     new_shadows: Vec<ShadowKey>,
+    /// Shadows that nobody is behind or joins any more, until the next [`sweep`](Self::sweep).
+    abandoned: Vec<Shadow>,
     /// Shadows of which an interruption has left something to do.
     unfinished: BTreeSet<ShadowKey>,
     pub(super) nested: NestedHwpts,
@@ -91,6 +93,7 @@ impl Backing {
             memory,
             shadows: BTreeMap::new(),
             new_shadows: Vec::new(),
+            abandoned: Vec::new(),
             unfinished: BTreeSet::new(),
             nested: NestedHwpts::default(),
             scratch: Scratch::default(),
@@ -183,16 +186,35 @@ impl Backing {
     }
 
     /// Gives back what has no `users` any more, or never had any.
-    pub(super) fn sweep(&mut self, users: &mut Users, resources: &mut Resources) {
-        self.nested.sweep_left(users.nested.take_left(), resources);
-        let left = users.shadows.take_left();
-        for key in left.into_iter().chain(self.new_shadows.drain(..)) {
-            if users.shadows.count(&key) == 0
-                && let Some(unused) = self.shadows.remove(&key)
+    ///
+    /// # Errors
+    /// There is more of it than the call is for; the rest is remembered.
+    pub(super) fn sweep(
+        &mut self,
+        users: &mut Users,
+        resources: &mut Resources,
+    ) -> Result<(), Unfinished> {
+        self.nested
+            .sweep_left(users.nested.take_left(), resources)?;
+        self.new_shadows.append(&mut users.shadows.take_left());
+        while let Some(key) = self.new_shadows.last() {
+            if users.shadows.count(key) == 0
+                && let Some(unused) = self.shadows.get(key)
             {
+                resources.exit.budget.owed(unused.cost_of_destruction())?;
+                if let Some(unused) = self.shadows.remove(key) {
+                    unused.destroy(resources);
+                }
+            }
+            self.new_shadows.pop();
+        }
+        while let Some(unused) = self.abandoned.last() {
+            resources.exit.budget.owed(unused.cost_of_destruction())?;
+            if let Some(unused) = self.abandoned.pop() {
                 unused.destroy(resources);
             }
         }
+        Ok(())
     }
 
     /// Nobody is behind it any more, and it has no shadows: what is to be given back, under no lock.

@@ -74,6 +74,8 @@ pub(crate) struct Device {
     with: BTreeMap<Pasid, Slot>,
     /// The guest may have entries for PASIDs that are not here, for want of room.
     pub(crate) has_more: Cell<bool>,
+    /// PASIDs of which an interruption has left something to do.
+    pub(crate) unfinished: Vec<Pasid>,
     /// Requests that may be elsewhere since [`take_changed`](Self::take_changed).
     changed: Vec<Option<Pasid>>,
     /// Some of them may be stuck.
@@ -99,6 +101,7 @@ impl Device {
             without: Slot::default(),
             with: BTreeMap::new(),
             has_more: Cell::new(false),
+            unfinished: Vec::new(),
             changed: Vec::new(),
             maybe_stuck: false,
         }

@@ -11,6 +11,7 @@ use super::placement::Placement;
 use super::report::DeviceReport;
 use super::users::{Leaving, Users};
 use crate::blocked::Blocked;
+use crate::budget::CALL;
 use crate::host_iommu::HostIommu;
 use crate::ioas::Ioas;
 use crate::resources::Resources;
@@ -54,24 +55,51 @@ impl Host {
         invalidations: &[Invalidation],
         resources: &mut Resources,
     ) -> Result<Vec<Moves>, Unfinished> {
-        let moves = self.devices.iter_mut().map(|device| {
+        let mut moves = Vec::new();
+        let outcome = self.devices.iter_mut().try_for_each(|device| {
             device.unstick(resources);
-            moves::of_device(tables, device, invalidations, resources)
+            moves.push(moves::of_device(tables, device, invalidations, resources)?);
+            Ok(())
         });
-        let mut moves = moves.collect::<Result<Vec<_>, _>>()?;
-        groups::unite(Some(tables), &mut self.devices, &mut moves, resources)?;
-        Ok(moves)
+        let outcome = outcome
+            .and_then(|()| groups::unite(Some(tables), &mut self.devices, &mut moves, resources));
+        if outcome.is_err() {
+            self.remember(&moves);
+        }
+        outcome.map(|()| moves)
+    }
+
+    /// The next call is to look at the PASIDs of `moves`, whatever is named then.
+    pub(super) fn remember(&mut self, moves: &[Moves]) {
+        for (device, moves) in self.devices.iter_mut().zip(moves) {
+            device.unfinished.extend(moves.keys().flatten());
+            device.unfinished.sort_unstable();
+            device.unfinished.dedup();
+        }
+    }
+
+    /// What an interruption had left is done.
+    pub(super) fn forget(&mut self) {
+        for device in &mut self.devices {
+            device.unfinished.clear();
+        }
     }
 
     /// Blocks what is to reach nothing, and takes it from `moves`.
-    pub(super) fn block_moves(&mut self, moves: &mut [Moves], resources: &mut Resources) {
+    pub(super) fn block_moves(
+        &mut self,
+        moves: &mut [Moves],
+        resources: &mut Resources,
+    ) -> Result<(), Unfinished> {
+        let mut outcome = Ok(());
         for (device, moves) in self.devices.iter_mut().zip(moves) {
             self.has_moved |= !moves.is_empty();
-            block(device, moves, resources);
+            outcome = outcome.and_then(|()| block(device, moves, resources));
         }
         if self.has_moved {
             self.users.follow(&mut self.devices);
         }
+        outcome
     }
 
     /// Brings the shadows up to date that requests stay behind.
@@ -128,11 +156,13 @@ impl Host {
     }
 
     /// Gives back what no device uses, if any requests were put elsewhere.
-    pub(super) fn sweep(&mut self, resources: &mut Resources) {
-        if std::mem::take(&mut self.has_moved) {
+    pub(super) fn sweep(&mut self, resources: &mut Resources) -> Result<(), Unfinished> {
+        if self.has_moved {
             self.users.follow(&mut self.devices);
-            self.backing.sweep(&mut self.users, resources);
+            self.backing.sweep(&mut self.users, resources)?;
+            self.has_moved = false;
         }
+        Ok(())
     }
 
     /// Puts a device where it belongs, with a budget of its own, and adds it.
@@ -147,8 +177,7 @@ impl Host {
         resources: &mut Resources,
     ) -> Result<(), AddError> {
         let outcome = resources.apart(|resources| self.place_new(tables, device, resources));
-        resources.sweep();
-        self.sweep(resources);
+        self.sweep_apart(resources);
         outcome
     }
 
@@ -203,9 +232,14 @@ impl Host {
         };
         let device = self.devices.swap_remove(at);
         resources.apart(|resources| self.release(tables, device, resources));
-        resources.sweep();
-        self.sweep(resources);
+        self.sweep_apart(resources);
         true
+    }
+
+    /// As [`sweep`](Self::sweep), by someone whom nobody interrupts.
+    fn sweep_apart(&mut self, resources: &mut Resources) {
+        resources.sweep();
+        let _ = self.sweep(resources);
     }
 
     /// Tries again what was not possible while the host was resetting a device. Returns whether
@@ -230,7 +264,7 @@ impl Host {
             let moves = moves.collect();
             self.place(tables, moves, resources);
         });
-        self.sweep(resources);
+        self.sweep_apart(resources);
         self.devices.iter().any(is_waiting)
     }
 
@@ -274,7 +308,7 @@ impl Host {
         let attached = moves.iter().filter(|moves| moves.contains_key(&None));
         let attached = u64::try_from(attached.count()).unwrap_or(u64::MAX);
         resources.exit.budget.add_attaches(attached);
-        self.block_moves(&mut moves, resources);
+        let _ = self.block_moves(&mut moves, resources);
         let _ = self.carry_out(tables, &moves, resources);
     }
 
@@ -301,14 +335,23 @@ impl Host {
 }
 
 /// Blocks what is to reach nothing, and takes it from `moves`.
-fn block(device: &mut Device, moves: &mut Moves, resources: &mut Resources) {
-    moves.retain(|pasid, wanted| match wanted {
-        Placement::Blocked(why) => {
+fn block(
+    device: &mut Device,
+    moves: &mut Moves,
+    resources: &mut Resources,
+) -> Result<(), Unfinished> {
+    let mut outcome = Ok(());
+    moves.retain(|pasid, wanted| {
+        let Placement::Blocked(why) = wanted else {
+            return true;
+        };
+        outcome = outcome.and_then(|()| Ok(resources.exit.budget.owed(CALL)?));
+        if outcome.is_ok() {
             device.block(*pasid, *why, resources);
-            false
         }
-        _ => true,
+        outcome.is_err()
     });
+    outcome
 }
 
 /// Puts requests of `device` where they belong, or blocks them; `others` are the other devices of
@@ -348,7 +391,7 @@ fn fail<'a>(
                     placement.shadow() == Some(key)
                 });
             }
-            backing.abandon(&key, resources);
+            backing.abandon(&key);
             why
         }
         Failure::Nested(id, why) => {

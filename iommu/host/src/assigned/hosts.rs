@@ -63,7 +63,14 @@ impl Hosts {
     ) -> Result<(), Unfinished> {
         self.resources.begin_update();
         self.resources.exit.budget.begin_call(patience);
-        let outcome = self.follow(tables, invalidations);
+        let mut moves = Vec::new();
+        let outcome = self.follow(tables, invalidations, &mut moves);
+        for (at, host) in self.list.iter_mut().enumerate() {
+            match outcome {
+                Ok(()) => host.forget(),
+                Err(Unfinished) => host.remember(moves.get(at).map_or(&[], Vec::as_slice)),
+            }
+        }
         self.resources.exit.budget.end_call(outcome);
         outcome
     }
@@ -72,6 +79,7 @@ impl Hosts {
         &mut self,
         tables: &GuestTables<'_, T>,
         invalidations: &[Invalidation],
+        moves: &mut Vec<Vec<Moves>>,
     ) -> Result<(), Unfinished> {
         let Self {
             resources,
@@ -85,15 +93,14 @@ impl Hosts {
                 Invalidation::All | Invalidation::Context(_) | Invalidation::PasidCache(_)
             )
         });
-        let mut moves: Vec<Vec<Moves>> = Vec::new();
         if has_entries {
-            let found = list.iter_mut();
-            let found = found.map(|host| host.find_moves(tables, invalidations, resources));
-            moves = found.collect::<Result<_, _>>()?;
+            for host in list.iter_mut() {
+                moves.push(host.find_moves(tables, invalidations, resources)?);
+            }
         }
         for (at, host) in list.iter_mut().enumerate() {
             let moves = moves.get_mut(at).map_or(&mut [][..], Vec::as_mut_slice);
-            host.block_moves(moves, resources);
+            host.block_moves(moves, resources)?;
         }
         // Without any, there is no list of them.
         let of_host = |at: usize| moves.get(at).map_or(&[][..], Vec::as_slice);
@@ -111,7 +118,7 @@ impl Hosts {
             resources.sweep();
         }
         for host in list {
-            host.sweep(resources);
+            host.sweep(resources)?;
             #[cfg(test)]
             host.check();
         }

@@ -80,7 +80,8 @@ fn of_pasids<T: TableMemory>(
     moves: &mut Moves,
     resources: &mut Resources,
 ) -> Result<(), Unfinished> {
-    let asked = Asked::by(invalidations, device.source);
+    let mut asked = Asked::by(invalidations, device.source);
+    asked.named.extend_from_slice(&device.unfinished);
     let budget = &mut resources.exit.budget;
     let mut room = Room::beside(device.pasids().len(), resources.limits.pasids);
     let mut is_complete = true;

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::budget::{Budget, RUN, Spent};
 use crate::footprint::{Neighbours, added_by};
 use crate::run::Run;
 
@@ -76,9 +77,19 @@ impl Areas {
     /// Adds the areas to `changed` of which something in `inputs` is no longer as `runs` says,
     /// which is all that the guest maps there. Areas that only begin or end in `inputs` are
     /// compared as far as they are in it.
-    pub(crate) fn find_changed(&self, inputs: &Range<u64>, runs: &[Run], changed: &mut Vec<Run>) {
+    ///
+    /// # Errors
+    /// They are too many for the call.
+    pub(crate) fn find_changed(
+        &self,
+        inputs: &Range<u64>,
+        runs: &[Run],
+        changed: &mut Vec<Run>,
+        budget: &mut Budget,
+    ) -> Result<(), Spent> {
         let mut runs = runs.iter().peekable();
         for area in self.overlapping(inputs) {
+            budget.owed(RUN)?;
             let within = area.input.max(inputs.start)..area.end().min(inputs.end);
             while runs.next_if(|run| run.end() <= within.start).is_some() {}
             // Runs are as long as can be: what is mapped as before is part of one.
@@ -89,6 +100,7 @@ impl Areas {
                 changed.push(*area);
             }
         }
+        Ok(())
     }
 
     /// Adds what `runs` have beyond the areas to `added`, and returns how many of the `removed`

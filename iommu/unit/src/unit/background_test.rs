@@ -10,7 +10,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::testing::{Bench, Memory, QUEUE, STATUS, eventually, full, plain, sharing};
 use super::{
-    EventSink, InlineBudget, Invalidation, Patience, TranslationObserver, Unfinished, Unit,
+    EventSink, InlineBudget, InterruptEntryObserver, Invalidation, Patience, TranslationObserver,
+    Unfinished, Unit,
 };
 use crate::dma::DmaPort;
 use crate::spec::ids::SourceId;
@@ -510,6 +511,78 @@ fn what_takes_observers_long_is_left_to_the_background_and_completes_after_it() 
         assert_eq!(bench.read32(0x1C), before);
         run(&bench);
         assert_eq!(bench.read32(0x1C), command | 0x4000_0000);
+    }
+}
+
+#[test]
+fn what_is_begun_without_a_wait_behind_it_is_finished_as_well() {
+    let bench = Bench::new(&sharing());
+    bench.scalable_mode();
+    bench.enable_wide_queue();
+    let slow = Slow::observe(&bench, STEPS + 1);
+    background(&bench, InlineBudget::default());
+    bench.submit_wide(&[[0x0001_00E2, 0, 0, 0]]);
+    run(&bench);
+    assert_eq!(slow.calls(), [STEPS, u64::MAX]);
+    run(&bench);
+    assert!(slow.calls().is_empty());
+}
+
+#[test]
+fn a_switch_that_is_taken_back_before_it_was_finished_is_undone() {
+    let bench = Bench::new(&full());
+    let slow = Slow::observe(&bench, STEPS + 1);
+    bench.write64(0xB8, 0x20_0807);
+    bench.write64(0x20, 0x1000);
+    bench.write32(0x18, 0x4100_0000);
+    background(&bench, InlineBudget::default());
+    let is_used = || bench.unit.dma_state().latched().enabled;
+    for (before, on) in [(0x8000_0000, true), (0, false)] {
+        bench.write32(0x18, before);
+        run(&bench);
+        slow.calls();
+        bench.write32(0x18, before ^ 0x8000_0000);
+        assert_eq!(is_used(), !on, "latched already");
+        bench.write32(0x18, before);
+        run(&bench);
+        assert_eq!(bench.read32(0x1C), 0x4100_0000 | before);
+        assert_eq!(is_used(), on);
+        assert_eq!(slow.calls().last(), Some(&u64::MAX), "observers know");
+    }
+}
+
+#[test]
+fn interrupt_remapping_that_is_taken_back_before_it_was_finished_is_undone() {
+    struct Slow(Mutex<Vec<u64>>);
+    impl InterruptEntryObserver for Slow {
+        fn interrupt_entries_invalidated(
+            &self,
+            _: u16,
+            _: u32,
+            patience: &Patience,
+        ) -> Result<(), Unfinished> {
+            self.0.lock().unwrap().push(patience.steps());
+            let is_enough = patience.steps() == u64::MAX;
+            is_enough.then_some(()).ok_or(Unfinished)
+        }
+    }
+    let bench = Bench::new(&full());
+    let slow = Arc::new(Slow(Mutex::default()));
+    bench.unit.observe_interrupt_entries(Arc::clone(&slow) as _);
+    bench.write64(0xB8, 0x20_0807);
+    bench.write32(0x18, 0x0100_0000);
+    background(&bench, InlineBudget::default());
+    for (before, on) in [(0x0200_0000, true), (0, false)] {
+        bench.write32(0x18, before);
+        run(&bench);
+        bench.write32(0x18, before ^ 0x0200_0000);
+        assert_eq!(bench.unit.remapping.read().enabled, !on, "in use already");
+        bench.write32(0x18, before);
+        run(&bench);
+        assert_eq!(bench.read32(0x1C), 0x0100_0000 | before);
+        assert_eq!(bench.unit.remapping.read().enabled, on);
+        let calls = std::mem::take(&mut *slow.0.lock().unwrap());
+        assert_eq!(calls.last(), Some(&u64::MAX), "observers know");
     }
 }
 

@@ -46,15 +46,15 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         }
         if self.caps.ecap.ir() {
             if let Some(table) = asked.table {
-                self.set_interrupt_pointer(table, budget)?;
+                self.set_interrupt_pointer(execution, table, budget)?;
                 asked.table = None;
             }
-            self.switch_interrupts(levels, budget)?;
+            self.switch_interrupts(execution, levels, budget)?;
         }
         if levels.qie() != self.status().qie() {
             self.switch_queue(levels.qie());
         }
-        if levels.te() != self.status().te() {
+        if levels.te() != self.status().te() || execution.halfway.translation {
             self.switch_translation(execution, levels.te(), budget)?;
         }
         let status = self.status();
@@ -110,24 +110,27 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
 
     fn set_interrupt_pointer(
         &self,
+        execution: &mut Execution,
         table: InterruptTableAddress,
         budget: &mut Budget<'_>,
     ) -> Result<(), Later> {
-        self.change_remapping(budget, |remapping| remapping.table = table)?;
+        self.change_remapping(execution, budget, |remapping| remapping.table = table)?;
         self.change_status(|status| status.with_sirtp(true));
         Ok(())
     }
 
     fn switch_interrupts(
         &self,
+        execution: &mut Execution,
         asked: GlobalCommand,
         budget: &mut Budget<'_>,
     ) -> Result<(), Later> {
         let status = self.status();
-        if asked.ire() == status.ire() && asked.cfi() == status.cfi() {
+        let is_shown = asked.ire() == status.ire() && asked.cfi() == status.cfi();
+        if is_shown && !execution.halfway.interrupts {
             return Ok(());
         }
-        self.change_remapping(budget, |remapping| {
+        self.change_remapping(execution, budget, |remapping| {
             remapping.enabled = asked.ire();
             remapping.compatibility = asked.cfi();
         })?;

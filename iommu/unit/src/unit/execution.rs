@@ -28,6 +28,15 @@ pub(super) struct Execution {
     pub(super) observers: TranslationObservers,
     /// What was taken from the queue and is not true yet.
     pub(super) pending: Pending,
+    pub(super) halfway: Halfway,
+}
+
+/// What was begun to be switched on or off, so that it may be in use already, while GSTS does not show it: if the guest
+/// takes it back before that, it is to be switched again.
+#[derive(Debug, Default)]
+pub(super) struct Halfway {
+    pub(super) translation: bool,
+    pub(super) interrupts: bool,
 }
 
 impl Execution {

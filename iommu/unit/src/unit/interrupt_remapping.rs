@@ -14,6 +14,7 @@ use vm_memory::GuestMemoryBackend;
 use super::Unit;
 use super::budget::{Budget, Later};
 use super::events::InterruptMessage;
+use super::execution::Execution;
 use super::patience::{Patience, Unfinished};
 use crate::spec::fault_reason::FaultReason;
 use crate::spec::ids::SourceId;
@@ -57,11 +58,17 @@ impl<M> Unit<M> {
     /// Changes how interrupts are remapped, once no request is in flight, and tells observers to resolve all of theirs.
     pub(super) fn change_remapping(
         &self,
+        execution: &mut Execution,
         budget: &mut Budget<'_>,
         change: impl FnOnce(&mut Remapping),
     ) -> Result<(), Later> {
-        change(&mut *budget.wait_for(&self.remapping)?);
-        self.notify_observers(0..0x1_0000, budget)
+        let mut remapping = budget.wait_for(&self.remapping)?;
+        execution.halfway.interrupts = true;
+        change(&mut remapping);
+        drop(remapping);
+        self.notify_observers(0..0x1_0000, budget)?;
+        execution.halfway.interrupts = false;
+        Ok(())
     }
 
     /// Waits for the interrupt requests in flight.

@@ -17,7 +17,7 @@ use crate::ioas::Ioas;
 use crate::nested::batch::{ALL, Lists, batches};
 use crate::nested::{Nested, NestedKey, missing};
 use crate::resources::Resources;
-use intel_vtd::{GuestTables, Invalidation, Pasid, TableMemory};
+use intel_vtd::{GuestTables, Invalidation, Pasid, TableMemory, Unfinished};
 
 /// `EOPNOTSUPP`: what a kernel answers that does not nest, or not for this device.
 const EOPNOTSUPP: i32 = 95;
@@ -105,7 +105,7 @@ impl NestedHwpts {
         let outcome = self.attach(base, parent, device, pasid, wanted, key, resources)?;
         if matches!(outcome, Err(AttachError::Incompatible)) {
             // What was put upon it goes first.
-            self.sweep(resources);
+            self.clear(parent, resources);
             base.remove_hwpt(parent, resources);
         }
         outcome.map_err(not_attached)?;
@@ -218,31 +218,48 @@ impl NestedHwpts {
         Ok(())
     }
 
-    /// Gives back those that nobody is behind.
-    pub(crate) fn sweep(&mut self, resources: &mut Resources) {
-        let all = self.list.keys().copied().collect();
-        self.sweep_left(all, resources);
+    /// Gives back those of `left`, and new ones, that nobody is behind.
+    ///
+    /// # Errors
+    /// They are more than the call is for; the rest is remembered.
+    pub(super) fn sweep_left(
+        &mut self,
+        left: Vec<HwptId>,
+        resources: &mut Resources,
+    ) -> Result<(), Unfinished> {
+        self.new.extend(left);
+        while let Some(id) = self.new.last().copied() {
+            if self.list.get(&id).is_some_and(|nested| users(nested) == 0) {
+                resources.exit.budget.owed(CALL)?;
+                self.remove(id, resources);
+            }
+            self.new.pop();
+        }
+        Ok(())
     }
 
-    /// Gives back those of `left`, and new ones, that nobody is behind.
-    pub(super) fn sweep_left(&mut self, left: Vec<HwptId>, resources: &mut Resources) {
-        let new = std::mem::take(&mut self.new);
-        for id in left.into_iter().chain(new) {
-            if self.list.get(&id).is_none_or(|nested| users(nested) != 0) {
-                continue;
-            }
-            let Some(unused) = self.list.remove(&id) else {
-                continue;
-            };
-            let place = (unused.key, unused.parent);
-            if let Some(same) = self.places.get_mut(&place) {
-                same.retain(|other| *other != id);
-                if same.is_empty() {
-                    self.places.remove(&place);
-                }
-            }
-            unused.destroy(resources);
+    /// Gives those on top of `parent` back that nobody is behind.
+    fn clear(&mut self, parent: HwptId, resources: &mut Resources) {
+        let on_top = self.list.values().filter(|nested| nested.parent == parent);
+        let unused = on_top.filter(|nested| users(nested) == 0);
+        let unused: Vec<_> = unused.map(|nested| nested.id).collect();
+        for id in unused {
+            self.remove(id, resources);
         }
+    }
+
+    fn remove(&mut self, id: HwptId, resources: &mut Resources) {
+        let Some(unused) = self.list.remove(&id) else {
+            return;
+        };
+        let place = (unused.key, unused.parent);
+        if let Some(same) = self.places.get_mut(&place) {
+            same.retain(|other| *other != id);
+            if same.is_empty() {
+                self.places.remove(&place);
+            }
+        }
+        unused.destroy(resources);
     }
 }
 

@@ -91,6 +91,9 @@ impl Backing {
                 continue;
             };
             if !users.stay(&key, leaving) {
+                if shadow.is_stale() {
+                    self.unfinished.insert(key);
+                }
                 continue;
             }
             let domains = users.shadows.domains(&key);
@@ -108,12 +111,9 @@ impl Backing {
         failures
     }
 
-    /// Gives a shadow back behind which nobody is any more, so that nobody joins it.
-    pub(in crate::assigned) fn abandon(&mut self, key: &ShadowKey, resources: &mut Resources) {
-        self.nested.sweep(resources);
-        if let Some(shadow) = self.shadows.remove(key) {
-            shadow.destroy(resources);
-        }
+    /// Has nobody join a shadow behind which nobody is any more, and leaves it to be swept.
+    pub(in crate::assigned) fn abandon(&mut self, key: &ShadowKey) {
+        self.abandoned.extend(self.shadows.remove(key));
     }
 
     /// Puts a shadow into the list, which was taken out for `outcome`.

@@ -26,7 +26,10 @@ fn areas(runs: &[Run]) -> Areas {
 
 fn changed(areas: &Areas, inputs: Range<u64>, runs: &[Run]) -> Vec<u64> {
     let mut changed = Vec::new();
-    areas.find_changed(&inputs, runs, &mut changed);
+    let mut budget = Budget::new(0, 0);
+    areas
+        .find_changed(&inputs, runs, &mut changed, &mut budget)
+        .unwrap();
     changed.iter().map(|area| area.input).collect()
 }
 
