@@ -18,6 +18,7 @@ mod state;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use log::warn;
 use parking_lot::Mutex;
@@ -31,7 +32,7 @@ use bar::{BAR, Region};
 use cap::AccessCapability;
 use config::{config_space, thread_name};
 use link::Link;
-use state::{Parts, State};
+use state::{DRIVER_WAIT, Parts, RESET_WAIT, State};
 
 /// A virtio device as a PCI function.
 pub struct VirtioPci {
@@ -91,13 +92,13 @@ impl VirtioPci {
         }))
     }
 
-    /// Reset of the function: the virtio device, MSI-X and configuration space. To be called
-    /// without a lock: other vCPUs, and the bus when it decodes, do not wait for the device's
-    /// thread with us.
-    fn reset_function(&self) {
+    /// Reset of the function: the virtio device, MSI-X and configuration space. The device's thread
+    /// is waited for, for `most` at most. To be called without a lock: other vCPUs, and the bus when
+    /// it decodes, do not wait with us.
+    fn reset_function(&self, most: Duration) {
         // The thread first: if bus mastering went first, it would take the failing access for a
         // mistake of the guest.
-        self.state.lock().reset(&self.link);
+        self.state.lock().reset(&self.link, most);
         let mut config = self.config.lock();
         self.link.msix.reset();
         config.reset();
@@ -174,7 +175,7 @@ impl PciFunction for VirtioPci {
         let mut change = config.write(offset, data);
         if change.function_reset {
             drop(config);
-            self.reset_function();
+            self.reset_function(DRIVER_WAIT);
             change.decode = true;
             return change;
         }
@@ -260,7 +261,7 @@ impl PciFunction for VirtioPci {
     }
 
     fn reset(&self) {
-        self.reset_function();
+        self.reset_function(RESET_WAIT);
     }
 }
 

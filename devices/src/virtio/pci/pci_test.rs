@@ -410,12 +410,25 @@ fn busy() -> (Driver, Sender<()>) {
 }
 
 #[test]
-fn configuration_space_answers_while_a_function_reset_waits() {
+fn a_driver_that_resets_a_busy_device_is_held_no_longer_than_ten_milliseconds() {
     let (driver, release) = busy();
     let pcie = driver.find_capability(0x10, |_| true);
+    let waited = || driver.function.state.lock().waited;
+    driver.set_status(0);
+    assert!(waited() <= Duration::from_millis(10));
+    let before = waited();
+    driver.function.write_config(pcie + 9, &[0x80]);
+    assert!(waited() - before <= Duration::from_millis(10));
+    release.send(()).unwrap();
+    eventually("reset completes", || driver.status() == 0);
+}
+
+#[test]
+fn configuration_space_answers_while_a_function_reset_waits() {
+    let (driver, release) = busy();
     thread::scope(|scope| {
         let begin = Instant::now();
-        scope.spawn(|| driver.function.write_config(pcie + 9, &[0x80]));
+        scope.spawn(|| driver.function.reset());
         let mut slowest = Duration::ZERO;
         while begin.elapsed() < Duration::from_millis(300) {
             let read = Instant::now();

@@ -27,7 +27,10 @@ const DRIVER_BITS: u8 =
 
 /// How long resets wait for the device's thread, all of them together, before they leave the rest
 /// to later reads of the status.
-const RESET_WAIT: Duration = Duration::from_millis(500);
+pub(super) const RESET_WAIT: Duration = Duration::from_millis(500);
+/// How long a reset of the driver's does. A thread that is not within a system call needs less, and
+/// a driver has to look at the status again in any case.
+pub(super) const DRIVER_WAIT: Duration = Duration::from_millis(5);
 
 /// Where the device model is.
 enum Slot {
@@ -56,6 +59,9 @@ pub(super) struct State {
     slot: Slot,
     parts: Parts,
     limit: LogLimit,
+    /// For how long the device's thread may have been waited for.
+    #[cfg(test)]
+    pub(super) waited: Duration,
 }
 
 impl State {
@@ -71,6 +77,8 @@ impl State {
             slot,
             parts,
             limit: LogLimit::default(),
+            #[cfg(test)]
+            waited: Duration::ZERO,
         }
     }
 
@@ -103,15 +111,15 @@ impl State {
         };
     }
 
-    /// Resets the virtio device: stops its thread, and waits for that up to a limit. The rest of a
-    /// reset that takes longer happens in [`State::read_common`].
-    pub(super) fn reset(&mut self, link: &Link) {
+    /// Resets the virtio device: stops its thread, and waits for that, for `most` at most. The rest
+    /// of a reset that takes longer happens in [`State::read_common`].
+    pub(super) fn reset(&mut self, link: &Link, most: Duration) {
         self.quiesce();
         match &self.slot {
             // Once the time is over, further resets do not hold their vCPUs.
             Slot::Stopping(_, until) => {
                 let wait = until.saturating_duration_since(Instant::now());
-                self.finish_stopping(wait, link);
+                self.finish_stopping(wait.min(most), link);
             }
             _ => self.clear(link),
         }
@@ -125,6 +133,10 @@ impl State {
         let Slot::Stopping(worker, until) = std::mem::replace(&mut self.slot, Slot::Lost) else {
             return;
         };
+        #[cfg(test)]
+        {
+            self.waited += wait;
+        }
         self.slot = match worker.wait(wait) {
             Stopped::Done(returned) => Slot::Idle(returned),
             Stopped::Busy(worker) => Slot::Stopping(worker, until),
@@ -148,7 +160,7 @@ impl State {
 
     fn write_status(&mut self, value: u8, link: &Arc<Link>) {
         if value == 0 {
-            return self.reset(link);
+            return self.reset(link, DRIVER_WAIT);
         }
         // 2.1.1: a driver never clears a bit, except by reset.
         let old = link.status.load(Ordering::Acquire);
