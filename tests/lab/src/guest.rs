@@ -169,6 +169,10 @@ fn run(guest: &mut Guest, console: &mut Console) -> Result<()> {
         End::Restart => Err(sys::reboot(sys::Leave::Restart)).context("restart"),
         // The kernel panics when its first process ends.
         End::Crash => std::process::exit(1),
+        End::Kdump => {
+            restart::load_crash_kernel(guest)?;
+            std::process::exit(1)
+        }
         End::Kexec(parameter) => restart::kexec(guest, parameter),
         End::Stay => loop {
             std::thread::park();

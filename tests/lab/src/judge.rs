@@ -72,7 +72,7 @@ impl Judge {
             }
         }
         let crashes = (0_u32..).zip(&steps);
-        let crashes = crashes.filter(|(_, step)| step.end == End::Crash);
+        let crashes = crashes.filter(|(_, step)| matches!(step.end, End::Crash | End::Kdump));
         Ok(Self {
             expected,
             crashes: crashes.map(|(boot, _)| boot).collect(),
@@ -205,16 +205,19 @@ mod tests {
 
     #[test]
     fn a_panic_is_expected_where_the_plan_has_one_and_nowhere_else() {
-        let mut judge = Judge::new("disk>crash;disk>poweroff", false).unwrap();
-        let panic = "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100";
-        for line in [&GOOD[..2], &[panic, "@nido begin 1"], &GOOD[2..]].concat() {
-            judge.line(line);
+        for end in ["crash", "kdump"] {
+            let plan = format!("disk>{end};disk>poweroff");
+            let mut judge = Judge::new(&plan, false).unwrap();
+            let panic = "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100";
+            for line in [&GOOD[..2], &[panic, "@nido begin 1"], &GOOD[2..]].concat() {
+                judge.line(line);
+            }
+            judge.line(&format!("level 3, guest.log: {panic}"));
+            assert!(!judge.is_over());
+            judge.line(panic);
+            assert!(judge.is_over());
+            assert_eq!(judge.finish().len(), 1);
         }
-        judge.line(&format!("level 3, guest.log: {panic}"));
-        assert!(!judge.is_over());
-        judge.line(panic);
-        assert!(judge.is_over());
-        assert_eq!(judge.finish().len(), 1);
     }
 
     #[test]

@@ -2,9 +2,9 @@
 //!
 //! A plan is a list of steps separated by `;`, one for each boot. A step is a list of checks
 //! separated by `,`, each `name` or `name=argument`, then `>` and how the boot ends: `poweroff`,
-//! `restart`, `crash`, which is a panic of the kernel, `kexec:PARAMETER`, which starts the same
-//! kernel again with one more parameter, or `stay`: the guest goes on until it is ended from
-//! outside.
+//! `restart`, `crash`, which is a panic of the kernel, `kdump`, which is one that starts a crash
+//! kernel, `kexec:PARAMETER`, which starts the same kernel again with one more parameter, or `stay`:
+//! the guest goes on until it is ended from outside.
 
 use anyhow::{Result, bail};
 
@@ -38,6 +38,9 @@ pub enum End {
     Restart,
     /// A panic of the kernel, in the middle of everything, after which it resets the machine.
     Crash,
+    /// The same, after which the kernel starts one that was loaded for that, in memory of its own
+    /// (`crashkernel=`).
+    Kdump,
     /// Start the kernel again without the firmware, with this parameter added.
     Kexec(String),
     /// Stay, with everything that the checks have left.
@@ -73,11 +76,12 @@ fn parse_step(step: &str) -> Result<Step> {
         "poweroff" => End::PowerOff,
         "restart" => End::Restart,
         "crash" => End::Crash,
+        "kdump" => End::Kdump,
         "stay" => End::Stay,
         other => match other.strip_prefix("kexec:") {
             Some(parameter) => End::Kexec(parameter.to_owned()),
             None => bail!(
-                "step '{step}' ends with '{other}', which is none of poweroff, restart, crash, stay, kexec:PARAMETER"
+                "step '{step}' ends with '{other}', which is none of poweroff, restart, crash, kdump, stay, kexec:PARAMETER"
             ),
         },
     };
@@ -124,5 +128,6 @@ mod tests {
         assert!(parse("scalable>sleep").is_err());
         assert_eq!(parse("scalable>stay").unwrap()[0].end, End::Stay);
         assert_eq!(parse("scalable>crash").unwrap()[0].end, End::Crash);
+        assert_eq!(parse("scalable>kdump").unwrap()[0].end, End::Kdump);
     }
 }

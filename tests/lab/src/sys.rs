@@ -66,13 +66,28 @@ pub fn reboot(how: Leave) -> io::Error {
     }
 }
 
-/// Loads `kernel` (a bzImage) with `initrd` and `command_line` for [`Leave::Kexec`]
-/// (kexec_file_load(2)).
+/// When a kernel that was loaded is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// On [`Leave::Kexec`].
+    OnLeave,
+    /// When this kernel panics.
+    OnPanic,
+}
+
+/// Loads `kernel` (a bzImage) with `initrd` and `command_line` (kexec_file_load(2)).
 pub fn kexec_load(
     kernel: BorrowedFd<'_>,
     initrd: BorrowedFd<'_>,
     command_line: &str,
+    start: Start,
 ) -> io::Result<()> {
+    /// KEXEC_FILE_ON_CRASH of linux/kexec.h.
+    const ON_CRASH: libc::c_ulong = 2;
+    let flags = match start {
+        Start::OnLeave => 0,
+        Start::OnPanic => ON_CRASH,
+    };
     let command_line = CString::new(command_line)?;
     let length = command_line.as_bytes_with_nul().len();
     // SAFETY: the command line is `length` bytes long with its NUL, and the descriptors are open.
@@ -83,7 +98,7 @@ pub fn kexec_load(
             initrd.as_raw_fd(),
             length,
             command_line.as_ptr(),
-            0,
+            flags,
         )
     };
     if result < 0 {

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{
     Guest, assigned_edu, console, disk, disk_speed, edu, edu_group, edu_msi, hot_plug,
     hot_plug_levels, interrupts, iommu, level3, map_benchmark, network, nvme, pasid, power, random,
-    sva, taken,
+    restart, sva, taken,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -42,6 +42,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("edu-isolation", assigned_edu::isolation),
     ("edu-unmap", assigned_edu::unmap),
     ("edu-remap", assigned_edu::remap),
+    ("crash-kernel", restart::crash_kernel),
     ("taken-back", taken::check),
     ("power", power::check),
     ("hot-plug", hot_plug::check),

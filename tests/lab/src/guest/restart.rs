@@ -1,4 +1,4 @@
-//! Several boots of one guest: the count on a disk, and kexec.
+//! Several boots of one guest: the count on a disk, kexec, and a kernel for when this one crashes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
@@ -10,16 +10,20 @@ use anyhow::{Context, Result, ensure};
 
 use super::Guest;
 use crate::cpio::Archive;
-use crate::sys;
+use crate::kernel_log;
+use crate::sys::{self, Start};
 
 /// The disk that counts boots, zeroed by the agent.
 const COUNTER: &str = "/dev/vdc";
-/// The kernel for kexec.
+/// Where the kernel for kexec is, and the kernel.
+const KEXEC: &str = "kexec";
 const KERNEL: &str = "/kexec/kernel";
 /// Its initramfs.
 const INITRD: &str = "/tmp/initrd";
 /// Directories of the root that are no part of the initramfs.
 const OTHERS: &[&str] = &["dev", "proc", "sys", "tmp"];
+/// The memory of the kernel before a crash kernel.
+const CORE: &str = "/proc/vmcore";
 const MAGIC: u64 = u64::from_le_bytes(*b"nidoboot");
 
 /// Returns how many boots there were before this one, and counts it.
@@ -53,26 +57,68 @@ pub(super) fn count_boot() -> Result<u32> {
 /// Starts [`KERNEL`] with the command line of now and `parameter`. Its initramfs is this one, with
 /// the kernel in it, so that it can do the same. Returns on error only.
 pub(super) fn kexec(guest: &Guest, parameter: &str) -> Result<()> {
-    let kernel = File::open(KERNEL).context(KERNEL)?;
-    let archive = Archive::new(BufWriter::new(File::create(INITRD).context(INITRD)?))?;
-    pack(Path::new("/"), archive)?.flush().context(INITRD)?;
-    let initrd = File::open(INITRD).context(INITRD)?;
     let command_line = format!("{} {parameter}", guest.command_line.trim());
-    sys::kexec_load(kernel.as_fd(), initrd.as_fd(), &command_line).context("kexec_file_load")?;
-    let loaded = fs::read_to_string("/sys/kernel/kexec_loaded").unwrap_or_default();
-    ensure!(loaded.trim() != "0", "the kernel was not loaded");
+    load(&command_line, OTHERS, Start::OnLeave)?;
     Err(sys::reboot(sys::Leave::Kexec)).context("kexec")
 }
 
-/// Packs what is in `root` but not in [`OTHERS`].
-fn pack<W: Write>(root: &Path, mut archive: Archive<W>) -> Result<W> {
+/// Has [`KERNEL`] start when this one panics, in the memory that `crashkernel=` sets aside: one
+/// processor, as the others are not stopped in an orderly way, and drivers that reset what they find.
+pub(super) fn load_crash_kernel(guest: &Guest) -> Result<()> {
+    let words = guest.command_line.split_whitespace();
+    let words = words.filter(|word| !word.starts_with("crashkernel="));
+    let words: Vec<&str> = words.chain(["nr_cpus=1", "reset_devices"]).collect();
+    let others = [OTHERS, &[KEXEC]].concat();
+    load(&words.join(" "), &others, Start::OnPanic)
+}
+
+/// Loads [`KERNEL`]. Its initramfs is this one without `others`.
+fn load(command_line: &str, others: &[&str], start: Start) -> Result<()> {
+    let kernel = File::open(KERNEL).context(KERNEL)?;
+    let archive = Archive::new(BufWriter::new(File::create(INITRD).context(INITRD)?))?;
+    pack(Path::new("/"), others, archive)?
+        .flush()
+        .context(INITRD)?;
+    let initrd = File::open(INITRD).context(INITRD)?;
+    sys::kexec_load(kernel.as_fd(), initrd.as_fd(), command_line, start)
+        .context("kexec_file_load")?;
+    let loaded = match start {
+        Start::OnLeave => "/sys/kernel/kexec_loaded",
+        Start::OnPanic => "/sys/kernel/kexec_crash_loaded",
+    };
+    let loaded = fs::read_to_string(loaded).context(loaded)?;
+    ensure!(loaded.trim() == "1", "the kernel was not loaded");
+    Ok(())
+}
+
+/// This is a crash kernel: the memory of the one before is there as an ELF file, and the tables of
+/// that one, for DMA and for interrupts, were taken over. (Of a bus with a function whose entry is still such
+/// a copy, debugfs shows nothing, so that the check `translation` has no say there.)
+pub(super) fn crash_kernel(_guest: &Guest, _argument: &str) -> Result<String> {
+    let mut magic = [0; 4];
+    let core = File::open(CORE).context(CORE)?;
+    core.read_exact_at(&mut magic, 0).context(CORE)?;
+    ensure!(magic == *b"\x7fELF", "{CORE} is no ELF file");
+    let log = kernel_log::read()?;
+    for wanted in [
+        "Copied translation tables from previous kernel for dmar0",
+        "Copied IR table for dmar0 from previous kernel",
+    ] {
+        let found = log.iter().any(|line| line.contains(wanted));
+        ensure!(found, "the kernel does not say '{wanted}'");
+    }
+    Ok(format!("{} bytes in {CORE}", core.metadata()?.len()))
+}
+
+/// Packs what is in `root` but not in `others`.
+fn pack<W: Write>(root: &Path, others: &[&str], mut archive: Archive<W>) -> Result<W> {
     let mut directories = vec![PathBuf::new()];
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(root.join(&directory))? {
             let entry = entry?;
             let path = directory.join(entry.file_name());
             let name = path.to_str().context("a name that is no text")?;
-            if OTHERS.contains(&name) {
+            if others.contains(&name) {
                 continue;
             }
             let metadata = entry.metadata()?;
@@ -104,7 +150,7 @@ mod tests {
         fs::write(root.join("kexec/kernel"), "the kernel").unwrap();
         fs::write(root.join("proc/cmdline"), "a parameter").unwrap();
         std::os::unix::fs::symlink("init", root.join("link")).unwrap();
-        let packed = pack(&root, Archive::new(Vec::new()).unwrap()).unwrap();
+        let packed = pack(&root, OTHERS, Archive::new(Vec::new()).unwrap()).unwrap();
         fs::remove_dir_all(&root).unwrap();
         let text = String::from_utf8_lossy(&packed);
         for there in [

@@ -230,9 +230,14 @@ pub const ASSIGNED: &[Scenario] = &[
     },
     Scenario {
         name: "assigned-killed",
-        description: "nido is killed in the middle of DMA: nothing is left mapped, and the devices work at once",
+        description: "nido is killed in the middle of DMA: nothing is left mapped, and the devices work at once; then the guest \
+                      panics in the middle of DMA, and its crash kernel takes the devices over",
+        initramfs: Initramfs::KexecTools,
+        command_line: "intel_iommu=on,sm_on crashkernel=128M",
         killed: Some("scalable,edu-stays-mapped,nvme-load>stay"),
-        plan: "scalable,translation=second-stage,nvme=32,link,edu,nofaults>poweroff",
+        plan: "scalable,translation=second-stage,nvme=32,link,edu,edu-stays-mapped,nofaults,nvme-load>kdump;\
+               crash-kernel,scalable,look=crashed,nvme=16,link,edu,look=taken-over,disk,nofaults>poweroff",
+        looks: &[("crashed", CRASHED), ("taken-over", TAKEN_OVER)],
         ..ASSIGNED_DEFAULT
     },
     Scenario {
@@ -311,6 +316,29 @@ pub const ASSIGNED: &[Scenario] = &[
         ..ASSIGNED_DEFAULT
     },
 ];
+
+/// What the crash kernel has of the one before as long as no driver has the device: edu is where the
+/// other kernel's tables have it, with the page that it mapped last.
+const CRASHED: &[Exchange] = &[
+    Exchange {
+        request: "assigned",
+        line_with: &[&["00:07.0", "shadow of", "4 KiB in 1 area"]],
+        positive: &[],
+    },
+    Exchange {
+        request: "translate 00:07.0 0x1230000",
+        line_with: &[&["second stage", "page of 4 KiB"], &["goes to 0x"]],
+        positive: &[],
+    },
+];
+
+/// Its drivers have the devices. (Linux shows no tables in debugfs of a bus with a function that is still where
+/// the other kernel has it.)
+const TAKEN_OVER: &[Exchange] = &[Exchange {
+    request: "assigned",
+    line_with: &[&["00:05.0", "shadow of"], &["00:06.0", "shadow of"]],
+    positive: &[],
+}];
 
 const ONE_EDU: &[&str] = &[
     "--object",

@@ -184,6 +184,14 @@ const ALL_OFF: &[Exchange] = &[Exchange {
     positive: &[],
 }];
 
+/// A crash kernel has taken the tables over: as long as no driver has edu, it is where the kernel
+/// before has it, with the page that it mapped last.
+const CRASHED: &[Exchange] = &[Exchange {
+    request: "translate 00:05.0 0x1230000",
+    line_with: &[&["first stage"], &["second stage"], &["goes to 0x"]],
+    positive: &[],
+}];
+
 /// Slot 3 is the disk that comes and goes, and slot 5 is edu.
 const PLUGGED: &[Exchange] = &[Exchange {
     request: "bindings",
@@ -277,10 +285,12 @@ pub const LEVELS: &[Scenario] = &[
     },
     Scenario {
         name: "levels-killed",
-        description: "three levels, x-flts=on: level 2's nido is killed in the middle of DMA, and started again",
+        description: "three levels, x-flts=on: level 2's nido is killed in the middle of DMA, and started again; then level 3 \
+                      panics, and its crash kernel takes the devices over",
+        initramfs: Initramfs::HostKexec,
         plan: "scalable,level3=killed,look=kept,nofaults>poweroff",
         unit: Some(KEEPING),
-        looks: KEPT,
+        looks: &[("crashed", CRASHED), ("on", ALL_ON), NEVER_STALE],
         ..HOST
     },
     Scenario {
@@ -358,6 +368,20 @@ const REBOOT_ON: &[Exchange] = &[Exchange {
     ],
     positive: &["nested page tables"],
 }];
+
+/// The same, as level 2's nido says it.
+const CRASHED_ON: &[Exchange] = &[
+    Exchange {
+        request: "assigned",
+        line_with: &[&["00:05.0", "nested"]],
+        positive: &[],
+    },
+    Exchange {
+        request: "translate 00:05.0 0x1230000",
+        line_with: &[&["first stage", "page of 4 KiB"], &["goes to 0x"]],
+        positive: &[],
+    },
+];
 
 /// On [`INCOHERENT`].
 const INCOHERENT_ON: &[Exchange] = &[
@@ -493,8 +517,12 @@ const THIRD: &[Scenario] = &[
     Scenario {
         name: "killed",
         unit: Some(FIRST_STAGE),
+        initramfs: Initramfs::Kexec,
+        command_line: "intel_iommu=on,sm_on crashkernel=96M quiet",
         killed: Some("scalable,disk,edu-stays-mapped>stay"),
-        plan: "scalable,translation=first-stage,disk,net=32,edu,nofaults>poweroff",
+        plan: "scalable,translation=first-stage,disk,net=32,edu,edu-stays-mapped,nofaults>kdump;\
+               crash-kernel,scalable,look=crashed,disk,net=32,edu,look=on,nofaults>poweroff",
+        looks: &[("crashed", CRASHED_ON), ("on", REBOOT_ON)],
         ..GUEST
     },
     Scenario {
