@@ -11,7 +11,7 @@ use crate::level0::{self, Time};
 const BASE: &str = "no-unit";
 
 /// The benchmark. It needs a host that nests, so that it always runs in level 1.
-pub(crate) fn run(time: Time, rounds: u32) -> Result<bool> {
+pub(crate) fn run(rounds: u32) -> Result<bool> {
     let stage = build::stage(Extras {
         host: true,
         ..Extras::default()
@@ -27,7 +27,7 @@ pub(crate) fn run(time: Time, rounds: u32) -> Result<bool> {
             bench::in_level1(
                 &stage,
                 &NESTED,
-                time,
+                Time::Real,
                 rounds,
                 NESTED.limit,
                 directory,

@@ -29,7 +29,6 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lab_command::Manner;
-use level0::Time;
 
 /// Build, boot and test nido. Everything that is missing is installed or built on first use.
 #[derive(Parser)]
@@ -140,8 +139,10 @@ enum Bench {
         /// Runs of each.
         #[arg(long, default_value_t = 3, value_name = "N")]
         rounds: u32,
-        #[command(flatten)]
-        time: TimeOptions,
+        /// Have level 1's time be the number of instructions it executes, whatever else the machine
+        /// does. The disk, whose time is level 0's, is left out.
+        #[arg(long)]
+        instructions: bool,
     },
     /// What a guest's maps and its direct I/O cost with assigned devices three levels deep, in
     /// time, exits and ioctls: with nested tables, with shadowed ones, and without a unit.
@@ -149,8 +150,6 @@ enum Bench {
         /// Runs of each.
         #[arg(long, default_value_t = 3, value_name = "N")]
         rounds: u32,
-        #[command(flatten)]
-        time: TimeOptions,
     },
     /// What it costs to have the host follow the guest's tables, beside the host's calls: by
     /// bindings, devices, areas, and groups of page requests that wait.
@@ -165,24 +164,6 @@ enum Bench {
         #[arg(value_name = "CASE")]
         filter: Option<String>,
     },
-}
-
-#[derive(Args, Clone, Copy)]
-struct TimeOptions {
-    /// Have level 1's time be the number of instructions it executes: the same on every machine,
-    /// and whatever else a machine does. Direct I/O of the disk that level 0 has is left out.
-    #[arg(long)]
-    instructions: bool,
-}
-
-impl TimeOptions {
-    const fn time(self) -> Time {
-        if self.instructions {
-            Time::Instructions
-        } else {
-            Time::Real
-        }
-    }
 }
 
 #[derive(Args, Clone, Copy)]
@@ -262,11 +243,15 @@ fn run(arguments: Arguments) -> Result<bool> {
             what: Bench::Host { filter },
         } => bench_criterion::run(&bench_criterion::HOST, filter.as_deref()),
         Command::Bench {
-            what: Bench::Nested { rounds, time },
-        } => bench_nested::run(time.time(), rounds),
+            what: Bench::Nested { rounds },
+        } => bench_nested::run(rounds),
         Command::Bench {
-            what: Bench::Shadow { rounds, time },
-        } => bench_shadow::run(time.time(), rounds),
+            what:
+                Bench::Shadow {
+                    rounds,
+                    instructions,
+                },
+        } => bench_shadow::run(rounds, instructions),
         Command::Fuzz { seconds, target } => {
             fuzz::run(target.as_deref(), Duration::from_secs(seconds))
         }
