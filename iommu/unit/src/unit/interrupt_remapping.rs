@@ -86,9 +86,10 @@ impl<M> Unit<M> {
         let Ok(first) = u16::try_from(entries.start) else {
             return Ok(());
         };
+        let patience = budget.of_observers();
         for observer in observers {
             budget.clock.start();
-            observer.interrupt_entries_invalidated(first, count, &budget.of_observers())?;
+            observer.interrupt_entries_invalidated(first, count, &patience)?;
         }
         Ok(())
     }

@@ -13,8 +13,8 @@ pub struct Unfinished;
 pub struct Patience {
     /// `None`: as many as it takes.
     steps: Option<u64>,
-    /// How many wait for the one who calls.
-    waiting: Arc<AtomicUsize>,
+    /// How many wait for the one who calls; `None` where nobody can.
+    waiting: Option<Arc<AtomicUsize>>,
     stop: Option<Arc<AtomicBool>>,
 }
 
@@ -30,7 +30,7 @@ impl Patience {
     pub(super) fn new(waiting: Arc<AtomicUsize>, stop: Option<Arc<AtomicBool>>) -> Self {
         Self {
             steps: None,
-            waiting,
+            waiting: Some(waiting),
             stop,
         }
     }
@@ -56,7 +56,8 @@ impl Patience {
     /// Whether somebody waits for the call to return: to reset the unit, to take an assigned device away, or to end. To be
     /// looked at every 100 µs or so.
     pub fn is_over(&self) -> bool {
+        let waits = |waiting: &Arc<AtomicUsize>| waiting.load(Ordering::SeqCst) != 0;
         let stops = |stop: &Arc<AtomicBool>| stop.load(Ordering::SeqCst);
-        self.waiting.load(Ordering::SeqCst) != 0 || self.stop.as_ref().is_some_and(stops)
+        self.waiting.as_ref().is_some_and(waits) || self.stop.as_ref().is_some_and(stops)
     }
 }
