@@ -7,7 +7,6 @@ use vm_memory::GuestMemoryBackend;
 use super::Unit;
 use super::budget::{Budget, Later};
 use super::execution::Execution;
-use super::observers::InvalidationList;
 use super::registers::{GlobalWork, Work};
 use crate::spec::descriptors::{ContextScope, IotlbScope, PageBlock};
 use crate::spec::invalidation::Invalidation;
@@ -227,9 +226,9 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         self.dma.forget(&invalidation);
         self.invalidate_translations(&[invalidation].iter().collect(), budget)?;
         execution.observers.run_begins();
-        let mut list = InvalidationList::default();
-        list.add(invalidation);
-        list.tell(&execution.observers, &budget.of_observers())?;
+        execution
+            .observers
+            .invalidated(&[invalidation], &budget.of_observers())?;
         self.shared.counters.register_invalidations.add();
         Ok(true)
     }

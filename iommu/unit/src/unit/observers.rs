@@ -62,7 +62,7 @@ impl TranslationObservers {
         }
     }
 
-    fn invalidated(
+    pub(super) fn invalidated(
         &self,
         invalidations: &[Invalidation],
         patience: &Patience,
