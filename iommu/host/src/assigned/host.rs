@@ -44,8 +44,8 @@ impl Host {
         self.backing.nested.begin_exit();
     }
 
-    /// Which requests do not belong where they are any more, for each device. What could not be
-    /// blocked before is tried again.
+    /// Adds to `moves` which requests do not belong where they are any more, for each device. What
+    /// could not be blocked before is tried again.
     ///
     /// # Errors
     /// It was interrupted, as all that returns this.
@@ -53,20 +53,14 @@ impl Host {
         &mut self,
         tables: &GuestTables<'_, T>,
         invalidations: &[Invalidation],
+        moves: &mut Vec<Moves>,
         resources: &mut Resources,
-    ) -> Result<Vec<Moves>, Unfinished> {
-        let mut moves = Vec::new();
-        let outcome = self.devices.iter_mut().try_for_each(|device| {
+    ) -> Result<(), Unfinished> {
+        for device in &mut self.devices {
             device.unstick(resources);
             moves.push(moves::of_device(tables, device, invalidations, resources)?);
-            Ok(())
-        });
-        let outcome = outcome
-            .and_then(|()| groups::unite(Some(tables), &mut self.devices, &mut moves, resources));
-        if outcome.is_err() {
-            self.remember(&moves);
         }
-        outcome.map(|()| moves)
+        groups::unite(Some(tables), &mut self.devices, moves, resources)
     }
 
     /// The next call is to look at the PASIDs of `moves`, whatever is named then.

@@ -65,10 +65,9 @@ impl Hosts {
         self.resources.exit.budget.begin_call(patience);
         let mut moves = Vec::new();
         let outcome = self.follow(tables, invalidations, &mut moves);
-        for (at, host) in self.list.iter_mut().enumerate() {
-            match outcome {
-                Ok(()) => host.forget(),
-                Err(Unfinished) => host.remember(moves.get(at).map_or(&[], Vec::as_slice)),
+        if outcome.is_err() {
+            for (host, moves) in self.list.iter_mut().zip(&moves) {
+                host.remember(moves);
             }
         }
         self.resources.exit.budget.end_call(outcome);
@@ -94,8 +93,9 @@ impl Hosts {
             )
         });
         if has_entries {
-            for host in list.iter_mut() {
-                moves.push(host.find_moves(tables, invalidations, resources)?);
+            moves.resize_with(list.len(), Vec::new);
+            for (host, moves) in list.iter_mut().zip(moves.iter_mut()) {
+                host.find_moves(tables, invalidations, moves, resources)?;
             }
         }
         for (at, host) in list.iter_mut().enumerate() {
@@ -119,6 +119,9 @@ impl Hosts {
         }
         for host in list {
             host.sweep(resources)?;
+            if has_entries {
+                host.forget();
+            }
             #[cfg(test)]
             host.check();
         }
