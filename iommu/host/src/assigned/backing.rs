@@ -28,9 +28,9 @@ pub(crate) struct Backing {
     /// Maps all guest memory.
     pub(super) memory: Ioas,
     pub(super) shadows: BTreeMap<ShadowKey, Shadow>,
-    /// Shadows that were made since the last [`sweep`](Self::sweep), or that it has left.
+    /// Shadows that were made since the last [`sweep`](Self::sweep).
     new_shadows: Vec<ShadowKey>,
-    /// Shadows that nobody is behind or joins any more, until the next [`sweep`](Self::sweep).
+    /// Shadows that nobody is behind or joins any more, for [`sweep`](Self::sweep) to give back.
     abandoned: Vec<Shadow>,
     /// Shadows of which an interruption has left something to do.
     unfinished: BTreeSet<ShadowKey>,
@@ -197,16 +197,10 @@ impl Backing {
         self.nested
             .sweep_left(users.nested.take_left(), resources)?;
         self.new_shadows.append(&mut users.shadows.take_left());
-        while let Some(key) = self.new_shadows.last() {
-            if users.shadows.count(key) == 0
-                && let Some(unused) = self.shadows.get(key)
-            {
-                resources.exit.budget.owed(unused.cost_of_destruction())?;
-                if let Some(unused) = self.shadows.remove(key) {
-                    unused.destroy(resources);
-                }
+        for key in self.new_shadows.drain(..) {
+            if users.shadows.count(&key) == 0 {
+                self.abandoned.extend(self.shadows.remove(&key));
             }
-            self.new_shadows.pop();
         }
         while let Some(unused) = self.abandoned.last() {
             resources.exit.budget.owed(unused.cost_of_destruction())?;
