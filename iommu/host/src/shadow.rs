@@ -322,9 +322,7 @@ impl Shadow {
     /// An area is about to be unmapped.
     fn forget(&mut self, area: &Run, resources: &mut Resources) {
         collect_unmapped(&self.ioas, area, resources);
-        resources.shadow_bytes -= self.areas.cost();
-        self.areas.remove(area);
-        resources.shadow_bytes += self.areas.cost();
+        resources.shadow_bytes -= self.areas.remove(area);
     }
 
     fn map(&mut self, runs: &[Run], resources: &mut Resources) -> Result<(), Trouble> {

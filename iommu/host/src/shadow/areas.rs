@@ -57,11 +57,15 @@ impl Areas {
         self.by_input.insert(area.input, area);
     }
 
-    pub(crate) fn remove(&mut self, area: &Run) {
-        if let Some(area) = self.by_input.remove(&area.input) {
-            self.bytes -= area.length;
-            self.cost -= self.cost_of(&area);
-        }
+    /// Removes one, and returns the bytes by which that lessens the cost.
+    pub(crate) fn remove(&mut self, area: &Run) -> u64 {
+        let Some(area) = self.by_input.remove(&area.input) else {
+            return 0;
+        };
+        let cost = self.cost_of(&area);
+        self.bytes -= area.length;
+        self.cost -= cost;
+        cost
     }
 
     /// Those that have an address of `inputs`, in ascending order.
