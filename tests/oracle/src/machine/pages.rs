@@ -165,8 +165,11 @@ impl Machine {
         };
         let full = (self.pages.tail + 32) % SIZE == self.pages.head;
         let overflowed = self.pages.status & 2 != 0;
+        // Where several paths are permitted, PRO tells which of them met a full queue.
+        let told = self.facts.page_requests && self.driver.registers.read32(0xdc) & 2 != 0;
         let mut chosen = None;
         for path in &paths {
+            let overflows = overflowed || offered && path.result.is_ok() && full;
             let (expected, fault) = match &path.result {
                 _ if !offered => (Err(PageRequestRefusal::Unsupported), None),
                 Err(fault) => {
@@ -182,7 +185,10 @@ impl Machine {
                 Ok(_) if overflowed || full => (Err(dropped(ResponseCode::Success)), None),
                 Ok(_) => (Ok(()), None),
             };
-            if outcome == expected && self.log.explains(&observed, fault.as_ref()) {
+            if outcome == expected
+                && overflows == told
+                && self.log.explains(&observed, fault.as_ref())
+            {
                 chosen = Some(path);
                 break;
             }
