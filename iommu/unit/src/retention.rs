@@ -141,28 +141,21 @@ impl Kept {
             .resolve_request(request)
     }
 
-    /// As [`GuestTables::probe`]. Nothing is left behind.
+    /// As [`GuestTables::probe`], for a read or for a write. Nothing is left behind.
     pub(crate) fn probe<T: TableMemory>(
         &self,
         tables: &GuestTables<'_, T>,
         request: &Request,
+        writes: bool,
     ) -> Result<Translation, Fault> {
         let store = self.store.lock();
-        let page = store.page(request).map(|page| at(page, request));
-        if let Some(page) = page
-            && (page.dirty || !page.writable)
-        {
-            return Ok(page);
+        match store.page(request) {
+            // A write through a page that is not marked walks the tables, and goes where they say.
+            Some(page) if !writes || page.translation.dirty || !page.translation.writable => {
+                Ok(at(page, request))
+            }
+            _ => tables.behind(Recorder::new(&store)).probe(request),
         }
-        let walked = tables.behind(Recorder::new(&store)).probe(request);
-        let Some(page) = page else {
-            return walked;
-        };
-        // A write would walk the tables, to mark the page.
-        Ok(Translation {
-            writable: walked.is_ok_and(|walked| walked.writable),
-            ..page
-        })
     }
 }
 

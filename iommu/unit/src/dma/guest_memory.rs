@@ -11,7 +11,8 @@ use vm_memory::{
     MemoryRegionAddress, Permissions, VolatileSlice,
 };
 
-use super::transaction::{DmaTransaction, permits};
+use super::transaction::DmaTransaction;
+use crate::translate::Access;
 
 /// The most bytes that [`DmaTransaction::check_range`] looks at: whatever is longer is declared
 /// bad, so that a guest cannot make one check take arbitrarily long. The largest ring of virtio has
@@ -47,17 +48,9 @@ where
         let mut address = addr.0;
         let mut left = count as u64;
         while left != 0 {
-            let Some(found) = self.probe(address).filter(|found| permits(found, access)) else {
+            let Some(length) = self.reach(address, left, access) else {
                 return false;
             };
-            let block = 1_u64 << found.page_shift;
-            let length = left.min(block - (address & (block - 1)));
-            let Ok(bytes) = usize::try_from(length) else {
-                return false;
-            };
-            if !GuestMemoryBackend::check_range(self.memory(), GuestAddress(found.address), bytes) {
-                return false;
-            }
             left -= length;
             match address.checked_add(length) {
                 Some(next) => address = next,
@@ -81,6 +74,33 @@ where
 
     fn physical_memory(&self) -> Option<&Self::PhysicalMemory> {
         (self.is_identity() && self.is_open()).then(|| self.memory())
+    }
+}
+
+impl<M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
+    /// How many of the `left` bytes from `address` on are within one block that permits `access`, and
+    /// are memory.
+    fn reach(&self, address: u64, left: u64, access: Permissions) -> Option<u64> {
+        // What is retained may answer a read with one page, and a write, which walks the tables to
+        // mark it, with another.
+        let accesses: &[Access] = match access {
+            Permissions::Write => &[Access::Write],
+            Permissions::ReadWrite => &[Access::Read, Access::Write],
+            Permissions::Read | Permissions::No => &[Access::Read],
+        };
+        let mut reach = left;
+        for access in accesses {
+            let found = self.probe(address, *access)?;
+            let block = 1_u64 << found.page_shift;
+            let length = left.min(block - (address & (block - 1)));
+            let bytes = usize::try_from(length).ok()?;
+            let memory = self.memory();
+            if !GuestMemoryBackend::check_range(memory, GuestAddress(found.address), bytes) {
+                return None;
+            }
+            reach = reach.min(length);
+        }
+        Some(reach)
     }
 }
 

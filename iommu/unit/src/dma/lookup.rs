@@ -97,14 +97,14 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
         outcome.inspect_err(|fault| self.report(request, fault))
     }
 
-    /// What is permitted at the address of `request`. No request is made: nothing is reported, no
-    /// bit set.
+    /// What answers a read of the address of `request`, or a write if it `writes`. No request is made:
+    /// nothing is reported, no bit set.
     ///
     /// # Errors
     /// The fault for which such a request would be blocked, apart from missing permissions.
-    pub(super) fn probe(&self, request: &Request) -> Result<Translation, Fault> {
+    pub(super) fn probe(&self, request: &Request, writes: bool) -> Result<Translation, Fault> {
         match self.state.kept() {
-            Some(kept) => kept.probe(&self.tables, request),
+            Some(kept) => kept.probe(&self.tables, request, writes),
             None => self.tables.probe(request),
         }
     }

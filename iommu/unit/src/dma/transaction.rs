@@ -189,17 +189,24 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         lookup.page(&self.view.caches, self.tag, &request).ok()
     }
 
-    /// What a page permits, without making a request: nothing is reported.
-    pub(super) fn probe(&self, address: u64) -> Option<Permitted> {
+    /// The page that answers `access`, if it permits that, without making a request: nothing is
+    /// reported.
+    pub(super) fn probe(&self, address: u64, access: Access) -> Option<Permitted> {
         let (lookup, source) = self.lookup()?;
         let request = self.request(source, address, Access::Read, self.kind);
-        let translation = lookup.probe(&request).ok()?;
-        Some(Permitted {
+        let translation = lookup.probe(&request, access.writes()).ok()?;
+        let found = Permitted {
             address: translation.address,
             page_shift: translation.page_shift,
             readable: translation.readable,
             writable: translation.writable,
-        })
+        };
+        let permitted = if access.writes() {
+            found.writable
+        } else {
+            found.readable
+        };
+        permitted.then_some(found)
     }
 
     /// Where to ask for translations, and as whom; `None` behind no unit.

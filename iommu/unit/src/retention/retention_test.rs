@@ -473,6 +473,27 @@ fn check_range_sees_what_accesses_see() {
 }
 
 #[test]
+fn check_range_asks_the_tables_for_a_write_that_would_mark_them() {
+    use vm_memory::{GuestMemory, Permissions};
+    /// Where no memory is.
+    const NOWHERE: u64 = 0x1_0000_0000;
+    let bench = bench();
+    let first = bench.world.first_stage(4);
+    bench.world.map(&first, INPUT, 1, NOWHERE | 7);
+    bench.world.set_pasid(0, &[0x49, 0x80_0007, first.top]);
+    let mut view = bench.port.view();
+    assert_eq!(look(&mut view, None, INPUT), None);
+    // The page that is kept was not written through.
+    bench.world.map(&first, INPUT, 1, NEW | 7);
+    let check = |view: &mut View, access| view.begin().check_range(GuestAddress(INPUT), 8, access);
+    assert!(!check(&mut view, Permissions::Read));
+    assert!(!check(&mut view, Permissions::ReadWrite));
+    assert!(check(&mut view, Permissions::Write));
+    assert_eq!(look(&mut view, None, INPUT), None);
+    assert!(write(&mut view));
+}
+
+#[test]
 fn setting_the_root_pointer_forgets_everything() {
     let bench = bench();
     bench.world.map(&bench.paging, INPUT, 1, OLD | 3);
