@@ -11,24 +11,31 @@
 //!
 //! A transaction holds back the completion of the guest's invalidations. It is to be short: it is
 //! never nested in another one of the same unit, and never spans a blocking call. What is read from
-//! a file or a socket goes through a buffer.
+//! a file or a socket goes through a buffer, or straight into pages that the transaction has
+//! [pinned](DmaTransaction::pin): these are held until the I/O is over.
 
 mod ats;
+mod block;
+mod drain;
 mod drain_scope;
 mod guest_memory;
 mod interrupt_request;
 mod iotlb;
 mod lookup;
+mod pin;
+mod pin_slot;
 mod port;
 mod shared;
 mod slot;
 mod transaction;
+mod used;
 mod view;
 
 pub use ats::{AtsRefusal, AtsTranslation};
 pub use drain_scope::DrainScope;
 pub use guest_memory::DmaSlices;
 pub use interrupt_request::InterruptRequestSink;
+pub use pin::{DmaPin, Pinned};
 pub use port::DmaPort;
 pub use shared::{DmaState, FaultSink};
 pub use slot::DmaCounts;
@@ -39,6 +46,8 @@ pub use view::DmaView;
 pub(crate) mod dma_test;
 #[cfg(test)]
 mod drain_test;
+#[cfg(test)]
+mod pin_test;
 #[cfg(test)]
 mod selective_drain_test;
 #[cfg(test)]

@@ -38,7 +38,8 @@ pub use config::{
     AddressWidth, ConfigError, Interrupts, Scalable, Stages, UnitConfig, WalkFeatures,
 };
 pub use dma::{
-    AtsRefusal, AtsTranslation, DmaPort, DmaSlices, DmaTransaction, DmaView, InterruptRequestSink,
+    AtsRefusal, AtsTranslation, DmaPin, DmaPort, DmaSlices, DmaTransaction, DmaView,
+    InterruptRequestSink, Pinned,
 };
 pub use memory::{MemoryError, TableMemory};
 pub use spec::device_tlb::{DeviceTlbInvalidation, DeviceTlbTarget};

@@ -295,7 +295,9 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     /// Back to the state after power-on. Nothing that was translated before is in use any more when this returns.
     ///
     /// Counters stay, and so do observers and device-TLBs; what the latter keep is for their devices to forget. What is
-    /// left of the invalidation queue is dropped: this waits for what is under way, and no longer.
+    /// left of the invalidation queue is dropped: this waits for what is under way, and no longer. A device that has pages
+    /// [pinned](crate::DmaTransaction::pin) then is waited for, too, but for half a second at most: to be sure, stop it
+    /// before.
     pub fn reset(&self) {
         self.as_executor(|execution| {
             execution.reset();
@@ -361,9 +363,14 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     fn drain_translations(&self, scope: &DrainScope, budget: &mut Budget<'_>) -> Result<(), Later> {
         if !self
             .dma
-            .drain_while(scope, &mut || budget.patience().is_ok())
+            .drain_transactions(scope, &mut || budget.patience().is_ok())
         {
             return Err(Later);
+        }
+        let mut began = None;
+        let mut goes_on = || budget.patience_for_pins(&mut began).is_ok();
+        if !self.dma.drain_pins(scope, &mut goes_on) {
+            budget.comes_back()?;
         }
         self.drain_page_requests(budget)
     }
@@ -378,3 +385,5 @@ pub mod testing;
 mod background_test;
 #[cfg(test)]
 mod concurrency_test;
+#[cfg(test)]
+mod pins_test;

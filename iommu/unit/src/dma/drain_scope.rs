@@ -1,5 +1,7 @@
 //! Which transactions an invalidation waits for: those that may use what it names (sec. 6.5.2).
 
+use super::block::{Block, Stage};
+use super::used::{Domains, Used};
 use crate::spec::descriptors::{
     ContextScope, IotlbScope, PasidCacheScope, PasidIotlbScope, ignored_bits,
 };
@@ -9,11 +11,13 @@ use crate::spec::invalidation::Invalidation;
 /// How many domains and sources are told apart. Any more are all of them.
 const NAMED: usize = 8;
 
-/// Of which views a drain has to wait for the transactions: the union of what was added.
+/// Of which views a drain has to wait for the transactions, and of which pages for the pins: the
+/// union of what was added.
 ///
 /// A translation is of a domain, and so is a PASID entry: a view that uses those of another domain
 /// only is a stranger to an invalidation that names one. A context entry is of a source, which no
-/// other source uses.
+/// other source uses. Pages are told apart for pins only: several blocks of a domain are the one
+/// that holds them all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DrainScope {
     all: bool,
@@ -22,12 +26,13 @@ pub struct DrainScope {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Named {
-    Domain(u16),
-    /// Of a source-id, bits of which are not compared.
-    Source {
-        source: u16,
-        ignored: u16,
+    Domain {
+        domain: u16,
+        /// The pages, if not all.
+        block: Option<Block>,
     },
+    /// Of a source-id, bits of which are not compared.
+    Source { source: u16, ignored: u16 },
 }
 
 impl DrainScope {
@@ -48,8 +53,11 @@ impl DrainScope {
         };
         for place in &mut self.named {
             match place {
-                Some(named) if *named == added => return false,
-                Some(_) => {}
+                Some(named) => {
+                    if let Some(both) = named.joined(added) {
+                        return std::mem::replace(named, both) != both;
+                    }
+                }
                 None => {
                     *place = Some(added);
                     return true;
@@ -70,16 +78,45 @@ impl DrainScope {
     pub(super) fn takes_in(&self, source: SourceId, domains: Domains) -> bool {
         self.all
             || self.named.iter().flatten().any(|named| match *named {
-                Named::Domain(domain) => match domains {
-                    Domains::None => false,
-                    Domains::One(used) => used == domain,
-                    Domains::Any => true,
-                },
+                Named::Domain { domain, .. } => domains.may_include(domain),
                 Named::Source {
                     source: named,
                     ignored,
                 } => (source.0 ^ named) & !ignored == 0,
             })
+    }
+
+    /// Whether it takes in pages that are pinned.
+    pub(super) fn takes_in_pages(&self, source: SourceId, used: &Used) -> bool {
+        self.takes_in(source, used.domains)
+            && (self.all
+                || self.named.iter().flatten().any(|named| match named {
+                    Named::Domain { domain, block } => {
+                        used.domains.may_include(*domain)
+                            && block.is_none_or(|block| used.may_touch(&block))
+                    }
+                    Named::Source { .. } => self.takes_in(source, Domains::None),
+                }))
+    }
+}
+
+impl Named {
+    /// The two of them as one, if they are of the same domain or the same.
+    fn joined(self, other: Self) -> Option<Self> {
+        let (
+            Self::Domain { domain, block },
+            Self::Domain {
+                domain: of,
+                block: more,
+            },
+        ) = (self, other)
+        else {
+            return (self == other).then_some(self);
+        };
+        (domain == of).then(|| Self::Domain {
+            domain,
+            block: block.zip(more).and_then(|(one, more)| one.joined(more)),
+        })
     }
 }
 
@@ -93,29 +130,27 @@ impl<'a> FromIterator<&'a Invalidation> for DrainScope {
     }
 }
 
-/// The domains of what a view has in its caches, and of what a running transaction uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Domains {
-    /// It uses nothing yet.
-    None,
-    /// One.
-    One(u16),
-    /// Several, or it is not known which.
-    Any,
-}
-
 /// Whom `invalidation` concerns; `None` for everyone.
 fn concerned(invalidation: &Invalidation) -> Option<Named> {
+    let pages = |domain, block| Some(Named::Domain { domain, block });
     match *invalidation {
-        Invalidation::Iotlb(IotlbScope::Domain(domain) | IotlbScope::Pages(domain, _))
+        Invalidation::Iotlb(IotlbScope::Domain(domain))
         | Invalidation::PasidIotlb {
             domain,
-            scope: PasidIotlbScope::Pasid | PasidIotlbScope::Pages(_),
+            scope: PasidIotlbScope::Pasid,
             ..
         }
         | Invalidation::PasidCache(
             PasidCacheScope::Domain(domain) | PasidCacheScope::Pasid(domain, _),
-        ) => Some(Named::Domain(domain)),
+        ) => pages(domain, None),
+        Invalidation::Iotlb(IotlbScope::Pages(domain, block)) => {
+            pages(domain, Some(Block::new(Stage::Second, &block)))
+        }
+        Invalidation::PasidIotlb {
+            domain,
+            scope: PasidIotlbScope::Pages(block),
+            ..
+        } => pages(domain, Some(Block::new(Stage::First, &block))),
         Invalidation::Context(ContextScope::Device {
             source,
             function_mask,

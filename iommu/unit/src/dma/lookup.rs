@@ -61,6 +61,11 @@ impl ViewCaches {
         Some(found)
     }
 
+    /// What translates the requests of the tag that began last, if one of them had to look.
+    pub(super) fn bound(&self) -> Option<&Resolved> {
+        self.bound.get()
+    }
+
     /// How many times a table walk was needed.
     #[inline]
     pub(super) fn walks(&self) -> u64 {

@@ -1,13 +1,13 @@
-//! The state that a unit shares with the views of its devices, and the drain of their transactions.
+//! The state that a unit shares with the views of its devices.
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use vm_memory::GuestMemoryBackend;
 
-use super::drain_scope::DrainScope;
+use super::pin_slot::PinSlot;
 use super::slot::{DmaCounts, Slot};
 use crate::memory::Nearby;
 use crate::retention::Kept;
@@ -47,6 +47,9 @@ pub trait FaultSink: Send + Sync {
 /// whether that generation still holds. So after `drain`, no access uses anything older than the
 /// change, and views that are idle cost one load each.
 ///
+/// What a transaction has pinned, it has published before it is over. So a drain that looks at pins
+/// once it has waited for transactions finds those of all that it waited for.
+///
 /// A drain for some invalidations only leaves out the views of other sources and domains. What a
 /// view uses, it publishes in its slot before it reads the tables that lead there.
 pub struct DmaState<M> {
@@ -57,7 +60,7 @@ pub struct DmaState<M> {
     generation: AtomicU64,
     /// Leaf lock; nothing is called while it is held.
     latched: RwLock<Latched>,
-    /// Leaf lock; nothing is called while it is held.
+    /// Leaf lock, but for those of pins; nothing is called while it is held.
     slots: Mutex<Slots>,
     /// What stays across generations, if anything does.
     kept: Option<Box<Kept>>,
@@ -66,6 +69,7 @@ pub struct DmaState<M> {
 #[derive(Default)]
 struct Slots {
     list: Vec<Arc<Slot>>,
+    pins: Vec<Arc<PinSlot>>,
     /// What views that are gone have counted.
     past: DmaCounts,
 }
@@ -152,42 +156,18 @@ impl<M> DmaState<M> {
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Waits until every transaction that began before the last invalidation is over.
-    ///
-    /// Transactions are short and never wait for anything, so this does not wait for long. It must
-    /// not be called within a transaction.
-    pub fn drain(&self) {
-        self.drain_for(&DrainScope::ALL);
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
     }
 
-    /// As [`drain`](Self::drain), but only for transactions that may use what `scope` takes in:
-    /// what the invalidations in it name is in no use when this returns. Others go on, and read
-    /// anything of that only as it is by now.
-    pub fn drain_for(&self, scope: &DrainScope) {
-        self.drain_while(scope, &mut || true);
+    /// Looks at the slots of all views. Nothing is called but what reads them.
+    pub(super) fn slots<R>(&self, look: impl FnOnce(&[Arc<Slot>]) -> R) -> R {
+        look(&self.slots.lock().list)
     }
 
-    /// As [`drain_for`](Self::drain_for), but gives up when `goes_on` says so while a transaction
-    /// takes long. Returns whether all of them are over.
-    pub fn drain_while(&self, scope: &DrainScope, goes_on: &mut dyn FnMut() -> bool) -> bool {
-        if scope.is_empty() {
-            return true;
-        }
-        let generation = self.generation.load(Ordering::SeqCst);
-        let mut holding = self.holding(generation, scope).into_iter();
-        holding.all(|slot| slot.wait(generation, scope, goes_on))
-    }
-
-    /// The slots for which a drain that begins now has to wait.
-    fn holding(&self, generation: u64, scope: &DrainScope) -> Vec<Arc<Slot>> {
-        // See `Slot::resolving`.
-        fence(Ordering::SeqCst);
-        let slots = self.slots.lock();
-        let holding = slots.list.iter();
-        holding
-            .filter(|slot| slot.holds(generation, scope))
-            .cloned()
-            .collect()
+    /// The same of pins.
+    pub(super) fn pins<R>(&self, look: impl FnOnce(&[Arc<PinSlot>]) -> R) -> R {
+        look(&self.slots.lock().pins)
     }
 
     /// Declares a transaction in `slot`, and returns the generation under which it runs.
@@ -236,17 +216,27 @@ impl<M> DmaState<M> {
         self.slots.lock().list.len()
     }
 
-    /// Whether a drain for `scope` would wait, if there was an invalidation before.
+    /// The number of pins.
     #[cfg(test)]
-    pub(super) fn would_hold(&self, scope: &DrainScope) -> bool {
-        let next = self.generation.load(Ordering::SeqCst) + 1;
-        !self.holding(next, scope).is_empty()
+    pub(super) fn pin_count(&self) -> usize {
+        self.slots.lock().pins.len()
     }
 
     /// Whether a drain sleeps.
     #[cfg(test)]
     pub(crate) fn is_awaited(&self) -> bool {
         self.slots.lock().list.iter().any(|slot| slot.is_awaited())
+    }
+
+    pub(super) fn register_pin(&self) -> Arc<PinSlot> {
+        let slot = Arc::new(PinSlot::new());
+        self.slots.lock().pins.push(Arc::clone(&slot));
+        slot
+    }
+
+    pub(super) fn unregister_pin(&self, slot: &Arc<PinSlot>) {
+        let mut slots = self.slots.lock();
+        slots.pins.retain(|other| !Arc::ptr_eq(other, slot));
     }
 
     pub(super) fn unregister(&self, slot: &Arc<Slot>) {

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::drain_scope::{Domains, DrainScope};
+use super::drain_scope::DrainScope;
+use super::used::Domains;
 use crate::spec::ids::SourceId;
 
 /// How accesses through a unit found their translation.

@@ -9,7 +9,7 @@ use super::port::{DmaPort, Path};
 use super::view::DmaView;
 use crate::memory::Nearby;
 use crate::spec::ids::{Pasid, SourceId};
-use crate::translate::{Access, GuestTables, Permitted, Request, RequestKind, Tag};
+use crate::translate::{Access, GuestTables, Permitted, Request, RequestKind, Resolved, Tag};
 
 impl<M> DmaView<M>
 where
@@ -121,6 +121,21 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
 
     pub(super) const fn kind(&self) -> RequestKind {
         self.kind
+    }
+
+    pub(super) const fn privileged(&self) -> bool {
+        self.privileged
+    }
+
+    /// Under which it runs; 0 behind no unit.
+    pub(super) const fn generation(&self) -> u64 {
+        self.view.latched_in
+    }
+
+    /// What translates its requests, if that is known and the same for all of them.
+    pub(super) fn bound(&self) -> Option<&Resolved> {
+        let is_untranslated = self.kind == RequestKind::Untranslated;
+        self.view.caches.bound().filter(|_| is_untranslated)
     }
 
     /// Whether addresses are guest-physical: behind no unit, or while the guest has translation

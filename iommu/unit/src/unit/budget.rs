@@ -182,6 +182,27 @@ impl<'a> Budget<'a> {
         if goes_on { Ok(()) } else { Err(Later) }
     }
 
+    /// Whether to go on waiting, as it `began` to, for pages that a device has pinned. Who may not
+    /// stop half-way does not wait for a disk that hangs, either.
+    pub(super) fn patience_for_pins(&mut self, began: &mut Option<Instant>) -> Result<(), Later> {
+        /// How long a reset and a snapshot do: longer than a device's I/O takes.
+        const LONGEST: Duration = Duration::from_millis(500);
+        match self.executor {
+            Executor::Alone if began.get_or_insert_with(Instant::now).elapsed() >= LONGEST => {
+                Err(Later)
+            }
+            _ => self.patience(),
+        }
+    }
+
+    /// [`Later`], unless there is none, for one who may not stop half-way.
+    pub(super) const fn comes_back(&self) -> Result<(), Later> {
+        match self.executor {
+            Executor::Alone => Ok(()),
+            Executor::Patient(..) | Executor::Inline(..) => Err(Later),
+        }
+    }
+
     /// The write side of `lock`, whose read side requests in flight hold.
     pub(super) fn wait_for<'l, T>(
         &mut self,

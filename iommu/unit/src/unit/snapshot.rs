@@ -121,6 +121,8 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     /// vCPUs and devices are to be stopped, and so is [`run_backlog`](Self::run_backlog): what they do meanwhile may be
     /// in the state or not, and guest memory has to be of the same moment. Commands that registers have been written for are complete in the
     /// state. Of the invalidation queue, what was begun is; the rest stays in it, and the unit that restores the state goes on there.
+    /// A device that has pages [pinned](crate::DmaTransaction::pin) is not stopped: it is waited for where a command
+    /// concerns these, but for half a second at most.
     pub fn save(&self) -> UnitState {
         self.as_executor(|execution| {
             self.finish_commands(execution);
