@@ -168,4 +168,8 @@ impl PciFunction for Endpoint {
     fn reset(&self) {
         self.function.reset();
     }
+
+    fn is_quiet(&self) -> bool {
+        self.function.is_quiet()
+    }
 }

@@ -71,4 +71,10 @@ pub trait PciFunction: Send + Sync {
 
     /// Platform reset: back to the power-on state, with work in flight stopped.
     fn reset(&self);
+
+    /// Whether nothing that began before the last [`reset`](Self::reset) touches guest memory any
+    /// more. A reset does not wait for ever for a host that does not answer.
+    fn is_quiet(&self) -> bool {
+        true
+    }
 }

@@ -329,6 +329,14 @@ impl RootComplex {
         self.decode();
     }
 
+    /// Whether nothing that began before the last [`reset`](Self::reset) touches guest memory any
+    /// more, which then may be filled anew.
+    pub fn is_quiet(&self) -> bool {
+        self.members()
+            .iter()
+            .all(|member| member.function.is_quiet())
+    }
+
     /// A copy, so that no lock is held while a function runs.
     fn functions(&self) -> Functions {
         self.functions.read().clone()

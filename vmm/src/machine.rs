@@ -167,11 +167,10 @@ impl Machine {
         }
     }
 
-    /// Brings everything to its power-on state, if it is not there, and loads the guest: firmware's
-    /// work.
+    /// Brings vCPUs to their power-on state, if they are not there, and loads the guest: firmware's
+    /// work. Devices are in theirs, and [quiet](Self::is_quiet).
     pub(crate) fn boot(&mut self) -> anyhow::Result<()> {
         if self.used {
-            self.reset_devices();
             for vcpu in &mut self.vcpus {
                 vcpu.reset()?;
             }
@@ -194,8 +193,14 @@ impl Machine {
         Ok(())
     }
 
+    /// Whether no device touches guest memory any more after
+    /// [`reset_devices`](Self::reset_devices).
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.root.is_quiet()
+    }
+
     /// Stops all devices: what they have begun is finished or abandoned, and nothing touches guest
-    /// memory afterwards.
+    /// memory afterwards, but for a file that does not answer.
     pub(crate) fn reset_devices(&self) {
         self.root.reset();
         if let Some(unit) = &self.unit {

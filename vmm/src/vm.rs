@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use vmm_sys_util::signal::Killable;
@@ -62,8 +62,12 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
         let outcome = match event {
             Event::PowerOff | Event::Quit => Ok(Outcome::Off),
             Event::Reset if config.reboot => {
-                machine.boot().context("restarting the guest")?;
-                continue;
+                machine.reset_devices();
+                let Some(event) = ended_while(&events, || !machine.is_quiet()) else {
+                    machine.boot().context("restarting the guest")?;
+                    continue;
+                };
+                return Ok(event);
             }
             Event::Reset => Ok(Outcome::Reset),
             Event::TripleFault { vcpu } => {
@@ -130,6 +134,26 @@ fn most_urgent(first: Event, events: &Receiver<Event>) -> Event {
     }
 }
 
+/// Waits as long as `busy` says. Returns the end of the process if that comes before.
+///
+/// A disk's file may be on a server that does not answer. Memory that it is to fill is not given to
+/// the next guest meanwhile.
+fn ended_while(events: &Receiver<Event>, busy: impl Fn() -> bool) -> Option<Outcome> {
+    let mut told = false;
+    while busy() {
+        if !std::mem::replace(&mut told, true) {
+            log::warn!("a device's file does not answer: the guest restarts when it does");
+        }
+        match events.recv_timeout(Duration::from_millis(10)) {
+            Ok(Event::Quit) => return Some(Outcome::Off),
+            Ok(Event::Signal(signal)) => return Some(Outcome::Signal(signal)),
+            // No vCPU is running.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    None
+}
+
 fn start(machine: &mut Machine, events: &Sender<Event>) -> anyhow::Result<Vec<JoinHandle<Vcpu>>> {
     machine.shared.stop.store(false, Ordering::Release);
     let mut running = Vec::new();
@@ -181,6 +205,23 @@ mod tests {
     fn a_message_of_several_lines_is_shown_as_it_is() {
         let event = Event::Failed("vCPU 0 cannot go on\n  rip 0x10\n".to_owned());
         assert_eq!(event.to_string(), "vCPU 0 cannot go on\n  rip 0x10");
+    }
+
+    #[test]
+    fn a_restart_waits_for_busy_devices_and_the_end_of_the_process_for_none() {
+        let (sender, events) = channel();
+        assert_eq!(ended_while(&events, || false), None);
+        let looks = std::cell::Cell::new(3);
+        let busy = || looks.replace(looks.get() - 1) != 0;
+        assert_eq!(ended_while(&events, busy), None);
+        for (event, outcome) in [
+            (Event::Quit, Outcome::Off),
+            (Event::Signal(15), Outcome::Signal(15)),
+        ] {
+            sender.send(Event::Reset).expect("receiver");
+            sender.send(event).expect("receiver");
+            assert_eq!(ended_while(&events, || true), Some(outcome));
+        }
     }
 
     #[test]

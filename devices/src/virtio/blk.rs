@@ -1,10 +1,10 @@
 //! Block device (section 5.2) on a file or a host block device.
 //!
-//! Requests are executed one after the other on the device's thread, with a bounce buffer between
-//! file and guest memory so that no DMA transaction spans a system call.
+//! Requests are executed one after the other on the device's thread.
 
 #[cfg(test)]
 mod blk_test;
+mod pinned_io;
 mod request;
 mod target;
 

@@ -107,6 +107,26 @@ impl Chain {
         self.descriptors
     }
 
+    /// Where the readable part is, from `offset` on, for `length` bytes or as many as there are.
+    pub(super) fn readable_ranges(
+        &self,
+        offset: u64,
+        length: u64,
+    ) -> impl Iterator<Item = (GuestAddress, usize)> {
+        let segments = self.segments.get(..self.readable_segments);
+        ranges(segments.unwrap_or_default(), offset, length)
+    }
+
+    /// The same of the writable part.
+    pub(super) fn writable_ranges(
+        &self,
+        offset: u64,
+        length: u64,
+    ) -> impl Iterator<Item = (GuestAddress, usize)> {
+        let segments = self.segments.get(self.readable_segments..);
+        ranges(segments.unwrap_or_default(), offset, length)
+    }
+
     /// Copies from the readable part, starting `offset` bytes into it, and fills `data`. Asking for
     /// more than there is is an error.
     pub fn read<M: GuestMemory>(
@@ -228,6 +248,19 @@ impl Chain {
         self.segments.push(segment);
         Ok(())
     }
+}
+
+/// The same as [`pieces`], for those who translate.
+fn ranges(
+    segments: &[Segment],
+    offset: u64,
+    length: u64,
+) -> impl Iterator<Item = (GuestAddress, usize)> {
+    let range = |piece: Segment| {
+        let length = usize::try_from(piece.length).unwrap_or(usize::MAX);
+        (piece.address, length)
+    };
+    pieces(segments, offset, length).map(range)
 }
 
 /// The parts of `segments` that hold bytes `offset..offset + length` of their concatenation.

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use intel_vtd::{EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::blk::{Block, BlockOptions};
+use super::device::VirtioDevice;
 use super::rng::Rng;
 use super::testing::{Driver, Ring};
 use crate::Memory;
@@ -27,9 +29,14 @@ impl EventSink for Events {
 
 /// All 8 MiB of memory at `IOVA`, in pages of 2 MiB, for 00:03.0; translation is on.
 fn machine() -> (Driver, Arc<Unit<Memory>>) {
+    machine_with(Box::new(Rng::new()))
+}
+
+/// The same with `device` for the 00:03.0.
+fn machine_with(device: Box<dyn VirtioDevice>) -> (Driver, Arc<Unit<Memory>>) {
     let config = UnitConfig::legacy(40);
     let made = Mutex::new(None);
-    let driver = Driver::behind(Box::new(Rng::new()), IOVA, |memory| {
+    let driver = Driver::behind(device, IOVA, |memory| {
         let unit = Unit::new(Arc::clone(memory), &config, Arc::new(Events)).unwrap();
         *made.lock().unwrap() = Some(Arc::clone(&unit));
         unit.port(SourceId(0x18))
@@ -101,4 +108,57 @@ fn a_ring_that_is_mapped_readonly_needs_a_reset() {
     driver.expect_needs_reset();
     assert!(fault_pending(&unit));
     assert_eq!(ring.try_used(&driver), None);
+}
+
+#[test]
+fn a_disk_reads_into_pages_as_the_tables_permit_and_fails_the_requests_that_they_do_not() {
+    let file = vmm_sys_util::tempfile::TempFile::new().unwrap();
+    let bytes: Vec<u8> = (0..1_u32 << 20).map(|n| (n / 11 % 251) as u8).collect();
+    std::fs::write(file.as_path(), &bytes).unwrap();
+    let options = BlockOptions {
+        path: file.as_path().to_owned(),
+        readonly: false,
+        serial: None,
+    };
+    let (driver, unit) = machine_with(Box::new(Block::open(&options).unwrap()));
+    // The second 2 MiB behind a table: each page where its neighbour was, the last one missing.
+    let table = 0x70_5000;
+    for page in 0..511_u64 {
+        let leaf = 0x20_0000 + (page ^ 1) * 0x1000;
+        let entry = GuestAddress(table + 8 * page);
+        driver.memory.write_obj(leaf | 3, entry).unwrap();
+    }
+    let slot = GuestAddress(PD + 8);
+    driver.memory.write_obj(table | 3, slot).unwrap();
+    let ring = driver.start(0, 1).remove(0);
+    let read = |address: u64, length: u32| {
+        let header = GuestAddress(0x4_0000);
+        driver.memory.write_obj([0_u8; 16], header).unwrap();
+        let buffers = [
+            (0x4_0000, 16, false),
+            (address, length, true),
+            (0x4_1000, 1, true),
+        ];
+        ring.add(&driver, &buffers);
+        driver.kick(&ring);
+        ring.used(&driver);
+        driver
+            .memory
+            .read_obj::<u8>(GuestAddress(0x4_1000))
+            .unwrap()
+    };
+    assert_eq!(read(0x20_0800, 1 << 20), 0);
+    let mut found = vec![0; 2 << 20];
+    driver
+        .memory
+        .read_slice(&mut found, GuestAddress(0x20_0000))
+        .unwrap();
+    for (at, byte) in (0x800..).zip(&bytes) {
+        assert_eq!(found[at ^ 0x1000], *byte, "{at:#x}");
+    }
+    assert!(!fault_pending(&unit));
+    assert_eq!(read(0x3f_e000, 0x1200), 1);
+    assert!(fault_pending(&unit));
+    assert_eq!(read(0x20_0000, 512), 0);
+    assert_eq!(driver.status(), 15);
 }

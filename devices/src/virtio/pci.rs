@@ -263,6 +263,10 @@ impl PciFunction for VirtioPci {
     fn reset(&self) {
         self.reset_function(RESET_WAIT);
     }
+
+    fn is_quiet(&self) -> bool {
+        self.state.lock().is_quiet(&self.link)
+    }
 }
 
 impl Drop for VirtioPci {

@@ -3,12 +3,14 @@
 //!
 //! Invalidations of the guest wait for a DMA transaction, so each is short, whatever the guest has
 //! built: it takes one chain, or copies at most [`PIECE`] bytes between one chain and a buffer of
-//! the device model, or returns chains. Device models have no other access to guest memory.
+//! the device model, or pins at most [`PINNED`] bytes of one, or returns chains. Device models have
+//! no other access to guest memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use intel_vtd::{DmaTransaction, DmaView};
+use intel_vtd::{DmaPin, DmaTransaction, DmaView, Pinned};
+use vm_memory::Permissions;
 
 use super::chain::Chain;
 use super::error::QueueError;
@@ -17,6 +19,8 @@ use crate::Memory;
 
 /// Most bytes copied in one DMA transaction.
 const PIECE: usize = 64 << 10;
+/// Most bytes pinned at a time. A reset is noticed between two such pieces of a request.
+const PINNED: u64 = 1 << 20;
 
 /// Whether a device model has more to do right away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,6 +176,31 @@ impl Session {
             chain.write(&self.dma.begin()?, offset, piece)?;
         }
         Ok(())
+    }
+
+    /// Pins bytes of a chain's readable part, from `offset` on: `most` of them, or as many as are
+    /// pinned at a time. They are to be released before long, as the guest may wait for that.
+    pub fn pin_readable<'p>(
+        &mut self,
+        pin: &'p mut DmaPin<Memory>,
+        chain: &Chain,
+        offset: u64,
+        most: u64,
+    ) -> Result<Pinned<'p, Memory>, QueueError> {
+        let ranges = chain.readable_ranges(offset, most.min(PINNED));
+        Ok(self.dma.begin()?.pin(pin, ranges, Permissions::Read)?)
+    }
+
+    /// The same of a chain's writable part, to be filled.
+    pub fn pin_writable<'p>(
+        &mut self,
+        pin: &'p mut DmaPin<Memory>,
+        chain: &Chain,
+        offset: u64,
+        most: u64,
+    ) -> Result<Pinned<'p, Memory>, QueueError> {
+        let ranges = chain.writable_ranges(offset, most.min(PINNED));
+        Ok(self.dma.begin()?.pin(pin, ranges, Permissions::Write)?)
     }
 
     /// Runs `body` on queue `index` in one DMA transaction, then delivers the interrupt that it

@@ -150,7 +150,7 @@ fn sectors_are_read_into_several_segments() {
 }
 
 #[test]
-fn a_write_larger_than_the_bounce_buffer_arrives_whole() {
+fn a_large_write_arrives_whole() {
     let disk = disk(ALL);
     let pattern: Vec<u8> = (0..1_u32 << 20).map(|n| (n / 7 % 251) as u8).collect();
     disk.fill(DATA, &pattern);
@@ -287,6 +287,95 @@ fn an_indirect_table_carries_a_request() {
     disk.driver.kick(&disk.ring);
     assert_eq!(disk.ring.used(&disk.driver), (9, 513));
     assert_eq!(disk.bytes(DATA, 512), [6; 512]);
+}
+
+/// A request of `segments` between header and status, in an indirect table.
+fn indirect(disk: &Disk, kind: u32, sector: u64, segments: &[(u64, u32, bool)]) -> (u8, u32) {
+    disk.header(kind, sector);
+    let mut buffers = vec![(HEADER, 16, false)];
+    buffers.extend(segments);
+    buffers.push((STATUS, 1, true));
+    let table = 0x50000;
+    Ring::chain(&disk.driver, table, 0, 256, &buffers);
+    let length = 16 * u32::try_from(buffers.len()).unwrap();
+    Ring::descriptor(
+        &disk.driver,
+        disk.ring.descriptors,
+        9,
+        (table, length, 4, 0),
+    );
+    disk.ring.offer(&disk.driver, 9);
+    disk.driver.kick(&disk.ring);
+    let (head, used) = disk.ring.used(&disk.driver);
+    assert_eq!(head, 9);
+    (disk.bytes(STATUS, 1)[0], used)
+}
+
+#[test]
+fn a_request_of_all_segments_that_a_chain_can_have_is_served_wherever_they_are() {
+    let disk = disk(ALL | INDIRECT);
+    // 254 segments of 127 to 129 bytes, 63 sectors and a half, and the rest in the last one.
+    let mut segments = Vec::new();
+    let mut expected = Vec::new();
+    let stored = fs::read(disk.file.as_path()).unwrap();
+    let (mut done, mut address) = (0, DATA);
+    for number in 0..254_u32 {
+        let length = match number {
+            253 => 64 * 512 - done,
+            _ => 127 + number % 3,
+        };
+        segments.push((address, length, true));
+        let range = [done, done + length].map(|at| 100 * 512 + at as usize);
+        expected.push((address, stored[range[0]..range[1]].to_vec()));
+        done += length;
+        address += 0x1001;
+    }
+    assert_eq!(indirect(&disk, 0, 100, &segments), (0, 64 * 512 + 1));
+    for (address, bytes) in &expected {
+        assert_eq!(disk.bytes(*address, bytes.len()), *bytes, "{address:#x}");
+    }
+    for segment in &mut segments {
+        segment.2 = false;
+    }
+    assert_eq!(indirect(&disk, 1, 1000, &segments), (0, 1));
+    let copy = fs::read(disk.file.as_path()).unwrap();
+    assert!(copy[1000 * 512..1064 * 512] == stored[100 * 512..164 * 512]);
+    assert!(copy[..1000 * 512] == stored[..1000 * 512]);
+    assert!(copy[1064 * 512..] == stored[1064 * 512..]);
+}
+
+#[test]
+fn segments_may_overlap_and_what_comes_later_stays() {
+    let disk = disk(ALL);
+    let data = [
+        (DATA, 1024, true),
+        (DATA + 512, 512, true),
+        (DATA, 512, true),
+    ];
+    assert_eq!(disk.request(0, 7, &data), (0, 2049));
+    assert_eq!(
+        disk.bytes(DATA, 1024),
+        [vec![11; 512], vec![10; 512]].concat()
+    );
+}
+
+#[test]
+fn a_request_longer_than_the_disk_or_than_memory_fails_and_pins_nothing_of_it() {
+    let disk = disk(ALL);
+    let long = 0xffff_fe00;
+    assert_eq!(disk.request(0, 0, &[(DATA, long, true)]).0, 1);
+    assert_eq!(disk.request(1, 0, &[(DATA, long, false)]).0, 1);
+    let memory = (MEMORY_SIZE as u64 - (2 << 20), 4 << 20, true);
+    assert_eq!(disk.request(0, 0, &[memory]).0, 1);
+    assert_eq!(disk.request(0, 0, &[(DATA, 512, true)]), (0, 513));
+}
+
+#[test]
+fn a_file_that_has_become_shorter_fails_reads_beyond_its_end() {
+    let disk = disk(ALL);
+    disk.file.as_file().set_len(512 * 9 - 100).unwrap();
+    assert_eq!(disk.request(0, 7, &[(DATA, 1024, true)]).0, 1);
+    assert_eq!(disk.request(0, 7, &[(DATA, 512, true)]), (0, 513));
 }
 
 /// Offers descriptor 0 after `prepare` has written the table; the device must give up, and work

@@ -2,10 +2,14 @@
 //!
 //! What the request asks for and cannot have is answered in its status byte. Only a request that
 //! leaves no place for a status byte, or one whose rings fail, is an error of the queue.
+//!
+//! Data goes straight between the file and guest memory: the pages are pinned while the system call
+//! lasts, so that no transaction spans it.
 
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use intel_vtd::DmaPin;
 use log::warn;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD,
@@ -14,7 +18,9 @@ use virtio_bindings::virtio_blk::{
     virtio_blk_outhdr,
 };
 
+use super::pinned_io::PinnedIo as _;
 use super::target::{SECTOR, Target, unsupported};
+use crate::Memory;
 use crate::limit::LogLimit;
 use crate::virtio::chain::Chain;
 use crate::virtio::error::QueueError;
@@ -29,8 +35,8 @@ pub(super) const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 16;
 const HEADER: u64 = size_of::<virtio_blk_outhdr>() as u64;
 /// Size of a range to discard or to fill with zeroes.
 const RANGE: u64 = size_of::<virtio_blk_discard_write_zeroes>() as u64;
-/// Bounce buffer: the largest piece of a request that is read or written at once.
-const BOUNCE: usize = 256 << 10;
+/// What is written where the file cannot be zeroed otherwise, a piece at a time.
+static ZEROES: [u8; 256 << 10] = [0; 256 << 10];
 
 /// Status (section 5.2.6), which is one byte.
 #[allow(clippy::cast_possible_truncation)]
@@ -68,7 +74,7 @@ impl From<QueueError> for Refused {
 /// The reusable parts of handling a request.
 #[derive(Default)]
 pub(super) struct Request {
-    bounce: Vec<u8>,
+    pin: DmaPin<Memory>,
     limit: LogLimit,
 }
 
@@ -166,10 +172,12 @@ impl Request {
         let (start, length) = range(target, sector, whole_sectors(length)?)?;
         let mut done = 0;
         while done < length {
-            let piece = self.piece(length - done, session)?;
-            target.file.read_exact_at(piece, start + done)?;
-            session.write(chain, done, piece)?;
-            done += piece.len() as u64;
+            let pinned = session.pin_writable(&mut self.pin, chain, done, length - done)?;
+            if pinned.is_empty() {
+                return Err(Refused::Error);
+            }
+            target.file.read_pinned(&pinned, start + done)?;
+            done += pinned.len() as u64;
         }
         Ok(length)
     }
@@ -185,10 +193,13 @@ impl Request {
         let (start, length) = range(target, sector, whole_sectors(length)?)?;
         let mut done = 0;
         while done < length {
-            let piece = self.piece(length - done, session)?;
-            session.read(chain, HEADER + done, piece)?;
-            target.file.write_all_at(piece, start + done)?;
-            done += piece.len() as u64;
+            let at = HEADER + done;
+            let pinned = session.pin_readable(&mut self.pin, chain, at, length - done)?;
+            if pinned.is_empty() {
+                return Err(Refused::Error);
+            }
+            target.file.write_pinned(&pinned, start + done)?;
+            done += pinned.len() as u64;
         }
         Ok(())
     }
@@ -233,25 +244,16 @@ impl Request {
         }
         let mut done = 0;
         while done < length {
-            let piece = self.piece(length - done, session)?;
-            piece.fill(0);
+            // A reset ends the request here.
+            if session.stopping() {
+                return Err(Refused::Error);
+            }
+            let left = usize::try_from(length - done).unwrap_or(usize::MAX);
+            let piece = ZEROES.get(..left).unwrap_or(&ZEROES);
             target.file.write_all_at(piece, start + done)?;
             done += piece.len() as u64;
         }
         Ok(0)
-    }
-
-    /// A part of the bounce buffer for the next piece of a request with `left` bytes to go. A reset
-    /// ends the request here.
-    fn piece(&mut self, left: u64, session: &Session) -> Result<&mut [u8], Refused> {
-        if session.stopping() {
-            return Err(Refused::Error);
-        }
-        let length = usize::try_from(left).unwrap_or(BOUNCE).min(BOUNCE);
-        if self.bounce.len() < length {
-            self.bounce.resize(length, 0);
-        }
-        self.bounce.get_mut(..length).ok_or(Refused::Error)
     }
 }
 

@@ -424,6 +424,16 @@ fn a_driver_that_resets_a_busy_device_is_held_no_longer_than_ten_milliseconds() 
 }
 
 #[test]
+fn a_function_is_quiet_once_its_thread_has_ended() {
+    let (driver, release) = busy();
+    driver.function.reset();
+    assert!(!driver.function.is_quiet(), "it is in a system call");
+    release.send(()).unwrap();
+    eventually("the thread ends", || driver.function.is_quiet());
+    assert_eq!(driver.status(), 0);
+}
+
+#[test]
 fn configuration_space_answers_while_a_function_reset_waits() {
     let (driver, release) = busy();
     thread::scope(|scope| {

@@ -125,6 +125,12 @@ impl State {
         }
     }
 
+    /// Whether no thread that has been told to end is still within a system call.
+    pub(super) fn is_quiet(&mut self, link: &Link) -> bool {
+        self.finish_stopping(Duration::ZERO, link);
+        !matches!(self.slot, Slot::Stopping(..))
+    }
+
     /// Takes the device back from a thread that has been told to end, if it has within `wait`.
     fn finish_stopping(&mut self, wait: Duration, link: &Link) {
         if !matches!(self.slot, Slot::Stopping(..)) {

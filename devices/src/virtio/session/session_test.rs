@@ -1,12 +1,15 @@
 //! How much one DMA transaction does, counted.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use intel_vtd::{DmaPin, Pinned};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{Session, Transport};
 use crate::virtio::chain::{Chain, Table};
+use crate::virtio::error::QueueError;
 use crate::{Dma, Memory};
 
 struct Deaf;
@@ -56,6 +59,24 @@ fn a_transaction_copies_64_kib_at_the_most() {
     assert_eq!(session.dma.transactions, 17);
     session.read(&chain, 5, &mut data[..65537]).unwrap();
     assert_eq!(session.dma.transactions, 19);
+}
+
+#[test]
+fn a_mebibyte_is_pinned_at_a_time_and_nothing_once_a_reset_waits() {
+    let (mut session, chain, _memory) = session();
+    let mut pin = DmaPin::new();
+    let length = |pinned: Result<Pinned<'_, Memory>, QueueError>| pinned.unwrap().len();
+    assert_eq!(length(session.pin_readable(&mut pin, &chain, 5, 100)), 100);
+    assert_eq!(
+        length(session.pin_writable(&mut pin, &chain, 5, u64::MAX)),
+        (512 << 10) - 5
+    );
+    assert_eq!(session.dma.transactions, 2);
+    session.stop_flag().store(true, Ordering::SeqCst);
+    assert!(matches!(
+        session.pin_readable(&mut pin, &chain, 0, 1),
+        Err(QueueError::Stopped)
+    ));
 }
 
 proptest! {
