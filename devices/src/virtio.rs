@@ -4,7 +4,8 @@
 //! or one of its own file descriptors becomes ready. [`pci::VirtioPci`] is the transport:
 //! registers, interrupts, the status state machine. Between the two stands one thread per running
 //! device (`worker`), which owns the device model, its queues and its own view of guest memory, so
-//! that a device model needs no locks at all.
+//! that a device model needs no locks at all. A device with many queues consists of parts, each with
+//! a thread, a view and queues of its own (`workers`).
 //!
 //! Every access to guest memory goes through the IOMMU: `VIRTIO_F_ACCESS_PLATFORM` is not optional
 //! for the driver.
@@ -28,6 +29,7 @@ mod random;
 pub mod rng;
 mod session;
 mod worker;
+mod workers;
 
 #[cfg(test)]
 mod chain_test;
@@ -39,6 +41,8 @@ mod iommu_test;
 mod rng_test;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod workers_test;
 
 pub use chain::Chain;
 pub use device::{DeviceKind, VirtioDevice};

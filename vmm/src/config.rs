@@ -85,6 +85,8 @@ pub(crate) struct DiskConfig {
     pub(crate) readonly: bool,
     /// What the guest reads as the disk's serial number.
     pub(crate) id: Option<String>,
+    /// Queues; `None` decides by the number of vCPUs.
+    pub(crate) queues: Option<u16>,
 }
 
 /// A virtio network device.

@@ -106,6 +106,7 @@ impl Machine {
                 event_loop: Arc::new(event_loop.clone()),
             },
             hotplug: Arc::default(),
+            cpus: config.cpus,
         };
         let console = platform.add_functions(&config.functions)?;
         let hotplug = functions::hotplug(platform, &config.functions);

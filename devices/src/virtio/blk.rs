@@ -1,10 +1,14 @@
 //! Block device (section 5.2) on a file or a host block device.
 //!
-//! Requests are executed one after the other on the device's thread.
+//! The requests of a queue are executed one after the other on the queue's own thread. Queues share
+//! the file and nothing else: I/O is positional, and a flush makes all stable that any of them has
+//! written to it, so what completed before the flush began is.
 
 #[cfg(test)]
 mod blk_test;
 mod pinned_io;
+#[cfg(test)]
+mod queues_test;
 mod request;
 mod target;
 
@@ -13,10 +17,11 @@ use std::io::{self, Seek, SeekFrom};
 use std::mem::offset_of;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, virtio_blk_config,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, virtio_blk_config,
 };
 
 use super::chain::Chain;
@@ -29,6 +34,10 @@ use target::{ID_LENGTH, SECTOR, Target};
 
 /// Queue size.
 const QUEUE_SIZE: u16 = 256;
+/// The most queues that a disk can have.
+pub const MAX_QUEUES: u16 = 16;
+/// Of as many queues as a disk has.
+static QUEUE_SIZES: [u16; MAX_QUEUES as usize] = [QUEUE_SIZE; MAX_QUEUES as usize];
 /// Data segments per request: the queue's size without header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 
@@ -41,6 +50,8 @@ pub struct BlockOptions {
     pub readonly: bool,
     /// What the guest sees as serial number; at most 20 bytes.
     pub serial: Option<String>,
+    /// Queues, each with a thread of its own: 1 to [`MAX_QUEUES`].
+    pub queues: u16,
 }
 
 /// Why a block device cannot be made.
@@ -86,10 +97,14 @@ pub enum BlockError {
     Serial(String),
 }
 
-/// A block device.
+/// A block device, or the part of one that serves a queue.
 pub struct Block {
-    target: Target,
+    target: Arc<Target>,
     features: u64,
+    /// How many the device has.
+    queues: u16,
+    /// Which one of them this serves.
+    queue: u16,
     request: Request,
     chain: Chain,
 }
@@ -132,17 +147,38 @@ impl Block {
         } else {
             mask(&[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES])
         };
+        let queues = options.queues.clamp(1, MAX_QUEUES);
+        let several = if queues > 1 {
+            mask(&[VIRTIO_BLK_F_MQ])
+        } else {
+            0
+        };
+        let target = Target {
+            file,
+            sectors: size / SECTOR,
+            readonly: options.readonly,
+            id,
+        };
         Ok(Self {
-            target: Target {
-                file,
-                sectors: size / SECTOR,
-                readonly: options.readonly,
-                id,
-            },
-            features,
+            target: Arc::new(target),
+            features: features | several,
+            queues,
+            queue: 0,
             request: Request::default(),
             chain: Chain::default(),
         })
+    }
+
+    /// The part of the same device that serves `queue`.
+    fn part(&self, queue: u16) -> Self {
+        Self {
+            target: Arc::clone(&self.target),
+            features: self.features,
+            queues: self.queues,
+            queue,
+            request: Request::default(),
+            chain: Chain::default(),
+        }
     }
 }
 
@@ -156,7 +192,18 @@ impl VirtioDevice for Block {
     }
 
     fn queue_sizes(&self) -> &'static [u16] {
-        &[QUEUE_SIZE]
+        QUEUE_SIZES
+            .get(..usize::from(self.queues))
+            .unwrap_or_default()
+    }
+
+    fn queues(&self) -> Vec<usize> {
+        vec![usize::from(self.queue)]
+    }
+
+    fn take_parts(&mut self) -> Vec<Box<dyn VirtioDevice>> {
+        let parts = (1..self.queues).map(|queue| Box::new(self.part(queue)) as _);
+        parts.collect()
     }
 
     /// `struct virtio_blk_config` (section 5.2.4). Fields without their feature are zero.
@@ -179,6 +226,12 @@ impl VirtioDevice for Block {
             offset_of!(virtio_blk_config, blk_size),
             &512_u32.to_le_bytes(),
         );
+        if has(self.features, VIRTIO_BLK_F_MQ) {
+            put(
+                offset_of!(virtio_blk_config, num_queues),
+                &self.queues.to_le_bytes(),
+            );
+        }
         if has(self.features, VIRTIO_BLK_F_DISCARD) {
             put(
                 offset_of!(virtio_blk_config, max_discard_sectors),

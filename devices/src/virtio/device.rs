@@ -29,6 +29,10 @@ pub enum DeviceKind {
 ///
 /// The first group of methods is called when the device is created or while it is idle. The second
 /// group is called by the device's own thread between `DRIVER_OK` and reset.
+///
+/// A device whose queues are served by several threads consists of as many parts. Each is a
+/// `VirtioDevice`, and what parts share is theirs to guard. The one that the transport is given
+/// speaks for all of them in the first group.
 pub trait VirtioDevice: Send {
     /// Which device this is.
     fn kind(&self) -> DeviceKind;
@@ -41,6 +45,15 @@ pub trait VirtioDevice: Send {
     }
     /// Largest size of each queue; powers of two.
     fn queue_sizes(&self) -> &'static [u16];
+    /// The queues that this part of the device serves, by index.
+    fn queues(&self) -> Vec<usize> {
+        (0..self.queue_sizes().len()).collect()
+    }
+    /// The parts that serve the queues that are left. Asked once, when the device is created. A part
+    /// of whose queues the driver enables none is not activated.
+    fn take_parts(&mut self) -> Vec<Box<dyn VirtioDevice>> {
+        Vec::new()
+    }
     /// The device-specific configuration, at most 256 bytes. It is read once: these devices never
     /// change it.
     fn config(&self) -> Vec<u8>;

@@ -119,6 +119,7 @@ fn a_disk_reads_into_pages_as_the_tables_permit_and_fails_the_requests_that_they
         path: file.as_path().to_owned(),
         readonly: false,
         serial: None,
+        queues: 1,
     };
     let (driver, unit) = machine_with(Box::new(Block::open(&options).unwrap()));
     // The second 2 MiB behind a table: each page where its neighbour was, the last one missing.

@@ -1,5 +1,5 @@
-//! One activation of a device model, between `DRIVER_OK` and reset: its queues, its view of guest
-//! memory, and its interrupts.
+//! One activation of a device model, or of a part of one, between `DRIVER_OK` and reset: its queues,
+//! its view of guest memory, and its interrupts.
 //!
 //! Invalidations of the guest wait for a DMA transaction, so each is short, whatever the guest has
 //! built: it takes one chain, or copies at most [`PIECE`] bytes between one chain and a buffer of
@@ -40,9 +40,9 @@ pub trait Transport: Send + Sync {
     fn needs_reset(&self);
 }
 
-/// One activation of a device.
+/// One activation of a device, or of a part of one that has a thread of its own.
 pub struct Session {
-    /// By queue index; `None` where the driver enabled no queue.
+    /// By queue index; `None` where the driver enabled no queue, or another thread serves it.
     queues: Vec<Option<VirtQueue>>,
     dma: Dma,
     transport: Arc<dyn Transport>,
@@ -50,17 +50,19 @@ pub struct Session {
 }
 
 impl Session {
+    /// Once `stop` is true, no access to guest memory begins.
     pub(super) fn new(
         queues: Vec<Option<VirtQueue>>,
         dma: DmaView<Memory>,
         transport: Arc<dyn Transport>,
         features: u64,
+        stop: Arc<AtomicBool>,
     ) -> Self {
         Self {
             queues,
             dma: Dma {
                 view: dma,
-                stop: Arc::default(),
+                stop,
                 #[cfg(test)]
                 transactions: 0,
             },
@@ -69,13 +71,13 @@ impl Session {
         }
     }
 
-    /// Once this is set, no access to guest memory begins.
+    /// The flag that sessions of one device share.
     pub(super) fn stop_flag(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.dma.stop)
     }
 
-    /// Tells the driver that the device needs a reset. No access to guest memory begins from here
-    /// on.
+    /// Tells the driver that the device needs a reset. No part of it begins an access to guest
+    /// memory from here on.
     pub(super) fn fail(&self) {
         self.transport.needs_reset();
         self.dma.stop.store(true, Ordering::Release);
@@ -94,7 +96,7 @@ impl Session {
         self.dma.stopping()
     }
 
-    /// Whether the driver enabled queue `index`.
+    /// Whether the driver enabled queue `index`, and it is served here.
     #[must_use]
     pub fn enabled(&self, index: usize) -> bool {
         self.queues.get(index).is_some_and(Option::is_some)

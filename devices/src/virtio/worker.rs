@@ -1,14 +1,12 @@
-//! The thread of a running device.
+//! The thread of a part of a running device.
 //!
-//! The thread owns the device model from activation to reset and hands it back through a channel. A
+//! The thread owns its part of the device model from activation to reset and hands it back through a channel. A
 //! reset that finds the device busy in a system call waits for a bounded time, and looks again
 //! later.
 
 mod run;
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -27,10 +25,16 @@ const EVENTS: usize = 16;
 
 /// A started worker.
 pub(super) struct Worker {
-    stop: Arc<AtomicBool>,
     wake: EventFd,
     returned: Receiver<Returned>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What a thread serves.
+pub(super) struct Job {
+    pub(super) session: Session,
+    /// By queue; those of other threads are not in it.
+    pub(super) kicks: Vec<(usize, EventFd)>,
 }
 
 /// How a stop ended.
@@ -44,19 +48,16 @@ pub(super) enum Stopped {
 }
 
 impl Worker {
-    /// Starts a thread named `name`, which serves the queues that `kicks` notify of. On failure the
-    /// device comes back with the error.
+    /// Starts a thread named `name`. On failure the device comes back with the error.
     pub(super) fn start(
         name: String,
         device: Returned,
-        session: Session,
-        kicks: Vec<EventFd>,
+        job: Job,
     ) -> Result<Self, (io::Error, Option<Returned>)> {
         let (wake, wake_reader, manager) = match event_sources() {
             Ok(sources) => sources,
             Err(error) => return Err((error, Some(device))),
         };
-        let stop = session.stop_flag();
         let (give, returned) = sync_channel(1);
         let (hand_over, receive) = sync_channel(1);
         let body = {
@@ -65,7 +66,7 @@ impl Worker {
                 let Ok(device) = receive.recv() else {
                     return;
                 };
-                let run = Run::new(name, device, session, kicks, wake_reader);
+                let run = Run::new(name, device, job, wake_reader);
                 if let Some(device) = run.serve(manager) {
                     // The receiver is gone only if the whole device is being dropped.
                     let _ = give.send(device);
@@ -77,7 +78,6 @@ impl Worker {
         match std::thread::Builder::new().name(name).spawn(body) {
             Ok(thread) => match hand_over.send(device) {
                 Ok(()) => Ok(Self {
-                    stop,
                     wake,
                     returned,
                     thread: Some(thread),
@@ -91,9 +91,8 @@ impl Worker {
         }
     }
 
-    /// Tells the thread to end. It begins no access to guest memory from here on.
-    pub(super) fn tell(&self) {
-        self.stop.store(true, Ordering::Release);
+    /// Has the thread look at the stop flag of its session, which is set.
+    pub(super) fn wake(&self) {
         if let Err(error) = self.wake.write(1) {
             error!("virtio: cannot wake a worker: {error}");
         }

@@ -27,7 +27,7 @@ fn a_kernel_alone_is_a_machine() {
 fn a_full_command_line_becomes_typed_values() {
     let config = config(
         "--kernel k --initramfs i --memory size=1G,hugepages=on,prefault=on --cpus 255 --no-reboot \
-         --disk path=/a,,b,readonly=on,id=root --net tap=tap0,mac=52:54:00:12:34:56 \
+         --disk path=/a,,b,readonly=on,id=root,queues=3 --net tap=tap0,mac=52:54:00:12:34:56 \
          --device intel-iommu,x-flts=off --device edu,dma_mask=0xff,msi-vectors=4,addr=5 --device rng --device console",
     );
     assert_eq!(
@@ -55,7 +55,8 @@ fn a_full_command_line_becomes_typed_values() {
                 kind: FunctionKind::Disk(DiskConfig {
                     path: "/a,b".into(),
                     readonly: true,
-                    id: Some("root".to_owned())
+                    id: Some("root".to_owned()),
+                    queues: Some(3),
                 }),
             },
             FunctionConfig {

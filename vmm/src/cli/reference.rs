@@ -159,6 +159,7 @@ fn line_with(option: &str, key: &str) -> &'static str {
     match (option, key) {
         ("--memory", "size") => "--memory {}",
         ("--disk", "id") => "--disk path=p,id={}",
+        ("--disk", "queues") => "--disk path=p,queues={}",
         ("--net", "tap") => "--net tap={}",
         ("--control", "path") => "--control path={}",
         ("--object iommufd", "fd") => "--object iommufd,id=a,fd={}",
@@ -166,6 +167,7 @@ fn line_with(option: &str, key: &str) -> &'static str {
         ("--device intel-iommu", "shadow-memory") => "--device intel-iommu,shadow-memory={}",
         ("--device intel-iommu", "bound-pasids") => "--device intel-iommu,bound-pasids={}",
         ("--device virtio-blk-pci", "id") => "--device virtio-blk-pci,path=p,id={}",
+        ("--device virtio-blk-pci", "queues") => "--device virtio-blk-pci,path=p,queues={}",
         ("--device virtio-net-pci", "tap") => "--device virtio-net-pci,tap={}",
         ("--device vfio-pci", "fd") => "--object iommufd,id=a --device vfio-pci,iommufd=a,fd={}",
         _ => panic!("{option}: {key} has bounds; add a command line for it"),

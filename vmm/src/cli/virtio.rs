@@ -1,5 +1,7 @@
 //! virtio disks and network devices: `--disk`, `--net`, and the same as types of `--device`.
 
+use devices::virtio::blk::MAX_QUEUES;
+
 use super::keys::{Key, ListError, Table, Values, parse_option};
 use super::places::{ADDR, BUS, ID, placed};
 use super::values::{Kind, Value};
@@ -35,6 +37,16 @@ pub(super) const DISK: Table = Table {
             kind: Kind::ShortText("ID", SERIAL_LENGTH),
             default: "none",
             help: "name, and the serial number that the guest sees",
+        },
+        Key {
+            name: "queues",
+            aliases: &["num-queues"],
+            kind: Kind::Bounded {
+                least: 1,
+                most: MAX_QUEUES as u64,
+            },
+            default: "one for each vCPU, up to 4",
+            help: "queues, each with a thread and an interrupt of its own",
         },
         BUS,
         ADDR,
@@ -83,8 +95,22 @@ pub(super) fn disk_of(values: &Values) -> Result<FunctionConfig, ListError> {
         path: values.required_text("path", "FILE")?.into(),
         readonly: values.on_off("readonly").unwrap_or(false),
         id: id.map(str::to_owned),
+        queues: queues(values)?,
     };
     placed(values, FunctionKind::Disk(disk))
+}
+
+/// How many queues a device is to have, if that is said.
+fn queues(values: &Values) -> Result<Option<u16>, ListError> {
+    let Some(number) = values.number("queues") else {
+        return Ok(None);
+    };
+    match u16::try_from(number) {
+        Ok(queues @ 1..=MAX_QUEUES) => Ok(Some(queues)),
+        _ => Err(values.conflict(format!(
+            "queues={number} is not possible; write 1 to {MAX_QUEUES}"
+        ))),
+    }
 }
 
 /// The value of one `--net`.

@@ -28,6 +28,10 @@ use crate::memory::Memory;
 /// INTA#, the only pin that functions here use.
 const INTA: u8 = 0;
 
+/// How many queues a device has at the most if the user does not say it. Each takes a thread and a
+/// vector.
+const QUEUES: u16 = 4;
+
 /// What functions are wired to.
 pub(super) struct Platform {
     pub(super) root: Arc<RootComplex>,
@@ -39,6 +43,8 @@ pub(super) struct Platform {
     pub(super) assignment: Assignment,
     /// What this is a part of, once all functions are there.
     pub(super) hotplug: Arc<OnceLock<Weak<HotPlug>>>,
+    /// How many vCPUs there are.
+    pub(super) cpus: u8,
 }
 
 /// What assigned devices are given besides.
@@ -93,6 +99,7 @@ impl Platform {
                     path: disk.path.clone(),
                     readonly: disk.readonly,
                     serial: disk.id.clone(),
+                    queues: disk.queues.unwrap_or(u16::from(self.cpus).min(QUEUES)),
                 };
                 let block = Block::open(&options)
                     .with_context(|| format!("--disk path={}", disk.path.display()))?;

@@ -33,6 +33,7 @@ fn options(file: &TempFile) -> BlockOptions {
         path: file.as_path().to_owned(),
         readonly: false,
         serial: Some("disk-1".to_owned()),
+        queues: 1,
     }
 }
 
@@ -540,6 +541,7 @@ fn an_image_that_is_a_pipe_or_a_directory_is_refused() {
             path,
             readonly: true,
             serial: None,
+            queues: 1,
         };
         assert!(matches!(Block::open(&options), Err(BlockError::Kind(_))));
     }

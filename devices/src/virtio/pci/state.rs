@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use log::{error, warn};
@@ -19,7 +19,8 @@ use crate::virtio::error::QueueError;
 use crate::virtio::feature;
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::session::{Session, Transport as _};
-use crate::virtio::worker::{Returned, Stopped, Worker};
+use crate::virtio::worker::{Job, Returned};
+use crate::virtio::workers::{Ended, Workers};
 
 /// Status bits that a driver can set.
 const DRIVER_BITS: u8 =
@@ -34,13 +35,13 @@ pub(super) const DRIVER_WAIT: Duration = Duration::from_millis(5);
 
 /// Where the device model is.
 enum Slot {
-    /// Here: no driver.
-    Idle(Returned),
-    /// With its thread.
-    Running(Worker),
-    /// With its thread, which has been told to end, and for which nobody waits beyond that time.
-    Stopping(Worker, Instant),
-    /// Nowhere: its thread died.
+    /// Here, in its parts: no driver.
+    Idle(Vec<Returned>),
+    /// With its threads.
+    Running(Workers),
+    /// With its threads, which have been told to end, and for which nobody waits beyond that time.
+    Stopping(Workers, Instant),
+    /// Nowhere: a thread of it died.
     Lost,
 }
 
@@ -52,8 +53,8 @@ pub(super) struct Parts {
     pub(super) kicks: Vec<EventFd>,
 }
 
-/// The device, its registers and its thread. Guarded by the function's lock, which is not taken by
-/// the thread: waiting for the thread under it is safe.
+/// The device, its registers and its threads. Guarded by the function's lock, which is not taken by
+/// the threads: waiting for them under it is safe.
 pub(super) struct State {
     pub(super) registers: CommonRegisters,
     slot: Slot,
@@ -65,13 +66,12 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(device: Box<dyn VirtioDevice>, parts: Parts) -> Self {
+    pub(super) fn new(mut device: Box<dyn VirtioDevice>, parts: Parts) -> Self {
         let registers =
             CommonRegisters::new(device.features() | feature::TRANSPORT, device.queue_sizes());
-        let slot = Slot::Idle(Returned {
-            device,
-            limit: LogLimit::default(),
-        });
+        let others = device.take_parts();
+        let all = std::iter::once(device).chain(others);
+        let slot = Slot::Idle(all.map(Returned::new).collect());
         Self {
             registers,
             slot,
@@ -103,9 +103,9 @@ impl State {
     /// Tells the device's thread to stop, if there is one, and does not wait for it.
     pub(super) fn quiesce(&mut self) {
         self.slot = match std::mem::replace(&mut self.slot, Slot::Lost) {
-            Slot::Running(worker) => {
-                worker.tell();
-                Slot::Stopping(worker, Instant::now() + RESET_WAIT)
+            Slot::Running(workers) => {
+                workers.tell();
+                Slot::Stopping(workers, Instant::now() + RESET_WAIT)
             }
             other => other,
         };
@@ -131,24 +131,24 @@ impl State {
         !matches!(self.slot, Slot::Stopping(..))
     }
 
-    /// Takes the device back from a thread that has been told to end, if it has within `wait`.
+    /// Takes the device back from threads that have been told to end, if they have within `wait`.
     fn finish_stopping(&mut self, wait: Duration, link: &Link) {
         if !matches!(self.slot, Slot::Stopping(..)) {
             return;
         }
-        let Slot::Stopping(worker, until) = std::mem::replace(&mut self.slot, Slot::Lost) else {
+        let Slot::Stopping(workers, until) = std::mem::replace(&mut self.slot, Slot::Lost) else {
             return;
         };
         #[cfg(test)]
         {
             self.waited += wait;
         }
-        self.slot = match worker.wait(wait) {
-            Stopped::Done(returned) => Slot::Idle(returned),
-            Stopped::Busy(worker) => Slot::Stopping(worker, until),
-            Stopped::Lost => {
+        self.slot = match workers.wait(wait) {
+            Ended::All(parts) => Slot::Idle(parts),
+            Ended::Busy(workers) => Slot::Stopping(workers, until),
+            Ended::Lost => {
                 error!(
-                    "virtio {}: the device's thread is gone; the device stays dead",
+                    "virtio {}: a thread of the device is gone; the device stays dead",
                     self.parts.name
                 );
                 Slot::Lost
@@ -194,60 +194,104 @@ impl State {
     /// Whether `FEATURES_OK` stays set (section 2.2.2).
     fn features_agree(&self, status: u8) -> bool {
         let accepted = self.registers.accepted();
-        let Slot::Idle(Returned { device, .. }) = &self.slot else {
+        let Slot::Idle(parts) = &self.slot else {
             return false;
         };
         status & status::DRIVER != 0
             && accepted & !self.registers.offered() == 0
             && accepted & feature::MANDATORY == feature::MANDATORY
-            && device.check_features(accepted)
+            && parts
+                .first()
+                .is_some_and(|part| part.device.check_features(accepted))
     }
 
-    /// Starts the device's thread.
+    /// Starts the device's threads. If the host does not give all of them, those that run end at
+    /// once, and the parts come back with the next reset.
     fn activate(&mut self, link: &Arc<Link>) -> Result<(), StartError> {
-        let features = self.registers.accepted();
-        let queues = self
-            .registers
-            .queues()
-            .iter()
-            .map(|queue| enabled_queue(queue, features))
-            .collect::<Result<Vec<_>, QueueError>>()?;
-        let kicks = self
-            .parts
-            .kicks
-            .iter()
-            .map(EventFd::try_clone)
-            .collect::<io::Result<Vec<_>>>()?;
-        let transport = Arc::<Link>::clone(link);
-        let session = Session::new(queues, self.parts.dma.view(), transport, features);
-        let device = match std::mem::replace(&mut self.slot, Slot::Lost) {
-            Slot::Idle(device) => device,
+        let (jobs, stop) = self.jobs(link)?;
+        let parts = match std::mem::replace(&mut self.slot, Slot::Lost) {
+            Slot::Idle(parts) => parts,
             other => {
                 self.slot = other;
                 return Err(StartError::Gone);
             }
         };
-        match Worker::start(self.parts.name.clone(), device, session, kicks) {
-            Ok(worker) => {
-                self.slot = Slot::Running(worker);
-                Ok(())
-            }
-            Err((error, returned)) => {
-                self.slot = returned.map_or(Slot::Lost, Slot::Idle);
-                Err(StartError::Host(error))
+        let several = parts.len() > 1;
+        let mut workers = Workers::new(stop);
+        let mut outcome = Ok(());
+        for ((number, part), job) in parts.into_iter().enumerate().zip(jobs) {
+            match job {
+                Some(job) if outcome.is_ok() => {
+                    let name = match several {
+                        true => format!("{}.{number}", self.parts.name),
+                        false => self.parts.name.clone(),
+                    };
+                    outcome = workers.start(name, part, job);
+                }
+                _ => workers.leave(part),
             }
         }
+        self.slot = Slot::Running(workers);
+        outcome.map_err(StartError::Host)
+    }
+
+    /// What each part of the device is to do, and their stop flag. The first part is always there;
+    /// of others that have no queue enabled, nothing is wanted.
+    fn jobs(&self, link: &Arc<Link>) -> Result<Jobs, StartError> {
+        let Slot::Idle(parts) = &self.slot else {
+            return Err(StartError::Gone);
+        };
+        let features = self.registers.accepted();
+        let mut queues = self
+            .registers
+            .queues()
+            .iter()
+            .map(|queue| enabled_queue(queue, features))
+            .collect::<Result<Vec<_>, QueueError>>()?;
+        let stop = Arc::<AtomicBool>::default();
+        let mut jobs = Vec::new();
+        for (number, part) in parts.iter().enumerate() {
+            let served = part.device.queues();
+            let mut own: Vec<_> = queues.iter().map(|_| None).collect();
+            for (index, (from, to)) in queues.iter_mut().zip(&mut own).enumerate() {
+                if served.contains(&index) {
+                    *to = from.take();
+                }
+            }
+            let is_idle = number != 0 && own.iter().all(Option::is_none);
+            let job = || {
+                let (view, transport) = (self.parts.dma.view(), Arc::<Link>::clone(link));
+                io::Result::Ok(Job {
+                    kicks: self.kicks(&served)?,
+                    session: Session::new(own, view, transport, features, Arc::clone(&stop)),
+                })
+            };
+            jobs.push((!is_idle).then(job).transpose()?);
+        }
+        Ok((jobs, stop))
+    }
+
+    /// The events of queues, by index.
+    fn kicks(&self, queues: &[usize]) -> io::Result<Vec<(usize, EventFd)>> {
+        let kick = |queue: &usize| {
+            let kick = self.parts.kicks.get(*queue);
+            kick.map(|kick| Ok((*queue, kick.try_clone()?)))
+        };
+        queues.iter().filter_map(kick).collect()
     }
 }
+
+/// What each part of a device is to do, and the flag that ends all of it.
+type Jobs = (Vec<Option<Job>>, Arc<AtomicBool>);
 
 impl Drop for State {
     fn drop(&mut self) {
         self.quiesce();
-        if let Slot::Stopping(worker, until) = std::mem::replace(&mut self.slot, Slot::Lost)
-            && let Stopped::Busy(_) = worker.wait(until.saturating_duration_since(Instant::now()))
+        if let Slot::Stopping(workers, until) = std::mem::replace(&mut self.slot, Slot::Lost)
+            && let Ended::Busy(_) = workers.wait(until.saturating_duration_since(Instant::now()))
         {
             warn!(
-                "virtio {}: the device's thread is still busy; left behind",
+                "virtio {}: a thread of the device is still busy; left behind",
                 self.parts.name
             );
         }
@@ -269,6 +313,6 @@ enum StartError {
     Queue(#[from] QueueError),
     #[error("host error: {0}")]
     Host(#[from] io::Error),
-    #[error("the device's thread died earlier")]
+    #[error("a thread of the device died earlier")]
     Gone,
 }

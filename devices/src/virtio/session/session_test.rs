@@ -41,7 +41,7 @@ fn session() -> (Session, Chain, Memory) {
     chain.load(&*memory, table, 0).unwrap();
     let view = Dma::direct(Arc::clone(&memory)).view();
     (
-        Session::new(Vec::new(), view, Arc::new(Deaf), 0),
+        Session::new(Vec::new(), view, Arc::new(Deaf), 0, Arc::default()),
         chain,
         memory,
     )

@@ -15,6 +15,7 @@ use crate::limit::LogLimit;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::error::QueueError;
 use crate::virtio::session::{Progress, Session};
+use crate::virtio::worker::Job;
 
 /// Data of the stop event.
 const STOP: u32 = u32::MAX;
@@ -27,14 +28,23 @@ pub(in crate::virtio) struct Returned {
     pub(in crate::virtio) limit: LogLimit,
 }
 
-/// A device from activation to reset, or until it cannot go on.
+impl Returned {
+    pub(in crate::virtio) fn new(device: Box<dyn VirtioDevice>) -> Self {
+        Self {
+            device,
+            limit: LogLimit::default(),
+        }
+    }
+}
+
+/// A device, or a part of one, from activation to reset, or until it cannot go on.
 pub(super) struct Run {
     name: String,
     device: Box<dyn VirtioDevice>,
     limit: LogLimit,
     session: Session,
     /// By queue.
-    kicks: Vec<EventFd>,
+    kicks: Vec<(usize, EventFd)>,
     /// By source of the device: its descriptor, and whether it is watched.
     sources: Vec<(RawFd, bool)>,
     /// Signalled after the session's stop flag is set.
@@ -45,8 +55,7 @@ impl Run {
     pub(super) fn new(
         name: String,
         returned: Returned,
-        session: Session,
-        kicks: Vec<EventFd>,
+        Job { session, kicks }: Job,
         wake: EventFd,
     ) -> Self {
         let Returned { device, limit } = returned;
@@ -86,11 +95,11 @@ impl Run {
     fn activate(&mut self, ops: &mut EventOps) -> Result<(), Failure> {
         ops.add(Events::with_data(&self.wake, STOP, EventSet::IN))?;
         self.device.activate(self.session.features())?;
-        for (index, kick) in self.kicks.iter().enumerate() {
-            let data = u32::try_from(index).unwrap_or(STOP);
+        for (index, kick) in &self.kicks {
+            let data = u32::try_from(*index).unwrap_or(STOP);
             ops.add(Events::with_data(kick, data, EventSet::IN))?;
             // Buffers that were made available before DRIVER_OK count as well.
-            if self.session.enabled(index) {
+            if self.session.enabled(*index) {
                 notify(kick)?;
             }
         }
@@ -119,7 +128,7 @@ impl Run {
 
     /// Gives queue `index`, whose event is ready, one turn.
     fn turn(&mut self, index: usize) -> Result<(), Failure> {
-        let Some(kick) = self.kicks.get(index) else {
+        let Some((_, kick)) = self.kicks.iter().find(|(queue, _)| *queue == index) else {
             return Ok(());
         };
         // Non-blocking, and another reader may have been faster: an error means that it is empty.
