@@ -30,6 +30,7 @@ pub(crate) const IOMMU: Suite = Suite {
         ("sweep", "raw"),
         ("threads", "1"),
         ("copy4k", "raw"),
+        ("pin", "copy-128k"),
         ("virtio4k", "raw"),
         ("queue", "page"),
     ],

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, measurement::WallTime};
-use intel_vtd::{DmaPort, DmaView};
-use vm_memory::{Bytes, GuestAddress};
+use intel_vtd::{DmaPin, DmaPort, DmaView};
+use vm_memory::{Bytes, GuestAddress, Permissions};
 
 use super::clock::Clock;
 use super::tables::{DATA, Memory, World};
@@ -22,6 +22,7 @@ pub(crate) fn run(criterion: &mut Criterion) {
     sweeps(&mut group(criterion, "sweep"));
     threads(&mut group(criterion, "threads"));
     copies(&mut group(criterion, "copy4k"));
+    pins(&mut group(criterion, "pin"));
 }
 
 pub(crate) fn group<'a>(criterion: &'a mut Criterion, name: &str) -> Group<'a> {
@@ -164,4 +165,30 @@ fn copies(group: &mut Group<'_>) {
             }
         });
     }
+}
+
+/// The pages of a disk's request: pinned, and released. What it spares is a copy of them.
+fn pins(group: &mut Group<'_>) {
+    let world = World::with_first_stage(64);
+    let direct = DmaPort::direct(world.memory.clone());
+    for (name, port, address) in [("no-unit", direct, DATA), ("hit", world.port(), 0)] {
+        for (pages, size) in [(1, "4k"), (32, "128k")] {
+            let (mut view, mut pin) = (port.view(), DmaPin::new());
+            measure(group, &format!("{name}-{size}"), |rounds| {
+                for _ in 0..rounds {
+                    let range = [(black_box(GuestAddress(address)), pages << 12)];
+                    let pinned = view.begin().pin(&mut pin, range, Permissions::Write);
+                    black_box(pinned.unwrap().len());
+                }
+            });
+        }
+    }
+    let mut view = world.port().view();
+    let mut bytes = vec![0; 32 << 12];
+    measure(group, "copy-128k", |rounds| {
+        for _ in 0..rounds {
+            let at = black_box(GuestAddress(0));
+            view.begin().read_slice(&mut bytes, at).unwrap();
+        }
+    });
 }
