@@ -1,7 +1,7 @@
 //! Runs a scenario on this machine: files, tap, echo server, nido, time limit, judgement.
 
 mod bench;
-pub mod bench_boot;
+pub mod bench_compare;
 pub mod bench_nested;
 pub mod bench_shadow;
 mod control;

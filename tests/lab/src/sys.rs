@@ -24,8 +24,9 @@ use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::reboot::RebootMode;
 use nix::sys::signal::{self, Signal, killpg};
+use nix::sys::time::TimeValLike;
 use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::{Pid, geteuid, setsid, sync};
 
 /// Mounts `source` of type `fstype` on `target`, as mount(2).
@@ -190,6 +191,22 @@ pub fn kill(process: u32) {
     {
         let _ = signal::kill(Pid::from_raw(process), Signal::SIGKILL);
     }
+}
+
+/// Stops one process, all of its threads.
+pub fn stop(process: u32) {
+    if let Ok(process) = i32::try_from(process)
+        && process > 1
+    {
+        let _ = signal::kill(Pid::from_raw(process), Signal::SIGSTOP);
+    }
+}
+
+/// Processor time that a process has used in all its threads, in nanoseconds.
+pub fn processor_time_ns(process: u32) -> io::Result<u64> {
+    let process = i32::try_from(process).map_err(io::Error::other)?;
+    let used = clock_gettime(clock_getcpuclockid(Pid::from_raw(process))?)?;
+    Ok(u64::try_from(used.num_nanoseconds()).unwrap_or(0))
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);

@@ -11,11 +11,11 @@ use lab::scenario::Scenario;
 
 use crate::bench_samples::Samples;
 use crate::build::Stage;
-use crate::level0::Time;
+use crate::level0::{Machine, Time};
 use crate::{bundle, level0, paths};
 
 /// Directories of firmware in Debian's packages.
-const FIRMWARE: &[&str] = &["/usr/share/seabios", "/usr/share/qemu"];
+const FIRMWARE: &[&str] = &["usr/share/seabios", "usr/share/qemu"];
 const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
 
 /// Takes what is measured, line by line.
@@ -49,9 +49,6 @@ pub(crate) fn run(
     Ok(failures.is_empty())
 }
 
-/// How much longer a round may take while instructions are counted.
-const SLOWDOWN: u32 = 6;
-
 /// Has level 1 measure `scenario`, whose rounds may take `round` each.
 pub(crate) fn in_level1(
     stage: &Stage,
@@ -68,29 +65,22 @@ pub(crate) fn in_level1(
         arguments: vec![rounds.to_string()],
         show_guest: false,
     };
-    let mut limit = Duration::from_secs(60) + round * rounds;
+    let limit = time.stretch(Duration::from_secs(60) + round * rounds);
     if time == Time::Instructions {
         println!("1 ns is one instruction of level 1 and of all that runs in it");
-        limit *= SLOWDOWN;
     }
-    level0::run(
-        stage,
-        directory,
-        &request,
-        &scenario.host,
+    let machine = Machine {
         time,
-        limit,
-        report,
-    )
+        ..Machine::with(&scenario.host)
+    };
+    level0::run(stage, directory, &request, &machine, limit, report)
 }
 
 /// Copies the distribution's QEMU with its libraries and firmware into the stage.
 pub(crate) fn bundle_qemu(stage: &Stage) -> Result<()> {
     let directory = stage.directory.join("qemu");
     let _ = fs::remove_dir_all(&directory);
-    for part in ["lib", "firmware"] {
-        fs::create_dir_all(directory.join(part))?;
-    }
+    fs::create_dir_all(directory.join("lib"))?;
     copy(Path::new(PROGRAM), &directory.join("qemu-system-x86_64"))?;
     for library in bundle::libraries(Path::new(PROGRAM))? {
         let name = bundle::name(&library)?;
@@ -101,19 +91,29 @@ pub(crate) fn bundle_qemu(stage: &Stage) -> Result<()> {
         };
         copy(&library, &directory.join("lib").join(name))?;
     }
+    copy_firmware(Path::new("/"), &directory.join("firmware"))
+}
+
+/// Copies the firmware that is below `root` as packages have it.
+pub(crate) fn copy_firmware(root: &Path, target: &Path) -> Result<()> {
+    fs::create_dir_all(target)?;
     for source in FIRMWARE {
-        for entry in fs::read_dir(source).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(root.join(source))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let name = entry.file_name().to_string_lossy().into_owned();
             let wanted = name.ends_with(".bin") || name == "qboot.rom";
             if wanted && entry.path().is_file() {
-                copy(&entry.path(), &directory.join("firmware").join(name))?;
+                copy(&entry.path(), &target.join(name))?;
             }
         }
     }
     Ok(())
 }
 
-fn copy(source: &Path, target: &Path) -> Result<()> {
+pub(crate) fn copy(source: &Path, target: &Path) -> Result<()> {
     fs::copy(source, target).with_context(|| format!("cannot copy {}", source.display()))?;
     Ok(())
 }

@@ -12,6 +12,30 @@ pub(crate) fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     Ok(parse(&output(Command::new("ldd").arg(program))?))
 }
 
+/// The libraries of `program`, which are in `directory` with the dynamic loader: the loader is asked,
+/// since this machine's would take its own.
+pub(crate) fn libraries_of(
+    loader: &Path,
+    directory: &Path,
+    program: &Path,
+) -> Result<Vec<PathBuf>> {
+    let mut command = Command::new(loader);
+    command.arg("--library-path").arg(directory).arg("--list");
+    Ok(parse(&output(command.arg(program))?))
+}
+
+/// Starts the QEMU that is in `directory` with its libraries, its loader and its firmware.
+pub(crate) fn command(directory: &Path) -> Command {
+    let mut command = Command::new(directory.join("lib/ld.so"));
+    command
+        .arg("--library-path")
+        .arg(directory.join("lib"))
+        .arg(directory.join("qemu-system-x86_64"))
+        .arg("-L")
+        .arg(directory.join("firmware"));
+    command
+}
+
 /// The last part of a path.
 pub(crate) fn name(path: &Path) -> Result<String> {
     let name = path.file_name().context("no file name")?;

@@ -1,5 +1,7 @@
 //! Level 0: QEMU's software emulation of a machine with SVM and VT-d, in which level 1 runs nido.
 
+mod machine;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,6 +17,8 @@ use lab::sys;
 use crate::apt;
 use crate::build::Stage;
 use crate::process::{Supervised, read_lines};
+
+pub(crate) use machine::{Emulator, Machine, Time};
 
 /// Under emulation Linux measures the frequency of the time-stamp counter twice, and the first
 /// result can be 0.2 % off. KVM keeps the first for its guests; when the second differs by more
@@ -37,32 +41,6 @@ const EXTRA_PARAMETERS: &str = "NIDO_LEVEL1_PARAMETERS";
 const MEMORY: &str = "2G";
 /// Time that level 1 may take before and after the guest.
 const MARGIN: Duration = Duration::from_secs(90);
-
-/// What time is in level 1 and in all that runs in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Time {
-    /// The time of this machine.
-    Real,
-    /// A nanosecond for each instruction that its processor executes, in whatever level, and what it
-    /// waits for takes no time: what else this machine does has no influence. What an instruction
-    /// costs real hardware is not in it, above all that of an entry and an exit of a guest.
-    Instructions,
-}
-
-impl Time {
-    fn arguments(self) -> &'static [&'static str] {
-        match self {
-            Self::Real => &["-accel", "tcg,thread=multi"],
-            // Counting takes a single thread.
-            Self::Instructions => &[
-                "-accel",
-                "tcg,thread=single",
-                "-icount",
-                "shift=0,sleep=off",
-            ],
-        }
-    }
-}
 
 /// Installs QEMU unless it is there.
 pub(crate) fn install() -> Result<()> {
@@ -170,7 +148,7 @@ fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
-fn qemu(stage: &Stage, output: &Path, host: &Host, devices: &Devices, time: Time) -> Command {
+fn qemu(stage: &Stage, output: &Path, machine: &Machine<'_>, devices: &Devices) -> Command {
     let share = |tag: &str, path: &Path, options: &str| {
         format!(
             "local,path={},mount_tag={tag},security_model=none{options}",
@@ -179,7 +157,9 @@ fn qemu(stage: &Stage, output: &Path, host: &Host, devices: &Devices, time: Time
     };
     let extra = std::env::var(EXTRA_PARAMETERS).unwrap_or_default();
     let parameters = format!("console=ttyS0 panic=-1 {TSC} {TICKS} {TIMER} {extra}");
-    let mut command = Command::new("qemu-system-x86_64");
+    let emulator = &machine.emulator;
+    let unit = emulator.unit(machine.host.unit);
+    let mut command = emulator.command();
     command
         .args([
             "-nodefaults",
@@ -189,9 +169,10 @@ fn qemu(stage: &Stage, output: &Path, host: &Host, devices: &Devices, time: Time
             "-no-reboot",
         ])
         .args(["-machine", "q35,kernel-irqchip=split"])
-        .args(time.arguments())
-        .args(["-cpu", "qemu64,+svm,+npt", "-smp", PROCESSORS, "-m", MEMORY])
-        .args(["-device", &format!("intel-iommu,{}", host.unit)])
+        .args(machine.time.arguments())
+        .args(["-cpu", emulator.processor()])
+        .args(["-smp", PROCESSORS, "-m", MEMORY])
+        .args(["-device", &format!("intel-iommu,{unit}")])
         .args(&devices.arguments)
         .arg("-kernel")
         .arg(stage.directory.join("bzImage"))
@@ -228,15 +209,14 @@ pub(crate) fn run(
     stage: &Stage,
     output: &Path,
     request: &Request,
-    host: &Host,
-    time: Time,
+    machine: &Machine<'_>,
     limit: Duration,
     report: &mut dyn FnMut(AgentLine),
 ) -> Result<()> {
     write_request(output, request)?;
     let messages = fs::File::create(output.join("qemu.log"))?;
-    let devices = Devices::create(host, output)?;
-    let mut command = qemu(stage, output, host, &devices, time);
+    let devices = Devices::create(machine.host, output)?;
+    let mut command = qemu(stage, output, machine, &devices);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -301,7 +281,7 @@ pub(crate) fn run(
 pub(crate) fn interact(stage: &Stage, output: &Path, request: &Request, host: &Host) -> Result<()> {
     write_request(output, request)?;
     let devices = Devices::create(host, output)?;
-    let mut command = qemu(stage, output, host, &devices, Time::Real);
+    let mut command = qemu(stage, output, &Machine::with(host), &devices);
     command.stderr(fs::File::create(output.join("qemu.log"))?);
     sys::die_with_parent(&mut command);
     let terminal = sys::terminal::Saved::of_stdin();

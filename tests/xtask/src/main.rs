@@ -2,7 +2,7 @@
 
 mod apt;
 mod bench;
-mod bench_boot;
+mod bench_compare;
 mod bench_criterion;
 mod bench_nested;
 mod bench_samples;
@@ -16,6 +16,7 @@ mod fuzz;
 mod kernel;
 mod lab_command;
 mod level0;
+mod newer_qemu;
 mod paths;
 mod place;
 mod process;
@@ -23,6 +24,7 @@ mod test;
 mod tools;
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -124,14 +126,24 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Time from the start of the VMM to the guest's init, beside QEMU's microvm and q35; and
-    /// memory used by nido.
-    Boot {
-        #[command(flatten)]
-        place: PlaceOptions,
+    /// nido beside the newest QEMU of Debian's backports, alioth, and other VMMs whose programs are
+    /// given: the time from the start to the guest's init, exits by kind, memory.
+    ///
+    /// Prints tables in Markdown. Each guest runs in a level 1 of its own, which that QEMU emulates.
+    Compare {
         /// Boots of each.
         #[arg(long, default_value_t = 7, value_name = "N")]
         rounds: u32,
+        /// Have level 1's time be the number of instructions it executes, whatever else the machine
+        /// does.
+        #[arg(long)]
+        instructions: bool,
+        /// cloud-hypervisor, a static program.
+        #[arg(long, value_name = "FILE")]
+        cloud_hypervisor: Option<PathBuf>,
+        /// Firecracker, a static program.
+        #[arg(long, value_name = "FILE")]
+        firecracker: Option<PathBuf>,
     },
     /// What a guest's maps and its direct I/O cost with assigned devices and shadowed tables,
     /// beside QEMU's.
@@ -234,8 +246,25 @@ fn run(arguments: Arguments) -> Result<bool> {
         Command::Check { fetch_advisories } => check::run(fetch_advisories),
         Command::Test { place } => test::run(place.place),
         Command::Bench {
-            what: Bench::Boot { place, rounds },
-        } => bench_boot::run(place.place, rounds),
+            what:
+                Bench::Compare {
+                    rounds,
+                    instructions,
+                    cloud_hypervisor,
+                    firecracker,
+                },
+        } => bench_compare::run(&bench_compare::Wanted {
+            rounds,
+            time: if instructions {
+                level0::Time::Instructions
+            } else {
+                level0::Time::Real
+            },
+            given: bench_compare::Given {
+                cloud_hypervisor,
+                firecracker,
+            },
+        }),
         Command::Bench {
             what: Bench::Iommu { filter },
         } => bench_criterion::run(&bench_criterion::IOMMU, filter.as_deref()),

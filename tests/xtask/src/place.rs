@@ -194,8 +194,7 @@ impl Place {
                     stage,
                     output,
                     &request,
-                    &scenario.host,
-                    level0::Time::Real,
+                    &level0::Machine::with(&scenario.host),
                     scenario.limit,
                     &mut report,
                 )?;

@@ -12,6 +12,16 @@ use crate::sys;
 /// Memory of a guest, in MiB.
 pub(super) const MEMORY_MIB: u32 = 512;
 
+/// QEMU with all machines.
+pub(super) const QEMU: &str = "qemu-system-x86_64";
+
+/// A program of QEMU, in the directory `qemu` of level 1's files.
+#[derive(Clone, Copy)]
+pub(super) struct Program<'a> {
+    pub(super) files: &'a Path,
+    pub(super) name: &'static str,
+}
+
 /// A VMM with its arguments.
 pub(super) struct Candidate {
     pub(super) name: &'static str,
@@ -24,14 +34,15 @@ impl Candidate {
     /// command line, and `options`.
     pub(super) fn qemu(
         name: &'static str,
-        files: &Path,
+        program: Program<'_>,
         options: &str,
         [kernel, initramfs, command_line]: [String; 3],
     ) -> Self {
+        let files = program.files.join("qemu");
         let path = |name: &str| files.join(name).display().to_string();
-        let mut arguments = vec!["--library-path".to_owned(), path("qemu/lib")];
-        arguments.extend([path("qemu/qemu-system-x86_64"), "-L".to_owned()]);
-        arguments.push(path("qemu/firmware"));
+        let mut arguments = vec!["--library-path".to_owned(), path("lib")];
+        arguments.extend([path(program.name), "-L".to_owned()]);
+        arguments.push(path("firmware"));
         arguments.extend(words(
             "-nodefaults -no-user-config -display none -serial stdio -no-reboot",
         ));
@@ -44,7 +55,7 @@ impl Candidate {
         Self {
             name,
             // The dynamic loader that came with QEMU, since level 1 has no libraries.
-            program: files.join("qemu/lib/ld.so"),
+            program: files.join("lib/ld.so"),
             arguments,
         }
     }

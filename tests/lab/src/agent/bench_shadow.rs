@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::Result;
 
-use super::bench::{self, Candidate};
+use super::bench::{self, Candidate, Program};
 use super::host::Devices;
 use super::invocation::{Invocation, Surroundings};
 use super::session::{Ending, Session};
@@ -35,7 +35,11 @@ fn candidates(task: &Task, devices: &Devices) -> Vec<Candidate> {
             command_line.clone(),
         ];
         let options = devices.substitute(QEMU);
-        list.push(Candidate::qemu("qemu", &task.files, &options, what));
+        let program = Program {
+            files: &task.files,
+            name: bench::QEMU,
+        };
+        list.push(Candidate::qemu("qemu", program, &options, what));
     }
     list.push(Candidate {
         name: "nido",

@@ -1,7 +1,7 @@
 //! lab-agent: PID 1 of level 1.
 //!
 //! xtask's side is the file `request` of the output share: lines `key=value` with keys `mode`
-//! (`scenario`, `shell`, `bench`), `scenario`, `show-guest` and any number of `argument`s. What the
+//! (`scenario`, `shell`, `bench`, `compare`), `scenario`, `show-guest` and any number of `argument`s. What the
 //! agent says goes to /dev/hvc0.
 
 use std::fs::{self, File, OpenOptions};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::bench_boot::Bench;
+use super::bench_compare::{Bench, Part, Subject};
 use super::{Task, bench_nested, bench_shadow};
 use crate::protocol::AgentLine;
 use crate::scenario::{self, BOOT, Initramfs, NESTED, SHADOW, SHADOW_MAPS, Scenario};
@@ -185,16 +185,36 @@ fn handle(terminal: &File, report: &mut super::Report<'_>) -> Result<()> {
                 copy_tree(&Path::new(FILES.1).join("qemu"), &task.files.join("qemu"))?;
                 return bench_shadow::run(&task, rounds, report);
             }
-            copy_tree(Path::new(FILES.1), &task.files)?;
-            Bench {
-                files: task.files,
-                output: task.output,
-                rounds,
-            }
-            .run(report)
+            bail!("no benchmark of '{}'", request.scenario)
         }
+        "compare" => compare(&request, task, report),
         other => bail!("unknown mode '{other}'"),
     }
+}
+
+/// The arguments are who is measured, and what of it.
+fn compare(request: &Request, task: Task, report: &mut super::Report<'_>) -> Result<()> {
+    let mut words = request.arguments.iter();
+    let mut next = || words.next().context("who, and what of it?");
+    let (subject, part) = (next()?, next()?);
+    let subject = Subject::parse(subject).with_context(|| format!("no subject '{subject}'"))?;
+    let part = Part::parse(part).with_context(|| format!("no part '{part}'"))?;
+    fs::create_dir_all(&task.files)?;
+    for name in ["vmlinux", "guest.cpio", subject.vmm.file()] {
+        let (source, target) = (Path::new(FILES.1).join(name), task.files.join(name));
+        if source.is_dir() {
+            copy_tree(&source, &target)?;
+        } else {
+            fs::copy(&source, &target).with_context(|| source.display().to_string())?;
+        }
+    }
+    let bench = Bench {
+        files: task.files,
+        output: task.output,
+        subject,
+        part,
+    };
+    bench.run(report)
 }
 
 fn copy_tree(source: &Path, target: &Path) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -30,7 +30,7 @@ impl Tally {
         let mut counts = BTreeMap::new();
         let directory = machine(process)?;
         for name in EXITS {
-            let path = Path::new(KVM).join(&directory).join(name);
+            let path = directory.join(name);
             let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
             counts.insert(name, text.trim().parse().context(name)?);
         }
@@ -53,13 +53,19 @@ impl Tally {
     }
 }
 
-/// The name of the directory is the process's id, `-` and a number.
-fn machine(process: u32) -> Result<String> {
-    let prefix = format!("{process}-");
+/// Where KVM counts for the machine of a process: the directory's name is the id of the thread that
+/// has made the machine, `-` and a number.
+pub(super) fn machine(process: u32) -> Result<PathBuf> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).context("threads")?;
+    let threads = threads.flatten().map(|entry| entry.file_name());
+    let prefixes: Vec<String> = threads
+        .map(|thread| format!("{}-", thread.to_string_lossy()))
+        .collect();
     let names = fs::read_dir(KVM).context(KVM)?.flatten();
     let mut names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let found = names.find(|name| name.starts_with(&prefix));
-    found.with_context(|| format!("KVM has no machine of process {process}"))
+    let found = names.find(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+    let found = found.with_context(|| format!("KVM has no machine of process {process}"))?;
+    Ok(Path::new(KVM).join(found))
 }
 
 fn value(answer: &str, name: &str) -> Option<u64> {
