@@ -343,7 +343,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
 
     /// Makes this the state of the unit, however long that takes.
     fn latch_all(&self, execution: &mut Execution, latched: Latched, remapping: Remapping) {
-        let mut budget = Budget::endless();
+        let mut budget = Budget::to_reset();
         // This budget leaves nothing for later.
         let _ = self.latch_translation(execution, latched, &mut budget);
         let _ = self.change_remapping(execution, &mut budget, |current| *current = remapping);

@@ -372,7 +372,7 @@ impl Machine {
 
     /// Has a unit continue the work of this one: a new one, or this one after a reset.
     pub(crate) fn restore(&mut self, anew: bool, source: SourceId, address: u64) {
-        let state = self.unit.save();
+        let state = self.unit.save().expect("nothing is pinned");
         let memory = self.guest.contents();
         let registers = self.registers();
         let looks = |unit: &Behind| {
@@ -393,7 +393,7 @@ impl Machine {
         self.unit.restore(&state).expect("the state of such a unit");
         assert_eq!(self.guest.lookups(), lookups, "a restore looks nothing up");
         assert_eq!(self.listener.events.load(Ordering::Relaxed), events);
-        assert_eq!(self.unit.save(), state);
+        assert_eq!(self.unit.save().expect("nothing is pinned"), state);
         assert_eq!(self.registers(), registers);
         assert_eq!(looks(&self.unit), before);
         assert!(self.guest.contents() == memory, "a restore writes");
@@ -401,7 +401,10 @@ impl Machine {
 
     /// Looks at everything, which changes nothing.
     pub(crate) fn inspect(&self, source: SourceId, pasid: Option<Pasid>, address: u64) {
-        let (state, stats) = (self.unit.save(), self.unit.stats());
+        let (state, stats) = (
+            self.unit.save().expect("nothing is pinned"),
+            self.unit.stats(),
+        );
         let memory = self.guest.contents();
         assert!(!self.unit.describe().to_string().is_empty());
         let account = self.step(|| {
@@ -412,6 +415,12 @@ impl Machine {
         assert!(account.lookups <= 2 * LOOKUPS_PER_PAGE, "{account:?}");
         assert_eq!((account.events, account.ranges), (0, 0));
         assert!(self.guest.contents() == memory, "who looks writes");
-        assert_eq!((self.unit.save(), self.unit.stats()), (state, stats));
+        assert_eq!(
+            (
+                self.unit.save().expect("nothing is pinned"),
+                self.unit.stats()
+            ),
+            (state, stats)
+        );
     }
 }

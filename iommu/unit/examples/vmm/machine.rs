@@ -99,7 +99,7 @@ impl Machine {
     }
 
     /// vCPUs and devices are stopped.
-    pub(crate) fn save(&self) -> UnitState {
+    pub(crate) fn save(&self) -> Result<UnitState, StateError> {
         self.unit.save()
     }
 

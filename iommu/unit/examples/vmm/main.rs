@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     guest.map()?;
 
     println!("\nThe virtual machine moves to another host:");
-    let saved = serde_json::to_string(&machine.save())?;
+    let saved = serde_json::to_string(&machine.save()?)?;
     println!("vmm:    {} bytes of state", saved.len());
     let moved = Machine::new(machine.memory())?;
     moved.restore(&serde_json::from_str(&saved)?)?;

@@ -5,7 +5,7 @@
 //! it had asked again. So the flush of a whole domain, as a guest makes it now and then, does not
 //! wait for the disk.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -13,6 +13,7 @@ use std::sync::atomic::{Ordering, fence};
 use vm_memory::GuestMemoryBackend;
 
 use super::drain_scope::DrainScope;
+use super::pin::MOST_STEPS;
 use super::pin_slot::{Held, PinSlot};
 use super::shared::DmaState;
 use super::slot::Slot;
@@ -95,7 +96,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaState<M> {
     }
 
     /// Makes the requests of a pin once more, with their effects on the tables. Returns whether they
-    /// lead to the same pages.
+    /// lead to the same pages, which is not found out if that takes too long.
     ///
     /// It is no such thing if translations are kept, as what is kept may be older than the tables,
     /// or if they are the device's own.
@@ -106,6 +107,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> DmaState<M> {
         let walk = Renewal {
             tables: self.tables(),
             resolved: OnceCell::new(),
+            left: Cell::new(MOST_STEPS),
         };
         if !held.used.runs.iter().all(|run| walk.leads_to(held, run)) {
             return false;
@@ -123,6 +125,8 @@ struct Renewal<'a, T> {
     tables: GuestTables<'a, T>,
     /// All of them are of one source and PASID.
     resolved: OnceCell<Resolved>,
+    /// How many more walks it may take. The guest may have split the pages since.
+    left: Cell<usize>,
 }
 
 impl<T: TableMemory> Renewal<'_, T> {
@@ -134,6 +138,10 @@ impl<T: TableMemory> Renewal<'_, T> {
             };
             let mut block = u64::MAX;
             for request in held.requests(address) {
+                let Some(left) = self.left.get().checked_sub(1) else {
+                    return false;
+                };
+                self.left.set(left);
                 match self.translate(&request) {
                     Some(found) if found.address == run.output.wrapping_add(done) => {
                         block = block.min(1 << found.page_shift);

@@ -26,6 +26,9 @@ pub(super) struct ViewCaches {
     /// has one source, and mostly one PASID.
     bound: OnceCell<Resolved>,
     bound_for: Tag,
+    /// In this generation there were requests of several tags: what is remembered of one may be
+    /// older than `bound`.
+    mixed: bool,
     walks: Cell<u64>,
 }
 
@@ -34,6 +37,7 @@ impl ViewCaches {
     #[inline]
     pub(super) fn begin(&mut self, tag: Tag) {
         if self.bound_for != tag {
+            self.mixed = self.bound_for.generation == tag.generation;
             self.bound = OnceCell::new();
             self.bound_for = tag;
         }
@@ -61,9 +65,10 @@ impl ViewCaches {
         Some(found)
     }
 
-    /// What translates the requests of the tag that began last, if one of them had to look.
+    /// What translates the requests of the tag that began last, if one of them had to look and all
+    /// of them have that from it.
     pub(super) fn bound(&self) -> Option<&Resolved> {
-        self.bound.get()
+        self.bound.get().filter(|_| !self.mixed)
     }
 
     /// How many times a table walk was needed.

@@ -20,6 +20,10 @@ use super::shared::DmaState;
 use super::transaction::DmaTransaction;
 use super::used::{Domains, Run, Used};
 
+/// The most translations that are looked up for a pin at a time: it bounds a transaction, and what an
+/// invalidation looks at.
+pub(super) const MOST_STEPS: usize = 1024;
+
 /// Room for the pages that a device has pinned at a time. To be used again and again: then pinning
 /// allocates nothing.
 ///
@@ -45,9 +49,6 @@ impl<M> DmaPin<M> {
     /// The most pieces of memory that are pinned at a time. It is half of what a system call takes
     /// (`IOV_MAX`).
     pub const MOST_PIECES: usize = 512;
-    /// The most translations that are looked up at a time: it bounds a transaction, and what an
-    /// invalidation has to look at.
-    const MOST_STEPS: usize = 1024;
 
     /// Without pages.
     pub const fn new() -> Self {
@@ -145,7 +146,7 @@ impl<M: Clone + Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
     ) -> Result<Pinned<'p, M>, GuestMemoryError> {
         pin.release();
         let mut pin = Pinned { pin, length: 0 };
-        let mut steps = DmaPin::<M>::MOST_STEPS;
+        let mut steps = MOST_STEPS;
         for (address, length) in ranges {
             let found = self.pieces(
                 &mut pin.pin.runs,
@@ -172,7 +173,7 @@ impl<M: Clone + Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
         steps: &mut usize,
     ) -> Result<usize, GuestMemoryError> {
         let mut done = 0;
-        while done < length {
+        while done < length && *steps != 0 {
             let input = start
                 .checked_add(done)
                 .ok_or(GuestMemoryError::GuestAddressOverflow)?;
@@ -187,9 +188,6 @@ impl<M: Clone + Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
             }
             done += run.length;
             *steps -= 1;
-            if *steps == 0 {
-                break;
-            }
         }
         usize::try_from(done).map_err(|_| GuestMemoryError::GuestAddressOverflow)
     }

@@ -352,6 +352,55 @@ fn a_pin_takes_512_pieces_and_1024_pages_at_a_time() {
 }
 
 #[test]
+fn a_pin_that_has_taken_all_its_steps_takes_no_further_range() {
+    let bench = bench();
+    for page in 0..1025 {
+        let leaf = (FIRST + page % 1024 * 0x1000) | 3;
+        bench
+            .world
+            .map(&bench.paging, INPUT + page * 0x1000, 1, leaf);
+    }
+    let mut view = bench.port.view();
+    let mut pin = DmaPin::new();
+    let ranges = [(0, 1024 << 12), (1024 << 12, 0x1000)];
+    let ranges = ranges.map(|(at, length)| (GuestAddress(INPUT + at), length));
+    let pinned = view
+        .begin()
+        .pin(&mut pin, ranges, Permissions::Read)
+        .unwrap();
+    assert_eq!(pinned.len(), 1024 << 12);
+}
+
+#[test]
+fn a_pin_by_what_is_remembered_of_a_domain_waits_for_that_one() {
+    let bench = bench();
+    let paging = bench.world.first_stage(4);
+    let leaf = bench.world.map(&paging, INPUT, 1, FIRST | 7);
+    bench.world.map(&paging, INPUT + 0x1000, 1, SECOND | 7);
+    for pasid in [1, 2] {
+        bench
+            .world
+            .set_pasid(pasid, &[0x49, 0x0080_0009, paging.top]);
+    }
+    let mut view = bench.port.view();
+    for pasid in [1, 2] {
+        let transaction = view.begin_pasid(Pasid::new(pasid));
+        transaction.write_obj(1_u8, GuestAddress(INPUT)).unwrap();
+    }
+    // The first page is remembered as of domain 9, and the second is found in domain 10.
+    bench.world.set_pasid(1, &[0x49, 0x0080_000a, paging.top]);
+    let mut pin = DmaPin::new();
+    let range = [(GuestAddress(INPUT), 0x2000)];
+    let transaction = view.begin_pasid(Pasid::new(1));
+    let _pinned = transaction
+        .pin(&mut pin, range, Permissions::Write)
+        .unwrap();
+    drop(transaction);
+    bench.world.set(leaf, 0);
+    assert!(!completes(&bench.state, &[pasid_page(9, INPUT)]));
+}
+
+#[test]
 fn pins_outlive_their_view_and_leave_nothing_behind() {
     let bench = bench();
     let leaf = bench.world.map(&bench.paging, INPUT, 1, FIRST | 3);

@@ -245,7 +245,7 @@ fn commands_that_wait_are_merged_and_no_pointer_is_lost() {
     run(&bench);
     assert_eq!(bench.read32(0x1C), 0x4300_0000);
     assert_eq!(bench.unit.dma_state().latched().root.address, 0x1000);
-    assert_eq!(bench.unit.save().interrupt_table, 0x20_0007);
+    assert_eq!(bench.unit.save().unwrap().interrupt_table, 0x20_0007);
 }
 
 #[test]
@@ -328,7 +328,7 @@ fn reset_drops_what_is_left_of_a_long_queue() {
     let bench = Bench::new(&full());
     background(&bench, settles(3));
     fill_long_queue(&bench, [0xD2, 0, 0, 0]);
-    let state = bench.unit.save();
+    let state = bench.unit.save().unwrap();
     bench.write64(0x20, 0x1000);
     bench.unit.reset();
     run(&bench);
@@ -427,7 +427,7 @@ fn a_unit_that_restores_a_half_done_queue_goes_on_with_it() {
         background(&bench, settles(1));
         let waits: Vec<_> = (0..20).map(|place| fenced(place + 1, place)).collect();
         bench.submit_wide(&waits);
-        let state = bench.unit.save();
+        let state = bench.unit.save().unwrap();
         let next = successor(&bench);
         if let Some(budget) = behind {
             background(&next, budget);

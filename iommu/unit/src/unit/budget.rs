@@ -75,12 +75,21 @@ impl Clock {
 #[derive(Clone, Copy, Debug)]
 enum Executor<'a> {
     /// Nobody else can go on: it ends with the work.
-    Alone,
+    Alone(Purpose),
     /// A thread that goes on until the work is done, but lets others in who have a claim, and gives
     /// up when it is told to.
     Patient(Option<&'a Arc<AtomicBool>>, Claims<'a>),
     /// A register write beside a background.
     Inline(InlineBudget, Claims<'a>),
+}
+
+/// What somebody does who may not stop half-way.
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    /// What is not over when it is tired of waiting is dropped.
+    Reset,
+    /// What is not over then is not saved as if it was.
+    Save,
 }
 
 /// How many wait to be the executor, for a reset or a snapshot.
@@ -102,9 +111,14 @@ pub(super) struct Budget<'a> {
 }
 
 impl<'a> Budget<'a> {
-    /// Of one who may not stop half-way.
-    pub(super) fn endless() -> Self {
-        Self::new(Executor::Alone, Clock::default())
+    /// Of a reset, which may not stop half-way.
+    pub(super) fn to_reset() -> Self {
+        Self::new(Executor::Alone(Purpose::Reset), Clock::default())
+    }
+
+    /// Of a snapshot, which does so for pages only that a device has pinned.
+    pub(super) fn to_save() -> Self {
+        Self::new(Executor::Alone(Purpose::Save), Clock::default())
     }
 
     /// Of one who comes back after `Later`, unless `stop` is true.
@@ -135,7 +149,7 @@ impl<'a> Budget<'a> {
             Patience::new(Arc::clone(claims.0), stop.cloned())
         };
         match self.executor {
-            Executor::Alone => Patience::endless(),
+            Executor::Alone(_) => Patience::endless(),
             Executor::Patient(stop, claims) => patience(claims, stop),
             Executor::Inline(budget, claims) => {
                 let steps = budget.time.as_nanos() / Patience::STEP.as_nanos();
@@ -152,7 +166,7 @@ impl<'a> Budget<'a> {
     /// Whether anything may begin.
     pub(super) fn begin(&self) -> Result<(), Later> {
         let may = match self.executor {
-            Executor::Alone => true,
+            Executor::Alone(_) => true,
             Executor::Patient(stop, claims) => !is_to_end(stop, claims),
             Executor::Inline(budget, claims) => budget.settles != 0 && !claims.are_there(),
         };
@@ -173,7 +187,7 @@ impl<'a> Budget<'a> {
     pub(super) fn patience(&mut self) -> Result<(), Later> {
         let began = self.clock.start();
         let goes_on = match self.executor {
-            Executor::Alone => true,
+            Executor::Alone(_) => true,
             Executor::Patient(stop, claims) => !is_to_end(stop, claims),
             Executor::Inline(budget, claims) => {
                 !claims.are_there() && began.elapsed() < budget.time
@@ -188,18 +202,18 @@ impl<'a> Budget<'a> {
         /// How long a reset and a snapshot do: longer than a device's I/O takes.
         const LONGEST: Duration = Duration::from_millis(500);
         match self.executor {
-            Executor::Alone if began.get_or_insert_with(Instant::now).elapsed() >= LONGEST => {
+            Executor::Alone(_) if began.get_or_insert_with(Instant::now).elapsed() >= LONGEST => {
                 Err(Later)
             }
             _ => self.patience(),
         }
     }
 
-    /// [`Later`], unless there is none, for one who may not stop half-way.
+    /// [`Later`], unless there is none, for a reset.
     pub(super) const fn comes_back(&self) -> Result<(), Later> {
         match self.executor {
-            Executor::Alone => Ok(()),
-            Executor::Patient(..) | Executor::Inline(..) => Err(Later),
+            Executor::Alone(Purpose::Reset) => Ok(()),
+            _ => Err(Later),
         }
     }
 

@@ -153,28 +153,34 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
         let result = change(&mut execution);
         drop(execution);
         // Who found the lock taken has left its work.
-        if let Some(background) = self.background.get()
-            && self.registers().has_work()
-        {
-            (background.wake)();
+        if self.registers().has_work() {
+            self.wake_background();
         }
         result
     }
 
+    /// There is something to go on with.
+    pub(super) fn wake_background(&self) {
+        if let Some(background) = self.background.get() {
+            (background.wake)();
+        }
+    }
+
     /// Carries out commands that were noted, and finishes what was taken from the queue. The rest of the queue stays.
-    pub(super) fn finish_commands(&self, execution: &mut Execution) {
-        let mut budget = Budget::endless();
-        // This budget leaves nothing for later.
-        let _ = self.finish(execution, &mut budget);
+    ///
+    /// What waits for pages that a device does not release is kept.
+    pub(super) fn finish_commands(&self, execution: &mut Execution) -> Result<(), Later> {
+        let mut budget = Budget::to_save();
+        self.finish(execution, &mut budget)?;
         loop {
             let command = {
                 let mut registers = self.registers();
                 registers.has_command().then(|| registers.next()).flatten()
             };
             let Some(command) = command else {
-                return;
+                return Ok(());
             };
-            let _ = self.command(execution, command, &mut budget);
+            self.command(execution, command, &mut budget)?;
         }
     }
 

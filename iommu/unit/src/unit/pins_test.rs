@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vm_memory::{GuestAddress, Permissions};
 
 use super::testing::{Background, Bench, Memory, STATUS, eventually, full};
-use super::{InlineBudget, Unit};
+use super::{InlineBudget, StateError, Unit};
 use crate::dma::{DmaPin, DmaPort, Pinned};
 use crate::spec::ids::SourceId;
 
@@ -99,20 +99,40 @@ fn a_background_that_waits_for_a_pin_ends_when_it_is_told_to() {
 }
 
 #[test]
-fn a_snapshot_does_not_wait_for_a_disk_that_hangs() {
+fn a_snapshot_completes_no_wait_for_a_page_that_a_disk_that_hangs_still_uses() {
     let bench = mapped();
     bench
         .unit
         .run_in_background(InlineBudget::default(), Arc::new(|| {}));
     let mut pin = DmaPin::new();
-    let _pinned = pin_page(&bench, &mut pin);
+    let pinned = pin_page(&bench, &mut pin);
     bench.poke(LEAF, &[0]);
     bench.submit_wide(&[OWN[1], fenced(1, 0)]);
+    assert_eq!(bench.unit.save(), Err(StateError::Pinned));
     assert_eq!(bench.peek32(STATUS), 0);
-    // What has begun is complete in the state.
-    let state = bench.unit.save();
+    // It goes on, and so does who wants the state.
+    drop(pinned);
+    let state = bench.unit.save().unwrap();
+    run(&bench.unit);
     assert_eq!(bench.peek32(STATUS), 1);
     let other = Bench::new(&full());
     other.unit.restore(&state).unwrap();
     assert_eq!(other.read32(0x80), bench.read32(0x80));
+}
+
+#[test]
+fn a_restore_that_is_refused_completes_nothing() {
+    let bench = mapped();
+    bench
+        .unit
+        .run_in_background(InlineBudget::default(), Arc::new(|| {}));
+    let state = bench.unit.save().unwrap();
+    let mut pin = DmaPin::new();
+    let _pinned = pin_page(&bench, &mut pin);
+    bench.poke(LEAF, &[0]);
+    bench.submit_wide(&[OWN[1], fenced(1, 0)]);
+    let mut damaged = state;
+    damaged.registers.pop();
+    assert!(bench.unit.restore(&damaged).is_err());
+    assert_eq!(bench.peek32(STATUS), 0);
 }

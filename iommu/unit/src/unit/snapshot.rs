@@ -12,7 +12,7 @@ use thiserror::Error;
 use vm_memory::GuestMemoryBackend;
 
 use super::Unit;
-use super::budget::Clock;
+use super::budget::{Clock, Later};
 use super::execution::Execution;
 use super::interrupt_remapping::Remapping;
 use super::register_file::RegisterFile;
@@ -80,7 +80,7 @@ const fn check_version(version: u32) -> Result<(), StateError> {
     }
 }
 
-/// Why a unit does not take a state.
+/// Why a unit gives no state, or does not take one.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StateError {
@@ -110,6 +110,9 @@ pub enum StateError {
     /// A register is missing.
     #[error("the state has no register at {0:#x}: it is damaged")]
     Missing(u16),
+    /// A device uses pages that the guest has taken away from it.
+    #[error("a device still uses pages that the guest has invalidated: stop it, and save then")]
+    Pinned,
     /// There is no such fault record.
     #[error("the state's next fault record is {0}, of {FAULT_RECORD_COUNT}: it is damaged")]
     FaultRecord(u8),
@@ -121,12 +124,19 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
     /// vCPUs and devices are to be stopped, and so is [`run_backlog`](Self::run_backlog): what they do meanwhile may be
     /// in the state or not, and guest memory has to be of the same moment. Commands that registers have been written for are complete in the
     /// state. Of the invalidation queue, what was begun is; the rest stays in it, and the unit that restores the state goes on there.
-    /// A device that has pages [pinned](crate::DmaTransaction::pin) is not stopped: it is waited for where a command
-    /// concerns these, but for half a second at most.
-    pub fn save(&self) -> UnitState {
-        self.as_executor(|execution| {
-            self.finish_commands(execution);
-            self.state(execution)
+    ///
+    /// # Errors
+    /// [`StateError::Pinned`]: a device that is not stopped has pages [pinned](crate::DmaTransaction::pin) that an invalidation
+    /// takes away. It was waited for half a second. The unit goes on.
+    pub fn save(&self) -> Result<UnitState, StateError> {
+        let state = self.as_executor(|execution| -> Result<_, Later> {
+            self.finish_commands(execution)?;
+            Ok(self.state(execution))
+        });
+        state.map_err(|Later| {
+            // It is for the background to finish what was begun.
+            self.wake_background();
+            StateError::Pinned
         })
     }
 
@@ -222,7 +232,10 @@ impl<M: Deref<Target: GuestMemoryBackend>> Unit<M> {
             return Err(StateError::FaultRecord(state.next_fault_record));
         }
         let mut left = state.registers.iter().map(|word| word.offset);
-        for own in self.save().registers {
+        for own in self
+            .as_executor(|execution| self.state(execution))
+            .registers
+        {
             match left.next() {
                 Some(offset) if offset == own.offset => {}
                 Some(offset) if offset < own.offset => return Err(StateError::Register(offset)),

@@ -41,7 +41,7 @@ fn all_but_who_is_alone_let_others_in_that_have_a_claim() {
         assert_eq!(budget.begin(), Err(Later));
         assert_eq!(budget.patience(), Err(Later));
     }
-    let mut alone = Budget::endless();
+    let mut alone = Budget::to_reset();
     assert_eq!((alone.begin(), alone.more()), (Ok(()), Ok(())));
     claims.store(0, Ordering::SeqCst);
     assert_eq!(

@@ -338,7 +338,7 @@ fn changes_of_translation_are_told_with_the_new_state_in_place() {
     // Already on.
     bench.write32(0x18, 0x8000_0000);
     assert_eq!(recorder.take(), []);
-    let state = bench.unit.save();
+    let state = bench.unit.save().unwrap();
     bench.write32(0x18, 0);
     assert_eq!(recorder.take(), changed(false, 0x1000));
     bench.unit.reset();

@@ -38,20 +38,20 @@ fn successor(bench: &Bench) -> Bench {
 #[test]
 fn every_register_reads_as_before() {
     let bench = busy();
-    let state = bench.unit.save();
+    let state = bench.unit.save().unwrap();
     let next = successor(&bench);
     next.unit.restore(&state).unwrap();
     for at in (0..0x1000).step_by(4) {
         assert_eq!(next.read32(at), bench.read32(at), "register {at:#x}");
     }
-    assert_eq!(next.unit.save(), state);
+    assert_eq!(next.unit.save().unwrap(), state);
     assert!(next.sink.take().is_empty());
 }
 
 #[test]
 fn work_goes_on_with_what_was_latched() {
     let bench = busy();
-    let state = bench.unit.save();
+    let state = bench.unit.save().unwrap();
     let next = successor(&bench);
     let mut view = next.unit.port(SourceId(0x20)).view();
     assert!(view.begin().read_obj::<u32>(GuestAddress(0x1000)).is_ok());
@@ -89,14 +89,14 @@ fn next_record(index: u64) -> u64 {
 
 #[test]
 fn a_state_survives_serialization() {
-    let state = busy().unit.save();
+    let state = busy().unit.save().unwrap();
     let text = serde_json::to_string(&state).unwrap();
     assert_eq!(serde_json::from_str::<UnitState>(&text).unwrap(), state);
 }
 
 #[test]
 fn a_state_of_another_version_is_refused_before_the_rest_is_read() {
-    let state = busy().unit.save();
+    let state = busy().unit.save().unwrap();
     let text = serde_json::to_string(&state).unwrap();
     assert!(text.starts_with("{\"version\":1,"), "{text}");
     // A later release may have other fields.
@@ -110,27 +110,27 @@ fn a_state_of_another_version_is_refused_before_the_rest_is_read() {
         ..state
     };
     let next = Bench::new(&sharing());
-    let fresh = next.unit.save();
+    let fresh = next.unit.save().unwrap();
     assert_eq!(next.unit.restore(&later), Err(StateError::Version(2)));
-    assert_eq!(next.unit.save(), fresh);
+    assert_eq!(next.unit.save().unwrap(), fresh);
 }
 
 #[test]
 fn a_state_of_another_unit_or_a_damaged_one_changes_nothing() {
     let bench = busy();
-    let state = bench.unit.save();
+    let state = bench.unit.save().unwrap();
     let other = Bench::new(&full());
     assert!(matches!(
         other.unit.restore(&state),
         Err(StateError::OtherUnit { field: "ECAP", .. })
     ));
     let next = successor(&bench);
-    let fresh = next.unit.save();
+    let fresh = next.unit.save().unwrap();
     let damaged = |damage: &dyn Fn(&mut UnitState)| {
         let mut state = state.clone();
         damage(&mut state);
         let outcome = next.unit.restore(&state);
-        assert_eq!(next.unit.save(), fresh);
+        assert_eq!(next.unit.save().unwrap(), fresh);
         outcome.unwrap_err()
     };
     let first = state.registers[0].offset;
