@@ -197,7 +197,7 @@ impl Machine {
     /// Whether no device touches guest memory any more after
     /// [`reset_devices`](Self::reset_devices).
     pub(crate) fn is_quiet(&self) -> bool {
-        self.root.is_quiet()
+        self.root.is_quiet() && self.hotplug.is_quiet()
     }
 
     /// Stops all devices: what they have begun is finished or abandoned, and nothing touches guest

@@ -43,6 +43,8 @@ pub(crate) struct HotPlug {
     fixed: Vec<(Bdf, String)>,
     /// One for each of `ports`. A leaf lock.
     slots: Mutex<Vec<Slot>>,
+    /// Functions that are out of their slots, and wait for a host that does not answer.
+    departed: Mutex<Vec<Arc<dyn PciFunction>>>,
 }
 
 struct Port {
@@ -107,6 +109,7 @@ impl HotPlug {
             ports,
             fixed,
             slots,
+            departed: Mutex::default(),
         })
     }
 
@@ -124,6 +127,8 @@ impl HotPlug {
         };
         let reservation = self.reserve(index, config.id.as_deref())?;
         let bdf = port.function_address();
+        // What one that is gone by now has held is free again.
+        self.is_quiet();
         let function = self
             .maker
             .make(bdf, &config.kind)
@@ -361,9 +366,23 @@ impl HotPlug {
         }
     }
 
+    /// Whether nothing that was taken out touches guest memory any more.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let mut departed = self.departed.lock();
+        departed.retain(|function| !function.is_quiet());
+        departed.is_empty()
+    }
+
     /// Drops a function that nothing reaches any more, and all that belongs to it.
     fn release(&self, bdf: Bdf, function: Arc<dyn PciFunction>) {
         self.maker.release(bdf);
+        if !function.is_quiet() {
+            log::warn!(
+                "the host does not answer what the device at {bdf} has begun, which ends when it does"
+            );
+            self.departed.lock().push(function);
+            return;
+        }
         let rest = Arc::downgrade(&function);
         drop(function);
         // An access that began before may still hold it. The next function at this address must

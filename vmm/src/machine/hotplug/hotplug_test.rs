@@ -9,7 +9,7 @@ use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
 use devices::{Doorbells, Memory};
 use intel_vtd::{EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
-use pci::{Apertures, IntxSink, MsiSink};
+use pci::{Apertures, ConfigChange, IntxSink, MsiSink};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -44,12 +44,31 @@ impl Doorbells for Bells {
     }
 }
 
+/// A function whose host has not answered yet.
+#[derive(Default)]
+struct Hung(AtomicBool);
+
+impl PciFunction for Hung {
+    fn read_config(&self, _offset: u16, _data: &mut [u8]) {}
+
+    fn write_config(&self, _offset: u16, _data: &[u8]) -> ConfigChange {
+        ConfigChange::default()
+    }
+
+    fn reset(&self) {}
+
+    fn is_quiet(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// What a maker has and counts.
 struct Parts {
     memory: Memory,
     unit: Arc<Unit<Memory>>,
     bells: Arc<Bells>,
     fails: AtomicBool,
+    hung: Arc<Hung>,
     released: AtomicU32,
 }
 
@@ -116,6 +135,7 @@ fn bench() -> Bench {
         unit,
         bells: Arc::default(),
         fails: AtomicBool::new(false),
+        hung: Arc::default(),
         released: AtomicU32::new(0),
     });
     let maker = Box::new(TestMaker(Arc::clone(&parts)));
@@ -242,6 +262,18 @@ fn a_device_is_pulled_from_a_guest_that_does_nothing() {
     assert_eq!(told, "right is out of the slot of right\n");
     assert_eq!(bench.vendor(2), 0xffff);
     bench.plug.add(&rng("e0", "right")).expect("room and name");
+}
+
+#[test]
+fn what_is_pulled_while_its_host_does_not_answer_is_not_quiet_before_it_has() {
+    let bench = bench();
+    let function: Arc<dyn PciFunction> = Arc::clone(&bench.parts.hung) as _;
+    let port = Bdf::new(1, 0, 0).expect("in range");
+    bench.plug.release(port, function);
+    assert!(!bench.plug.is_quiet());
+    bench.parts.hung.0.store(true, Ordering::Relaxed);
+    assert!(bench.plug.is_quiet());
+    assert_eq!(Arc::strong_count(&bench.parts.hung), 1, "nobody keeps it");
 }
 
 #[test]
