@@ -6,6 +6,7 @@ mod assigned_edu;
 pub(crate) mod checks;
 mod console;
 pub(crate) mod disk;
+mod disk_queues;
 mod disk_speed;
 mod edu;
 mod edu_group;

@@ -450,7 +450,7 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "four-cpus",
-        description: "four vCPUs, first stage; four MSIs of edu, each on a vCPU of its own",
+        description: "four vCPUs, first stage; four queues of a disk and four MSIs of edu, each on a vCPU of its own",
         arguments: &[
             "--device",
             "virtio-rng-pci",
@@ -458,8 +458,8 @@ const SCENARIOS: &[Scenario] = &[
             "edu,msi-vectors=4",
         ],
         cpus: 4,
-        plan: "scalable,smp=4,translation=first-stage,intremap=x2apic,disk,net,rng,edu,edu-msi,interrupts=remapped,\
-               nofaults>poweroff",
+        plan: "scalable,smp=4,translation=first-stage,intremap=x2apic,disk-queues=4,disk,net,rng,edu,edu-msi,\
+               interrupts=remapped,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Guest, assigned_edu, console, disk, disk_speed, edu, edu_group, edu_msi, hot_plug,
+    Guest, assigned_edu, console, disk, disk_queues, disk_speed, edu, edu_group, edu_msi, hot_plug,
     hot_plug_levels, interrupts, iommu, level3, map_benchmark, network, nvme, pasid, power, random,
     restart, sva, taken,
 };
@@ -35,6 +35,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("nvme", nvme::file_system),
     ("nvme-load", nvme::load),
     ("nvme-speed", nvme::speed),
+    ("disk-queues", disk_queues::check),
     ("disk-speed", disk_speed::check),
     ("link", network::assigned),
     ("edu-domains", assigned_edu::domains),
