@@ -1,9 +1,10 @@
 //! Block device (section 5.2) on a file or a host block device.
 //!
-//! The requests of a queue are executed one after the other on the queue's own thread. Queues share
+//! The requests of a queue are executed on the queue's own thread, a batch at a time. Queues share
 //! the file and nothing else: I/O is positional, and a flush makes all stable that any of them has
 //! written to it, so what completed before the flush began is.
 
+mod batch;
 #[cfg(test)]
 mod blk_test;
 mod pinned_io;
@@ -24,12 +25,12 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, virtio_blk_config,
 };
 
-use super::chain::Chain;
 use super::device::{DeviceKind, VirtioDevice};
 use super::error::QueueError;
 use super::feature::{has, mask};
 use super::session::{Progress, Session};
-use request::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, Request};
+use batch::Batch;
+use request::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS};
 use target::{ID_LENGTH, SECTOR, Target};
 
 /// Queue size.
@@ -105,8 +106,7 @@ pub struct Block {
     queues: u16,
     /// Which one of them this serves.
     queue: u16,
-    request: Request,
-    chain: Chain,
+    batch: Batch,
 }
 
 impl Block {
@@ -164,8 +164,7 @@ impl Block {
             features: features | several,
             queues,
             queue: 0,
-            request: Request::default(),
-            chain: Chain::default(),
+            batch: Batch::default(),
         })
     }
 
@@ -176,8 +175,7 @@ impl Block {
             features: self.features,
             queues: self.queues,
             queue,
-            request: Request::default(),
-            chain: Chain::default(),
+            batch: Batch::default(),
         }
     }
 }
@@ -267,12 +265,7 @@ impl VirtioDevice for Block {
 
     fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError> {
         session.turn(index, |session| {
-            if !session.pop(index, &mut self.chain)? {
-                return Ok(false);
-            }
-            self.request
-                .serve(index, &self.chain, &self.target, session)?;
-            Ok(true)
+            self.batch.serve(index, &self.target, session)
         })
     }
 }

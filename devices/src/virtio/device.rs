@@ -71,7 +71,7 @@ pub trait VirtioDevice: Send {
         true
     }
     /// The driver notified queue `index`, or the last turn ended with [`Progress::More`]. One turn
-    /// handles at most as many chains as the queue has entries. An error means that the rings are
+    /// handles a bounded number of chains. An error means that the rings are
     /// broken.
     fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError>;
     /// Source `source` is readable. It is polled level-triggered: what is left over is reported

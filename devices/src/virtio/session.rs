@@ -112,7 +112,7 @@ impl Session {
     }
 
     /// One turn on queue `index`: takes `step` until that says that there is nothing left, once for
-    /// each entry of the queue at most.
+    /// each entry of the queue at most, or until the device is to stop.
     pub fn turn(
         &mut self,
         index: usize,

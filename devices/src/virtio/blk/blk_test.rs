@@ -345,6 +345,71 @@ fn a_request_of_all_segments_that_a_chain_can_have_is_served_wherever_they_are()
     assert!(copy[1064 * 512..] == stored[1064 * 512..]);
 }
 
+/// Offers reads of `sectors`, two each, all at once, and checks that each is served.
+fn reads(disk: &Disk, sectors: &[u64]) {
+    let place = |number: usize| 0x20_0000 + 0x1_0000 * number as u64;
+    let mut heads = Vec::new();
+    for (number, sector) in sectors.iter().enumerate() {
+        disk.fill(place(number), &[0; 8]);
+        disk.fill(place(number) + 8, &sector.to_le_bytes());
+        disk.fill(place(number) + 0x2000, &[0xee]);
+        let buffers = [
+            (place(number), 16, false),
+            (place(number) + 0x1000, 1024, true),
+            (place(number) + 0x2000, 1, true),
+        ];
+        heads.push(u32::from(disk.ring.add(&disk.driver, &buffers)));
+    }
+    disk.driver.kick(&disk.ring);
+    let mut served: Vec<u32> = sectors
+        .iter()
+        .map(|_| disk.ring.used(&disk.driver).0)
+        .collect();
+    for (number, sector) in sectors.iter().enumerate() {
+        assert_eq!(disk.bytes(place(number) + 0x2000, 1), [0], "{sector}");
+        let byte = |sector: u64| u8::try_from(sector % 255 + 1).unwrap();
+        let expected = [[byte(*sector); 512], [byte(*sector + 1); 512]].concat();
+        assert_eq!(
+            disk.bytes(place(number) + 0x1000, 1024),
+            expected,
+            "{sector}"
+        );
+    }
+    heads.sort_unstable();
+    served.sort_unstable();
+    assert_eq!(served, heads);
+}
+
+#[test]
+fn reads_that_are_there_together_are_served_whether_the_host_has_them_in_memory_or_not() {
+    let disk = disk(ALL);
+    let file = disk.file.as_file();
+    for sectors in [[0, 4000, 8190, 100, 7], [8000, 1, 2, 3, 4]] {
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        // One that it has then.
+        assert_eq!(
+            disk.request(0, sectors[2], &[(DATA, 1024, true)]),
+            (0, 1025)
+        );
+        reads(&disk, &sectors);
+        reads(&disk, &sectors);
+    }
+}
+
+#[test]
+fn what_came_before_a_broken_chain_is_served() {
+    let disk = disk(ALL);
+    disk.header(0, 7);
+    let buffers = [(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)];
+    let head = disk.ring.add(&disk.driver, &buffers);
+    disk.ring.offer(&disk.driver, 16);
+    disk.driver.kick(&disk.ring);
+    assert_eq!(disk.ring.used(&disk.driver), (u32::from(head), 513));
+    assert_eq!(disk.bytes(DATA, 512), [8; 512]);
+    disk.recovers();
+}
+
 #[test]
 fn segments_may_overlap_and_what_comes_later_stays() {
     let disk = disk(ALL);

@@ -1,4 +1,4 @@
-//! Reads and writes of a file straight into and out of pinned guest memory: preadv(2), pwritev(2).
+//! Reads and writes of a file straight into and out of pinned guest memory: preadv2(2), pwritev(2).
 #![allow(unsafe_code)] // Both take pointers. Wrappers of them take slices, and guest memory is none.
 
 use std::fs::File;
@@ -18,6 +18,13 @@ pub(super) trait PinnedIo {
     /// The system's, or that the file ends before: a part may be filled.
     fn read_pinned(&self, memory: &Pinned<'_, Memory>, offset: u64) -> io::Result<()>;
 
+    /// Fills `memory` from the file's `offset` on, if that takes no waiting for storage; otherwise a
+    /// part may be filled. Tells whether all is.
+    ///
+    /// # Errors
+    /// The system's: of some file systems, that they do not know (EOPNOTSUPP).
+    fn read_pinned_at_once(&self, memory: &Pinned<'_, Memory>, offset: u64) -> io::Result<bool>;
+
     /// Writes `memory` to the file's `offset`.
     ///
     /// # Errors
@@ -27,27 +34,14 @@ pub(super) trait PinnedIo {
 
 impl PinnedIo for File {
     fn read_pinned(&self, memory: &Pinned<'_, Memory>, offset: u64) -> io::Result<()> {
-        let slices: Vec<_> = memory
-            .slices()
-            .collect::<Result<_, _>>()
-            .map_err(io::Error::other)?;
-        let guards: Vec<_> = slices.iter().map(|slice| slice.ptr_guard_mut()).collect();
-        let vectors = guards.iter().map(|guard| iovec {
-            iov_base: guard.as_ptr().cast(),
-            iov_len: guard.len(),
-        });
-        let ended = io::ErrorKind::UnexpectedEof;
-        transfer(
-            vectors.collect(),
-            offset,
-            ended,
-            |(vectors, count), offset| {
-                // SAFETY: the vectors, as many as `count` says, are of guest memory that the guards keep
-                // mapped, and `memory` keeps it pinned. It is accessed through pointers only, here and
-                // elsewhere, so that others may write to it at the same time.
-                unsafe { libc::preadv(self.as_raw_fd(), vectors, count, offset) }
-            },
-        )
+        fill(self, memory, offset, 0)
+    }
+
+    fn read_pinned_at_once(&self, memory: &Pinned<'_, Memory>, offset: u64) -> io::Result<bool> {
+        match fill(self, memory, offset, libc::RWF_NOWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            outcome => outcome.map(|()| true),
+        }
     }
 
     fn write_pinned(&self, memory: &Pinned<'_, Memory>, offset: u64) -> io::Result<()> {
@@ -66,11 +60,36 @@ impl PinnedIo for File {
             offset,
             full,
             |(vectors, count), offset| {
-                // SAFETY: as for reading; this only reads from them.
+                // SAFETY: as in `fill`; this only reads from them.
                 unsafe { libc::pwritev(self.as_raw_fd(), vectors, count, offset) }
             },
         )
     }
+}
+
+/// Reads with `flags` of preadv2(2).
+fn fill(file: &File, memory: &Pinned<'_, Memory>, offset: u64, flags: c_int) -> io::Result<()> {
+    let slices: Vec<_> = memory
+        .slices()
+        .collect::<Result<_, _>>()
+        .map_err(io::Error::other)?;
+    let guards: Vec<_> = slices.iter().map(|slice| slice.ptr_guard_mut()).collect();
+    let vectors = guards.iter().map(|guard| iovec {
+        iov_base: guard.as_ptr().cast(),
+        iov_len: guard.len(),
+    });
+    let ended = io::ErrorKind::UnexpectedEof;
+    transfer(
+        vectors.collect(),
+        offset,
+        ended,
+        |(vectors, count), offset| {
+            // SAFETY: the vectors, as many as `count` says, are of guest memory that the guards keep
+            // mapped, and `memory` keeps it pinned. It is accessed through pointers only, here and
+            // elsewhere, so that others may write to it at the same time.
+            unsafe { libc::preadv2(file.as_raw_fd(), vectors, count, offset, flags) }
+        },
+    )
 }
 
 /// Makes `call` until all of `vectors` are moved. A call that moves nothing is the error `stuck`.

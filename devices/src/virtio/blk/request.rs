@@ -48,8 +48,28 @@ mod status {
     pub(super) const UNSUPP: u8 = blk::VIRTIO_BLK_S_UNSUPP as u8;
 }
 
+/// Whether a request may wait for the storage of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// It may.
+    Permitted,
+    /// Reads may not, as far as the file can tell: they are to be served again.
+    Refused,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Served {
+    /// It was returned to the driver.
+    Done,
+    /// The host has begun to fetch what it reads.
+    Later,
+}
+
 /// Why a request is not carried out.
 enum Refused {
+    /// It would wait.
+    Later,
     /// `VIRTIO_BLK_S_IOERR`.
     Error,
     /// `VIRTIO_BLK_S_UNSUPP`.
@@ -75,22 +95,26 @@ impl From<QueueError> for Refused {
 #[derive(Default)]
 pub(super) struct Request {
     pin: DmaPin<Memory>,
+    /// The file cannot tell whether a read would wait.
+    always_waits: bool,
     limit: LogLimit,
 }
 
 impl Request {
     /// Carries out the request in `chain`, which came from queue `index`, and returns it to the
-    /// driver.
+    /// driver, if it is not one that would wait and may not.
     pub(super) fn serve(
         &mut self,
         index: usize,
         chain: &Chain,
         target: &Target,
         session: &mut Session,
-    ) -> Result<(), QueueError> {
+        waiting: Waiting,
+    ) -> Result<Served, QueueError> {
         let data_length = chain.writable().checked_sub(1).ok_or(QueueError::Length)?;
-        let (written, status) = match self.execute(chain, target, session) {
+        let (written, status) = match self.execute(chain, target, session, waiting) {
             Ok(written) => (written, status::OK),
+            Err(Refused::Later) => return Ok(Served::Later),
             Err(Refused::Error) => (0, status::IOERR),
             Err(Refused::Unsupported) => (0, status::UNSUPP),
             Err(Refused::Host(error)) => {
@@ -111,7 +135,8 @@ impl Request {
             written
         };
         session.write(chain, data_length, &[status])?;
-        session.complete(index, chain, u32::try_from(used).unwrap_or(u32::MAX))
+        session.complete(index, chain, u32::try_from(used).unwrap_or(u32::MAX))?;
+        Ok(Served::Done)
     }
 
     /// Does what the header says; the result is the number of data bytes written to the guest.
@@ -120,13 +145,14 @@ impl Request {
         chain: &Chain,
         target: &Target,
         session: &mut Session,
+        waiting: Waiting,
     ) -> Result<u64, Refused> {
         let mut header = [0; 16];
         session.read(chain, 0, &mut header)?;
         let (kind, sector) = parse_header(&header);
         let features = session.features();
         match kind {
-            VIRTIO_BLK_T_IN => self.read(sector, chain, target, session),
+            VIRTIO_BLK_T_IN => self.read(sector, chain, target, session, waiting),
             VIRTIO_BLK_T_OUT if target.readonly => Err(Refused::Error),
             VIRTIO_BLK_T_OUT => {
                 self.write(sector, chain, target, session)?;
@@ -167,7 +193,9 @@ impl Request {
         chain: &Chain,
         target: &Target,
         session: &mut Session,
+        waiting: Waiting,
     ) -> Result<u64, Refused> {
+        let may_wait = waiting == Waiting::Permitted || self.always_waits;
         let length = chain.writable().saturating_sub(1);
         let (start, length) = range(target, sector, whole_sectors(length)?)?;
         let mut done = 0;
@@ -176,7 +204,23 @@ impl Request {
             if pinned.is_empty() {
                 return Err(Refused::Error);
             }
-            target.file.read_pinned(&pinned, start + done)?;
+            if may_wait {
+                target.file.read_pinned(&pinned, start + done)?;
+            } else {
+                match target.file.read_pinned_at_once(&pinned, start + done) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        // Not the rest of a long one: it has its turn, and the host its memory.
+                        target.fetch(start + done, pinned.len() as u64);
+                        return Err(Refused::Later);
+                    }
+                    Err(error) if unsupported(&error) => {
+                        self.always_waits = true;
+                        target.file.read_pinned(&pinned, start + done)?;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
             done += pinned.len() as u64;
         }
         Ok(length)

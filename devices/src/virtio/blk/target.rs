@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 
+use rustix::fs::{Advice, fadvise};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
@@ -24,6 +26,17 @@ impl Target {
     pub(super) fn range(&self, sector: u64, count: u64) -> Option<(u64, u64)> {
         let end = sector.checked_add(count)?;
         (end <= self.sectors).then_some((sector * SECTOR, count * SECTOR))
+    }
+
+    /// Has the host fetch `offset..offset + length` from its storage, without waiting for it.
+    pub(super) fn fetch(&self, offset: u64, length: u64) {
+        // Where it cannot be done, the read that follows waits for longer.
+        let _ = fadvise(
+            &self.file,
+            offset,
+            NonZeroU64::new(length),
+            Advice::WillNeed,
+        );
     }
 
     /// Deallocates `offset..offset + length`, which reads as zeroes afterwards. The file keeps its
