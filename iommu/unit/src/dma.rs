@@ -12,13 +12,16 @@
 //! A transaction holds back the completion of the guest's invalidations. It is to be short: it is
 //! never nested in another one of the same unit, and never spans a blocking call. What is read from
 //! a file or a socket goes through a buffer, or straight into pages that the transaction has
-//! [pinned](DmaTransaction::pin): these are held until the I/O is over.
+//! [pinned](DmaTransaction::pin): these are held until the I/O is over. The one exception is what is
+//! given to whoever [holds](DmaTransaction::grant) translations: that has to be in place before an
+//! invalidation completes.
 
 mod ats;
 mod block;
 mod drain;
 mod drain_scope;
 mod guest_memory;
+mod held;
 mod interrupt_request;
 mod iotlb;
 mod lookup;
@@ -34,6 +37,7 @@ mod view;
 pub use ats::{AtsRefusal, AtsTranslation};
 pub use drain_scope::DrainScope;
 pub use guest_memory::DmaSlices;
+pub use held::{HeldTranslation, HeldTranslations};
 pub use interrupt_request::InterruptRequestSink;
 pub use pin::{DmaPin, Pinned};
 pub use port::DmaPort;

@@ -39,7 +39,7 @@ pub use config::{
 };
 pub use dma::{
     AtsRefusal, AtsTranslation, DmaPin, DmaPort, DmaSlices, DmaTransaction, DmaView,
-    InterruptRequestSink, Pinned,
+    HeldTranslation, HeldTranslations, InterruptRequestSink, Pinned,
 };
 pub use memory::{MemoryError, TableMemory};
 pub use spec::device_tlb::{DeviceTlbInvalidation, DeviceTlbTarget};

@@ -77,7 +77,7 @@ impl ViewCaches {
         self.walks.get()
     }
 
-    fn count_walk(&self) {
+    pub(super) fn count_walk(&self) {
         self.walks.set(self.walks.get().wrapping_add(1));
     }
 }
@@ -93,18 +93,26 @@ pub(super) struct Lookup<'a, 'v, M: Deref<Target: GuestMemoryBackend>> {
 }
 
 impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
-    /// Translates a translation request. It looks up nothing that a view remembers: a device-TLB is
-    /// there to make it rare.
+    /// Translates a request whose answer is kept elsewhere, which makes it rare: it looks up nothing
+    /// that a view remembers.
     ///
     /// # Errors
     /// The fault for which the request is blocked. It has been reported.
     pub(super) fn translate(&self, request: &Request) -> Result<Translation, Fault> {
+        self.attempt(request)
+            .inspect_err(|fault| self.report(request, fault))
+    }
+
+    /// The same, but the fault is for the caller to report.
+    ///
+    /// # Errors
+    /// The fault for which the request is blocked.
+    pub(super) fn attempt(&self, request: &Request) -> Result<Translation, Fault> {
         self.publish_any();
-        let outcome = match self.state.kept() {
+        match self.state.kept() {
             Some(kept) => self.ask(kept, request).outcome,
             None => self.tables.translate(request),
-        };
-        outcome.inspect_err(|fault| self.report(request, fault))
+        }
     }
 
     /// What answers a read of the address of `request`, or a write if it `writes`. No request is made:
@@ -202,12 +210,20 @@ impl<M: Deref<Target: GuestMemoryBackend>> Lookup<'_, '_, M> {
                 }
             }
         }
-        let translation = answer.outcome?;
-        // Its neighbours may be kept from another time.
-        Ok(Permitted {
-            page_shift: 12,
-            ..Permitted::new(&translation)
-        })
+        let translation = self.together(answer.outcome?);
+        Ok(Permitted::new(&translation))
+    }
+
+    /// `translation`, for as much as was looked up at the same time: what is kept of its neighbours
+    /// may be from another.
+    pub(super) fn together(&self, translation: Translation) -> Translation {
+        match self.state.kept() {
+            Some(_) => Translation {
+                page_shift: 12,
+                ..translation
+            },
+            None => translation,
+        }
     }
 
     /// Asks what is kept, and counts and reports an answer that the tables no longer give.

@@ -224,6 +224,11 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         permitted.then_some(found)
     }
 
+    /// Counts a walk that leaves nothing in the caches.
+    pub(super) fn count_walk(&self) {
+        self.view.caches.count_walk();
+    }
+
     /// Where to ask for translations, and as whom; `None` behind no unit.
     #[inline]
     pub(super) fn lookup(&self) -> Option<(Lookup<'_, 'v, M>, SourceId)> {
