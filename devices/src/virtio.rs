@@ -28,6 +28,7 @@ mod queue;
 mod random;
 pub mod rng;
 mod session;
+pub mod vhost;
 mod worker;
 mod workers;
 
@@ -45,7 +46,7 @@ mod testing;
 mod workers_test;
 
 pub use chain::Chain;
-pub use device::{DeviceKind, VirtioDevice};
+pub use device::{DeviceKind, Halt, VirtioDevice};
 pub use error::QueueError;
 pub use queue::VirtQueue;
 pub use session::{Progress, Session, Transport};

@@ -96,6 +96,8 @@ pub(crate) struct NetConfig {
     pub(crate) tap: String,
     /// Hardware address shown to the guest; `None` makes one up.
     pub(crate) mac: Option<[u8; 6]>,
+    /// Its packets are moved by the kernel's vhost-net.
+    pub(crate) vhost: bool,
 }
 
 /// The Intel VT-d remapping unit.

@@ -9,9 +9,9 @@ pub(crate) mod unit;
 
 use std::fs::File;
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
 use devices::ioapic::IoApic;
@@ -105,6 +105,7 @@ impl Machine {
                 assigner: assigner.clone(),
                 event_loop: Arc::new(event_loop.clone()),
             },
+            invalidations: OnceLock::new(),
             hotplug: Arc::default(),
             cpus: config.cpus,
         };

@@ -2,10 +2,13 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::{
     VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET, VIRTIO_ID_RNG,
 };
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::error::QueueError;
 use super::session::{Progress, Session};
@@ -23,6 +26,13 @@ pub enum DeviceKind {
     Console = VIRTIO_ID_CONSOLE as u16,
     /// Entropy source, section 5.4.
     Entropy = VIRTIO_ID_RNG as u16,
+}
+
+/// Stops what accesses guest memory for a device without its thread.
+pub trait Halt: Send + Sync {
+    /// No access is made when this returns, nor later, until the device is activated again. Tells
+    /// whether there was anything to stop.
+    fn halt(&self) -> bool;
 }
 
 /// A device model, independent of the transport.
@@ -58,8 +68,26 @@ pub trait VirtioDevice: Send {
     /// change it.
     fn config(&self) -> Vec<u8>;
 
+    /// What accesses guest memory besides the device's thread, if anything does.
+    fn halt(&self) -> Option<Arc<dyn Halt>> {
+        None
+    }
+
     /// The driver is ready. An error leaves the device in need of a reset.
     fn activate(&mut self, features: u64) -> io::Result<()>;
+    /// Has somebody else serve queues, who hears of notifications by `kicks`, which are those of the
+    /// part's queues by index. Called after [`VirtioDevice::activate`].
+    fn hand_over(
+        &mut self,
+        _session: &mut Session,
+        _kicks: &[(usize, EventFd)],
+    ) -> Result<(), QueueError> {
+        Ok(())
+    }
+    /// Whether the device model itself serves queue `index`, once it is active.
+    fn serves(&self, _index: usize) -> bool {
+        true
+    }
     /// File descriptors of the device's back end to wait for (readable), in an order that stays the
     /// same while active.
     fn sources(&self) -> Vec<RawFd> {

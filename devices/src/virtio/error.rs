@@ -50,6 +50,17 @@ pub enum QueueError {
     /// Receive buffers of which a packet would take hundreds, in a thousand descriptors.
     #[error("receive buffers are cut too small: a packet finds no room in 1024 descriptors")]
     Scattered,
+    /// The kernel serves the queue, and has stopped.
+    #[error("vhost has given queue {0} up")]
+    GivenUp(usize),
+    /// The host's doing: the kernel, which serves the queues, refuses something.
+    #[error("host error: {what}: {error}")]
+    Host {
+        /// What was asked of it.
+        what: &'static str,
+        /// Its reason.
+        error: std::io::Error,
+    },
     /// The device looked at a queue that the driver has not enabled.
     #[error("queue is not enabled")]
     Disabled,

@@ -9,6 +9,7 @@ mod feature;
 mod net_test;
 mod sys;
 mod tap;
+mod vhost;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -28,6 +29,7 @@ use feature::{FEATURES, consistent, offloads};
 use tap::{Backend, HEADER, NUM_BUFFERS, Tap};
 
 pub use tap::NetError;
+pub use vhost::VhostNet;
 
 /// Queue indexes (section 5.1.2).
 const RX: usize = 0;
@@ -77,10 +79,7 @@ impl Net {
     /// # Errors
     /// When there is no such tap, or it cannot be used; the message says what to do.
     pub fn open(options: &NetOptions) -> Result<Self, NetError> {
-        let mac = match options.mac {
-            Some(mac) => mac,
-            None => random_mac().map_err(NetError::Mac)?,
-        };
+        let mac = mac_of(options)?;
         Ok(Self::new(Box::new(Tap::open(&options.tap)?), mac))
     }
 
@@ -213,13 +212,8 @@ impl VirtioDevice for Net {
         &[QUEUE_SIZE, QUEUE_SIZE]
     }
 
-    /// `struct virtio_net_config` (section 5.1.4): address, and status with the link up.
     fn config(&self) -> Vec<u8> {
-        let mut config = self.mac.to_vec();
-        // The status is 16 bits wide.
-        let [low, high, ..] = VIRTIO_NET_S_LINK_UP.to_le_bytes();
-        config.extend([low, high]);
-        config
+        config(self.mac)
     }
 
     fn activate(&mut self, features: u64) -> io::Result<()> {
@@ -261,6 +255,23 @@ impl VirtioDevice for Net {
                 break;
             }
         }
+    }
+}
+
+/// `struct virtio_net_config` (section 5.1.4): address, and status with the link up.
+fn config(mac: [u8; 6]) -> Vec<u8> {
+    let mut config = mac.to_vec();
+    // The status is 16 bits wide.
+    let [low, high, ..] = VIRTIO_NET_S_LINK_UP.to_le_bytes();
+    config.extend([low, high]);
+    config
+}
+
+/// The address that was asked for, or a new one.
+fn mac_of(options: &NetOptions) -> Result<[u8; 6], NetError> {
+    match options.mac {
+        Some(mac) => Ok(mac),
+        None => random_mac().map_err(NetError::Mac),
     }
 }
 

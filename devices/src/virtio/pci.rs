@@ -18,6 +18,7 @@ mod state;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use log::warn;
@@ -25,7 +26,8 @@ use parking_lot::Mutex;
 use pci::{BarKind, BarWindow, Bdf, ConfigChange, ConfigSpace, MsiSink, MsixTable, PciFunction};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::device::VirtioDevice;
+use super::device::{Halt, VirtioDevice};
+use super::session::Transport as _;
 use crate::limit::LogLimit;
 use crate::{Dma, Doorbells};
 use bar::{BAR, Region};
@@ -44,6 +46,9 @@ pub struct VirtioPci {
     /// One per queue. The device's thread waits for them, whoever signals them.
     kicks: Vec<EventFd>,
     doorbells: Arc<dyn Doorbells>,
+    bus_master: Arc<AtomicBool>,
+    /// What accesses guest memory besides the device's thread.
+    elsewhere: Option<Arc<dyn Halt>>,
     /// Held while the hypervisor is told; taken after no other lock of this function.
     rung: Mutex<Rung>,
 }
@@ -72,9 +77,10 @@ impl VirtioPci {
             config_space(device.kind(), queues, vectors, !device_config.is_empty());
         let bus_master = config.bus_master_flag();
         let msix = MsixTable::new(vectors, bdf, msi).gated(Arc::clone(&bus_master));
+        let elsewhere = device.halt();
         let parts = Parts {
             name: format!("{}-{bdf}", thread_name(device.kind())),
-            dma: dma.gated(bus_master),
+            dma: dma.gated(Arc::clone(&bus_master)),
             kicks: kicks
                 .iter()
                 .map(EventFd::try_clone)
@@ -88,6 +94,8 @@ impl VirtioPci {
             device_config,
             kicks,
             doorbells,
+            bus_master,
+            elsewhere,
             rung: Mutex::default(),
         }))
     }
@@ -102,6 +110,17 @@ impl VirtioPci {
         let mut config = self.config.lock();
         self.link.msix.reset();
         config.reset();
+    }
+
+    /// A device whose thread makes an access while bus mastering is off needs a reset. What goes on
+    /// elsewhere does not see that bit: it is stopped when the bit goes away.
+    fn obey_bus_master(&self) {
+        if !self.bus_master.load(Ordering::Acquire)
+            && let Some(elsewhere) = &self.elsewhere
+            && elsewhere.halt()
+        {
+            self.link.needs_reset();
+        }
     }
 
     fn kick(&self, queue: u64) {
@@ -187,6 +206,7 @@ impl PciFunction for VirtioPci {
         let access = self.access.access(&config, offset, data.len());
         let value = config.read_u32(self.access.data()).to_le_bytes();
         drop(config);
+        self.obey_bus_master();
         if let Some(access) = access
             && let Some(part) = value.get(..access.length)
         {

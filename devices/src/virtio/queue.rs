@@ -56,6 +56,17 @@ impl VirtQueue {
         self.queue.size()
     }
 
+    /// Where descriptor table, available ring and used ring are.
+    pub(super) fn rings(&self) -> [u64; 3] {
+        let queue = &self.queue;
+        [queue.desc_table(), queue.avail_ring(), queue.used_ring()]
+    }
+
+    /// The next chain to take is the one at `index` of the available ring.
+    pub(super) fn move_to(&mut self, index: u16) {
+        self.queue.set_next_avail(index);
+    }
+
     /// Takes the next chain into `chain`; `false` if there is none, in which case the driver will
     /// notify when there is.
     pub fn pop<M: GuestMemory>(

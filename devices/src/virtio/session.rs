@@ -111,6 +111,22 @@ impl Session {
             .map_or(0, VirtQueue::size)
     }
 
+    /// Queue `index`, if the driver enabled it, for a device model that has somebody else serve it.
+    pub(super) fn queue(&mut self, index: usize) -> Option<&mut VirtQueue> {
+        self.queues.get_mut(index)?.as_mut()
+    }
+
+    /// Interrupts the driver for queue `index`, which somebody else serves.
+    pub(super) fn interrupt(&self, index: usize) {
+        self.transport.queue_interrupt(index);
+    }
+
+    /// Begins a transaction, for a device model that has somebody else serve its queues. It is to
+    /// be short, as all are.
+    pub(super) fn begin(&mut self) -> Result<DmaTransaction<'_, Memory>, QueueError> {
+        self.dma.begin()
+    }
+
     /// One turn on queue `index`: takes `step` until that says that there is nothing left, once for
     /// each entry of the queue at most, or until the device is to stop.
     pub fn turn(

@@ -90,11 +90,22 @@ impl Driver {
     ) -> Self {
         let memory: Memory =
             Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)]).unwrap());
+        let port = port(&memory);
+        Self::with_memory(device, iova, memory, port)
+    }
+
+    /// The same with this memory, behind `port`.
+    pub(super) fn with_memory(
+        device: Box<dyn VirtioDevice>,
+        iova: u64,
+        memory: Memory,
+        port: crate::Dma,
+    ) -> Self {
         let messages = Arc::new(Messages::default());
         let doorbells = Arc::new(FakeDoorbells::default());
         let function = VirtioPci::new(
             Bdf::new(0, 3, 0).unwrap(),
-            port(&memory),
+            port,
             Arc::<Messages>::clone(&messages),
             Arc::<FakeDoorbells>::clone(&doorbells),
             device,

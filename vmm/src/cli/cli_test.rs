@@ -65,7 +65,8 @@ fn a_full_command_line_becomes_typed_values() {
                 device: None,
                 kind: FunctionKind::Net(NetConfig {
                     tap: "tap0".to_owned(),
-                    mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x56])
+                    mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
+                    vhost: false,
                 }),
             },
             FunctionConfig {

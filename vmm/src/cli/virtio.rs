@@ -72,6 +72,13 @@ pub(super) const NET: Table = Table {
             default: "made up",
             help: "hardware address",
         },
+        Key {
+            name: "vhost",
+            aliases: &[],
+            kind: Kind::OnOff,
+            default: "off",
+            help: "have the kernel move the packets (/dev/vhost-net)",
+        },
         ID,
         BUS,
         ADDR,
@@ -133,6 +140,7 @@ pub(super) fn net_of(values: &Values) -> Result<FunctionConfig, ListError> {
     let net = NetConfig {
         tap: tap.to_owned(),
         mac,
+        vhost: values.on_off("vhost").unwrap_or(false),
     };
     placed(values, FunctionKind::Net(net))
 }

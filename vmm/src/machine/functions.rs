@@ -11,9 +11,10 @@ use devices::vfio::{
 use devices::virtio::VirtioDevice;
 use devices::virtio::blk::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSender};
-use devices::virtio::net::{Net, NetOptions};
+use devices::virtio::net::{Net, NetOptions, VhostNet};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
+use devices::virtio::vhost::{Invalidations, Place};
 use devices::{Dma, Doorbells};
 use intel_vtd::SourceId;
 use pci::{Bdf, MsiSink, PciFunction, RootComplex, RootPort};
@@ -41,6 +42,8 @@ pub(super) struct Platform {
     pub(super) msi: Arc<dyn MsiSink>,
     pub(super) doorbells: Arc<dyn Doorbells>,
     pub(super) assignment: Assignment,
+    /// Of the devices that the kernel serves behind the unit, once there was one.
+    pub(super) invalidations: OnceLock<Arc<Invalidations>>,
     /// What this is a part of, once all functions are there.
     pub(super) hotplug: Arc<OnceLock<Weak<HotPlug>>>,
     /// How many vCPUs there are.
@@ -110,8 +113,13 @@ impl Platform {
                     tap: net.tap.clone(),
                     mac: net.mac,
                 };
-                let net = Net::open(&options).with_context(|| format!("--net tap={}", net.tap))?;
-                self.virtio(bdf, net)
+                let option = || format!("--net tap={}", net.tap);
+                if net.vhost {
+                    let net = VhostNet::open(&options, self.place(bdf))
+                        .with_context(|| format!("{},vhost=on", option()))?;
+                    return self.virtio(bdf, net);
+                }
+                self.virtio(bdf, Net::open(&options).with_context(option)?)
             }
             FunctionKind::Rng => self.virtio(bdf, Rng::new()),
             FunctionKind::Console => {
@@ -192,6 +200,25 @@ impl Platform {
             None => acpi::intx_gsi(bdf.device(), INTA),
         };
         u8::try_from(gsi).context("INTx pin")
+    }
+
+    /// How the kernel reaches memory for the function at `bdf`.
+    fn place(&self, bdf: Bdf) -> Place {
+        let memory = Arc::clone(&self.memory);
+        let Some(unit) = &self.unit else {
+            return Place::Direct(memory);
+        };
+        // A unit that nobody observes has less to do: it is told with the first device.
+        let invalidations = self.invalidations.get_or_init(|| {
+            let invalidations = Arc::<Invalidations>::default();
+            unit.observe_translations(Arc::clone(&invalidations) as _);
+            invalidations
+        });
+        Place::Behind {
+            memory,
+            invalidations: Arc::clone(invalidations),
+            source: SourceId(bdf.as_u16()),
+        }
     }
 
     /// How the function at `bdf` reaches memory.

@@ -11,6 +11,7 @@ use nix::net::if_::if_nametoindex;
 use virtio_bindings::virtio_net::virtio_net_hdr_v1;
 
 use super::sys;
+use crate::virtio::vhost::OpenError;
 
 /// Size of the header before each packet (section 5.1.6).
 pub(super) const HEADER: usize = size_of::<virtio_net_hdr_v1>();
@@ -48,6 +49,12 @@ pub enum NetError {
         /// What to do.
         remedy: &'static str,
     },
+    /// The kernel does not serve it.
+    #[error(transparent)]
+    Vhost(#[from] OpenError),
+    /// The host gives no descriptors.
+    #[error("the host has no descriptors for it: {0}; raise the limit `ulimit -n`")]
+    Descriptors(io::Error),
     /// The host gives no random bytes for an address.
     #[error("cannot choose a MAC address: {0}; give one with mac=")]
     Mac(io::Error),
@@ -100,6 +107,11 @@ impl Tap {
         let tap = Self(file);
         sys::set_tap_offload(&tap.0, 0).map_err(attach)?;
         Ok(tap)
+    }
+
+    /// The tap for whoever else moves its packets.
+    pub(super) fn file(&self) -> io::Result<File> {
+        self.0.try_clone()
     }
 }
 

@@ -95,7 +95,11 @@ impl Run {
     fn activate(&mut self, ops: &mut EventOps) -> Result<(), Failure> {
         ops.add(Events::with_data(&self.wake, STOP, EventSet::IN))?;
         self.device.activate(self.session.features())?;
+        self.device.hand_over(&mut self.session, &self.kicks)?;
         for (index, kick) in &self.kicks {
+            if !self.device.serves(*index) {
+                continue;
+            }
             let data = u32::try_from(*index).unwrap_or(STOP);
             ops.add(Events::with_data(kick, data, EventSet::IN))?;
             // Buffers that were made available before DRIVER_OK count as well.

@@ -97,6 +97,23 @@ fn disks_and_nets_are_devices_as_well_and_errors_name_the_option_that_was_used()
 }
 
 #[test]
+fn the_kernel_moves_packets_where_it_is_asked_to() {
+    for (argument, wanted) in [
+        ("virtio-net-pci,tap=t0", false),
+        ("virtio-net-pci,tap=t0,vhost=off", false),
+        ("virtio-net-pci,tap=t0,vhost=on", true),
+    ] {
+        let Ok(Parsed::Device(Device::Function(function))) = parse(argument) else {
+            panic!("{argument}");
+        };
+        assert!(
+            matches!(function.kind, FunctionKind::Net(net) if net.vhost == wanted),
+            "{argument}"
+        );
+    }
+}
+
+#[test]
 fn an_unknown_key_lists_the_valid_ones() {
     assert_eq!(
         error("intel-iommu,awbits=48"),

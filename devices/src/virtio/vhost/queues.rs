@@ -1,0 +1,226 @@
+//! Queues in the kernel's hands, as the device's thread sees them: handed over and taken back, with
+//! the events that come of them.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use virtio_bindings::virtio_config::VIRTIO_F_ACCESS_PLATFORM;
+use vm_memory::{GuestMemory, Permissions};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::Place;
+use super::backend::{Backend, Events, Miss};
+use super::rings;
+use super::shared::{Shared, host};
+use crate::virtio::chain::Chain;
+use crate::virtio::device::Halt as _;
+use crate::virtio::error::QueueError;
+use crate::virtio::feature::mask;
+use crate::virtio::session::Session;
+
+/// Misses that are read before they are answered. A queue that is notified again says again what it
+/// misses, and all of that has one answer.
+const MISSES: usize = 256;
+/// Bytes of a chain that are looked at, each way, to find out why the kernel has given a queue up. A
+/// packet has less.
+const LOOK: u64 = 128 << 10;
+
+/// The first queues of a device, which the kernel serves.
+pub(in crate::virtio) struct Queues {
+    shared: Arc<Shared>,
+    /// One for each queue: it has used buffers.
+    calls: Vec<EventFd>,
+    /// One for each queue: it is in disorder.
+    errors: Vec<EventFd>,
+    misses: Vec<Miss>,
+}
+
+impl Queues {
+    /// The first `count` queues of the device, for `backend`.
+    pub(in crate::virtio) fn new(
+        backend: impl Backend + 'static,
+        place: Place,
+        count: usize,
+    ) -> io::Result<Self> {
+        let event = |_| EventFd::new(EFD_NONBLOCK);
+        let events = || (0..count).map(event).collect::<io::Result<Vec<_>>>();
+        Ok(Self {
+            shared: Arc::new(Shared::new(Box::new(backend), place)),
+            calls: events()?,
+            errors: events()?,
+            misses: Vec::new(),
+        })
+    }
+
+    /// For whoever has to stop the kernel at once.
+    pub(in crate::virtio) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The features that the kernel has.
+    pub(in crate::virtio) fn features(&self) -> io::Result<u64> {
+        self.shared.backend().features()
+    }
+
+    /// Whether the kernel serves queue `index`.
+    pub(in crate::virtio) fn has(&self, index: usize) -> bool {
+        index < self.calls.len()
+    }
+
+    /// Hands the queues of `session` over. `features` is what the kernel is to do of what the driver
+    /// has accepted.
+    pub(in crate::virtio) fn hand_over(
+        &self,
+        features: u64,
+        session: &mut Session,
+        kicks: &[(usize, EventFd)],
+    ) -> Result<(), QueueError> {
+        let shared = &self.shared;
+        let translated = shared.place().is_translated();
+        shared.prepare();
+        let platform = mask(&[VIRTIO_F_ACCESS_PLATFORM]);
+        let features = features & !platform | if translated { platform } else { 0 };
+        shared
+            .backend()
+            .set_features(features)
+            .map_err(host("VHOST_SET_FEATURES"))?;
+        let mut all = Vec::new();
+        let events = self.calls.iter().zip(&self.errors);
+        for ((index, (call, error)), (_, kick)) in events.enumerate().zip(kicks) {
+            let queue = session.queue(index).ok_or(QueueError::Disabled)?;
+            let rings = match shared.place() {
+                Place::Direct(memory) => rings::direct(queue, memory)?,
+                Place::Behind { .. } => rings::translated(queue),
+            };
+            all.extend(rings::rings_of(queue));
+            // What an earlier driver has left says nothing of this one.
+            let _ = (call.read(), error.read());
+            let events = Events { kick, call, error };
+            shared
+                .backend()
+                .set_queue(index, &rings, &events)
+                .map_err(host("setting a queue up in vhost"))?;
+        }
+        if translated {
+            shared.listen();
+            // The kernel does not start unless it can reach the used rings: no invalidation may come
+            // in between.
+            let transaction = session.begin()?;
+            for ring in all {
+                shared.give_ring(&transaction, ring)?;
+            }
+            shared.start()?;
+        } else {
+            // Nothing is translated, but the device's gate may be closed.
+            let transaction = session.begin()?;
+            transaction
+                .grant(0, Permissions::Read)
+                .ok_or(QueueError::Stopped)?;
+            shared.start()?;
+        }
+        // Buffers that were made available before DRIVER_OK count as well.
+        for (_, kick) in kicks.iter().take(self.calls.len()) {
+            match kick.write(1) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    return Err(host("a notification")(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the queues back. The kernel accesses nothing of the guest when this returns.
+    pub(in crate::virtio) fn take_back(&mut self) {
+        self.shared.halt();
+        self.shared.leave(&self.misses);
+        self.misses.clear();
+    }
+
+    /// What to wait for.
+    pub(in crate::virtio) fn sources(&self) -> Vec<RawFd> {
+        let events = self.calls.iter().chain(&self.errors);
+        let mut sources: Vec<_> = events.map(AsRawFd::as_raw_fd).collect();
+        if self.shared.place().is_translated() {
+            sources.push(self.shared.backend().fd());
+        }
+        sources
+    }
+
+    /// One of the [`sources`](Self::sources) is ready.
+    pub(in crate::virtio) fn source_ready(
+        &mut self,
+        source: usize,
+        session: &mut Session,
+    ) -> Result<(), QueueError> {
+        if let Some(call) = self.calls.get(source) {
+            if call.read().is_ok() {
+                session.interrupt(source);
+            }
+            return Ok(());
+        }
+        let queue = source - self.calls.len();
+        match self.errors.get(queue) {
+            Some(error) => match error.read() {
+                Ok(_) => Err(self.find_out(queue, session)),
+                Err(_) => Ok(()),
+            },
+            None => self.answer_misses(session),
+        }
+    }
+
+    fn answer_misses(&mut self, session: &mut Session) -> Result<(), QueueError> {
+        let Self { shared, misses, .. } = self;
+        misses.clear();
+        for _ in 0..MISSES {
+            let next = shared.backend().next_miss();
+            let Some(miss) = next.map_err(host("reading what vhost misses"))? else {
+                break;
+            };
+            if !misses.contains(&miss) {
+                misses.push(miss);
+            }
+        }
+        // What is not answered stays, for `take_back`.
+        while let Some(miss) = misses.last() {
+            shared.answer(&session.begin()?, *miss)?;
+            misses.pop();
+        }
+        Ok(())
+    }
+
+    /// Why the kernel has given `queue` up, as far as that can be seen: by doing what it has tried.
+    /// To the guest that is the access that was blocked.
+    fn find_out(&self, queue: usize, session: &mut Session) -> QueueError {
+        self.shared.halt();
+        self.retrace(queue, session)
+            .err()
+            .unwrap_or(QueueError::GivenUp(queue))
+    }
+
+    fn retrace(&self, index: usize, session: &mut Session) -> Result<(), QueueError> {
+        let position = self.shared.backend().position(index);
+        let position = position.map_err(host("VHOST_GET_VRING_BASE"))?;
+        let mut chain = Chain::default();
+        let queue = session.queue(index).ok_or(QueueError::Disabled)?;
+        queue.move_to(position);
+        for _ in 0..session.queue_size(index) {
+            if !session.pop(index, &mut chain)? {
+                break;
+            }
+            let transaction = session.begin()?;
+            let reads = chain.readable_ranges(0, LOOK);
+            let writes = chain.writable_ranges(0, LOOK);
+            let reads = reads.map(|range| (range, Permissions::Read));
+            for ((address, length), access) in
+                reads.chain(writes.map(|range| (range, Permissions::Write)))
+            {
+                for slice in transaction.get_slices(address, length, access)? {
+                    slice?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
