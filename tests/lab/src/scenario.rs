@@ -64,6 +64,8 @@ pub struct Scenario {
     pub arguments: &'static [&'static str],
     /// What level 1 has for its guests.
     pub host: Host,
+    /// Level 1's kernel serves the guest's network (vhost-net).
+    pub vhost: bool,
     /// vCPUs.
     pub cpus: u32,
     /// Memory, as nido's option has it.
@@ -253,6 +255,7 @@ const DEFAULT: Scenario = Scenario {
         unit: HOST_UNIT,
         faults: &[],
     },
+    vhost: false,
     cpus: 2,
     memory: "512M",
     command_line: SCALABLE,
@@ -389,6 +392,40 @@ const SCENARIOS: &[Scenario] = &[
         command_line: "intel_iommu=on,sm_on iommu.strict=1",
         plan: "scalable,smp=2,groups=DMA,translation=first-stage,invalidation=strict,intremap=x2apic,disk,net,rng,edu,\
                interrupts=remapped,nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "vhost",
+        description: "vhost-net behind first-stage tables: lazy, strict (each packet is remapped), legacy mode",
+        vhost: true,
+        initramfs: Initramfs::Kexec,
+        plan: "scalable,groups=DMA-FQ,translation=first-stage,invalidation=lazy,ping,net,edu,interrupts=remapped,nofaults>\
+               kexec:iommu.strict=1;\
+               scalable,groups=DMA,translation=first-stage,invalidation=strict,ping,net,nofaults>kexec:intel_iommu=on,sm_off;\
+               legacy,translation=legacy,ping,net,nofaults>poweroff",
+        limit: Duration::from_secs(300),
+        ..DEFAULT
+    },
+    Scenario {
+        name: "vhost-second-stage",
+        description: "vhost-net behind second-stage tables, strict; then pass-through",
+        unit: Some(SECOND_STAGE),
+        vhost: true,
+        initramfs: Initramfs::Kexec,
+        command_line: "intel_iommu=on,sm_on iommu.strict=1",
+        plan: "scalable,groups=DMA,translation=second-stage,invalidation=strict,ping,net,edu,interrupts=remapped,nofaults>\
+               kexec:iommu=pt;\
+               scalable,groups=identity,translation=pass-through,ping,net,nofaults>poweroff",
+        limit: Duration::from_secs(300),
+        ..DEFAULT
+    },
+    Scenario {
+        name: "vhost-no-unit",
+        description: "vhost-net without a unit, by the table of guest memory",
+        vhost: true,
+        unit: None,
+        command_line: "",
+        plan: "no-unit,ping,net,interrupts=plain,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {

@@ -5,6 +5,7 @@
 
 pub mod ioctl;
 pub mod memory;
+pub mod ping;
 pub mod terminal;
 pub mod trace;
 

@@ -34,6 +34,7 @@ pub(super) struct Environment {
     disks: Disks,
     tap: String,
     port: u16,
+    vhost: bool,
     _tap: Tap,
 }
 
@@ -51,6 +52,7 @@ impl Environment {
             disks,
             tap,
             port,
+            vhost: task.scenario.vhost,
             _tap: device,
         })
     }
@@ -60,11 +62,15 @@ impl Environment {
         for disk in &self.disks.paths {
             arguments.extend(["--disk".to_owned(), format!("path={}", disk.display())]);
         }
-        arguments.extend(["--net".to_owned(), format!("tap={}", self.tap)]);
         let command_line = format!(
             "lab.disk={} lab.net={GUEST}/{PREFIX},{HOST}:{}",
             self.disks.hash, self.port
         );
+        let mut net = format!("tap={}", self.tap);
+        if self.vhost {
+            net.push_str(",vhost=on");
+        }
+        arguments.extend(["--net".to_owned(), net]);
         Surroundings {
             arguments,
             command_line,

@@ -23,6 +23,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("intremap", iommu::interrupt_remapping),
     ("disk", disk::check),
     ("net", network::check),
+    ("ping", network::ping),
     ("rng", random::check),
     ("console", console::virtio),
     ("serial", console::serial),

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::Guest;
 use crate::agent::tap;
+use crate::sys;
 
 /// Bytes exchanged over TCP.
 const STREAM: usize = 4 << 20;
@@ -96,7 +97,26 @@ pub(super) fn check(guest: &Guest, argument: &str) -> Result<String> {
     exchange(guest, "lab.net", "virtio_net", Duration::ZERO, length)
 }
 
-/// The same through the assigned interface, with level 1 itself on the other end of the link.
+/// The host answers pings of several sizes.
+pub(super) fn ping(guest: &Guest, _argument: &str) -> Result<String> {
+    let text = guest.parameter("lab.net");
+    let (address, server) = parse(text.context("lab.net= is missing on the command line")?)?;
+    configure(&address)?;
+    let data = pattern(1472);
+    let sizes = [0, 1, 56, 1000, 1472];
+    for (size, sequence) in sizes.into_iter().zip(1..) {
+        let sent = data.get(..size).unwrap_or_default();
+        // One may be lost, while the neighbour is looked for.
+        let mut answered = false;
+        for _ in 0..3 {
+            answered = answered || sys::ping::ping(*server.ip(), sequence, sent, 5)?;
+        }
+        ensure!(answered, "a ping of {size} bytes was not answered");
+    }
+    Ok(format!("{} pings of {}", sizes.len(), server.ip()))
+}
+
+/// As [`check`], through the assigned interface, with level 1 itself on the other end of the link.
 pub(super) fn assigned(guest: &Guest, _argument: &str) -> Result<String> {
     exchange(guest, "lab.link", "e1000e", LINK, LINK_STREAM)
 }
@@ -157,16 +177,26 @@ fn datagrams(server: SocketAddrV4) -> Result<usize> {
 }
 
 fn stream(server: SocketAddrV4, length: usize) -> Result<()> {
-    let mut receiver = TcpStream::connect_timeout(&server.into(), PATIENCE)?;
+    let receiver = TcpStream::connect_timeout(&server.into(), PATIENCE)?;
     receiver.set_read_timeout(Some(PATIENCE))?;
     receiver.set_write_timeout(Some(PATIENCE))?;
     let mut sender = receiver.try_clone()?;
+    echoed(&receiver, length, move |data| {
+        sender.write_all(data)?;
+        sender.shutdown(std::net::Shutdown::Write)
+    })
+}
+
+/// Has `send` send `length` bytes and end the stream, and sees them come back at `receiver` as they
+/// were.
+pub(super) fn echoed(
+    mut receiver: impl Read,
+    length: usize,
+    send: impl FnOnce(&[u8]) -> std::io::Result<()> + Send + 'static,
+) -> Result<()> {
     let data = pattern(length);
     let sending = data.clone();
-    let writer = thread::spawn(move || -> std::io::Result<()> {
-        sender.write_all(&sending)?;
-        sender.shutdown(std::net::Shutdown::Write)
-    });
+    let writer = thread::spawn(move || send(&sending));
     let mut received = Vec::with_capacity(length);
     receiver
         .read_to_end(&mut received)
