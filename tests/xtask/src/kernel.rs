@@ -3,16 +3,18 @@
 //! The cache is keyed by the package's version and by the configuration. What is complete there is
 //! used without asking anybody: no network, no package tools.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use lab::sys;
 
 use crate::apt::{self, State};
 use crate::paths;
-use crate::process::{Logged, seconds};
+use crate::process::{Logged, PROGRESS, seconds};
 
 /// Where Debian 12 and newer find a kernel source with everything that the lab uses.
 pub(crate) const SUITE: &str = "trixie-backports";
@@ -30,6 +32,8 @@ const TOOLS: &[&str] = &[
     "xz-utils",
     "binutils",
 ];
+/// Longest time that one waits for another process's build.
+const LONGEST: Duration = Duration::from_secs(4 * 3600);
 /// Changes of the source: file, text, replacement.
 ///
 /// KVM takes an intercept for one that came while an event was being delivered when EXITINTINFO has
@@ -99,6 +103,11 @@ pub(crate) fn provide(update: bool) -> Result<Kernel> {
     if !update && let Some(kernel) = cached(&kernels, &key) {
         return Ok(kernel);
     }
+    // Whoever wants a kernel while another is built waits for it: two builds take twice as long.
+    let _turn = turn(&kernels.join("lock"))?;
+    if !update && let Some(kernel) = cached(&kernels, &key) {
+        return Ok(kernel);
+    }
     remove_abandoned(&kernels);
     apt::install(TOOLS, "build the guest kernel")?;
     let (state, package) = source()?;
@@ -141,6 +150,35 @@ pub(crate) fn provide(update: bool) -> Result<Kernel> {
     Ok(Kernel {
         directory: finished,
     })
+}
+
+/// The right to build, once whoever has it is done. It ends with its process.
+fn turn(path: &Path) -> Result<File> {
+    let file = File::create(path).with_context(|| path.display().to_string())?;
+    let start = Instant::now();
+    let mut told = None;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(error)) => return Err(error).context("cannot lock the cache"),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        if sys::interrupted() {
+            bail!("interrupted");
+        }
+        if start.elapsed() > LONGEST {
+            bail!(
+                "another process has been building a kernel for {}; stop it",
+                seconds(LONGEST)
+            );
+        }
+        if told.is_none_or(|told: Instant| told.elapsed() >= PROGRESS) {
+            told = Some(Instant::now());
+            let waited = seconds(start.elapsed());
+            println!("  waiting for another process that builds a kernel: {waited}");
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
 }
 
 /// Removes what builds left that were killed.
@@ -251,7 +289,7 @@ fn build(state: &State, package: &str, work: &Path) -> Result<()> {
         &fs::read_to_string(config_path())?,
         &fs::read_to_string(tree.join(".config"))?,
     );
-    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let jobs = thread::available_parallelism().map_or(1, usize::from);
     let mut compile = make();
     compile
         .arg(format!("--jobs={jobs}"))
