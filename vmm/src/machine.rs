@@ -229,13 +229,23 @@ impl Foundation {
             Template::new(&kvm, config.cpus).map_err(kvm::failed("reading the supported CPUID"))?;
         let physical_bits = cpuid.physical_bits();
         check_address_space(config.memory.size, physical_bits)?;
-        let memory = memory::allocate(&config.memory)?;
+        let memory = memory::allocate(&config.memory, backing(config))?;
         Ok(Self {
             vm: kvm::create_vm(&kvm, &memory)?,
             cpuid,
             physical_bits,
             memory,
         })
+    }
+}
+
+/// What guest memory is made of. Devices of the host are bound to an iommufd that is there from the
+/// start, also those that are plugged in later.
+fn backing(config: &Config) -> memory::Backing {
+    if config.assigns() {
+        memory::Backing::File
+    } else {
+        memory::Backing::Anonymous
     }
 }
 

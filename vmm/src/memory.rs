@@ -1,6 +1,8 @@
-//! Guest RAM: one memfd, shared, mapped in as many pieces as the address map has.
+//! Guest RAM, mapped in as many pieces as the address map has.
 //!
-//! The mappings reserve nothing: the host gives a page when the guest first touches it.
+//! It reserves nothing: the host gives pages when the guest first touches them, huge ones where it
+//! has transparent huge pages. It is anonymous memory; a machine that may be given devices of the
+//! host has it in a memfd, which iommufd maps (`IOMMU_IOAS_MAP_FILE`).
 
 #![allow(unsafe_code)] // madvise, which no library can know to be harmless.
 
@@ -61,20 +63,32 @@ pub(crate) enum MemoryError {
     },
 }
 
-/// Allocates guest RAM as the configuration asks, at the addresses of the machine's map.
-pub(crate) fn allocate(config: &MemoryConfig) -> Result<Memory, MemoryError> {
+/// What guest RAM is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backing {
+    /// Memory of this process.
+    Anonymous,
+    /// A file of its own, where its pages stay when nobody maps it.
+    File,
+}
+
+/// Allocates guest RAM as the configuration asks, at the addresses of the machine's map. Reserved
+/// huge pages are always in a file.
+pub(crate) fn allocate(config: &MemoryConfig, backing: Backing) -> Result<Memory, MemoryError> {
     check_total(config)?;
     let failure = Failure(config);
-    let file = memfd(config.hugepages).map_err(failure.reserving("creating a memory file", ""))?;
-    file.set_len(config.size)
-        .map_err(failure.of("sizing the memory file", ", or raise the limit `ulimit -f`"))?;
-
-    let file = Arc::new(file);
+    let file = match backing {
+        Backing::Anonymous if !config.hugepages => None,
+        _ => Some(Arc::new(make_file(config)?)),
+    };
     let mut offset = 0;
     let mut regions = Vec::new();
     for (address, size) in layout::ram(config.size) {
-        let region = map(&file, offset, size, config.hugepages)
+        let region = map(file.as_ref(), offset, size, config.hugepages)
             .map_err(failure.reserving("mapping the memory", ", or raise the limit `ulimit -v`"))?;
+        if !config.hugepages {
+            prefer_huge_pages(&region);
+        }
         if config.prefault {
             let hint = ", or leave out prefault=on";
             populate(&region).map_err(failure.of("allocating all pages", hint))?;
@@ -140,6 +154,14 @@ fn check_total(config: &MemoryConfig) -> Result<(), MemoryError> {
     Ok(())
 }
 
+fn make_file(config: &MemoryConfig) -> Result<File, MemoryError> {
+    let failure = Failure(config);
+    let file = memfd(config.hugepages).map_err(failure.reserving("creating a memory file", ""))?;
+    file.set_len(config.size)
+        .map_err(failure.of("sizing the memory file", ", or raise the limit `ulimit -f`"))?;
+    Ok(file)
+}
+
 fn memfd(hugepages: bool) -> io::Result<File> {
     let mut flags = MFdFlags::MFD_CLOEXEC;
     if hugepages {
@@ -148,29 +170,46 @@ fn memfd(hugepages: bool) -> io::Result<File> {
     Ok(memfd_create(c"guest-ram", flags)?.into())
 }
 
-fn map(file: &Arc<File>, offset: u64, size: u64, hugepages: bool) -> io::Result<MmapRegion> {
+fn map(
+    file: Option<&Arc<File>>,
+    offset: u64,
+    size: u64,
+    hugepages: bool,
+) -> io::Result<MmapRegion> {
     let size = usize::try_from(size).map_err(io::Error::other)?;
+    let kind = match file {
+        Some(_) => libc::MAP_SHARED,
+        None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    };
     // Huge pages are reserved here, because a later fault that finds none would kill the process.
-    let flags = libc::MAP_SHARED | if hugepages { 0 } else { libc::MAP_NORESERVE };
-    let file = FileOffset::from_arc(Arc::clone(file), offset);
-    MmapRegion::build(Some(file), size, libc::PROT_READ | libc::PROT_WRITE, flags).map_err(
-        |error| match error {
+    let flags = kind | if hugepages { 0 } else { libc::MAP_NORESERVE };
+    let file = file.map(|file| FileOffset::from_arc(Arc::clone(file), offset));
+    MmapRegion::build(file, size, libc::PROT_READ | libc::PROT_WRITE, flags).map_err(|error| {
+        match error {
             vm_memory::mmap::MmapRegionError::Mmap(error) => error,
             other => io::Error::other(other),
-        },
-    )
+        }
+    })
+}
+
+/// Asks for huge pages where the host has some to give, and for none of them to be kept free: a
+/// guest's page faults are then a 512th.
+fn prefer_huge_pages(region: &MmapRegion) {
+    // A host without transparent huge pages does without.
+    if let Err(error) = advise(region, libc::MADV_HUGEPAGE) {
+        log::debug!("the host does not back guest memory by transparent huge pages: {error}");
+    }
 }
 
 fn populate(region: &MmapRegion) -> io::Result<()> {
-    // SAFETY: the range is the whole of a live mapping of ours; populating it changes no contents.
-    if unsafe {
-        libc::madvise(
-            region.as_ptr().cast(),
-            region.size(),
-            libc::MADV_POPULATE_WRITE,
-        )
-    } == 0
-    {
+    advise(region, libc::MADV_POPULATE_WRITE)
+}
+
+/// Of `advice` that changes no contents.
+fn advise(region: &MmapRegion, advice: libc::c_int) -> io::Result<()> {
+    // SAFETY: the range is the whole of a live mapping of ours, and neither advice that is given here
+    // changes its contents.
+    if unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) } == 0 {
         return Ok(());
     }
     Err(io::Error::last_os_error())
@@ -188,7 +227,7 @@ pub(crate) fn regions(memory: &GuestMemoryMmap<()>) -> impl Iterator<Item = (u64
     })
 }
 
-/// All regions, for whoever gives guest memory to devices of the host.
+/// All regions that are in a file, for whoever gives guest memory to devices of the host.
 pub(crate) fn pieces(memory: &GuestMemoryMmap<()>) -> Vec<RamPiece> {
     use vm_memory::{Address, GuestMemoryRegion};
     let piece = |region: &GuestRegionMmap<()>| {
@@ -201,7 +240,6 @@ pub(crate) fn pieces(memory: &GuestMemoryMmap<()>) -> Vec<RamPiece> {
             length: region.len(),
         })
     };
-    // All of them have a file.
     memory.iter().filter_map(piece).collect()
 }
 
@@ -217,7 +255,9 @@ mod tests {
             hugepages: false,
             prefault: false,
         };
-        let message = allocate(&config).expect_err("too much").to_string();
+        let message = allocate(&config, Backing::File)
+            .expect_err("too much")
+            .to_string();
         assert!(
             message.starts_with("--memory 1099511627776M: this machine has "),
             "{message}"
@@ -232,7 +272,7 @@ mod tests {
             hugepages: false,
             prefault: false,
         };
-        let memory = allocate(&config).expect("memory");
+        let memory = allocate(&config, Backing::Anonymous).expect("memory");
         memory
             .write_obj(1u64, GuestAddress(0xbfff_fff8))
             .expect("last word below the hole");
@@ -256,7 +296,7 @@ mod tests {
             hugepages: false,
             prefault: false,
         };
-        let memory = allocate(&config).expect("memory");
+        let memory = allocate(&config, Backing::File).expect("memory");
         let pieces = pieces(&memory);
         assert_eq!(
             pieces.iter().map(|piece| piece.length).sum::<u64>(),
@@ -286,6 +326,21 @@ mod tests {
             hugepages: false,
             prefault: true,
         };
-        assert!(allocate(&config).is_ok());
+        for backing in [Backing::Anonymous, Backing::File] {
+            assert!(allocate(&config, backing).is_ok());
+        }
+    }
+
+    #[test]
+    fn anonymous_memory_is_zero_and_has_no_file() {
+        let config = MemoryConfig {
+            size: 0x100_0000,
+            hugepages: false,
+            prefault: false,
+        };
+        let memory = allocate(&config, Backing::Anonymous).expect("memory");
+        assert!(pieces(&memory).is_empty());
+        let word: u64 = memory.read_obj(GuestAddress(0)).expect("memory");
+        assert_eq!(word, 0);
     }
 }

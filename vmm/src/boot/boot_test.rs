@@ -26,11 +26,14 @@ impl Files {
 }
 
 fn ram() -> Memory {
-    memory::allocate(&MemoryConfig {
-        size: RAM,
-        hugepages: false,
-        prefault: false,
-    })
+    memory::allocate(
+        &MemoryConfig {
+            size: RAM,
+            hugepages: false,
+            prefault: false,
+        },
+        memory::Backing::Anonymous,
+    )
     .expect("memory")
 }
 
