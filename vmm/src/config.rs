@@ -137,6 +137,14 @@ impl Config {
     pub(crate) fn assigns(&self) -> bool {
         !self.iommufds.is_empty()
     }
+
+    /// The last PCI bus: behind bus 0, each root port has one. Linux looks for functions on every
+    /// bus up to it, 32 times an exit.
+    pub(crate) fn last_bus(&self) -> u8 {
+        let is_port = |function: &&FunctionConfig| function.kind == FunctionKind::RootPort;
+        let ports = self.functions.iter().filter(is_port).count();
+        u8::try_from(ports).unwrap_or(u8::MAX)
+    }
 }
 
 impl IommuConfig {

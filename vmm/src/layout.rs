@@ -29,8 +29,8 @@ pub(crate) const RAM_HOLE: Range<u64> = 0xc000_0000..4 * GIB;
 pub(crate) const PCI_MMIO32: Range<u64> = 0xc000_0000..0xe000_0000;
 /// PCI configuration space (ECAM), from bus 0 on.
 pub(crate) const PCI_ECAM: u64 = 0xe000_0000;
-/// Buses that the ECAM window reaches: bus 0, and one behind each of its root ports, of which there
-/// are 31 at most.
+/// Buses for which there is room in the ECAM window: bus 0, and one behind each of its root ports, of
+/// which there are 31 at most.
 pub(crate) const PCI_BUSES: u8 = 32;
 /// The IOAPIC's register window.
 pub(crate) const IOAPIC: Range<u64> = 0xfec0_0000..0xfec0_1000;

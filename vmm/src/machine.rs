@@ -91,7 +91,7 @@ impl Machine {
         };
         let unit = unit.map(|(unit, _)| unit);
         let interrupts = Interrupts::new(&vm, local_apics, unit.clone());
-        let root = Arc::new(RootComplex::new(apertures(physical_bits)));
+        let root = Arc::new(RootComplex::new(apertures(config, physical_bits)));
         let platform = Platform {
             root: Arc::clone(&root),
             memory: Arc::clone(&memory),
@@ -258,10 +258,10 @@ fn open_host(config: &Config, vm: &Arc<VmFd>) -> anyhow::Result<(assign::Host, V
 }
 
 /// Where the PCI bus is in the guest's address space.
-fn apertures(physical_bits: u8) -> Apertures {
+fn apertures(config: &Config, physical_bits: u8) -> Apertures {
     Apertures {
         ecam_base: layout::PCI_ECAM,
-        buses: u16::from(layout::PCI_BUSES),
+        buses: u16::from(config.last_bus()) + 1,
         mmio32: layout::PCI_MMIO32,
         mmio64: layout::pci_mmio64(physical_bits),
     }

@@ -21,7 +21,7 @@ pub(super) fn tables(config: &Config, physical_bits: u8) -> acpi::Tables {
         },
         ecam: acpi::Ecam {
             base: layout::PCI_ECAM,
-            last_bus: layout::PCI_BUSES - 1,
+            last_bus: config.last_bus(),
         },
         apertures: acpi::Apertures {
             mmio32: layout::PCI_MMIO32,
