@@ -16,6 +16,7 @@ mod log;
 mod refusal;
 mod run;
 mod session;
+pub(crate) mod speed_server;
 mod tally;
 pub mod tap;
 

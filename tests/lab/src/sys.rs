@@ -3,6 +3,7 @@
 //! This is the only module of the lab with unsafe code; what it exports is safe to call.
 #![allow(unsafe_code)]
 
+pub mod aio;
 pub mod ioctl;
 pub mod memory;
 pub mod ping;

@@ -127,13 +127,17 @@ enum Command {
 #[derive(Subcommand)]
 enum Bench {
     /// nido beside the newest QEMU of Debian's backports, alioth, and other VMMs whose programs are
-    /// given: the time from the start to the guest's init, exits by kind, memory.
+    /// given: the time from the start to the guest's init, exits by kind, memory; requests to a disk
+    /// and TCP over a tap, without a unit, and with first-stage and second-stage tables.
     ///
     /// Prints tables in Markdown. Each guest runs in a level 1 of its own, which that QEMU emulates.
     Compare {
-        /// Boots of each.
+        /// Boots of each; a third as many guests measure their disks and networks.
         #[arg(long, default_value_t = 7, value_name = "N")]
         rounds: u32,
+        /// Only one part.
+        #[arg(long, value_enum, value_name = "PART")]
+        only: Option<Part>,
         /// Have level 1's time be the number of instructions it executes, whatever else the machine
         /// does.
         #[arg(long)]
@@ -176,6 +180,27 @@ enum Bench {
         #[arg(value_name = "CASE")]
         filter: Option<String>,
     },
+}
+
+/// A part of `bench compare`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// From the start to the guest's init.
+    Boot,
+    /// Direct I/O of a disk.
+    Disk,
+    /// TCP over a tap.
+    Net,
+}
+
+impl Part {
+    fn part(self) -> lab::agent::bench_compare::Part {
+        match self {
+            Self::Boot => lab::agent::bench_compare::Part::Boot,
+            Self::Disk => lab::agent::bench_compare::Part::Disk,
+            Self::Net => lab::agent::bench_compare::Part::Net,
+        }
+    }
 }
 
 #[derive(Args, Clone, Copy)]
@@ -249,12 +274,14 @@ fn run(arguments: Arguments) -> Result<bool> {
             what:
                 Bench::Compare {
                     rounds,
+                    only,
                     instructions,
                     cloud_hypervisor,
                     firecracker,
                 },
         } => bench_compare::run(&bench_compare::Wanted {
             rounds,
+            only: only.map(Part::part),
             time: if instructions {
                 level0::Time::Instructions
             } else {

@@ -1,10 +1,11 @@
-//! The comparison of VMMs in level 1: one boot of one of them.
+//! The comparison of VMMs in level 1: one boot, or one guest that measures its devices.
 //!
 //! Level 1 is made anew for each, since a second guest takes longer than the first.
 
 mod boot;
 mod command;
 mod counters;
+mod data;
 mod memory;
 mod running;
 mod subject;
@@ -12,11 +13,12 @@ mod subject;
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-use super::{Report, bench};
+use super::tap::Tap;
+use super::{Report, bench, speed_server};
 use crate::protocol::AgentLine;
-use command::Guest;
+use command::{Device, Guest, HOST, PREFIX, TAP};
 
 pub use counters::COUNTERS;
 pub use subject::{Mode, Subject, Vmm};
@@ -26,16 +28,22 @@ pub use subject::{Mode, Subject, Vmm};
 pub enum Part {
     /// The start, until the guest's init.
     Boot,
+    /// Direct I/O of a disk.
+    Disk,
+    /// TCP over a tap.
+    Net,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Boot];
+    pub const ALL: [Self; 3] = [Self::Boot, Self::Disk, Self::Net];
 
     /// How many guests of each are measured, if boots are measured so often.
     pub fn rounds(self, boots: u32) -> u32 {
         match self {
             Self::Boot => boots,
+            // They measure for a time, so that fewer do.
+            Self::Disk | Self::Net => boots.div_ceil(3),
         }
     }
 
@@ -43,6 +51,8 @@ impl Part {
     pub fn name(self) -> &'static str {
         match self {
             Self::Boot => "boot",
+            Self::Disk => "disk",
+            Self::Net => "net",
         }
     }
 
@@ -70,6 +80,8 @@ impl Bench {
         fs::create_dir_all(&self.output)?;
         let measured = match self.part {
             Part::Boot => self.boot(),
+            Part::Disk => self.disk(),
+            Part::Net => self.net(),
         };
         match measured {
             Ok(text) => {
@@ -86,13 +98,37 @@ impl Bench {
     }
 
     fn boot(&self) -> Result<String> {
-        let guest = Guest {
+        // A guest that left would take what is counted with it.
+        let command = self.guest(">stay", Device::None).command()?;
+        boot::measure(&command, &self.output.join("guest.log"))
+    }
+
+    fn disk(&self) -> Result<String> {
+        let disk = self.files.join("disk.raw");
+        data::make_disk(&disk)?;
+        self.data("disk-bench", Device::Disk(&disk))
+    }
+
+    fn net(&self) -> Result<String> {
+        let _tap = Tap::new(TAP, HOST, PREFIX).context(TAP)?;
+        let port = speed_server::serve(HOST).context("server")?;
+        self.data("net-bench", Device::Net(port))
+    }
+
+    fn data(&self, check: &str, device: Device<'_>) -> Result<String> {
+        let translation = self.subject.mode.translation();
+        let plan = format!("device-mode={translation},{check}>stay");
+        let command = self.guest(&plan, device).command()?;
+        data::measure(&command, &self.output.join("guest.log"))
+    }
+
+    fn guest<'a>(&'a self, plan: &'a str, device: Device<'a>) -> Guest<'a> {
+        Guest {
             files: &self.files,
             scratch: &self.output,
             subject: self.subject,
-            // A guest that left would take what is counted with it.
-            plan: ">stay",
-        };
-        boot::measure(&guest.command()?, &self.output.join("guest.log"))
+            plan,
+            device,
+        }
     }
 }

@@ -3,9 +3,9 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Guest, assigned_edu, console, disk, disk_queues, disk_speed, edu, edu_group, edu_msi, hot_plug,
-    hot_plug_levels, interrupts, iommu, level3, map_benchmark, network, nvme, pasid, power, random,
-    restart, sva, taken,
+    Guest, assigned_edu, console, disk, disk_bench, disk_queues, disk_speed, edu, edu_group,
+    edu_msi, hot_plug, hot_plug_levels, interrupts, iommu, level3, map_benchmark, net_bench,
+    network, nvme, pasid, power, random, restart, sva, taken,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -38,6 +38,9 @@ const CHECKS: &[(&str, Run)] = &[
     ("nvme-speed", nvme::speed),
     ("disk-queues", disk_queues::check),
     ("disk-speed", disk_speed::check),
+    ("disk-bench", disk_bench::check),
+    ("net-bench", net_bench::check),
+    ("device-mode", iommu::device_mode),
     ("link", network::assigned),
     ("edu-domains", assigned_edu::domains),
     ("edu-group", edu_group::check),

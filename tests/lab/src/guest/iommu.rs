@@ -128,6 +128,29 @@ pub(super) fn translation(_guest: &Guest, argument: &str) -> Result<String> {
     Ok(format!("{} entries", kinds.len()))
 }
 
+/// The first virtio device's function is translated as the argument says, KIND/TYPE, as in
+/// `first-stage/DMA-FQ`; or the argument is `none`, and it has no group.
+pub(super) fn device_mode(_guest: &Guest, argument: &str) -> Result<String> {
+    let path = "/sys/bus/virtio/devices/virtio0";
+    let device = fs::canonicalize(path).context("no virtio device")?;
+    let function = device.parent().context("the device has no function")?;
+    let name = function.file_name().unwrap_or_default().to_string_lossy();
+    let group = fs::read_to_string(function.join("iommu_group/type"));
+    if argument == "none" {
+        ensure!(group.is_err(), "{name} has a group");
+        return Ok(format!("{name} has no group"));
+    }
+    let path = "/sys/kernel/debug/iommu/intel/dmar_translation_struct";
+    let table = fs::read_to_string(path).context(path)?;
+    let kinds = table_kinds(&table)?;
+    let kind = kinds.get(name.trim_start_matches("0000:"));
+    let kind = kind.with_context(|| format!("no entry for {name}"))?;
+    let group = group.with_context(|| format!("{name} has no group"))?;
+    let found = format!("{kind}/{}", group.trim());
+    ensure!(found == argument, "{name} is translated as {found}");
+    Ok(format!("{name} is translated as {found}"))
+}
+
 /// From the text of dmar_translation_struct: function -> kind. Rows are
 /// `B.D.F  root(hi:lo)  context(hi:lo)  PASID  entry(word 2:word 1:word 0)`; PASID is -1 in legacy
 /// mode.

@@ -32,7 +32,7 @@ pub(super) struct Address {
     prefix: u8,
 }
 
-fn parse(text: &str) -> Result<(Address, SocketAddrV4)> {
+pub(super) fn parse(text: &str) -> Result<(Address, SocketAddrV4)> {
     let (own, server) = text
         .split_once(',')
         .context("lab.net=ADDRESS/PREFIX,SERVER:PORT")?;

@@ -15,6 +15,25 @@ const BOOT: &[Column] = &[
     ("exits", "exits", |count| count.to_string()),
 ];
 
+const DISK: &[Column] = &[
+    ("read 4 KiB, µs", "read_4k_1 (ns)", microseconds),
+    ("32 at once", "read_4k_32 (ns)", microseconds),
+    ("write 4 KiB", "write_4k_1 (ns)", microseconds),
+    ("32 at once", "write_4k_32 (ns)", microseconds),
+    ("read 128 KiB", "read_128k (ns)", microseconds),
+    ("write 128 KiB", "write_128k (ns)", microseconds),
+];
+
+const NET: &[Column] = &[
+    ("a byte and its answer, µs", "answer (ns)", microseconds),
+    ("to level 1, MiB/s", "send_kib_s", mebibytes),
+    ("from level 1, MiB/s", "receive_kib_s", mebibytes),
+];
+
+fn microseconds(nanoseconds: u64) -> String {
+    ((nanoseconds + 500) / 1000).to_string()
+}
+
 fn milliseconds(nanoseconds: u64) -> String {
     ((nanoseconds + 500_000) / 1_000_000).to_string()
 }
@@ -26,7 +45,13 @@ fn mebibytes(kibibytes: u64) -> String {
 
 /// The tables of a part.
 pub(super) fn markdown(part: Part, subjects: &[Subject], samples: &Samples) -> String {
+    let q35 = |subject: Subject| Subject {
+        vmm: Vmm::QemuQ35,
+        ..subject
+    };
     match part {
+        Part::Disk => table(DISK, subjects, samples, q35),
+        Part::Net => table(NET, subjects, samples, q35),
         Part::Boot => {
             let base = |subject: Subject| Subject {
                 vmm: if subject.mode == Mode::NoUnit {

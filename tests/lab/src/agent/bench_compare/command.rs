@@ -3,6 +3,7 @@
 //! that it does not need. The kernel of level 1 has no system-call filters.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -13,6 +14,25 @@ use crate::agent::bench::{Candidate, MEMORY_MIB, Program, QEMU, words};
 /// What every guest's kernel is told. Its clock stands before its lines.
 const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 printk.devkmsg=on printk.time=1";
 
+/// The tap, its address and the guest's; for documentation (RFC 5737), so that no real network is
+/// meant.
+pub(super) const TAP: &str = "bench0";
+pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub(super) const PREFIX: u8 = 24;
+const MASK: &str = "255.255.255.0";
+const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const MAC: &str = "52:54:00:12:34:56";
+
+/// A virtio device of a guest.
+#[derive(Clone, Copy)]
+pub(super) enum Device<'a> {
+    None,
+    /// A disk that is this file.
+    Disk(&'a Path),
+    /// The tap, on whose other side a server has this port.
+    Net(u16),
+}
+
 /// A guest of a VMM.
 pub(super) struct Guest<'a> {
     /// Directory with the files.
@@ -22,6 +42,7 @@ pub(super) struct Guest<'a> {
     pub(super) subject: Subject,
     /// What the guest does.
     pub(super) plan: &'a str,
+    pub(super) device: Device<'a>,
 }
 
 impl Guest<'_> {
@@ -48,7 +69,11 @@ impl Guest<'_> {
 
     fn parameters(&self) -> String {
         let mode = self.subject.mode.parameters();
-        format!("{PARAMETERS} {mode} lab.plan={}", self.plan)
+        let net = match self.device {
+            Device::Net(port) => format!("lab.net={GUEST}/{PREFIX},{HOST}:{port} "),
+            Device::None | Device::Disk(_) => String::new(),
+        };
+        format!("{PARAMETERS} {mode} {net}lab.plan={}", self.plan)
     }
 
     fn candidate(&self, arguments: Vec<String>) -> Candidate {
@@ -81,8 +106,18 @@ impl Guest<'_> {
             Mode::Lazy | Mode::Strict => "--device intel-iommu,x-flts=on",
             Mode::SecondStage => "--device intel-iommu,x-flts=off",
         }));
+        arguments.extend(self.device("--disk path=", &format!("--net tap={TAP}")));
         arguments.extend(self.what(["--kernel", "--initramfs", "--cmdline"]));
         self.candidate(arguments)
+    }
+
+    /// The options of the device: `disk` goes before its file.
+    fn device(&self, disk: &str, net: &str) -> Vec<String> {
+        match self.device {
+            Device::None => Vec::new(),
+            Device::Disk(path) => words(&format!("{disk}{}", path.display())),
+            Device::Net(_) => words(net),
+        }
     }
 
     fn qemu(&self) -> Candidate {
@@ -103,18 +138,38 @@ impl Guest<'_> {
                 " -device intel-iommu,intremap=on,aw-bits=48,scalable-mode=on,fsts=off"
             }
         };
+        let platform = if mode == Mode::NoUnit { "off" } else { "on" };
+        let common = format!("disable-legacy=on,iommu_platform={platform}");
+        let device = match self.device {
+            Device::None => String::new(),
+            Device::Disk(path) => format!(
+                " -drive if=none,id=disk,format=raw,file={} -device virtio-blk-pci,drive=disk,{common}",
+                path.display()
+            ),
+            Device::Net(_) => format!(
+                " -netdev tap,id=net,ifname={TAP},script=no,downscript=no \
+                 -device virtio-net-pci,netdev=net,mac={MAC},romfile=,{common}"
+            ),
+        };
         let path = |name| self.path(name).display().to_string();
         let what = [path("vmlinux"), path("guest.cpio"), self.parameters()];
         let program = Program {
             files: self.files,
             name: program,
         };
-        Candidate::qemu(vmm.name(), program, &format!("{machine}{unit}"), what)
+        Candidate::qemu(
+            vmm.name(),
+            program,
+            &format!("{machine}{unit}{device}"),
+            what,
+        )
     }
 
     fn alioth(&self) -> Candidate {
         let mut arguments = words("boot --cpu count=1 --memory");
         arguments.push(format!("size={MEMORY_MIB}M,thp=on"));
+        let net = format!("--net tap,if={TAP},mac={MAC},mtu=1500");
+        arguments.extend(self.device("--blk file,path=", &net));
         arguments.extend(self.what(["--pvh", "--initramfs", "--cmdline"]));
         self.candidate(arguments)
     }
@@ -123,23 +178,48 @@ impl Guest<'_> {
         let mut arguments =
             words("--cpus boot=1 --serial tty --console off --seccomp false --memory");
         arguments.push(format!("size={MEMORY_MIB}M"));
+        // It would give the tap an address of its own.
+        let net = format!("--net tap={TAP},ip={HOST},mask={MASK},mac={MAC}");
+        arguments.extend(self.device("--disk image_type=raw,path=", &net));
         arguments.extend(self.what(["--kernel", "--initramfs", "--cmdline"]));
         self.candidate(arguments)
     }
 
-    /// It takes a file.
+    /// It takes a file, and puts devices on PCI, which it does without otherwise, if it is told to:
+    /// the guest's kernel knows no others.
     fn firecracker(&self) -> Result<Candidate> {
+        let (drive, interface) = match self.device {
+            Device::None => (String::new(), String::new()),
+            Device::Disk(path) => (
+                format!(
+                    "{{\"drive_id\": \"disk\", \"is_root_device\": false, \"is_read_only\": false, \
+                     \"path_on_host\": \"{}\"}}",
+                    path.display()
+                ),
+                String::new(),
+            ),
+            Device::Net(_) => (
+                String::new(),
+                format!(
+                    "{{\"iface_id\": \"net\", \"guest_mac\": \"{MAC}\", \"host_dev_name\": \"{TAP}\"}}"
+                ),
+            ),
+        };
         let path = |name| self.path(name).display().to_string();
         let text = format!(
             "{{\"boot-source\": {{\"kernel_image_path\": \"{}\", \"initrd_path\": \"{}\", \"boot_args\": \"{}\"}}, \
-             \"drives\": [], \"machine-config\": {{\"vcpu_count\": 1, \"mem_size_mib\": {MEMORY_MIB}}}}}\n",
+             \"drives\": [{drive}], \"network-interfaces\": [{interface}], \"machine-config\": {{\"vcpu_count\": 1, \"mem_size_mib\": {MEMORY_MIB}}}}}\n",
             path("vmlinux"),
             path("guest.cpio"),
             self.parameters()
         );
         let file = self.scratch.join("firecracker.json");
         fs::write(&file, text).with_context(|| file.display().to_string())?;
-        let mut arguments = words("--no-api --no-seccomp --config-file");
+        let mut arguments = words("--no-api --no-seccomp");
+        if !matches!(self.device, Device::None) {
+            arguments.push("--enable-pci".to_owned());
+        }
+        arguments.push("--config-file".to_owned());
         arguments.push(file.display().to_string());
         Ok(self.candidate(arguments))
     }
@@ -155,6 +235,7 @@ mod tests {
             scratch: Path::new("/s"),
             subject: Subject { vmm, mode },
             plan: ">stay",
+            device: Device::Disk(Path::new("/d")),
         };
         guest.command().map(|command| command.arguments.join(" "))
     }
@@ -166,7 +247,7 @@ mod tests {
         let second = command(Vmm::Nido, Mode::SecondStage).unwrap();
         assert!(second.contains("x-flts=off") && second.contains("iommu.strict=1"));
         let none = command(Vmm::Nido, Mode::NoUnit).unwrap();
-        assert!(!none.contains("iommu"));
+        assert!(!none.contains("iommu") && none.contains("--disk path=/d"));
     }
 
     #[test]

@@ -90,6 +90,16 @@ impl Mode {
         }
     }
 
+    /// How the guest's functions are translated then: kind of table, type of domain.
+    pub(super) fn translation(self) -> &'static str {
+        match self {
+            Self::NoUnit => "none",
+            Self::Lazy => "first-stage/DMA-FQ",
+            Self::Strict => "first-stage/DMA",
+            Self::SecondStage => "second-stage/DMA",
+        }
+    }
+
     /// What the guest's kernel is told.
     pub(super) fn parameters(self) -> &'static str {
         match self {
