@@ -106,10 +106,19 @@ impl VirtioPci {
     fn reset_function(&self, most: Duration) {
         // The thread first: if bus mastering went first, it would take the failing access for a
         // mistake of the guest.
+        self.tell_to_stop();
         self.state.lock().reset(&self.link, most);
         let mut config = self.config.lock();
         self.link.msix.reset();
         config.reset();
+    }
+
+    /// Nothing that the device does begins an access to guest memory from here on.
+    fn tell_to_stop(&self) {
+        self.state.lock().quiesce();
+        if let Some(elsewhere) = &self.elsewhere {
+            elsewhere.halt();
+        }
     }
 
     /// A device whose thread makes an access while bus mastering is off needs a reset. What goes on
@@ -277,7 +286,7 @@ impl PciFunction for VirtioPci {
     }
 
     fn quiesce(&self) {
-        self.state.lock().quiesce();
+        self.tell_to_stop();
     }
 
     fn reset(&self) {

@@ -292,6 +292,12 @@ fn node_error(node: &'static str, module: &str, error: vhost::Error) -> OpenErro
         io::ErrorKind::PermissionDenied => {
             format!("give your user read and write access to it: setfacl -m u:$USER:rw {node}")
         }
+        _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            "raise the limit of open files: ulimit -n".to_owned()
+        }
+        _ if error.raw_os_error() == Some(libc::ENOMEM) => {
+            "the host has no memory left for it".to_owned()
+        }
         _ => format!("load the module: modprobe {module}"),
     };
     OpenError::Node {

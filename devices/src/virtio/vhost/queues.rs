@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_ACCESS_PLATFORM;
-use vm_memory::{GuestMemory, Permissions};
+use vm_memory::{GuestAddress, GuestMemory, Permissions};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Place;
@@ -22,6 +22,8 @@ use crate::virtio::session::Session;
 /// Misses that are read before they are answered. A queue that is notified again says again what it
 /// misses, and all of that has one answer.
 const MISSES: usize = 256;
+/// How often the kernel is started, if it does not find its rings, which the guest may be invalidating.
+const STARTS: u32 = 3;
 /// Bytes of a chain that are looked at, each way, to find out why the kernel has given a queue up. A
 /// packet has less.
 const LOOK: u64 = 128 << 10;
@@ -34,6 +36,8 @@ pub(in crate::virtio) struct Queues {
     /// One for each queue: it is in disorder.
     errors: Vec<EventFd>,
     misses: Vec<Miss>,
+    /// One for each queue: it has available buffers.
+    kicks: Vec<EventFd>,
 }
 
 impl Queues {
@@ -50,6 +54,7 @@ impl Queues {
             calls: events()?,
             errors: events()?,
             misses: Vec::new(),
+            kicks: Vec::new(),
         })
     }
 
@@ -71,7 +76,7 @@ impl Queues {
     /// Hands the queues of `session` over. `features` is what the kernel is to do of what the driver
     /// has accepted.
     pub(in crate::virtio) fn hand_over(
-        &self,
+        &mut self,
         features: u64,
         session: &mut Session,
         kicks: &[(usize, EventFd)],
@@ -85,7 +90,6 @@ impl Queues {
             .backend()
             .set_features(features)
             .map_err(host("VHOST_SET_FEATURES"))?;
-        let mut all = Vec::new();
         let events = self.calls.iter().zip(&self.errors);
         for ((index, (call, error)), (_, kick)) in events.enumerate().zip(kicks) {
             let queue = session.queue(index).ok_or(QueueError::Disabled)?;
@@ -93,7 +97,6 @@ impl Queues {
                 Place::Direct(memory) => rings::direct(queue, memory)?,
                 Place::Behind { .. } => rings::translated(queue),
             };
-            all.extend(rings::rings_of(queue));
             // What an earlier driver has left says nothing of this one.
             let _ = (call.read(), error.read());
             let events = Events { kick, call, error };
@@ -104,13 +107,7 @@ impl Queues {
         }
         if translated {
             shared.listen();
-            // The kernel does not start unless it can reach the used rings: no invalidation may come
-            // in between.
-            let transaction = session.begin()?;
-            for ring in all {
-                shared.give_ring(&transaction, ring)?;
-            }
-            shared.start()?;
+            self.start_translated(session)?;
         } else {
             // Nothing is translated, but the device's gate may be closed.
             let transaction = session.begin()?;
@@ -119,8 +116,44 @@ impl Queues {
                 .ok_or(QueueError::Stopped)?;
             shared.start()?;
         }
+        let kicks = kicks.iter().take(self.calls.len());
+        let kicks = kicks.map(|(_, kick)| kick.try_clone());
+        self.kicks = kicks
+            .collect::<io::Result<_>>()
+            .map_err(host("a notification"))?;
         // Buffers that were made available before DRIVER_OK count as well.
-        for (_, kick) in kicks.iter().take(self.calls.len()) {
+        self.kick()
+    }
+
+    /// The kernel does not start unless it can reach the used rings.
+    fn start_translated(&self, session: &mut Session) -> Result<(), QueueError> {
+        let mut rings = Vec::new();
+        for index in 0..self.calls.len() {
+            let queue = session.queue(index).ok_or(QueueError::Disabled)?;
+            rings.extend(rings::rings_of(queue));
+        }
+        for _ in 0..STARTS {
+            let transaction = session.begin()?;
+            for ring in &rings {
+                self.shared.give_ring(&transaction, *ring)?;
+            }
+            match self.shared.start() {
+                // The guest may have invalidated them in between.
+                Err(QueueError::Host { error, .. })
+                    if error.raw_os_error() == Some(libc::EFAULT) =>
+                {
+                    self.shared.pause()?;
+                }
+                outcome => return outcome,
+            }
+        }
+        let error = io::Error::from_raw_os_error(libc::EFAULT);
+        Err(host("starting vhost")(error))
+    }
+
+    /// Has the kernel look at all queues.
+    fn kick(&self) -> Result<(), QueueError> {
+        for kick in &self.kicks {
             match kick.write(1) {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
                     return Err(host("a notification")(error));
@@ -171,23 +204,44 @@ impl Queues {
     }
 
     fn answer_misses(&mut self, session: &mut Session) -> Result<(), QueueError> {
-        let Self { shared, misses, .. } = self;
-        misses.clear();
+        self.misses.clear();
         for _ in 0..MISSES {
-            let next = shared.backend().next_miss();
+            let next = self.shared.backend().next_miss();
             let Some(miss) = next.map_err(host("reading what vhost misses"))? else {
                 break;
             };
-            if !misses.contains(&miss) {
-                misses.push(miss);
+            if !self.misses.contains(&miss) {
+                self.misses.push(miss);
             }
         }
         // What is not answered stays, for `take_back`.
-        while let Some(miss) = misses.last() {
-            shared.answer(&session.begin()?, *miss)?;
-            misses.pop();
+        while let Some(miss) = self.misses.last() {
+            let transaction = session.begin()?;
+            if !transaction.check_range(GuestAddress(miss.address), 1, miss.access) {
+                drop(transaction);
+                return self.restart(session);
+            }
+            self.shared.answer(&transaction, *miss)?;
+            self.misses.pop();
         }
         Ok(())
+    }
+
+    /// The kernel misses what the guest does not permit. It may have said so twice, have got an answer
+    /// to the first, and be done with the buffer, which the guest has unmapped since: that is no fault.
+    /// Whatever is in the queues by now and is blocked is one; if nothing is, the kernel starts again
+    /// without an answer.
+    fn restart(&mut self, session: &mut Session) -> Result<(), QueueError> {
+        self.shared.pause()?;
+        for queue in 0..self.calls.len() {
+            self.retrace(queue, session)?;
+        }
+        self.shared
+            .forget(&self.misses)
+            .map_err(host("answering what vhost misses"))?;
+        self.misses.clear();
+        self.start_translated(session)?;
+        self.kick()
     }
 
     /// Why the kernel has given `queue` up, as far as that can be seen: by doing what it has tried.
@@ -222,5 +276,12 @@ impl Queues {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for Queues {
+    /// A thread that ends without its device's consent leaves nothing to the kernel, either.
+    fn drop(&mut self) {
+        self.take_back();
     }
 }

@@ -18,7 +18,8 @@ pub(super) fn rings_of(queue: &VirtQueue) -> [Ring; 3] {
     [
         (descriptors, 16 * size, Permissions::Read),
         (available, 6 + 2 * size, Permissions::Read),
-        (used, 6 + 8 * size, Permissions::Write),
+        // Where the last driver has left off is read.
+        (used, 6 + 8 * size, Permissions::ReadWrite),
     ]
 }
 

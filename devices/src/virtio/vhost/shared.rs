@@ -83,19 +83,26 @@ impl Shared {
         self.backend.start().map_err(host("starting vhost"))
     }
 
+    /// Has the kernel stop, to [`start`](Self::start) again.
+    pub(super) fn pause(&self) -> Result<(), QueueError> {
+        let mut run = self.run.lock();
+        if run.halted {
+            return Err(QueueError::Stopped);
+        }
+        if std::mem::take(&mut run.running) {
+            self.backend.stop().map_err(host("stopping vhost"))?;
+        }
+        Ok(())
+    }
+
     /// Ends what [`listen`](Self::listen) has begun. The kernel has stopped, and was not told about
     /// `misses`.
     pub(super) fn leave(self: &Arc<Self>, misses: &[Miss]) {
-        let Place::Behind {
-            invalidations,
-            memory,
-            ..
-        } = &self.place
-        else {
+        let Place::Behind { invalidations, .. } = &self.place else {
             return;
         };
         if invalidations.remove(self)
-            && let Err(error) = self.forget(memory, misses)
+            && let Err(error) = self.forget(misses)
         {
             error!("vhost keeps what it has asked for: {error}");
         }
@@ -103,9 +110,9 @@ impl Shared {
     }
 
     /// The kernel keeps each miss in its memory until it is answered: this answers `misses`, and
-    /// those that nobody has read.
-    fn forget(&self, memory: &Memory, misses: &[Miss]) -> io::Result<()> {
-        let Some(region) = memory.iter().next() else {
+    /// those that nobody has read. The kernel has stopped, and has nothing afterwards.
+    pub(super) fn forget(&self, misses: &[Miss]) -> io::Result<()> {
+        let Some(region) = self.place.memory().iter().next() else {
             return Ok(());
         };
         // The queues are stopped: nothing is ever read there.
@@ -162,10 +169,11 @@ impl Shared {
         let blocked = || GuestMemoryError::InvalidGuestAddress(GuestAddress(address));
         let held = transaction.grant(address, access).ok_or_else(blocked)?;
         let update = mapped(self.place.memory(), &held, address).ok_or_else(blocked)?;
-        self.held.lock().add(&held);
         self.backend
             .update(&update)
             .map_err(host("VHOST_IOTLB_UPDATE"))?;
+        // Only now: an invalidation of everything may have cleared it before the kernel got this.
+        self.held.lock().add(&held);
         Ok(update.first + (update.size - 1))
     }
 

@@ -384,6 +384,65 @@ fn the_interrupt_of_a_masked_vector_is_pending_until_it_is_unmasked() {
 }
 
 #[test]
+fn an_answer_that_overtakes_an_invalidation_of_everything_is_known_to_the_next() {
+    let machine = Machine::new();
+    let rings = machine.driver.start(0, 2);
+    eventually("the kernel has started", || machine.kernel.running());
+    rings[0].add(&machine.driver, &[(BUFFER, 16, true)]);
+    let barrier = Arc::new(Barrier::new(2));
+    *machine.kernel.pause.lock().unwrap() = Some(Arc::clone(&barrier));
+    machine.kernel.turn(0, 0x33);
+    barrier.wait();
+    // The kernel forgets everything, and gets the answer then.
+    let all = [Invalidation::All];
+    machine
+        .invalidations
+        .invalidated(&all, &Patience::endless())
+        .unwrap();
+    barrier.wait();
+    eventually("the answer", || machine.kernel.holds(IOVA + BUFFER));
+    machine.map(BUFFER, 0);
+    invalidate(&machine.unit, IOVA + BUFFER);
+    assert!(!machine.kernel.holds(IOVA + BUFFER));
+}
+
+#[test]
+fn a_miss_of_a_page_that_the_kernel_is_done_with_is_no_fault() {
+    let machine = Machine::new();
+    let rings = machine.driver.start(0, 2);
+    rings[0].add(&machine.driver, &[(BUFFER, 16, true)]);
+    machine.serve(&rings[0], 0x44);
+    // The guest has taken the page back when the device's thread reads what was missed twice.
+    machine.map(BUFFER, 0);
+    invalidate(&machine.unit, IOVA + BUFFER);
+    let miss = Miss {
+        address: IOVA + BUFFER,
+        access: Permissions::Write,
+    };
+    {
+        let mut state = machine.kernel.state.lock().unwrap();
+        machine.kernel.miss(&mut state, miss);
+    }
+    eventually("nothing is missed", || machine.kernel.misses() == 0);
+    eventually("the kernel goes on", || machine.kernel.running());
+    assert!(!machine.kernel.holds(IOVA + BUFFER));
+    rings[0].add(&machine.driver, &[(OTHER, 16, true)]);
+    machine.serve(&rings[0], 0x55);
+    assert_eq!(machine.byte(OTHER), 0x55);
+    assert!(!machine.fault_pending());
+    assert_eq!(machine.driver.status() & 64, 0);
+}
+
+#[test]
+fn a_function_that_is_told_to_stop_has_stopped_the_kernel() {
+    let machine = Machine::new();
+    machine.driver.start(0, 2);
+    eventually("the kernel has started", || machine.kernel.running());
+    machine.driver.function.quiesce();
+    assert!(!machine.kernel.running());
+}
+
+#[test]
 fn a_miss_that_is_repeated_is_answered_once() {
     let machine = Machine::new();
     machine.driver.start(0, 2);

@@ -140,7 +140,8 @@ enum Domains {
 }
 
 impl HeldTranslations {
-    /// Adds one. To be called before it is handed over, within the transaction that it is from.
+    /// Adds one. To be called once it is handed over, within the transaction that it is from: whoever
+    /// clears this meanwhile, as everything is taken back, does not forget it.
     pub fn add(&mut self, held: &HeldTranslation) {
         self.any = true;
         self.first_stage |= held.first_stage;
