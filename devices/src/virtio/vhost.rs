@@ -1,7 +1,7 @@
 //! Devices whose queues the kernel serves: vhost-net (<linux/vhost.h>).
 //!
 //! At `DRIVER_OK` the queues are handed over, and from then on the kernel takes notifications and
-//! moves the data without us ([`Queues`]). What stays here is what the kernel cannot know: which
+//! moves the data without us (`Queues`). What stays here is what the kernel cannot know: which
 //! interrupt a queue has, and what the guest's IOMMU says.
 //!
 //! Behind a unit the kernel is given no guest memory as such. It has an IOTLB for each device, and
