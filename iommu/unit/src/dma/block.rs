@@ -23,13 +23,8 @@ pub(super) struct Block {
 
 impl Block {
     pub(super) fn new(stage: Stage, pages: &PageBlock) -> Self {
-        let size = 1_u64.checked_shl(12 + u32::from(pages.mask));
-        let within = size.map_or(u64::MAX, |size| size - 1);
-        Self {
-            stage,
-            first: pages.address & !within,
-            last: pages.address | within,
-        }
+        let (first, last) = pages.span().into_inner();
+        Self { stage, first, last }
     }
 
     /// The smallest block that holds both; `None` if they are of two stages.

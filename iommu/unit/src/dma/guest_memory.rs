@@ -138,12 +138,7 @@ impl<'a, 'v, M: Deref<Target: GuestMemoryBackend>> DmaSlices<'a, 'v, M> {
     /// to the range and have the same translation.
     #[inline(always)]
     fn piece(&self, address: u64, left: u64) -> Option<(u64, u64)> {
-        if self.transaction.is_identity() {
-            return Some((address, left));
-        }
-        let found = self.transaction.translated(address, self.access)?;
-        let block = 1_u64 << found.page_shift;
-        Some((found.address, left.min(block - (address & (block - 1)))))
+        self.transaction.stretch(address, left, self.access)
     }
 
     #[inline(always)]

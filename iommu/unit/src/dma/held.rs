@@ -6,8 +6,9 @@ use std::ops::{Deref, RangeInclusive};
 
 use vm_memory::{GuestMemoryBackend, Permissions};
 
-use super::transaction::DmaTransaction;
-use crate::spec::descriptors::{IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope};
+use super::transaction::{DmaTransaction, permits};
+use super::used::Domains;
+use crate::spec::descriptors::{IotlbScope, PasidCacheScope, PasidIotlbScope};
 use crate::spec::ids::SourceId;
 use crate::spec::invalidation::Invalidation;
 use crate::translate::{Access, RequestKind, Translation, TranslationType};
@@ -63,8 +64,7 @@ impl HeldTranslation {
     }
 
     fn permits(&self, access: Permissions) -> bool {
-        let write = matches!(access, Permissions::Write | Permissions::ReadWrite);
-        (self.readable || access == Permissions::Write) && (self.writable || !write)
+        permits((self.readable, self.writable), access)
     }
 }
 
@@ -131,14 +131,6 @@ pub struct HeldTranslations {
     first_stage: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Domains {
-    #[default]
-    None,
-    One(u16),
-    Several,
-}
-
 impl HeldTranslations {
     /// Adds one. To be called once it is handed over, within the transaction that it is from: whoever
     /// clears this meanwhile, as everything is taken back, does not forget it.
@@ -146,11 +138,7 @@ impl HeldTranslations {
         self.any = true;
         self.first_stage |= held.first_stage;
         if let Some(domain) = held.domain {
-            self.domains = match self.domains {
-                Domains::None => Domains::One(domain),
-                Domains::One(same) if same == domain => self.domains,
-                _ => Domains::Several,
-            };
+            self.domains = self.domains.and(domain);
         }
     }
 
@@ -184,36 +172,21 @@ impl HeldTranslations {
                 domain,
                 scope: PasidIotlbScope::Pasid,
                 ..
-            } => self.has(domain).then_some(ALL),
+            } => self.domains.may_include(domain).then_some(ALL),
             // Section 6.5.2.3: of first-stage translations of the domain, it is all of them.
             Invalidation::Iotlb(IotlbScope::Pages(domain, block)) => self
-                .has(domain)
-                .then(|| if self.first_stage { ALL } else { span(block) }),
+                .domains
+                .may_include(domain)
+                .then(|| if self.first_stage { ALL } else { block.span() }),
             Invalidation::PasidIotlb {
                 domain,
                 scope: PasidIotlbScope::Pages(block),
                 ..
-            } => self.has(domain).then(|| span(block)),
+            } => self.domains.may_include(domain).then(|| block.span()),
             // This is not a device-TLB, and software does not know of it.
             Invalidation::DeviceTlb { .. } => None,
         }
     }
-
-    fn has(&self, domain: u16) -> bool {
-        match self.domains {
-            Domains::None => false,
-            Domains::One(held) => held == domain,
-            Domains::Several => true,
-        }
-    }
-}
-
-/// First and last byte of `block`.
-fn span(block: PageBlock) -> RangeInclusive<u64> {
-    let inside = 1_u64
-        .checked_shl(12 + u32::from(block.mask))
-        .map_or(u64::MAX, |size| size - 1);
-    block.address & !inside..=block.address | inside
 }
 
 #[cfg(test)]

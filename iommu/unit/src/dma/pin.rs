@@ -197,13 +197,7 @@ impl<M: Clone + Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
         if !self.is_open() {
             return None;
         }
-        let (output, length) = if self.is_identity() {
-            (input, most)
-        } else {
-            let found = self.translated(input, access)?;
-            let block = 1_u64 << found.page_shift;
-            (found.address, most.min(block - (input & (block - 1))))
-        };
+        let (output, length) = self.stretch(input, most, access)?;
         let (region, offset) = self.near().find(output)?;
         let length = length.min(region.len().checked_sub(offset.0)?);
         (length != 0).then_some(Run {

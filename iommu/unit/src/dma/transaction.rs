@@ -154,11 +154,28 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
         &self.near
     }
 
+    /// Where `address` leads, and how many of `most` bytes from there on have the same translation.
+    /// Reports the fault if `access` is blocked.
+    #[inline(always)]
+    pub(super) fn stretch(
+        &self,
+        address: u64,
+        most: u64,
+        access: Permissions,
+    ) -> Option<(u64, u64)> {
+        if self.is_identity() {
+            return Some((address, most));
+        }
+        let found = self.translated(address, access)?;
+        let block = 1_u64 << found.page_shift;
+        Some((found.address, most.min(block - (address & (block - 1)))))
+    }
+
     /// Translates one page for `access`, and reports the fault if that is blocked.
     #[inline]
     pub(crate) fn translated(&self, address: u64, access: Permissions) -> Option<Permitted> {
         if let Some(hit) = self.view.caches.iotlb.lookup(self.tag, address)
-            && permits(&hit, access)
+            && permits((hit.readable, hit.writable), access)
         {
             let hits = &self.view.hits;
             hits.set(hits.get().wrapping_add(1));
@@ -263,8 +280,8 @@ impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
     }
 }
 
-/// Whether `found` permits `access`.
-pub(super) fn permits(found: &Permitted, access: Permissions) -> bool {
+/// Whether what is readable and writable as given permits `access`.
+pub(super) fn permits((readable, writable): (bool, bool), access: Permissions) -> bool {
     let write = matches!(access, Permissions::Write | Permissions::ReadWrite);
-    (found.readable || access == Permissions::Write) && (found.writable || !write)
+    (readable || access == Permissions::Write) && (writable || !write)
 }

@@ -5,10 +5,12 @@ use std::ops::RangeInclusive;
 use super::block::{Block, Stage};
 use crate::translate::{Binding, Resolved};
 
-/// The domains of what a view has in its caches, and of what a running transaction uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The domains of what a view has in its caches, of what a running transaction uses, and of what
+/// somebody holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Domains {
     /// It uses nothing yet.
+    #[default]
     None,
     /// One.
     One(u16),
@@ -17,6 +19,15 @@ pub(super) enum Domains {
 }
 
 impl Domains {
+    /// With `domain` besides.
+    pub(super) fn and(self, domain: u16) -> Self {
+        match self {
+            Self::None => Self::One(domain),
+            Self::One(same) if same == domain => self,
+            _ => Self::Any,
+        }
+    }
+
     pub(super) fn may_include(self, domain: u16) -> bool {
         match self {
             Self::None => false,

@@ -149,7 +149,8 @@ impl Store {
 
 /// First and last byte of `block`, whose address has `width` bits; what is above them is ignored.
 fn span(block: PageBlock, width: u8) -> RangeInclusive<u64> {
-    let within = |shift: u32| 1_u64.checked_shl(shift).map_or(u64::MAX, |size| size - 1);
-    let first = block.address & within(u32::from(width));
-    first..=first | within(12 + u32::from(block.mask))
+    let within = 1_u64.checked_shl(u32::from(width));
+    let within = within.map_or(u64::MAX, |size| size - 1);
+    let address = block.address & within;
+    PageBlock { address, ..block }.span()
 }

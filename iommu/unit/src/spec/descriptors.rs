@@ -1,5 +1,7 @@
 //! Invalidation descriptors (section 6.5.2), as [`decode`](super::decoder::decode) gives them.
 
+use std::ops::RangeInclusive;
+
 use super::device_tlb::DeviceTlbInvalidation;
 use super::ids::SourceId;
 use super::page_request::PageResponse;
@@ -56,6 +58,13 @@ pub struct PageBlock {
 }
 
 impl PageBlock {
+    /// The first and the last byte.
+    pub(crate) fn span(&self) -> RangeInclusive<u64> {
+        let size = 1_u64.checked_shl(12 + u32::from(self.mask));
+        let within = size.map_or(u64::MAX, |size| size - 1);
+        self.address & !within..=self.address | within
+    }
+
     /// From the second word of a descriptor of type 6. Low bits of the address that the mask covers are dropped.
     pub(crate) fn from_word(word: u64) -> Self {
         let [low, ..] = word.to_le_bytes();

@@ -32,6 +32,12 @@ fn mapped() -> Bench {
     bench
 }
 
+/// Takes the page of address 0 away, and waits with token 1.
+fn unmap(bench: &Bench) {
+    bench.poke(LEAF, &[0]);
+    bench.submit_wide(&[OWN[1], fenced(1, 0)]);
+}
+
 fn pin_page<'p>(bench: &Bench, pin: &'p mut DmaPin<Memory>) -> Pinned<'p, Memory> {
     let mut view = DmaPort::behind(Arc::clone(bench.unit.dma_state()), SOURCE).view();
     let range = [(GuestAddress(0x10), 0x100)];
@@ -73,8 +79,7 @@ fn a_background_that_waits_for_a_pin_lets_a_reset_in() {
     let _background = Background::start(&bench.unit, InlineBudget::NOTHING);
     let mut pin = DmaPin::new();
     let _pinned = pin_page(&bench, &mut pin);
-    bench.poke(LEAF, &[0]);
-    bench.submit_wide(&[OWN[1], fenced(1, 0)]);
+    unmap(&bench);
     // The background has read the queue, and waits.
     assert!(eventually(|| bench.read32(0x80) == bench.read32(0x88)));
     bench.unit.reset();
@@ -88,8 +93,7 @@ fn a_background_that_waits_for_a_pin_ends_when_it_is_told_to() {
     let background = Background::start(&bench.unit, InlineBudget::NOTHING);
     let mut pin = DmaPin::new();
     let pinned = pin_page(&bench, &mut pin);
-    bench.poke(LEAF, &[0]);
-    bench.submit_wide(&[OWN[1], fenced(1, 0)]);
+    unmap(&bench);
     assert!(eventually(|| bench.read32(0x80) == bench.read32(0x88)));
     drop(background);
     assert_eq!(bench.peek32(STATUS), 0);
@@ -106,8 +110,7 @@ fn a_snapshot_completes_no_wait_for_a_page_that_a_disk_that_hangs_still_uses() {
         .run_in_background(InlineBudget::default(), Arc::new(|| {}));
     let mut pin = DmaPin::new();
     let pinned = pin_page(&bench, &mut pin);
-    bench.poke(LEAF, &[0]);
-    bench.submit_wide(&[OWN[1], fenced(1, 0)]);
+    unmap(&bench);
     assert_eq!(bench.unit.save(), Err(StateError::Pinned));
     assert_eq!(bench.peek32(STATUS), 0);
     // It goes on, and so does who wants the state.
@@ -129,8 +132,7 @@ fn a_restore_that_is_refused_completes_nothing() {
     let state = bench.unit.save().unwrap();
     let mut pin = DmaPin::new();
     let _pinned = pin_page(&bench, &mut pin);
-    bench.poke(LEAF, &[0]);
-    bench.submit_wide(&[OWN[1], fenced(1, 0)]);
+    unmap(&bench);
     let mut damaged = state;
     damaged.registers.pop();
     assert!(bench.unit.restore(&damaged).is_err());
