@@ -250,10 +250,15 @@ impl VirtioDevice for Net {
         if let Err(error) = self.backend.set_offload(0) {
             self.report("reset offloads", &error);
         }
-        for _ in 0..STALE {
-            if self.backend.receive(&mut self.received).is_err() {
-                break;
-            }
+        drop_stale(&mut *self.backend, &mut self.received);
+    }
+}
+
+/// Drops what an earlier driver has left in the tap, which may not suit the next one.
+fn drop_stale(backend: &mut dyn Backend, buffer: &mut [u8]) {
+    for _ in 0..STALE {
+        if backend.receive(buffer).is_err() {
+            break;
         }
     }
 }

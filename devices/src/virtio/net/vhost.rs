@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::feature::{FEATURES, consistent, offloads};
 use super::tap::{Backend as _, Tap};
-use super::{MAX_PACKET, NetError, NetOptions, QUEUE_SIZE, STALE, config, mac_of};
+use super::{MAX_PACKET, NetError, NetOptions, QUEUE_SIZE, config, drop_stale, mac_of};
 use crate::virtio::device::{DeviceKind, Halt, VirtioDevice};
 use crate::virtio::error::QueueError;
 use crate::virtio::feature::mask;
@@ -118,16 +118,12 @@ impl VirtioDevice for VhostNet {
         self.queues.source_ready(source, session)
     }
 
-    /// As of a device without vhost: what waits in the tap may not suit the next driver.
+    /// As of a device without vhost.
     fn deactivate(&mut self) {
         self.queues.take_back();
         if let Err(error) = self.tap.set_offload(0) {
             warn!("virtio-net: cannot reset offloads on the tap: {error}");
         }
-        for _ in 0..STALE {
-            if self.tap.receive(&mut self.dropped).is_err() {
-                break;
-            }
-        }
+        drop_stale(&mut self.tap, &mut self.dropped);
     }
 }

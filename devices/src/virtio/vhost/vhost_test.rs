@@ -177,6 +177,19 @@ impl Machine {
         });
     }
 
+    /// Starts both queues, and has the kernel miss a buffer. When this returns, its translation was
+    /// looked up, and is on its way to the kernel until the barrier is met once more.
+    fn start_and_miss(&self) -> (Vec<Ring>, Arc<Barrier>) {
+        let rings = self.driver.start(0, 2);
+        eventually("the kernel has started", || self.kernel.running());
+        rings[0].add(&self.driver, &[(BUFFER, 16, true)]);
+        let barrier = Arc::new(Barrier::new(2));
+        *self.kernel.pause.lock().unwrap() = Some(Arc::clone(&barrier));
+        self.kernel.turn(0, 0x33);
+        barrier.wait();
+        (rings, barrier)
+    }
+
     /// Turns until the device gives up.
     fn serve_in_vain(&self, ring: &Ring) {
         eventually("DEVICE_NEEDS_RESET", || {
@@ -302,14 +315,7 @@ fn an_invalidated_page_is_gone_from_the_kernel_when_the_invalidation_is_complete
 #[test]
 fn an_invalidation_waits_for_an_answer_that_was_read_from_the_tables_before_it() {
     let machine = Machine::new();
-    let rings = machine.driver.start(0, 2);
-    eventually("the kernel has started", || machine.kernel.running());
-    rings[0].add(&machine.driver, &[(BUFFER, 16, true)]);
-    let barrier = Arc::new(Barrier::new(2));
-    *machine.kernel.pause.lock().unwrap() = Some(Arc::clone(&barrier));
-    machine.kernel.turn(0, 0x33);
-    // The translation was looked up, and is on its way to the kernel.
-    barrier.wait();
+    let (rings, barrier) = machine.start_and_miss();
     machine.map(BUFFER, 0);
     let done = Mutex::new(false);
     thread::scope(|scope| {
@@ -386,13 +392,7 @@ fn the_interrupt_of_a_masked_vector_is_pending_until_it_is_unmasked() {
 #[test]
 fn an_answer_that_overtakes_an_invalidation_of_everything_is_known_to_the_next() {
     let machine = Machine::new();
-    let rings = machine.driver.start(0, 2);
-    eventually("the kernel has started", || machine.kernel.running());
-    rings[0].add(&machine.driver, &[(BUFFER, 16, true)]);
-    let barrier = Arc::new(Barrier::new(2));
-    *machine.kernel.pause.lock().unwrap() = Some(Arc::clone(&barrier));
-    machine.kernel.turn(0, 0x33);
-    barrier.wait();
+    let (_, barrier) = machine.start_and_miss();
     // The kernel forgets everything, and gets the answer then.
     let all = [Invalidation::All];
     machine
