@@ -138,8 +138,8 @@ impl Config {
         !self.iommufds.is_empty()
     }
 
-    /// The last PCI bus: behind bus 0, each root port has one. Linux looks for functions on every
-    /// bus up to it, 32 times an exit.
+    /// The last PCI bus: behind bus 0, each root port has one. Linux looks for functions in all 32
+    /// slots of every bus up to it, and each look is an exit.
     pub(crate) fn last_bus(&self) -> u8 {
         let is_port = |function: &&FunctionConfig| function.kind == FunctionKind::RootPort;
         let ports = self.functions.iter().filter(is_port).count();
