@@ -77,6 +77,28 @@ impl InterfaceRequest {
     }
 }
 
+/// Has interface `name` send frames in one piece, or in pieces: ETHTOOL_SSG by SIOCETHTOOL.
+pub fn set_scatter_gather(socket: impl AsFd, name: &str, on: bool) -> io::Result<()> {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    const ETHTOOL_SSG: u32 = 0x19;
+    // struct ethtool_value.
+    let mut value = [ETHTOOL_SSG, u32::from(on)];
+    let mut request = InterfaceRequest::new(name)?;
+    let address = value.as_mut_ptr().expose_provenance();
+    request.payload[..size_of::<usize>()].copy_from_slice(&address.to_ne_bytes());
+    let socket = socket.as_fd();
+    let pointer = std::ptr::from_mut(&mut request);
+    // SAFETY: for SIOCETHTOOL the kernel reads a struct ifreq whose union is a pointer, here to
+    // `value`, which is as large as the struct ethtool_value that ETHTOOL_SSG takes; both live
+    // until the call has returned.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, pointer) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 /// TUNSETIFF.
 pub const TUN_SET_INTERFACE: Request<InterfaceRequest> = Request::new(0x4004_54CA);
 /// TUNSETPERSIST.
