@@ -48,8 +48,30 @@ pub(super) struct Table {
 }
 
 impl Table {
+    /// The table of `length` bytes that a descriptor names, in which no other is named.
+    pub(super) fn of_bytes(address: GuestAddress, length: u32) -> Result<Self, QueueError> {
+        let entries = length / DESCRIPTOR_SIZE;
+        if entries == 0 || !length.is_multiple_of(DESCRIPTOR_SIZE) {
+            return Err(QueueError::Indirect);
+        }
+        Ok(Self {
+            address: address.0,
+            // An index is 16 bits wide, so entries from 65535 on cannot be named anyway.
+            size: u16::try_from(entries).unwrap_or(u16::MAX),
+            indirect: false,
+        })
+    }
+
+    /// Its entries, if all of it is one chain.
+    pub(super) fn entries_of_a_chain(&self) -> Result<u16, QueueError> {
+        if self.size > MAX_INDIRECT {
+            return Err(QueueError::ChainTooLong);
+        }
+        Ok(self.size)
+    }
+
     /// Address of descriptor `index`.
-    fn descriptor(&self, index: u16) -> Result<GuestAddress, QueueError> {
+    pub(super) fn descriptor(&self, index: u16) -> Result<GuestAddress, QueueError> {
         if index >= self.size {
             return Err(QueueError::DescriptorIndex {
                 index,
@@ -65,25 +87,16 @@ impl Table {
     /// The table that `descriptor` of this one names, in which no other is named
     /// (section 2.7.5.3.1).
     fn follow(&self, descriptor: &Descriptor) -> Result<Self, QueueError> {
-        let entries = descriptor.len() / DESCRIPTOR_SIZE;
-        if !self.indirect
-            || descriptor.has_next()
-            || entries == 0
-            || !descriptor.len().is_multiple_of(DESCRIPTOR_SIZE)
-        {
+        if !self.indirect || descriptor.has_next() {
             return Err(QueueError::Indirect);
         }
-        Ok(Self {
-            address: descriptor.addr().0,
-            // An index is 16 bits wide, so entries from 65535 on cannot be named anyway.
-            size: u16::try_from(entries).unwrap_or(u16::MAX),
-            indirect: false,
-        })
+        Self::of_bytes(descriptor.addr(), descriptor.len())
     }
 }
 
 impl Chain {
-    /// Index of the first descriptor, which names the request in the used ring.
+    /// What names the request when it is returned: the index of the first descriptor, or of a packed
+    /// queue the buffer ID.
     #[must_use]
     pub fn head(&self) -> u16 {
         self.head
@@ -189,13 +202,7 @@ impl Chain {
         table: Table,
         head: u16,
     ) -> Result<(), QueueError> {
-        self.head = head;
-        self.segments.clear();
-        self.readable_segments = 0;
-        self.readable = 0;
-        self.writable = 0;
-        self.descriptors = 0;
-
+        self.begin();
         let mut table = table;
         let mut index = head;
         let mut left = table.size;
@@ -203,19 +210,41 @@ impl Chain {
             let address = table.descriptor(index)?;
             left = left.checked_sub(1).ok_or(QueueError::ChainTooLong)?;
             let descriptor: Descriptor = memory.read_obj(address)?;
-            self.descriptors += 1;
+            self.count();
             if descriptor.refers_to_indirect_table() {
                 table = table.follow(&descriptor)?;
                 left = MAX_INDIRECT;
                 index = 0;
                 continue;
             }
-            self.push(&descriptor)?;
+            let (at, length) = (descriptor.addr(), descriptor.len());
+            self.push(at, length, descriptor.is_write_only())?;
             if !descriptor.has_next() {
                 break;
             }
             index = descriptor.next();
         }
+        self.end(head)
+    }
+
+    /// Forgets what was there.
+    pub(super) fn begin(&mut self) {
+        self.segments.clear();
+        self.readable_segments = 0;
+        self.readable = 0;
+        self.writable = 0;
+        self.descriptors = 0;
+    }
+
+    /// Counts a descriptor.
+    pub(super) fn count(&mut self) {
+        self.descriptors += 1;
+    }
+
+    /// What was appended is all of the chain `name`. One in which nothing can be read or written is
+    /// refused.
+    pub(super) fn end(&mut self, name: u16) -> Result<(), QueueError> {
+        self.head = name;
         if self.readable + self.writable == 0 {
             return Err(QueueError::Length);
         }
@@ -223,17 +252,19 @@ impl Chain {
     }
 
     /// Appends one buffer.
-    fn push(&mut self, descriptor: &Descriptor) -> Result<(), QueueError> {
-        let segment = Segment {
-            address: descriptor.addr(),
-            length: descriptor.len(),
-        };
+    pub(super) fn push(
+        &mut self,
+        address: GuestAddress,
+        length: u32,
+        is_writable: bool,
+    ) -> Result<(), QueueError> {
+        let segment = Segment { address, length };
         segment
             .address
             .0
             .checked_add(u64::from(segment.length))
             .ok_or(QueueError::Address)?;
-        if descriptor.is_write_only() {
+        if is_writable {
             self.writable += u64::from(segment.length);
         } else if self.readable_segments == self.segments.len() {
             self.readable_segments += 1;

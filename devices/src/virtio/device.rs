@@ -11,6 +11,7 @@ use virtio_bindings::virtio_ids::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::error::QueueError;
+use super::feature;
 use super::session::{Progress, Session};
 
 /// The kinds of devices that exist here, by virtio device ID (section 5), which is 16 bits wide.
@@ -49,6 +50,15 @@ pub trait VirtioDevice: Send {
     /// Device-specific feature bits on offer (bits 0 to 23 and 50 to 63). The transport adds its
     /// own.
     fn features(&self) -> u64;
+    /// Features of the queues on offer: what those who serve them can do. Who does so elsewhere knows
+    /// split queues.
+    fn ring_features(&self) -> u64 {
+        if self.halt().is_some() {
+            feature::SPLIT_RINGS
+        } else {
+            feature::RINGS
+        }
+    }
     /// Whether the driver's choice is consistent. `accepted` is a subset of what was offered.
     fn check_features(&self, _accepted: u64) -> bool {
         true

@@ -61,6 +61,9 @@ pub enum QueueError {
         /// Its reason.
         error: std::io::Error,
     },
+    /// Whoever serves the queue knows split ones only.
+    #[error("queue is packed")]
+    Packed,
     /// The device looked at a queue that the driver has not enabled.
     #[error("queue is not enabled")]
     Disabled,

@@ -1,16 +1,20 @@
 //! Feature bits (sections 2.2 and 6). virtio-bindings numbers them, devices and drivers exchange
 //! masks of 64 bits.
 
-use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_config::{
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
+};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Features without which there is no negotiation: a driver that does not know that its addresses
 /// are translated would hand out wrong ones (section 6.1).
 pub(super) const MANDATORY: u64 = mask(&[VIRTIO_F_VERSION_1, VIRTIO_F_ACCESS_PLATFORM]);
 
-/// Features that the transport and the queues bring along.
-pub(super) const TRANSPORT: u64 =
-    MANDATORY | mask(&[VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_RING_F_EVENT_IDX]);
+/// Features that the queues here have.
+pub(super) const RINGS: u64 = SPLIT_RINGS | mask(&[VIRTIO_F_RING_PACKED]);
+
+/// Of them, those of split queues, which are all that others serve.
+pub(super) const SPLIT_RINGS: u64 = mask(&[VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_RING_F_EVENT_IDX]);
 
 /// The mask of the features with these numbers, which are below 64.
 pub(super) const fn mask(numbers: &[u32]) -> u64 {

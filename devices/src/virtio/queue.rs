@@ -1,39 +1,34 @@
-//! A split virtqueue (section 2.7) as a device model uses it.
-//!
-//! The rings' indexes and their setup are virtio-queue's; taking a chain is ours, because it has to
-//! be strict (see [`super::chain`]), must not log for every mistake of a guest, and must accept a
-//! ring at I/O virtual address 0. So is returning chains, because several may belong together.
+//! Virtqueues as a device model uses them: split ([`split`], section 2.7) or packed ([`packed`],
+//! section 2.8), as was negotiated.
 
-use std::sync::atomic::{Ordering, fence};
+mod packed;
+#[cfg(test)]
+mod packed_test;
+mod split;
 
-use virtio_bindings::virtio_ring::{
-    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
-};
-use virtio_queue::{Queue, QueueState, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
+use virtio_queue::QueueState;
+use vm_memory::{GuestAddress, GuestMemory};
 
-use super::chain::{Chain, Table};
+use super::chain::Chain;
 use super::error::QueueError;
 use super::feature;
+use packed::Packed;
+use split::Split;
 
 /// One enabled queue.
 #[derive(Debug)]
-pub struct VirtQueue {
-    queue: Queue,
-    indirect: bool,
-    /// The driver has been asked not to notify.
-    quiet: bool,
-    interrupt_due: bool,
+pub struct VirtQueue(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Split(Split),
+    Packed(Packed),
 }
 
 impl VirtQueue {
     /// Checks `state` as the driver has written it.
     pub(super) fn new(state: QueueState, features: u64) -> Result<Self, QueueError> {
-        let state = QueueState {
-            event_idx_enabled: feature::has(features, VIRTIO_RING_F_EVENT_IDX),
-            ready: true,
-            ..state
-        };
         // Rings that wrap around the end of the address space: the largest of the three is below 1
         // MiB.
         let end = 1 << 20;
@@ -41,30 +36,40 @@ impl VirtQueue {
             ring.checked_add(end)
                 .ok_or(QueueError::Setup(virtio_queue::Error::AddressOverflow))?;
         }
-        let queue = Queue::try_from(state).map_err(QueueError::Setup)?;
-        Ok(Self {
-            queue,
-            indirect: feature::has(features, VIRTIO_RING_F_INDIRECT_DESC),
-            quiet: false,
-            interrupt_due: false,
-        })
+        Ok(Self(if feature::has(features, VIRTIO_F_RING_PACKED) {
+            Kind::Packed(Packed::new(&state, features)?)
+        } else {
+            Kind::Split(Split::new(state, features)?)
+        }))
     }
 
     /// Number of entries.
     #[must_use]
     pub fn size(&self) -> u16 {
-        self.queue.size()
+        match &self.0 {
+            Kind::Split(queue) => queue.size(),
+            Kind::Packed(queue) => queue.size(),
+        }
     }
 
-    /// Where descriptor table, available ring and used ring are.
-    pub(super) fn rings(&self) -> [u64; 3] {
-        let queue = &self.queue;
-        [queue.desc_table(), queue.avail_ring(), queue.used_ring()]
+    /// Of a split queue, where descriptor table, available ring and used ring are. Who serves a queue
+    /// elsewhere does not offer packed ones.
+    pub(super) fn rings(&self) -> Result<[u64; 3], QueueError> {
+        match &self.0 {
+            Kind::Split(queue) => Ok(queue.rings()),
+            Kind::Packed(_) => Err(QueueError::Packed),
+        }
     }
 
-    /// The next chain to take is the one at `index` of the available ring.
-    pub(super) fn move_to(&mut self, index: u16) {
-        self.queue.set_next_avail(index);
+    /// Of a split queue, the next chain to take is the one at `index` of the available ring.
+    pub(super) fn move_to(&mut self, index: u16) -> Result<(), QueueError> {
+        match &mut self.0 {
+            Kind::Split(queue) => {
+                queue.move_to(index);
+                Ok(())
+            }
+            Kind::Packed(_) => Err(QueueError::Packed),
+        }
     }
 
     /// Takes the next chain into `chain`; `false` if there is none, in which case the driver will
@@ -74,25 +79,21 @@ impl VirtQueue {
         memory: &M,
         chain: &mut Chain,
     ) -> Result<bool, QueueError> {
-        let Some(head) = self.next_head(memory)? else {
-            return Ok(false);
-        };
-        let table = Table {
-            address: self.queue.desc_table(),
-            size: self.queue.size(),
-            indirect: self.indirect,
-        };
-        chain.load(memory, table, head)?;
-        Ok(true)
+        match &mut self.0 {
+            Kind::Split(queue) => queue.pop(memory, chain),
+            Kind::Packed(queue) => queue.pop(memory, chain),
+        }
     }
 
     /// Gives the last `count` popped chains back, to be popped again.
     pub fn undo(&mut self, count: u16) {
-        self.queue
-            .set_next_avail(self.queue.next_avail().wrapping_sub(count));
+        match &mut self.0 {
+            Kind::Split(queue) => queue.undo(count),
+            Kind::Packed(queue) => queue.undo(count),
+        }
     }
 
-    /// Returns chains to the driver: of each its head, and how many bytes of its writable part were
+    /// Returns chains to the driver: of each its name, and how many bytes of its writable part were
     /// filled. The driver sees all of them or none, as one packet may have several (5.1.6.4). Notes
     /// whether it wants an interrupt.
     pub fn complete<M: GuestMemory>(
@@ -100,100 +101,19 @@ impl VirtQueue {
         memory: &M,
         used: impl IntoIterator<Item = (u16, u32)>,
     ) -> Result<(), QueueError> {
-        let size = self.queue.size();
-        let old = self.queue.next_used();
-        let mut new = old;
-        for (head, written) in used {
-            if head >= size {
-                return Err(QueueError::DescriptorIndex { index: head, size });
-            }
-            let entry = 4 + 8 * u64::from(new % size);
-            // The head as 32 bits, then the length.
-            let element = u64::from(head) | u64::from(written) << 32;
-            memory.write_obj(element.to_le(), used_ring(&self.queue, entry)?)?;
-            new = new.wrapping_add(1);
+        match &mut self.0 {
+            Kind::Split(queue) => queue.complete(memory, used),
+            Kind::Packed(queue) => queue.complete(memory, used),
         }
-        self.queue.set_next_used(new);
-        let index = used_ring(&self.queue, 2)?;
-        memory.store(new.to_le(), index, Ordering::Release)?;
-        // The driver writes what it wants to hear of, and then looks at the index; here it is the
-        // other way round (2.7.7.2).
-        fence(Ordering::SeqCst);
-        self.interrupt_due |= self.wants_interrupt(memory, old, new)?;
-        Ok(())
     }
 
     /// Whether an interrupt is due; asking clears it.
     pub(super) fn take_interrupt(&mut self) -> bool {
-        std::mem::take(&mut self.interrupt_due)
+        match &mut self.0 {
+            Kind::Split(queue) => queue.take_interrupt(),
+            Kind::Packed(queue) => queue.take_interrupt(),
+        }
     }
-
-    /// The index that the driver put next into the available ring.
-    fn next_head<M: GuestMemory>(&mut self, memory: &M) -> Result<Option<u16>, QueueError> {
-        let size = self.queue.size();
-        let next = self.queue.next_avail();
-        let mut pending = self.pending(memory)?;
-        if pending == 0 {
-            // Ask for a notification, and look again in case the driver was faster.
-            self.queue
-                .enable_notification(memory)
-                .map_err(QueueError::Ring)?;
-            self.quiet = false;
-            pending = self.pending(memory)?;
-        }
-        if pending == 0 {
-            return Ok(None);
-        }
-        if pending > size {
-            return Err(QueueError::AvailableIndex { pending, size });
-        }
-        if !self.quiet {
-            self.queue
-                .disable_notification(memory)
-                .map_err(QueueError::Ring)?;
-            self.quiet = true;
-        }
-        let entry = 4 + 2 * u64::from(next % size);
-        let head: u16 = memory.load(available_ring(&self.queue, entry)?, Ordering::Relaxed)?;
-        self.queue.set_next_avail(next.wrapping_add(1));
-        Ok(Some(u16::from_le(head)))
-    }
-
-    /// Entries in the available ring that have not been taken yet.
-    fn pending<M: GuestMemory>(&self, memory: &M) -> Result<u16, QueueError> {
-        let index = self
-            .queue
-            .avail_idx(memory, Ordering::Acquire)
-            .map_err(QueueError::Ring)?;
-        Ok(index.0.wrapping_sub(self.queue.next_avail()))
-    }
-
-    /// Whether the driver wants to hear that the used index went from `old` to `new`
-    /// (section 2.7.7.2): with `EVENT_IDX` if it passed the one named behind the available ring,
-    /// and else unless a flag says no.
-    fn wants_interrupt<M: GuestMemory>(
-        &self,
-        memory: &M,
-        old: u16,
-        new: u16,
-    ) -> Result<bool, QueueError> {
-        if self.queue.event_idx_enabled() {
-            let at = available_ring(&self.queue, 4 + 2 * u64::from(self.queue.size()))?;
-            let event = u16::from_le(memory.load(at, Ordering::Relaxed)?);
-            let since = new.wrapping_sub(event).wrapping_sub(1);
-            return Ok(since < new.wrapping_sub(old));
-        }
-        let flags: u16 = memory.load(available_ring(&self.queue, 0)?, Ordering::Relaxed)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
-    }
-}
-
-fn available_ring(queue: &Queue, offset: u64) -> Result<GuestAddress, QueueError> {
-    at(queue.avail_ring(), offset)
-}
-
-fn used_ring(queue: &Queue, offset: u64) -> Result<GuestAddress, QueueError> {
-    at(queue.used_ring(), offset)
 }
 
 fn at(ring: u64, offset: u64) -> Result<GuestAddress, QueueError> {

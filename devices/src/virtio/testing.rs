@@ -25,6 +25,7 @@ pub(super) const A_WHILE: Duration = Duration::from_millis(100);
 pub(super) const BASE_FEATURES: u64 = 0x3_0000_0000;
 pub(super) const INDIRECT: u64 = 0x1000_0000;
 pub(super) const EVENT_IDX: u64 = 0x2000_0000;
+pub(super) const PACKED: u64 = 1 << 34;
 
 /// Records messages.
 #[derive(Default)]

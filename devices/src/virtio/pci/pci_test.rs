@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::{
-    A_WHILE, BASE_FEATURES, Driver, EVENT_IDX, INDIRECT, SOON, eventually,
+    A_WHILE, BASE_FEATURES, Driver, EVENT_IDX, INDIRECT, PACKED, SOON, eventually,
 };
 use crate::virtio::{Chain, DeviceKind, Progress, QueueError, Session, VirtioDevice};
 
@@ -68,15 +68,16 @@ fn every_structure_has_its_capability() {
 #[test]
 fn features_ok_needs_version_1_and_access_platform_and_nothing_unknown() {
     let driver = rng();
-    assert_eq!(driver.offered(), BASE_FEATURES | INDIRECT | EVENT_IDX);
+    let all = BASE_FEATURES | INDIRECT | EVENT_IDX | PACKED;
+    assert_eq!(driver.offered(), all);
     assert!(!driver.negotiate(1 << 32), "without ACCESS_PLATFORM");
     assert!(!driver.negotiate(1 << 33), "without VERSION_1");
     assert!(
-        !driver.negotiate(BASE_FEATURES | 1 << 34),
-        "RING_PACKED is not on offer"
+        !driver.negotiate(BASE_FEATURES | 1 << 35),
+        "IN_ORDER is not on offer"
     );
     assert!(!driver.negotiate(BASE_FEATURES | 1));
-    assert!(driver.negotiate(BASE_FEATURES | INDIRECT | EVENT_IDX));
+    assert!(driver.negotiate(all));
 }
 
 #[test]

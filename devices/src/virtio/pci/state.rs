@@ -67,8 +67,8 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(mut device: Box<dyn VirtioDevice>, parts: Parts) -> Self {
-        let registers =
-            CommonRegisters::new(device.features() | feature::TRANSPORT, device.queue_sizes());
+        let features = device.features() | device.ring_features() | feature::MANDATORY;
+        let registers = CommonRegisters::new(features, device.queue_sizes());
         let others = device.take_parts();
         let all = std::iter::once(device).chain(others);
         let slot = Slot::Idle(all.map(Returned::new).collect());

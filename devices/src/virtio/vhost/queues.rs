@@ -95,7 +95,7 @@ impl Queues {
             let queue = session.queue(index).ok_or(QueueError::Disabled)?;
             let rings = match shared.place() {
                 Place::Direct(memory) => rings::direct(queue, memory)?,
-                Place::Behind { .. } => rings::translated(queue),
+                Place::Behind { .. } => rings::translated(queue)?,
             };
             // What an earlier driver has left says nothing of this one.
             let _ = (call.read(), error.read());
@@ -130,7 +130,7 @@ impl Queues {
         let mut rings = Vec::new();
         for index in 0..self.calls.len() {
             let queue = session.queue(index).ok_or(QueueError::Disabled)?;
-            rings.extend(rings::rings_of(queue));
+            rings.extend(rings::rings_of(queue)?);
         }
         for _ in 0..STARTS {
             let transaction = session.begin()?;
@@ -258,7 +258,7 @@ impl Queues {
         let position = position.map_err(host("VHOST_GET_VRING_BASE"))?;
         let mut chain = Chain::default();
         let queue = session.queue(index).ok_or(QueueError::Disabled)?;
-        queue.move_to(position);
+        queue.move_to(position)?;
         for _ in 0..session.queue_size(index) {
             if !session.pop(index, &mut chain)? {
                 break;

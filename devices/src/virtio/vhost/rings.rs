@@ -12,32 +12,32 @@ pub(super) type Ring = (u64, u64, Permissions);
 
 /// The rings of `queue`, as the driver has set it up. With the events behind available and used
 /// ring, whether or not they are negotiated.
-pub(super) fn rings_of(queue: &VirtQueue) -> [Ring; 3] {
+pub(super) fn rings_of(queue: &VirtQueue) -> Result<[Ring; 3], QueueError> {
     let size = u64::from(queue.size());
-    let [descriptors, available, used] = queue.rings();
-    [
+    let [descriptors, available, used] = queue.rings()?;
+    Ok([
         (descriptors, 16 * size, Permissions::Read),
         (available, 6 + 2 * size, Permissions::Read),
         // Where the last driver has left off is read.
         (used, 6 + 8 * size, Permissions::ReadWrite),
-    ]
+    ])
 }
 
 /// For the kernel's IOTLB: device addresses.
-pub(super) fn translated(queue: &VirtQueue) -> Rings {
-    let [descriptors, available, used] = queue.rings();
-    Rings {
+pub(super) fn translated(queue: &VirtQueue) -> Result<Rings, QueueError> {
+    let [descriptors, available, used] = queue.rings()?;
+    Ok(Rings {
         size: queue.size(),
         descriptors,
         available,
         used,
-    }
+    })
 }
 
 /// Without: where guest memory is in this process.
 pub(super) fn direct(queue: &VirtQueue, memory: &Memory) -> Result<Rings, QueueError> {
     let mut addresses = [0; 3];
-    for (host, (address, bytes, _)) in addresses.iter_mut().zip(rings_of(queue)) {
+    for (host, (address, bytes, _)) in addresses.iter_mut().zip(rings_of(queue)?) {
         let address = GuestAddress(address);
         let bytes = usize::try_from(bytes).map_err(|_| QueueError::Address)?;
         // All of it is in one piece.
