@@ -12,9 +12,9 @@
 pub(crate) mod areas;
 pub(crate) mod named;
 pub(crate) mod scan;
+mod spans;
 pub(crate) mod users;
 
-use std::cmp::Reverse;
 use std::io;
 use std::ops::Range;
 
@@ -28,6 +28,7 @@ use crate::run::Run;
 use areas::Areas;
 use intel_vtd::spec::descriptors::PageBlock;
 use intel_vtd::{GuestTables, SecondStage, SourceId, TableMemory};
+use spans::Spans;
 
 /// What makes shadows the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,6 +87,7 @@ const EVERYTHING: Range<u64> = 0..u64::MAX;
 /// Memory for lists that are made for each invalidation.
 #[derive(Default)]
 pub(crate) struct Scratch {
+    spans: Spans,
     runs: Vec<Run>,
     changed: Vec<Run>,
     added: Vec<Run>,
@@ -94,6 +96,7 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Keeps what most invalidations need, and not what the largest one needed.
     fn shrink(&mut self) {
+        self.spans.clear();
         for list in [&mut self.runs, &mut self.changed, &mut self.added] {
             list.clear();
             list.shrink_to(4096);
@@ -184,61 +187,74 @@ impl Shadow {
         resources: &mut Resources,
         scratch: &mut Scratch,
     ) -> Result<(), Trouble> {
+        scratch.spans.fill(stale);
+        self.compare(tables, resources, scratch)?;
         let Scratch {
+            spans,
             runs,
             changed,
             added,
         } = scratch;
-        // Blocks are naturally aligned: one holds the other, or they have nothing in common. Those
-        // that only touch are kept apart, as they were announced apart.
-        stale.sort_unstable_by_key(|range| (range.start, Reverse(range.end)));
-        let mut done = 0;
-        for range in stale {
-            let range = range.start.max(done)..range.end;
-            if range.is_empty() {
-                continue;
-            }
-            runs.clear();
-            changed.clear();
-            self.scan(&range, tables, resources, runs)?;
-            self.areas
-                .find_changed(&range, runs, changed, &mut resources.exit.budget)?;
-            done = range.end;
-            // Areas go as a whole. What of them is outside of the range is looked at again, too.
-            if let (Some(first), Some(last)) = (changed.first(), changed.last()) {
-                if last.end() > range.end {
-                    self.scan(&(range.end..last.end()), tables, resources, runs)?;
-                    done = last.end();
-                }
-                if first.input < range.start {
-                    let before = runs.len();
-                    self.scan(&(first.input..range.start), tables, resources, runs)?;
-                    let added = runs.len() - before;
-                    runs.rotate_right(added);
-                }
-            }
-            self.unmap(changed, resources)?;
-            let splits = self.areas.find_added(runs, changed, added);
-            if splits != 0 {
-                self.count_splits(splits, resources);
-            }
+        self.unmap(changed, resources)?;
+        spans.cut(runs);
+        let splits = self.areas.find_added(runs, changed, added);
+        if splits != 0 {
+            self.count_splits(splits, resources);
         }
         Ok(())
     }
 
-    /// Adds what can be mapped of what the guest's tables map in `inputs`.
+    /// Lists what the tables map in the spans that were invalidated, and the areas there of which
+    /// something is not so any more.
+    fn compare<T: TableMemory>(
+        &mut self,
+        tables: &GuestTables<'_, T>,
+        resources: &mut Resources,
+        scratch: &mut Scratch,
+    ) -> Result<(), Trouble> {
+        let Scratch {
+            spans,
+            runs,
+            changed,
+            ..
+        } = scratch;
+        let areas = resources.limits.of_one_shadow() / AREA;
+        let areas = usize::try_from(areas).unwrap_or(usize::MAX);
+        // One area may be found in pieces, one for each block.
+        let limit = areas.saturating_add(spans.blocks());
+        for span in spans.iter() {
+            let before = runs.len();
+            self.scan(span, tables, resources, runs, limit)?;
+            let found = runs.get(before..).unwrap_or_default();
+            self.areas
+                .find_changed(span, found, changed, &mut resources.exit.budget)?;
+        }
+        // One may be in several spans.
+        changed.dedup();
+        // Areas go as a whole. What of them is outside of the spans is looked at again, too.
+        let inside = runs.len();
+        for area in changed.iter() {
+            for part in spans.outside(area.input..area.end()) {
+                self.scan(&part, tables, resources, runs, limit)?;
+            }
+        }
+        if runs.len() != inside {
+            runs.sort_unstable_by_key(|run| run.input);
+        }
+        Ok(())
+    }
+
+    /// Adds what can be mapped of what the guest's tables map in `inputs`, as long as there are not
+    /// more than `limit`.
     fn scan<T: TableMemory>(
         &mut self,
         inputs: &Range<u64>,
         tables: &GuestTables<'_, T>,
         resources: &mut Resources,
         runs: &mut Vec<Run>,
+        limit: usize,
     ) -> Result<(), Trouble> {
         let exact_rights = self.ioas.has_exact_rights();
-        let areas = resources.limits.of_one_shadow() / AREA;
-        let limit = runs
-            .len()
-            .saturating_add(usize::try_from(areas).unwrap_or(usize::MAX));
         let takes_read_only = !self.ioas.no_read_only;
         let (mut write_only, mut read_only, mut outside) = (0, 0, 0);
         let mut first_outside = None;
@@ -300,9 +316,9 @@ impl Shadow {
             while let Some((next, rest)) = left.split_first()
                 && self
                     .areas
-                    .overlapping(&(last.end()..next.end()))
+                    .overlapping(&(last.end()..next.input))
                     .next()
-                    .is_some_and(|area| area.input == next.input)
+                    .is_none()
                 // What is left is unmapped by the next call of the host, or the next one of us.
                 && resources.exit.budget.owed(budget::AREA).is_ok()
             {

@@ -38,7 +38,7 @@ pub trait TranslationObserver: Send + Sync {
 }
 
 /// How many invalidations are told apart between two waits; any more are told as [`Invalidation::All`].
-const LISTED: usize = 64;
+const LISTED: usize = 128;
 
 /// The observers of a unit. The executor has them, so that one that is added has missed nothing that it needs: no command is
 /// half-way then.

@@ -197,7 +197,7 @@ fn a_repetition_is_told_once() {
 }
 
 #[test]
-fn sixty_four_invalidations_are_listed_and_more_are_told_as_all() {
+fn a_batch_of_128_invalidations_is_listed_and_more_are_told_as_all() {
     let (bench, recorder) = scalable();
     let batch = |count: u64| {
         let mut descriptors: Vec<[u64; 4]> =
@@ -205,14 +205,14 @@ fn sixty_four_invalidations_are_listed_and_more_are_told_as_all() {
         descriptors.push(WAIT);
         bench.submit_wide(&descriptors);
     };
-    batch(64);
+    batch(128);
     let heard = recorder.take();
     let [Heard::Begins, Heard::Invalidated { list, status: 0 }] = heard.as_slice() else {
         panic!("{heard:?}");
     };
-    assert_eq!(list.len(), 64);
-    assert_eq!(list[63], Invalidation::Iotlb(IotlbScope::Domain(64)));
-    for count in [65, 66, 250] {
+    assert_eq!(list.len(), 128);
+    assert_eq!(list[127], Invalidation::Iotlb(IotlbScope::Domain(128)));
+    for count in [129, 130, 250] {
         batch(count);
         assert_eq!(
             recorder.take(),
