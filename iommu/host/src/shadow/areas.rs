@@ -68,18 +68,18 @@ impl Areas {
         cost
     }
 
-    /// Those that have an address of `inputs`, in ascending order.
+    /// Those that have an address of `inputs`, in descending order: that takes one search, as they
+    /// end in the order in which they begin.
     pub(crate) fn overlapping(&self, inputs: &Range<u64>) -> impl Iterator<Item = &Run> {
-        let before = self.by_input.range(..inputs.start).next_back();
-        let before = before.filter(|(_, area)| area.end() > inputs.start);
-        before
-            .into_iter()
-            .chain(self.by_input.range(inputs.clone()))
+        let start = inputs.start;
+        let before_end = self.by_input.range(..inputs.end).rev();
+        before_end
             .map(|(_, area)| area)
+            .take_while(move |area| area.end() > start)
     }
 
-    /// Adds the areas to `changed` of which something in `inputs` is no longer as `runs` says,
-    /// which is all that the guest maps there. Areas that only begin or end in `inputs` are
+    /// Adds the areas to `changed`, in ascending order, of which something in `inputs` is no longer as
+    /// `runs` says, which is all that the guest maps there. Areas that only begin or end in `inputs` are
     /// compared as far as they are in it.
     ///
     /// # Errors
@@ -91,11 +91,12 @@ impl Areas {
         changed: &mut Vec<Run>,
         budget: &mut Budget,
     ) -> Result<(), Spent> {
-        let mut runs = runs.iter().peekable();
+        let known = changed.len();
+        let mut runs = runs.iter().rev().peekable();
         for area in self.overlapping(inputs) {
             budget.owed(RUN)?;
             let within = area.input.max(inputs.start)..area.end().min(inputs.end);
-            while runs.next_if(|run| run.end() <= within.start).is_some() {}
+            while runs.next_if(|run| run.input >= within.end).is_some() {}
             // Runs are as long as can be: what is mapped as before is part of one.
             let stays = runs.peek().is_some_and(|run| {
                 run.input <= within.start && within.end <= run.end() && run.agrees(area)
@@ -103,6 +104,9 @@ impl Areas {
             if !stays {
                 changed.push(*area);
             }
+        }
+        if let Some(found) = changed.get_mut(known..) {
+            found.reverse();
         }
         Ok(())
     }
@@ -120,16 +124,20 @@ impl Areas {
             returning: None,
             splits: 0,
         };
+        let mut free = Vec::new();
         for run in runs {
-            let mut at = run.input;
+            let mut end = run.end();
             for area in self.overlapping(&(run.input..run.end())) {
-                if at < area.input {
-                    additions.add(&run.part(&(at..area.input)));
+                if area.end() < end {
+                    free.push(area.end()..end);
                 }
-                at = at.max(area.end());
+                end = area.input;
             }
-            if at < run.end() {
-                additions.add(&run.part(&(at..run.end())));
+            if run.input < end {
+                additions.add(&run.part(&(run.input..end)));
+            }
+            for part in free.drain(..).rev() {
+                additions.add(&run.part(&part));
             }
         }
         additions.splits

@@ -102,7 +102,8 @@ impl Named {
             let is_in = |domains: &[u16]| domains.binary_search(&domain).is_ok();
             is_in(&self.domains) || !shadow.key.parent && is_in(&self.first_stage_pages)
         };
-        if self.everything || domains.clone().any(is_whole) {
+        let names_whole = !self.domains.is_empty() || !self.first_stage_pages.is_empty();
+        if self.everything || names_whole && domains.clone().any(is_whole) {
             shadow.invalidate();
             return Ok(());
         }
