@@ -15,7 +15,7 @@ mod services;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use intel_vtd::{SourceId, UnitConfig};
 use intel_vtd_host::PageRequestPath;
@@ -55,8 +55,11 @@ pub(crate) struct Assigner {
     /// those of the host.
     page_requests: Mutex<BTreeMap<String, PageRequests>>,
     event_loop: event_loop::Handle,
+    memory: Memory,
     ram_end: u64,
     ram_size: u64,
+    /// Guest memory is in huge pages, as far as it can be.
+    collapsed: Once,
     /// Bound before the machine was made, and not part of it yet. Leaf lock.
     waiting: Mutex<Vec<BoundDevice>>,
     /// Part of the machine, by source id. Leaf lock.
@@ -94,8 +97,10 @@ impl Assigner {
             unit: unit.map(|(unit, config)| (Arc::clone(unit), config)),
             page_requests: Mutex::default(),
             event_loop: event_loop.clone(),
+            memory: Arc::clone(memory),
             ram_end,
             ram_size,
+            collapsed: Once::new(),
             waiting: Mutex::new(devices),
             devices: Mutex::default(),
         }))
@@ -118,6 +123,8 @@ impl Assigner {
     /// from now on.
     pub(crate) fn add(&self, source: SourceId, device: BoundDevice) -> Result<(), AssignError> {
         let page_requests = self.page_requests(source, &device)?;
+        // The first device has all of it pinned, and so allocated.
+        self.collapsed.call_once(|| memory::collapse(&self.memory));
         let outcome = self.assigned.add(AssignedDevice {
             source,
             name: device.config.to_string(),

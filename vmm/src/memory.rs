@@ -2,23 +2,30 @@
 //!
 //! It reserves nothing: the host gives pages when the guest first touches them, huge ones where it
 //! has transparent huge pages. It is anonymous memory; a machine that may be given devices of the
-//! host has it in a memfd, which iommufd maps (`IOMMU_IOAS_MAP_FILE`).
+//! host has it in a memfd, which iommufd maps (`IOMMU_IOAS_MAP_FILE`). Of a memfd, most hosts give
+//! small pages, unless they are [asked to collapse them](collapse).
 
-#![allow(unsafe_code)] // madvise, which no library can know to be harmless.
+#![allow(unsafe_code)] // mmap at an address, and madvise, which no library can know to be harmless.
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use intel_vtd_host::RamPiece;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::sysinfo::sysinfo;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
+    VolatileMemory,
 };
 
 use crate::config::MemoryConfig;
 use crate::layout;
+
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// Guest RAM that devices and vCPUs share.
 pub(crate) type Memory = Arc<GuestMemoryMmap<()>>;
@@ -90,6 +97,9 @@ pub(crate) fn allocate(config: &MemoryConfig, backing: Backing) -> Result<Memory
             prefer_huge_pages(&region);
         }
         if config.prefault {
+            if region.file_offset().is_some() && !config.hugepages {
+                collapse_region(&region);
+            }
             let hint = ", or leave out prefault=on";
             populate(&region).map_err(failure.of("allocating all pages", hint))?;
         }
@@ -130,7 +140,7 @@ impl<'a> Failure<'a> {
         move |cause| match self.0.hugepages {
             true => MemoryError::HugePages {
                 wanted_mib: self.0.size / layout::MIB,
-                pages: self.0.size.div_ceil(2 * layout::MIB),
+                pages: self.0.size.div_ceil(HUGE_PAGE as u64),
                 cause,
             },
             false => self.of(what, hint)(cause),
@@ -181,15 +191,96 @@ fn map(
         Some(_) => libc::MAP_SHARED,
         None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
     };
-    // Huge pages are reserved here, because a later fault that finds none would kill the process.
-    let flags = kind | if hugepages { 0 } else { libc::MAP_NORESERVE };
-    let file = file.map(|file| FileOffset::from_arc(Arc::clone(file), offset));
-    MmapRegion::build(file, size, libc::PROT_READ | libc::PROT_WRITE, flags).map_err(|error| {
-        match error {
-            vm_memory::mmap::MmapRegionError::Mmap(error) => error,
-            other => io::Error::other(other),
+    let mut builder = MmapRegionBuilder::new(size)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_hugetlbfs(hugepages);
+    if let Some(file) = file {
+        builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), offset));
+    }
+    if hugepages {
+        // They are reserved here, because a later fault that finds none would kill the process. The
+        // host aligns them by itself.
+        return builder.with_mmap_flags(kind).build().map_err(io_error);
+    }
+    let flags = kind | libc::MAP_NORESERVE;
+    let at = map_aligned(file, offset, size, flags)?;
+    // SAFETY: `size` bytes are mapped there, and nobody ever unmaps them.
+    let builder = unsafe { builder.with_raw_mmap_pointer(at) };
+    builder.with_mmap_flags(flags).build().map_err(io_error)
+}
+
+/// Maps `size` bytes at an address that huge pages can be at: the guest's page tables of the host
+/// and those of its IOMMU have large entries only where both addresses are aligned alike. Hosts do
+/// not align a memfd. The mapping stays until the process ends, as KVM and iommufd may use it.
+fn map_aligned(
+    file: Option<&Arc<File>>,
+    offset: u64,
+    size: usize,
+    flags: libc::c_int,
+) -> io::Result<*mut u8> {
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    let reserved = size.checked_add(HUGE_PAGE);
+    let reserved = reserved.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let room: MmapRegion =
+        MmapRegion::build(None, reserved, libc::PROT_NONE, nothing).map_err(io_error)?;
+    let skipped = room.as_ptr().addr().next_multiple_of(HUGE_PAGE) - room.as_ptr().addr();
+    let at = room.as_ptr().wrapping_add(skipped);
+    let file = file.map_or(-1, |file| file.as_raw_fd());
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: this replaces part of `room`, which is ours, holds nothing, and is used by nobody.
+    let mapped = unsafe {
+        libc::mmap(
+            at.cast(),
+            size,
+            access,
+            flags | libc::MAP_FIXED,
+            file,
+            offset,
+        )
+    };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // What is not replaced of it stays as well, and costs addresses only.
+    std::mem::forget(room);
+    Ok(at)
+}
+
+fn io_error(error: MmapRegionError) -> io::Error {
+    match error {
+        MmapRegionError::Mmap(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+/// Puts guest memory that is in a file into huge pages, as far as the host can, and allocates what
+/// of it was not yet: for memory that is about to be pinned as a whole. Its contents stay, and it
+/// may be in use meanwhile.
+pub(crate) fn collapse(memory: &GuestMemoryMmap<()>) {
+    for region in memory.iter() {
+        if region.file_offset().is_some() && region.is_hugetlbfs() != Some(true) {
+            collapse_region(region);
         }
-    })
+    }
+}
+
+/// Hosts before Linux 6.1 cannot, nor those that deny huge pages to files, nor without free memory in
+/// pieces of that size: small pages do as well.
+fn collapse_region(region: &MmapRegion) {
+    // A piece of a file that has no page at all counts as truncated, and is not made a huge page.
+    for offset in (0..region.size()).step_by(HUGE_PAGE) {
+        let _: Result<u8, _> = region.get_ref(offset).map(|byte| byte.load());
+    }
+    let mib = region.size() as u64 / layout::MIB;
+    match advise(region, libc::MADV_COLLAPSE) {
+        Ok(()) => log::debug!("{mib} MiB of guest memory are in huge pages"),
+        Err(error) => {
+            log::info!(
+                "the host does not put all of {mib} MiB of guest memory into huge pages: {error}"
+            );
+        }
+    }
 }
 
 /// Asks for huge pages where the host has some to give, and for none of them to be kept free: a
@@ -205,9 +296,9 @@ fn populate(region: &MmapRegion) -> io::Result<()> {
     advise(region, libc::MADV_POPULATE_WRITE)
 }
 
-/// Of `advice` that changes no contents.
+/// Gives `advice` that changes no contents.
 fn advise(region: &MmapRegion, advice: libc::c_int) -> io::Result<()> {
-    // SAFETY: the range is the whole of a live mapping of ours, and neither advice that is given here
+    // SAFETY: the range is the whole of a live mapping of ours, and no advice that is given here
     // changes its contents.
     if unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) } == 0 {
         return Ok(());
@@ -244,103 +335,4 @@ pub(crate) fn pieces(memory: &GuestMemoryMmap<()>) -> Vec<RamPiece> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use vm_memory::Bytes;
-
-    #[test]
-    fn memory_beyond_what_the_machine_has_is_refused_with_a_remedy() {
-        let config = MemoryConfig {
-            size: 1 << 60,
-            hugepages: false,
-            prefault: false,
-        };
-        let message = allocate(&config, Backing::File)
-            .expect_err("too much")
-            .to_string();
-        assert!(
-            message.starts_with("--memory 1099511627776M: this machine has "),
-            "{message}"
-        );
-        assert!(message.ends_with("write a smaller size"), "{message}");
-    }
-
-    #[test]
-    fn both_sides_of_the_hole_are_backed_and_the_hole_is_not() {
-        let config = MemoryConfig {
-            size: 0xc020_0000,
-            hugepages: false,
-            prefault: false,
-        };
-        let memory = allocate(&config, Backing::Anonymous).expect("memory");
-        memory
-            .write_obj(1u64, GuestAddress(0xbfff_fff8))
-            .expect("last word below the hole");
-        memory
-            .write_obj(2u64, GuestAddress(0x1_0000_0000))
-            .expect("first word above the hole");
-        assert!(memory.write_obj(3u64, GuestAddress(0xc000_0000)).is_err());
-        assert_eq!(
-            memory
-                .read_obj::<u64>(GuestAddress(0xbfff_fff8))
-                .expect("read"),
-            1
-        );
-    }
-
-    #[test]
-    fn pieces_tell_where_each_byte_is_in_the_file() {
-        use std::os::unix::fs::FileExt;
-        let config = MemoryConfig {
-            size: 0xc020_0000,
-            hugepages: false,
-            prefault: false,
-        };
-        let memory = allocate(&config, Backing::File).expect("memory");
-        let pieces = pieces(&memory);
-        assert_eq!(
-            pieces.iter().map(|piece| piece.length).sum::<u64>(),
-            config.size
-        );
-        for piece in &pieces {
-            let last = piece.length - 8;
-            memory
-                .write_obj(
-                    piece.guest_address,
-                    GuestAddress(piece.guest_address + last),
-                )
-                .expect("memory");
-            let mut word = [0; 8];
-            piece
-                .file
-                .read_exact_at(&mut word, piece.offset + last)
-                .expect("file");
-            assert_eq!(u64::from_ne_bytes(word), piece.guest_address);
-        }
-    }
-
-    #[test]
-    fn prefaulted_memory_is_resident() {
-        let config = MemoryConfig {
-            size: 0x100_0000,
-            hugepages: false,
-            prefault: true,
-        };
-        for backing in [Backing::Anonymous, Backing::File] {
-            assert!(allocate(&config, backing).is_ok());
-        }
-    }
-
-    #[test]
-    fn anonymous_memory_is_zero_and_has_no_file() {
-        let config = MemoryConfig {
-            size: 0x100_0000,
-            hugepages: false,
-            prefault: false,
-        };
-        let memory = allocate(&config, Backing::Anonymous).expect("memory");
-        assert!(pieces(&memory).is_empty());
-        let word: u64 = memory.read_obj(GuestAddress(0)).expect("memory");
-        assert_eq!(word, 0);
-    }
-}
+mod memory_test;

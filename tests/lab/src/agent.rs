@@ -8,6 +8,7 @@ mod control;
 mod disks;
 mod echo;
 mod host;
+mod huge_pages;
 mod inherited;
 pub mod init;
 mod invocation;

@@ -14,6 +14,7 @@ mod edu_group;
 mod edu_msi;
 mod hot_plug;
 mod hot_plug_levels;
+mod huge_pages;
 mod interrupts;
 pub(crate) mod ioas_speed;
 mod iommu;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use super::log::{Log, read_lines};
 use super::tally::Tally;
-use super::{Report, control};
+use super::{Report, control, huge_pages};
 use crate::judge::Judge;
 use crate::protocol::{AgentLine, GuestLine};
 use crate::scenario::Exchange;
@@ -164,6 +164,9 @@ impl Session<'_> {
                                 (LOOK, name) => (self.look)(name),
                                 ("refuse", number) => {
                                     refuse(child.id(), number).map(|count| counting = Some(count))
+                                }
+                                ("huge-pages", device) => {
+                                    huge_pages::check(child.id(), &(self.substitute)(device))
                                 }
                                 ("refused", numbers) => refused(counting.take(), numbers),
                                 ("take", device) => {

@@ -4,8 +4,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{
     Guest, assigned_edu, console, disk, disk_bench, disk_queues, disk_speed, edu, edu_group,
-    edu_msi, hot_plug, hot_plug_levels, interrupts, iommu, level3, map_benchmark, net_bench,
-    network, nvme, pasid, power, random, restart, sva, taken,
+    edu_msi, hot_plug, hot_plug_levels, huge_pages, interrupts, iommu, level3, map_benchmark,
+    net_bench, network, nvme, pasid, power, random, restart, sva, taken,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -53,6 +53,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("hot-plug", hot_plug::check),
     ("map-by-address", hot_plug::map_by_address),
     ("hot-plug-levels", hot_plug_levels::check),
+    ("huge-pages", huge_pages::check),
     ("level3", level3::check),
     ("level3-bench", level3::measure),
     ("look", level3::look),

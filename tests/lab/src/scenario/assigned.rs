@@ -96,7 +96,7 @@ pub const ASSIGNED: &[Scenario] = &[
         description: "nvme, e1000e and edu of level 1, x-flts=off: a file system, a network, DMA and MSI",
         cpus: 2,
         plan: "scalable,smp=2,groups=DMA,translation=second-stage,intremap=x2apic,nvme=256,link,edu,disk,net,\
-               interrupts=remapped,nofaults>poweroff",
+               interrupts=remapped,huge-pages,nofaults>poweroff",
         ..ASSIGNED_DEFAULT
     },
     Scenario {
@@ -135,10 +135,10 @@ pub const ASSIGNED: &[Scenario] = &[
     },
     Scenario {
         name: "assigned-no-unit",
-        description: "the same without a unit",
+        description: "the same without a unit; guest memory is in huge pages, also for level 1's unit",
         unit: None,
         command_line: "vfio.enable_unsafe_noiommu_mode=1",
-        plan: "no-unit,intremap=off,nvme=256,link,edu,edu-intx=plain,interrupts=plain,nofaults>poweroff",
+        plan: "no-unit,intremap=off,nvme=256,link,edu,edu-intx=plain,interrupts=plain,huge-pages=nvme0,nofaults>poweroff",
         ..ASSIGNED_DEFAULT
     },
     Scenario {
