@@ -29,6 +29,7 @@ mod random;
 pub mod rng;
 mod session;
 pub mod vhost;
+pub mod vsock;
 mod worker;
 mod workers;
 

@@ -22,10 +22,10 @@ pub(crate) use devices::{Device, Parsed, parse as parse_device};
 pub(crate) use error::UsageError;
 use keys::Table;
 use options::{CONTROL, MEMORY};
-use virtio::{DISK, NET};
+use virtio::{DISK, NET, VSOCK};
 
 /// Options that take a list of keys, but for `--device`.
-const KEY_LISTS: [&Table; 5] = [&MEMORY, &DISK, &NET, &IOMMUFD, &CONTROL];
+const KEY_LISTS: [&Table; 6] = [&MEMORY, &DISK, &NET, &VSOCK, &IOMMUFD, &CONTROL];
 
 const EXIT_CODES: &str = "\
 Keys in the terminal:
@@ -81,6 +81,10 @@ struct Arguments {
     /// virtio network device: tap=NAME[,mac=ADDRESS][,vhost=on] (repeatable; `help` explains)
     #[arg(long, value_name = "KEYS")]
     net: Vec<String>,
+
+    /// Sockets between guest and host (AF_VSOCK, /dev/vhost-vsock): cid=N (`help` explains)
+    #[arg(long, value_name = "KEYS")]
+    vsock: Vec<String>,
 
     /// Device: TYPE[,key=value]... (repeatable; `help` lists types, `TYPE,help` lists keys)
     #[arg(long, value_name = "TYPE")]
@@ -166,7 +170,7 @@ where
     })
 }
 
-/// What `--disk`, `--net` and `--device` ask for.
+/// What `--disk`, `--net`, `--vsock` and `--device` ask for.
 enum Asked {
     Devices(Devices),
     /// Help of `--device`: the text to print.
@@ -187,6 +191,9 @@ fn devices(arguments: &Arguments) -> Result<Asked, UsageError> {
     }
     for argument in &arguments.net {
         devices.functions.push(virtio::net(argument)?);
+    }
+    for argument in &arguments.vsock {
+        devices.functions.push(virtio::vsock(argument)?);
     }
     for argument in &arguments.device {
         match devices::parse(argument)? {
@@ -212,6 +219,7 @@ fn key_help(arguments: &Arguments) -> Option<String> {
         arguments.memory == "help",
         asks(&arguments.disk),
         asks(&arguments.net),
+        asks(&arguments.vsock),
         arguments.object.iter().any(object),
         arguments.control.as_deref() == Some("help"),
     ];

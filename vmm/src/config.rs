@@ -64,6 +64,8 @@ pub(crate) enum FunctionKind {
     Disk(DiskConfig),
     /// virtio network device on a tap interface.
     Net(NetConfig),
+    /// virtio socket device of the kernel's vhost-vsock, with the guest's address.
+    Vsock(u32),
     /// virtio entropy source.
     Rng,
     /// virtio console on the standard streams.

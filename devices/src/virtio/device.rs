@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::{
-    VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET, VIRTIO_ID_RNG,
+    VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET, VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
 };
 
 use vmm_sys_util::eventfd::EventFd;
@@ -27,6 +27,8 @@ pub enum DeviceKind {
     Console = VIRTIO_ID_CONSOLE as u16,
     /// Entropy source, section 5.4.
     Entropy = VIRTIO_ID_RNG as u16,
+    /// Socket device, section 5.10.
+    Vsock = VIRTIO_ID_VSOCK as u16,
 }
 
 /// Stops what accesses guest memory for a device without its thread.

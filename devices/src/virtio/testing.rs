@@ -66,6 +66,11 @@ pub(super) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// All of a guest's memory.
+pub(super) fn memory() -> Memory {
+    Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)]).unwrap())
+}
+
 /// The driver.
 pub(super) struct Driver {
     pub(super) function: Arc<VirtioPci>,
@@ -89,8 +94,7 @@ impl Driver {
         iova: u64,
         port: impl FnOnce(&Memory) -> crate::Dma,
     ) -> Self {
-        let memory: Memory =
-            Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)]).unwrap());
+        let memory = memory();
         let port = port(&memory);
         Self::with_memory(device, iova, memory, port)
     }

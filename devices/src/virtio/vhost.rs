@@ -1,4 +1,4 @@
-//! Devices whose queues the kernel serves: vhost-net (<linux/vhost.h>).
+//! Devices whose queues the kernel serves: vhost-net and vhost-vsock (<linux/vhost.h>).
 //!
 //! At `DRIVER_OK` the queues are handed over, and from then on the kernel takes notifications and
 //! moves the data without us (`Queues`). What stays here is what the kernel cannot know: which
@@ -26,7 +26,7 @@
 
 mod backend;
 #[cfg(test)]
-mod fake;
+pub(super) mod fake;
 mod invalidations;
 mod kernel;
 mod queues;
@@ -38,7 +38,7 @@ mod vhost_test;
 
 pub use invalidations::Invalidations;
 pub use kernel::OpenError;
-pub(super) use kernel::{Kernel, NetEngine};
+pub(super) use kernel::{Kernel, NetEngine, VsockEngine};
 pub(super) use queues::Queues;
 
 use std::sync::Arc;

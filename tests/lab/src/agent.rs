@@ -20,6 +20,7 @@ mod session;
 pub(crate) mod speed_server;
 mod tally;
 pub mod tap;
+mod vsock;
 
 use std::path::PathBuf;
 

@@ -31,6 +31,7 @@ mod sva;
 mod taken;
 mod tally;
 mod vfio;
+mod vsock;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;

@@ -396,36 +396,36 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "vhost",
-        description: "vhost-net behind first-stage tables: lazy, strict (each packet is remapped), legacy mode",
+        description: "vhost-net and vhost-vsock behind first-stage tables: lazy, strict (each packet is remapped), legacy mode",
         vhost: true,
         initramfs: Initramfs::Kexec,
-        plan: "scalable,groups=DMA-FQ,translation=first-stage,invalidation=lazy,ping,net,edu,interrupts=remapped,nofaults>\
+        plan: "scalable,groups=DMA-FQ,translation=first-stage,invalidation=lazy,ping,net,vsock,edu,interrupts=remapped,nofaults>\
                kexec:iommu.strict=1;\
-               scalable,groups=DMA,translation=first-stage,invalidation=strict,ping,net,nofaults>kexec:intel_iommu=on,sm_off;\
-               legacy,translation=legacy,ping,net,nofaults>poweroff",
+               scalable,groups=DMA,translation=first-stage,invalidation=strict,ping,net,vsock,nofaults>kexec:intel_iommu=on,sm_off;\
+               legacy,translation=legacy,ping,net,vsock,nofaults>poweroff",
         limit: Duration::from_secs(300),
         ..DEFAULT
     },
     Scenario {
         name: "vhost-second-stage",
-        description: "vhost-net behind second-stage tables, strict; then pass-through",
+        description: "vhost-net and vhost-vsock behind second-stage tables, strict; then pass-through",
         unit: Some(SECOND_STAGE),
         vhost: true,
         initramfs: Initramfs::Kexec,
         command_line: "intel_iommu=on,sm_on iommu.strict=1",
-        plan: "scalable,groups=DMA,translation=second-stage,invalidation=strict,ping,net,edu,interrupts=remapped,nofaults>\
+        plan: "scalable,groups=DMA,translation=second-stage,invalidation=strict,ping,net,vsock,edu,interrupts=remapped,nofaults>\
                kexec:iommu=pt;\
-               scalable,groups=identity,translation=pass-through,ping,net,nofaults>poweroff",
+               scalable,groups=identity,translation=pass-through,ping,net,vsock,nofaults>poweroff",
         limit: Duration::from_secs(300),
         ..DEFAULT
     },
     Scenario {
         name: "vhost-no-unit",
-        description: "vhost-net without a unit, by the table of guest memory",
+        description: "vhost-net and vhost-vsock without a unit, by the table of guest memory; once more after a reboot",
         vhost: true,
         unit: None,
         command_line: "",
-        plan: "no-unit,ping,net,interrupts=plain,nofaults>poweroff",
+        plan: "no-unit,ping,net,vsock,interrupts=plain,nofaults>restart;no-unit,net,vsock,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {

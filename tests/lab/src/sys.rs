@@ -9,6 +9,7 @@ pub mod memory;
 pub mod ping;
 pub mod terminal;
 pub mod trace;
+pub mod vsock;
 
 use std::ffi::CString;
 use std::fs::File;

@@ -95,6 +95,16 @@ pub(super) const TYPES: &[DeviceType] = &[
         build: |values| Ok(Device::Function(virtio::net_of(values)?)),
     },
     DeviceType {
+        name: "vhost-vsock-pci",
+        aliases: &["vhost-vsock"],
+        help: "sockets between guest and host, the same as --vsock",
+        table: Table {
+            option: "--device vhost-vsock-pci",
+            ..virtio::VSOCK
+        },
+        build: |values| Ok(Device::Function(virtio::vsock_of(values)?)),
+    },
+    DeviceType {
         name: "virtio-rng-pci",
         aliases: &["virtio-rng", "rng"],
         help: "entropy source",

@@ -143,6 +143,15 @@ impl Values {
         })
     }
 
+    /// The value of a number key that must be given.
+    pub(crate) fn required_number(&self, key: &'static str) -> Result<u64, ListError> {
+        self.number(key).ok_or(ListError::Missing {
+            option: self.option,
+            key,
+            example: "NUMBER",
+        })
+    }
+
     /// An error about values that do not go together.
     pub(crate) fn conflict(&self, problem: String) -> ListError {
         ListError::Conflict {

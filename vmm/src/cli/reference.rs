@@ -161,6 +161,8 @@ fn line_with(option: &str, key: &str) -> &'static str {
         ("--disk", "id") => "--disk path=p,id={}",
         ("--disk", "queues") => "--disk path=p,queues={}",
         ("--net", "tap") => "--net tap={}",
+        ("--vsock", "cid") => "--vsock cid={}",
+        ("--device vhost-vsock-pci", "cid") => "--device vhost-vsock-pci,cid={}",
         ("--control", "path") => "--control path={}",
         ("--object iommufd", "fd") => "--object iommufd,id=a,fd={}",
         ("--device intel-iommu", "pasid-bits") => "--device intel-iommu,pasid-bits={}",

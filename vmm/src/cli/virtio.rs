@@ -1,4 +1,4 @@
-//! virtio disks and network devices: `--disk`, `--net`, and the same as types of `--device`.
+//! virtio disks, network and socket devices: `--disk`, `--net`, `--vsock`, and the same as types of `--device`.
 
 use devices::virtio::blk::MAX_QUEUES;
 
@@ -11,6 +11,10 @@ use crate::config::{DiskConfig, FunctionConfig, FunctionKind, NetConfig};
 const SERIAL_LENGTH: usize = 20;
 /// Longest name of a network interface: IFNAMSIZ of Linux, without the terminating zero.
 const INTERFACE_LENGTH: usize = 15;
+/// Addresses of AF_VSOCK that a guest can have: what is below is the host's (virtio 1.3, 5.10.4), and
+/// VMADDR_CID_ANY is above.
+const LEAST_CID: u32 = 3;
+const MOST_CID: u32 = u32::MAX - 1;
 
 /// The keys of `--disk`.
 pub(super) const DISK: Table = Table {
@@ -85,6 +89,27 @@ pub(super) const NET: Table = Table {
     ],
 };
 
+/// The keys of `--vsock`.
+pub(super) const VSOCK: Table = Table {
+    option: "--vsock",
+    implied: None,
+    keys: &[
+        Key {
+            name: "cid",
+            aliases: &["guest-cid"],
+            kind: Kind::Bounded {
+                least: LEAST_CID as u64,
+                most: MOST_CID as u64,
+            },
+            default: "required",
+            help: "the guest's address for AF_VSOCK; the host's is 2",
+        },
+        ID,
+        BUS,
+        ADDR,
+    ],
+};
+
 /// The value of one `--disk`.
 pub(super) fn disk(argument: &str) -> Result<FunctionConfig, ListError> {
     disk_of(&parse_option(&DISK, argument)?)
@@ -143,4 +168,22 @@ pub(super) fn net_of(values: &Values) -> Result<FunctionConfig, ListError> {
         vhost: values.on_off("vhost").unwrap_or(false),
     };
     placed(values, FunctionKind::Net(net))
+}
+
+/// The value of one `--vsock`.
+pub(super) fn vsock(argument: &str) -> Result<FunctionConfig, ListError> {
+    vsock_of(&parse_option(&VSOCK, argument)?)
+}
+
+/// A socket device, from the values of the keys of [`VSOCK`].
+pub(super) fn vsock_of(values: &Values) -> Result<FunctionConfig, ListError> {
+    let cid = values.required_number("cid")?;
+    match u32::try_from(cid) {
+        Ok(cid) if (LEAST_CID..=MOST_CID).contains(&cid) => {
+            placed(values, FunctionKind::Vsock(cid))
+        }
+        _ => Err(values.conflict(format!(
+            "cid={cid} is no address of a guest: 0, 1 and 2 are not for guests; write a number from {LEAST_CID} to {MOST_CID}"
+        ))),
+    }
 }

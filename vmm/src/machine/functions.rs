@@ -15,6 +15,7 @@ use devices::virtio::net::{Net, NetOptions, VhostNet};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
 use devices::virtio::vhost::{Invalidations, Place};
+use devices::virtio::vsock::Vsock;
 use devices::{Dma, Doorbells};
 use intel_vtd::SourceId;
 use pci::{Bdf, MsiSink, PciFunction, RootComplex, RootPort};
@@ -120,6 +121,11 @@ impl Platform {
                     return self.virtio(bdf, net);
                 }
                 self.virtio(bdf, Net::open(&options).with_context(option)?)
+            }
+            FunctionKind::Vsock(cid) => {
+                let vsock = Vsock::open(*cid, self.place(bdf))
+                    .with_context(|| format!("--vsock cid={cid}"))?;
+                self.virtio(bdf, vsock)
             }
             FunctionKind::Rng => self.virtio(bdf, Rng::new()),
             FunctionKind::Console => {

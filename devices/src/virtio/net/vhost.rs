@@ -49,8 +49,8 @@ impl VhostNet {
         let tap = Tap::open(&options.tap)?;
         let engine = NetEngine::open(&place, tap.file().map_err(NetError::Descriptors)?)?;
         let kernel = Kernel::own(engine, &place)?;
+        let kernel_features = kernel.features()?;
         let queues = Queues::new(kernel, place, 2).map_err(NetError::Descriptors)?;
-        let kernel_features = queues.features().map_err(NetError::Descriptors)?;
         Ok(Self {
             tap,
             queues,

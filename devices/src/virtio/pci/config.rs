@@ -47,6 +47,7 @@ fn class(kind: DeviceKind) -> [u8; 3] {
         DeviceKind::Block => [0x01, 0x80, 0x00],
         DeviceKind::Console => [0x07, 0x80, 0x00],
         DeviceKind::Entropy => [0x10, 0x00, 0x00],
+        DeviceKind::Vsock => [0x07, 0x80, 0x00],
     }
 }
 
@@ -58,5 +59,6 @@ pub(super) fn thread_name(kind: DeviceKind) -> &'static str {
         DeviceKind::Block => "blk",
         DeviceKind::Console => "con",
         DeviceKind::Entropy => "rng",
+        DeviceKind::Vsock => "vsk",
     }
 }

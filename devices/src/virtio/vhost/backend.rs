@@ -50,9 +50,7 @@ pub(in crate::virtio) struct Update {
 
 /// A device of the kernel's.
 pub(in crate::virtio) trait Backend: Send + Sync {
-    /// The features that it has.
-    fn features(&self) -> io::Result<u64>;
-    /// Chooses among them. With `VIRTIO_F_ACCESS_PLATFORM` the IOTLB is empty afterwards.
+    /// Chooses among the features that it has. With `VIRTIO_F_ACCESS_PLATFORM` the IOTLB is empty afterwards.
     fn set_features(&self, features: u64) -> io::Result<()>;
     /// Sets up queue `index`, of which nothing has been taken yet. Only while stopped.
     fn set_queue(&self, index: usize, rings: &Rings, events: &Events<'_>) -> io::Result<()>;

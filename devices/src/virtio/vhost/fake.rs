@@ -18,16 +18,16 @@ use crate::Memory;
 const PLATFORM: u64 = 1 << 33;
 
 #[derive(Default)]
-pub(super) struct State {
-    pub(super) features: u64,
-    pub(super) iotlb: Vec<Update>,
+pub(in crate::virtio) struct State {
+    pub(in crate::virtio) features: u64,
+    pub(in crate::virtio) iotlb: Vec<Update>,
     queues: Vec<Option<Queue>>,
-    pub(super) running: bool,
+    pub(in crate::virtio) running: bool,
     /// Not read yet.
     misses: VecDeque<Miss>,
     /// Read, and not answered.
     pending: Vec<Miss>,
-    pub(super) updates: usize,
+    pub(in crate::virtio) updates: usize,
 }
 
 struct Queue {
@@ -38,13 +38,13 @@ struct Queue {
     next: u16,
 }
 
-pub(super) struct Fake {
+pub(in crate::virtio) struct Fake {
     memory: Memory,
-    pub(super) state: Mutex<State>,
+    pub(in crate::virtio) state: Mutex<State>,
     /// Counts misses that are to be read.
     readable: EventFd,
     /// Where the next update waits twice, before it is made.
-    pub(super) pause: Mutex<Option<Arc<Barrier>>>,
+    pub(in crate::virtio) pause: Mutex<Option<Arc<Barrier>>>,
 }
 
 /// Why a turn ended early.
@@ -54,7 +54,7 @@ enum Stop {
 }
 
 impl Fake {
-    pub(super) fn new(memory: &Memory) -> Arc<Self> {
+    pub(in crate::virtio) fn new(memory: &Memory) -> Arc<Self> {
         Arc::new(Self {
             memory: Arc::clone(memory),
             state: Mutex::default(),
@@ -65,7 +65,7 @@ impl Fake {
 
     /// Serves `queue` as far as there are buffers and translations: fills what is writable with
     /// `byte`.
-    pub(super) fn turn(&self, queue: usize, byte: u8) {
+    pub(in crate::virtio) fn turn(&self, queue: usize, byte: u8) {
         let mut state = self.state.lock().unwrap();
         let stop = self.serve(&mut state, queue, byte);
         let queue = state.queues.get(queue).and_then(Option::as_ref);
@@ -77,30 +77,30 @@ impl Fake {
         }
     }
 
-    pub(super) fn miss(&self, state: &mut State, miss: Miss) {
+    pub(in crate::virtio) fn miss(&self, state: &mut State, miss: Miss) {
         state.misses.push_back(miss);
         self.readable.write(1).unwrap();
     }
 
     /// Misses that take memory.
-    pub(super) fn misses(&self) -> usize {
+    pub(in crate::virtio) fn misses(&self) -> usize {
         let state = self.state.lock().unwrap();
         state.misses.len() + state.pending.len()
     }
 
-    pub(super) fn running(&self) -> bool {
+    pub(in crate::virtio) fn running(&self) -> bool {
         self.state.lock().unwrap().running
     }
 
     /// Whether the IOTLB has anything for the device address.
-    pub(super) fn holds(&self, address: u64) -> bool {
+    pub(in crate::virtio) fn holds(&self, address: u64) -> bool {
         let state = self.state.lock().unwrap();
         let mut entries = state.iotlb.iter();
         entries.any(|entry| (entry.first..entry.first + entry.size).contains(&address))
     }
 
     /// Where the descriptors of a queue are, which the device gave as an address of this process.
-    pub(super) fn ring_in_guest(&self, index: usize) -> u64 {
+    pub(in crate::virtio) fn ring_in_guest(&self, index: usize) -> u64 {
         let state = self.state.lock().unwrap();
         let queue = state.queues[index].as_ref().unwrap();
         self.guest(queue.rings.descriptors)
@@ -196,10 +196,6 @@ impl Fake {
 }
 
 impl Backend for Arc<Fake> {
-    fn features(&self) -> io::Result<u64> {
-        Ok(u64::MAX)
-    }
-
     fn set_features(&self, features: u64) -> io::Result<()> {
         let mut state = self.state.lock().unwrap();
         state.features = features;

@@ -8,7 +8,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use vhost::net::VhostNet as _;
 use vhost::vhost_kern::net::Net;
 use vhost::vhost_kern::vhost_binding::VHOST_BACKEND_F_IOTLB_MSG_V2;
+use vhost::vhost_kern::vsock::Vsock;
 use vhost::vhost_kern::{VhostKernBackend, VhostKernFeatures};
+use vhost::vsock::VhostVsock as _;
 use vhost::{
     VhostAccess, VhostBackend as _, VhostIotlbBackend as _, VhostIotlbMsg, VhostIotlbType,
     VhostUserMemoryRegionInfo,
@@ -37,11 +39,13 @@ pub enum OpenError {
     },
     /// The kernel does not serve devices behind an IOMMU.
     #[error(
-        "{node} has no IOTLB (VIRTIO_F_ACCESS_PLATFORM with IOTLB_MSG_V2), which a device behind intel-iommu needs; use Linux 4.20 or later"
+        "{node} has no IOTLB (VIRTIO_F_ACCESS_PLATFORM with IOTLB_MSG_V2), which a device behind intel-iommu needs; use Linux {since} or later"
     )]
     Iotlb {
         /// The path of the device node.
         node: &'static str,
+        /// The version that has it.
+        since: &'static str,
     },
     /// Packets are read after the guest may have unmapped them.
     #[error(
@@ -63,6 +67,8 @@ pub enum OpenError {
 /// What the kinds of devices differ in.
 pub(in crate::virtio) trait Engine: AsRawFd + Send + Sync {
     const NODE: &'static str;
+    /// The version of Linux from which on it has an IOTLB.
+    const IOTLB_SINCE: &'static str;
     fn start(&self) -> io::Result<()>;
     fn stop(&self) -> io::Result<()>;
 }
@@ -93,6 +99,7 @@ impl AsRawFd for NetEngine {
 
 impl Engine for NetEngine {
     const NODE: &'static str = "/dev/vhost-net";
+    const IOTLB_SINCE: &'static str = "4.20";
 
     fn start(&self) -> io::Result<()> {
         for queue in [0, 1] {
@@ -106,6 +113,42 @@ impl Engine for NetEngine {
     fn stop(&self) -> io::Result<()> {
         let stopped = [0, 1].map(|queue| self.net.set_backend(queue, None).map_err(io_error));
         stopped.into_iter().collect()
+    }
+}
+
+/// vhost-vsock with the guest's address.
+pub(in crate::virtio) struct VsockEngine(Vsock<Memory>);
+
+impl VsockEngine {
+    /// Opens `/dev/vhost-vsock`.
+    pub(in crate::virtio) fn open(place: &Place) -> Result<Self, OpenError> {
+        Vsock::new(place.memory().clone())
+            .map(Self)
+            .map_err(|error| node_error(Self::NODE, "vhost_vsock", error))
+    }
+
+    /// Takes the address `cid` for the guest, which is free again when this is dropped.
+    pub(in crate::virtio) fn take_address(&self, cid: u32) -> io::Result<()> {
+        self.0.set_guest_cid(cid.into()).map_err(io_error)
+    }
+}
+
+impl AsRawFd for VsockEngine {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Engine for VsockEngine {
+    const NODE: &'static str = "/dev/vhost-vsock";
+    const IOTLB_SINCE: &'static str = "5.12";
+
+    fn start(&self) -> io::Result<()> {
+        self.0.start().map_err(io_error)
+    }
+
+    fn stop(&self) -> io::Result<()> {
+        self.0.stop().map_err(io_error)
     }
 }
 
@@ -125,20 +168,17 @@ impl<E: Engine> Kernel<E> {
             memory: place.memory().clone(),
             backend_features: 0,
         };
-        let call = |what| {
-            move |error| OpenError::Call {
-                node: E::NODE,
-                what,
-                error: io_error(error),
-            }
-        };
+        let call = Self::refused;
         kernel.set_owner().map_err(call("VHOST_SET_OWNER"))?;
         if place.is_translated() {
             let wanted = 1 << VHOST_BACKEND_F_IOTLB_MSG_V2;
-            let features = kernel.get_features().map_err(call("VHOST_GET_FEATURES"))?;
+            let features = kernel.features()?;
             let there = kernel.get_backend_features().unwrap_or(0);
             if !has(features, VIRTIO_F_ACCESS_PLATFORM) || there & wanted == 0 {
-                return Err(OpenError::Iotlb { node: E::NODE });
+                return Err(OpenError::Iotlb {
+                    node: E::NODE,
+                    since: E::IOTLB_SINCE,
+                });
             }
             kernel
                 .set_backend_features(wanted)
@@ -149,6 +189,21 @@ impl<E: Engine> Kernel<E> {
             .set_mem_table(&regions(&kernel.memory))
             .map_err(call("VHOST_SET_MEM_TABLE"))?;
         Ok(kernel)
+    }
+
+    /// The features that it has.
+    pub(in crate::virtio) fn features(&self) -> Result<u64, OpenError> {
+        self.get_features()
+            .map_err(Self::refused("VHOST_GET_FEATURES"))
+    }
+
+    /// Makes an error of a call that the kernel refuses.
+    fn refused(what: &'static str) -> impl Fn(vhost::Error) -> OpenError {
+        move |error| OpenError::Call {
+            node: E::NODE,
+            what,
+            error: io_error(error),
+        }
     }
 
     fn send(&self, message: &VhostIotlbMsg) -> io::Result<()> {
@@ -181,10 +236,6 @@ impl<E: Engine> VhostKernFeatures for Kernel<E> {
 }
 
 impl<E: Engine> Backend for Kernel<E> {
-    fn features(&self) -> io::Result<u64> {
-        self.get_features().map_err(io_error)
-    }
-
     fn set_features(&self, features: u64) -> io::Result<()> {
         vhost::VhostBackend::set_features(self, features).map_err(io_error)
     }

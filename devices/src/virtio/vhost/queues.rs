@@ -63,11 +63,6 @@ impl Queues {
         &self.shared
     }
 
-    /// The features that the kernel has.
-    pub(in crate::virtio) fn features(&self) -> io::Result<u64> {
-        self.shared.backend().features()
-    }
-
     /// Whether the kernel serves queue `index`.
     pub(in crate::virtio) fn has(&self, index: usize) -> bool {
         index < self.calls.len()

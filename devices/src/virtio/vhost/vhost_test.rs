@@ -11,7 +11,7 @@ use intel_vtd::{
     Unfinished, Unit, UnitConfig,
 };
 use pci::PciFunction as _;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+use vm_memory::{Bytes, GuestAddress, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::Miss;
@@ -21,7 +21,7 @@ use crate::Memory;
 use crate::virtio::device::{DeviceKind, Halt, VirtioDevice};
 use crate::virtio::error::QueueError;
 use crate::virtio::session::{Progress, Session};
-use crate::virtio::testing::{Driver, MEMORY_SIZE, Ring, eventually};
+use crate::virtio::testing::{Driver, Ring, eventually, memory};
 
 const IOVA: u64 = 0x4000_0000;
 const ROOT: u64 = 0x70_0000;
@@ -109,8 +109,7 @@ impl Machine {
     /// All 8 MiB of memory at `IOVA` for 00:03.0, the first 2 MiB of it in pages of 4 KiB;
     /// translation is on.
     fn new() -> Self {
-        let memory: Memory =
-            Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)]).unwrap());
+        let memory = memory();
         let config = UnitConfig::legacy(40);
         let unit = Unit::new(Arc::clone(&memory), &config, Arc::new(Events)).unwrap();
         let invalidations = Arc::<Invalidations>::default();
@@ -231,8 +230,7 @@ fn the_kernel_finds_rings_and_buffers_through_the_tables_and_the_guest_is_interr
 
 #[test]
 fn without_a_unit_the_kernel_has_addresses_of_this_process_and_no_iotlb() {
-    let memory: Memory =
-        Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)]).unwrap());
+    let memory = memory();
     let kernel = Fake::new(&memory);
     let place = Place::Direct(Arc::clone(&memory));
     let queues = Queues::new(Arc::clone(&kernel), place, 2).unwrap();

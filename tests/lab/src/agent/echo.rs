@@ -1,7 +1,7 @@
 //! The server that sends back what it receives, over UDP and TCP.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 use std::thread;
 
 /// Serves `port` of `address` (0: any free one) for both protocols until the process ends; returns
@@ -24,7 +24,8 @@ pub(super) fn serve(address: Ipv4Addr, port: u16) -> io::Result<u16> {
     Ok(port)
 }
 
-fn echo(mut stream: TcpStream) {
+/// Sends back what comes, until that ends.
+pub(super) fn echo(mut stream: impl Read + Write) {
     let mut data = vec![0; 65536];
     while let Ok(length) = stream.read(&mut data) {
         if length == 0

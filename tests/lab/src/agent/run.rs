@@ -14,7 +14,7 @@ use super::invocation::{Invocation, Surroundings, quoted};
 use super::level3::Below;
 use super::session::{Ending, LOOK, Outcome, Session};
 use super::tap::Tap;
-use super::{Report, Task, control, echo, level3, refusal};
+use super::{Report, Task, control, echo, level3, refusal, vsock};
 use crate::judge::Judge;
 use crate::protocol::AgentLine;
 use crate::scenario::Kernel;
@@ -29,12 +29,17 @@ const PREFIX: u8 = 24;
 const SPARE: &str = "spare.img";
 const SPARE_SIZE: u64 = 4 << 20;
 
+/// The check that needs sockets of level 1.
+const SOCKETS: &str = "vsock";
+
 /// What a guest has besides its kernel, for the time of a run.
 pub(super) struct Environment {
     disks: Disks,
     tap: String,
     port: u16,
     vhost: bool,
+    /// The guest's AF_VSOCK address, and the servers of level 1, if it has any.
+    vsock: Option<(u32, vsock::Servers)>,
     _tap: Tap,
 }
 
@@ -48,11 +53,18 @@ impl Environment {
         let device =
             Tap::new(&tap, HOST, PREFIX).with_context(|| format!("cannot make the tap {tap}"))?;
         let port = echo::serve(HOST, 0).context("echo server")?;
+        let vsock = if plan::names(task.scenario.plan, SOCKETS) {
+            let servers = vsock::serve().context("servers on AF_VSOCK")?;
+            Some((1000 + std::process::id(), servers))
+        } else {
+            None
+        };
         Ok(Self {
             disks,
             tap,
             port,
             vhost: task.scenario.vhost,
+            vsock,
             _tap: device,
         })
     }
@@ -62,7 +74,7 @@ impl Environment {
         for disk in &self.disks.paths {
             arguments.extend(["--disk".to_owned(), format!("path={}", disk.display())]);
         }
-        let command_line = format!(
+        let mut command_line = format!(
             "lab.disk={} lab.net={GUEST}/{PREFIX},{HOST}:{}",
             self.disks.hash, self.port
         );
@@ -71,6 +83,10 @@ impl Environment {
             net.push_str(",vhost=on");
         }
         arguments.extend(["--net".to_owned(), net]);
+        if let Some((cid, servers)) = &self.vsock {
+            arguments.extend(["--vsock".to_owned(), format!("cid={cid}")]);
+            command_line.push_str(&format!(" lab.vsock={},{}", servers.echo, servers.call));
+        }
         Surroundings {
             arguments,
             command_line,

@@ -68,7 +68,7 @@ fn an_unknown_type_lists_the_valid_ones() {
     assert_eq!(
         error("intel-vtd"),
         "--device: unknown type `intel-vtd`; valid types: intel-iommu, edu, pcie-root-port, virtio-blk-pci, virtio-net-pci, \
-         virtio-rng-pci, virtio-console, vfio-pci (`--device help` describes them)"
+         vhost-vsock-pci, virtio-rng-pci, virtio-console, vfio-pci (`--device help` describes them)"
     );
 }
 
@@ -109,6 +109,32 @@ fn the_kernel_moves_packets_where_it_is_asked_to() {
         assert!(
             matches!(function.kind, FunctionKind::Net(net) if net.vhost == wanted),
             "{argument}"
+        );
+    }
+}
+
+#[test]
+fn sockets_need_an_address_that_a_guest_can_have() {
+    for (argument, wanted) in [
+        ("vhost-vsock,cid=3", 3),
+        ("vhost-vsock-pci,guest-cid=0xfffffffe", 0xffff_fffe),
+    ] {
+        let Ok(Parsed::Device(Device::Function(function))) = parse(argument) else {
+            panic!("{argument}");
+        };
+        assert_eq!(function.kind, FunctionKind::Vsock(wanted), "{argument}");
+    }
+    assert_eq!(
+        error("vhost-vsock-pci"),
+        "--device vhost-vsock-pci: key `cid` is missing; add `cid=NUMBER`"
+    );
+    for reserved in ["0", "1", "2", "4294967295", "4294967299"] {
+        assert_eq!(
+            error(&format!("vhost-vsock-pci,cid={reserved}")),
+            format!(
+                "--device vhost-vsock-pci: cid={reserved} is no address of a guest: 0, 1 and 2 are not for guests; \
+                 write a number from 3 to 4294967294"
+            )
         );
     }
 }

@@ -1,0 +1,160 @@
+//! Socket device (section 5.10), with its packets moved by vhost-vsock: AF_VSOCK between the guest
+//! and the host.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::device::{DeviceKind, Halt, VirtioDevice};
+use super::error::QueueError;
+use super::feature::mask;
+use super::session::{Progress, Session};
+use super::vhost::{Kernel, OpenError, Place, Queues, VsockEngine};
+
+/// `VIRTIO_VSOCK_F_SEQPACKET` of <linux/virtio_vsock.h>, which virtio-bindings lacks.
+const SEQPACKET: u32 = 1;
+/// Receive, transmit, event. Nobody uses the last one: it tells of a migration.
+const QUEUE_SIZES: &[u16] = &[256, 256, 16];
+/// How many of them the kernel serves.
+const KERNEL_QUEUES: usize = 2;
+/// What the kernel has to know of the driver's choice.
+const KERNEL_FEATURES: u64 = mask(&[
+    SEQPACKET,
+    VIRTIO_RING_F_INDIRECT_DESC,
+    VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_F_VERSION_1,
+]);
+
+/// Why a socket device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum VsockError {
+    /// The kernel does not serve it.
+    #[error(transparent)]
+    Vhost(#[from] OpenError),
+    /// The address cannot be had.
+    #[error("cid {cid} cannot be the guest's: {error}; {remedy}")]
+    Address {
+        /// The address.
+        cid: u32,
+        /// The system's reason.
+        error: io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The host gives no descriptors.
+    #[error("the host has no descriptors for it: {0}; raise the limit `ulimit -n`")]
+    Descriptors(io::Error),
+}
+
+/// A socket device.
+pub struct Vsock {
+    queues: Queues,
+    cid: u32,
+    features: u64,
+    /// Negotiated.
+    accepted: u64,
+}
+
+impl Vsock {
+    /// Has vhost-vsock serve a guest whose address is `cid`: 3 or more, and not that of another
+    /// guest.
+    ///
+    /// # Errors
+    /// When the address cannot be had, or vhost-vsock cannot be used; the message says what to do.
+    pub fn open(cid: u32, place: Place) -> Result<Self, VsockError> {
+        let engine = VsockEngine::open(&place)?;
+        engine
+            .take_address(cid)
+            .map_err(|error| VsockError::Address {
+                cid,
+                remedy: remedy(&error),
+                error,
+            })?;
+        let kernel = Kernel::own(engine, &place)?;
+        let kernel_features = kernel.features()?;
+        let queues = Queues::new(kernel, place, KERNEL_QUEUES).map_err(VsockError::Descriptors)?;
+        Ok(Self::new(queues, cid, kernel_features))
+    }
+
+    fn new(queues: Queues, cid: u32, kernel_features: u64) -> Self {
+        Self {
+            queues,
+            cid,
+            features: kernel_features & mask(&[SEQPACKET]),
+            accepted: 0,
+        }
+    }
+}
+
+/// What helps against an address that is refused.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EADDRINUSE) => "another guest has it; choose another",
+        Some(libc::EINVAL) => "it is reserved; choose one from 3 to 4294967294",
+        _ => "choose another",
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Vsock
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        QUEUE_SIZES
+    }
+
+    /// `struct virtio_vsock_config` (section 5.10.4).
+    fn config(&self) -> Vec<u8> {
+        u64::from(self.cid).to_le_bytes().to_vec()
+    }
+
+    fn halt(&self) -> Option<Arc<dyn Halt>> {
+        Some(Arc::clone(self.queues.shared()) as _)
+    }
+
+    fn activate(&mut self, features: u64) -> io::Result<()> {
+        self.accepted = features;
+        Ok(())
+    }
+
+    fn hand_over(
+        &mut self,
+        session: &mut Session,
+        kicks: &[(usize, EventFd)],
+    ) -> Result<(), QueueError> {
+        let features = self.accepted & KERNEL_FEATURES;
+        self.queues.hand_over(features, session, kicks)
+    }
+
+    fn serves(&self, index: usize) -> bool {
+        !self.queues.has(index)
+    }
+
+    fn sources(&self) -> Vec<RawFd> {
+        self.queues.sources()
+    }
+
+    fn queue_ready(&mut self, _: usize, _: &mut Session) -> Result<Progress, QueueError> {
+        Ok(Progress::Idle)
+    }
+
+    fn source_ready(&mut self, source: usize, session: &mut Session) -> Result<(), QueueError> {
+        self.queues.source_ready(source, session)
+    }
+
+    fn deactivate(&mut self) {
+        self.queues.take_back();
+    }
+}
+
+#[cfg(test)]
+mod vsock_test;

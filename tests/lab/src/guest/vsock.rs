@@ -1,0 +1,51 @@
+//! The socket device: data echoed by level 1 over AF_VSOCK, on connections of either side's making.
+//!
+//! `lab.vsock=ECHO,CALL` on the command line names the ports of level 1's servers.
+
+use std::io::Write as _;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::{Guest, network};
+use crate::sys::vsock::{HOST, VsockListener, VsockStream};
+
+/// Bytes exchanged on each connection.
+const STREAM: usize = 2 << 20;
+/// Longest wait for one piece of data, in seconds.
+const PATIENCE: i64 = 20;
+
+/// A long stream comes back as it was sent, on a connection to the host and on one from it.
+pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
+    let ports = guest.parameter("lab.vsock");
+    let ports = ports.context("lab.vsock= is missing on the command line")?;
+    let (echo, call) = ports.split_once(',').context("lab.vsock= has one port")?;
+
+    let started = Instant::now();
+    let stream = VsockStream::connect(HOST, echo.parse()?, PATIENCE).context("connecting")?;
+    exchange(&stream).context("to the host")?;
+    let to = started.elapsed().as_secs_f64();
+
+    let started = Instant::now();
+    let (listener, port) = VsockListener::bind()?;
+    let caller = VsockStream::connect(HOST, call.parse()?, PATIENCE).context("connecting")?;
+    (&caller.0).write_all(&port.to_le_bytes())?;
+    let (stream, cid) = listener.accept()?;
+    anyhow::ensure!(cid == HOST, "a connection from {cid}");
+    stream.limit(PATIENCE)?;
+    exchange(&stream).context("from the host")?;
+    let from = started.elapsed().as_secs_f64();
+    Ok(format!(
+        "{} KiB of stream both ways, to the host in {to:.1} s, from it in {from:.1} s",
+        STREAM / 1024
+    ))
+}
+
+/// Sends, and sees all of it come back.
+fn exchange(stream: &VsockStream) -> Result<()> {
+    let sender = VsockStream(stream.0.try_clone()?);
+    network::echoed(&stream.0, STREAM, move |data| {
+        (&sender.0).write_all(data)?;
+        sender.finish()
+    })
+}
