@@ -98,6 +98,8 @@ pub(crate) struct NetConfig {
     pub(crate) tap: String,
     /// Hardware address shown to the guest; `None` makes one up.
     pub(crate) mac: Option<[u8; 6]>,
+    /// Queue pairs; `None` if it is left to us, and to the tap.
+    pub(crate) queues: Option<u16>,
     /// Its packets are moved by the kernel's vhost-net.
     pub(crate) vhost: bool,
 }

@@ -195,7 +195,7 @@ impl VirtioDevice for Block {
             .unwrap_or_default()
     }
 
-    fn queues(&self) -> Vec<usize> {
+    fn queues(&self, _features: u64) -> Vec<usize> {
         vec![usize::from(self.queue)]
     }
 

@@ -67,8 +67,9 @@ pub trait VirtioDevice: Send {
     }
     /// Largest size of each queue; powers of two.
     fn queue_sizes(&self) -> &'static [u16];
-    /// The queues that this part of the device serves, by index.
-    fn queues(&self) -> Vec<usize> {
+    /// The queues that this part of the device serves, by index, for a driver that has accepted
+    /// `features`.
+    fn queues(&self, _features: u64) -> Vec<usize> {
         (0..self.queue_sizes().len()).collect()
     }
     /// The parts that serve the queues that are left. Asked once, when the device is created. A part

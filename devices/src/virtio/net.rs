@@ -1,12 +1,19 @@
 //! Network card (section 5.1) on a tap interface.
 //!
-//! One thread serves both directions. A received packet that finds no room is kept, and the tap is
+//! Each queue pair has a queue of the tap, and a thread that serves both directions; the first pair's
+//! serves the control queue as well. A received packet that finds no room is kept, and the tap is
 //! not polled until the driver adds buffers; the tap's own queue holds what comes meanwhile.
 
 mod buffers;
+mod control;
+mod error;
 mod feature;
 #[cfg(test)]
+mod multi_queue_test;
+#[cfg(test)]
 mod net_test;
+mod pairs;
+mod steering;
 mod sys;
 mod tap;
 mod vhost;
@@ -25,16 +32,17 @@ use super::random;
 use super::session::{Progress, Session};
 use crate::limit::LogLimit;
 use buffers::{Buffers, Room};
-use feature::{FEATURES, consistent, offloads};
+use control::Control;
+use feature::{consistent, offloads};
+use pairs::Pair;
+use steering::TapQueues;
 use tap::{Backend, HEADER, NUM_BUFFERS, Tap};
 
-pub use tap::NetError;
+pub use error::NetError;
+pub use pairs::{MAX_PAIRS, Pairs};
 pub use vhost::VhostNet;
 
-/// Queue indexes (section 5.1.2).
-const RX: usize = 0;
-const TX: usize = 1;
-/// Size of both queues.
+/// Size of each queue.
 const QUEUE_SIZE: u16 = 256;
 /// Largest packet: header, Ethernet header with VLAN tag, 64 KiB.
 const MAX_PACKET: usize = HEADER + 18 + 65536;
@@ -53,10 +61,18 @@ pub struct NetOptions {
     pub tap: String,
     /// The guest's address; a locally administered one is made up if absent.
     pub mac: Option<[u8; 6]>,
+    /// Queue pairs.
+    pub pairs: Pairs,
 }
 
-/// A network device.
+/// A network device, or the part of one that serves a queue pair.
 pub struct Net {
+    pair: Pair,
+    /// For the control queue, which the first part of several has.
+    control: Option<Control>,
+    control_queue: Option<usize>,
+    /// The other parts, which the first has until they are taken.
+    others: Vec<Net>,
     backend: Box<dyn Backend>,
     mac: [u8; 6],
     merge: bool,
@@ -80,11 +96,34 @@ impl Net {
     /// When there is no such tap, or it cannot be used; the message says what to do.
     pub fn open(options: &NetOptions) -> Result<Self, NetError> {
         let mac = mac_of(options)?;
-        Ok(Self::new(Box::new(Tap::open(&options.tap)?), mac))
+        let (tap, others) = Tap::open(&options.tap, options.pairs)?;
+        let control = control(&options.tap, &others)?;
+        let others = others.into_iter().map(|tap| Box::new(tap) as _);
+        Ok(Self::new(Box::new(tap), others.collect(), control, mac))
     }
 
-    fn new(backend: Box<dyn Backend>, mac: [u8; 6]) -> Self {
+    /// Of a pair for each backend. If there are others than the first, `control` is there.
+    fn new(
+        backend: Box<dyn Backend>,
+        others: Vec<Box<dyn Backend>>,
+        control: Option<Control>,
+        mac: [u8; 6],
+    ) -> Self {
+        let (pair, pairs) = Pair::all(others.len());
+        let part = |(pair, backend)| Self::part(pair, backend, mac);
         Self {
+            control,
+            others: pairs.zip(others).map(part).collect(),
+            ..Self::part(pair, backend, mac)
+        }
+    }
+
+    fn part(pair: Pair, backend: Box<dyn Backend>, mac: [u8; 6]) -> Self {
+        Self {
+            pair,
+            control: None,
+            control_queue: None,
+            others: Vec::new(),
             backend,
             mac,
             merge: false,
@@ -138,6 +177,7 @@ impl Net {
     /// that no number of them can hold is lost.
     fn deliver(&mut self, session: &mut Session) -> Result<bool, QueueError> {
         let Self {
+            pair,
             received,
             waiting,
             buffers,
@@ -145,9 +185,13 @@ impl Net {
             ..
         } = self;
         let packet = received.get_mut(..*waiting).unwrap_or_default();
-        let most = if *merge { session.queue_size(RX) } else { 1 };
-        match buffers.gather(RX, session, packet.len(), most)? {
-            Room::Chains(count) => buffers.fill(RX, session, count, packet)?,
+        let queue = pair.receive();
+        let most = match *merge {
+            true => session.queue_size(queue),
+            false => 1,
+        };
+        match buffers.gather(queue, session, packet.len(), most)? {
+            Room::Chains(count) => buffers.fill(queue, session, count, packet)?,
             Room::Never => {}
             Room::NotYet => return Ok(false),
         }
@@ -156,7 +200,8 @@ impl Net {
 
     /// Sends one packet of the guest; `false` if there is none.
     fn transmit(&mut self, session: &mut Session) -> Result<bool, QueueError> {
-        if !session.pop(TX, &mut self.chain)? {
+        let queue = self.pair.transmit();
+        if !session.pop(queue, &mut self.chain)? {
             return Ok(false);
         }
         let length = usize::try_from(self.chain.readable()).unwrap_or(usize::MAX);
@@ -184,7 +229,7 @@ impl Net {
                 Err(error) => self.report("send", &error),
             }
         }
-        session.complete(TX, &self.chain, 0)?;
+        session.complete(queue, &self.chain, 0)?;
         Ok(true)
     }
 
@@ -201,7 +246,7 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        FEATURES
+        self.pair.features()
     }
 
     fn check_features(&self, accepted: u64) -> bool {
@@ -209,18 +254,32 @@ impl VirtioDevice for Net {
     }
 
     fn queue_sizes(&self) -> &'static [u16] {
-        &[QUEUE_SIZE, QUEUE_SIZE]
+        self.pair.queue_sizes()
+    }
+
+    fn queues(&self, features: u64) -> Vec<usize> {
+        self.pair.queues(features)
+    }
+
+    fn take_parts(&mut self) -> Vec<Box<dyn VirtioDevice>> {
+        let others = std::mem::take(&mut self.others);
+        others.into_iter().map(|part| Box::new(part) as _).collect()
     }
 
     fn config(&self) -> Vec<u8> {
-        config(self.mac)
+        config(self.mac, self.pair.count())
     }
 
     fn activate(&mut self, features: u64) -> io::Result<()> {
         self.merge = has(features, VIRTIO_NET_F_MRG_RXBUF);
         self.room = false;
         self.waiting = 0;
-        self.backend.set_offload(offloads(features))
+        self.control_queue = self.pair.control(features);
+        // It is the tap's, whatever its queues.
+        match self.pair.is_first() {
+            true => self.backend.set_offload(offloads(features)),
+            false => Ok(()),
+        }
     }
 
     fn sources(&self) -> Vec<RawFd> {
@@ -232,12 +291,20 @@ impl VirtioDevice for Net {
     }
 
     fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError> {
-        if index == RX {
+        if index == self.pair.receive() {
             self.room = true;
             self.receive(session)?;
             return Ok(Progress::Idle);
         }
-        session.turn(TX, |session| self.transmit(session))
+        if index == self.pair.transmit() {
+            return session.turn(index, |session| self.transmit(session));
+        }
+        match &mut self.control {
+            Some(control) if self.control_queue == Some(index) => {
+                session.turn(index, |session| control.serve(index, session))
+            }
+            _ => Ok(Progress::Idle),
+        }
     }
 
     fn source_ready(&mut self, _source: usize, session: &mut Session) -> Result<(), QueueError> {
@@ -245,10 +312,17 @@ impl VirtioDevice for Net {
     }
 
     /// What waits in the tap may be unfinished in a way that the next driver does not accept: it is
-    /// dropped, and what comes from here on is complete.
+    /// dropped, and what comes from here on is complete. The other queues lose theirs when they are
+    /// not used any more.
     fn deactivate(&mut self) {
+        if !self.pair.is_first() {
+            return;
+        }
         if let Err(error) = self.backend.set_offload(0) {
             self.report("reset offloads", &error);
+        }
+        if let Some(control) = &mut self.control {
+            control.reset();
         }
         drop_stale(&mut *self.backend, &mut self.received);
     }
@@ -263,12 +337,26 @@ fn drop_stale(backend: &mut dyn Backend, buffer: &mut [u8]) {
     }
 }
 
-/// `struct virtio_net_config` (section 5.1.4): address, and status with the link up.
-fn config(mac: [u8; 6]) -> Vec<u8> {
+/// What the control queue of a device on the tap `name` does, if that has `others` besides its first
+/// queue. They are not used from here on.
+fn control(name: &str, others: &[Tap]) -> Result<Option<Control>, NetError> {
+    if others.is_empty() {
+        return Ok(None);
+    }
+    let files = others.iter().map(Tap::file).collect::<io::Result<_>>();
+    let queues = TapQueues::new(files.map_err(NetError::Descriptors)?);
+    let queues = queues.map_err(|error| NetError::attach(name, error))?;
+    Ok(Some(Control::new(Box::new(queues), others.len() + 1)))
+}
+
+/// `struct virtio_net_config` (section 5.1.4): address, status with the link up, and how many queue
+/// pairs there are, of several.
+fn config(mac: [u8; 6], pairs: Option<u16>) -> Vec<u8> {
     let mut config = mac.to_vec();
     // The status is 16 bits wide.
     let [low, high, ..] = VIRTIO_NET_S_LINK_UP.to_le_bytes();
     config.extend([low, high]);
+    config.extend(pairs.into_iter().flat_map(u16::to_le_bytes));
     config
 }
 

@@ -40,6 +40,7 @@ pub use invalidations::Invalidations;
 pub use kernel::OpenError;
 pub(super) use kernel::{Kernel, NetEngine, VsockEngine};
 pub(super) use queues::Queues;
+pub(super) use shared::Shared;
 
 use std::sync::Arc;
 

@@ -19,7 +19,7 @@ use super::vhost::{Kernel, OpenError, Place, Queues, VsockEngine};
 const SEQPACKET: u32 = 1;
 /// Receive, transmit, event. Nobody uses the last one: it tells of a migration.
 const QUEUE_SIZES: &[u16] = &[256, 256, 16];
-/// How many of them the kernel serves.
+/// Those that the kernel serves: all of them, or it does not start.
 const KERNEL_QUEUES: usize = 2;
 /// What the kernel has to know of the driver's choice.
 const KERNEL_FEATURES: u64 = mask(&[
@@ -76,7 +76,8 @@ impl Vsock {
             })?;
         let kernel = Kernel::own(engine, &place)?;
         let kernel_features = kernel.features()?;
-        let queues = Queues::new(kernel, place, KERNEL_QUEUES).map_err(VsockError::Descriptors)?;
+        let queues =
+            Queues::new(kernel, place, 0..KERNEL_QUEUES).map_err(VsockError::Descriptors)?;
         Ok(Self::new(queues, cid, kernel_features))
     }
 
@@ -131,6 +132,9 @@ impl VirtioDevice for Vsock {
         session: &mut Session,
         kicks: &[(usize, EventFd)],
     ) -> Result<(), QueueError> {
+        if !(0..KERNEL_QUEUES).all(|index| session.enabled(index)) {
+            return Err(QueueError::Disabled);
+        }
         let features = self.accepted & KERNEL_FEATURES;
         self.queues.hand_over(features, session, kicks)
     }

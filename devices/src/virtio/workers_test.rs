@@ -49,7 +49,7 @@ impl VirtioDevice for Parted {
         &[16; 4]
     }
 
-    fn queues(&self) -> Vec<usize> {
+    fn queues(&self, _features: u64) -> Vec<usize> {
         self.queues.clone()
     }
 

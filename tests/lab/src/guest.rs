@@ -21,6 +21,7 @@ mod iommu;
 mod level3;
 mod map_benchmark;
 mod net_bench;
+mod net_queues;
 mod network;
 mod nvme;
 mod pasid;

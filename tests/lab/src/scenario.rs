@@ -396,24 +396,24 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "vhost",
-        description: "vhost-net and vhost-vsock behind first-stage tables: lazy, strict (each packet is remapped), legacy mode",
+        description: "vhost-net with two queue pairs, and vhost-vsock, behind first-stage tables: lazy, strict (each packet is remapped), legacy mode",
         vhost: true,
         initramfs: Initramfs::Kexec,
-        plan: "scalable,groups=DMA-FQ,translation=first-stage,invalidation=lazy,ping,net,vsock,edu,interrupts=remapped,nofaults>\
+        plan: "scalable,groups=DMA-FQ,translation=first-stage,invalidation=lazy,ping,net,net-queues=2,vsock,edu,interrupts=remapped,nofaults>\
                kexec:iommu.strict=1;\
-               scalable,groups=DMA,translation=first-stage,invalidation=strict,ping,net,vsock,nofaults>kexec:intel_iommu=on,sm_off;\
+               scalable,groups=DMA,translation=first-stage,invalidation=strict,ping,net,net-queues=2,vsock,nofaults>kexec:intel_iommu=on,sm_off;\
                legacy,translation=legacy,ping,net,vsock,nofaults>poweroff",
         limit: Duration::from_secs(300),
         ..DEFAULT
     },
     Scenario {
         name: "vhost-second-stage",
-        description: "vhost-net and vhost-vsock behind second-stage tables, strict; then pass-through",
+        description: "vhost-net with two queue pairs, and vhost-vsock, behind second-stage tables, strict; then pass-through",
         unit: Some(SECOND_STAGE),
         vhost: true,
         initramfs: Initramfs::Kexec,
         command_line: "intel_iommu=on,sm_on iommu.strict=1",
-        plan: "scalable,groups=DMA,translation=second-stage,invalidation=strict,ping,net,vsock,edu,interrupts=remapped,nofaults>\
+        plan: "scalable,groups=DMA,translation=second-stage,invalidation=strict,ping,net,net-queues=2,vsock,edu,interrupts=remapped,nofaults>\
                kexec:iommu=pt;\
                scalable,groups=identity,translation=pass-through,ping,net,vsock,nofaults>poweroff",
         limit: Duration::from_secs(300),
@@ -421,11 +421,11 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "vhost-no-unit",
-        description: "vhost-net and vhost-vsock without a unit, by the table of guest memory; once more after a reboot",
+        description: "vhost-net with two queue pairs, and vhost-vsock, without a unit, by the table of guest memory; once more after a reboot",
         vhost: true,
         unit: None,
         command_line: "",
-        plan: "no-unit,ping,net,vsock,interrupts=plain,nofaults>restart;no-unit,net,vsock,nofaults>poweroff",
+        plan: "no-unit,ping,net,net-queues=2,vsock,interrupts=plain,nofaults>restart;no-unit,net,vsock,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {
@@ -487,7 +487,7 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "four-cpus",
-        description: "four vCPUs, first stage; four queues of a disk and four MSIs of edu, each on a vCPU of its own",
+        description: "four vCPUs, first stage; four queues of a disk, four pairs of a network device and four MSIs of edu, each on a vCPU of its own",
         arguments: &[
             "--device",
             "virtio-rng-pci",
@@ -495,7 +495,7 @@ const SCENARIOS: &[Scenario] = &[
             "edu,msi-vectors=4",
         ],
         cpus: 4,
-        plan: "scalable,smp=4,translation=first-stage,intremap=x2apic,disk-queues=4,disk,net,rng,edu,edu-msi,\
+        plan: "scalable,smp=4,translation=first-stage,intremap=x2apic,disk-queues=4,disk,net,net-queues=4,rng,edu,edu-msi,\
                interrupts=remapped,nofaults>poweroff",
         ..DEFAULT
     },

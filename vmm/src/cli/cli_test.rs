@@ -66,6 +66,7 @@ fn a_full_command_line_becomes_typed_values() {
                 kind: FunctionKind::Net(NetConfig {
                     tap: "tap0".to_owned(),
                     mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
+                    queues: None,
                     vhost: false,
                 }),
             },

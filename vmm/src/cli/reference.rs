@@ -161,6 +161,7 @@ fn line_with(option: &str, key: &str) -> &'static str {
         ("--disk", "id") => "--disk path=p,id={}",
         ("--disk", "queues") => "--disk path=p,queues={}",
         ("--net", "tap") => "--net tap={}",
+        ("--net", "queues") => "--net tap=t,queues={}",
         ("--vsock", "cid") => "--vsock cid={}",
         ("--device vhost-vsock-pci", "cid") => "--device vhost-vsock-pci,cid={}",
         ("--control", "path") => "--control path={}",
@@ -171,6 +172,7 @@ fn line_with(option: &str, key: &str) -> &'static str {
         ("--device virtio-blk-pci", "id") => "--device virtio-blk-pci,path=p,id={}",
         ("--device virtio-blk-pci", "queues") => "--device virtio-blk-pci,path=p,queues={}",
         ("--device virtio-net-pci", "tap") => "--device virtio-net-pci,tap={}",
+        ("--device virtio-net-pci", "queues") => "--device virtio-net-pci,tap=t,queues={}",
         ("--device vfio-pci", "fd") => "--object iommufd,id=a --device vfio-pci,iommufd=a,fd={}",
         _ => panic!("{option}: {key} has bounds; add a command line for it"),
     }

@@ -1,6 +1,7 @@
 //! virtio disks, network and socket devices: `--disk`, `--net`, `--vsock`, and the same as types of `--device`.
 
 use devices::virtio::blk::MAX_QUEUES;
+use devices::virtio::net::MAX_PAIRS;
 
 use super::keys::{Key, ListError, Table, Values, parse_option};
 use super::places::{ADDR, BUS, ID, placed};
@@ -77,6 +78,16 @@ pub(super) const NET: Table = Table {
             help: "hardware address",
         },
         Key {
+            name: "queues",
+            aliases: &[],
+            kind: Kind::Bounded {
+                least: 1,
+                most: MAX_PAIRS as u64,
+            },
+            default: "one for each vCPU, up to 4, if the tap has several",
+            help: "queue pairs, each with a thread and interrupts of its own, and a queue of the tap (multi_queue)",
+        },
+        Key {
             name: "vhost",
             aliases: &[],
             kind: Kind::OnOff,
@@ -127,20 +138,20 @@ pub(super) fn disk_of(values: &Values) -> Result<FunctionConfig, ListError> {
         path: values.required_text("path", "FILE")?.into(),
         readonly: values.on_off("readonly").unwrap_or(false),
         id: id.map(str::to_owned),
-        queues: queues(values)?,
+        queues: queues(values, MAX_QUEUES)?,
     };
     placed(values, FunctionKind::Disk(disk))
 }
 
 /// How many queues a device is to have, if that is said.
-fn queues(values: &Values) -> Result<Option<u16>, ListError> {
+fn queues(values: &Values, most: u16) -> Result<Option<u16>, ListError> {
     let Some(number) = values.number("queues") else {
         return Ok(None);
     };
     match u16::try_from(number) {
-        Ok(queues @ 1..=MAX_QUEUES) => Ok(Some(queues)),
+        Ok(queues) if (1..=most).contains(&queues) => Ok(Some(queues)),
         _ => Err(values.conflict(format!(
-            "queues={number} is not possible; write 1 to {MAX_QUEUES}"
+            "queues={number} is not possible; write 1 to {most}"
         ))),
     }
 }
@@ -165,6 +176,7 @@ pub(super) fn net_of(values: &Values) -> Result<FunctionConfig, ListError> {
     let net = NetConfig {
         tap: tap.to_owned(),
         mac,
+        queues: queues(values, MAX_PAIRS)?,
         vhost: values.on_off("vhost").unwrap_or(false),
     };
     placed(values, FunctionKind::Net(net))

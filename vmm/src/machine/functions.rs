@@ -11,7 +11,7 @@ use devices::vfio::{
 use devices::virtio::VirtioDevice;
 use devices::virtio::blk::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSender};
-use devices::virtio::net::{Net, NetOptions, VhostNet};
+use devices::virtio::net::{Net, NetOptions, Pairs, VhostNet};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
 use devices::virtio::vhost::{Invalidations, Place};
@@ -113,10 +113,14 @@ impl Platform {
                 let options = NetOptions {
                     tap: net.tap.clone(),
                     mac: net.mac,
+                    pairs: match net.queues {
+                        Some(queues) => Pairs::Exactly(queues),
+                        None => Pairs::UpTo(u16::from(self.cpus).min(QUEUES)),
+                    },
                 };
                 let option = || format!("--net tap={}", net.tap);
                 if net.vhost {
-                    let net = VhostNet::open(&options, self.place(bdf))
+                    let net = VhostNet::open(&options, &self.place(bdf))
                         .with_context(|| format!("{},vhost=on", option()))?;
                     return self.virtio(bdf, net);
                 }

@@ -3,14 +3,15 @@
 
 use libc::{TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6};
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS,
 };
 
 use crate::virtio::feature::{has, mask};
 
-/// What is on offer.
+/// What is on offer, whatever the number of queues.
 pub(super) const FEATURES: u64 = mask(&[
     VIRTIO_NET_F_CSUM,
     VIRTIO_NET_F_GUEST_CSUM,
@@ -26,13 +27,14 @@ pub(super) const FEATURES: u64 = mask(&[
 ]);
 
 /// Each feature with those of which it needs one (section 5.1.3.1).
-const REQUIREMENTS: [(u32, u64); 6] = [
+const REQUIREMENTS: [(u32, u64); 7] = [
     (VIRTIO_NET_F_GUEST_TSO4, mask(&[VIRTIO_NET_F_GUEST_CSUM])),
     (VIRTIO_NET_F_GUEST_TSO6, mask(&[VIRTIO_NET_F_GUEST_CSUM])),
     (
         VIRTIO_NET_F_GUEST_ECN,
         mask(&[VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6]),
     ),
+    (VIRTIO_NET_F_MQ, mask(&[VIRTIO_NET_F_CTRL_VQ])),
     (VIRTIO_NET_F_HOST_TSO4, mask(&[VIRTIO_NET_F_CSUM])),
     (VIRTIO_NET_F_HOST_TSO6, mask(&[VIRTIO_NET_F_CSUM])),
     (

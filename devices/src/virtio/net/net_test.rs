@@ -10,19 +10,33 @@ use std::thread::sleep;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::tap::Backend;
-use super::{Net, NetOptions};
+use super::{Net, NetOptions, Pairs};
 use crate::virtio::testing::{
     A_WHILE, BASE_FEATURES, Driver, EVENT_IDX, INDIRECT, Ring, SOON, eventually,
 };
 
-const MAC: [u8; 6] = [2, 0, 0, 1, 2, 3];
+pub(super) const MAC: [u8; 6] = [2, 0, 0, 1, 2, 3];
 const MRG_RXBUF: u64 = 1 << 15;
 
 /// One end of a pair of datagram sockets, with the calls counted.
-struct Wire {
+pub(super) struct Wire {
     socket: UnixDatagram,
     receives: Arc<AtomicUsize>,
     offload: Arc<AtomicU32>,
+}
+
+impl Wire {
+    /// With its other end.
+    pub(super) fn pair() -> (Self, UnixDatagram) {
+        let (socket, peer) = UnixDatagram::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let wire = Self {
+            socket,
+            receives: Arc::default(),
+            offload: Arc::default(),
+        };
+        (wire, peer)
+    }
 }
 
 impl Backend for Wire {
@@ -64,7 +78,7 @@ fn card() -> Card {
         offload: Arc::clone(&offload),
     };
     Card {
-        driver: Driver::new(Box::new(Net::new(Box::new(wire), MAC))),
+        driver: Driver::new(Box::new(Net::new(Box::new(wire), Vec::new(), None, MAC))),
         peer,
         receives,
         offload,
@@ -79,7 +93,7 @@ fn started(features: u64) -> (Card, Ring, Ring) {
 }
 
 /// A packet of `length` bytes with its header, as a tap gives it.
-fn packet(length: usize) -> Vec<u8> {
+pub(super) fn packet(length: usize) -> Vec<u8> {
     let mut packet = vec![0; 12];
     packet.extend((1..=250).cycle().take(length));
     packet
@@ -319,6 +333,7 @@ fn packets_go_through_a_real_tap() {
     let options = NetOptions {
         tap: "nidotest0".to_owned(),
         mac: Some(MAC),
+        pairs: Pairs::UpTo(1),
     };
     let driver = Driver::new(Box::new(Net::open(&options).unwrap()));
     assert!(
@@ -410,7 +425,7 @@ fn a_tap_that_fails_is_not_asked_again_before_the_driver_is_heard_of() {
         wire,
         receives: Arc::clone(&receives),
     };
-    let driver = Driver::new(Box::new(Net::new(Box::new(deleted), MAC)));
+    let driver = Driver::new(Box::new(Net::new(Box::new(deleted), Vec::new(), None, MAC)));
     let rx = driver.start(0, 2).remove(0);
     rx.add(&driver, &[(0x40000, 2000, true)]);
     driver.kick(&rx);

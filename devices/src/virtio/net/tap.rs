@@ -7,58 +7,18 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use libc::IFNAMSIZ;
+use log::info;
 use nix::net::if_::if_nametoindex;
 use virtio_bindings::virtio_net::virtio_net_hdr_v1;
 
+use super::error::NetError;
+use super::pairs::Pairs;
 use super::sys;
-use crate::virtio::vhost::OpenError;
 
 /// Size of the header before each packet (section 5.1.6).
 pub(super) const HEADER: usize = size_of::<virtio_net_hdr_v1>();
 /// Offset of `num_buffers` in it.
 pub(super) const NUM_BUFFERS: usize = offset_of!(virtio_net_hdr_v1, num_buffers);
-
-/// Why a network device cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum NetError {
-    /// Not the name of an interface.
-    #[error("tap {0:?} is not an interface name; use 1 to 15 characters without '/' and spaces")]
-    Name(String),
-    /// There is no such interface.
-    #[error(
-        "tap {0:?} does not exist; create it: ip tuntap add dev {0} mode tap user $USER && ip link set {0} up"
-    )]
-    Missing(String),
-    /// The tun driver is not there.
-    #[error(
-        "cannot open /dev/net/tun for tap {tap:?}: {error}; load the tun module, and check the permissions of the file"
-    )]
-    Driver {
-        /// The tap.
-        tap: String,
-        /// The system's reason.
-        error: io::Error,
-    },
-    /// The interface cannot be attached to.
-    #[error("cannot attach to tap {tap:?}: {error}; {remedy}")]
-    Attach {
-        /// The tap.
-        tap: String,
-        /// The system's reason.
-        error: io::Error,
-        /// What to do.
-        remedy: &'static str,
-    },
-    /// The kernel does not serve it.
-    #[error(transparent)]
-    Vhost(#[from] OpenError),
-    /// The host gives no descriptors.
-    #[error("the host has no descriptors for it: {0}; raise the limit `ulimit -n`")]
-    Descriptors(io::Error),
-    /// The host gives no random bytes for an address.
-    #[error("cannot choose a MAC address: {0}; give one with mac=")]
-    Mac(io::Error),
-}
 
 /// What a network device sends to and receives from: packets with a header before each.
 pub(super) trait Backend: Send {
@@ -72,41 +32,46 @@ pub(super) trait Backend: Send {
     fn fd(&self) -> RawFd;
 }
 
-/// An attached tap.
+/// A queue of a tap that we are attached to.
 pub(super) struct Tap(File);
 
 impl Tap {
-    /// Attaches to the tap `name`, which must exist: one that we created ourselves would disappear
-    /// with us, and nothing would be configured to talk to it.
-    pub(super) fn open(name: &str) -> Result<Self, NetError> {
+    /// Attaches to as many queues as there are to be of the tap `name`, which must exist: one that
+    /// we created ourselves would disappear with us, and nothing would be configured to talk to it.
+    /// All of them get packets, the first and the others.
+    pub(super) fn open(name: &str, pairs: Pairs) -> Result<(Self, Vec<Self>), NetError> {
         let zero_terminated =
             interface_name(name).ok_or_else(|| NetError::Name(name.to_owned()))?;
         // What /sys/class/net shows may belong to another network namespace.
         if if_nametoindex(name).is_err() {
             return Err(NetError::Missing(name.to_owned()));
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open("/dev/net/tun")
-            .map_err(|error| NetError::Driver {
-                tap: name.to_owned(),
-                error,
-            })?;
-        let attach = |error: io::Error| {
-            let remedy = remedy(&error);
-            NetError::Attach {
-                tap: name.to_owned(),
-                error,
-                remedy,
+        let attach = |error| NetError::attach(name, error);
+        let first = tun(name)?;
+        let several = match sys::set_tap_interface(&first, zero_terminated, true) {
+            // It was made for one queue; or it is no tap, and this fails as well.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                sys::set_tap_interface(&first, zero_terminated, false).map_err(attach)?;
+                false
             }
+            outcome => outcome.map(|()| true).map_err(attach)?,
         };
-        sys::set_tap_interface(&file, zero_terminated).map_err(attach)?;
-        sys::set_tap_header_size(&file, HEADER).map_err(attach)?;
-        let tap = Self(file);
-        sys::set_tap_offload(&tap.0, 0).map_err(attach)?;
-        Ok(tap)
+        let count = if several {
+            pairs.most()
+        } else {
+            one(name, pairs)?
+        };
+        sys::set_tap_header_size(&first, HEADER).map_err(attach)?;
+        sys::set_tap_offload(&first, 0).map_err(attach)?;
+        let other = |_| {
+            let other = tun(name)?;
+            sys::set_tap_interface(&other, zero_terminated, true).map_err(attach)?;
+            Ok::<_, NetError>(Self(other))
+        };
+        Ok((
+            Self(first),
+            (1..count).map(other).collect::<Result<_, _>>()?,
+        ))
     }
 
     /// The tap for whoever else moves its packets.
@@ -134,6 +99,36 @@ impl Backend for Tap {
     }
 }
 
+/// The tun driver, for one queue of the tap `name`.
+fn tun(name: &str) -> Result<File, NetError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")
+        .map_err(|error| NetError::Driver {
+            tap: name.to_owned(),
+            error,
+        })
+}
+
+/// How many queues of the tap `name`, which has one, are used.
+fn one(name: &str, pairs: Pairs) -> Result<u16, NetError> {
+    match pairs {
+        Pairs::Exactly(queues) if queues > 1 => Err(NetError::OneQueue {
+            tap: name.to_owned(),
+            queues,
+        }),
+        Pairs::UpTo(most) if most > 1 => {
+            info!(
+                "tap {name:?} has one queue, so the network device has one pair; for {most}, create it with multi_queue"
+            );
+            Ok(1)
+        }
+        _ => Ok(1),
+    }
+}
+
 /// `name` with its terminating zero, if it can be an interface's.
 fn interface_name(name: &str) -> Option<[u8; IFNAMSIZ]> {
     let bytes = name.as_bytes();
@@ -153,25 +148,13 @@ fn interface_name(name: &str) -> Option<[u8; IFNAMSIZ]> {
     Some(zero_terminated)
 }
 
-/// What helps against a failed `TUNSETIFF`.
-fn remedy(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EBUSY) => "another process is attached to it; stop that one, or use another tap",
-        Some(libc::EPERM) => "give it to your user: ip tuntap add dev NAME mode tap user $USER",
-        Some(libc::EINVAL) => {
-            "it is not a tap, or was made with multi_queue; make one: ip tuntap add dev NAME mode tap"
-        }
-        _ => "check that it is a tap: ip -d link show dev NAME",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_missing_tap_is_named_together_with_the_remedy() {
-        let message = Tap::open("nido-none-0")
+        let message = Tap::open("nido-none-0", Pairs::UpTo(4))
             .map(|_| ())
             .expect_err("no such tap")
             .to_string();
@@ -186,10 +169,27 @@ mod tests {
     }
 
     #[test]
+    fn a_tap_with_one_queue_does_for_a_default_and_not_for_what_was_asked() {
+        assert_eq!(one("t", Pairs::UpTo(4)).unwrap(), 1);
+        assert_eq!(one("t", Pairs::Exactly(1)).unwrap(), 1);
+        let message = one("t", Pairs::Exactly(2))
+            .expect_err("refused")
+            .to_string();
+        assert!(
+            message.starts_with("tap \"t\" has one queue, and queues=2 needs more; create it"),
+            "{message}"
+        );
+        assert!(
+            message.contains("ip tuntap add dev t mode tap multi_queue"),
+            "{message}"
+        );
+    }
+
+    #[test]
     fn a_name_that_no_interface_can_have_is_refused() {
         for name in ["", "../x", "much-too-long-name", "a b", ".."] {
             assert!(
-                matches!(Tap::open(name), Err(NetError::Name(_))),
+                matches!(Tap::open(name, Pairs::Exactly(1)), Err(NetError::Name(_))),
                 "{name:?}"
             );
         }

@@ -10,14 +10,16 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::feature::{FEATURES, consistent, offloads};
+use super::control::Control;
+use super::feature::{consistent, offloads};
+use super::pairs::Pair;
 use super::tap::{Backend as _, Tap};
-use super::{MAX_PACKET, NetError, NetOptions, QUEUE_SIZE, config, drop_stale, mac_of};
+use super::{MAX_PACKET, NetError, NetOptions, config, control, drop_stale, mac_of};
 use crate::virtio::device::{DeviceKind, Halt, VirtioDevice};
 use crate::virtio::error::QueueError;
 use crate::virtio::feature::mask;
 use crate::virtio::session::{Progress, Session};
-use crate::virtio::vhost::{Kernel, NetEngine, Place, Queues};
+use crate::virtio::vhost::{Kernel, NetEngine, Place, Queues, Shared};
 
 /// What the kernel has to know of the driver's choice. The rest is between driver and tap.
 const KERNEL_FEATURES: u64 = mask(&[
@@ -27,10 +29,19 @@ const KERNEL_FEATURES: u64 = mask(&[
     VIRTIO_F_VERSION_1,
 ]);
 
-/// A network device whose queues the kernel serves.
+/// A network device whose queues the kernel serves, or the part of one that has a queue pair. Each
+/// pair is a device of the kernel's.
 pub struct VhostNet {
+    pair: Pair,
+    /// For the control queue, which the first part of several has.
+    control: Option<Control>,
+    control_queue: Option<usize>,
+    /// The other parts, which the first has until they are taken.
+    others: Vec<VhostNet>,
     tap: Tap,
     queues: Queues,
+    /// What accesses guest memory for any of the parts.
+    all: Arc<All>,
     mac: [u8; 6],
     features: u64,
     /// Negotiated.
@@ -44,22 +55,64 @@ impl VhostNet {
     /// # Errors
     /// When there is no such tap, or it cannot be used, or vhost-net cannot; the message says what
     /// to do.
-    pub fn open(options: &NetOptions, place: Place) -> Result<Self, NetError> {
+    pub fn open(options: &NetOptions, place: &Place) -> Result<Self, NetError> {
         let mac = mac_of(options)?;
-        let tap = Tap::open(&options.tap)?;
-        let engine = NetEngine::open(&place, tap.file().map_err(NetError::Descriptors)?)?;
-        let kernel = Kernel::own(engine, &place)?;
+        let (tap, others) = Tap::open(&options.tap, options.pairs)?;
+        let control = control(&options.tap, &others)?;
+        let (pair, pairs) = Pair::all(others.len());
+        let part = |(pair, tap)| Self::part(pair, tap, mac, place);
+        let mut first = part((pair, tap))?;
+        let mut others = pairs
+            .zip(others)
+            .map(part)
+            .collect::<Result<Vec<_>, NetError>>()?;
+        let all = std::iter::once(&first).chain(&others);
+        let all = Arc::new(All(all
+            .map(|part| Arc::clone(part.queues.shared()))
+            .collect()));
+        for part in &mut others {
+            part.all = Arc::clone(&all);
+        }
+        first.all = all;
+        first.control = control;
+        first.others = others;
+        Ok(first)
+    }
+
+    fn part(pair: Pair, tap: Tap, mac: [u8; 6], place: &Place) -> Result<Self, NetError> {
+        let engine = NetEngine::open(place, tap.file().map_err(NetError::Descriptors)?)?;
+        let kernel = Kernel::own(engine, place)?;
         let kernel_features = kernel.features()?;
-        let queues = Queues::new(kernel, place, 2).map_err(NetError::Descriptors)?;
+        let range = pair.receive()..pair.receive() + 2;
+        let queues = Queues::new(kernel, place.clone(), range).map_err(NetError::Descriptors)?;
         Ok(Self {
+            pair,
+            control: None,
+            control_queue: None,
+            others: Vec::new(),
             tap,
             queues,
+            all: Arc::default(),
             mac,
             // What the kernel is not to know of is not for it to refuse.
-            features: FEATURES & (kernel_features | !KERNEL_FEATURES),
+            features: pair.features() & (kernel_features | !KERNEL_FEATURES),
             accepted: 0,
             dropped: vec![0; MAX_PACKET],
         })
+    }
+}
+
+/// What accesses guest memory for a device of several pairs.
+#[derive(Default)]
+struct All(Vec<Arc<Shared>>);
+
+impl Halt for All {
+    fn halt(&self) -> bool {
+        let mut any = false;
+        for shared in &self.0 {
+            any |= shared.halt();
+        }
+        any
     }
 }
 
@@ -77,20 +130,34 @@ impl VirtioDevice for VhostNet {
     }
 
     fn queue_sizes(&self) -> &'static [u16] {
-        &[QUEUE_SIZE, QUEUE_SIZE]
+        self.pair.queue_sizes()
+    }
+
+    fn queues(&self, features: u64) -> Vec<usize> {
+        self.pair.queues(features)
+    }
+
+    fn take_parts(&mut self) -> Vec<Box<dyn VirtioDevice>> {
+        let others = std::mem::take(&mut self.others);
+        others.into_iter().map(|part| Box::new(part) as _).collect()
     }
 
     fn config(&self) -> Vec<u8> {
-        config(self.mac)
+        config(self.mac, self.pair.count())
     }
 
     fn halt(&self) -> Option<Arc<dyn Halt>> {
-        Some(Arc::clone(self.queues.shared()) as _)
+        Some(Arc::clone(&self.all) as _)
     }
 
     fn activate(&mut self, features: u64) -> io::Result<()> {
         self.accepted = features;
-        self.tap.set_offload(offloads(features))
+        self.control_queue = self.pair.control(features);
+        // It is the tap's, whatever its queues.
+        match self.pair.is_first() {
+            true => self.tap.set_offload(offloads(features)),
+            false => Ok(()),
+        }
     }
 
     fn hand_over(
@@ -110,20 +177,33 @@ impl VirtioDevice for VhostNet {
         self.queues.sources()
     }
 
-    fn queue_ready(&mut self, _: usize, _: &mut Session) -> Result<Progress, QueueError> {
-        Ok(Progress::Idle)
+    fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError> {
+        match &mut self.control {
+            Some(control) if self.control_queue == Some(index) => {
+                session.turn(index, |session| control.serve(index, session))
+            }
+            _ => Ok(Progress::Idle),
+        }
     }
 
     fn source_ready(&mut self, source: usize, session: &mut Session) -> Result<(), QueueError> {
         self.queues.source_ready(source, session)
     }
 
-    /// As of a device without vhost.
+    /// As of a device without vhost. A part that cannot go on ends them all.
     fn deactivate(&mut self) {
+        self.all.halt();
         self.queues.take_back();
-        if let Err(error) = self.tap.set_offload(0) {
+        if self.pair.is_first()
+            && let Err(error) = self.tap.set_offload(0)
+        {
             warn!("virtio-net: cannot reset offloads on the tap: {error}");
         }
+        if let Some(control) = &mut self.control {
+            control.reset();
+        }
+        // The kernel puts back what it has taken and not delivered, whether or not the queue of the
+        // tap is in use any more.
         drop_stale(&mut self.tap, &mut self.dropped);
     }
 }

@@ -251,7 +251,7 @@ impl State {
         let stop = Arc::<AtomicBool>::default();
         let mut jobs = Vec::new();
         for (number, part) in parts.iter().enumerate() {
-            let served = part.device.queues();
+            let served = part.device.queues(features);
             let mut own: Vec<_> = queues.iter().map(|_| None).collect();
             for (index, (from, to)) in queues.iter_mut().zip(&mut own).enumerate() {
                 if served.contains(&index) {

@@ -54,8 +54,8 @@ pub(in crate::virtio) trait Backend: Send + Sync {
     fn set_features(&self, features: u64) -> io::Result<()>;
     /// Sets up queue `index`, of which nothing has been taken yet. Only while stopped.
     fn set_queue(&self, index: usize, rings: &Rings, events: &Events<'_>) -> io::Result<()>;
-    /// Starts all queues. With an IOTLB, the used rings are to be in it by now.
-    fn start(&self) -> io::Result<()>;
+    /// Starts `queues`, which are set up. With an IOTLB, their used rings are to be in it by now.
+    fn start(&self, queues: &[usize]) -> io::Result<()>;
     /// Stops all queues: no access is under way or begins when this returns. Does nothing to
     /// queues that are stopped.
     fn stop(&self) -> io::Result<()>;

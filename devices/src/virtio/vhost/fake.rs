@@ -23,6 +23,8 @@ pub(in crate::virtio) struct State {
     pub(in crate::virtio) iotlb: Vec<Update>,
     queues: Vec<Option<Queue>>,
     pub(in crate::virtio) running: bool,
+    /// The queues that were started.
+    started: Vec<usize>,
     /// Not read yet.
     misses: VecDeque<Miss>,
     /// Read, and not answered.
@@ -112,12 +114,13 @@ impl Fake {
             iotlb,
             queues,
             running,
+            started,
             ..
         } = state;
         let Some(queue) = queues.get_mut(index).and_then(Option::as_mut) else {
             return Ok(false);
         };
-        if !*running {
+        if !*running || !started.contains(&index) {
             return Ok(false);
         }
         let place = |address: u64, access: Permissions| -> Result<u64, Stop> {
@@ -216,14 +219,16 @@ impl Backend for Arc<Fake> {
         Ok(())
     }
 
-    fn start(&self) -> io::Result<()> {
+    fn start(&self, queues: &[usize]) -> io::Result<()> {
         let mut state = self.state.lock().unwrap();
         if state.features & PLATFORM != 0 {
-            for queue in state.queues.iter().flatten() {
+            for queue in queues {
+                let queue = state.queues[*queue].as_ref().unwrap();
                 let used = self.translate(&state.iotlb, queue.rings.used, Permissions::Write);
                 used.map_err(|_| io::Error::from_raw_os_error(libc::EFAULT))?;
             }
         }
+        state.started = queues.to_vec();
         state.running = true;
         Ok(())
     }

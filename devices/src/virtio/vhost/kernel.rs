@@ -69,7 +69,9 @@ pub(in crate::virtio) trait Engine: AsRawFd + Send + Sync {
     const NODE: &'static str;
     /// The version of Linux from which on it has an IOTLB.
     const IOTLB_SINCE: &'static str;
-    fn start(&self) -> io::Result<()>;
+    /// Starts `queues`.
+    fn start(&self, queues: &[usize]) -> io::Result<()>;
+    /// Stops all queues.
     fn stop(&self) -> io::Result<()>;
 }
 
@@ -101,10 +103,10 @@ impl Engine for NetEngine {
     const NODE: &'static str = "/dev/vhost-net";
     const IOTLB_SINCE: &'static str = "4.20";
 
-    fn start(&self) -> io::Result<()> {
-        for queue in [0, 1] {
+    fn start(&self, queues: &[usize]) -> io::Result<()> {
+        for queue in queues {
             self.net
-                .set_backend(queue, Some(&self.tap))
+                .set_backend(*queue, Some(&self.tap))
                 .map_err(io_error)?;
         }
         Ok(())
@@ -143,7 +145,8 @@ impl Engine for VsockEngine {
     const NODE: &'static str = "/dev/vhost-vsock";
     const IOTLB_SINCE: &'static str = "5.12";
 
-    fn start(&self) -> io::Result<()> {
+    /// All of them.
+    fn start(&self, _queues: &[usize]) -> io::Result<()> {
         self.0.start().map_err(io_error)
     }
 
@@ -250,8 +253,8 @@ impl<E: Engine> Backend for Kernel<E> {
         self.set_vring_kick(index, events.kick).map_err(io_error)
     }
 
-    fn start(&self) -> io::Result<()> {
-        self.engine.start()
+    fn start(&self, queues: &[usize]) -> io::Result<()> {
+        self.engine.start(queues)
     }
 
     fn stop(&self) -> io::Result<()> {

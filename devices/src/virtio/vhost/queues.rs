@@ -2,6 +2,7 @@
 //! the events that come of them.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
@@ -28,29 +29,35 @@ const STARTS: u32 = 3;
 /// packet has less.
 const LOOK: u64 = 128 << 10;
 
-/// The first queues of a device, which the kernel serves.
+/// Queues of a device that the kernel serves as one device of its own. It numbers them from 0 on.
 pub(in crate::virtio) struct Queues {
     shared: Arc<Shared>,
+    /// The index of the first one in our device.
+    first: usize,
+    /// Those that the driver has enabled, by the kernel's number.
+    enabled: Vec<usize>,
     /// One for each queue: it has used buffers.
     calls: Vec<EventFd>,
     /// One for each queue: it is in disorder.
     errors: Vec<EventFd>,
     misses: Vec<Miss>,
-    /// One for each queue: it has available buffers.
+    /// One for each enabled queue: it has available buffers.
     kicks: Vec<EventFd>,
 }
 
 impl Queues {
-    /// The first `count` queues of the device, for `backend`.
+    /// The queues `range` of our device, for `backend`.
     pub(in crate::virtio) fn new(
         backend: impl Backend + 'static,
         place: Place,
-        count: usize,
+        range: Range<usize>,
     ) -> io::Result<Self> {
         let event = |_| EventFd::new(EFD_NONBLOCK);
-        let events = || (0..count).map(event).collect::<io::Result<Vec<_>>>();
+        let events = || range.clone().map(event).collect::<io::Result<Vec<_>>>();
         Ok(Self {
             shared: Arc::new(Shared::new(Box::new(backend), place)),
+            first: range.start,
+            enabled: Vec::new(),
             calls: events()?,
             errors: events()?,
             misses: Vec::new(),
@@ -65,19 +72,23 @@ impl Queues {
 
     /// Whether the kernel serves queue `index`.
     pub(in crate::virtio) fn has(&self, index: usize) -> bool {
-        index < self.calls.len()
+        index
+            .checked_sub(self.first)
+            .is_some_and(|number| number < self.calls.len())
     }
 
-    /// Hands the queues of `session` over. `features` is what the kernel is to do of what the driver
-    /// has accepted.
+    /// Hands over those of them that the driver has enabled. `features` is what the kernel is to do
+    /// of what the driver has accepted.
     pub(in crate::virtio) fn hand_over(
         &mut self,
         features: u64,
         session: &mut Session,
         kicks: &[(usize, EventFd)],
     ) -> Result<(), QueueError> {
-        let shared = &self.shared;
+        let shared = Arc::clone(&self.shared);
         let translated = shared.place().is_translated();
+        self.enabled.clear();
+        self.kicks.clear();
         shared.prepare();
         let platform = mask(&[VIRTIO_F_ACCESS_PLATFORM]);
         let features = features & !platform | if translated { platform } else { 0 };
@@ -85,20 +96,8 @@ impl Queues {
             .backend()
             .set_features(features)
             .map_err(host("VHOST_SET_FEATURES"))?;
-        let events = self.calls.iter().zip(&self.errors);
-        for ((index, (call, error)), (_, kick)) in events.enumerate().zip(kicks) {
-            let queue = session.queue(index).ok_or(QueueError::Disabled)?;
-            let rings = match shared.place() {
-                Place::Direct(memory) => rings::direct(queue, memory)?,
-                Place::Behind { .. } => rings::translated(queue)?,
-            };
-            // What an earlier driver has left says nothing of this one.
-            let _ = (call.read(), error.read());
-            let events = Events { kick, call, error };
-            shared
-                .backend()
-                .set_queue(index, &rings, &events)
-                .map_err(host("setting a queue up in vhost"))?;
+        for (index, kick) in kicks {
+            self.set_up(*index, kick, session)?;
         }
         if translated {
             shared.listen();
@@ -109,30 +108,56 @@ impl Queues {
             transaction
                 .grant(0, Permissions::Read)
                 .ok_or(QueueError::Stopped)?;
-            shared.start()?;
+            shared.start(&self.enabled)?;
         }
-        let kicks = kicks.iter().take(self.calls.len());
-        let kicks = kicks.map(|(_, kick)| kick.try_clone());
-        self.kicks = kicks
-            .collect::<io::Result<_>>()
-            .map_err(host("a notification"))?;
         // Buffers that were made available before DRIVER_OK count as well.
         self.kick()
+    }
+
+    /// Sets queue `index` of our device up, if it is one of these and enabled.
+    fn set_up(
+        &mut self,
+        index: usize,
+        kick: &EventFd,
+        session: &mut Session,
+    ) -> Result<(), QueueError> {
+        let Some(number) = index.checked_sub(self.first) else {
+            return Ok(());
+        };
+        let events = self.calls.get(number).zip(self.errors.get(number));
+        let (Some((call, error)), Some(queue)) = (events, session.queue(index)) else {
+            return Ok(());
+        };
+        let rings = match self.shared.place() {
+            Place::Direct(memory) => rings::direct(queue, memory)?,
+            Place::Behind { .. } => rings::translated(queue)?,
+        };
+        // What an earlier driver has left says nothing of this one.
+        let _ = (call.read(), error.read());
+        let events = Events { kick, call, error };
+        self.shared
+            .backend()
+            .set_queue(number, &rings, &events)
+            .map_err(host("setting a queue up in vhost"))?;
+        let kick = kick.try_clone().map_err(host("a notification"))?;
+        self.kicks.push(kick);
+        self.enabled.push(number);
+        Ok(())
     }
 
     /// The kernel does not start unless it can reach the used rings.
     fn start_translated(&self, session: &mut Session) -> Result<(), QueueError> {
         let mut rings = Vec::new();
-        for index in 0..self.calls.len() {
-            let queue = session.queue(index).ok_or(QueueError::Disabled)?;
-            rings.extend(rings::rings_of(queue)?);
+        for number in &self.enabled {
+            let queue = session.queue(self.first + number);
+            rings.extend(rings::rings_of(queue.ok_or(QueueError::Disabled)?)?);
         }
         for _ in 0..STARTS {
             let transaction = session.begin()?;
             for ring in &rings {
                 self.shared.give_ring(&transaction, *ring)?;
             }
-            match self.shared.start() {
+            match self.shared.start(&self.enabled) {
                 // The guest may have invalidated them in between.
                 Err(QueueError::Host { error, .. })
                     if error.raw_os_error() == Some(libc::EFAULT) =>
@@ -146,7 +171,7 @@ impl Queues {
         Err(host("starting vhost")(error))
     }
 
-    /// Has the kernel look at all queues.
+    /// Has the kernel look at all queues that are enabled.
     fn kick(&self) -> Result<(), QueueError> {
         for kick in &self.kicks {
             match kick.write(1) {
@@ -184,14 +209,14 @@ impl Queues {
     ) -> Result<(), QueueError> {
         if let Some(call) = self.calls.get(source) {
             if call.read().is_ok() {
-                session.interrupt(source);
+                session.interrupt(self.first + source);
             }
             return Ok(());
         }
-        let queue = source - self.calls.len();
-        match self.errors.get(queue) {
+        let number = source - self.calls.len();
+        match self.errors.get(number) {
             Some(error) => match error.read() {
-                Ok(_) => Err(self.find_out(queue, session)),
+                Ok(_) => Err(self.find_out(number, session)),
                 Err(_) => Ok(()),
             },
             None => self.answer_misses(session),
@@ -228,8 +253,8 @@ impl Queues {
     /// without an answer.
     fn restart(&mut self, session: &mut Session) -> Result<(), QueueError> {
         self.shared.pause()?;
-        for queue in 0..self.calls.len() {
-            self.retrace(queue, session)?;
+        for number in &self.enabled {
+            self.retrace(*number, session)?;
         }
         self.shared
             .forget(&self.misses)
@@ -239,18 +264,19 @@ impl Queues {
         self.kick()
     }
 
-    /// Why the kernel has given `queue` up, as far as that can be seen: by doing what it has tried.
-    /// To the guest that is the access that was blocked.
-    fn find_out(&self, queue: usize, session: &mut Session) -> QueueError {
+    /// Why the kernel has given queue `number` up, as far as that can be seen: by doing what it has
+    /// tried. To the guest that is the access that was blocked.
+    fn find_out(&self, number: usize, session: &mut Session) -> QueueError {
         self.shared.halt();
-        self.retrace(queue, session)
+        self.retrace(number, session)
             .err()
-            .unwrap_or(QueueError::GivenUp(queue))
+            .unwrap_or(QueueError::GivenUp(self.first + number))
     }
 
-    fn retrace(&self, index: usize, session: &mut Session) -> Result<(), QueueError> {
-        let position = self.shared.backend().position(index);
+    fn retrace(&self, number: usize, session: &mut Session) -> Result<(), QueueError> {
+        let position = self.shared.backend().position(number);
         let position = position.map_err(host("VHOST_GET_VRING_BASE"))?;
+        let index = self.first + number;
         let mut chain = Chain::default();
         let queue = session.queue(index).ok_or(QueueError::Disabled)?;
         queue.move_to(position)?;

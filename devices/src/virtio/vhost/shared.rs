@@ -72,15 +72,15 @@ impl Shared {
         }
     }
 
-    /// Has the kernel begin.
-    pub(super) fn start(&self) -> Result<(), QueueError> {
+    /// Has the kernel begin with `queues`.
+    pub(super) fn start(&self, queues: &[usize]) -> Result<(), QueueError> {
         let mut run = self.run.lock();
         if run.halted {
             return Err(QueueError::Stopped);
         }
         // Whatever part of it has started is to be stopped.
         run.running = true;
-        self.backend.start().map_err(host("starting vhost"))
+        self.backend.start(queues).map_err(host("starting vhost"))
     }
 
     /// Has the kernel stop, to [`start`](Self::start) again.

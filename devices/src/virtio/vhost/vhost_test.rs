@@ -21,7 +21,7 @@ use crate::Memory;
 use crate::virtio::device::{DeviceKind, Halt, VirtioDevice};
 use crate::virtio::error::QueueError;
 use crate::virtio::session::{Progress, Session};
-use crate::virtio::testing::{Driver, Ring, eventually, memory};
+use crate::virtio::testing::{BASE_FEATURES, Driver, Ring, eventually, memory};
 
 const IOVA: u64 = 0x4000_0000;
 const ROOT: u64 = 0x70_0000;
@@ -120,7 +120,7 @@ impl Machine {
             invalidations: Arc::clone(&invalidations),
             source: SourceId(0x18),
         };
-        let queues = Queues::new(Arc::clone(&kernel), place, 2).unwrap();
+        let queues = Queues::new(Arc::clone(&kernel), place, 0..2).unwrap();
         let port = unit.port(SourceId(0x18));
         let driver = Driver::with_memory(Box::new(Device(queues)), IOVA, memory, port);
         let machine = Self {
@@ -233,7 +233,7 @@ fn without_a_unit_the_kernel_has_addresses_of_this_process_and_no_iotlb() {
     let memory = memory();
     let kernel = Fake::new(&memory);
     let place = Place::Direct(Arc::clone(&memory));
-    let queues = Queues::new(Arc::clone(&kernel), place, 2).unwrap();
+    let queues = Queues::new(Arc::clone(&kernel), place, 0..2).unwrap();
     assert_eq!(queues.sources().len(), 4);
     let port = crate::Dma::direct(Arc::clone(&memory));
     let driver = Driver::with_memory(Box::new(Device(queues)), 0, memory, port);
@@ -245,6 +245,26 @@ fn without_a_unit_the_kernel_has_addresses_of_this_process_and_no_iotlb() {
     driver.set_status(0);
     eventually("reset completes", || driver.status() == 0);
     assert!(!kernel.running());
+}
+
+#[test]
+fn a_driver_that_enables_one_of_the_queues_is_served_in_that_one() {
+    let machine = Machine::new();
+    let driver = &machine.driver;
+    for index in [1, 0] {
+        assert!(driver.negotiate(BASE_FEATURES));
+        let ring = driver.queue(index, 16);
+        driver.set_status(15);
+        eventually("the kernel has started", || machine.kernel.running());
+        ring.add(driver, &[(BUFFER, 16, index == 0)]);
+        machine.serve(&ring, 0x66);
+        let vector = u32::from(index) + 1;
+        eventually("an interrupt", || driver.interrupts(vector) == 1);
+        // A buffer that leads nowhere, so that all that is enabled is looked at.
+        ring.add(driver, &[(0x100_0000, 16, index == 0)]);
+        machine.serve_in_vain(&ring);
+    }
+    assert_eq!(machine.byte(BUFFER), 0x66);
 }
 
 #[test]

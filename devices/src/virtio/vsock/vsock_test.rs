@@ -13,7 +13,7 @@ fn machine() -> (Driver, Arc<Fake>) {
     let memory = crate::virtio::testing::memory();
     let kernel = Fake::new(&memory);
     let place = Place::Direct(Arc::clone(&memory));
-    let queues = Queues::new(Arc::clone(&kernel), place, 2).unwrap();
+    let queues = Queues::new(Arc::clone(&kernel), place, 0..2).unwrap();
     let device = Vsock::new(queues, 0x1234_5678, u64::MAX);
     let port = crate::Dma::direct(Arc::clone(&memory));
     let driver = Driver::with_memory(Box::new(device), 0, memory, port);

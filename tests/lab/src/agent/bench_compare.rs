@@ -110,7 +110,7 @@ impl Bench {
     }
 
     fn net(&self) -> Result<String> {
-        let _tap = Tap::new(TAP, HOST, PREFIX).context(TAP)?;
+        let _tap = Tap::new(TAP, HOST, PREFIX, false).context(TAP)?;
         let port = speed_server::serve(HOST).context("server")?;
         self.data("net-bench", Device::Net(port))
     }

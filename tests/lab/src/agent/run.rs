@@ -32,6 +32,9 @@ const SPARE_SIZE: u64 = 4 << 20;
 /// The check that needs sockets of level 1.
 const SOCKETS: &str = "vsock";
 
+/// The check that needs a tap with several queues.
+const QUEUES: &str = "net-queues";
+
 /// What a guest has besides its kernel, for the time of a run.
 pub(super) struct Environment {
     disks: Disks,
@@ -50,8 +53,9 @@ impl Environment {
             File::create(task.scratch.join(name))?.set_len(SPARE_SIZE)?;
         }
         let tap = format!("nido{}", std::process::id() % 100_000);
-        let device =
-            Tap::new(&tap, HOST, PREFIX).with_context(|| format!("cannot make the tap {tap}"))?;
+        let several = plan::names(task.scenario.plan, QUEUES);
+        let device = Tap::new(&tap, HOST, PREFIX, several)
+            .with_context(|| format!("cannot make the tap {tap}"))?;
         let port = echo::serve(HOST, 0).context("echo server")?;
         let vsock = if plan::names(task.scenario.plan, SOCKETS) {
             let servers = vsock::serve().context("servers on AF_VSOCK")?;

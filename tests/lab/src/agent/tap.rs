@@ -8,6 +8,7 @@ use crate::sys::ioctl::{self, InterfaceRequest, ioctl, ioctl_value};
 
 const IFF_UP: u16 = 1;
 const IFF_TAP: u16 = 2;
+const IFF_MULTI_QUEUE: u16 = 0x100;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 const AF_INET: u16 = 2;
@@ -15,39 +16,42 @@ const AF_INET: u16 = 2;
 /// A tap interface that exists as long as the value.
 pub struct Tap {
     name: String,
-    control: Option<File>,
+    several: bool,
 }
 
 impl Tap {
-    /// Makes the tap `name`, with an address, up. Needs CAP_NET_ADMIN.
-    pub fn new(name: &str, address: Ipv4Addr, prefix: u8) -> io::Result<Self> {
-        let control = attach(name)?;
+    /// Makes the tap `name`, with an address, up; with `several` it can have several queues. Needs
+    /// CAP_NET_ADMIN.
+    pub fn new(name: &str, address: Ipv4Addr, prefix: u8, several: bool) -> io::Result<Self> {
+        let control = attach(name, several)?;
         ioctl_value(&control, &ioctl::TUN_SET_PERSIST, 1)?;
         // Closed again, so that nido can attach to it.
         drop(control);
         let tap = Self {
             name: name.to_owned(),
-            control: None,
+            several,
         };
         set_up(name, address, prefix)?;
         Ok(tap)
     }
 }
 
-fn attach(name: &str) -> io::Result<File> {
+fn attach(name: &str, several: bool) -> io::Result<File> {
     let control = OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/net/tun")?;
     let mut request = InterfaceRequest::new(name)?;
-    request.payload[..2].copy_from_slice(&(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR).to_ne_bytes());
+    let several = if several { IFF_MULTI_QUEUE } else { 0 };
+    let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | several;
+    request.payload[..2].copy_from_slice(&flags.to_ne_bytes());
     ioctl(&control, &ioctl::TUN_SET_INTERFACE, &mut request)?;
     Ok(control)
 }
 
 impl Drop for Tap {
     fn drop(&mut self) {
-        if let Ok(control) = self.control.take().map_or_else(|| attach(&self.name), Ok) {
+        if let Ok(control) = attach(&self.name, self.several) {
             let _ = ioctl_value(&control, &ioctl::TUN_SET_PERSIST, 0);
         }
     }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{
     Guest, assigned_edu, console, disk, disk_bench, disk_queues, disk_speed, edu, edu_group,
     edu_msi, hot_plug, hot_plug_levels, huge_pages, interrupts, iommu, level3, map_benchmark,
-    net_bench, network, nvme, pasid, power, random, restart, sva, taken, vsock,
+    net_bench, net_queues, network, nvme, pasid, power, random, restart, sva, taken, vsock,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -23,6 +23,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("intremap", iommu::interrupt_remapping),
     ("disk", disk::check),
     ("net", network::check),
+    ("net-queues", net_queues::check),
     ("ping", network::ping),
     ("vsock", vsock::check),
     ("rng", random::check),

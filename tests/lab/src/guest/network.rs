@@ -211,7 +211,8 @@ fn datagrams(server: SocketAddrV4) -> Result<usize> {
     Ok(sizes.len())
 }
 
-fn stream(server: SocketAddrV4, length: usize) -> Result<()> {
+/// A stream of `length` bytes comes back as it was sent.
+pub(super) fn stream(server: SocketAddrV4, length: usize) -> Result<()> {
     let receiver = TcpStream::connect_timeout(&server.into(), PATIENCE)?;
     receiver.set_read_timeout(Some(PATIENCE))?;
     receiver.set_write_timeout(Some(PATIENCE))?;
