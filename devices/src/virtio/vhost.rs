@@ -15,8 +15,8 @@
 //!   after the invalidation.
 //! * The kernel changes its IOTLB under the mutexes of all queues of the device, which it holds while
 //!   it uses translations. So `VHOST_IOTLB_INVALIDATE` returns when no access uses them any more, and
-//!   not before. (With the module parameter `experimental_zcopytx` packets would be read later; a
-//!   device behind a unit is refused then.)
+//!   not before. (With the module parameter `experimental_zcopytx` packets would be read later, and
+//!   a device would not stop before they are sent; vhost-net is refused then.)
 //!
 //! A transaction thus takes as long as the kernel does for one turn of a queue, which it bounds by
 //! packets and bytes.

@@ -47,9 +47,9 @@ pub enum OpenError {
         /// The version that has it.
         since: &'static str,
     },
-    /// Packets are read after the guest may have unmapped them.
+    /// Packets are read after the guest may have unmapped them, and a device cannot be stopped before.
     #[error(
-        "vhost_net was loaded with experimental_zcopytx={0}, with which it reads packets after invalidations of the IOMMU; reload it with experimental_zcopytx=0"
+        "vhost_net was loaded with experimental_zcopytx={0}, with which it reads packets after invalidations of the IOMMU, and does not stop before the last is sent; reload it with experimental_zcopytx=0"
     )]
     ZeroCopy(String),
     /// Some other call.
@@ -86,9 +86,7 @@ impl NetEngine {
     pub(in crate::virtio) fn open(place: &Place, tap: File) -> Result<Self, OpenError> {
         let net = Net::new(place.memory().clone())
             .map_err(|error| node_error(Self::NODE, "vhost_net", error))?;
-        if place.is_translated() {
-            refuse_zero_copy()?;
-        }
+        refuse_zero_copy(std::fs::read_to_string(ZERO_COPY))?;
         Ok(Self { net, tap })
     }
 }
@@ -364,8 +362,9 @@ fn node_error(node: &'static str, module: &str, error: vhost::Error) -> OpenErro
 /// Where vhost_net says whether it sends without copying.
 const ZERO_COPY: &str = "/sys/module/vhost_net/parameters/experimental_zcopytx";
 
-fn refuse_zero_copy() -> Result<(), OpenError> {
-    match std::fs::read_to_string(ZERO_COPY) {
+/// By what [`ZERO_COPY`] says.
+fn refuse_zero_copy(parameter: io::Result<String>) -> Result<(), OpenError> {
+    match parameter {
         Ok(value) if value.trim() != "0" => Err(OpenError::ZeroCopy(value.trim().to_owned())),
         // It may not have the parameter.
         _ => Ok(()),
@@ -382,6 +381,22 @@ mod tests {
         let message = node_error("/dev/vhost-net", "vhost_net", missing).to_string();
         assert!(message.starts_with("cannot open /dev/vhost-net: No such file"));
         assert!(message.ends_with("modprobe vhost_net"), "{message}");
+    }
+
+    #[test]
+    fn sending_without_copying_is_refused_with_the_remedy() {
+        let parameter = |value: &str| refuse_zero_copy(Ok(value.to_owned()));
+        assert!(parameter("0\n").is_ok());
+        assert!(refuse_zero_copy(Err(io::ErrorKind::NotFound.into())).is_ok());
+        let message = parameter("1\n").expect_err("refused").to_string();
+        assert!(
+            message.starts_with("vhost_net was loaded with experimental_zcopytx=1, with"),
+            "{message}"
+        );
+        assert!(
+            message.ends_with("reload it with experimental_zcopytx=0"),
+            "{message}"
+        );
     }
 
     #[test]
