@@ -25,6 +25,8 @@
 //! kernel has no way to be told no.
 
 mod backend;
+mod engine;
+mod error;
 #[cfg(test)]
 pub(super) mod fake;
 mod invalidations;
@@ -36,9 +38,10 @@ mod sys;
 #[cfg(test)]
 mod vhost_test;
 
+pub(super) use engine::{NetEngine, VsockEngine};
+pub use error::OpenError;
 pub use invalidations::Invalidations;
-pub use kernel::OpenError;
-pub(super) use kernel::{Kernel, NetEngine, VsockEngine};
+pub(super) use kernel::Kernel;
 pub(super) use queues::Queues;
 pub(super) use shared::Shared;
 

@@ -1,16 +1,11 @@
 //! The kernel's devices, by the crate `vhost`.
 
-use std::fs::File;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, RawFd};
 
-use vhost::net::VhostNet as _;
-use vhost::vhost_kern::net::Net;
 use vhost::vhost_kern::vhost_binding::VHOST_BACKEND_F_IOTLB_MSG_V2;
-use vhost::vhost_kern::vsock::Vsock;
 use vhost::vhost_kern::{VhostKernBackend, VhostKernFeatures};
-use vhost::vsock::VhostVsock as _;
 use vhost::{
     VhostAccess, VhostBackend as _, VhostIotlbBackend as _, VhostIotlbMsg, VhostIotlbType,
     VhostUserMemoryRegionInfo,
@@ -20,138 +15,11 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, Permissions};
 
 use super::Place;
 use super::backend::{Backend, Events, Miss, Rings, Update};
+use super::engine::Engine;
+use super::error::{OpenError, io_error};
 use super::sys;
 use crate::Memory;
 use crate::virtio::feature::has;
-
-/// Why the kernel has no such device for us.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The device node.
-    #[error("cannot open {node}: {error}; {remedy}")]
-    Node {
-        /// Its path.
-        node: &'static str,
-        /// The system's reason.
-        error: io::Error,
-        /// What to do.
-        remedy: String,
-    },
-    /// The kernel does not serve devices behind an IOMMU.
-    #[error(
-        "{node} has no IOTLB (VIRTIO_F_ACCESS_PLATFORM with IOTLB_MSG_V2), which a device behind intel-iommu needs; use Linux {since} or later"
-    )]
-    Iotlb {
-        /// The path of the device node.
-        node: &'static str,
-        /// The version that has it.
-        since: &'static str,
-    },
-    /// Packets are read after the guest may have unmapped them, and a device cannot be stopped before.
-    #[error(
-        "vhost_net was loaded with experimental_zcopytx={0}, with which it reads packets after invalidations of the IOMMU, and does not stop before the last is sent; reload it with experimental_zcopytx=0"
-    )]
-    ZeroCopy(String),
-    /// Some other call.
-    #[error("{node}: {what}: {error}")]
-    Call {
-        /// The path of the device node.
-        node: &'static str,
-        /// Which one.
-        what: &'static str,
-        /// The system's reason.
-        error: io::Error,
-    },
-}
-
-/// What the kinds of devices differ in.
-pub(in crate::virtio) trait Engine: AsRawFd + Send + Sync {
-    const NODE: &'static str;
-    /// The version of Linux from which on it has an IOTLB.
-    const IOTLB_SINCE: &'static str;
-    /// Starts `queues`.
-    fn start(&self, queues: &[usize]) -> io::Result<()>;
-    /// Stops all queues.
-    fn stop(&self) -> io::Result<()>;
-}
-
-/// vhost-net with its tap.
-pub(in crate::virtio) struct NetEngine {
-    net: Net<Memory>,
-    tap: File,
-}
-
-impl NetEngine {
-    /// Opens `/dev/vhost-net` for the packets of `tap`.
-    pub(in crate::virtio) fn open(place: &Place, tap: File) -> Result<Self, OpenError> {
-        let net = Net::new(place.memory().clone())
-            .map_err(|error| node_error(Self::NODE, "vhost_net", error))?;
-        refuse_zero_copy(std::fs::read_to_string(ZERO_COPY))?;
-        Ok(Self { net, tap })
-    }
-}
-
-impl AsRawFd for NetEngine {
-    fn as_raw_fd(&self) -> RawFd {
-        self.net.as_raw_fd()
-    }
-}
-
-impl Engine for NetEngine {
-    const NODE: &'static str = "/dev/vhost-net";
-    const IOTLB_SINCE: &'static str = "4.20";
-
-    fn start(&self, queues: &[usize]) -> io::Result<()> {
-        for queue in queues {
-            self.net
-                .set_backend(*queue, Some(&self.tap))
-                .map_err(io_error)?;
-        }
-        Ok(())
-    }
-
-    fn stop(&self) -> io::Result<()> {
-        let stopped = [0, 1].map(|queue| self.net.set_backend(queue, None).map_err(io_error));
-        stopped.into_iter().collect()
-    }
-}
-
-/// vhost-vsock with the guest's address.
-pub(in crate::virtio) struct VsockEngine(Vsock<Memory>);
-
-impl VsockEngine {
-    /// Opens `/dev/vhost-vsock`.
-    pub(in crate::virtio) fn open(place: &Place) -> Result<Self, OpenError> {
-        Vsock::new(place.memory().clone())
-            .map(Self)
-            .map_err(|error| node_error(Self::NODE, "vhost_vsock", error))
-    }
-
-    /// Takes the address `cid` for the guest, which is free again when this is dropped.
-    pub(in crate::virtio) fn take_address(&self, cid: u32) -> io::Result<()> {
-        self.0.set_guest_cid(cid.into()).map_err(io_error)
-    }
-}
-
-impl AsRawFd for VsockEngine {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
-impl Engine for VsockEngine {
-    const NODE: &'static str = "/dev/vhost-vsock";
-    const IOTLB_SINCE: &'static str = "5.12";
-
-    /// All of them.
-    fn start(&self, _queues: &[usize]) -> io::Result<()> {
-        self.0.start().map_err(io_error)
-    }
-
-    fn stop(&self) -> io::Result<()> {
-        self.0.stop().map_err(io_error)
-    }
-}
 
 /// A device of the kernel's that this process owns.
 pub(in crate::virtio) struct Kernel<E> {
@@ -327,85 +195,4 @@ fn regions(memory: &Memory) -> Vec<VhostUserMemoryRegionInfo> {
         mmap_handle: -1,
     };
     memory.iter().map(info).collect()
-}
-
-fn io_error(error: vhost::Error) -> io::Error {
-    match error {
-        vhost::Error::VhostOpen(error)
-        | vhost::Error::IoctlError(error)
-        | vhost::Error::IOError(error) => error,
-        other => io::Error::other(other),
-    }
-}
-
-fn node_error(node: &'static str, module: &str, error: vhost::Error) -> OpenError {
-    let error = io_error(error);
-    let remedy = match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            format!("give your user read and write access to it: setfacl -m u:$USER:rw {node}")
-        }
-        _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-            "raise the limit of open files: ulimit -n".to_owned()
-        }
-        _ if error.raw_os_error() == Some(libc::ENOMEM) => {
-            "the host has no memory left for it".to_owned()
-        }
-        _ => format!("load the module: modprobe {module}"),
-    };
-    OpenError::Node {
-        node,
-        error,
-        remedy,
-    }
-}
-
-/// Where vhost_net says whether it sends without copying.
-const ZERO_COPY: &str = "/sys/module/vhost_net/parameters/experimental_zcopytx";
-
-/// By what [`ZERO_COPY`] says.
-fn refuse_zero_copy(parameter: io::Result<String>) -> Result<(), OpenError> {
-    match parameter {
-        Ok(value) if value.trim() != "0" => Err(OpenError::ZeroCopy(value.trim().to_owned())),
-        // It may not have the parameter.
-        _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_missing_node_is_named_with_the_module_that_makes_it() {
-        let missing = vhost::Error::VhostOpen(io::Error::from_raw_os_error(libc::ENOENT));
-        let message = node_error("/dev/vhost-net", "vhost_net", missing).to_string();
-        assert!(message.starts_with("cannot open /dev/vhost-net: No such file"));
-        assert!(message.ends_with("modprobe vhost_net"), "{message}");
-    }
-
-    #[test]
-    fn sending_without_copying_is_refused_with_the_remedy() {
-        let parameter = |value: &str| refuse_zero_copy(Ok(value.to_owned()));
-        assert!(parameter("0\n").is_ok());
-        assert!(refuse_zero_copy(Err(io::ErrorKind::NotFound.into())).is_ok());
-        let message = parameter("1\n").expect_err("refused").to_string();
-        assert!(
-            message.starts_with("vhost_net was loaded with experimental_zcopytx=1, with"),
-            "{message}"
-        );
-        assert!(
-            message.ends_with("reload it with experimental_zcopytx=0"),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn a_node_without_permission_is_named_with_how_to_get_it() {
-        let denied = vhost::Error::VhostOpen(io::Error::from_raw_os_error(libc::EACCES));
-        let message = node_error("/dev/vhost-net", "vhost_net", denied).to_string();
-        assert!(
-            message.ends_with("setfacl -m u:$USER:rw /dev/vhost-net"),
-            "{message}"
-        );
-    }
 }
