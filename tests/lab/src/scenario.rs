@@ -356,7 +356,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "first-stage",
         description: "x-flts=on: DMA through first-stage tables; disk, network, entropy, edu; x2APIC remapping",
-        plan: "scalable,smp=2,groups=DMA-FQ,translation=first-stage,invalidation=lazy,intremap=x2apic,disk,net,rng,serial,edu,\
+        plan: "scalable,smp=2,groups=DMA-FQ,translation=first-stage,invalidation=lazy,intremap=x2apic,disk=2,net,rng,serial,edu,\
                interrupts=remapped,nofaults>poweroff",
         ..DEFAULT
     },
@@ -365,7 +365,7 @@ const SCENARIOS: &[Scenario] = &[
         description: "x-flts=off: the same through second-stage tables",
         unit: Some(SECOND_STAGE),
         arguments: DEVICES_WITH_CONSOLE,
-        plan: "scalable,smp=2,groups,translation=second-stage,intremap=x2apic,disk,net,rng,console,edu,interrupts=remapped,\
+        plan: "scalable,smp=2,groups,translation=second-stage,intremap=x2apic,disk=2,net,rng,console,edu,interrupts=remapped,\
                nofaults>poweroff",
         ..DEFAULT
     },
@@ -374,7 +374,7 @@ const SCENARIOS: &[Scenario] = &[
         description: "the guest says sm_off: the same in legacy mode",
         command_line: "intel_iommu=on,sm_off",
         arguments: DEVICES_WITH_CONSOLE,
-        plan: "legacy,smp=2,groups,translation=legacy,intremap=x2apic,disk,net,rng,console,edu,interrupts=remapped,\
+        plan: "legacy,smp=2,groups,translation=legacy,intremap=x2apic,disk=2,net,rng,console,edu,interrupts=remapped,\
                nofaults>poweroff",
         ..DEFAULT
     },
@@ -382,7 +382,7 @@ const SCENARIOS: &[Scenario] = &[
         name: "pass-through",
         description: "the guest says iommu=pt: pass-through entries, and edu through tables of its own",
         command_line: "intel_iommu=on,sm_on iommu=pt",
-        plan: "scalable,smp=2,groups=identity,translation=pass-through,intremap=x2apic,disk,net,rng,edu,\
+        plan: "scalable,smp=2,groups=identity,translation=pass-through,intremap=x2apic,disk=2,net,rng,edu,\
                interrupts=remapped,nofaults>poweroff",
         ..DEFAULT
     },
@@ -390,7 +390,7 @@ const SCENARIOS: &[Scenario] = &[
         name: "strict",
         description: "the guest says iommu.strict=1: every unmap is invalidated at once",
         command_line: "intel_iommu=on,sm_on iommu.strict=1",
-        plan: "scalable,smp=2,groups=DMA,translation=first-stage,invalidation=strict,intremap=x2apic,disk,net,rng,edu,\
+        plan: "scalable,smp=2,groups=DMA,translation=first-stage,invalidation=strict,intremap=x2apic,disk=2,net,rng,edu,\
                interrupts=remapped,nofaults>poweroff",
         ..DEFAULT
     },
@@ -433,7 +433,7 @@ const SCENARIOS: &[Scenario] = &[
         description: "x-keep-translations=on, strict: the unit forgets what is invalidated and nothing else; 1000 remaps",
         unit: Some("intel-iommu,x-flts=on,x-keep-translations=on"),
         command_line: "intel_iommu=on,sm_on iommu.strict=1",
-        plan: "scalable,smp=2,groups=DMA,translation=first-stage,invalidation=strict,intremap=x2apic,disk,net,rng,edu,\
+        plan: "scalable,smp=2,groups=DMA,translation=first-stage,invalidation=strict,intremap=x2apic,disk=2,net,rng,edu,\
                edu-remap=1000,interrupts=remapped,nofaults>stay",
         control: KEEP,
         // Much of the time is the remaps.
@@ -445,14 +445,14 @@ const SCENARIOS: &[Scenario] = &[
         description: "no intel-iommu at all: everything works untranslated",
         unit: None,
         command_line: "vfio.enable_unsafe_noiommu_mode=1",
-        plan: "no-unit,smp=2,intremap=off,disk,net,rng,edu,edu-intx=plain,interrupts=plain,nofaults>poweroff",
+        plan: "no-unit,smp=2,intremap=off,disk=2,net,rng,edu,edu-intx=plain,interrupts=plain,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {
         name: "caching-mode",
         description: "caching-mode=on with second stage: the guest announces every new mapping too",
         unit: Some("intel-iommu,x-flts=off,caching-mode=on"),
-        plan: "scalable,smp=2,groups=DMA,translation=second-stage,log=IOMMU_batching_disallowed,intremap=x2apic,disk,\
+        plan: "scalable,smp=2,groups=DMA,translation=second-stage,log=IOMMU_batching_disallowed,intremap=x2apic,disk=2,\
                net,rng,edu,interrupts=remapped,nofaults>poweroff",
         ..DEFAULT
     },
@@ -460,7 +460,7 @@ const SCENARIOS: &[Scenario] = &[
         name: "five-level",
         description: "aw-bits=57: first-stage tables of five levels",
         unit: Some("intel-iommu,x-flts=on,aw-bits=57"),
-        plan: "scalable,smp=2,translation=first-stage,intremap=x2apic,disk,net,rng,edu,interrupts=remapped,\
+        plan: "scalable,smp=2,translation=first-stage,intremap=x2apic,disk=2,net,rng,edu,interrupts=remapped,\
                nofaults>poweroff",
         ..DEFAULT
     },
@@ -472,7 +472,7 @@ const SCENARIOS: &[Scenario] = &[
             "--device",
             "edu,ats=on,pasid=on,pri=on,dma_mask=0xffffffffffffffff",
         ],
-        plan: "scalable,smp=2,translation=first-stage,intremap=x2apic,disk,net,sva,interrupts=remapped,nofaults\
+        plan: "scalable,smp=2,translation=first-stage,intremap=x2apic,disk=2,net,sva,interrupts=remapped,nofaults\
                >poweroff",
         ..DEFAULT
     },
@@ -482,7 +482,7 @@ const SCENARIOS: &[Scenario] = &[
         unit: Some("intel-iommu,x-flts=on,intremap=off"),
         // Else the guest's VFIO gives out no device.
         command_line: "intel_iommu=on,sm_on iommufd.allow_unsafe_interrupts=1",
-        plan: "scalable,smp=2,translation=first-stage,intremap=off,disk,net,rng,edu,interrupts=plain,nofaults>poweroff",
+        plan: "scalable,smp=2,translation=first-stage,intremap=off,disk=2,net,rng,edu,interrupts=plain,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {
@@ -495,7 +495,7 @@ const SCENARIOS: &[Scenario] = &[
             "edu,msi-vectors=4",
         ],
         cpus: 4,
-        plan: "scalable,smp=4,translation=first-stage,intremap=x2apic,disk-queues=4,disk,net,net-queues=4,rng,edu,edu-msi,\
+        plan: "scalable,smp=4,translation=first-stage,intremap=x2apic,disk-queues=4,disk=4,net,net-queues=4,rng,edu,edu-msi,\
                interrupts=remapped,nofaults>poweroff",
         ..DEFAULT
     },
@@ -511,28 +511,28 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "intx",
         description: "edu's level-triggered pin through the IOAPIC and its remapping entry, to each vCPU in turn",
-        plan: "scalable,smp=2,intremap=x2apic,edu-intx=remapped,edu,disk,net,interrupts=remapped,nofaults>poweroff",
+        plan: "scalable,smp=2,intremap=x2apic,edu-intx=remapped,edu,disk=2,net,interrupts=remapped,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {
         name: "dma-map-benchmark",
         description: "Linux measures its own DMA mappings, first stage and strict, by one thread and by two",
         command_line: "intel_iommu=on,sm_on iommu.strict=1",
-        plan: "scalable,smp=2,translation=first-stage,invalidation=strict,dma-map-benchmark=1/2,disk,net,nofaults\
+        plan: "scalable,smp=2,translation=first-stage,invalidation=strict,dma-map-benchmark=1/2,disk=2,net,nofaults\
                >poweroff",
         ..DEFAULT
     },
     Scenario {
         name: "control",
         description: "the control socket tells what a running guest has set up, and ends it",
-        plan: "scalable,smp=2,translation=first-stage,disk,net,nofaults,edu-stays-mapped>stay",
+        plan: "scalable,smp=2,translation=first-stage,disk=2,net,nofaults,edu-stays-mapped>stay",
         control: CONTROL,
         ..DEFAULT
     },
     Scenario {
         name: "fault-first-stage",
         description: "DMA to an unmapped address: reported with source, address and reason, no byte changed",
-        plan: "scalable,edu-fault=0x71,disk,net>poweroff",
+        plan: "scalable,edu-fault=0x71,disk=2,net>poweroff",
         faults: true,
         ..DEFAULT
     },
@@ -540,7 +540,7 @@ const SCENARIOS: &[Scenario] = &[
         name: "fault-second-stage",
         description: "the same with second-stage tables",
         unit: Some(SECOND_STAGE),
-        plan: "scalable,edu-fault=0x79,disk,net>poweroff",
+        plan: "scalable,edu-fault=0x79,disk=2,net>poweroff",
         faults: true,
         ..DEFAULT
     },
@@ -548,7 +548,7 @@ const SCENARIOS: &[Scenario] = &[
         name: "fault-legacy",
         description: "the same in legacy mode",
         command_line: "intel_iommu=on,sm_off",
-        plan: "legacy,edu-fault=0x05/0x06,disk,net>poweroff",
+        plan: "legacy,edu-fault=0x05/0x06,disk=2,net>poweroff",
         faults: true,
         ..DEFAULT
     },
@@ -556,10 +556,10 @@ const SCENARIOS: &[Scenario] = &[
         name: "reboot",
         description: "three reboots from inside, one of them by kexec from sm_on to sm_off",
         initramfs: Initramfs::Kexec,
-        plan: "scalable,translation=first-stage,disk,net,edu,nofaults>restart;\
-               scalable,translation=first-stage,disk,nofaults>kexec:intel_iommu=on,sm_off;\
-               legacy,translation=legacy,disk,edu,nofaults>restart;\
-               scalable,translation=first-stage,disk,net,rng,nofaults>poweroff",
+        plan: "scalable,translation=first-stage,disk=2,net,edu,nofaults>restart;\
+               scalable,translation=first-stage,disk=2,nofaults>kexec:intel_iommu=on,sm_off;\
+               legacy,translation=legacy,disk=2,edu,nofaults>restart;\
+               scalable,translation=first-stage,disk=2,net,rng,nofaults>poweroff",
         limit: Duration::from_secs(240),
         ..DEFAULT
     },
@@ -569,7 +569,7 @@ const SCENARIOS: &[Scenario] = &[
         kernel: Kernel::Cloud,
         initramfs: Initramfs::Cloud,
         arguments: &["--device", "virtio-rng-pci"],
-        plan: "smp=2,scalable,intremap=x2apic,disk,net,rng,interrupts=remapped,nofaults>poweroff",
+        plan: "smp=2,scalable,intremap=x2apic,disk=2,net,rng,interrupts=remapped,nofaults>poweroff",
         limit: Duration::from_secs(180),
         ..DEFAULT
     },
@@ -614,7 +614,7 @@ pub fn find(name: &str) -> Option<&'static Scenario> {
 pub const BOOT: Scenario = Scenario {
     name: "boot",
     description: "the guest of `cargo xtask boot`",
-    plan: "scalable,smp=2,translation=first-stage,intremap=x2apic,disk,net,rng,edu,interrupts=remapped,nofaults>poweroff",
+    plan: "scalable,smp=2,translation=first-stage,intremap=x2apic,disk=2,net,rng,edu,interrupts=remapped,nofaults>poweroff",
     ..DEFAULT
 };
 

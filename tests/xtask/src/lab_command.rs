@@ -106,6 +106,8 @@ pub(crate) struct Manner {
     pub(crate) repeat: u32,
     /// How many at once; as many as there are processors if None.
     pub(crate) jobs: Option<usize>,
+    /// The fewest vCPUs of a guest; the scenario's if None.
+    pub(crate) cpus: Option<u32>,
 }
 
 /// Runs scenarios, several at once, and prints a line for each when it is over.
@@ -140,7 +142,7 @@ pub(crate) fn run_all(manner: Manner, scenarios: &[&Scenario]) -> Result<Tally> 
                 &stage,
                 name,
                 width,
-                manner.verbose,
+                manner,
             )?);
         }
         Ok(tally)
@@ -166,16 +168,19 @@ fn run_one(
     stage: &build::Stage,
     name: &str,
     width: usize,
-    verbose: bool,
+    manner: Manner,
 ) -> Result<bool> {
     let output = paths::logs()?.join(name);
     let start = Instant::now();
     let mut show = |line: &str| {
-        if verbose {
+        if manner.verbose {
             println!("  {name:width$} | {line}");
         }
     };
-    let verdict = place.run(scenario, stage, &output, &[], &mut show)?;
+    let cpus = manner.cpus.filter(|cpus| *cpus > scenario.cpus);
+    let extra = cpus.map(|cpus| ["--cpus".to_owned(), cpus.to_string()]);
+    let extra: Vec<String> = extra.into_iter().flatten().collect();
+    let verdict = place.run(scenario, stage, &output, &extra, &mut show)?;
     if sys::interrupted() {
         bail!("interrupted");
     }

@@ -79,6 +79,9 @@ enum Command {
         /// Run so many at once in level 1; as many as there are processors if not given.
         #[arg(long, short, value_name = "N")]
         jobs: Option<NonZeroUsize>,
+        /// Give each guest at least so many vCPUs, and so queues of disks and networks.
+        #[arg(long, value_name = "N")]
+        cpus: Option<u32>,
         /// Scenarios; all of them if none is named.
         #[arg(value_name = "SCENARIO")]
         scenarios: Vec<String>,
@@ -257,6 +260,7 @@ fn run(arguments: Arguments) -> Result<bool> {
             verbose,
             repeat,
             jobs,
+            cpus,
             scenarios,
             ..
         } => {
@@ -265,6 +269,7 @@ fn run(arguments: Arguments) -> Result<bool> {
                 verbose,
                 repeat,
                 jobs: jobs.map(NonZeroUsize::get),
+                cpus,
             };
             lab_command::run(&scenarios, manner)
         }

@@ -25,6 +25,7 @@ pub(crate) fn run(wanted: Where) -> Result<bool> {
         verbose: false,
         repeat: 1,
         jobs: None,
+        cpus: None,
     };
     match lab_command::run_all(manner, &scenarios) {
         Ok(part) => tally += part,

@@ -23,7 +23,7 @@ pub fn run(task: Task, rounds: u32, report: &mut Report<'_>) -> Result<()> {
     let environment = Environment::create(&task)?;
     let devices = Devices::prepare(&scenario.host)?;
     let plan = scenario.plan.replace("{rounds}", &rounds.to_string());
-    let invocation = Invocation::with_plan(&task, &environment.surroundings(), false, plan);
+    let invocation = Invocation::with_plan(&task, &environment.surroundings(), false, &plan);
     let outcome = session(&task, &devices, invocation, Ending::ByItself, None, report)?;
     for failure in outcome.failures {
         report(AgentLine::Failure(failure));

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::guest::disk::{CHUNK, discarded_from, transform};
+use crate::guest::disk::{CHUNK, COPY, SOURCE, discarded_from, transform};
 use crate::hash::sha256;
 
 /// Bytes of the first two.
 const SIZE: usize = 8 << 20;
 const COUNTER_SIZE: usize = 1 << 20;
+/// Serial numbers by which the guest finds them.
+pub(super) const NAMES: [&str; 3] = [SOURCE, COPY, "counter"];
 
 /// The files.
 pub(super) struct Disks {

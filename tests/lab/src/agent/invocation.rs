@@ -7,6 +7,11 @@ use crate::scenario::{Initramfs, Kernel};
 
 /// Options that a command line has once.
 const SINGLE: &[&str] = &["--kernel", "--initramfs", "--cmdline", "--memory", "--cpus"];
+/// By this parameter of the kernel a guest learns that the user wants so many vCPUs: its own guest gets
+/// as many.
+pub(crate) const CPUS: &str = "lab.cpus";
+/// As many queues as nido gives a disk that says nothing of them, if there are as many vCPUs.
+const MOST_QUEUES: u32 = 4;
 /// Checks whose outcome depends on the unit's options and on the kernel's parameters.
 const UNIT_CHECKS: &[&str] = &[
     "scalable",
@@ -88,9 +93,13 @@ impl Task {
         })
     }
 
-    /// The scenario's plan, without what the user's options make uncertain.
-    fn plan(&self) -> String {
-        let plan = self.scenario.plan;
+    /// A plan, without what the user's options make uncertain.
+    fn adapt(&self, plan: &str) -> String {
+        let steps: Vec<String> = plan.split(';').map(|step| self.adapt_step(step)).collect();
+        steps.join(";")
+    }
+
+    fn adapt_step(&self, plan: &str) -> String {
         let uncertain = self.has_own_unit() || self.own("--cmdline").is_some();
         let cpus = self.own("--cpus");
         if !uncertain && cpus.is_none() {
@@ -103,6 +112,10 @@ impl Task {
                 let name = check.split('=').next().unwrap_or(check);
                 match (name, cpus) {
                     ("smp", Some(cpus)) => Some(format!("smp={cpus}")),
+                    ("disk" | "disk-queues" | "net-queues", Some(cpus)) if check != name => {
+                        let queues = cpus.parse().unwrap_or(1).min(MOST_QUEUES);
+                        Some(format!("{name}={queues}"))
+                    }
                     _ if uncertain && UNIT_CHECKS.contains(&name) => None,
                     _ => Some(check.to_owned()),
                 }
@@ -115,7 +128,7 @@ impl Task {
 impl Invocation {
     /// For a guest that carries out its plan, or for one with a shell.
     pub(super) fn new(task: &Task, surroundings: &Surroundings, shell: bool) -> Self {
-        let plan = task.plan();
+        let plan = task.scenario.plan;
         Self::with_plan(task, surroundings, shell, plan)
     }
 
@@ -124,8 +137,9 @@ impl Invocation {
         task: &Task,
         surroundings: &Surroundings,
         shell: bool,
-        plan: String,
+        plan: &str,
     ) -> Self {
+        let plan = task.adapt(plan);
         let scenario = &task.scenario;
         let mut command_line = format!(
             "console=ttyS0 printk.devkmsg=on panic=-1 {} {}",
@@ -136,6 +150,9 @@ impl Invocation {
         } else {
             format!(" lab.plan={plan}")
         });
+        if let Some(cpus) = task.own("--cpus") {
+            command_line.push_str(&format!(" {CPUS}={cpus}"));
+        }
         if let Some(own) = task.own("--cmdline") {
             command_line.push(' ');
             command_line.push_str(own);
@@ -263,6 +280,16 @@ mod tests {
         assert_eq!(units, ["intel-iommu,x-flts=off"]);
         assert!(!invocation.plan.contains("translation"));
         assert!(invocation.plan.contains("disk"));
+    }
+
+    #[test]
+    fn own_vcpus_are_in_every_step_of_a_plan_and_known_to_the_guest() {
+        let plan = "smp=2,disk=2,edu>kexec:a,b;disk,disk-queues=1>poweroff";
+        let surroundings = Surroundings::default();
+        let invocation = Invocation::with_plan(&task(&["--cpus=8"]), &surroundings, false, plan);
+        let expected = "smp=8,disk=4,edu>kexec:a,b;disk,disk-queues=4>poweroff";
+        assert_eq!(invocation.plan, expected);
+        assert!(values(&invocation, "--cmdline")[0].contains(" lab.cpus=8"));
     }
 
     #[test]

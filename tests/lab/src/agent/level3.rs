@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use super::Task;
 use super::host::Devices;
+pub(crate) use super::invocation::CPUS;
 use super::invocation::{Invocation, Surroundings};
 use super::run::session;
 pub(crate) use super::session::MEASURED;
@@ -38,10 +39,11 @@ pub(crate) struct Verdict {
     pub(crate) seconds: f64,
 }
 
-/// Runs level 3 with `scenario`, whose kernel gets `parameters` too. What level 3 says is repeated
+/// Runs level 3 with `scenario` and `extra` options of nido; its kernel gets `parameters` too. What level 3 says is repeated
 /// to `show` as it comes; what it has looked at is looked at by `below` as well.
 pub(crate) fn run(
     scenario: &Scenario,
+    extra: Vec<String>,
     parameters: &str,
     below: &Below<'_>,
     show: &mut dyn FnMut(&str),
@@ -51,7 +53,7 @@ pub(crate) fn run(
         files: PathBuf::from(FILES),
         output: PathBuf::from(OUTPUT),
         scratch: Path::new(OUTPUT).join("scratch"),
-        extra: Vec::new(),
+        extra,
         show_guest: true,
     };
     fs::create_dir_all(&task.scratch).with_context(|| task.scratch.display().to_string())?;
@@ -66,7 +68,7 @@ pub(crate) fn run(
     };
     let mut run = |plan: Option<&str>, ending| -> Result<Outcome> {
         let invocation = match plan {
-            Some(plan) => Invocation::with_plan(&task, &surroundings, false, plan.to_owned()),
+            Some(plan) => Invocation::with_plan(&task, &surroundings, false, plan),
             None => Invocation::new(&task, &surroundings, false),
         };
         let mut outcome = session(

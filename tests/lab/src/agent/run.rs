@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::disks::Disks;
+use super::disks::{self, Disks};
 use super::host::Devices;
 use super::inherited::Inherited;
 use super::invocation::{Invocation, Surroundings, quoted};
@@ -75,8 +75,9 @@ impl Environment {
 
     pub(super) fn surroundings(&self) -> Surroundings {
         let mut arguments = Vec::new();
-        for disk in &self.disks.paths {
-            arguments.extend(["--disk".to_owned(), format!("path={}", disk.display())]);
+        for (disk, name) in self.disks.paths.iter().zip(disks::NAMES) {
+            let option = format!("path={},id={name}", disk.display());
+            arguments.extend(["--disk".to_owned(), option]);
         }
         let mut command_line = format!(
             "lab.disk={} lab.net={GUEST}/{PREFIX},{HOST}:{}",
@@ -159,7 +160,7 @@ fn run_guests(task: &Task, devices: &Devices, report: &mut Report<'_>) -> Result
     surroundings.command_line.push_str(&devices.command_line());
     let mut outcome = Outcome::default();
     if let Some(plan) = task.scenario.killed {
-        let invocation = Invocation::with_plan(task, &surroundings, false, plan.to_owned());
+        let invocation = Invocation::with_plan(task, &surroundings, false, plan);
         outcome = session(task, devices, invocation, Ending::Killed, None, report)?;
         if let Err(error) = devices.nothing_left() {
             outcome.failures.push(format!("after the kill: {error:#}"));

@@ -6,16 +6,23 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
-use super::Guest;
+use super::{Guest, disk_queues};
 use crate::hash::hex;
-use crate::sys::ioctl;
+use crate::sys::{self, ioctl};
 
 /// Unit of I/O: long enough for a request of several segments.
 pub(crate) const CHUNK: usize = 256 * 1024;
+/// Serial numbers of the disk that is read and of the one that is written.
+pub(crate) const SOURCE: &str = "source";
+pub(crate) const COPY: &str = "copy";
+/// Where Linux describes disks.
+const SYSTEM: &str = "/sys/block";
 /// Direct I/O wants aligned memory.
 const ALIGNMENT: usize = 4096;
 
@@ -63,13 +70,26 @@ impl Chunk {
 }
 
 /// A disk for direct I/O, and its size.
-pub(super) fn open(path: &str, write: bool) -> Result<(File, u64)> {
+pub(super) fn open(path: impl AsRef<Path>, write: bool) -> Result<(File, u64)> {
+    let path = path.as_ref();
     let mut options = OpenOptions::new();
     options.read(true).write(write).custom_flags(libc::O_DIRECT);
-    let file = options.open(path).with_context(|| path.to_owned())?;
-    let name = path.trim_start_matches("/dev/");
-    let sectors = fs::read_to_string(format!("/sys/block/{name}/size")).context("size")?;
+    let file = options
+        .open(path)
+        .with_context(|| path.display().to_string())?;
+    let name = path.file_name().context("no name")?;
+    let sectors = fs::read_to_string(Path::new(SYSTEM).join(name).join("size")).context("size")?;
     Ok((file, sectors.trim().parse::<u64>()? * 512))
+}
+
+/// Calls `run` for each chunk of `size` bytes, in turn on each processor, as each has its own queue of
+/// a disk. For a thread that ends with it.
+fn each_chunk_by_turns(size: u64, mut run: impl FnMut(u64, usize) -> Result<()>) -> Result<()> {
+    let mut processors = (0..thread::available_parallelism()?.get()).cycle();
+    each_chunk(size, |offset, length| {
+        sys::run_on_cpu(processors.next().unwrap_or(0)).context("choosing a processor")?;
+        run(offset, length)
+    })
 }
 
 pub(super) fn each_chunk(size: u64, mut run: impl FnMut(u64, usize) -> Result<()>) -> Result<()> {
@@ -82,21 +102,53 @@ pub(super) fn each_chunk(size: u64, mut run: impl FnMut(u64, usize) -> Result<()
     Ok(())
 }
 
-/// /dev/vda has the announced hash; its transformed copy is written to /dev/vdb, flushed and read
-/// back.
-pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
+/// The virtio disk with this serial number: where drivers are modules, the order of names is up to
+/// chance.
+pub(super) fn named(serial: &str) -> Result<PathBuf> {
+    for entry in fs::read_dir(SYSTEM).context(SYSTEM)? {
+        let path = entry?.path();
+        let found = fs::read_to_string(path.join("serial")).unwrap_or_default();
+        if found.trim() == serial {
+            return Ok(Path::new("/dev").join(path.file_name().context("no name")?));
+        }
+    }
+    bail!("no disk has serial number '{serial}'")
+}
+
+/// The source has the announced hash; its transformed copy is written to the other disk, flushed and
+/// read back. Both have as many queues as the argument says, if it says any, and all have been used.
+pub(super) fn check(guest: &Guest, argument: &str) -> Result<String> {
     let expected = guest
         .parameter("lab.disk")
         .context("lab.disk= is missing on the command line")?;
-    let (source, size) = open("/dev/vda", false)?;
-    let (target, target_size) = open("/dev/vdb", true)?;
+    let (source, copy) = (named(SOURCE)?, named(COPY)?);
+    let copying = thread::scope(|scope| scope.spawn(|| transfer(expected, &source, &copy)).join());
+    let done = match copying {
+        Ok(done) => done?,
+        Err(_) => bail!("the thread panicked"),
+    };
+    let wanted = match argument {
+        "" => None,
+        number => Some(number.parse().context("disk=QUEUES")?),
+    };
+    let queues = [&source, &copy].map(|path| disk_queues::interrupts(path, wanted));
+    let [source, copy] = queues;
+    Ok(format!(
+        "{done}; interrupts by queue: {} and {}",
+        source?, copy?
+    ))
+}
+
+fn transfer(expected: &str, source: &Path, copy: &Path) -> Result<String> {
+    let (source, size) = open(source, false)?;
+    let (target, target_size) = open(copy, true)?;
     ensure!(
         size == target_size,
         "the disks have {size} and {target_size} bytes"
     );
     let mut chunk = Chunk::new();
     let mut hash = Sha256::new();
-    each_chunk(size, |offset, length| {
+    each_chunk_by_turns(size, |offset, length| {
         let data = chunk.slice(length);
         source
             .read_exact_at(data, offset)
@@ -116,7 +168,7 @@ pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
 
     let mut original = Chunk::new();
     let mut compare = |limit: u64| {
-        each_chunk(limit, |offset, length| {
+        each_chunk_by_turns(limit, |offset, length| {
             let wanted = original.slice(length);
             source.read_exact_at(wanted, offset)?;
             transform(offset, wanted);
@@ -132,13 +184,15 @@ pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
         })
     };
     compare(size)?;
-    let discard = discard(&target, size)?;
+    let discard = discard(&target, copy, size)?;
     compare(discarded_from(size))?;
     Ok(format!("{} KiB read and written, {discard}", size / 1024))
 }
 
-fn discard(target: &File, size: u64) -> Result<String> {
-    let limit = fs::read_to_string("/sys/block/vdb/queue/discard_max_bytes").unwrap_or_default();
+fn discard(target: &File, path: &Path, size: u64) -> Result<String> {
+    let name = path.file_name().context("no name")?;
+    let limit = Path::new(SYSTEM).join(name).join("queue/discard_max_bytes");
+    let limit = fs::read_to_string(limit).unwrap_or_default();
     if limit.trim() == "0" {
         bail!("the disk offers no discard");
     }

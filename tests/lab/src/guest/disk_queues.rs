@@ -2,33 +2,30 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
 
 use super::Guest;
-use super::disk::{self, CHUNK, Chunk};
+use super::disk::{self, CHUNK, COPY, Chunk};
 use super::interrupts::Interrupt;
 use crate::sys;
 
 /// What each processor reads and writes.
 const SHARE: u64 = 8 * CHUNK as u64;
 
-/// /dev/vdb has as many queues as the argument says, which is one for each processor. A thread on
-/// each of these writes a part of the disk and reads it back, all at the same time, and each queue
-/// has interrupted by then. What the disk had is lost.
+/// A thread on each processor writes a part of the disk [`COPY`] and reads it back, all at the same
+/// time; the disk has as many queues as the argument says, and each has interrupted by then. What the
+/// disk had is lost.
 pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     let expected: usize = argument.parse().context("disk-queues=NUMBER")?;
-    let queues = fs::read_dir("/sys/block/vdb/mq")
-        .context("queues of vdb")?
-        .count();
-    ensure!(queues == expected, "vdb has {queues} queues");
-    let device = fs::canonicalize("/sys/block/vdb/device").context("vdb's device")?;
-    let name = device.file_name().and_then(|name| name.to_str());
-    let name = name.context("vdb's device has no name")?;
+    let path = disk::named(COPY)?;
+    let path = path.as_path();
+    let processors = thread::available_parallelism()?.get();
     thread::scope(|scope| {
-        let threads: Vec<_> = (0..queues)
-            .map(|processor| scope.spawn(move || share(processor)))
+        let threads: Vec<_> = (0..processors)
+            .map(|processor| scope.spawn(move || share(path, processor)))
             .collect();
         threads
             .into_iter()
@@ -37,22 +34,43 @@ pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
                 Err(_) => anyhow::bail!("a thread panicked"),
             })
     })?;
+    let counts = interrupts(path, Some(expected))?;
+    Ok(format!("interrupts by queue: {counts}"))
+}
+
+/// How often each queue of a virtio disk has interrupted, which is never 0. It has `expected` queues, if
+/// that is said.
+pub(super) fn interrupts(disk: &Path, expected: Option<usize>) -> Result<String> {
+    let block = Path::new("/sys/block").join(disk.file_name().context("no name")?);
+    let queues = fs::read_dir(block.join("mq")).context("queues")?.count();
+    ensure!(
+        expected.is_none_or(|expected| queues == expected),
+        "{} has {queues} queues",
+        disk.display()
+    );
+    let device = fs::canonicalize(block.join("device")).context("the disk's device")?;
+    let name = device.file_name().and_then(|name| name.to_str());
+    let name = name.context("the disk's device has no name")?;
     let mut counts = Vec::new();
     for queue in 0..queues {
         let interrupt = Interrupt::find(&format!("{name}-req.{queue}"))?;
         let count: u64 = interrupt.counts.iter().sum();
-        ensure!(count != 0, "queue {queue} has never interrupted");
+        ensure!(
+            count != 0,
+            "queue {queue} of {} has never interrupted",
+            disk.display()
+        );
         counts.push(count.to_string());
     }
-    Ok(format!("interrupts by queue: {}", counts.join(" ")))
+    Ok(counts.join(" "))
 }
 
 /// One processor's part of the disk.
-fn share(processor: usize) -> Result<()> {
+fn share(path: &Path, processor: usize) -> Result<()> {
     sys::run_on_cpu(processor).context("choosing a processor")?;
-    let (file, size) = disk::open("/dev/vdb", true)?;
+    let (file, size) = disk::open(path, true)?;
     let start = processor as u64 * SHARE;
-    ensure!(start + SHARE <= size, "vdb is too small");
+    ensure!(start + SHARE <= size, "the disk is too small");
     let mut chunk = Chunk::new();
     let fill = |at: u64| u8::try_from((at / CHUNK as u64 * 7 + processor as u64 + 1) % 251);
     for at in (start..start + SHARE).step_by(CHUNK) {

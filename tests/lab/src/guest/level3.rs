@@ -52,8 +52,11 @@ fn run(guest: &Guest, scenario: &Scenario, agent: &RefCell<Agent>) -> Result<Ver
         let value = guest.parameter(name).with_context(|| format!("{name}="))?;
         parameters.push_str(&format!(" {name}={value}"));
     }
+    let cpus = guest.parameter(level3::CPUS);
+    let extra = cpus.map(|cpus| ["--cpus".to_owned(), cpus.to_owned()]);
     let verdict = level3::run(
         scenario,
+        extra.into_iter().flatten().collect(),
         &parameters,
         &|request| agent.borrow_mut().request(request),
         &mut |line| console.line(&level3::unmarked(line)),
