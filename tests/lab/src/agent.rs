@@ -18,6 +18,7 @@ mod refusal;
 mod run;
 mod session;
 pub(crate) mod speed_server;
+pub mod stock;
 mod tally;
 pub mod tap;
 mod vsock;

@@ -12,6 +12,7 @@ mod disk_speed;
 mod edu;
 mod edu_group;
 mod edu_msi;
+mod fio;
 mod hot_plug;
 mod hot_plug_levels;
 mod huge_pages;
@@ -28,6 +29,7 @@ mod pasid;
 mod power;
 mod random;
 mod restart;
+mod service;
 mod sva;
 mod taken;
 mod tally;
@@ -92,6 +94,9 @@ impl Console {
 
 /// The life of guest-init. Never returns unless it is not PID 1.
 pub fn main() {
+    if std::env::args().nth(1).as_deref() == Some(service::ARGUMENT) {
+        return service::main();
+    }
     if std::process::id() != 1 {
         eprintln!(
             "guest-init is the first process of a guest of the lab; see `cargo xtask lab --help`"
@@ -122,22 +127,24 @@ pub fn main() {
     if guest.parameter("lab.shell").is_some() {
         shell(&mut console);
     }
-    let left = run(&mut guest, &mut console);
-    if let Err(error) = left {
-        console.line(
-            &GuestLine::Report {
-                boot: guest.boot,
-                check: "plan".into(),
-                passed: false,
-                detail: format!("{error:#}"),
-            }
-            .to_string(),
-        );
-    }
+    carry_out(&mut guest, &mut console);
     let error = sys::reboot(sys::Leave::PowerOff);
     console.line(&format!("power-off failed: {error}"));
     loop {
         std::thread::park();
+    }
+}
+
+/// Carries out the plan, and reports what keeps it from being carried out.
+fn carry_out(guest: &mut Guest, console: &mut Console) {
+    if let Err(error) = run(guest, console) {
+        let report = GuestLine::Report {
+            boot: guest.boot,
+            check: "plan".into(),
+            passed: false,
+            detail: format!("{error:#}"),
+        };
+        console.line(&report.to_string());
     }
 }
 

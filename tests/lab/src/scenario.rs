@@ -2,6 +2,7 @@
 
 mod assigned;
 mod bench_nested;
+mod debian;
 mod levels;
 
 use std::time::Duration;
@@ -19,6 +20,8 @@ pub enum Kernel {
     BzImage,
     /// Debian's stock cloud kernel, with its modules in the initramfs.
     Cloud,
+    /// That of a Debian which boots from its own disk.
+    Debian,
     /// The bare-metal payload of `tests/payload`.
     Payload,
 }
@@ -32,6 +35,8 @@ pub enum Initramfs {
     Kexec,
     /// The cloud kernel's modules.
     Cloud,
+    /// Debian's own, which goes on to its disk.
+    Debian,
     /// What makes file systems.
     Tools,
     /// That, and a kernel for kexec.
@@ -348,7 +353,11 @@ const KEEP: &[Exchange] = &[
 /// All scenarios, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
     // Those that take long come first, so that the others fill the time beside them.
-    LEVELS.iter().chain(ASSIGNED).chain(SCENARIOS)
+    LEVELS
+        .iter()
+        .chain(ASSIGNED)
+        .chain([&debian::DEBIAN])
+        .chain(SCENARIOS)
 }
 
 /// The scenarios whose guests have devices of nido's own.

@@ -73,6 +73,20 @@ fn is_installed(package: &str) -> bool {
     output(&mut query).is_ok_and(|status| status.trim() == "installed")
 }
 
+/// Lines of sources.list(5) for suites of the machine's mirror.
+pub(crate) fn sources_list(suites: &[&str]) -> Result<String> {
+    let mirror = sources::mirror()?;
+    let key = mirror.signed_by.or_else(|| {
+        KEYRINGS
+            .iter()
+            .find(|path| Path::new(path).exists())
+            .map(|path| (*path).to_owned())
+    });
+    let option = key.map_or(String::new(), |key| format!("[signed-by={key}] "));
+    let line = |suite: &&str| format!("deb {option}{} {suite} main\n", mirror.uri);
+    Ok(suites.iter().map(line).collect())
+}
+
 /// An apt state: the machine's own, or a private one for a suite.
 pub(crate) struct State {
     options: Vec<String>,
@@ -94,20 +108,11 @@ impl State {
     /// The same for several suites; the name of the first is the state's.
     pub(crate) fn of_suites(suites: &[&str]) -> Result<Self> {
         let suite = suites.first().context("no suite")?;
-        let mirror = sources::mirror()?;
         let directory = paths::cache()?.join("apt").join(suites.join("+"));
         fs::create_dir_all(directory.join("lists/partial"))?;
         fs::create_dir_all(directory.join("cache/archives/partial"))?;
-        let key = mirror.signed_by.or_else(|| {
-            KEYRINGS
-                .iter()
-                .find(|path| Path::new(path).exists())
-                .map(|path| (*path).to_owned())
-        });
-        let option = key.map_or(String::new(), |key| format!("[signed-by={key}] "));
         let list = directory.join("sources.list");
-        let line = |suite: &&str| format!("deb {option}{} {suite} main\n", mirror.uri);
-        fs::write(&list, suites.iter().map(line).collect::<String>())?;
+        fs::write(&list, sources_list(suites)?)?;
         // As if nothing were installed: what a package depends on has nothing to do with this
         // machine.
         let status = directory.join("status");

@@ -1,16 +1,18 @@
 //! Builds the programs and stages the files that a run needs.
 
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use std::{fs, io};
 
 use anyhow::{Context, Result};
+use lab::agent::stock::{PROGRAM_DISK, ROOT_DISK};
 use lab::cpio::Archive;
 
 use crate::kernel::Kernel;
 use crate::process::Logged;
-use crate::{apt, bundle, cloud, kernel, paths};
+use crate::{apt, bundle, cloud, debian, kernel, paths};
 
 /// The program that makes file systems.
 const MKFS: &str = "/sbin/mkfs.ext4";
@@ -22,6 +24,8 @@ pub(crate) struct Extras {
     pub(crate) kexec: bool,
     /// Debian's cloud kernel.
     pub(crate) cloud: bool,
+    /// Debian: its kernel, its initramfs, and its disk.
+    pub(crate) debian: bool,
     /// Initramfs with busybox.
     pub(crate) shell: bool,
     /// The bare-metal payload.
@@ -154,6 +158,16 @@ impl Stage {
                 })
             })?;
         }
+        if extras.debian {
+            let debian = debian::provide()?;
+            self.copy(&debian.kernel, "debian-vmlinuz")?;
+            self.copy(&debian.initramfs, "debian-initrd")?;
+            let disk = self.root_disk();
+            let _ = fs::remove_file(&disk);
+            symlink(&debian.root, disk)?;
+            let program = self.directory.join("guest-init");
+            debian::program_disk(&program, &self.directory.join(PROGRAM_DISK))?;
+        }
         if extras.tools {
             self.tools(&init)?;
         }
@@ -217,6 +231,11 @@ impl Stage {
                 archive.file(&format!("level3/{file}"), 0o755, content)
             })
         })
+    }
+
+    /// The disk that Debian is on, which is not to be changed.
+    pub(crate) fn root_disk(&self) -> PathBuf {
+        self.directory.join(ROOT_DISK)
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>> {

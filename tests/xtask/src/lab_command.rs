@@ -63,6 +63,7 @@ fn extras(scenarios: &[&Scenario]) -> Extras {
         kexec: has(&|scenario| scenario.initramfs == Initramfs::Kexec),
         host: has(&|scenario| matches!(scenario.initramfs, Initramfs::Host | Initramfs::HostKexec)),
         cloud: has(&|scenario| scenario.kernel == Kernel::Cloud),
+        debian: has(&|scenario| scenario.kernel == Kernel::Debian),
         payload: has(&|scenario| scenario.kernel == Kernel::Payload),
         shell: false,
     }

@@ -195,6 +195,11 @@ fn qemu(stage: &Stage, output: &Path, machine: &Machine<'_>, devices: &Devices) 
             "-device",
             "virtconsole,chardev=agent",
         ]);
+    if let Some(disk) = &machine.disk {
+        let drive = "if=none,id=disk,format=raw,cache=unsafe,snapshot=on,discard=unmap,file=";
+        command.args(["-drive", &format!("{drive}{}", escaped(disk))]);
+        command.args(["-device", "virtio-blk-pci,drive=disk"]);
+    }
     command
 }
 

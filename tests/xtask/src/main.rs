@@ -12,6 +12,7 @@ mod build;
 mod bundle;
 mod check;
 mod cloud;
+mod debian;
 mod fuzz;
 mod kernel;
 mod lab_command;

@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use lab::agent::Task;
 use lab::agent::init::Request;
 use lab::protocol::AgentLine;
-use lab::scenario::{self, Scenario};
+use lab::scenario::{self, Kernel, Scenario};
 
 use crate::build::Stage;
 use crate::level0;
@@ -190,11 +190,16 @@ impl Place {
                     arguments: extra.to_vec(),
                     show_guest: true,
                 };
+                let disk = scenario.kernel == Kernel::Debian;
+                let machine = level0::Machine {
+                    disk: disk.then(|| stage.root_disk()),
+                    ..level0::Machine::with(&scenario.host)
+                };
                 level0::run(
                     stage,
                     output,
                     &request,
-                    &level0::Machine::with(&scenario.host),
+                    &machine,
                     scenario.limit,
                     &mut report,
                 )?;

@@ -6,14 +6,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
 use super::bench_compare::{Bench, Part, Subject};
-use super::{Task, bench_nested, bench_shadow};
+use super::{Task, bench_nested, bench_shadow, stock};
 use crate::protocol::AgentLine;
-use crate::scenario::{self, BOOT, Initramfs, NESTED, SHADOW, SHADOW_MAPS, Scenario};
+use crate::scenario::{self, BOOT, Initramfs, Kernel, NESTED, SHADOW, SHADOW_MAPS, Scenario};
 use crate::sys;
 
 /// Mount tag of the share with the files, and where it is mounted.
@@ -22,6 +23,9 @@ pub const FILES: (&str, &str) = ("files", "/files");
 pub const OUTPUT: (&str, &str) = ("output", "/output");
 /// Name of the request in the output share.
 pub const REQUEST: &str = "request";
+
+/// The disk of level 1 for a guest that is to have one of its own.
+const DISK: &str = "/dev/vda";
 
 /// What xtask asks the agent for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -236,6 +240,10 @@ fn fetch(task: &Task) -> Result<()> {
     fs::create_dir_all(&task.files)?;
     let mut wanted = vec![PathBuf::from("nido"), task.kernel()];
     wanted.extend(task.initramfs());
+    if task.scenario.kernel == Kernel::Debian {
+        wanted.push(PathBuf::from(stock::PROGRAM_DISK));
+        symlink(DISK, task.files.join(stock::ROOT_DISK))?;
+    }
     for path in wanted {
         let name = path.file_name().context("no file name")?;
         let source = Path::new(FILES.1).join(name);

@@ -44,6 +44,7 @@ fn initramfs_name(kind: Initramfs) -> Option<&'static str> {
         Initramfs::Plain => Some("guest.cpio"),
         Initramfs::Kexec => Some("kexec.cpio"),
         Initramfs::Cloud => Some("cloud.cpio"),
+        Initramfs::Debian => Some("debian-initrd"),
         Initramfs::Tools => Some("tools.cpio"),
         Initramfs::KexecTools => Some("kexec-tools.cpio"),
         Initramfs::Shell => Some("shell.cpio"),
@@ -60,6 +61,7 @@ impl Task {
             Kernel::Vmlinux => "vmlinux",
             Kernel::BzImage => "bzImage",
             Kernel::Cloud => "cloud-vmlinuz",
+            Kernel::Debian => "debian-vmlinuz",
             Kernel::Payload => "payload",
         })
     }

@@ -13,6 +13,7 @@ use super::inherited::Inherited;
 use super::invocation::{Invocation, Surroundings, quoted};
 use super::level3::Below;
 use super::session::{Ending, LOOK, Outcome, Session};
+use super::stock::Stock;
 use super::tap::Tap;
 use super::{Report, Task, control, echo, level3, refusal, vsock};
 use crate::judge::Judge;
@@ -38,6 +39,7 @@ const QUEUES: &str = "net-queues";
 /// What a guest has besides its kernel, for the time of a run.
 pub(super) struct Environment {
     disks: Disks,
+    stock: Option<Stock>,
     tap: String,
     port: u16,
     vhost: bool,
@@ -52,6 +54,7 @@ impl Environment {
         for name in [SPARE.to_owned(), format!("{SPARE}.2")] {
             File::create(task.scratch.join(name))?.set_len(SPARE_SIZE)?;
         }
+        let stock = (task.scenario.kernel == Kernel::Debian).then(|| Stock::create(task));
         let tap = format!("nido{}", std::process::id() % 100_000);
         let several = plan::names(task.scenario.plan, QUEUES);
         let device = Tap::new(&tap, HOST, PREFIX, several)
@@ -65,6 +68,7 @@ impl Environment {
         };
         Ok(Self {
             disks,
+            stock: stock.transpose()?,
             tap,
             port,
             vhost: task.scenario.vhost,
@@ -78,6 +82,9 @@ impl Environment {
         for (disk, name) in self.disks.paths.iter().zip(disks::NAMES) {
             let option = format!("path={},id={name}", disk.display());
             arguments.extend(["--disk".to_owned(), option]);
+        }
+        if let Some(stock) = &self.stock {
+            arguments.extend(stock.arguments());
         }
         let mut command_line = format!(
             "lab.disk={} lab.net={GUEST}/{PREFIX},{HOST}:{}",
@@ -179,6 +186,12 @@ fn run_guests(task: &Task, devices: &Devices, report: &mut Report<'_>) -> Result
         && outcome.failures.is_empty()
         && (plan::names(&plan, "disk") || plan::names(&plan, level3::CHECK))
         && let Some(reason) = environment.disks.verify()?
+    {
+        outcome.failures.push(reason);
+    }
+    if let Some(stock) = environment.and_then(|environment| environment.stock)
+        && outcome.failures.is_empty()
+        && let Some(reason) = stock.verify()?
     {
         outcome.failures.push(reason);
     }

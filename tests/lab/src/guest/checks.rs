@@ -4,8 +4,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{
     Guest, assigned_edu, console, disk, disk_bench, disk_queues, disk_speed, edu, edu_group,
-    edu_msi, hot_plug, hot_plug_levels, huge_pages, interrupts, iommu, level3, map_benchmark,
-    net_bench, net_queues, network, nvme, pasid, power, random, restart, sva, taken, vsock,
+    edu_msi, fio, hot_plug, hot_plug_levels, huge_pages, interrupts, iommu, level3, map_benchmark,
+    net_bench, net_queues, network, nvme, pasid, power, random, restart, service, sva, taken,
+    vsock,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -40,6 +41,8 @@ const CHECKS: &[(&str, Run)] = &[
     ("nvme-speed", nvme::speed),
     ("disk-queues", disk_queues::check),
     ("disk-speed", disk_speed::check),
+    ("fio", fio::check),
+    ("systemd", service::systemd),
     ("disk-bench", disk_bench::check),
     ("net-bench", net_bench::check),
     ("device-mode", iommu::device_mode),

@@ -89,6 +89,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) time: Time,
     /// What emulates it.
     pub(crate) emulator: Emulator,
+    /// A virtio disk for level 1. What is written to it is dropped in the end.
+    pub(crate) disk: Option<PathBuf>,
 }
 
 impl<'a> Machine<'a> {
@@ -98,6 +100,7 @@ impl<'a> Machine<'a> {
             host,
             time: Time::Real,
             emulator: Emulator::Distribution,
+            disk: None,
         }
     }
 }
