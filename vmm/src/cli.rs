@@ -74,7 +74,7 @@ struct Arguments {
     #[arg(long, value_name = "N", default_value = "1")]
     cpus: String,
 
-    /// virtio disk: path=FILE[,readonly=on][,id=ID] (repeatable; `help` explains)
+    /// virtio disk: path=FILE[,readonly=on][,id=ID], or vhost-user=SOCKET (repeatable; `help` explains)
     #[arg(long, value_name = "KEYS")]
     disk: Vec<String>,
 
@@ -142,6 +142,7 @@ where
         Asked::Help(text) => return Ok(Request::Print(text)),
     };
     places::check(&functions)?;
+    virtio::check(&functions, iommu.is_some())?;
     assign::check(&iommufds, &functions, iommu.as_ref())?;
 
     let kernel = arguments.kernel.ok_or_else(|| {

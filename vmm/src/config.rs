@@ -42,6 +42,8 @@ pub(crate) struct MemoryConfig {
     pub(crate) hugepages: bool,
     /// All of it allocated before the guest starts.
     pub(crate) prefault: bool,
+    /// In a file, for other processes to map.
+    pub(crate) shared: bool,
 }
 
 /// A PCI function and where it sits.
@@ -66,6 +68,8 @@ pub(crate) enum FunctionKind {
     Net(NetConfig),
     /// virtio socket device of the kernel's vhost-vsock, with the guest's address.
     Vsock(u32),
+    /// virtio block device that another process serves.
+    VhostUser(VhostUserConfig),
     /// virtio entropy source.
     Rng,
     /// virtio console on the standard streams.
@@ -104,6 +108,30 @@ pub(crate) struct NetConfig {
     pub(crate) vhost: bool,
 }
 
+/// A virtio disk that another process serves: the back end of vhost-user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VhostUserConfig {
+    /// The socket where it listens.
+    pub(crate) socket: PathBuf,
+    /// Queues; `None` decides by the number of vCPUs, and by what there are.
+    pub(crate) queues: Option<u16>,
+}
+
+impl VhostUserConfig {
+    /// Why it cannot be in a machine with a remapping unit.
+    pub(crate) fn with_a_unit(&self) -> String {
+        format!(
+            "{self}: its back end maps all of guest memory and would not be behind intel-iommu; leave out --device intel-iommu, or have nido serve the disk (path=FILE)"
+        )
+    }
+}
+
+impl fmt::Display for VhostUserConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--disk vhost-user={}", self.socket.display())
+    }
+}
+
 /// The Intel VT-d remapping unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IommuConfig {
@@ -140,6 +168,13 @@ impl Config {
     /// Whether devices of the host are assigned, or may be later.
     pub(crate) fn assigns(&self) -> bool {
         !self.iommufds.is_empty()
+    }
+
+    /// Whether somebody besides this process and the guest maps guest memory, or may later.
+    pub(crate) fn shares_memory(&self) -> bool {
+        let served =
+            |function: &FunctionConfig| matches!(function.kind, FunctionKind::VhostUser(_));
+        self.memory.shared || self.assigns() || self.functions.iter().any(served)
     }
 
     /// The last PCI bus: behind bus 0, each root port has one. Linux looks for functions in all 32

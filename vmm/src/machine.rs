@@ -242,7 +242,7 @@ impl Foundation {
 /// What guest memory is made of. Devices of the host are bound to an iommufd that is there from the
 /// start, also those that are plugged in later.
 fn backing(config: &Config) -> memory::Backing {
-    if config.assigns() {
+    if config.shares_memory() {
         memory::Backing::File
     } else {
         memory::Backing::Anonymous

@@ -53,6 +53,9 @@ pub enum QueueError {
     /// The kernel serves the queue, and has stopped.
     #[error("vhost has given queue {0} up")]
     GivenUp(usize),
+    /// The process that serves the queues has ended.
+    #[error("the vhost-user back end has closed the connection")]
+    Gone,
     /// The host's doing: the kernel, which serves the queues, refuses something.
     #[error("host error: {what}: {error}")]
     Host {

@@ -1,4 +1,5 @@
-//! Devices whose queues the kernel serves: vhost-net and vhost-vsock (<linux/vhost.h>).
+//! Devices whose queues the kernel serves: vhost-net and vhost-vsock (<linux/vhost.h>). The same seam
+//! serves those of another process (`user`).
 //!
 //! At `DRIVER_OK` the queues are handed over, and from then on the kernel takes notifications and
 //! moves the data without us (`Queues`). What stays here is what the kernel cannot know: which
@@ -35,6 +36,7 @@ mod queues;
 mod rings;
 mod shared;
 mod sys;
+mod user;
 #[cfg(test)]
 mod vhost_test;
 
@@ -44,6 +46,7 @@ pub use invalidations::Invalidations;
 pub(super) use kernel::Kernel;
 pub(super) use queues::Queues;
 pub(super) use shared::Shared;
+pub use user::{UserBlockOptions, UserError, VhostUser};
 
 use std::sync::Arc;
 

@@ -71,6 +71,8 @@ pub struct Scenario {
     pub host: Host,
     /// Level 1's kernel serves the guest's network (vhost-net).
     pub vhost: bool,
+    /// A process of level 1 serves one of the guest's disks (vhost-user).
+    pub vhost_user: bool,
     /// vCPUs.
     pub cpus: u32,
     /// Memory, as nido's option has it.
@@ -261,6 +263,7 @@ const DEFAULT: Scenario = Scenario {
         faults: &[],
     },
     vhost: false,
+    vhost_user: false,
     cpus: 2,
     memory: "512M",
     command_line: SCALABLE,
@@ -435,6 +438,15 @@ const SCENARIOS: &[Scenario] = &[
         unit: None,
         command_line: "",
         plan: "no-unit,ping,net,net-queues=2,vsock,interrupts=plain,nofaults>restart;no-unit,net,vsock,nofaults>poweroff",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "vhost-user",
+        description: "QEMU's storage daemon serves a disk (vhost-user), over a reboot; no unit",
+        vhost_user: true,
+        unit: None,
+        command_line: "",
+        plan: "no-unit,smp=2,disk,net,interrupts=plain,nofaults>restart;no-unit,disk,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {

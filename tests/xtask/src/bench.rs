@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use lab::agent::back_end::STORAGE;
 use lab::agent::init::Request;
 use lab::protocol::AgentLine;
 use lab::scenario::Scenario;
@@ -79,10 +80,22 @@ pub(crate) fn in_level1(
 /// Copies the distribution's QEMU with its libraries and firmware into the stage.
 pub(crate) fn bundle_qemu(stage: &Stage) -> Result<()> {
     let directory = stage.directory.join("qemu");
-    let _ = fs::remove_dir_all(&directory);
+    bundle_program(Path::new(PROGRAM), &directory)?;
+    copy_firmware(Path::new("/"), &directory.join("firmware"))
+}
+
+/// QEMU's storage daemon, which is in one of the packages that QEMU needs.
+pub(crate) fn bundle_storage(stage: &Path) -> Result<()> {
+    let program = Path::new(PROGRAM).with_file_name(STORAGE);
+    bundle_program(&program, &stage.join(STORAGE))
+}
+
+/// A program of this machine with its libraries and its loader.
+fn bundle_program(program: &Path, directory: &Path) -> Result<()> {
+    let _ = fs::remove_dir_all(directory);
     fs::create_dir_all(directory.join("lib"))?;
-    copy(Path::new(PROGRAM), &directory.join("qemu-system-x86_64"))?;
-    for library in bundle::libraries(Path::new(PROGRAM))? {
+    copy(program, &directory.join(bundle::name(program)?))?;
+    for library in bundle::libraries(program)? {
         let name = bundle::name(&library)?;
         let name = if name.starts_with("ld-linux") {
             "ld.so".to_owned()
@@ -91,7 +104,7 @@ pub(crate) fn bundle_qemu(stage: &Stage) -> Result<()> {
         };
         copy(&library, &directory.join("lib").join(name))?;
     }
-    copy_firmware(Path::new("/"), &directory.join("firmware"))
+    Ok(())
 }
 
 /// Copies the firmware that is below `root` as packages have it.

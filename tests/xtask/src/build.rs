@@ -12,7 +12,7 @@ use lab::cpio::Archive;
 
 use crate::kernel::Kernel;
 use crate::process::Logged;
-use crate::{apt, bundle, cloud, debian, kernel, paths};
+use crate::{apt, bench, bundle, cloud, debian, kernel, paths};
 
 /// The program that makes file systems.
 const MKFS: &str = "/sbin/mkfs.ext4";
@@ -32,6 +32,8 @@ pub(crate) struct Extras {
     pub(crate) payload: bool,
     /// Initramfs with mkfs.ext4.
     pub(crate) tools: bool,
+    /// QEMU's storage daemon.
+    pub(crate) storage: bool,
     /// Initramfs with nido and all that it needs.
     pub(crate) host: bool,
 }
@@ -140,6 +142,9 @@ impl Stage {
                 archive.file("init", 0o755, &init)?;
                 add_kexec(archive, &image)
             })?;
+        }
+        if extras.storage {
+            bench::bundle_storage(&self.directory)?;
         }
         if extras.cloud {
             let cloud = cloud::provide()?;

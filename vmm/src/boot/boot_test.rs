@@ -31,6 +31,7 @@ fn ram() -> Memory {
             size: RAM,
             hugepages: false,
             prefault: false,
+            shared: false,
         },
         memory::Backing::Anonymous,
     )

@@ -15,7 +15,8 @@ fn a_kernel_alone_is_a_machine() {
         MemoryConfig {
             size: 0x2000_0000,
             hugepages: false,
-            prefault: false
+            prefault: false,
+            shared: false
         }
     );
     assert_eq!(config.iommu, None);
@@ -35,7 +36,8 @@ fn a_full_command_line_becomes_typed_values() {
         MemoryConfig {
             size: 0x4000_0000,
             hugepages: true,
-            prefault: true
+            prefault: true,
+            shared: false
         }
     );
     assert_eq!(config.cpus, 255);

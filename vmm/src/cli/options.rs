@@ -9,7 +9,7 @@ use crate::config::MemoryConfig;
 /// Bytes that a kernel needs to say that it has too little.
 const LEAST_MEMORY: u64 = 16 << 20;
 /// Longest socket path: what fits into `sockaddr_un`, whose last byte is 0.
-const SOCKET_PATH_LENGTH: usize = 107;
+pub(super) const SOCKET_PATH_LENGTH: usize = 107;
 
 /// The keys of `--memory`.
 pub(super) const MEMORY: Table = Table {
@@ -38,6 +38,13 @@ pub(super) const MEMORY: Table = Table {
             kind: Kind::OnOff,
             default: "off",
             help: "allocate all of it before the guest starts",
+        },
+        Key {
+            name: "shared",
+            aliases: &["share"],
+            kind: Kind::OnOff,
+            default: "on with --object iommufd or vhost-user",
+            help: "have other processes be able to map it, for a vhost-user disk that is plugged in",
         },
     ],
 };
@@ -82,6 +89,7 @@ pub(super) fn memory(argument: &str) -> Result<MemoryConfig, ListError> {
         size,
         hugepages,
         prefault: values.on_off("prefault").unwrap_or(false),
+        shared: values.on_off("shared").unwrap_or(false),
     })
 }
 

@@ -3,10 +3,12 @@
 use devices::virtio::blk::MAX_QUEUES;
 use devices::virtio::net::MAX_PAIRS;
 
+use super::error::UsageError;
 use super::keys::{Key, ListError, Table, Values, parse_option};
+use super::options::SOCKET_PATH_LENGTH;
 use super::places::{ADDR, BUS, ID, placed};
 use super::values::{Kind, Value};
-use crate::config::{DiskConfig, FunctionConfig, FunctionKind, NetConfig};
+use crate::config::{DiskConfig, FunctionConfig, FunctionKind, NetConfig, VhostUserConfig};
 
 /// Bytes of the serial number of a virtio disk (virtio 1.3, 5.2.6.1).
 const SERIAL_LENGTH: usize = 20;
@@ -17,6 +19,14 @@ const INTERFACE_LENGTH: usize = 15;
 const LEAST_CID: u32 = 3;
 const MOST_CID: u32 = u32::MAX - 1;
 
+const VHOST_USER: Key = Key {
+    name: "vhost-user",
+    aliases: &[],
+    kind: Kind::ShortText("SOCKET", SOCKET_PATH_LENGTH),
+    default: "none",
+    help: "have the process that listens there serve the disk; not with intel-iommu",
+};
+
 /// The keys of `--disk`.
 pub(super) const DISK: Table = Table {
     option: "--disk",
@@ -26,9 +36,10 @@ pub(super) const DISK: Table = Table {
             name: "path",
             aliases: &["file"],
             kind: Kind::Text("FILE"),
-            default: "required",
+            default: "required, or vhost-user",
             help: "raw image or block device; write `,,` for a comma",
         },
+        VHOST_USER,
         Key {
             name: "readonly",
             aliases: &["ro"],
@@ -134,13 +145,53 @@ pub(super) fn disk_of(values: &Values) -> Result<FunctionConfig, ListError> {
             "id=`{id}` is longer than {SERIAL_LENGTH} bytes; shorten it"
         )));
     }
+    let queues = queues(values, MAX_QUEUES)?;
+    if let Some(served) = served(values, queues)? {
+        return placed(values, served);
+    }
     let disk = DiskConfig {
         path: values.required_text("path", "FILE")?.into(),
         readonly: values.on_off("readonly").unwrap_or(false),
         id: id.map(str::to_owned),
-        queues: queues(values, MAX_QUEUES)?,
+        queues,
     };
     placed(values, FunctionKind::Disk(disk))
+}
+
+/// The disk as one that another process serves, if `vhost-user` is given.
+fn served(values: &Values, queues: Option<u16>) -> Result<Option<FunctionKind>, ListError> {
+    let Some(socket) = values.text(VHOST_USER.name) else {
+        return Ok(None);
+    };
+    if socket.is_empty() || socket.len() > SOCKET_PATH_LENGTH || socket.contains('\0') {
+        return Err(values.conflict(format!(
+            "vhost-user=`{socket}` is no socket path: 1 to {SOCKET_PATH_LENGTH} bytes, and none of them zero"
+        )));
+    }
+    let ours = ["path", "readonly"];
+    if let Some(key) = ours.iter().find(|key| values.get(key).is_some()) {
+        return Err(values.conflict(format!(
+            "{key} and vhost-user cannot be together: what serves the disk knows it; drop one of them"
+        )));
+    }
+    Ok(Some(FunctionKind::VhostUser(VhostUserConfig {
+        socket: socket.into(),
+        queues,
+    })))
+}
+
+/// Refuses devices that would have to be behind the unit, and cannot.
+pub(super) fn check(functions: &[FunctionConfig], has_unit: bool) -> Result<(), UsageError> {
+    let mut served = functions
+        .iter()
+        .filter_map(|function| match &function.kind {
+            FunctionKind::VhostUser(device) => Some(device),
+            _ => None,
+        });
+    match served.next() {
+        Some(device) if has_unit => Err(UsageError::Message(device.with_a_unit())),
+        _ => Ok(()),
+    }
 }
 
 /// How many queues a device is to have, if that is said.

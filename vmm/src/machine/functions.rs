@@ -14,7 +14,7 @@ use devices::virtio::console::{Console, ConsoleInput, ConsoleSender};
 use devices::virtio::net::{Net, NetOptions, Pairs, VhostNet};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
-use devices::virtio::vhost::{Invalidations, Place};
+use devices::virtio::vhost::{Invalidations, Place, UserBlockOptions, VhostUser};
 use devices::virtio::vsock::Vsock;
 use devices::{Dma, Doorbells};
 use intel_vtd::SourceId;
@@ -23,7 +23,7 @@ use pci::{Bdf, MsiSink, PciFunction, RootComplex, RootPort};
 use super::hotplug::{HotPlug, Maker};
 use super::standard_output;
 use crate::assign::Assigner;
-use crate::config::{FunctionConfig, FunctionKind, VfioConfig};
+use crate::config::{FunctionConfig, FunctionKind, VfioConfig, VhostUserConfig};
 use crate::irq::{self, Unit};
 use crate::memory::Memory;
 
@@ -131,6 +131,10 @@ impl Platform {
                     .with_context(|| format!("--vsock cid={cid}"))?;
                 self.virtio(bdf, vsock)
             }
+            FunctionKind::VhostUser(disk) => {
+                let disk = self.served(disk).with_context(|| disk.to_string())?;
+                self.virtio(bdf, disk)
+            }
             FunctionKind::Rng => self.virtio(bdf, Rng::new()),
             FunctionKind::Console => {
                 let (sender, input) = ConsoleInput::channel().context("--device virtio-console")?;
@@ -151,6 +155,19 @@ impl Platform {
             }
             FunctionKind::Vfio(device) => self.assigned(bdf, device),
         }
+    }
+
+    /// A disk that another process serves.
+    fn served(&self, config: &VhostUserConfig) -> anyhow::Result<VhostUser> {
+        if self.unit.is_some() {
+            anyhow::bail!("{}", config.with_a_unit());
+        }
+        let usual = u16::from(self.cpus).min(QUEUES);
+        let options = UserBlockOptions {
+            socket: config.socket.clone(),
+            queues: config.queues.map_or(1..=usual, |wanted| wanted..=wanted),
+        };
+        Ok(VhostUser::block(&options, Arc::clone(&self.memory))?)
     }
 
     fn virtio(

@@ -10,6 +10,7 @@ fn memory_beyond_what_the_machine_has_is_refused_with_a_remedy() {
         size: 1 << 60,
         hugepages: false,
         prefault: false,
+        shared: false,
     };
     let message = allocate(&config, Backing::File)
         .expect_err("too much")
@@ -27,6 +28,7 @@ fn both_sides_of_the_hole_are_backed_and_the_hole_is_not() {
         size: 0xc020_0000,
         hugepages: false,
         prefault: false,
+        shared: false,
     };
     let memory = allocate(&config, Backing::Anonymous).expect("memory");
     memory
@@ -51,6 +53,7 @@ fn pieces_tell_where_each_byte_is_in_the_file() {
         size: 0xc020_0000,
         hugepages: false,
         prefault: false,
+        shared: false,
     };
     let memory = allocate(&config, Backing::File).expect("memory");
     let pieces = pieces(&memory);
@@ -81,6 +84,7 @@ fn prefaulted_memory_is_resident() {
         size: 0x100_0000,
         hugepages: false,
         prefault: true,
+        shared: false,
     };
     for backing in [Backing::Anonymous, Backing::File] {
         assert!(allocate(&config, backing).is_ok());
@@ -93,6 +97,7 @@ fn anonymous_memory_is_zero_and_has_no_file() {
         size: 0x100_0000,
         hugepages: false,
         prefault: false,
+        shared: false,
     };
     let memory = allocate(&config, Backing::Anonymous).expect("memory");
     assert!(pieces(&memory).is_empty());
@@ -106,6 +111,7 @@ fn memory_is_mapped_where_huge_pages_can_be() {
         size: 0xc020_0000,
         hugepages: false,
         prefault: false,
+        shared: false,
     };
     for backing in [Backing::Anonymous, Backing::File] {
         let memory = allocate(&config, backing).expect("memory");
@@ -124,6 +130,7 @@ fn memory_keeps_its_contents_when_it_is_put_into_huge_pages() {
         size: 0x100_0000,
         hugepages: false,
         prefault: false,
+        shared: false,
     };
     let memory = allocate(&config, Backing::File).expect("memory");
     for page in (0..config.size).step_by(0x5000) {

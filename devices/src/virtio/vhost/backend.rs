@@ -68,6 +68,14 @@ pub(in crate::virtio) trait Backend: Send + Sync {
     /// Takes all translations out of the IOTLB that overlap `range`. No access uses one when this
     /// returns.
     fn invalidate(&self, range: RangeInclusive<u64>) -> io::Result<()>;
-    /// Readable when there is a miss.
+    /// Readable when there is a miss, or whoever serves the device has gone.
     fn fd(&self) -> RawFd;
+    /// Whether whoever serves the device can go before the device does.
+    fn may_go(&self) -> bool {
+        false
+    }
+    /// Whether it has gone.
+    fn is_gone(&self) -> bool {
+        false
+    }
 }

@@ -195,7 +195,7 @@ impl Queues {
     pub(in crate::virtio) fn sources(&self) -> Vec<RawFd> {
         let events = self.calls.iter().chain(&self.errors);
         let mut sources: Vec<_> = events.map(AsRawFd::as_raw_fd).collect();
-        if self.shared.place().is_translated() {
+        if self.shared.place().is_translated() || self.shared.backend().may_go() {
             sources.push(self.shared.backend().fd());
         }
         sources
@@ -219,6 +219,7 @@ impl Queues {
                 Ok(_) => Err(self.find_out(number, session)),
                 Err(_) => Ok(()),
             },
+            None if self.shared.backend().is_gone() => Err(QueueError::Gone),
             None => self.answer_misses(session),
         }
     }

@@ -249,6 +249,10 @@ fn fetch(task: &Task) -> Result<()> {
         let source = Path::new(FILES.1).join(name);
         fs::copy(&source, task.files.join(name)).with_context(|| source.display().to_string())?;
     }
+    if task.scenario.vhost_user {
+        let name = super::back_end::STORAGE;
+        copy_tree(&Path::new(FILES.1).join(name), &task.files.join(name))?;
+    }
     Ok(())
 }
 

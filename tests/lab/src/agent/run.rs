@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use super::back_end::BackEnd;
 use super::disks::{self, Disks};
 use super::host::Devices;
 use super::inherited::Inherited;
@@ -16,6 +17,7 @@ use super::session::{Ending, LOOK, Outcome, Session};
 use super::stock::Stock;
 use super::tap::Tap;
 use super::{Report, Task, control, echo, level3, refusal, vsock};
+use crate::guest::disk::COPY;
 use crate::judge::Judge;
 use crate::protocol::AgentLine;
 use crate::scenario::Kernel;
@@ -45,6 +47,7 @@ pub(super) struct Environment {
     vhost: bool,
     /// The guest's AF_VSOCK address, and the servers of level 1, if it has any.
     vsock: Option<(u32, vsock::Servers)>,
+    back_end: Option<BackEnd>,
     _tap: Tap,
 }
 
@@ -66,9 +69,15 @@ impl Environment {
         } else {
             None
         };
+        let [_, copy, _] = &disks.paths;
+        let served = task.scenario.vhost_user;
+        let back_end = served
+            .then(|| BackEnd::start(task, copy, task.scenario.cpus))
+            .transpose()?;
         Ok(Self {
             disks,
             stock: stock.transpose()?,
+            back_end,
             tap,
             port,
             vhost: task.scenario.vhost,
@@ -80,7 +89,13 @@ impl Environment {
     pub(super) fn surroundings(&self) -> Surroundings {
         let mut arguments = Vec::new();
         for (disk, name) in self.disks.paths.iter().zip(disks::NAMES) {
-            let option = format!("path={},id={name}", disk.display());
+            // What the guest writes goes through the other process, if there is one.
+            let option = match &self.back_end {
+                Some(back_end) if name == COPY => {
+                    format!("vhost-user={}", back_end.socket.display())
+                }
+                _ => format!("path={},id={name}", disk.display()),
+            };
             arguments.extend(["--disk".to_owned(), option]);
         }
         if let Some(stock) = &self.stock {

@@ -21,6 +21,8 @@ pub(crate) const CHUNK: usize = 256 * 1024;
 /// Serial numbers of the disk that is read and of the one that is written.
 pub(crate) const SOURCE: &str = "source";
 pub(crate) const COPY: &str = "copy";
+/// What that one has if QEMU's storage daemon serves it, which does not let itself be told.
+const SERVED: &str = "vhost_user_blk";
 /// Where Linux describes disks.
 const SYSTEM: &str = "/sys/block";
 /// Direct I/O wants aligned memory.
@@ -108,7 +110,8 @@ pub(super) fn named(serial: &str) -> Result<PathBuf> {
     for entry in fs::read_dir(SYSTEM).context(SYSTEM)? {
         let path = entry?.path();
         let found = fs::read_to_string(path.join("serial")).unwrap_or_default();
-        if found.trim() == serial {
+        let found = found.trim();
+        if found == serial || (serial == COPY && found == SERVED) {
             return Ok(Path::new("/dev").join(path.file_name().context("no name")?));
         }
     }

@@ -249,3 +249,26 @@ fn what_a_device_asks_of_the_unit_needs_what_that_is_built_on() {
         "--device edu: pri=on needs ats=on; add `ats=on` or drop `pri=on`"
     );
 }
+
+#[test]
+fn another_process_serves_a_disk_only_by_itself_and_without_a_unit() {
+    let Ok(Parsed::Device(Device::Function(function))) = parse("virtio-blk-pci,vhost-user=s,id=d")
+    else {
+        panic!("a disk");
+    };
+    assert!(matches!(function.kind, FunctionKind::VhostUser(_)));
+    assert_eq!(function.id.as_deref(), Some("d"));
+    for (both, key) in [
+        ("virtio-blk-pci,vhost-user=s,path=p", "path"),
+        ("virtio-blk-pci,vhost-user=s,readonly=on", "readonly"),
+    ] {
+        let words = format!("{key} and vhost-user cannot be together");
+        assert!(error(both).contains(&words), "{both}");
+    }
+    let refused = virtio::check(&[function], true).unwrap_err().to_string();
+    assert!(refused.starts_with("--disk vhost-user=s: "), "{refused}");
+    assert!(
+        refused.contains("leave out --device intel-iommu"),
+        "{refused}"
+    );
+}
