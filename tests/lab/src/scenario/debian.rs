@@ -15,7 +15,7 @@ pub(super) const DEBIAN: Scenario = Scenario {
     arguments: &["--device", "virtio-rng-pci"],
     command_line: "root=LABEL=debian intel_iommu=on,sm_on nowatchdog rcupdate.rcu_cpu_stall_timeout=300 \
                    udev.event_timeout=600 systemd.show_status=false",
-    plan: "systemd,scalable,smp=2,groups=DMA-FQ,invalidation=lazy,intremap=x2apic,disk-queues=2,fio,disk=2,net,rng,\
+    plan: "systemd,scalable,smp=2,groups=DMA-FQ,invalidation=lazy,intremap=x2apic,disk-queues=2,fio,disk=2,net-queues=2,net,rng,\
            interrupts=remapped,nofaults>poweroff",
     limit: Duration::from_secs(600),
     ..DEFAULT
