@@ -15,6 +15,7 @@ pub(crate) mod scan;
 mod spans;
 pub(crate) mod users;
 
+use std::cmp::Reverse;
 use std::io;
 use std::ops::Range;
 
@@ -169,6 +170,13 @@ impl Shadow {
             .and_then(|()| self.map(&scratch.added, resources));
         if !matches!(outcome, Err(Trouble::Interrupted)) {
             stale.clear();
+        } else if !is_whole {
+            // An area that was unmapped is not found again. What of it nobody has named is to come
+            // back, too.
+            let unmapped = scratch.changed.iter();
+            stale.extend(unmapped.map(|area| area.input..area.end()));
+            stale.sort_unstable_by_key(|block| (block.start, Reverse(block.end)));
+            stale.dedup();
         }
         self.stale = stale;
         scratch.shrink();

@@ -353,6 +353,26 @@ fn a_part_that_is_unmapped_takes_the_area_with_it_and_the_rest_comes_back() {
     assert_eq!(guest.devices.mapped(), (4, 0xf000));
 }
 
+/// Wherever it is interrupted: an area that is unmapped is not found again, but what of it nobody has
+/// named comes back.
+#[test]
+fn an_area_that_was_unmapped_before_an_interruption_comes_back_but_for_what_is_gone() {
+    for patience in 1..700 {
+        let (guest, ids) = Guest::with(&[PLAIN]);
+        let paging = guest.world.second_stage(4);
+        guest.map(&paging, 0x1_0000, 0x40_0000, 16, RW);
+        guest.shadow(A, &paging, 5);
+        guest.impatience.set(patience);
+        guest.unmap(&paging, 0x1_5000, 1);
+        guest.invalidate(&[pages(5, 0x1_5000, 0)]);
+        for page in 0..16 {
+            let address = 0x1_0000 + page * 0x1000;
+            let expected = (page != 5).then_some((0x40_0000 + page * 0x1000, "rw"));
+            assert_eq!(guest.dma(ids[0], address), expected, "{patience} steps");
+        }
+    }
+}
+
 #[test]
 fn rights_and_places_that_change_are_unmapped_before_anything_is_mapped() {
     let (guest, ids) = Guest::with(&[PLAIN]);

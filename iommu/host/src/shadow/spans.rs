@@ -21,7 +21,8 @@ pub(super) struct Spans {
 impl Spans {
     /// Those of `blocks`, in place of what they were; the memory is kept.
     ///
-    /// Blocks are naturally aligned: one holds the other, or they have nothing in common.
+    /// Blocks are naturally aligned: one holds the other, or they have nothing in common. Areas may come
+    /// with them, which overlap: then there is a seam more.
     pub(super) fn fill(&mut self, blocks: &mut [Range<u64>]) {
         self.clear();
         blocks.sort_unstable_by_key(|block| (block.start, Reverse(block.end)));
