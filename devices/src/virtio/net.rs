@@ -70,7 +70,6 @@ pub struct Net {
     pair: Pair,
     /// For the control queue, which the first part of several has.
     control: Option<Control>,
-    control_queue: Option<usize>,
     /// The other parts, which the first has until they are taken.
     others: Vec<Net>,
     backend: Box<dyn Backend>,
@@ -122,7 +121,6 @@ impl Net {
         Self {
             pair,
             control: None,
-            control_queue: None,
             others: Vec::new(),
             backend,
             mac,
@@ -274,7 +272,9 @@ impl VirtioDevice for Net {
         self.merge = has(features, VIRTIO_NET_F_MRG_RXBUF);
         self.room = false;
         self.waiting = 0;
-        self.control_queue = self.pair.control(features);
+        if let Some(control) = &mut self.control {
+            control.begin(self.pair.control(features));
+        }
         // It is the tap's, whatever its queues.
         match self.pair.is_first() {
             true => self.backend.set_offload(offloads(features)),
@@ -300,10 +300,8 @@ impl VirtioDevice for Net {
             return session.turn(index, |session| self.transmit(session));
         }
         match &mut self.control {
-            Some(control) if self.control_queue == Some(index) => {
-                session.turn(index, |session| control.serve(index, session))
-            }
-            _ => Ok(Progress::Idle),
+            Some(control) => control.turn(index, session),
+            None => Ok(Progress::Idle),
         }
     }
 

@@ -18,7 +18,10 @@ use split::Split;
 
 /// One enabled queue.
 #[derive(Debug)]
-pub struct VirtQueue(Kind);
+pub struct VirtQueue {
+    kind: Kind,
+    interrupt_due: bool,
+}
 
 #[derive(Debug)]
 enum Kind {
@@ -36,17 +39,21 @@ impl VirtQueue {
             ring.checked_add(end)
                 .ok_or(QueueError::Setup(virtio_queue::Error::AddressOverflow))?;
         }
-        Ok(Self(if feature::has(features, VIRTIO_F_RING_PACKED) {
+        let kind = if feature::has(features, VIRTIO_F_RING_PACKED) {
             Kind::Packed(Packed::new(&state, features)?)
         } else {
             Kind::Split(Split::new(state, features)?)
-        }))
+        };
+        Ok(Self {
+            kind,
+            interrupt_due: false,
+        })
     }
 
     /// Number of entries.
     #[must_use]
     pub fn size(&self) -> u16 {
-        match &self.0 {
+        match &self.kind {
             Kind::Split(queue) => queue.size(),
             Kind::Packed(queue) => queue.size(),
         }
@@ -55,7 +62,7 @@ impl VirtQueue {
     /// Of a split queue, where descriptor table, available ring and used ring are. Who serves a queue
     /// elsewhere does not offer packed ones.
     pub(super) fn rings(&self) -> Result<[u64; 3], QueueError> {
-        match &self.0 {
+        match &self.kind {
             Kind::Split(queue) => Ok(queue.rings()),
             Kind::Packed(_) => Err(QueueError::Packed),
         }
@@ -63,7 +70,7 @@ impl VirtQueue {
 
     /// Of a split queue, the next chain to take is the one at `index` of the available ring.
     pub(super) fn move_to(&mut self, index: u16) -> Result<(), QueueError> {
-        match &mut self.0 {
+        match &mut self.kind {
             Kind::Split(queue) => {
                 queue.move_to(index);
                 Ok(())
@@ -79,7 +86,7 @@ impl VirtQueue {
         memory: &M,
         chain: &mut Chain,
     ) -> Result<bool, QueueError> {
-        match &mut self.0 {
+        match &mut self.kind {
             Kind::Split(queue) => queue.pop(memory, chain),
             Kind::Packed(queue) => queue.pop(memory, chain),
         }
@@ -87,7 +94,7 @@ impl VirtQueue {
 
     /// Gives the last `count` popped chains back, to be popped again.
     pub fn undo(&mut self, count: u16) {
-        match &mut self.0 {
+        match &mut self.kind {
             Kind::Split(queue) => queue.undo(count),
             Kind::Packed(queue) => queue.undo(count),
         }
@@ -101,18 +108,16 @@ impl VirtQueue {
         memory: &M,
         used: impl IntoIterator<Item = (u16, u32)>,
     ) -> Result<(), QueueError> {
-        match &mut self.0 {
+        self.interrupt_due |= match &mut self.kind {
             Kind::Split(queue) => queue.complete(memory, used),
             Kind::Packed(queue) => queue.complete(memory, used),
-        }
+        }?;
+        Ok(())
     }
 
     /// Whether an interrupt is due; asking clears it.
     pub(super) fn take_interrupt(&mut self) -> bool {
-        match &mut self.0 {
-            Kind::Split(queue) => queue.take_interrupt(),
-            Kind::Packed(queue) => queue.take_interrupt(),
-        }
+        std::mem::take(&mut self.interrupt_due)
     }
 }
 

@@ -6,12 +6,11 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{DeviceKind, Halt, VirtioDevice};
 use super::error::QueueError;
-use super::feature::mask;
+use super::feature::{SPLIT_RINGS, mask};
 use super::session::{Progress, Session};
 use super::vhost::{Kernel, OpenError, Place, Queues, VsockEngine};
 
@@ -22,12 +21,7 @@ const QUEUE_SIZES: &[u16] = &[256, 256, 16];
 /// Those that the kernel serves: all of them, or it does not start.
 const KERNEL_QUEUES: usize = 2;
 /// What the kernel has to know of the driver's choice.
-const KERNEL_FEATURES: u64 = mask(&[
-    SEQPACKET,
-    VIRTIO_RING_F_INDIRECT_DESC,
-    VIRTIO_RING_F_EVENT_IDX,
-    VIRTIO_F_VERSION_1,
-]);
+const KERNEL_FEATURES: u64 = SPLIT_RINGS | mask(&[SEQPACKET, VIRTIO_F_VERSION_1]);
 
 /// Why a socket device cannot be made.
 #[derive(Debug, thiserror::Error)]

@@ -16,7 +16,7 @@ use crate::limit::LogLimit;
 use crate::virtio::chain::Chain;
 use crate::virtio::error::QueueError;
 use crate::virtio::feature::has;
-use crate::virtio::session::Session;
+use crate::virtio::session::{Progress, Session};
 
 /// Class, command, number of pairs.
 const COMMAND: usize = 4;
@@ -29,6 +29,8 @@ const LOOK: Duration = Duration::from_millis(5);
 /// What a device does for its control queue.
 pub(super) struct Control {
     steering: Box<dyn Steering>,
+    /// Which queue it is for the driver, if that has one.
+    queue: Option<usize>,
     /// How many pairs there are.
     pairs: usize,
     /// How many get packets.
@@ -44,6 +46,7 @@ impl Control {
     pub(super) fn new(steering: Box<dyn Steering>, pairs: usize) -> Self {
         Self {
             steering,
+            queue: None,
             pairs,
             used: 1,
             changed: None,
@@ -52,12 +55,25 @@ impl Control {
         }
     }
 
-    /// Carries out the next command in queue `index`; `false` if there is none.
-    pub(super) fn serve(
+    /// A driver begins, to which it is `queue`.
+    pub(super) fn begin(&mut self, queue: Option<usize>) {
+        self.queue = queue;
+    }
+
+    /// One turn on queue `index`, if that is the one.
+    pub(super) fn turn(
         &mut self,
         index: usize,
         session: &mut Session,
-    ) -> Result<bool, QueueError> {
+    ) -> Result<Progress, QueueError> {
+        if self.queue != Some(index) {
+            return Ok(Progress::Idle);
+        }
+        session.turn(index, |session| self.serve(index, session))
+    }
+
+    /// Carries out the next command in queue `index`; `false` if there is none.
+    fn serve(&mut self, index: usize, session: &mut Session) -> Result<bool, QueueError> {
         if !session.pop(index, &mut self.chain)? {
             return Ok(false);
         }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use log::warn;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::control::Control;
@@ -17,17 +16,12 @@ use super::tap::{Backend as _, Tap};
 use super::{MAX_PACKET, NetError, NetOptions, config, control, drop_stale, mac_of};
 use crate::virtio::device::{DeviceKind, Halt, VirtioDevice};
 use crate::virtio::error::QueueError;
-use crate::virtio::feature::mask;
+use crate::virtio::feature::{SPLIT_RINGS, mask};
 use crate::virtio::session::{Progress, Session};
 use crate::virtio::vhost::{Kernel, NetEngine, Place, Queues, Shared};
 
 /// What the kernel has to know of the driver's choice. The rest is between driver and tap.
-const KERNEL_FEATURES: u64 = mask(&[
-    VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_RING_F_INDIRECT_DESC,
-    VIRTIO_RING_F_EVENT_IDX,
-    VIRTIO_F_VERSION_1,
-]);
+const KERNEL_FEATURES: u64 = SPLIT_RINGS | mask(&[VIRTIO_NET_F_MRG_RXBUF, VIRTIO_F_VERSION_1]);
 
 /// A network device whose queues the kernel serves, or the part of one that has a queue pair. Each
 /// pair is a device of the kernel's.
@@ -35,7 +29,6 @@ pub struct VhostNet {
     pair: Pair,
     /// For the control queue, which the first part of several has.
     control: Option<Control>,
-    control_queue: Option<usize>,
     /// The other parts, which the first has until they are taken.
     others: Vec<VhostNet>,
     tap: Tap,
@@ -88,7 +81,6 @@ impl VhostNet {
         Ok(Self {
             pair,
             control: None,
-            control_queue: None,
             others: Vec::new(),
             tap,
             queues,
@@ -152,7 +144,9 @@ impl VirtioDevice for VhostNet {
 
     fn activate(&mut self, features: u64) -> io::Result<()> {
         self.accepted = features;
-        self.control_queue = self.pair.control(features);
+        if let Some(control) = &mut self.control {
+            control.begin(self.pair.control(features));
+        }
         // It is the tap's, whatever its queues.
         match self.pair.is_first() {
             true => self.tap.set_offload(offloads(features)),
@@ -179,10 +173,8 @@ impl VirtioDevice for VhostNet {
 
     fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError> {
         match &mut self.control {
-            Some(control) if self.control_queue == Some(index) => {
-                session.turn(index, |session| control.serve(index, session))
-            }
-            _ => Ok(Progress::Idle),
+            Some(control) => control.turn(index, session),
+            None => Ok(Progress::Idle),
         }
     }
 

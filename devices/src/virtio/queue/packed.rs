@@ -126,7 +126,6 @@ pub(super) struct Packed {
     outstanding: u16,
     /// The driver has been asked not to notify.
     quiet: bool,
-    interrupt_due: bool,
 }
 
 impl Packed {
@@ -154,7 +153,6 @@ impl Packed {
             taken: VecDeque::new(),
             outstanding: 0,
             quiet: false,
-            interrupt_due: false,
         })
     }
 
@@ -235,7 +233,7 @@ impl Packed {
         &mut self,
         memory: &M,
         used: impl IntoIterator<Item = (u16, u32)>,
-    ) -> Result<(), QueueError> {
+    ) -> Result<bool, QueueError> {
         let old = self.next_used;
         let mut advanced = 0;
         let mut first = None;
@@ -259,19 +257,14 @@ impl Packed {
             advanced += u32::from(taken.entries);
         }
         let Some((place, flags)) = first else {
-            return Ok(());
+            return Ok(false);
         };
         // The driver looks at the others when it has found the first.
         memory.store(flags.to_le(), place, Ordering::Release)?;
         // The driver writes what it wants to hear of, and then looks at the ring; here it is the other
         // way round.
         fence(Ordering::SeqCst);
-        self.interrupt_due |= self.wants_interrupt(memory, old, advanced)?;
-        Ok(())
-    }
-
-    pub(super) fn take_interrupt(&mut self) -> bool {
-        std::mem::take(&mut self.interrupt_due)
+        self.wants_interrupt(memory, old, advanced)
     }
 
     /// The chain `name`, which is among the first as a rule.

@@ -24,7 +24,6 @@ pub(super) struct Split {
     indirect: bool,
     /// The driver has been asked not to notify.
     quiet: bool,
-    interrupt_due: bool,
 }
 
 impl Split {
@@ -39,7 +38,6 @@ impl Split {
             queue,
             indirect: feature::has(features, VIRTIO_RING_F_INDIRECT_DESC),
             quiet: false,
-            interrupt_due: false,
         })
     }
 
@@ -83,7 +81,7 @@ impl Split {
         &mut self,
         memory: &M,
         used: impl IntoIterator<Item = (u16, u32)>,
-    ) -> Result<(), QueueError> {
+    ) -> Result<bool, QueueError> {
         let size = self.queue.size();
         let old = self.queue.next_used();
         let mut new = old;
@@ -103,12 +101,7 @@ impl Split {
         // The driver writes what it wants to hear of, and then looks at the index; here it is the
         // other way round (2.7.7.2).
         fence(Ordering::SeqCst);
-        self.interrupt_due |= self.wants_interrupt(memory, old, new)?;
-        Ok(())
-    }
-
-    pub(super) fn take_interrupt(&mut self) -> bool {
-        std::mem::take(&mut self.interrupt_due)
+        self.wants_interrupt(memory, old, new)
     }
 
     /// The index that the driver put next into the available ring.

@@ -310,8 +310,8 @@ impl Peer {
 
 /// Connects to who listens at `path`, and accepts before long.
 fn connect_within(limit: Duration, path: &Path) -> io::Result<UnixStream> {
-    let kind = (AddressFamily::Unix, SockType::Stream);
-    let stream: OwnedFd = socket(kind.0, kind.1, SockFlag::SOCK_CLOEXEC, None)?;
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let stream: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     let limit = i64::try_from(limit.as_millis()).unwrap_or(i64::MAX);
     setsockopt(&stream, SendTimeout, &TimeVal::milliseconds(limit))?;
     connect(stream.as_raw_fd(), &UnixAddr::new(path)?)?;
