@@ -15,7 +15,6 @@ pub(crate) mod scan;
 mod spans;
 pub(crate) mod users;
 
-use std::cmp::Reverse;
 use std::io;
 use std::ops::Range;
 
@@ -175,8 +174,6 @@ impl Shadow {
             // back, too.
             let unmapped = scratch.changed.iter();
             stale.extend(unmapped.map(|area| area.input..area.end()));
-            stale.sort_unstable_by_key(|block| (block.start, Reverse(block.end)));
-            stale.dedup();
         }
         self.stale = stale;
         scratch.shrink();
@@ -190,7 +187,7 @@ impl Shadow {
     /// Unmaps what changed in `stale`, and lists what is to be mapped.
     fn unmap_changed<T: TableMemory>(
         &mut self,
-        stale: &mut [Range<u64>],
+        stale: &mut Vec<Range<u64>>,
         tables: &GuestTables<'_, T>,
         resources: &mut Resources,
         scratch: &mut Scratch,

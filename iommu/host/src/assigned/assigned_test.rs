@@ -3,9 +3,11 @@
 use super::testing::*;
 use super::*;
 use crate::fake::{Call, FakeFeatures, FakeHost, errno};
+use crate::host_iommu::HostDeviceId;
 use intel_vtd::Latched;
 use intel_vtd::spec::descriptors::IotlbScope;
 use intel_vtd::spec::registers::TableMode;
+use intel_vtd::testing::tables::Paging;
 
 const A: SourceId = SOURCES[0];
 const B: SourceId = SOURCES[1];
@@ -293,12 +295,28 @@ fn many_pages_that_are_unmapped_at_once_take_one_call() {
     assert_eq!(guest.devices.statistics().splits, 0);
 }
 
-#[test]
-fn an_area_of_which_several_parts_change_at_once_is_done_over_once() {
+/// A guest with a device that reaches 16 pages, which are one area of its shadow.
+fn with_16_pages() -> (Guest, Vec<HostDeviceId>, Paging) {
     let (guest, ids) = Guest::with(&[PLAIN]);
     let paging = guest.world.second_stage(4);
     guest.map(&paging, 0x1_0000, 0x40_0000, 16, RW);
     guest.shadow(A, &paging, 5);
+    (guest, ids, paging)
+}
+
+/// The device reaches all of them but those that are `gone`.
+fn expect_all_but(guest: &Guest, device: HostDeviceId, gone: &[u64]) {
+    for page in 0..16 {
+        let address = 0x1_0000 + page * 0x1000;
+        let stays = !gone.contains(&page);
+        let expected = stays.then_some((0x40_0000 + page * 0x1000, "rw"));
+        assert_eq!(guest.dma(device, address), expected);
+    }
+}
+
+#[test]
+fn an_area_of_which_several_parts_change_at_once_is_done_over_once() {
+    let (guest, ids, paging) = with_16_pages();
     guest.host.take_calls();
     guest.unmap(&paging, 0x1_5000, 1);
     guest.unmap(&paging, 0x1_9000, 2);
@@ -316,22 +334,14 @@ fn an_area_of_which_several_parts_change_at_once_is_done_over_once() {
             (0x1_c000, 0x40_c000, 0x4000),
         ]
     );
-    for page in 0..16 {
-        let address = 0x1_0000 + page * 0x1000;
-        let stays = ![5, 9, 10].contains(&page);
-        let expected = stays.then_some((0x40_0000 + page * 0x1000, "rw"));
-        assert_eq!(guest.dma(ids[0], address), expected);
-    }
+    expect_all_but(&guest, ids[0], &[5, 9, 10]);
     assert_eq!(guest.devices.statistics().splits, 1);
     assert_eq!(guest.devices.statistics().unmaps, 1);
 }
 
 #[test]
 fn a_part_that_is_unmapped_takes_the_area_with_it_and_the_rest_comes_back() {
-    let (guest, ids) = Guest::with(&[PLAIN]);
-    let paging = guest.world.second_stage(4);
-    guest.map(&paging, 0x1_0000, 0x40_0000, 16, RW);
-    guest.shadow(A, &paging, 5);
+    let (guest, ids, paging) = with_16_pages();
     guest.host.take_calls();
     guest.unmap(&paging, 0x1_5000, 1);
     guest.invalidate(&[pages(5, 0x1_5000, 0)]);
@@ -344,11 +354,7 @@ fn a_part_that_is_unmapped_takes_the_area_with_it_and_the_rest_comes_back() {
             (0x1_8000, 0x40_8000, 0x8000),
         ]
     );
-    for page in 0..16 {
-        let address = 0x1_0000 + page * 0x1000;
-        let expected = (page != 5).then_some((0x40_0000 + page * 0x1000, "rw"));
-        assert_eq!(guest.dma(ids[0], address), expected);
-    }
+    expect_all_but(&guest, ids[0], &[5]);
     assert_eq!(guest.devices.statistics().splits, 1);
     assert_eq!(guest.devices.mapped(), (4, 0xf000));
 }
@@ -358,18 +364,12 @@ fn a_part_that_is_unmapped_takes_the_area_with_it_and_the_rest_comes_back() {
 #[test]
 fn an_area_that_was_unmapped_before_an_interruption_comes_back_but_for_what_is_gone() {
     for patience in 1..700 {
-        let (guest, ids) = Guest::with(&[PLAIN]);
-        let paging = guest.world.second_stage(4);
-        guest.map(&paging, 0x1_0000, 0x40_0000, 16, RW);
-        guest.shadow(A, &paging, 5);
+        let (guest, ids, paging) = with_16_pages();
         guest.impatience.set(patience);
         guest.unmap(&paging, 0x1_5000, 1);
         guest.invalidate(&[pages(5, 0x1_5000, 0)]);
-        for page in 0..16 {
-            let address = 0x1_0000 + page * 0x1000;
-            let expected = (page != 5).then_some((0x40_0000 + page * 0x1000, "rw"));
-            assert_eq!(guest.dma(ids[0], address), expected, "{patience} steps");
-        }
+        println!("{patience} steps");
+        expect_all_but(&guest, ids[0], &[5]);
     }
 }
 

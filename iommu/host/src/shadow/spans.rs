@@ -19,13 +19,15 @@ pub(super) struct Spans {
 }
 
 impl Spans {
-    /// Those of `blocks`, in place of what they were; the memory is kept.
+    /// Those of `blocks`, in place of what they were; the memory is kept. Of blocks that are the same,
+    /// one stays.
     ///
     /// Blocks are naturally aligned: one holds the other, or they have nothing in common. Areas may come
     /// with them, which overlap: then there is a seam more.
-    pub(super) fn fill(&mut self, blocks: &mut [Range<u64>]) {
+    pub(super) fn fill(&mut self, blocks: &mut Vec<Range<u64>>) {
         self.clear();
         blocks.sort_unstable_by_key(|block| (block.start, Reverse(block.end)));
+        blocks.dedup();
         for block in blocks {
             match self.list.last_mut() {
                 Some(span) if block.start <= span.end => {
@@ -89,15 +91,15 @@ mod tests {
     use super::*;
     use crate::host_iommu::Rights;
 
-    fn of(blocks: &mut [Range<u64>]) -> Spans {
+    fn of(blocks: &[Range<u64>]) -> Spans {
         let mut spans = Spans::default();
-        spans.fill(blocks);
+        spans.fill(&mut blocks.to_vec());
         spans
     }
 
     #[test]
     fn blocks_that_touch_are_one_span_and_those_within_others_are_nothing() {
-        let spans = of(&mut [
+        let spans = of(&[
             0x3000..0x4000,
             0x9000..0xa000,
             0x2000..0x3000,
@@ -122,7 +124,7 @@ mod tests {
 
     #[test]
     fn runs_are_cut_where_blocks_met_and_nowhere_else() {
-        let spans = of(&mut [0x2000..0x3000, 0x3000..0x4000, 0x4000..0x8000]);
+        let spans = of(&[0x2000..0x3000, 0x3000..0x4000, 0x4000..0x8000]);
         let run = |input, output, length| Run {
             input,
             output,
