@@ -103,7 +103,7 @@ impl Platform {
                     path: disk.path.clone(),
                     readonly: disk.readonly,
                     serial: disk.id.clone(),
-                    queues: disk.queues.unwrap_or(u16::from(self.cpus).min(QUEUES)),
+                    queues: disk.queues.unwrap_or(self.usual_queues()),
                 };
                 let block = Block::open(&options)
                     .with_context(|| format!("--disk path={}", disk.path.display()))?;
@@ -115,7 +115,7 @@ impl Platform {
                     mac: net.mac,
                     pairs: match net.queues {
                         Some(queues) => Pairs::Exactly(queues),
-                        None => Pairs::UpTo(u16::from(self.cpus).min(QUEUES)),
+                        None => Pairs::UpTo(self.usual_queues()),
                     },
                 };
                 let option = || format!("--net tap={}", net.tap);
@@ -157,15 +157,20 @@ impl Platform {
         }
     }
 
+    /// How many queues a device has at the most if the user does not say it.
+    fn usual_queues(&self) -> u16 {
+        u16::from(self.cpus).min(QUEUES)
+    }
+
     /// A disk that another process serves.
     fn served(&self, config: &VhostUserConfig) -> anyhow::Result<VhostUser> {
         if self.unit.is_some() {
             anyhow::bail!("{}", config.with_a_unit());
         }
-        let usual = u16::from(self.cpus).min(QUEUES);
+        let queues = config.queues;
         let options = UserBlockOptions {
             socket: config.socket.clone(),
-            queues: config.queues.map_or(1..=usual, |wanted| wanted..=wanted),
+            queues: queues.map_or(1..=self.usual_queues(), |wanted| wanted..=wanted),
         };
         Ok(VhostUser::block(&options, Arc::clone(&self.memory))?)
     }
