@@ -15,7 +15,7 @@ use crate::process::Logged;
 use crate::{apt, bench, bundle, cloud, debian, kernel, paths};
 
 /// The program that makes file systems.
-const MKFS: &str = "/sbin/mkfs.ext4";
+pub(crate) const MKFS: &str = "/sbin/mkfs.ext4";
 
 /// What a stage must hold besides nido, the lab's kernel and the plain initramfs.
 #[derive(Clone, Copy, Debug, Default)]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::build::MKFS;
 use crate::process::{Logged, output};
 use crate::{apt, paths};
 
@@ -209,7 +210,7 @@ fn file_system(
     image: &Path,
 ) -> Result<()> {
     File::create(image)?.set_len(size)?;
-    command.args(["/sbin/mkfs.ext4", "-q", "-L", label, "-d"]);
+    command.args([MKFS, "-q", "-L", label, "-d"]);
     command.arg(directory).arg(image);
     step("making the disk", &directory.with_extension("log")).run(&mut command)?;
     Ok(())

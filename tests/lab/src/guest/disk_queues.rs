@@ -9,8 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::Guest;
 use super::disk::{self, CHUNK, COPY, Chunk};
-use super::interrupts::Interrupt;
-use crate::sys;
+use super::interrupts::{Interrupt, on_each_processor};
 
 /// What each processor reads and writes.
 const SHARE: u64 = 8 * CHUNK as u64;
@@ -23,17 +22,7 @@ pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     let path = disk::named(COPY)?;
     let path = path.as_path();
     let processors = thread::available_parallelism()?.get();
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..processors)
-            .map(|processor| scope.spawn(move || share(path, processor)))
-            .collect();
-        threads
-            .into_iter()
-            .try_for_each(|thread| match thread.join() {
-                Ok(outcome) => outcome,
-                Err(_) => anyhow::bail!("a thread panicked"),
-            })
-    })?;
+    on_each_processor(processors, |processor| share(path, processor))?;
     let counts = interrupts(path, Some(expected))?;
     Ok(format!("interrupts by queue: {counts}"))
 }
@@ -67,7 +56,6 @@ pub(super) fn interrupts(disk: &Path, expected: Option<usize>) -> Result<String>
 
 /// One processor's part of the disk.
 fn share(path: &Path, processor: usize) -> Result<()> {
-    sys::run_on_cpu(processor).context("choosing a processor")?;
     let (file, size) = disk::open(path, true)?;
     let start = processor as u64 * SHARE;
     ensure!(start + SHARE <= size, "the disk is too small");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::Guest;
 use crate::sys;
@@ -34,6 +34,31 @@ pub(super) fn processors(_guest: &Guest, argument: &str) -> Result<String> {
         ensure!(ran == cpu, "the thread for processor {cpu} ran on {ran}");
     }
     Ok(format!("online: {}", online.trim()))
+}
+
+/// Has a thread on each of the first `count` processors do `work`, all at the same time.
+pub(super) fn on_each_processor(
+    count: usize,
+    work: impl Fn(usize) -> Result<()> + Sync,
+) -> Result<()> {
+    let work = &work;
+    thread::scope(|scope| {
+        let run = |processor| {
+            move || {
+                sys::run_on_cpu(processor).context("choosing a processor")?;
+                work(processor)
+            }
+        };
+        let threads: Vec<_> = (0..count)
+            .map(|processor| scope.spawn(run(processor)))
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| match thread.join() {
+                Ok(outcome) => outcome,
+                Err(_) => bail!("a thread panicked"),
+            })
+    })
 }
 
 /// Device interrupts arrived; the argument `remapped` or `plain` says which domain they must belong

@@ -1,13 +1,11 @@
 //! The check `net-queues`: a network device with several queue pairs, each of which interrupts.
 
 use std::fs;
-use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use super::interrupts::Interrupt;
+use super::interrupts::{Interrupt, on_each_processor};
 use super::{Guest, network};
-use crate::sys;
 
 /// Bytes exchanged by each processor.
 const STREAM: usize = 1 << 20;
@@ -31,23 +29,9 @@ pub(super) fn check(guest: &Guest, argument: &str) -> Result<String> {
     let device = device.file_name().and_then(|name| name.to_str());
     let device = device.context("the interface's device has no name")?;
     let before = counts(device, expected)?;
-    thread::scope(|scope| {
-        let stream = |processor| {
-            move || {
-                sys::run_on_cpu(processor).context("choosing a processor")?;
-                network::stream(server, STREAM)
-                    .with_context(|| format!("the stream of processor {processor}"))
-            }
-        };
-        let threads: Vec<_> = (0..expected)
-            .map(|processor| scope.spawn(stream(processor)))
-            .collect();
-        threads
-            .into_iter()
-            .try_for_each(|thread| match thread.join() {
-                Ok(outcome) => outcome,
-                Err(_) => bail!("a thread panicked"),
-            })
+    on_each_processor(expected, |processor| {
+        network::stream(server, STREAM)
+            .with_context(|| format!("the stream of processor {processor}"))
     })?;
     let after = counts(device, expected)?;
     let mut grown = Vec::new();
