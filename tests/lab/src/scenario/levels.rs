@@ -13,7 +13,7 @@ pub(super) const HOST: Scenario = Scenario {
     cpus: 1,
     memory: "1G",
     command_line: "intel_iommu=on,sm_on kvm.tsc_tolerance_ppm=100000 hugepages=132 quiet",
-    limit: Duration::from_secs(2700),
+    limit: Duration::from_secs(900),
     ..DEFAULT
 };
 
@@ -32,7 +32,7 @@ pub(super) const GUEST: Scenario = Scenario {
     cpus: 1,
     memory: "256M,hugepages=on",
     command_line: "intel_iommu=on,sm_on quiet",
-    limit: Duration::from_secs(1300),
+    limit: Duration::from_secs(600),
     ..DEFAULT
 };
 
