@@ -78,7 +78,8 @@ struct Arguments {
     #[arg(long, value_name = "KEYS")]
     disk: Vec<String>,
 
-    /// virtio network device: tap=NAME[,mac=ADDRESS][,vhost=on] (repeatable; `help` explains)
+    /// virtio network device: tap=NAME[,mac=ADDRESS][,vhost=on], or vhost-user=SOCKET (repeatable;
+    /// `help` explains)
     #[arg(long, value_name = "KEYS")]
     net: Vec<String>,
 

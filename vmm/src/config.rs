@@ -68,7 +68,7 @@ pub(crate) enum FunctionKind {
     Net(NetConfig),
     /// virtio socket device of the kernel's vhost-vsock, with the guest's address.
     Vsock(u32),
-    /// virtio block device that another process serves.
+    /// virtio device that another process serves.
     VhostUser(VhostUserConfig),
     /// virtio entropy source.
     Rng,
@@ -108,27 +108,54 @@ pub(crate) struct NetConfig {
     pub(crate) vhost: bool,
 }
 
-/// A virtio disk that another process serves: the back end of vhost-user.
+/// A virtio device that another process serves: the back end of vhost-user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VhostUserConfig {
     /// The socket where it listens.
     pub(crate) socket: PathBuf,
-    /// Queues; `None` decides by the number of vCPUs, and by what there are.
-    pub(crate) queues: Option<u16>,
+    /// What it serves.
+    pub(crate) device: Served,
+}
+
+/// What another process serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Served {
+    /// A disk.
+    Disk {
+        /// Queues; `None` decides by the number of vCPUs, and by what there are.
+        queues: Option<u16>,
+    },
+    /// A network device.
+    Net {
+        /// As of [`NetConfig`].
+        mac: Option<[u8; 6]>,
+    },
+}
+
+impl Served {
+    /// The option that makes such a device, and the key by which nido serves it.
+    fn option(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Disk { .. } => ("--disk", "path=FILE"),
+            Self::Net { .. } => ("--net", "tap=NAME"),
+        }
+    }
 }
 
 impl VhostUserConfig {
     /// Why it cannot be in a machine with a remapping unit.
     pub(crate) fn with_a_unit(&self) -> String {
+        let (_, ours) = self.device.option();
         format!(
-            "{self}: its back end maps all of guest memory and would not be behind intel-iommu; leave out --device intel-iommu, or have nido serve the disk (path=FILE)"
+            "{self}: its back end maps all of guest memory and would not be behind intel-iommu; leave out --device intel-iommu, or have nido serve the device ({ours})"
         )
     }
 }
 
 impl fmt::Display for VhostUserConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "--disk vhost-user={}", self.socket.display())
+        let (option, _) = self.device.option();
+        write!(f, "{option} vhost-user={}", self.socket.display())
     }
 }
 

@@ -33,12 +33,13 @@ use super::session::{Progress, Session};
 use crate::limit::LogLimit;
 use buffers::{Buffers, Room};
 use control::Control;
-use feature::{consistent, offloads};
+use feature::offloads;
 use pairs::Pair;
 use steering::TapQueues;
 use tap::{Backend, HEADER, NUM_BUFFERS, Tap};
 
 pub use error::NetError;
+pub(super) use feature::{FEATURES, consistent};
 pub use pairs::{MAX_PAIRS, Pairs};
 pub use vhost::VhostNet;
 
@@ -94,7 +95,7 @@ impl Net {
     /// # Errors
     /// When there is no such tap, or it cannot be used; the message says what to do.
     pub fn open(options: &NetOptions) -> Result<Self, NetError> {
-        let mac = mac_of(options)?;
+        let mac = mac_of(options.mac).map_err(NetError::Mac)?;
         let (tap, others) = Tap::open(&options.tap, options.pairs)?;
         let control = control(&options.tap, &others)?;
         let others = others.into_iter().map(|tap| Box::new(tap) as _);
@@ -349,7 +350,7 @@ fn control(name: &str, others: &[Tap]) -> Result<Option<Control>, NetError> {
 
 /// `struct virtio_net_config` (section 5.1.4): address, status with the link up, and how many queue
 /// pairs there are, of several.
-fn config(mac: [u8; 6], pairs: Option<u16>) -> Vec<u8> {
+pub(super) fn config(mac: [u8; 6], pairs: Option<u16>) -> Vec<u8> {
     let mut config = mac.to_vec();
     // The status is 16 bits wide.
     let [low, high, ..] = VIRTIO_NET_S_LINK_UP.to_le_bytes();
@@ -359,11 +360,8 @@ fn config(mac: [u8; 6], pairs: Option<u16>) -> Vec<u8> {
 }
 
 /// The address that was asked for, or a new one.
-fn mac_of(options: &NetOptions) -> Result<[u8; 6], NetError> {
-    match options.mac {
-        Some(mac) => Ok(mac),
-        None => random_mac().map_err(NetError::Mac),
-    }
+pub(super) fn mac_of(wanted: Option<[u8; 6]>) -> io::Result<[u8; 6]> {
+    wanted.map_or_else(random_mac, Ok)
 }
 
 /// A locally administered unicast address.

@@ -46,7 +46,7 @@ pub use invalidations::Invalidations;
 pub(super) use kernel::Kernel;
 pub(super) use queues::Queues;
 pub(super) use shared::Shared;
-pub use user::{UserBlockOptions, UserError, VhostUser};
+pub use user::{UserBlockOptions, UserError, UserNetOptions, VhostUser};
 
 use std::sync::Arc;
 

@@ -44,7 +44,7 @@ pub(super) const MEMORY: Table = Table {
             aliases: &["share"],
             kind: Kind::OnOff,
             default: "on with --object iommufd or vhost-user",
-            help: "have other processes be able to map it, for a vhost-user disk that is plugged in",
+            help: "have other processes be able to map it, for a vhost-user device that is plugged in",
         },
     ],
 };

@@ -8,7 +8,7 @@ use super::keys::{Key, ListError, Table, Values, parse_option};
 use super::options::SOCKET_PATH_LENGTH;
 use super::places::{ADDR, BUS, ID, placed};
 use super::values::{Kind, Value};
-use crate::config::{DiskConfig, FunctionConfig, FunctionKind, NetConfig, VhostUserConfig};
+use crate::config::{DiskConfig, FunctionConfig, FunctionKind, NetConfig, Served, VhostUserConfig};
 
 /// Bytes of the serial number of a virtio disk (virtio 1.3, 5.2.6.1).
 const SERIAL_LENGTH: usize = 20;
@@ -24,7 +24,7 @@ const VHOST_USER: Key = Key {
     aliases: &[],
     kind: Kind::ShortText("SOCKET", SOCKET_PATH_LENGTH),
     default: "none",
-    help: "have the process that listens there serve the disk; not with intel-iommu",
+    help: "have the process that listens there serve the device; not with intel-iommu",
 };
 
 /// The keys of `--disk`.
@@ -78,9 +78,10 @@ pub(super) const NET: Table = Table {
             name: "tap",
             aliases: &["ifname"],
             kind: Kind::ShortText("NAME", INTERFACE_LENGTH),
-            default: "required",
+            default: "required, or vhost-user",
             help: "tap interface of the host",
         },
+        VHOST_USER,
         Key {
             name: "mac",
             aliases: &[],
@@ -146,7 +147,7 @@ pub(super) fn disk_of(values: &Values) -> Result<FunctionConfig, ListError> {
         )));
     }
     let queues = queues(values, MAX_QUEUES)?;
-    if let Some(served) = served(values, queues)? {
+    if let Some(served) = served(values, &["path", "readonly"], Served::Disk { queues })? {
         return placed(values, served);
     }
     let disk = DiskConfig {
@@ -158,8 +159,13 @@ pub(super) fn disk_of(values: &Values) -> Result<FunctionConfig, ListError> {
     placed(values, FunctionKind::Disk(disk))
 }
 
-/// The disk as one that another process serves, if `vhost-user` is given.
-fn served(values: &Values, queues: Option<u16>) -> Result<Option<FunctionKind>, ListError> {
+/// The device as one that another process serves, if `vhost-user` is given. `ours` are keys that are for
+/// devices that nido serves.
+fn served(
+    values: &Values,
+    ours: &[&str],
+    device: Served,
+) -> Result<Option<FunctionKind>, ListError> {
     let Some(socket) = values.text(VHOST_USER.name) else {
         return Ok(None);
     };
@@ -168,15 +174,14 @@ fn served(values: &Values, queues: Option<u16>) -> Result<Option<FunctionKind>, 
             "vhost-user=`{socket}` is no socket path: 1 to {SOCKET_PATH_LENGTH} bytes, and none of them zero"
         )));
     }
-    let ours = ["path", "readonly"];
     if let Some(key) = ours.iter().find(|key| values.get(key).is_some()) {
         return Err(values.conflict(format!(
-            "{key} and vhost-user cannot be together: what serves the disk knows it; drop one of them"
+            "{key} and vhost-user cannot be together: it is for a device that nido serves; drop one of them"
         )));
     }
     Ok(Some(FunctionKind::VhostUser(VhostUserConfig {
         socket: socket.into(),
-        queues,
+        device,
     })))
 }
 
@@ -214,16 +219,19 @@ pub(super) fn net(argument: &str) -> Result<FunctionConfig, ListError> {
 
 /// A network device, from the values of the keys of [`NET`].
 pub(super) fn net_of(values: &Values) -> Result<FunctionConfig, ListError> {
+    let mac = match values.get("mac") {
+        Some(Value::Mac(mac)) => Some(*mac),
+        _ => None,
+    };
+    if let Some(served) = served(values, &["tap", "queues", "vhost"], Served::Net { mac })? {
+        return placed(values, served);
+    }
     let tap = values.required_text("tap", "NAME")?;
     if tap.len() > INTERFACE_LENGTH || tap.contains('/') {
         return Err(values.conflict(format!(
             "tap=`{tap}` is no interface name: at most {INTERFACE_LENGTH} bytes without `/`"
         )));
     }
-    let mac = match values.get("mac") {
-        Some(Value::Mac(mac)) => Some(*mac),
-        _ => None,
-    };
     let net = NetConfig {
         tap: tap.to_owned(),
         mac,

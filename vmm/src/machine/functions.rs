@@ -14,7 +14,7 @@ use devices::virtio::console::{Console, ConsoleInput, ConsoleSender};
 use devices::virtio::net::{Net, NetOptions, Pairs, VhostNet};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
-use devices::virtio::vhost::{Invalidations, Place, UserBlockOptions, VhostUser};
+use devices::virtio::vhost::{Invalidations, Place, UserBlockOptions, UserNetOptions, VhostUser};
 use devices::virtio::vsock::Vsock;
 use devices::{Dma, Doorbells};
 use intel_vtd::SourceId;
@@ -23,7 +23,7 @@ use pci::{Bdf, MsiSink, PciFunction, RootComplex, RootPort};
 use super::hotplug::{HotPlug, Maker};
 use super::standard_output;
 use crate::assign::Assigner;
-use crate::config::{FunctionConfig, FunctionKind, VfioConfig, VhostUserConfig};
+use crate::config::{FunctionConfig, FunctionKind, Served, VfioConfig, VhostUserConfig};
 use crate::irq::{self, Unit};
 use crate::memory::Memory;
 
@@ -131,9 +131,9 @@ impl Platform {
                     .with_context(|| format!("--vsock cid={cid}"))?;
                 self.virtio(bdf, vsock)
             }
-            FunctionKind::VhostUser(disk) => {
-                let disk = self.served(disk).with_context(|| disk.to_string())?;
-                self.virtio(bdf, disk)
+            FunctionKind::VhostUser(device) => {
+                let device = self.served(device).with_context(|| device.to_string())?;
+                self.virtio(bdf, device)
             }
             FunctionKind::Rng => self.virtio(bdf, Rng::new()),
             FunctionKind::Console => {
@@ -162,17 +162,19 @@ impl Platform {
         u16::from(self.cpus).min(QUEUES)
     }
 
-    /// A disk that another process serves.
+    /// A device that another process serves.
     fn served(&self, config: &VhostUserConfig) -> anyhow::Result<VhostUser> {
         if self.unit.is_some() {
             anyhow::bail!("{}", config.with_a_unit());
         }
-        let queues = config.queues;
-        let options = UserBlockOptions {
-            socket: config.socket.clone(),
-            queues: queues.map_or(1..=self.usual_queues(), |wanted| wanted..=wanted),
-        };
-        Ok(VhostUser::block(&options, Arc::clone(&self.memory))?)
+        let (socket, memory) = (config.socket.clone(), Arc::clone(&self.memory));
+        Ok(match config.device {
+            Served::Disk { queues } => {
+                let queues = queues.map_or(1..=self.usual_queues(), |wanted| wanted..=wanted);
+                VhostUser::block(&UserBlockOptions { socket, queues }, memory)?
+            }
+            Served::Net { mac } => VhostUser::net(&UserNetOptions { socket, mac }, memory)?,
+        })
     }
 
     fn virtio(

@@ -12,7 +12,7 @@ use virtio_bindings::virtio_net::{
 use crate::virtio::feature::{has, mask};
 
 /// What is on offer, whatever the number of queues.
-pub(super) const FEATURES: u64 = mask(&[
+pub(in crate::virtio) const FEATURES: u64 = mask(&[
     VIRTIO_NET_F_CSUM,
     VIRTIO_NET_F_GUEST_CSUM,
     VIRTIO_NET_F_MAC,
@@ -52,7 +52,7 @@ const OFFLOADS: [(u32, u32); 4] = [
 ];
 
 /// Whether each accepted feature comes with what it needs.
-pub(super) fn consistent(accepted: u64) -> bool {
+pub(in crate::virtio) fn consistent(accepted: u64) -> bool {
     REQUIREMENTS
         .iter()
         .all(|(feature, needs)| !has(accepted, *feature) || accepted & needs != 0)

@@ -49,7 +49,7 @@ impl VhostNet {
     /// When there is no such tap, or it cannot be used, or vhost-net cannot; the message says what
     /// to do.
     pub fn open(options: &NetOptions, place: &Place) -> Result<Self, NetError> {
-        let mac = mac_of(options)?;
+        let mac = mac_of(options.mac).map_err(NetError::Mac)?;
         let (tap, others) = Tap::open(&options.tap, options.pairs)?;
         let control = control(&options.tap, &others)?;
         let (pair, pairs) = Pair::all(others.len());

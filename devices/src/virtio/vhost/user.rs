@@ -1,4 +1,4 @@
-//! Disks that another process serves: the front end of vhost-user.
+//! Disks and network cards that another process serves: the front end of vhost-user.
 //!
 //! The back end maps guest memory, all of it, so guest memory has to be in a file, and no unit can be
 //! in between: who makes devices asks for none behind a unit.
@@ -26,6 +26,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_WRITE_ZEROES, virtio_blk_config,
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Place, Queues};
@@ -34,6 +35,7 @@ use crate::virtio::blk::MAX_QUEUES;
 use crate::virtio::device::{DeviceKind, Halt, VirtioDevice};
 use crate::virtio::error::QueueError;
 use crate::virtio::feature::{SPLIT_RINGS, has, mask};
+use crate::virtio::net;
 use crate::virtio::session::{Progress, Session};
 use connection::Connection;
 pub use connection::UserError;
@@ -42,6 +44,10 @@ pub use connection::UserError;
 const QUEUE_SIZE: u16 = 256;
 /// Of as many queues as a device has.
 static QUEUE_SIZES: [u16; MAX_QUEUES as usize] = [QUEUE_SIZE; MAX_QUEUES as usize];
+/// The queues of a network card: one pair.
+const NET_QUEUES: usize = 2;
+/// Of a network card, what the back end has no part in.
+const OURS: u64 = mask(&[VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS]);
 /// Of a disk, what the back end may offer to the guest.
 const BLOCK: u64 = mask(&[
     VIRTIO_BLK_F_SIZE_MAX,
@@ -63,8 +69,18 @@ pub struct UserBlockOptions {
     pub queues: RangeInclusive<u16>,
 }
 
-/// A disk whose queues another process serves.
+/// A network card that another process serves.
+#[derive(Clone, Debug)]
+pub struct UserNetOptions {
+    /// Where its back end listens.
+    pub socket: PathBuf,
+    /// The guest's address; a locally administered one is made up if absent.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// A device whose queues another process serves.
 pub struct VhostUser {
+    kind: DeviceKind,
     queues: Queues,
     features: u64,
     ring_features: u64,
@@ -107,10 +123,43 @@ impl VhostUser {
             number.copy_from_slice(&queues.to_le_bytes());
         }
         let features = BLOCK & connection.offered() | several;
-        let queue_sizes = QUEUE_SIZES.get(..usize::from(queues)).unwrap_or_default();
+        let kind = DeviceKind::Block;
+        Self::new(
+            kind,
+            connection,
+            memory,
+            features,
+            queues.into(),
+            config,
+        )
+    }
+
+    /// Connects to the back end of a network card of one queue pair. `memory` is what it is to map.
+    ///
+    /// # Errors
+    /// As of [`block`](Self::block).
+    pub fn net(options: &UserNetOptions, memory: Memory) -> Result<Self, UserError> {
+        let mac = net::mac_of(options.mac).map_err(UserError::Random)?;
+        let connection = Connection::open(&options.socket, Arc::clone(&memory))?;
+        let features = net::FEATURES & (connection.offered() | OURS);
+        let config = net::config(mac, None);
+        let kind = DeviceKind::Net;
+        Self::new(kind, connection, memory, features, NET_QUEUES, config)
+    }
+
+    fn new(
+        kind: DeviceKind,
+        connection: Connection,
+        memory: Memory,
+        features: u64,
+        queues: usize,
+        config: Vec<u8>,
+    ) -> Result<Self, UserError> {
+        let queue_sizes = QUEUE_SIZES.get(..queues).unwrap_or_default();
         let ring_features = connection.offered() & SPLIT_RINGS;
         let queues = Queues::new(connection, Place::Direct(memory), 0..queue_sizes.len());
         Ok(Self {
+            kind,
             queues: queues.map_err(UserError::Descriptors)?,
             features,
             ring_features,
@@ -123,11 +172,15 @@ impl VhostUser {
 
 impl VirtioDevice for VhostUser {
     fn kind(&self) -> DeviceKind {
-        DeviceKind::Block
+        self.kind
     }
 
     fn features(&self) -> u64 {
         self.features
+    }
+
+    fn check_features(&self, accepted: u64) -> bool {
+        self.kind != DeviceKind::Net || net::consistent(accepted)
     }
 
     fn ring_features(&self) -> u64 {
@@ -156,7 +209,11 @@ impl VirtioDevice for VhostUser {
         session: &mut Session,
         kicks: &[(usize, EventFd)],
     ) -> Result<(), QueueError> {
-        let its = self.features | self.ring_features | mask(&[VIRTIO_F_VERSION_1]);
+        let ours = match self.kind {
+            DeviceKind::Net => OURS,
+            _ => 0,
+        };
+        let its = (self.features | self.ring_features) & !ours | mask(&[VIRTIO_F_VERSION_1]);
         self.queues.hand_over(self.accepted & its, session, kicks)
     }
 

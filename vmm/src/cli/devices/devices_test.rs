@@ -251,24 +251,30 @@ fn what_a_device_asks_of_the_unit_needs_what_that_is_built_on() {
 }
 
 #[test]
-fn another_process_serves_a_disk_only_by_itself_and_without_a_unit() {
-    let Ok(Parsed::Device(Device::Function(function))) = parse("virtio-blk-pci,vhost-user=s,id=d")
-    else {
-        panic!("a disk");
-    };
-    assert!(matches!(function.kind, FunctionKind::VhostUser(_)));
-    assert_eq!(function.id.as_deref(), Some("d"));
+fn another_process_serves_a_device_only_by_itself_and_without_a_unit() {
+    for (device, words) in [
+        ("virtio-blk-pci", "--disk vhost-user=s: "),
+        ("virtio-net-pci", "--net vhost-user=s: "),
+    ] {
+        let parsed = parse(&format!("{device},vhost-user=s,id=d"));
+        let Ok(Parsed::Device(Device::Function(function))) = parsed else {
+            panic!("{device}");
+        };
+        assert!(matches!(function.kind, FunctionKind::VhostUser(_)));
+        assert_eq!(function.id.as_deref(), Some("d"));
+        let refused = virtio::check(&[function], true).unwrap_err().to_string();
+        assert!(refused.starts_with(words), "{refused}");
+        let remedy = "leave out --device intel-iommu";
+        assert!(refused.contains(remedy), "{refused}");
+    }
     for (both, key) in [
+        ("virtio-net-pci,vhost-user=s,tap=t", "tap"),
+        ("virtio-net-pci,vhost-user=s,queues=2", "queues"),
+        ("virtio-net-pci,vhost-user=s,vhost=off", "vhost"),
         ("virtio-blk-pci,vhost-user=s,path=p", "path"),
         ("virtio-blk-pci,vhost-user=s,readonly=on", "readonly"),
     ] {
         let words = format!("{key} and vhost-user cannot be together");
         assert!(error(both).contains(&words), "{both}");
     }
-    let refused = virtio::check(&[function], true).unwrap_err().to_string();
-    assert!(refused.starts_with("--disk vhost-user=s: "), "{refused}");
-    assert!(
-        refused.contains("leave out --device intel-iommu"),
-        "{refused}"
-    );
 }

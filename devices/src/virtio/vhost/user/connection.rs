@@ -90,6 +90,9 @@ pub enum UserError {
         "guest memory is private to nido, but a vhost-user back end has to map it; start nido with --memory shared=on"
     )]
     Memory,
+    /// No address for a network card.
+    #[error("cannot make a MAC address up: {0}; give one with mac=")]
+    Random(io::Error),
     /// No eventfds.
     #[error("cannot make the events of a device: {0}; raise the limit of open files: ulimit -n")]
     Descriptors(io::Error),

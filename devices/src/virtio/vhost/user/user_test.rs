@@ -10,7 +10,7 @@ use std::thread;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
-use super::{UserBlockOptions, VhostUser};
+use super::{UserBlockOptions, UserNetOptions, VhostUser};
 use crate::Memory;
 use crate::virtio::testing::{BASE_FEATURES, Driver, MEMORY_SIZE, eventually};
 
@@ -181,6 +181,34 @@ fn a_disk_has_its_back_ends_configuration_and_our_number_of_queues() {
     assert_eq!(driver.offered(), 3 << 32 | 1 << 12 | 1 << 9 | 1 << 6);
     assert_eq!(driver.read(0x200), 0x800_u64.to_le_bytes());
     assert_eq!(driver.read(0x200 + 34), 3_u16.to_le_bytes());
+}
+
+#[test]
+fn a_network_card_has_an_address_of_its_own_and_what_its_back_end_has() {
+    // CSUM, MRG_RXBUF and MQ, for which there is no control queue.
+    let back_end = BackEnd::new(1 << 32 | 1 << 30 | 1 << 22 | 1 << 15 | 1, 2);
+    let memory = shared();
+    let mac = [2, 0, 0, 0, 0, 9];
+    let options = UserNetOptions {
+        socket: back_end.listen("net"),
+        mac: Some(mac),
+    };
+    let device = VhostUser::net(&options, Arc::clone(&memory)).unwrap();
+    let driver = driver(device, &memory);
+    // CSUM, MAC, MRG_RXBUF, STATUS, VERSION_1, ACCESS_PLATFORM.
+    let offered = 3 << 32 | 1 << 16 | 1 << 15 | 1 << 5 | 1;
+    assert_eq!(driver.offered(), offered);
+    assert_eq!(driver.read(0x200), mac);
+    driver.start(offered & 0xffff_ffff, 2);
+    eventually("both queues run", || {
+        back_end.heard(SET_VRING_ENABLE).len() == 2
+    });
+    // Of address and status it knows nothing.
+    let told = [1 << 32 | 1 << 30 | 1 << 15 | 1];
+    assert_eq!(back_end.heard(SET_FEATURES), told);
+    driver.set_status(0);
+    eventually("both are stopped", || driver.status() == 0);
+    assert_eq!(back_end.heard(GET_VRING_BASE), [0, 1]);
 }
 
 #[test]
