@@ -1,6 +1,6 @@
 //! Runs a scenario on this machine: files, tap, echo server, nido, time limit, judgement.
 
-pub mod back_end;
+pub mod back_ends;
 mod bench;
 pub mod bench_compare;
 pub mod bench_nested;

@@ -71,7 +71,7 @@ pub struct Scenario {
     pub host: Host,
     /// Level 1's kernel serves the guest's network (vhost-net).
     pub vhost: bool,
-    /// A process of level 1 serves one of the guest's disks (vhost-user).
+    /// Processes of level 1 serve the guest's network and one of its disks (vhost-user).
     pub vhost_user: bool,
     /// vCPUs.
     pub cpus: u32,
@@ -442,11 +442,11 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "vhost-user",
-        description: "QEMU's storage daemon serves a disk (vhost-user), over a reboot; no unit",
+        description: "QEMU's storage daemon serves a disk and passt the network (vhost-user), over a reboot; no unit",
         vhost_user: true,
         unit: None,
         command_line: "",
-        plan: "no-unit,smp=2,disk,net,interrupts=plain,nofaults>restart;no-unit,disk,nofaults>poweroff",
+        plan: "no-unit,smp=2,disk,net,interrupts=plain,nofaults>restart;no-unit,disk,net,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lab::agent::back_end::STORAGE;
 use lab::agent::init::Request;
 use lab::protocol::AgentLine;
 use lab::scenario::Scenario;
@@ -17,7 +16,8 @@ use crate::{bundle, level0, paths};
 
 /// Directories of firmware in Debian's packages.
 const FIRMWARE: &[&str] = &["usr/share/seabios", "usr/share/qemu"];
-const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
+/// This machine's QEMU.
+pub(crate) const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
 
 /// Takes what is measured, line by line.
 pub(crate) type Report<'a> = dyn FnMut(AgentLine) + 'a;
@@ -84,14 +84,8 @@ pub(crate) fn bundle_qemu(stage: &Stage) -> Result<()> {
     copy_firmware(Path::new("/"), &directory.join("firmware"))
 }
 
-/// QEMU's storage daemon, which is in one of the packages that QEMU needs.
-pub(crate) fn bundle_storage(stage: &Path) -> Result<()> {
-    let program = Path::new(PROGRAM).with_file_name(STORAGE);
-    bundle_program(&program, &stage.join(STORAGE))
-}
-
 /// A program of this machine with its libraries and its loader.
-fn bundle_program(program: &Path, directory: &Path) -> Result<()> {
+pub(crate) fn bundle_program(program: &Path, directory: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(directory);
     fs::create_dir_all(directory.join("lib"))?;
     copy(program, &directory.join(bundle::name(program)?))?;

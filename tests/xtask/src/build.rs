@@ -12,7 +12,7 @@ use lab::cpio::Archive;
 
 use crate::kernel::Kernel;
 use crate::process::Logged;
-use crate::{apt, bench, bundle, cloud, debian, kernel, paths};
+use crate::{apt, back_ends, bundle, cloud, debian, kernel, paths};
 
 /// The program that makes file systems.
 pub(crate) const MKFS: &str = "/sbin/mkfs.ext4";
@@ -32,8 +32,8 @@ pub(crate) struct Extras {
     pub(crate) payload: bool,
     /// Initramfs with mkfs.ext4.
     pub(crate) tools: bool,
-    /// QEMU's storage daemon.
-    pub(crate) storage: bool,
+    /// Back ends of vhost-user.
+    pub(crate) back_ends: bool,
     /// Initramfs with nido and all that it needs.
     pub(crate) host: bool,
 }
@@ -143,8 +143,8 @@ impl Stage {
                 add_kexec(archive, &image)
             })?;
         }
-        if extras.storage {
-            bench::bundle_storage(&self.directory)?;
+        if extras.back_ends {
+            back_ends::bundle(&self.directory)?;
         }
         if extras.cloud {
             let cloud = cloud::provide()?;

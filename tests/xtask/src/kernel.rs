@@ -18,6 +18,8 @@ use crate::process::{Logged, PROGRESS, seconds};
 
 /// Where Debian 12 and newer find a kernel source with everything that the lab uses.
 pub(crate) const SUITE: &str = "trixie-backports";
+/// The release that they are for, which has what they need.
+pub(crate) const RELEASE: &str = "trixie";
 const SOURCES: &str = "^linux-source-7\\.[0-9]+$";
 const FALLBACK_SOURCES: &str = "^linux-source-[0-9]+\\.[0-9]+$";
 /// Tools of a kernel build.

@@ -62,7 +62,7 @@ fn extras(scenarios: &[&Scenario]) -> Extras {
         }),
         kexec: has(&|scenario| scenario.initramfs == Initramfs::Kexec),
         host: has(&|scenario| matches!(scenario.initramfs, Initramfs::Host | Initramfs::HostKexec)),
-        storage: has(&|scenario| scenario.vhost_user),
+        back_ends: has(&|scenario| scenario.vhost_user),
         cloud: has(&|scenario| scenario.kernel == Kernel::Cloud),
         debian: has(&|scenario| scenario.kernel == Kernel::Debian),
         payload: has(&|scenario| scenario.kernel == Kernel::Payload),

@@ -1,6 +1,7 @@
 //! `cargo xtask`: builds, boots and tests nido.
 
 mod apt;
+mod back_ends;
 mod bench;
 mod bench_compare;
 mod bench_criterion;
@@ -17,6 +18,7 @@ mod fuzz;
 mod kernel;
 mod lab_command;
 mod level0;
+mod newer;
 mod newer_qemu;
 mod paths;
 mod place;

@@ -250,7 +250,7 @@ fn fetch(task: &Task) -> Result<()> {
         fs::copy(&source, task.files.join(name)).with_context(|| source.display().to_string())?;
     }
     if task.scenario.vhost_user {
-        let name = super::back_end::STORAGE;
+        let name = super::back_ends::DIRECTORY;
         copy_tree(&Path::new(FILES.1).join(name), &task.files.join(name))?;
     }
     Ok(())

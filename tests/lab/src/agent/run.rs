@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::back_end::BackEnd;
+use super::back_ends::{Addresses, BackEnds};
 use super::disks::{self, Disks};
 use super::host::Devices;
 use super::inherited::Inherited;
@@ -47,7 +47,7 @@ pub(super) struct Environment {
     vhost: bool,
     /// The guest's AF_VSOCK address, and the servers of level 1, if it has any.
     vsock: Option<(u32, vsock::Servers)>,
-    back_end: Option<BackEnd>,
+    back_ends: Option<BackEnds>,
     _tap: Tap,
 }
 
@@ -71,13 +71,18 @@ impl Environment {
         };
         let [_, copy, _] = &disks.paths;
         let served = task.scenario.vhost_user;
-        let back_end = served
-            .then(|| BackEnd::start(task, copy, task.scenario.cpus))
+        let addresses = Addresses {
+            guest: GUEST,
+            host: HOST,
+            prefix: PREFIX,
+        };
+        let back_ends = served
+            .then(|| BackEnds::start(task, copy, task.scenario.cpus, &tap, &addresses))
             .transpose()?;
         Ok(Self {
             disks,
             stock: stock.transpose()?,
-            back_end,
+            back_ends,
             tap,
             port,
             vhost: task.scenario.vhost,
@@ -90,9 +95,9 @@ impl Environment {
         let mut arguments = Vec::new();
         for (disk, name) in self.disks.paths.iter().zip(disks::NAMES) {
             // What the guest writes goes through the other process, if there is one.
-            let option = match &self.back_end {
-                Some(back_end) if name == COPY => {
-                    format!("vhost-user={}", back_end.socket.display())
+            let option = match &self.back_ends {
+                Some(back_ends) if name == COPY => {
+                    format!("vhost-user={}", back_ends.disk.socket.display())
                 }
                 _ => format!("path={},id={name}", disk.display()),
             };
@@ -105,7 +110,10 @@ impl Environment {
             "lab.disk={} lab.net={GUEST}/{PREFIX},{HOST}:{}",
             self.disks.hash, self.port
         );
-        let mut net = format!("tap={}", self.tap);
+        let mut net = match &self.back_ends {
+            Some(back_ends) => format!("vhost-user={}", back_ends.network.socket.display()),
+            None => format!("tap={}", self.tap),
+        };
         if self.vhost {
             net.push_str(",vhost=on");
         }
