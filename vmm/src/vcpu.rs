@@ -31,6 +31,10 @@ const MISC_ENABLE_FAST_STRING: u64 = 1;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ON_WRITE_BACK: u64 = 1 << 11 | 6;
 
+/// More exits than KVM makes before it looks at `immediate_exit`: a repeated string instruction is
+/// 1024 elements at most, each of which is read and written in two parts each.
+const PARTS: usize = 8192;
+
 /// A virtual CPU that does not run at the moment.
 pub(crate) struct Vcpu {
     fd: VcpuFd,
@@ -105,17 +109,18 @@ impl Vcpu {
     pub(crate) fn run(mut self, shared: &Arc<Shared>, events: &Sender<Event>) -> Self {
         let id = self.id;
         let mut kickable = Kickable::new(&mut self.fd);
-        while !shared.stop.load(Ordering::Acquire) {
-            match step(kickable.vcpu(), id, shared) {
-                Step::Continue => {}
-                Step::Report(event) => {
-                    // The receiver lives as long as any vCPU thread.
-                    let _ = events.send(event);
-                    break;
-                }
-            }
+        let mut end = None;
+        while end.is_none() && !shared.stop.load(Ordering::Acquire) {
+            end = match step(kickable.vcpu(), id, shared) {
+                Step::Continue | Step::Interrupted => None,
+                Step::Report(event) => Some(event),
+            };
         }
-        complete(kickable.vcpu());
+        let late = complete(kickable.vcpu(), id, shared);
+        if let Some(event) = end.or(late) {
+            // The receiver lives as long as any vCPU thread.
+            let _ = events.send(event);
+        }
         drop(kickable);
         self
     }
@@ -150,6 +155,8 @@ fn write_msr(vcpu: &VcpuFd, index: u32, data: u64) -> Result<(), KvmError> {
 /// What comes after an exit.
 enum Step {
     Continue,
+    /// The vCPU was kicked; KVM has nothing of the guest's at hand.
+    Interrupted,
     /// This vCPU is done, and the machine has to deal with it.
     Report(Event),
 }
@@ -207,7 +214,7 @@ fn step(vcpu: &mut VcpuFd, id: u8, shared: &Shared) -> Step {
         Ok(other) => format!("exit that nido does not know ({other:?})"),
         Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
             vcpu.set_kvm_immediate_exit(0);
-            return Step::Continue;
+            return Step::Interrupted;
         }
         Err(error) => format!("running it failed ({error})"),
     };
@@ -218,12 +225,23 @@ fn step(vcpu: &mut VcpuFd, id: u8, shared: &Shared) -> Step {
     )))
 }
 
-/// KVM finishes an access that it exited for when the vCPU is entered again: do that, without
-/// running the guest.
-fn complete(vcpu: &mut VcpuFd) {
-    vcpu.set_kvm_immediate_exit(1);
-    let _ = vcpu.run();
+/// KVM finishes what it exited for when the vCPU is entered again: do that, without running the
+/// guest. An access that crosses a page, or has more than 8 bytes, is an exit for each part: all of
+/// them are served, so that none is lost if the vCPU never runs on. Returns what one of them brought
+/// about, if that concerns the machine.
+fn complete(vcpu: &mut VcpuFd, id: u8, shared: &Shared) -> Option<Event> {
+    let mut event = None;
+    for _ in 0..PARTS {
+        vcpu.set_kvm_immediate_exit(1);
+        event = match step(vcpu, id, shared) {
+            Step::Continue => continue,
+            Step::Interrupted => None,
+            Step::Report(event) => Some(event),
+        };
+        break;
+    }
     vcpu.set_kvm_immediate_exit(0);
+    event
 }
 
 /// What KVM adds to KVM_EXIT_INTERNAL_ERROR.
@@ -264,3 +282,6 @@ fn registers(vcpu: &VcpuFd) -> String {
         s.efer
     )
 }
+
+#[cfg(test)]
+mod vcpu_test;

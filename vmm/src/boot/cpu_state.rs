@@ -44,7 +44,7 @@ impl CpuState {
     }
 
     /// Linux: ESI points to `boot_params`; EBX, EBP and EDI are zero.
-    pub(super) fn bzimage(entry: u64) -> Self {
+    pub(crate) fn bzimage(entry: u64) -> Self {
         Self {
             rip: entry,
             rbx: 0,
