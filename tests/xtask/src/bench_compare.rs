@@ -73,7 +73,11 @@ pub(crate) fn run(wanted: &Wanted) -> Result<bool> {
     };
     let parts: Vec<Part> = Part::ALL
         .into_iter()
-        .filter(|part| wanted.only.is_none_or(|only| only == *part))
+        .filter(|part| match wanted.only {
+            // They are in one table.
+            Some(Part::Boot) => matches!(part, Part::First | Part::Boot),
+            only => only.is_none_or(|only| only == *part),
+        })
         .collect();
     let rounds = |part: Part| part.rounds(wanted.rounds);
     for part in &parts {
@@ -86,7 +90,9 @@ pub(crate) fn run(wanted: &Wanted) -> Result<bool> {
                 run.measure(*subject, part, round)?;
             }
         }
-        print!("\n{}", table::markdown(part, &subjects, &run.samples));
+        if let Some(tables) = table::markdown(part, &subjects, &run.samples) {
+            print!("\n{tables}");
+        }
     }
     println!("\nit took {}", seconds(run.begun.elapsed()));
     for (_, failure) in &run.failures {

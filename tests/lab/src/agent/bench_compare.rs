@@ -6,6 +6,7 @@ mod boot;
 mod command;
 mod counters;
 mod data;
+mod first;
 mod memory;
 mod running;
 mod subject;
@@ -23,9 +24,16 @@ use command::{Device, Guest, HOST, PREFIX, TAP};
 pub use counters::COUNTERS;
 pub use subject::{Mode, Subject, Vmm};
 
+/// The kernel of all guests.
+const KERNEL: &str = "vmlinux";
+/// The one that only tells that it runs.
+const FIRST: &str = "first";
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
+    /// The start, until the guest's first instruction.
+    First,
     /// The start, until the guest's init.
     Boot,
     /// Direct I/O of a disk.
@@ -36,12 +44,12 @@ pub enum Part {
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Boot, Self::Disk, Self::Net];
+    pub const ALL: [Self; 4] = [Self::First, Self::Boot, Self::Disk, Self::Net];
 
     /// How many guests of each are measured, if boots are measured so often.
     pub fn rounds(self, boots: u32) -> u32 {
         match self {
-            Self::Boot => boots,
+            Self::First | Self::Boot => boots,
             // They measure for a time, so that fewer do.
             Self::Disk | Self::Net => boots.div_ceil(3),
         }
@@ -50,6 +58,7 @@ impl Part {
     /// Name in requests and on the command line.
     pub fn name(self) -> &'static str {
         match self {
+            Self::First => "first",
             Self::Boot => "boot",
             Self::Disk => "disk",
             Self::Net => "net",
@@ -79,6 +88,7 @@ impl Bench {
     pub fn run(&self, report: &mut Report<'_>) -> Result<()> {
         fs::create_dir_all(&self.output)?;
         let measured = match self.part {
+            Part::First => self.first(),
             Part::Boot => self.boot(),
             Part::Disk => self.disk(),
             Part::Net => self.net(),
@@ -95,6 +105,15 @@ impl Bench {
         }
         bench::done(report);
         Ok(())
+    }
+
+    fn first(&self) -> Result<String> {
+        first::make(&self.files.join(KERNEL), &self.files.join(FIRST))?;
+        let guest = Guest {
+            kernel: FIRST,
+            ..self.guest(">stay", Device::None)
+        };
+        boot::measure_first(&guest.command()?, &self.output.join("guest.log"))
     }
 
     fn boot(&self) -> Result<String> {
@@ -125,6 +144,7 @@ impl Bench {
     fn guest<'a>(&'a self, plan: &'a str, device: Device<'a>) -> Guest<'a> {
         Guest {
             files: &self.files,
+            kernel: KERNEL,
             scratch: &self.output,
             subject: self.subject,
             plan,

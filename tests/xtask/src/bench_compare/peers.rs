@@ -71,7 +71,7 @@ fn is_measured(subject: Subject, part: Part) -> bool {
     let Subject { vmm, mode } = subject;
     match part {
         // Until its init a guest maps next to nothing.
-        Part::Boot => mode == Mode::NoUnit || mode == Mode::Lazy && vmm.has_unit(),
+        Part::First | Part::Boot => mode == Mode::NoUnit || mode == Mode::Lazy && vmm.has_unit(),
         // microvm's devices are q35's.
         Part::Disk | Part::Net => {
             vmm != Vmm::QemuMicrovm && (mode == Mode::NoUnit || vmm.has_unit())

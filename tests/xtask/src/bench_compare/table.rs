@@ -8,6 +8,7 @@ use crate::bench_samples::{Samples, median, ratio};
 type Column = (&'static str, &'static str, fn(u64) -> String);
 
 const BOOT: &[Column] = &[
+    ("start to first instruction, ms", "first (ns)", milliseconds),
     ("start to init, ms", "boot (ns)", milliseconds),
     ("of it by the guest's clock, ms", "guest (ns)", milliseconds),
     ("processor time, ms", "cpu (ns)", milliseconds),
@@ -43,13 +44,14 @@ fn mebibytes(kibibytes: u64) -> String {
     format!("{}.{}", tenths / 10, tenths % 10)
 }
 
-/// The tables of a part.
-pub(super) fn markdown(part: Part, subjects: &[Subject], samples: &Samples) -> String {
+/// The tables of a part; those of another have what it measured if there are none.
+pub(super) fn markdown(part: Part, subjects: &[Subject], samples: &Samples) -> Option<String> {
     let q35 = |subject: Subject| Subject {
         vmm: Vmm::QemuQ35,
         ..subject
     };
-    match part {
+    Some(match part {
+        Part::First => return None,
         Part::Disk => table(DISK, subjects, samples, q35),
         Part::Net => table(NET, subjects, samples, q35),
         Part::Boot => {
@@ -64,7 +66,7 @@ pub(super) fn markdown(part: Part, subjects: &[Subject], samples: &Samples) -> S
             let first = table(BOOT, subjects, samples, base);
             format!("{first}\n{}", exits(subjects, samples))
         }
-    }
+    })
 }
 
 fn title(subject: Subject) -> String {
@@ -165,9 +167,9 @@ mod tests {
             ));
         }
         samples.add("vmm=qemu-microvm/no-unit boot_ns=4000000");
-        let text = markdown(Part::Boot, &[NIDO, MICROVM], &samples);
+        let text = markdown(Part::Boot, &[NIDO, MICROVM], &samples).expect("tables");
         assert!(
-            text.contains("| nido, no unit | 2 (1–3) ×0.50 | - | - | 2.3 | 9 |\n"),
+            text.contains("| nido, no unit | - | 2 (1–3) ×0.50 | - | - | 2.3 | 9 |\n"),
             "{text}"
         );
         assert!(

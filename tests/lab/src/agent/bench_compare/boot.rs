@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::running::Running;
-use super::{counters, memory};
+use super::{counters, first, memory};
 use crate::agent::bench::Candidate;
 use crate::protocol::GuestLine;
 use crate::sys;
@@ -38,6 +38,19 @@ pub(super) fn measure(candidate: &Candidate, log: &Path) -> Result<String> {
         return Ok(format!(
             "boot_ns={time} guest_ns={guest} cpu_ns={processor} memory_kib={memory}{counts}"
         ));
+    }
+}
+
+/// From the start of a VMM to the first instructions of its guest, which is one of [`first`].
+pub(super) fn measure_first(candidate: &Candidate, log: &Path) -> Result<String> {
+    let mut running = Running::start(candidate, log, LIMIT)?;
+    loop {
+        let line = running.next()?;
+        // Firmware may have written to the same line before.
+        if line.text.ends_with(first::LINE) {
+            let time = line.at.saturating_sub(running.started);
+            return Ok(format!("first_ns={time}"));
+        }
     }
 }
 

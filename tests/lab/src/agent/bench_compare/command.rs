@@ -1,6 +1,6 @@
 //! The command lines of the VMMs that are compared: each with one vCPU, the same memory, the same
 //! kernel (ELF, PVH), initramfs and parameters, the serial port on standard output, and nothing else
-//! that it does not need. The kernel of level 1 has no system-call filters.
+//! that it does not need. None has its system calls filtered, since nido has not.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -37,6 +37,8 @@ pub(super) enum Device<'a> {
 pub(super) struct Guest<'a> {
     /// Directory with the files.
     pub(super) files: &'a Path,
+    /// The kernel among them.
+    pub(super) kernel: &'a str,
     /// Directory for files that a VMM wants.
     pub(super) scratch: &'a Path,
     pub(super) subject: Subject,
@@ -89,7 +91,7 @@ impl Guest<'_> {
     fn what(&self, [kernel, initramfs, parameters]: [&str; 3]) -> Vec<String> {
         let path = |name| self.path(name).display().to_string();
         let pairs = [
-            (kernel, path("vmlinux")),
+            (kernel, path(self.kernel)),
             (initramfs, path("guest.cpio")),
             (parameters, self.parameters()),
         ];
@@ -152,7 +154,7 @@ impl Guest<'_> {
             ),
         };
         let path = |name| self.path(name).display().to_string();
-        let what = [path("vmlinux"), path("guest.cpio"), self.parameters()];
+        let what = [path(self.kernel), path("guest.cpio"), self.parameters()];
         let program = Program {
             files: self.files,
             name: program,
@@ -209,7 +211,7 @@ impl Guest<'_> {
         let text = format!(
             "{{\"boot-source\": {{\"kernel_image_path\": \"{}\", \"initrd_path\": \"{}\", \"boot_args\": \"{}\"}}, \
              \"drives\": [{drive}], \"network-interfaces\": [{interface}], \"machine-config\": {{\"vcpu_count\": 1, \"mem_size_mib\": {MEMORY_MIB}}}}}\n",
-            path("vmlinux"),
+            path(self.kernel),
             path("guest.cpio"),
             self.parameters()
         );
@@ -231,6 +233,7 @@ mod tests {
 
     fn command(vmm: Vmm, mode: Mode) -> Result<String> {
         let guest = Guest {
+            kernel: "vmlinux",
             files: Path::new("/f"),
             scratch: Path::new("/s"),
             subject: Subject { vmm, mode },
