@@ -124,14 +124,7 @@ impl VhostUser {
         }
         let features = BLOCK & connection.offered() | several;
         let kind = DeviceKind::Block;
-        Self::new(
-            kind,
-            connection,
-            memory,
-            features,
-            queues.into(),
-            config,
-        )
+        Self::new(kind, connection, memory, features, queues.into(), config)
     }
 
     /// Connects to the back end of a network card of one queue pair. `memory` is what it is to map.
