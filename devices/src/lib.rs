@@ -9,6 +9,7 @@ pub mod ioapic;
 pub mod limit;
 pub mod output;
 pub mod power;
+mod routes;
 pub mod serial;
 #[cfg(test)]
 mod stress_test;
@@ -20,6 +21,8 @@ use std::io;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
+
+pub use routes::{InterruptRoute, InterruptRoutes};
 
 /// Guest memory as devices share it.
 pub type Memory = Arc<vm_memory::GuestMemoryMmap<()>>;

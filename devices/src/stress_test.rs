@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use pci::{Apertures, Bdf, MsiSink, RootComplex};
+use pci::{Apertures, Bdf, MsiMessage, MsiSink, RootComplex};
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::{DeviceMmio, DevicePio};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -21,7 +21,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::console::{Console, ConsoleInput};
 use crate::virtio::pci::VirtioPci;
 use crate::virtio::rng::Rng;
-use crate::{Dma, Doorbells, Memory};
+use crate::{Dma, Doorbells, InterruptRoute, InterruptRoutes, Memory};
 
 const MMIO: u64 = 0xc000_0000;
 const MEMORY: u64 = 1 << 20;
@@ -43,6 +43,18 @@ impl Doorbells for NoDoorbells {
     }
 
     fn remove(&self, _address: u64, _fd: &EventFd) {
+        panic!("nothing was added");
+    }
+}
+
+struct NoRoutes;
+
+impl InterruptRoutes for NoRoutes {
+    fn add(&self, _: Bdf, _: EventFd) -> std::io::Result<Box<dyn InterruptRoute>> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    fn set_messages(&self, _: &[(u32, Option<MsiMessage>)]) -> std::io::Result<()> {
         panic!("nothing was added");
     }
 }
@@ -78,7 +90,14 @@ fn machine() -> Machine {
     for (device, model) in (1..).zip(models) {
         let bdf = Bdf::new(0, device, 0).expect("in range");
         let doorbells = Arc::new(NoDoorbells);
-        let function = VirtioPci::new(bdf, dma(), Arc::clone(&messages) as _, doorbells, model);
+        let function = VirtioPci::new(
+            bdf,
+            dma(),
+            Arc::clone(&messages) as _,
+            Arc::new(NoRoutes),
+            doorbells,
+            model,
+        );
         root.add(bdf, function.expect("eventfds")).expect("free");
     }
     let bdf = Bdf::new(0, 3, 0).expect("in range");

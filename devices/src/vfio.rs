@@ -39,7 +39,7 @@ pub use bind::{BindError, share_iommufd};
 pub use cdev::VfioCdev;
 pub use function::{VfioPci, VfioPciError, VfioPciParts};
 pub use node::{FileError, VfioNode};
-pub use platform::{GuestMappings, InterruptRoute, InterruptRoutes};
+pub use platform::GuestMappings;
 pub use services::{HostServices, HostState, Pasids, Shown};
 pub use sysfs::OpenError;
 pub use vfio_ioctls::VfioIommufd;

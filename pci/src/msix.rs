@@ -214,6 +214,15 @@ impl MsixTable {
         self.send(entry.message);
     }
 
+    /// What an event on `vector` sends as things are; `None` if it is dropped, or becomes pending.
+    #[must_use]
+    pub fn message(&self, vector: u16) -> Option<MsiMessage> {
+        let state = self.lock();
+        let entry = state.entry(usize::from(vector))?;
+        let sends = state.enabled && !state.function_masked && !entry.masked && self.may_send();
+        sends.then_some(entry.message)
+    }
+
     /// The entry of `vector`.
     #[must_use]
     pub fn entry(&self, vector: u16) -> Option<MsixEntry> {
@@ -242,12 +251,13 @@ impl MsixTable {
         }
     }
 
+    fn may_send(&self) -> bool {
+        let flag = self.bus_master.as_ref();
+        flag.is_none_or(|flag| flag.load(Ordering::Acquire))
+    }
+
     fn send(&self, message: MsiMessage) {
-        if self
-            .bus_master
-            .as_ref()
-            .is_none_or(|flag| flag.load(Ordering::Acquire))
-        {
+        if self.may_send() {
             self.sink
                 .signal(self.requester, message.address, message.data);
         }

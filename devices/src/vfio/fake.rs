@@ -13,7 +13,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::host::{Armed, CONFIG_REGION, HostDevice, IrqKind, Irqs, Region};
 use super::image::Image;
-use super::platform::{GuestMappings, InterruptRoute, InterruptRoutes};
+use super::platform::GuestMappings;
+use crate::{InterruptRoute, InterruptRoutes};
 
 /// The configuration space of a made-up device: MSI-X at 40, PM at 60, PCI Express at 80, MSI at
 /// c0, vendor-specific at e0, VPD at f0; extended: ATS at 100, serial number at 148, SR-IOV at 160,

@@ -13,7 +13,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::host::{Armed, HostDevice, IrqKind};
-use super::platform::{InterruptRoute, InterruptRoutes};
+use crate::{InterruptRoute, InterruptRoutes};
 
 /// Why a vector, or all of them, cannot interrupt.
 #[derive(Debug, Error)]

@@ -86,6 +86,15 @@ pub trait VirtioDevice: Send {
         None
     }
 
+    /// The events by which others say that they have used buffers of queues, by queue. The transport
+    /// has the hypervisor interrupt when one is signalled, if it can.
+    ///
+    /// # Errors
+    /// When the host gives no descriptors.
+    fn calls(&self) -> io::Result<Vec<(usize, EventFd)>> {
+        Ok(Vec::new())
+    }
+
     /// The driver is ready. An error leaves the device in need of a reset.
     fn activate(&mut self, features: u64) -> io::Result<()>;
     /// Has somebody else serve queues, who hears of notifications by `kicks`, which are those of the

@@ -4,10 +4,13 @@
 //! driver without MSI-X has to poll. `VIRTIO_F_RING_RESET` and `VIRTIO_F_NOTIFICATION_DATA` are not
 //! on offer.
 //!
-//! Locks: `config` before `state`; neither is taken by the device's thread. Queue notifications
-//! take none.
+//! Locks: `config` before `state`, and that of `calls` behind both; none is taken by the device's
+//! thread. Queue notifications take none.
 
 mod bar;
+mod calls;
+#[cfg(test)]
+mod calls_test;
 mod cap;
 mod common;
 mod config;
@@ -29,8 +32,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::device::{Halt, VirtioDevice};
 use super::session::Transport as _;
 use crate::limit::LogLimit;
-use crate::{Dma, Doorbells};
+use crate::{Dma, Doorbells, InterruptRoutes};
 use bar::{BAR, Region};
+use calls::Calls;
 use cap::AccessCapability;
 use config::{config_space, thread_name};
 use link::Link;
@@ -54,7 +58,8 @@ pub struct VirtioPci {
 }
 
 impl VirtioPci {
-    /// Puts `device` on the bus at `bdf`. `dma` must be the port of that requester.
+    /// Puts `device` on the bus at `bdf`. `dma` must be the port of that requester. `routes` are for
+    /// interrupts of queues that somebody else serves.
     ///
     /// # Errors
     /// When the host gives no eventfds.
@@ -62,6 +67,7 @@ impl VirtioPci {
         bdf: Bdf,
         dma: Dma,
         msi: Arc<dyn MsiSink>,
+        routes: Arc<dyn InterruptRoutes>,
         doorbells: Arc<dyn Doorbells>,
         device: Box<dyn VirtioDevice>,
     ) -> io::Result<Arc<Self>> {
@@ -77,6 +83,7 @@ impl VirtioPci {
             config_space(device.kind(), queues, vectors, !device_config.is_empty());
         let bus_master = config.bus_master_flag();
         let msix = MsixTable::new(vectors, bdf, msi).gated(Arc::clone(&bus_master));
+        let calls = Calls::new(bdf, routes, device.calls()?)?;
         let elsewhere = device.halt();
         let parts = Parts {
             name: format!("{}-{bdf}", thread_name(device.kind())),
@@ -89,7 +96,7 @@ impl VirtioPci {
         Ok(Arc::new(Self {
             config: Mutex::new(config),
             access,
-            link: Arc::new(Link::new(msix, queues)),
+            link: Arc::new(Link::new(msix, calls, queues)),
             state: Mutex::new(State::new(device, parts)),
             device_config,
             kicks,
@@ -109,7 +116,7 @@ impl VirtioPci {
         self.tell_to_stop();
         self.state.lock().reset(&self.link, most);
         let mut config = self.config.lock();
-        self.link.msix.reset();
+        self.link.reset_msix();
         config.reset();
     }
 
@@ -124,6 +131,7 @@ impl VirtioPci {
     /// A device whose thread makes an access while bus mastering is off needs a reset. What goes on
     /// elsewhere does not see that bit: it is stopped when the bit goes away.
     fn obey_bus_master(&self) {
+        self.link.bus_master_changed();
         if !self.bus_master.load(Ordering::Acquire)
             && let Some(elsewhere) = &self.elsewhere
             && elsewhere.halt()
@@ -210,7 +218,7 @@ impl PciFunction for VirtioPci {
         if change.msix
             && let Some((enabled, masked)) = config.msix_control()
         {
-            self.link.msix.set_control(enabled, masked);
+            self.link.set_msix_control(enabled, masked);
         }
         let access = self.access.access(&config, offset, data.len());
         let value = config.read_u32(self.access.data()).to_le_bytes();
@@ -243,8 +251,8 @@ impl PciFunction for VirtioPci {
                     *byte = *value;
                 }
             }
-            Region::MsixTable => self.link.msix.read_table(at, data),
-            Region::MsixPba => self.link.msix.read_pba(at, data),
+            Region::MsixTable => self.link.read_table(at, data),
+            Region::MsixPba => self.link.read_pba(at, data),
             Region::Notify(_) | Region::Hole => {}
         }
     }
@@ -257,9 +265,7 @@ impl PciFunction for VirtioPci {
         match region {
             Region::Common => self.state.lock().write_common(at, data, &self.link),
             Region::Notify(queue) => self.kick(queue),
-            Region::MsixTable => {
-                self.link.msix.write_table(at, data);
-            }
+            Region::MsixTable => self.link.write_table(at, data),
             // No device here has a writable field in its configuration.
             Region::Isr | Region::Device | Region::MsixPba | Region::Hole => {}
         }

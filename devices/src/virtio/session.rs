@@ -36,6 +36,11 @@ pub enum Progress {
 pub trait Transport: Send + Sync {
     /// Queue `index` has used buffers.
     fn queue_interrupt(&self, index: usize);
+    /// Whether the hypervisor interrupts for queue `index` when its [call](super::VirtioDevice::calls)
+    /// is signalled.
+    fn has_route(&self, _index: usize) -> bool {
+        false
+    }
     /// The device cannot go on: sets `DEVICE_NEEDS_RESET` and reports a configuration change.
     fn needs_reset(&self);
 }
@@ -119,6 +124,11 @@ impl Session {
     /// Interrupts the driver for queue `index`, which somebody else serves.
     pub(super) fn interrupt(&self, index: usize) {
         self.transport.queue_interrupt(index);
+    }
+
+    /// Whether the driver is interrupted for queue `index` without us when its call is signalled.
+    pub(super) fn has_route(&self, index: usize) -> bool {
+        self.transport.has_route(index)
     }
 
     /// Begins a transaction, for a device model that has somebody else serve its queues. It is to

@@ -1,19 +1,20 @@
 //! A virtio driver for tests. It works on a device through configuration space and BAR only, as a
 //! guest does. Offsets and bits are literals from the specification.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use pci::{Bdf, MsiSink, PciFunction};
+use pci::{Bdf, MsiMessage, MsiSink, PciFunction};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::VirtioDevice;
 use super::pci::VirtioPci;
-use crate::{Doorbells, Memory};
+use crate::{Doorbells, InterruptRoute, InterruptRoutes, Memory};
 
 pub(super) const MEMORY_SIZE: usize = 8 << 20;
 /// A bound for whatever has to happen.
@@ -57,6 +58,85 @@ impl Doorbells for FakeDoorbells {
     }
 }
 
+/// Routes by number: the event, and the message.
+type Added = Arc<Mutex<BTreeMap<u32, (EventFd, Option<MsiMessage>)>>>;
+
+/// A hypervisor that has `most` routes. It looks at events when it is asked to.
+pub(super) struct FakeRoutes {
+    most: u32,
+    added: Added,
+    /// Data of messages.
+    sent: Mutex<Vec<u32>>,
+    /// How often it was told something.
+    pub(super) changes: AtomicUsize,
+}
+
+struct Handle {
+    number: u32,
+    added: Added,
+}
+
+impl FakeRoutes {
+    pub(super) fn new(most: u32) -> Arc<Self> {
+        Arc::new(Self {
+            most,
+            added: Arc::default(),
+            sent: Mutex::default(),
+            changes: AtomicUsize::default(),
+        })
+    }
+
+    pub(super) fn alive(&self) -> usize {
+        self.added.lock().unwrap().len()
+    }
+
+    /// Sends a message for each event that is signalled, and returns how many there were so far with
+    /// this data.
+    pub(super) fn sent(&self, data: u32) -> usize {
+        let mut sent = self.sent.lock().unwrap();
+        for (event, message) in self.added.lock().unwrap().values() {
+            if let Some(message) = message
+                && event.read().is_ok()
+            {
+                sent.push(message.data);
+            }
+        }
+        sent.iter().filter(|sent| **sent == data).count()
+    }
+}
+
+impl InterruptRoutes for FakeRoutes {
+    fn add(&self, _source: Bdf, event: EventFd) -> io::Result<Box<dyn InterruptRoute>> {
+        let mut added = self.added.lock().unwrap();
+        let number = (0..self.most).find(|number| !added.contains_key(number));
+        let number = number.ok_or(io::ErrorKind::OutOfMemory)?;
+        added.insert(number, (event, None));
+        let added = Arc::clone(&self.added);
+        Ok(Box::new(Handle { number, added }))
+    }
+
+    fn set_messages(&self, messages: &[(u32, Option<MsiMessage>)]) -> io::Result<()> {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        let mut added = self.added.lock().unwrap();
+        for (number, message) in messages {
+            added.get_mut(number).unwrap().1 = *message;
+        }
+        Ok(())
+    }
+}
+
+impl InterruptRoute for Handle {
+    fn number(&self) -> u32 {
+        self.number
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.added.lock().unwrap().remove(&self.number);
+    }
+}
+
 /// Waits until `done` holds; panics if that takes long.
 pub(super) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -76,6 +156,7 @@ pub(super) struct Driver {
     pub(super) function: Arc<VirtioPci>,
     pub(super) memory: Memory,
     pub(super) doorbells: Arc<FakeDoorbells>,
+    pub(super) routes: Arc<FakeRoutes>,
     messages: Arc<Messages>,
     /// What the device adds to an address.
     iova: u64,
@@ -106,12 +187,24 @@ impl Driver {
         memory: Memory,
         port: crate::Dma,
     ) -> Self {
+        Self::with_routes(device, iova, memory, port, FakeRoutes::new(64))
+    }
+
+    /// The same with a hypervisor that has these routes.
+    pub(super) fn with_routes(
+        device: Box<dyn VirtioDevice>,
+        iova: u64,
+        memory: Memory,
+        port: crate::Dma,
+        routes: Arc<FakeRoutes>,
+    ) -> Self {
         let messages = Arc::new(Messages::default());
         let doorbells = Arc::new(FakeDoorbells::default());
         let function = VirtioPci::new(
             Bdf::new(0, 3, 0).unwrap(),
             port,
             Arc::<Messages>::clone(&messages),
+            Arc::<FakeRoutes>::clone(&routes),
             Arc::<FakeDoorbells>::clone(&doorbells),
             device,
         )
@@ -120,6 +213,7 @@ impl Driver {
             function,
             memory,
             doorbells,
+            routes,
             messages,
             iova,
         };
@@ -259,8 +353,13 @@ impl Driver {
         eventually("DEVICE_NEEDS_RESET", || self.status() & 64 != 0);
     }
 
-    /// Messages received so far, by vector.
+    /// Interrupts received so far, by vector.
     pub(super) fn interrupts(&self, vector: u32) -> usize {
+        self.routes.sent(vector) + self.messages(vector)
+    }
+
+    /// Those of them that the device has sent itself.
+    pub(super) fn messages(&self, vector: u32) -> usize {
         self.messages
             .0
             .lock()

@@ -116,6 +116,10 @@ impl VirtioDevice for Vsock {
         Some(Arc::clone(self.queues.shared()) as _)
     }
 
+    fn calls(&self) -> io::Result<Vec<(usize, EventFd)>> {
+        self.queues.calls()
+    }
+
     fn activate(&mut self, features: u64) -> io::Result<()> {
         self.accepted = features;
         Ok(())

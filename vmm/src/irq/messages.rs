@@ -1,5 +1,5 @@
-//! Interrupts of assigned devices: messages that KVM sends by itself when the host signals an event
-//! (irqfd).
+//! Interrupts of devices that are served elsewhere, by the host's hardware or by vhost: messages that
+//! KVM sends by itself when an event is signalled (irqfd).
 //!
 //! KVM knows nothing of interrupt remapping, so a route holds the message as the unit remaps it,
 //! and is resolved again whenever the guest says that the entry behind it has changed. Whatever KVM
@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
-use devices::vfio::{InterruptRoute, InterruptRoutes};
+use devices::{InterruptRoute, InterruptRoutes};
 use intel_vtd::{InterruptEntryObserver, InterruptMessage, Patience, SourceId, Unfinished};
 use parking_lot::{Mutex, MutexGuard};
 use pci::{Bdf, MsiMessage, MsiSink};

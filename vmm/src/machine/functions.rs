@@ -5,9 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use anyhow::Context as _;
 use devices::edu::Edu;
 use devices::ioapic::IoApic;
-use devices::vfio::{
-    EventLoop, GuestMappings, HostEvent, HostListener, InterruptRoutes, VfioPci, VfioPciParts,
-};
+use devices::vfio::{EventLoop, GuestMappings, HostEvent, HostListener, VfioPci, VfioPciParts};
 use devices::virtio::VirtioDevice;
 use devices::virtio::blk::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSender};
@@ -16,7 +14,7 @@ use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
 use devices::virtio::vhost::{Invalidations, Place, UserBlockOptions, UserNetOptions, VhostUser};
 use devices::virtio::vsock::Vsock;
-use devices::{Dma, Doorbells};
+use devices::{Dma, Doorbells, InterruptRoutes};
 use intel_vtd::SourceId;
 use pci::{Bdf, MsiSink, PciFunction, RootComplex, RootPort};
 
@@ -183,10 +181,9 @@ impl Platform {
         device: impl VirtioDevice + 'static,
     ) -> anyhow::Result<Arc<dyn PciFunction>> {
         let (msi, doorbells) = (Arc::clone(&self.msi), Arc::clone(&self.doorbells));
-        Ok(
-            VirtioPci::new(bdf, self.dma(bdf), msi, doorbells, Box::new(device))
-                .context("virtio device")?,
-        )
+        let routes = Arc::clone(&self.assignment.interrupts);
+        let (dma, device) = (self.dma(bdf), Box::new(device));
+        Ok(VirtioPci::new(bdf, dma, msi, routes, doorbells, device).context("virtio device")?)
     }
 
     fn assigned(&self, bdf: Bdf, config: &VfioConfig) -> anyhow::Result<Arc<dyn PciFunction>> {

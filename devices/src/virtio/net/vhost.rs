@@ -142,6 +142,14 @@ impl VirtioDevice for VhostNet {
         Some(Arc::clone(&self.all) as _)
     }
 
+    fn calls(&self) -> io::Result<Vec<(usize, EventFd)>> {
+        let mut calls = self.queues.calls()?;
+        for part in &self.others {
+            calls.extend(part.queues.calls()?);
+        }
+        Ok(calls)
+    }
+
     fn activate(&mut self, features: u64) -> io::Result<()> {
         self.accepted = features;
         if let Some(control) = &mut self.control {

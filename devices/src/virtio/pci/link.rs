@@ -1,10 +1,12 @@
 //! Device status (section 2.1), ISR status (section 4.1.4.5) and interrupt vectors: the part of the
-//! transport that the device's thread touches as well. It has no lock.
+//! transport that the device's thread touches as well. That thread takes no lock here; who changes
+//! what interrupts do takes that of [`Calls`].
 
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use pci::MsixTable;
 
+use super::calls::Calls;
 use crate::virtio::session::Transport;
 
 /// `VIRTIO_MSI_NO_VECTOR` of <linux/virtio_pci.h>: no interrupt (section 4.1.5.1.2).
@@ -37,17 +39,19 @@ const ISR_CONFIG: u8 = 2;
 pub(super) struct Link {
     /// Set by the driver, except `NEEDS_RESET`.
     pub(super) status: AtomicU8,
-    pub(super) msix: MsixTable,
+    msix: MsixTable,
+    calls: Calls,
     isr: AtomicU8,
     config_vector: AtomicU16,
     queue_vectors: Box<[AtomicU16]>,
 }
 
 impl Link {
-    pub(super) fn new(msix: MsixTable, queues: usize) -> Self {
+    pub(super) fn new(msix: MsixTable, calls: Calls, queues: usize) -> Self {
         Self {
             status: AtomicU8::new(0),
             msix,
+            calls,
             isr: AtomicU8::new(0),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
@@ -56,6 +60,7 @@ impl Link {
 
     /// Reading the ISR status clears it.
     pub(super) fn take_isr(&self) -> u8 {
+        self.calls.collect(|queue| self.queue_interrupt(queue));
         self.isr.swap(0, Ordering::AcqRel)
     }
 
@@ -76,17 +81,59 @@ impl Link {
 
     pub(super) fn set_queue_vector(&self, queue: usize, vector: u16) {
         if let Some(slot) = self.queue_vectors.get(queue) {
-            slot.store(self.valid(vector), Ordering::Release);
+            self.change(|| slot.store(self.valid(vector), Ordering::Release));
         }
+    }
+
+    /// Reads the MSI-X table.
+    pub(super) fn read_table(&self, offset: u64, data: &mut [u8]) {
+        self.msix.read_table(offset, data);
+    }
+
+    /// Writes the MSI-X table.
+    pub(super) fn write_table(&self, offset: u64, data: &[u8]) {
+        self.change(|| self.msix.write_table(offset, data));
+    }
+
+    /// Reads the pending bits of MSI-X.
+    pub(super) fn read_pba(&self, offset: u64, data: &mut [u8]) {
+        self.calls.collect(|queue| self.queue_interrupt(queue));
+        self.msix.read_pba(offset, data);
+    }
+
+    /// MSI-X was enabled, disabled or masked.
+    pub(super) fn set_msix_control(&self, enabled: bool, masked: bool) {
+        self.change(|| self.msix.set_control(enabled, masked));
+    }
+
+    /// Resets MSI-X.
+    pub(super) fn reset_msix(&self) {
+        self.change(|| self.msix.reset());
+    }
+
+    /// Bus mastering may have changed.
+    pub(super) fn bus_master_changed(&self) {
+        self.change(|| {});
+    }
+
+    /// Changes what interrupts do, and has the hypervisor follow.
+    fn change<R>(&self, body: impl FnOnce() -> R) -> R {
+        self.calls.change(
+            |queue| self.queue_interrupt(queue),
+            body,
+            |queue| self.msix.message(self.queue_vector(queue)),
+        )
     }
 
     /// Back to no status, no vectors, nothing pending. MSI-X itself belongs to the function, not to
     /// the virtio device.
     pub(super) fn reset(&self) {
         self.config_vector.store(NO_VECTOR, Ordering::Release);
-        for vector in &self.queue_vectors {
-            vector.store(NO_VECTOR, Ordering::Release);
-        }
+        self.change(|| {
+            for vector in &self.queue_vectors {
+                vector.store(NO_VECTOR, Ordering::Release);
+            }
+        });
         self.isr.store(0, Ordering::Release);
         self.status.store(0, Ordering::Release);
     }
@@ -114,6 +161,10 @@ impl Link {
 impl Transport for Link {
     fn queue_interrupt(&self, index: usize) {
         self.interrupt(ISR_QUEUE, self.queue_vector(index));
+    }
+
+    fn has_route(&self, index: usize) -> bool {
+        self.calls.has(index)
     }
 
     fn needs_reset(&self) {

@@ -29,6 +29,17 @@ const STARTS: u32 = 3;
 /// packet has less.
 const LOOK: u64 = 128 << 10;
 
+/// What the device's thread waits for.
+#[derive(Clone, Copy)]
+enum Source {
+    /// Used buffers of a queue, by the kernel's number.
+    Call(usize),
+    /// Disorder in a queue.
+    Error(usize),
+    /// A miss, or the end of who serves the device.
+    Backend,
+}
+
 /// Queues of a device that the kernel serves as one device of its own. It numbers them from 0 on.
 pub(in crate::virtio) struct Queues {
     shared: Arc<Shared>,
@@ -40,6 +51,8 @@ pub(in crate::virtio) struct Queues {
     calls: Vec<EventFd>,
     /// One for each queue: it is in disorder.
     errors: Vec<EventFd>,
+    /// What is waited for. Not the calls that have routes, of which the hypervisor hears.
+    sources: Vec<Source>,
     misses: Vec<Miss>,
     /// One for each enabled queue: it has available buffers.
     kicks: Vec<EventFd>,
@@ -60,6 +73,7 @@ impl Queues {
             enabled: Vec::new(),
             calls: events()?,
             errors: events()?,
+            sources: Vec::new(),
             misses: Vec::new(),
             kicks: Vec::new(),
         })
@@ -77,6 +91,13 @@ impl Queues {
             .is_some_and(|number| number < self.calls.len())
     }
 
+    /// Their calls, by the index in our device.
+    pub(in crate::virtio) fn calls(&self) -> io::Result<Vec<(usize, EventFd)>> {
+        let calls = (self.first..).zip(&self.calls);
+        let calls = calls.map(|(index, call)| Ok((index, call.try_clone()?)));
+        calls.collect()
+    }
+
     /// Hands over those of them that the driver has enabled. `features` is what the kernel is to do
     /// of what the driver has accepted.
     pub(in crate::virtio) fn hand_over(
@@ -89,6 +110,7 @@ impl Queues {
         let translated = shared.place().is_translated();
         self.enabled.clear();
         self.kicks.clear();
+        self.choose_sources(session);
         shared.prepare();
         let platform = mask(&[VIRTIO_F_ACCESS_PLATFORM]);
         let features = features & !platform | if translated { platform } else { 0 };
@@ -191,14 +213,25 @@ impl Queues {
         self.misses.clear();
     }
 
-    /// What to wait for.
-    pub(in crate::virtio) fn sources(&self) -> Vec<RawFd> {
-        let events = self.calls.iter().chain(&self.errors);
-        let mut sources: Vec<_> = events.map(AsRawFd::as_raw_fd).collect();
+    fn choose_sources(&mut self, session: &Session) {
+        let numbers = 0..self.calls.len();
+        let unrouted = |number: &usize| !session.has_route(self.first + number);
+        let calls = numbers.clone().filter(unrouted).map(Source::Call);
+        let mut sources: Vec<_> = calls.chain(numbers.map(Source::Error)).collect();
         if self.shared.place().is_translated() || self.shared.backend().may_go() {
-            sources.push(self.shared.backend().fd());
+            sources.push(Source::Backend);
         }
-        sources
+        self.sources = sources;
+    }
+
+    /// What to wait for, once the queues are handed over.
+    pub(in crate::virtio) fn sources(&self) -> Vec<RawFd> {
+        let fd = |source: &Source| match source {
+            Source::Call(number) => self.calls.get(*number).map(AsRawFd::as_raw_fd),
+            Source::Error(number) => self.errors.get(*number).map(AsRawFd::as_raw_fd),
+            Source::Backend => Some(self.shared.backend().fd()),
+        };
+        self.sources.iter().filter_map(fd).collect()
     }
 
     /// One of the [`sources`](Self::sources) is ready.
@@ -207,20 +240,21 @@ impl Queues {
         source: usize,
         session: &mut Session,
     ) -> Result<(), QueueError> {
-        if let Some(call) = self.calls.get(source) {
-            if call.read().is_ok() {
-                session.interrupt(self.first + source);
+        let is_signalled = |events: &[EventFd], number: usize| {
+            let event = events.get(number);
+            event.is_some_and(|event| event.read().is_ok())
+        };
+        match self.sources.get(source) {
+            Some(Source::Call(number)) if is_signalled(&self.calls, *number) => {
+                session.interrupt(self.first + number);
+                Ok(())
             }
-            return Ok(());
-        }
-        let number = source - self.calls.len();
-        match self.errors.get(number) {
-            Some(error) => match error.read() {
-                Ok(_) => Err(self.find_out(number, session)),
-                Err(_) => Ok(()),
-            },
-            None if self.shared.backend().is_gone() => Err(QueueError::Gone),
-            None => self.answer_misses(session),
+            Some(Source::Error(number)) if is_signalled(&self.errors, *number) => {
+                Err(self.find_out(*number, session))
+            }
+            Some(Source::Backend) if self.shared.backend().is_gone() => Err(QueueError::Gone),
+            Some(Source::Backend) => self.answer_misses(session),
+            _ => Ok(()),
         }
     }
 

@@ -192,6 +192,10 @@ impl VirtioDevice for VhostUser {
         Some(Arc::clone(self.queues.shared()) as _)
     }
 
+    fn calls(&self) -> io::Result<Vec<(usize, EventFd)>> {
+        self.queues.calls()
+    }
+
     fn activate(&mut self, features: u64) -> io::Result<()> {
         self.accepted = features;
         Ok(())

@@ -21,7 +21,7 @@ use crate::Memory;
 use crate::virtio::device::{DeviceKind, Halt, VirtioDevice};
 use crate::virtio::error::QueueError;
 use crate::virtio::session::{Progress, Session};
-use crate::virtio::testing::{BASE_FEATURES, Driver, Ring, eventually, memory};
+use crate::virtio::testing::{BASE_FEATURES, Driver, FakeRoutes, Ring, eventually, memory};
 
 const IOVA: u64 = 0x4000_0000;
 const ROOT: u64 = 0x70_0000;
@@ -57,6 +57,10 @@ impl VirtioDevice for Device {
 
     fn halt(&self) -> Option<Arc<dyn Halt>> {
         Some(Arc::clone(self.0.shared()) as _)
+    }
+
+    fn calls(&self) -> io::Result<Vec<(usize, EventFd)>> {
+        self.0.calls()
     }
 
     fn activate(&mut self, _: u64) -> io::Result<()> {
@@ -109,6 +113,11 @@ impl Machine {
     /// All 8 MiB of memory at `IOVA` for 00:03.0, the first 2 MiB of it in pages of 4 KiB;
     /// translation is on.
     fn new() -> Self {
+        Self::with_routes(64)
+    }
+
+    /// The same with a hypervisor that has so many interrupt routes.
+    fn with_routes(routes: u32) -> Self {
         let memory = memory();
         let config = UnitConfig::legacy(40);
         let unit = Unit::new(Arc::clone(&memory), &config, Arc::new(Events)).unwrap();
@@ -122,7 +131,9 @@ impl Machine {
         };
         let queues = Queues::new(Arc::clone(&kernel), place, 0..2).unwrap();
         let port = unit.port(SourceId(0x18));
-        let driver = Driver::with_memory(Box::new(Device(queues)), IOVA, memory, port);
+        let device = Box::new(Device(queues));
+        let routes = FakeRoutes::new(routes);
+        let driver = Driver::with_routes(device, IOVA, memory, port, routes);
         let machine = Self {
             driver,
             unit,
@@ -234,7 +245,6 @@ fn without_a_unit_the_kernel_has_addresses_of_this_process_and_no_iotlb() {
     let kernel = Fake::new(&memory);
     let place = Place::Direct(Arc::clone(&memory));
     let queues = Queues::new(Arc::clone(&kernel), place, 0..2).unwrap();
-    assert_eq!(queues.sources().len(), 4);
     let port = crate::Dma::direct(Arc::clone(&memory));
     let driver = Driver::with_memory(Box::new(Device(queues)), 0, memory, port);
     let rings = driver.start(0, 2);
@@ -405,6 +415,21 @@ fn the_interrupt_of_a_masked_vector_is_pending_until_it_is_unmasked() {
     machine.driver.write(0x2000 + 16 + 12, &0_u32.to_le_bytes());
     assert_eq!(machine.driver.interrupts(1), 1);
     assert_eq!(machine.driver.read::<1>(0x3000)[0], 0);
+}
+
+#[test]
+fn the_hypervisor_interrupts_where_it_has_a_route_and_the_thread_elsewhere() {
+    for (routes, by_thread) in [(2, [0, 0]), (1, [0, 1]), (0, [1, 1])] {
+        let machine = Machine::with_routes(routes);
+        let rings = machine.driver.start(0, 2);
+        for (vector, ring) in (1..).zip(&rings) {
+            ring.add(&machine.driver, &[(BUFFER, 16, vector == 1)]);
+            machine.serve(ring, 0x77);
+            eventually("an interrupt", || machine.driver.interrupts(vector) == 1);
+        }
+        let messages = [1, 2].map(|vector| machine.driver.messages(vector));
+        assert_eq!(messages, by_thread, "{routes} routes");
+    }
 }
 
 #[test]

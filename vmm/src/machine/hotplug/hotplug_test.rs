@@ -1,15 +1,15 @@
 //! Devices behind two ports, with a driver of the guest that does as little as possible.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::{fs, io};
 
 use devices::edu::{Edu, EduFeatures, EduOptions};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
-use devices::{Doorbells, Memory};
+use devices::{Doorbells, InterruptRoute, InterruptRoutes, Memory};
 use intel_vtd::{EventSink, InterruptMessage, SourceId, Unit, UnitConfig};
-use pci::{Apertures, ConfigChange, IntxSink, MsiSink};
+use pci::{Apertures, ConfigChange, IntxSink, MsiMessage, MsiSink};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -19,6 +19,16 @@ struct Nowhere;
 
 impl MsiSink for Nowhere {
     fn signal(&self, _requester: Bdf, _address: u64, _data: u32) {}
+}
+
+impl InterruptRoutes for Nowhere {
+    fn add(&self, _: Bdf, _: EventFd) -> io::Result<Box<dyn InterruptRoute>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn set_messages(&self, _: &[(u32, Option<MsiMessage>)]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 impl IntxSink for Nowhere {
@@ -34,7 +44,7 @@ impl EventSink for Nowhere {
 struct Bells(Mutex<BTreeSet<u64>>);
 
 impl Doorbells for Bells {
-    fn add(&self, address: u64, _fd: &EventFd) -> std::io::Result<()> {
+    fn add(&self, address: u64, _fd: &EventFd) -> io::Result<()> {
         assert!(self.0.lock().insert(address));
         Ok(())
     }
@@ -92,7 +102,8 @@ impl Maker for TestMaker {
             )?,
             _ => {
                 let bells = Arc::clone(bells) as _;
-                VirtioPci::new(bdf, dma, Arc::new(Nowhere), bells, Box::new(Rng::new()))?
+                let (msi, routes) = (Arc::new(Nowhere), Arc::new(Nowhere));
+                VirtioPci::new(bdf, dma, msi, routes, bells, Box::new(Rng::new()))?
             }
         })
     }
