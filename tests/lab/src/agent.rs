@@ -22,6 +22,7 @@ pub(crate) mod speed_server;
 pub mod stock;
 mod tally;
 pub mod tap;
+mod threads;
 mod vsock;
 
 use std::path::PathBuf;

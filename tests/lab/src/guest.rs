@@ -2,6 +2,7 @@
 //! and leaves.
 
 mod agent;
+mod asleep;
 mod assigned_edu;
 pub(crate) mod checks;
 mod console;

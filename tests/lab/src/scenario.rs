@@ -433,20 +433,22 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "vhost-no-unit",
-        description: "vhost-net with two queue pairs, and vhost-vsock, without a unit, by the table of guest memory; once more after a reboot",
+        description: "vhost-net with two queue pairs, and vhost-vsock, without a unit, by the table of guest memory, while nido's threads sleep; once more after a reboot",
         vhost: true,
         unit: None,
         command_line: "",
-        plan: "no-unit,ping,net,net-queues=2,vsock,interrupts=plain,nofaults>restart;no-unit,net,vsock,nofaults>poweroff",
+        plan: "no-unit,ping,net,net-queues=2,vsock,asleep=net:net-,asleep=vsock:vsk-,interrupts=plain,nofaults>restart;\
+               no-unit,net,vsock,asleep=net:net-,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {
         name: "vhost-user",
-        description: "QEMU's storage daemon serves a disk and passt the network (vhost-user), over a reboot; no unit",
+        description: "QEMU's storage daemon serves a disk and passt the network (vhost-user), while nido's threads sleep, over a reboot; no unit",
         vhost_user: true,
         unit: None,
         command_line: "",
-        plan: "no-unit,smp=2,disk,net,interrupts=plain,nofaults>restart;no-unit,disk,net,nofaults>poweroff",
+        plan: "no-unit,smp=2,disk,net,asleep=disk:blk-00:02.0,asleep=net:net-,interrupts=plain,nofaults>restart;\
+               no-unit,disk,net,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {

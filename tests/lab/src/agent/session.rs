@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use super::log::{Log, read_lines};
 use super::tally::Tally;
+use super::threads::Runs;
 use super::{Report, control, huge_pages};
 use crate::judge::Judge;
 use crate::protocol::{AgentLine, GuestLine};
@@ -133,6 +134,7 @@ impl Session<'_> {
         let mut details = Vec::new();
         let mut counting = None;
         let mut before = None;
+        let mut runs = None;
         let mut taken = Vec::new();
         loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
@@ -157,6 +159,11 @@ impl Session<'_> {
                                     details.push((COUNTED.to_owned(), format!("{what}{since}")));
                                     Ok(())
                                 }),
+                                ("threads", names) => {
+                                    Runs::count(child.id(), names).map(|count| runs = Some(count))
+                                }
+                                ("asleep", names) => Runs::count(child.id(), names)
+                                    .and_then(|count| count.ensure_asleep_since(runs.take())),
                                 (MEASURED, what) => {
                                     report(AgentLine::Measure(what.to_owned()));
                                     Ok(())

@@ -3,10 +3,10 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Guest, assigned_edu, console, disk, disk_bench, disk_queues, disk_speed, edu, edu_group,
-    edu_msi, fio, hot_plug, hot_plug_levels, huge_pages, interrupts, iommu, level3, map_benchmark,
-    net_bench, net_queues, network, nvme, pasid, power, random, restart, service, sva, taken,
-    vsock,
+    Guest, asleep, assigned_edu, console, disk, disk_bench, disk_queues, disk_speed, edu,
+    edu_group, edu_msi, fio, hot_plug, hot_plug_levels, huge_pages, interrupts, iommu, level3,
+    map_benchmark, net_bench, net_queues, network, nvme, pasid, power, random, restart, service,
+    sva, taken, vsock,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -30,6 +30,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("rng", random::check),
     ("console", console::virtio),
     ("serial", console::serial),
+    ("asleep", asleep::check),
     ("edu", edu::dma_and_msi),
     ("edu-intx", edu::intx),
     ("edu-msi", edu_msi::check),
