@@ -32,7 +32,7 @@ pub(super) const GUEST: Scenario = Scenario {
     cpus: 1,
     memory: "256M,hugepages=on",
     command_line: "intel_iommu=on,sm_on quiet",
-    limit: Duration::from_secs(600),
+    limit: Duration::from_secs(400),
     ..DEFAULT
 };
 
