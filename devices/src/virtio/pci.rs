@@ -83,7 +83,7 @@ impl VirtioPci {
             config_space(device.kind(), queues, vectors, !device_config.is_empty());
         let bus_master = config.bus_master_flag();
         let msix = MsixTable::new(vectors, bdf, msi).gated(Arc::clone(&bus_master));
-        let calls = Calls::new(bdf, routes, device.calls()?)?;
+        let calls = Calls::new(bdf, routes, device.calls()?);
         let elsewhere = device.halt();
         let parts = Parts {
             name: format!("{}-{bdf}", thread_name(device.kind())),

@@ -396,7 +396,12 @@ impl InterruptEntryObserver for Shared {
         count: u32,
         patience: &Patience,
     ) -> Result<(), Unfinished> {
-        let mut state = self.lock();
+        // Who has the lock may be waiting for KVM.
+        let mut state = if waits_for_kvm(patience) {
+            self.lock()
+        } else {
+            self.state.try_lock().ok_or(Unfinished)?
+        };
         let gsis = state.concerned(&Invalidated::new(first, count));
         if gsis.len() > usize::try_from(patience.steps() / RESOLUTION).unwrap_or(usize::MAX) {
             return Err(Unfinished);

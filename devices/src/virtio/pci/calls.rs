@@ -6,7 +6,6 @@
 //! pending bits or ISR status are read, and before anything changes that decides which of these it is,
 //! what is held is taken out, and handled as any other interrupt.
 
-use std::io;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -47,10 +46,13 @@ impl Calls {
         source: Bdf,
         routes: Arc<dyn InterruptRoutes>,
         events: Vec<(usize, EventFd)>,
-    ) -> io::Result<Self> {
+    ) -> Self {
         let mut calls = Vec::new();
         for (queue, event) in events {
-            match routes.add(source, event.try_clone()?) {
+            let route = event
+                .try_clone()
+                .and_then(|event| routes.add(source, event));
+            match route {
                 Ok(route) => calls.push(Call {
                     queue,
                     event,
@@ -62,14 +64,14 @@ impl Calls {
                 }
             }
         }
-        Ok(Self {
+        Self {
             routes,
             routed: calls.iter().map(|call| call.queue).collect(),
             state: Mutex::new(State {
                 calls,
                 limit: LogLimit::default(),
             }),
-        })
+        }
     }
 
     /// Whether the hypervisor interrupts for `queue`.

@@ -288,6 +288,22 @@ fn a_message_has_its_route_before_its_event_and_keeps_it_while_it_is_masked() {
 }
 
 #[test]
+fn a_register_write_waits_for_nobody_who_waits_for_kvm() {
+    let bench = bench(true, 4096);
+    bench.set_entry(0, Some(0x41));
+    let (route, _event) = bench.add();
+    bench.set(&*route, request(0));
+    let shared = &bench.routes.0;
+    let invalidated = |patience: &Patience| shared.interrupt_entries_invalidated(0, 1, patience);
+    let little = Patience::endless().with_steps(400);
+    assert_eq!(invalidated(&little), Ok(()));
+    let state = shared.lock();
+    assert_eq!(invalidated(&little), Err(Unfinished));
+    drop(state);
+    assert_eq!(invalidated(&Patience::endless()), Ok(()));
+}
+
+#[test]
 fn an_event_from_before_counts_once() {
     let bench = bench(false, 4096);
     let (route, event) = bench.add();
