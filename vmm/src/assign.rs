@@ -7,7 +7,6 @@ mod claim;
 mod error;
 mod files;
 mod host;
-mod limits;
 mod page_requests;
 mod remedy;
 mod report;

@@ -30,6 +30,7 @@ use crate::event::Event;
 use crate::event_loop::Handle;
 use crate::irq::{LocalApics, Unit};
 use crate::layout;
+use crate::limits;
 use crate::memory::{self, Memory};
 use crate::vcpu::{Shared, Vcpu};
 use crate::{doorbell, kvm};
@@ -252,6 +253,7 @@ fn backing(config: &Config) -> memory::Backing {
 /// The host's iommufds, and its devices that are bound to them.
 fn open_host(config: &Config, vm: &Arc<VmFd>) -> anyhow::Result<(assign::Host, Vec<BoundDevice>)> {
     let kvm = Arc::new(kvm::KvmVfio::new(Arc::clone(vm)));
+    limits::raise_file_limit();
     let host = assign::Host::open(&config.iommufds, kvm)?;
     let devices = host.bind_all(&config.functions)?;
     Ok((host, devices))

@@ -15,6 +15,7 @@ mod event_loop;
 mod irq;
 mod kvm;
 mod layout;
+mod limits;
 mod logger;
 mod machine;
 mod memory;

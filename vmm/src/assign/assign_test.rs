@@ -9,6 +9,7 @@ use super::claim::claim;
 use super::*;
 use crate::config::{FileSource, IommufdConfig};
 use crate::kvm::KvmVfio;
+use crate::limits;
 
 fn iommufd(id: &str, source: FileSource) -> String {
     let config = IommufdConfig {

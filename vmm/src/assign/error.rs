@@ -7,11 +7,11 @@ use devices::vfio::{BindError, FileError, HostAddress, OpenError};
 use intel_vtd_host::AddError;
 use thiserror::Error;
 
-use super::limits;
 use super::remedy::Remedied;
 use super::services::Hidden;
 use crate::config::VfioConfig;
 use crate::layout::MIB;
+use crate::limits;
 
 /// Why there are no assigned devices.
 #[derive(Debug, Error)]

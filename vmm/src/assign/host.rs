@@ -10,7 +10,7 @@ use intel_vtd_host::Iommufd;
 use super::bound::BoundDevice;
 use super::claim::{Claimed, claim};
 use super::error::{AssignError, Why};
-use super::{files, limits};
+use super::files;
 use crate::config::{FunctionConfig, FunctionKind, HostDevice, IommufdConfig, VfioConfig};
 use crate::kvm::KvmVfio;
 
@@ -26,9 +26,6 @@ pub(crate) struct Host {
 impl Host {
     /// Opens the iommufds of a machine whose VFIO files are told to `kvm`.
     pub(crate) fn open(configs: &[IommufdConfig], kvm: Arc<KvmVfio>) -> Result<Self, AssignError> {
-        if !configs.is_empty() {
-            limits::raise_file_limit();
-        }
         let iommufds = configs.iter().map(|config| {
             let (iommufd, shared) = files::iommufd(config)?;
             Ok((config.id.clone(), Arc::new(iommufd), shared))

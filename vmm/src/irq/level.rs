@@ -118,7 +118,12 @@ impl InterruptEntryObserver for LevelRoutes {
         count: u32,
         patience: &Patience,
     ) -> Result<(), Unfinished> {
-        let pins = self.pins.lock();
+        // Who has the lock may be waiting for KVM.
+        let pins = match waits_for_kvm(patience) {
+            true => Some(self.pins.lock()),
+            false => self.pins.try_lock(),
+        };
+        let pins = pins.ok_or(Unfinished)?;
         let invalidated = Invalidated::new(first, count);
         let concerned = |route: &Route| route.level && invalidated.concerns(route.message);
         if !invalidated.all() && !pins.iter().flatten().any(concerned) {

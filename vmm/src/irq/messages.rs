@@ -10,7 +10,8 @@
 //! one register write. So an invalidation never gives an event to KVM that the loop has: KVM gets
 //! it back when an interrupt comes and is let pass. And an invalidation that comes when changes
 //! have taken long enough (see [`super::credit`]) gives the events that it concerns to the loop.
-//! A register write leaves all of that to the unit's background, which can be interrupted.
+//! A register write leaves all of that to the unit's background, which can be interrupted. What a
+//! guest changes at a device itself takes time of that device's own, and goes to the loop likewise.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -58,6 +59,8 @@ struct State {
     by_entry: BTreeSet<(u32, u32)>,
     /// For what the guest's invalidations change.
     credit: Credit,
+    /// For what it changes at a device, by source.
+    of_devices: BTreeMap<u16, Credit>,
 }
 
 impl State {
@@ -73,6 +76,12 @@ impl State {
         if let Some(entry) = message.and_then(entry_index) {
             self.by_entry.insert((entry, gsi));
         }
+    }
+
+    /// For what the guest changes at the device of a route.
+    fn credit_of(&mut self, gsi: u32) -> Option<&mut Credit> {
+        let source = self.routes.get(&gsi)?.source.as_u16();
+        Some(self.of_devices.entry(source).or_default())
     }
 
     /// The GSIs of routes whose messages may now be remapped in another way.
@@ -98,7 +107,7 @@ enum Cause {
     Device,
     /// The guest has invalidated their entries.
     Invalidation,
-    /// The same, when changes have taken long enough.
+    /// One of both, when changes have taken long enough.
     Excess,
 }
 
@@ -146,6 +155,7 @@ impl MessageRoutes {
             routes: BTreeMap::new(),
             by_entry: BTreeSet::new(),
             credit: Credit::default(),
+            of_devices: BTreeMap::new(),
         };
         let shared = Arc::new(Shared {
             watcher,
@@ -193,13 +203,31 @@ impl InterruptRoutes for MessageRoutes {
         for (gsi, message) in messages {
             state.set_message(*gsi, *message);
         }
-        let gsis = messages.iter().map(|(gsi, _)| *gsi);
-        let routes = gsis.filter_map(|gsi| Some((gsi, shared.path(state.routes.get(&gsi)?))));
-        shared.prepare(routes);
+        // All are of one device.
+        let Some((first, _)) = messages.first() else {
+            return Ok(());
+        };
+        let credit = state.credit_of(*first);
+        let is_good = credit.is_none_or(|credit| credit.is_good(Instant::now()));
+        let cause = if is_good {
+            Cause::Device
+        } else {
+            Cause::Excess
+        };
+        let begin = Instant::now();
+        let mut told = false;
+        if is_good {
+            let gsis = messages.iter().map(|(gsi, _)| *gsi);
+            let routes = gsis.filter_map(|gsi| Some((gsi, shared.path(state.routes.get(&gsi)?))));
+            told |= shared.prepare(routes);
+        }
         for batch in messages.chunks(BATCH) {
             let gsis: Vec<_> = batch.iter().map(|(gsi, _)| *gsi).collect();
-            shared.update(&mut state, &gsis, Cause::Device);
+            told |= shared.update(&mut state, &gsis, cause);
             MutexGuard::bump(&mut state);
+        }
+        if let Some(credit) = state.credit_of(*first).filter(|_| told) {
+            credit.charge(begin.elapsed());
         }
         Ok(())
     }
@@ -283,8 +311,14 @@ impl Shared {
 
     /// Resolves the routes of `gsis`, and puts into effect what is new, with one change of KVM's
     /// table for all of them. No interrupt is sent as it was resolved before when this returns.
-    fn update(&self, state: &mut State, gsis: &[u32], cause: Cause) {
+    /// Whether KVM had to be told.
+    fn update(&self, state: &mut State, gsis: &[u32], cause: Cause) -> bool {
         let mut targets = self.targets(state, gsis, cause);
+        let has_kvm = |path: &Path| matches!(path, Path::Kvm(_));
+        let told = targets.iter().any(|(gsi, target)| {
+            let route = state.routes.get(gsi);
+            has_kvm(target) || route.is_some_and(|route| has_kvm(&route.path))
+        });
         let mut changes = Vec::new();
         for (gsi, target) in &targets {
             match target {
@@ -310,6 +344,7 @@ impl Shared {
         for (gsi, target) in targets {
             self.enter(state, gsi, target);
         }
+        told
     }
 
     /// Takes the events of a route from who has them.

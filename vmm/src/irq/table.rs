@@ -41,9 +41,11 @@ impl RoutingTable {
         })
     }
 
-    /// Whether KVM would have to be told of these.
+    /// Whether KVM would have to be told of these, or is being told of others.
     pub(super) fn would_change(&self, changes: &[(u32, Option<InterruptMessage>)]) -> bool {
-        let routes = self.routes.lock();
+        let Some(routes) = self.routes.try_lock() else {
+            return true;
+        };
         let mut changes = changes.iter();
         changes.any(|(gsi, message)| routes.get(gsi) != message.as_ref())
     }

@@ -565,6 +565,34 @@ fn an_entry_that_changes_too_often_is_followed_without_kvm() {
 }
 
 #[test]
+fn a_device_whose_messages_change_too_often_does_without_kvm() {
+    let bench = bench(false, 4096);
+    let (route, event) = bench.add();
+    let credits = |credit| bench.routes.0.lock().of_devices.insert(0x18, credit);
+    credits(Credit::without_more());
+    // Masked and unmasked, and given another vector.
+    for change in 0..1000 {
+        bench.set(&*route, None);
+        bench.set(&*route, compatible(0x41 + change % 2));
+        bench.set(&*route, compatible(0x43 + change % 2));
+    }
+    let calls = bench.fake.take();
+    assert!((30..110).contains(&calls.len()), "{}", calls.len());
+    event.write(1).expect("room");
+    assert!(eventually(|| bench
+        .fake
+        .take()
+        .contains(&Send(0xFEE0_1000, 0x44))));
+    // And KVM has them again when there is time.
+    let is_attached = |fake: &Fake| fake.take().contains(&Attach(24));
+    credits(Credit::without_more());
+    bench.set(&*route, None);
+    bench.fake.take();
+    bench.set(&*route, compatible(0x45));
+    assert!(is_attached(&bench.fake));
+}
+
+#[test]
 fn what_kvm_refuses_is_sent_by_the_loop() {
     let bench = bench(false, 4096);
     let (route, event) = bench.add();

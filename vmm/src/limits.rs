@@ -3,15 +3,15 @@
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// Bytes that this process may lock; `None` if there is no limit.
-pub(super) fn lock_limit() -> Option<u64> {
+pub(crate) fn lock_limit() -> Option<u64> {
     let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
     (limit != RLIM_INFINITY).then_some(limit)
 }
 
-/// Lets this process have as many files open as the host allows it at all. Each interrupt vector
-/// that a guest enables takes two, and a device can have 2048 of them; the usual limit of 1024 is
-/// for programs that use select(2), which nido does not.
-pub(super) fn raise_file_limit() {
+/// Lets this process have as many files open as the host allows it at all. Each interrupt vector of an
+/// assigned device takes two, and it can have 2048 of them; each queue that vhost serves takes eight.
+/// The usual limit of 1024 is for programs that use select(2), which nido does not.
+pub(crate) fn raise_file_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     if let Err(error) = raised {
