@@ -3,6 +3,9 @@
 //! A transaction translates the pages and pins them. Then it ends, and the pages stay the device's
 //! until the [`Pinned`] is dropped: the completion of an invalidation that takes one of them away
 //! waits for that. Nothing else does: no transaction, no other invalidation, no register access.
+//!
+//! I/O that is completed later, and elsewhere, [keeps](Pinned::keep) the pages: they are the device's
+//! until their `DmaPin` is released.
 
 use std::ops::Deref;
 use std::ptr;
@@ -60,7 +63,8 @@ impl<M> DmaPin<M> {
         }
     }
 
-    fn release(&mut self) {
+    /// Gives back what is pinned, if anything is.
+    pub fn release(&mut self) {
         self.runs.clear();
         if let Some(place) = &self.place {
             self.spare = place.slot.release();
@@ -104,6 +108,15 @@ impl<M> Pinned<'_, M> {
     /// Whether nothing was asked for.
     pub const fn is_empty(&self) -> bool {
         self.length == 0
+    }
+
+    /// Keeps the pages pinned until the `DmaPin` is released, dropped or used again, for I/O that goes
+    /// on when this function has returned. Guest memory stays mapped as long, wherever the `DmaPin` is
+    /// moved to. Returns how many bytes that are.
+    pub fn keep(self) -> usize {
+        let length = self.length;
+        std::mem::forget(self);
+        length
     }
 }
 

@@ -159,6 +159,29 @@ fn an_invalidation_that_takes_a_pinned_page_away_waits_for_the_pin_and_no_longer
 }
 
 #[test]
+fn what_is_kept_is_waited_for_until_it_is_released_dropped_or_used_again() {
+    type End = fn(&Bench, &mut DmaPin<Memory>);
+    let ends: [End; 3] = [
+        |_, pin| pin.release(),
+        |_, pin| *pin = DmaPin::new(),
+        |bench, pin| assert_eq!(pin_page(bench, pin).keep(), 0x20),
+    ];
+    for end in ends {
+        let bench = bench();
+        let leaf = bench.world.map(&bench.paging, INPUT, 1, FIRST | 3);
+        let mut pin = DmaPin::new();
+        assert_eq!(pin_page(&bench, &mut pin).keep(), 0x20);
+        // Wherever it is.
+        let mut pin = Box::new(pin);
+        bench.world.set(leaf, SECOND | 3);
+        assert!(!completes(&bench.state, &[page(INPUT)]));
+        assert!(!completes(&bench.state, &[page(INPUT)]));
+        end(&bench, &mut pin);
+        assert!(completes(&bench.state, &[page(INPUT)]));
+    }
+}
+
+#[test]
 fn what_a_pin_is_not_allowed_any_more_is_waited_for_too() {
     let bench = bench();
     let leaf = bench.world.map(&bench.paging, INPUT, 1, FIRST | 3);
