@@ -1,25 +1,42 @@
 //! Block device (section 5.2) on a file or a host block device.
 //!
-//! The requests of a queue are executed on the queue's own thread, a batch at a time. Queues share
+//! Each queue has a thread, which hands the requests' system calls to io_uring: so none of them holds
+//! up another one. Where that is not to be had, it makes them itself, a batch at a time. Queues share
 //! the file and nothing else: I/O is positional, and a flush makes all stable that any of them has
 //! written to it, so what completed before the flush began is.
 
+mod asynchronous;
+#[cfg(test)]
+mod asynchronous_test;
 mod batch;
 #[cfg(test)]
 mod blk_test;
-mod pinned_io;
+mod call;
+mod engine;
+mod outcome;
+mod pages;
 #[cfg(test)]
 mod queues_test;
 mod request;
+#[cfg(test)]
+mod speed_test;
+/// The same tests, of calls that block.
+#[cfg(test)]
+#[path = "blk/blk_test.rs"]
+#[allow(clippy::duplicate_mod)]
+mod synchronous_test;
 mod target;
+mod uring;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::mem::offset_of;
+use std::os::fd::RawFd;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{OFlags, fcntl_setfl};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, virtio_blk_config,
@@ -29,7 +46,7 @@ use super::device::{DeviceKind, VirtioDevice};
 use super::error::QueueError;
 use super::feature::{has, mask};
 use super::session::{Progress, Session};
-use batch::Batch;
+use engine::Engine;
 use request::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS};
 use target::{ID_LENGTH, SECTOR, Target};
 
@@ -106,7 +123,10 @@ pub struct Block {
     queues: u16,
     /// Which one of them this serves.
     queue: u16,
-    batch: Batch,
+    /// No io_uring.
+    synchronous: bool,
+    /// Once it has been activated.
+    engine: Option<Engine>,
 }
 
 impl Block {
@@ -125,6 +145,9 @@ impl Block {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(BlockError::Kind(path.to_owned()));
         }
+        // That was for opening it only: io_uring would take it for a wish never to wait.
+        fcntl_setfl(&file, OFlags::empty())
+            .map_err(|error| open_error(path, options.readonly, error.into()))?;
         lock(&file, path, options.readonly)?;
         let size = file
             .seek(SeekFrom::End(0))
@@ -159,13 +182,42 @@ impl Block {
             readonly: options.readonly,
             id,
         };
+        let synchronous = target.is_in_memory();
         Ok(Self {
             target: Arc::new(target),
             features: features | several,
             queues,
             queue: 0,
-            batch: Batch::default(),
+            synchronous,
+            engine: None,
         })
+    }
+
+    /// A disk of 64 sectors whose content comes out of a pipe, and goes there, by io_uring: so reads
+    /// wait until something is written.
+    #[cfg(test)]
+    pub(in crate::virtio) fn of_a_pipe(pipe: &vmm_sys_util::tempfile::TempFile) -> Self {
+        let path = pipe.as_path();
+        std::fs::remove_file(path).unwrap();
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
+        Self {
+            target: Arc::new(Target {
+                file,
+                sectors: 64,
+                readonly: false,
+                id: identification(None).unwrap(),
+            }),
+            features: mask(&[VIRTIO_BLK_F_FLUSH]),
+            queues: 1,
+            queue: 0,
+            synchronous: false,
+            engine: None,
+        }
     }
 
     /// The part of the same device that serves `queue`.
@@ -175,7 +227,8 @@ impl Block {
             features: self.features,
             queues: self.queues,
             queue,
-            batch: Batch::default(),
+            synchronous: self.synchronous,
+            engine: None,
         }
     }
 }
@@ -260,13 +313,40 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, _features: u64) -> io::Result<()> {
+        let Self {
+            target,
+            synchronous,
+            engine,
+            ..
+        } = self;
+        engine.get_or_insert_with(|| Engine::new(target, *synchronous));
         Ok(())
     }
 
+    fn sources(&self) -> Vec<RawFd> {
+        let source = self.engine.as_ref().and_then(Engine::source);
+        source.into_iter().collect()
+    }
+
     fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError> {
-        session.turn(index, |session| {
-            self.batch.serve(index, &self.target, session)
-        })
+        match &mut self.engine {
+            Some(engine) => engine.serve(index, &self.target, session),
+            None => Ok(Progress::Idle),
+        }
+    }
+
+    fn source_ready(&mut self, _source: usize, session: &mut Session) -> Result<(), QueueError> {
+        let queue = usize::from(self.queue);
+        match &mut self.engine {
+            Some(engine) => engine.serve_source(queue, session),
+            None => Ok(()),
+        }
+    }
+
+    fn deactivate(&mut self) {
+        if let Some(engine) = &mut self.engine {
+            engine.clear();
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::blk::{Block, BlockOptions};
 use super::device::VirtioDevice;
 use super::rng::Rng;
-use super::testing::{Driver, Ring};
+use super::testing::{A_WHILE, Driver, Ring};
 use crate::Memory;
 
 const IOVA: u64 = 0x4000_0000;
@@ -162,4 +162,50 @@ fn a_disk_reads_into_pages_as_the_tables_permit_and_fails_the_requests_that_they
     assert!(fault_pending(&unit));
     assert_eq!(read(0x20_0000, 512), 0);
     assert_eq!(driver.status(), 15);
+}
+
+#[test]
+fn an_invalidation_waits_for_the_request_under_way_whose_page_it_takes_and_for_no_other() {
+    let pipe = vmm_sys_util::tempfile::TempFile::new().unwrap();
+    let (driver, unit) = machine_with(Box::new(Block::of_a_pipe(&pipe)));
+    let ring = driver.start(0, 1).remove(0);
+    let read = |place: u64, data: u64| {
+        driver
+            .memory
+            .write_obj([0_u8; 16], GuestAddress(place))
+            .unwrap();
+        let buffers = [(place, 16, false), (data, 512, true), (place + 64, 1, true)];
+        ring.add(&driver, &buffers);
+        driver.kick(&ring);
+        // Its last access before it waits is that of the pages.
+        std::thread::sleep(A_WHILE);
+    };
+    read(0x4_0000, 0x20_0000);
+    let mut extended = [0; 8];
+    unit.read(0x10, &mut extended);
+    let iotlb = (u64::from_le_bytes(extended) >> 8 & 0x3ff) * 16 + 8;
+    // IVT, all of it.
+    let flush = || unit.write(iotlb, &0x9000_0000_0000_0000_u64.to_le_bytes());
+    // The pages of another request go; those of this one stay.
+    driver
+        .memory
+        .write_obj(0_u64, GuestAddress(PD + 24))
+        .unwrap();
+    flush();
+    // Its pages go.
+    driver
+        .memory
+        .write_obj(0_u64, GuestAddress(PD + 8))
+        .unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(flush);
+        std::thread::sleep(A_WHILE);
+        assert!(!waiting.is_finished());
+        assert_eq!(ring.try_used(&driver), None);
+        std::fs::write(pipe.as_path(), [7; 512]).unwrap();
+        assert_eq!(ring.used(&driver).1, 513);
+    });
+    let data = driver.memory.read_obj(GuestAddress(0x20_0000));
+    assert_eq!(data.ok(), Some([7_u8; 16]));
+    assert!(!fault_pending(&unit));
 }

@@ -1,12 +1,17 @@
-//! The requests that a queue has at a time.
+//! Requests by system calls that block: those that a queue has at a time, on its own thread.
 //!
 //! Reads of what the host has in memory are served first, and the host fetches the rest of them
 //! from its storage together, while the first one is waited for. So a disk works on as many reads
 //! as the driver has put into the queue, by one thread.
 
-use super::request::{Request, Served, Waiting};
-use super::target::Target;
-use crate::virtio::chain::Chain;
+use std::io;
+
+use super::call::Call;
+use super::outcome::Outcome;
+use super::pages::Pages;
+use super::request::{Request, Step};
+use super::target::{Target, unsupported};
+use crate::limit::LogLimit;
 use crate::virtio::error::QueueError;
 use crate::virtio::session::Session;
 
@@ -16,8 +21,11 @@ const MOST: usize = 32;
 /// Room for requests; reused, so that a batch allocates nothing once the largest has been seen.
 #[derive(Default)]
 pub(super) struct Batch {
-    chains: Vec<Chain>,
-    request: Request,
+    requests: Vec<Request>,
+    pages: Pages,
+    /// The file cannot tell whether a read would wait.
+    always_waits: bool,
+    limit: LogLimit,
 }
 
 impl Batch {
@@ -30,36 +38,107 @@ impl Batch {
         session: &mut Session,
     ) -> Result<bool, QueueError> {
         let (taken, ending) = self.take(index, session);
-        let Self { chains, request } = self;
-        let chains = chains.get(..taken).unwrap_or_default();
-        // With nothing to be done meanwhile, it is shorter to wait at once.
-        let first = if taken > 1 {
-            Waiting::Refused
-        } else {
-            Waiting::Permitted
-        };
-        let mut left = [false; MOST];
-        for (chain, is_left) in chains.iter().zip(&mut left) {
-            *is_left = request.serve(index, chain, target, session, first)? == Served::Later;
-        }
-        for (chain, _) in chains.iter().zip(left).filter(|(_, is_left)| *is_left) {
-            request.serve(index, chain, target, session, Waiting::Permitted)?;
-        }
+        let mut requests = std::mem::take(&mut self.requests);
+        let served = self.serve_all(
+            index,
+            requests.get_mut(..taken).unwrap_or_default(),
+            target,
+            session,
+        );
+        self.requests = requests;
+        served?;
         // What came before broken rings is served.
         ending?;
         Ok(taken != 0)
     }
 
+    fn serve_all(
+        &mut self,
+        index: usize,
+        requests: &mut [Request],
+        target: &Target,
+        session: &mut Session,
+    ) -> Result<(), QueueError> {
+        // With nothing to be done meanwhile, it is shorter to wait at once.
+        let may_wait = requests.len() <= 1;
+        let mut left = [false; MOST];
+        for (request, is_left) in requests.iter_mut().zip(&mut left) {
+            *is_left = !self.serve_one(index, request, target, session, may_wait)?;
+        }
+        for (request, _) in requests
+            .iter_mut()
+            .zip(left)
+            .filter(|(_, is_left)| *is_left)
+        {
+            self.serve_one(index, request, target, session, true)?;
+        }
+        Ok(())
+    }
+
+    /// Serves a request and returns it to the driver, unless it is a read that would wait and may
+    /// not: then the host has begun to fetch what is to be read. Tells which.
+    fn serve_one(
+        &mut self,
+        index: usize,
+        request: &mut Request,
+        target: &Target,
+        session: &mut Session,
+        may_wait: bool,
+    ) -> Result<bool, QueueError> {
+        request.swap_pages(&mut self.pages);
+        let outcome = self.carry_out(request, target, session, may_wait);
+        request.swap_pages(&mut self.pages);
+        let Some(outcome) = outcome? else {
+            return Ok(false);
+        };
+        let used = outcome.report(&request.chain, session, &mut self.limit)?;
+        session.complete_all(index, [used])?;
+        Ok(true)
+    }
+
+    /// Carries a request out, unless it is such a read.
+    fn carry_out(
+        &mut self,
+        request: &mut Request,
+        target: &Target,
+        session: &mut Session,
+        may_wait: bool,
+    ) -> Result<Option<Outcome>, QueueError> {
+        let mut step = request.begin(target, session)?;
+        loop {
+            match step {
+                Step::Call(Call::Read { offset }) if !may_wait && !self.always_waits => {
+                    match request.pages().read(&target.file, offset, libc::RWF_NOWAIT) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                            // Not the rest of a long one: it has its turn, and the host its memory.
+                            target.fetch(offset, request.pages().length());
+                            request.release();
+                            return Ok(None);
+                        }
+                        // To be made again.
+                        Err(error) if unsupported(&error) => self.always_waits = true,
+                        result => step = request.resume(session, result),
+                    }
+                }
+                Step::Call(call) => {
+                    let result = call.make(target, request.pages());
+                    step = request.resume(session, result);
+                }
+                Step::End(outcome) => return Ok(Some(outcome)),
+            }
+        }
+    }
+
     /// Takes requests, up to a bound. Returns how many, and why there are no more.
     fn take(&mut self, index: usize, session: &mut Session) -> (usize, Result<(), QueueError>) {
         for taken in 0..MOST {
-            if self.chains.len() == taken {
-                self.chains.push(Chain::default());
+            if self.requests.len() == taken {
+                self.requests.push(Request::default());
             }
-            let Some(chain) = self.chains.get_mut(taken) else {
+            let Some(request) = self.requests.get_mut(taken) else {
                 return (taken, Ok(()));
             };
-            match session.pop(index, chain) {
+            match session.pop(index, &mut request.chain) {
                 Ok(true) => {}
                 outcome => return (taken, outcome.map(|_| ())),
             }

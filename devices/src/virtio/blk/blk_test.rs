@@ -1,4 +1,4 @@
-//! The block device, driven as a guest does.
+//! The block device, driven as a guest does, whoever makes its system calls.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -47,7 +47,9 @@ fn disk_with(features: u64, change: impl FnOnce(&mut BlockOptions)) -> Disk {
     let file = image();
     let mut options = options(&file);
     change(&mut options);
-    let driver = Driver::new(Box::new(Block::open(&options).unwrap()));
+    let mut block = Block::open(&options).unwrap();
+    block.synchronous = module_path!().ends_with("synchronous_test");
+    let driver = Driver::new(Box::new(block));
     let ring = driver.start(features, 1).remove(0);
     Disk { driver, ring, file }
 }

@@ -1,4 +1,5 @@
-//! One block request (section 5.2.6): header, data, status.
+//! One block request (section 5.2.6): header, data, status; from when it was taken to its end, with a
+//! system call at a time.
 //!
 //! What the request asks for and cannot have is answered in its status byte. Only a request that
 //! leaves no place for a status byte, or one whose rings fail, is an error of the queue.
@@ -7,10 +8,8 @@
 //! lasts, so that no transaction spans it.
 
 use std::io;
-use std::os::unix::fs::FileExt;
 
-use intel_vtd::DmaPin;
-use log::warn;
+use intel_vtd::{DmaPin, Pinned};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -18,10 +17,11 @@ use virtio_bindings::virtio_blk::{
     virtio_blk_outhdr,
 };
 
-use super::pinned_io::PinnedIo as _;
+use super::call::{Allocate, Call, ZEROES};
+use super::outcome::{Outcome, Refused};
+use super::pages::Pages;
 use super::target::{SECTOR, Target, unsupported};
 use crate::Memory;
-use crate::limit::LogLimit;
 use crate::virtio::chain::Chain;
 use crate::virtio::error::QueueError;
 use crate::virtio::feature::has;
@@ -35,270 +35,279 @@ pub(super) const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 16;
 const HEADER: u64 = size_of::<virtio_blk_outhdr>() as u64;
 /// Size of a range to discard or to fill with zeroes.
 const RANGE: u64 = size_of::<virtio_blk_discard_write_zeroes>() as u64;
-/// What is written where the file cannot be zeroed otherwise, a piece at a time.
-static ZEROES: [u8; 256 << 10] = [0; 256 << 10];
 
-/// Status (section 5.2.6), which is one byte.
-#[allow(clippy::cast_possible_truncation)]
-mod status {
-    use virtio_bindings::virtio_blk as blk;
-
-    pub(super) const OK: u8 = blk::VIRTIO_BLK_S_OK as u8;
-    pub(super) const IOERR: u8 = blk::VIRTIO_BLK_S_IOERR as u8;
-    pub(super) const UNSUPP: u8 = blk::VIRTIO_BLK_S_UNSUPP as u8;
+/// A range of the disk in bytes, and how much of it is done.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: u64,
+    length: u64,
+    done: u64,
 }
 
-/// Whether a request may wait for the storage of the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waiting {
-    /// It may.
-    Permitted,
-    /// Reads may not, as far as the file can tell: they are to be served again.
-    Refused,
-}
+impl Span {
+    fn offset(&self) -> u64 {
+        self.start + self.done
+    }
 
-/// What became of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Served {
-    /// It was returned to the driver.
-    Done,
-    /// The host has begun to fetch what it reads.
-    Later,
-}
-
-/// Why a request is not carried out.
-enum Refused {
-    /// It would wait.
-    Later,
-    /// `VIRTIO_BLK_S_IOERR`.
-    Error,
-    /// `VIRTIO_BLK_S_UNSUPP`.
-    Unsupported,
-    /// `VIRTIO_BLK_S_IOERR`, because of the host.
-    Host(io::Error),
-}
-
-impl From<io::Error> for Refused {
-    fn from(error: io::Error) -> Self {
-        Self::Host(error)
+    fn left(&self) -> u64 {
+        self.length - self.done
     }
 }
 
-/// A buffer of the request that cannot be reached is the request's failure, not the queue's.
-impl From<QueueError> for Refused {
-    fn from(_: QueueError) -> Self {
-        Self::Error
-    }
+/// What a request is about.
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    Read(Span),
+    Write(Span),
+    Sync,
+    Discard(Span),
+    /// As the file system does it.
+    Zero {
+        range: Span,
+        is_hole: bool,
+    },
+    /// Where it cannot.
+    WriteZeroes(Span),
 }
 
-/// The reusable parts of handling a request.
+/// What comes next for a request.
+pub(super) enum Step {
+    /// Have this call made, with the request's pages, and resume the request with its result.
+    Call(Call),
+    /// Nothing: the driver is to have it back.
+    End(Outcome),
+}
+
+/// A request, and room for the next one: so that handling one allocates nothing once the largest has
+/// been seen.
 #[derive(Default)]
 pub(super) struct Request {
-    pin: DmaPin<Memory>,
-    /// The file cannot tell whether a read would wait.
-    always_waits: bool,
-    limit: LogLimit,
+    pub(super) chain: Chain,
+    pages: Pages,
+    work: Option<Work>,
 }
 
 impl Request {
-    /// Carries out the request in `chain`, which came from queue `index`, and returns it to the
-    /// driver, if it is not one that would wait and may not.
-    pub(super) fn serve(
-        &mut self,
-        index: usize,
-        chain: &Chain,
-        target: &Target,
-        session: &mut Session,
-        waiting: Waiting,
-    ) -> Result<Served, QueueError> {
-        let data_length = chain.writable().checked_sub(1).ok_or(QueueError::Length)?;
-        let (written, status) = match self.execute(chain, target, session, waiting) {
-            Ok(written) => (written, status::OK),
-            Err(Refused::Later) => return Ok(Served::Later),
-            Err(Refused::Error) => (0, status::IOERR),
-            Err(Refused::Unsupported) => (0, status::UNSUPP),
-            Err(Refused::Host(error)) => {
-                if let Some(held_back) = self.limit.pass() {
-                    warn!(
-                        "virtio-blk: request failed on the host: {error} ({held_back} messages held back)"
-                    );
-                }
-                (0, status::IOERR)
-            }
-        };
-        // The used length counts from the start of the writable part, so it covers the status byte
-        // only if everything before it was written. A driver must not rely on more than that
-        // (section 2.7.8.2).
-        let used = if written == data_length {
-            written + 1
-        } else {
-            written
-        };
-        session.write(chain, data_length, &[status])?;
-        session.complete(index, chain, u32::try_from(used).unwrap_or(u32::MAX))?;
-        Ok(Served::Done)
+    /// What the calls read from and write to.
+    pub(super) fn pages(&self) -> &Pages {
+        &self.pages
     }
 
-    /// Does what the header says; the result is the number of data bytes written to the guest.
-    fn execute(
+    /// Has the request pin into `pages`, and gives those that it had. Drains look at each that was ever
+    /// used, so who serves a request at a time has one for all.
+    pub(super) fn swap_pages(&mut self, pages: &mut Pages) {
+        std::mem::swap(&mut self.pages, pages);
+    }
+
+    /// Gives back what the request has pinned: it ends, or begins once more.
+    pub(super) fn release(&mut self) {
+        self.pages.release();
+    }
+
+    /// Begins with what was taken into `chain`.
+    ///
+    /// # Errors
+    /// There is no place for a status.
+    pub(super) fn begin(
         &mut self,
-        chain: &Chain,
         target: &Target,
         session: &mut Session,
-        waiting: Waiting,
-    ) -> Result<u64, Refused> {
+    ) -> Result<Step, QueueError> {
+        self.release();
+        self.work = None;
+        if self.chain.writable() == 0 {
+            return Err(QueueError::Length);
+        }
+        let step = self.parse(target, session);
+        Ok(self.step(step))
+    }
+
+    /// Goes on after a call.
+    pub(super) fn resume(&mut self, session: &mut Session, result: io::Result<usize>) -> Step {
+        let step = self.account(result).and_then(|()| self.next(session));
+        self.step(step)
+    }
+
+    fn step(&mut self, step: Result<Step, Refused>) -> Step {
+        let step = step.unwrap_or_else(|refused| Step::End(Outcome::Failed(refused)));
+        if matches!(step, Step::End(_)) {
+            self.release();
+        }
+        step
+    }
+
+    /// Finds out what the header asks for, and makes a first step.
+    fn parse(&mut self, target: &Target, session: &mut Session) -> Result<Step, Refused> {
         let mut header = [0; 16];
-        session.read(chain, 0, &mut header)?;
+        session.read(&self.chain, 0, &mut header)?;
         let (kind, sector) = parse_header(&header);
         let features = session.features();
-        match kind {
-            VIRTIO_BLK_T_IN => self.read(sector, chain, target, session, waiting),
-            VIRTIO_BLK_T_OUT if target.readonly => Err(Refused::Error),
+        self.work = Some(match kind {
+            VIRTIO_BLK_T_IN => {
+                let length = self.chain.writable().saturating_sub(1);
+                Work::Read(range(target, sector, whole_sectors(length)?)?)
+            }
+            VIRTIO_BLK_T_OUT if target.readonly => return Err(Refused::Error),
             VIRTIO_BLK_T_OUT => {
-                self.write(sector, chain, target, session)?;
-                // Without FLUSH the driver takes a write to be stable when it completes (section
-                // 5.2.6.2).
-                if !has(features, VIRTIO_BLK_F_FLUSH) {
-                    target.file.sync_data()?;
-                }
-                Ok(0)
+                let length = self.chain.readable().saturating_sub(HEADER);
+                Work::Write(range(target, sector, whole_sectors(length)?)?)
             }
-            VIRTIO_BLK_T_FLUSH if has(features, VIRTIO_BLK_F_FLUSH) => {
-                target.file.sync_data()?;
-                Ok(0)
-            }
-            VIRTIO_BLK_T_GET_ID => {
-                let room =
-                    usize::try_from(chain.writable().saturating_sub(1)).unwrap_or(usize::MAX);
-                let id = target
-                    .id
-                    .get(..room.min(target.id.len()))
-                    .unwrap_or_default();
-                session.write(chain, 0, id)?;
-                Ok(id.len() as u64)
-            }
+            VIRTIO_BLK_T_FLUSH if has(features, VIRTIO_BLK_F_FLUSH) => Work::Sync,
+            VIRTIO_BLK_T_GET_ID => return self.identify(target, session),
             VIRTIO_BLK_T_DISCARD if has(features, VIRTIO_BLK_F_DISCARD) => {
-                self.discard(chain, target, session)
+                // Section 5.2.6.2: one with `unmap` set, or with unknown flags, is unsupported.
+                self.ranges(target, session, MAX_DISCARD_SECTORS, 0)
+                    .map(|(range, _)| Work::Discard(range))?
             }
             VIRTIO_BLK_T_WRITE_ZEROES if has(features, VIRTIO_BLK_F_WRITE_ZEROES) => {
-                self.write_zeroes(chain, target, session)
+                let unmap = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+                self.ranges(target, session, MAX_WRITE_ZEROES_SECTORS, unmap)
+                    .map(|(range, flags)| Work::Zero {
+                        range,
+                        is_hole: flags & unmap != 0,
+                    })?
             }
-            _ => Err(Refused::Unsupported),
-        }
+            _ => return Err(Refused::Unsupported),
+        });
+        self.next(session)
     }
 
-    fn read(
-        &mut self,
-        sector: u64,
-        chain: &Chain,
-        target: &Target,
-        session: &mut Session,
-        waiting: Waiting,
-    ) -> Result<u64, Refused> {
-        let may_wait = waiting == Waiting::Permitted || self.always_waits;
-        let length = chain.writable().saturating_sub(1);
-        let (start, length) = range(target, sector, whole_sectors(length)?)?;
-        let mut done = 0;
-        while done < length {
-            let pinned = session.pin_writable(&mut self.pin, chain, done, length - done)?;
-            if pinned.is_empty() {
-                return Err(Refused::Error);
-            }
-            if may_wait {
-                target.file.read_pinned(&pinned, start + done)?;
-            } else {
-                match target.file.read_pinned_at_once(&pinned, start + done) {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        // Not the rest of a long one: it has its turn, and the host its memory.
-                        target.fetch(start + done, pinned.len() as u64);
-                        return Err(Refused::Later);
-                    }
-                    Err(error) if unsupported(&error) => {
-                        self.always_waits = true;
-                        target.file.read_pinned(&pinned, start + done)?;
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            done += pinned.len() as u64;
-        }
-        Ok(length)
+    fn identify(&self, target: &Target, session: &mut Session) -> Result<Step, Refused> {
+        let room = usize::try_from(self.chain.writable().saturating_sub(1)).unwrap_or(usize::MAX);
+        let id = target
+            .id
+            .get(..room.min(target.id.len()))
+            .unwrap_or_default();
+        session.write(&self.chain, 0, id)?;
+        Ok(Step::End(Outcome::Written(id.len() as u64)))
     }
 
-    fn write(
-        &mut self,
-        sector: u64,
-        chain: &Chain,
+    /// The one range of a discard or write-zeroes request (one is all that the configuration allows)
+    /// and its flags, which are among `known`.
+    fn ranges(
+        &self,
         target: &Target,
         session: &mut Session,
-    ) -> Result<(), Refused> {
-        let length = chain.readable().saturating_sub(HEADER);
-        let (start, length) = range(target, sector, whole_sectors(length)?)?;
-        let mut done = 0;
-        while done < length {
-            let at = HEADER + done;
-            let pinned = session.pin_readable(&mut self.pin, chain, at, length - done)?;
-            if pinned.is_empty() {
-                return Err(Refused::Error);
+        max_sectors: u32,
+        known: u32,
+    ) -> Result<(Span, u32), Refused> {
+        if target.readonly || self.chain.readable() != HEADER + RANGE {
+            return Err(Refused::Error);
+        }
+        let mut bytes = [0; 16];
+        session.read(&self.chain, HEADER, &mut bytes)?;
+        let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = bytes;
+        let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+        let count = u32::from_le_bytes([n0, n1, n2, n3]);
+        if count == 0 || count > max_sectors {
+            return Err(Refused::Error);
+        }
+        let range = range(target, sector, u64::from(count))?;
+        let flags = u32::from_le_bytes(flags);
+        if flags & !known != 0 {
+            return Err(Refused::Unsupported);
+        }
+        Ok((range, flags))
+    }
+
+    /// Notes what a call has done.
+    fn account(&mut self, result: io::Result<usize>) -> Result<(), Refused> {
+        let work = self.work.as_mut().ok_or(Refused::Error)?;
+        let moved = match (&mut *work, result) {
+            // To be made again.
+            (_, Err(error)) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            // A hint only: a file system that cannot do it changes nothing.
+            (Work::Discard(_), Err(error)) if unsupported(&error) => 0,
+            (Work::Zero { range, .. }, Err(error)) if unsupported(&error) => {
+                *work = Work::WriteZeroes(*range);
+                return Ok(());
             }
-            target.file.write_pinned(&pinned, start + done)?;
-            done += pinned.len() as u64;
+            (_, result) => result?,
+        };
+        match work {
+            Work::Read(_) if moved == 0 => Err(io::ErrorKind::UnexpectedEof)?,
+            Work::Write(_) | Work::WriteZeroes(_) if moved == 0 => {
+                Err(io::ErrorKind::WriteZero)?;
+            }
+            Work::Read(span) | Work::Write(span) => {
+                span.done += moved as u64;
+                self.pages.advance(moved);
+            }
+            Work::WriteZeroes(span) => span.done += moved as u64,
+            Work::Discard(span) | Work::Zero { range: span, .. } => span.done = span.length,
+            Work::Sync => self.work = None,
         }
         Ok(())
     }
 
-    /// Section 5.2.6.2: a discard with `unmap` set, or with unknown flags, is unsupported.
-    fn discard(
-        &mut self,
-        chain: &Chain,
-        target: &Target,
-        session: &mut Session,
-    ) -> Result<u64, Refused> {
-        let (start, length, flags) = requested_range(chain, target, session, MAX_DISCARD_SECTORS)?;
-        if flags != 0 {
-            return Err(Refused::Unsupported);
-        }
-        match target.punch_hole(start, length) {
-            // A hint only: a file system that cannot do it changes nothing.
-            Err(error) if unsupported(&error) => Ok(0),
-            result => Ok(result.map(|()| 0)?),
-        }
-    }
-
-    fn write_zeroes(
-        &mut self,
-        chain: &Chain,
-        target: &Target,
-        session: &mut Session,
-    ) -> Result<u64, Refused> {
-        let (start, length, flags) =
-            requested_range(chain, target, session, MAX_WRITE_ZEROES_SECTORS)?;
-        if flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
-            return Err(Refused::Unsupported);
-        }
-        let zeroed = if flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
-            target.punch_hole(start, length)
-        } else {
-            target.zero_range(start, length)
+    /// The next call, if there is to be one. A reset ends the request here.
+    fn next(&mut self, session: &mut Session) -> Result<Step, Refused> {
+        let Some(work) = self.work else {
+            return Ok(Step::End(Outcome::Written(0)));
         };
-        match zeroed {
-            Err(error) if unsupported(&error) => {}
-            result => return Ok(result.map(|()| 0)?),
+        if session.stopping() {
+            return Err(Refused::Error);
         }
-        let mut done = 0;
-        while done < length {
-            // A reset ends the request here.
-            if session.stopping() {
-                return Err(Refused::Error);
+        let chain = &self.chain;
+        Ok(match work {
+            Work::Read(span) if span.left() != 0 => {
+                if self.pages.is_empty() {
+                    hold(&mut self.pages, |pin| {
+                        session.pin_writable(pin, chain, span.done, span.left())
+                    })?;
+                }
+                let offset = span.offset();
+                Step::Call(Call::Read { offset })
             }
-            let left = usize::try_from(length - done).unwrap_or(usize::MAX);
-            let piece = ZEROES.get(..left).unwrap_or(&ZEROES);
-            target.file.write_all_at(piece, start + done)?;
-            done += piece.len() as u64;
-        }
-        Ok(0)
+            Work::Read(span) => Step::End(Outcome::Written(span.length)),
+            Work::Write(span) if span.left() != 0 => {
+                if self.pages.is_empty() {
+                    hold(&mut self.pages, |pin| {
+                        session.pin_readable(pin, chain, HEADER + span.done, span.left())
+                    })?;
+                }
+                let offset = span.offset();
+                Step::Call(Call::Write { offset })
+            }
+            // Without FLUSH the driver takes a write to be stable when it completes (section 5.2.6.2).
+            Work::Write(_) if !has(session.features(), VIRTIO_BLK_F_FLUSH) => {
+                self.work = Some(Work::Sync);
+                Step::Call(Call::Sync)
+            }
+            Work::Sync => Step::Call(Call::Sync),
+            Work::Discard(range) if range.left() != 0 => allocate(range, true),
+            Work::Zero { range, is_hole } if range.left() != 0 => allocate(range, is_hole),
+            Work::WriteZeroes(span) if span.left() != 0 => {
+                let length = usize::try_from(span.left()).unwrap_or(usize::MAX);
+                Step::Call(Call::WriteZeroes {
+                    offset: span.offset(),
+                    length: length.min(ZEROES.len()),
+                })
+            }
+            Work::Write(_) | Work::Discard(_) | Work::Zero { .. } | Work::WriteZeroes(_) => {
+                Step::End(Outcome::Written(0))
+            }
+        })
     }
+}
+
+/// Pins what `pin` does, which is something.
+fn hold(
+    pages: &mut Pages,
+    pin: impl for<'p> FnOnce(&'p mut DmaPin<Memory>) -> Result<Pinned<'p, Memory>, QueueError>,
+) -> Result<(), Refused> {
+    if pages.hold(pin)? == 0 {
+        return Err(Refused::Error);
+    }
+    Ok(())
+}
+
+fn allocate(range: Span, is_hole: bool) -> Step {
+    Step::Call(Call::Allocate(Allocate {
+        offset: range.start,
+        length: range.length,
+        is_hole,
+    }))
 }
 
 /// Type and sector of a request header.
@@ -310,29 +319,6 @@ fn parse_header(header: &[u8; 16]) -> (u32, u64) {
     )
 }
 
-/// The one range of a discard or write-zeroes request (one is all that the configuration allows),
-/// in bytes, and its flags.
-fn requested_range(
-    chain: &Chain,
-    target: &Target,
-    session: &mut Session,
-    max_sectors: u32,
-) -> Result<(u64, u64, u32), Refused> {
-    if target.readonly || chain.readable() != HEADER + RANGE {
-        return Err(Refused::Error);
-    }
-    let mut bytes = [0; 16];
-    session.read(chain, HEADER, &mut bytes)?;
-    let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = bytes;
-    let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
-    let count = u32::from_le_bytes([n0, n1, n2, n3]);
-    if count == 0 || count > max_sectors {
-        return Err(Refused::Error);
-    }
-    let (start, length) = range(target, sector, u64::from(count))?;
-    Ok((start, length, u32::from_le_bytes(flags)))
-}
-
 /// Sectors in `length` bytes, which must be a whole number of them.
 fn whole_sectors(length: u64) -> Result<u64, Refused> {
     if length.is_multiple_of(SECTOR) {
@@ -342,7 +328,12 @@ fn whole_sectors(length: u64) -> Result<u64, Refused> {
     }
 }
 
-/// Start and length in bytes of `count` sectors from `sector`.
-fn range(target: &Target, sector: u64, count: u64) -> Result<(u64, u64), Refused> {
-    target.range(sector, count).ok_or(Refused::Error)
+/// `count` sectors from `sector`.
+fn range(target: &Target, sector: u64, count: u64) -> Result<Span, Refused> {
+    let (start, length) = target.range(sector, count).ok_or(Refused::Error)?;
+    Ok(Span {
+        start,
+        length,
+        done: 0,
+    })
 }

@@ -4,14 +4,18 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
 
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, fadvise, fallocate, fstatfs};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
-use vmm_sys_util::fallocate::{FallocateMode, fallocate};
+
+use super::call::Allocate;
 
 /// Bytes per sector, whatever the block size (section 5.2.4).
 pub(super) const SECTOR: u64 = 512;
 /// Length of the identification string.
 pub(super) const ID_LENGTH: usize = VIRTIO_BLK_ID_BYTES as usize;
+
+/// statfs(2)'s name of ramfs.
+const RAMFS_MAGIC: libc::c_long = 0x8584_58F6;
 
 /// What requests work on.
 pub(super) struct Target {
@@ -39,29 +43,20 @@ impl Target {
         );
     }
 
-    /// Deallocates `offset..offset + length`, which reads as zeroes afterwards. The file keeps its
-    /// size.
-    pub(super) fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.allocate(|| FallocateMode::PunchHole, offset, length)
+    /// Zeroes a range.
+    pub(super) fn allocate(&self, range: &Allocate) -> io::Result<()> {
+        Ok(fallocate(
+            &self.file,
+            range.flags(),
+            range.offset,
+            range.length,
+        )?)
     }
 
-    /// Zeroes `offset..offset + length` and keeps it allocated.
-    pub(super) fn zero_range(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.allocate(|| FallocateMode::ZeroRange, offset, length)
-    }
-
-    fn allocate(
-        &self,
-        mode: impl Fn() -> FallocateMode,
-        offset: u64,
-        length: u64,
-    ) -> io::Result<()> {
-        loop {
-            match fallocate(&self.file, mode(), true, offset, length) {
-                Err(error) if error.errno() == libc::EINTR => {}
-                result => return Ok(result?),
-            }
-        }
+    /// Whether the file is in the host's memory: nothing there waits for storage.
+    pub(super) fn is_in_memory(&self) -> bool {
+        fstatfs(&self.file)
+            .is_ok_and(|system| matches!(system.f_type, libc::TMPFS_MAGIC | RAMFS_MAGIC))
     }
 }
 
