@@ -144,6 +144,9 @@ impl Session {
         index: usize,
         mut step: impl FnMut(&mut Self) -> Result<bool, QueueError>,
     ) -> Result<Progress, QueueError> {
+        if !self.enabled(index) {
+            return Ok(Progress::Idle);
+        }
         for _ in 0..self.queue_size(index) {
             if self.stopping() || !step(self)? {
                 return Ok(Progress::Idle);

@@ -74,22 +74,30 @@ impl Asynchronous {
     pub(super) fn clear(&mut self) {
         self.uring.clear();
         self.used.clear();
+        self.begun.clear();
         self.broken = None;
     }
 
     /// Tells whether there was anything to be done.
     fn step(&mut self, index: usize, session: &mut Session) -> Result<bool, QueueError> {
         let mut was_something = false;
-        while let Some((mut request, result)) = self.uring.finished() {
+        while let Some((mut request, call, result)) = self.uring.finished() {
             was_something = true;
+            let result = match result {
+                Err(error) if was_not_made(&error) && !session.stopping() => {
+                    call.make(&self.target, request.pages())
+                }
+                result => result,
+            };
             let step = request.resume(session, result);
             self.go_on(request, step, session);
         }
         was_something |= self.take(index, session);
-        self.begin(session)?;
+        let begun = self.begin(session);
         if !self.used.is_empty() {
             session.complete_all(index, self.used.drain(..))?;
         }
+        begun?;
         if self.uring.is_empty()
             && let Some(error) = self.broken.take()
         {
@@ -158,6 +166,11 @@ impl Asynchronous {
         }
         self.uring.submit().map_err(refused)
     }
+}
+
+/// Whether io_uring had no means to make a call: a device that would wait, or no thread for it.
+fn was_not_made(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ECANCELED))
 }
 
 fn refused(error: std::io::Error) -> QueueError {

@@ -12,14 +12,12 @@ use libc::{c_int, iovec, off_t};
 use crate::Memory;
 use crate::virtio::error::QueueError;
 
-/// What one request has pinned, and how much of that is moved. To be used again and again.
+/// What one request has pinned for a call. To be used again and again.
 #[derive(Default)]
 pub(super) struct Pages {
     pin: DmaPin<Memory>,
     /// Where the pages are in this process, as long as they are pinned.
     vectors: Vec<iovec>,
-    /// How many of them are done with.
-    first: usize,
 }
 
 // SAFETY: the pointers are into guest memory, which is mapped for all threads, and which no thread
@@ -27,7 +25,7 @@ pub(super) struct Pages {
 unsafe impl Send for Pages {}
 
 impl Pages {
-    /// Pins what `pin` does and keeps it, until it is moved or released. Returns how many bytes that
+    /// Pins what `pin` does and keeps it, until it is released. Returns how many bytes that
     /// are.
     pub(super) fn hold(
         &mut self,
@@ -48,41 +46,23 @@ impl Pages {
     /// Gives back what is pinned.
     pub(super) fn release(&mut self) {
         self.vectors.clear();
-        self.first = 0;
         self.pin.release();
     }
 
-    /// Whether nothing is left to be moved.
-    pub(super) fn is_empty(&self) -> bool {
-        self.left().is_empty()
-    }
-
-    /// Bytes that are left.
+    /// Bytes that are pinned.
     pub(super) fn length(&self) -> u64 {
-        self.left().iter().map(|vector| vector.iov_len as u64).sum()
+        self.vectors
+            .iter()
+            .map(|vector| vector.iov_len as u64)
+            .sum()
     }
 
-    /// What is left. It is pinned until this is changed or dropped.
-    pub(super) fn left(&self) -> &[iovec] {
-        self.vectors.get(self.first..).unwrap_or_default()
+    /// Where the pages are. They are pinned until this is changed or dropped.
+    pub(super) fn vectors(&self) -> &[iovec] {
+        &self.vectors
     }
 
-    /// The first `moved` bytes of what is left are done with; with all of them, nothing is pinned
-    /// any more.
-    pub(super) fn advance(&mut self, mut moved: usize) {
-        for vector in self.vectors.iter_mut().skip(self.first) {
-            if moved < vector.iov_len {
-                vector.iov_base = vector.iov_base.wrapping_byte_add(moved);
-                vector.iov_len -= moved;
-                return;
-            }
-            moved -= vector.iov_len;
-            self.first += 1;
-        }
-        self.release();
-    }
-
-    /// Fills what is left from the file's `offset` on, with `flags` of preadv2(2). Returns how many
+    /// Fills the pages from the file's `offset` on, with `flags` of preadv2(2). Returns how many
     /// bytes are filled, which may be less.
     pub(super) fn read(&self, file: &File, offset: u64, flags: c_int) -> io::Result<usize> {
         let (vectors, count, offset) = self.arguments(offset)?;
@@ -93,7 +73,7 @@ impl Pages {
         usize::try_from(moved).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Writes what is left to the file's `offset`. Returns how many bytes are written, which may be
+    /// Writes the pages to the file's `offset`. Returns how many bytes are written, which may be
     /// less.
     pub(super) fn write(&self, file: &File, offset: u64) -> io::Result<usize> {
         let (vectors, count, offset) = self.arguments(offset)?;
@@ -103,7 +83,7 @@ impl Pages {
     }
 
     fn arguments(&self, offset: u64) -> io::Result<(*const iovec, c_int, off_t)> {
-        let left = self.left();
+        let left = self.vectors();
         // `DmaPin::MOST_PIECES` is below IOV_MAX.
         let count = c_int::try_from(left.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let offset = off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;

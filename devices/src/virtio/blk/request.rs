@@ -212,6 +212,8 @@ impl Request {
 
     /// Notes what a call has done.
     fn account(&mut self, result: io::Result<usize>) -> Result<(), Refused> {
+        // What is left of a short one is pinned anew: the guest may have taken it away.
+        self.release();
         let work = self.work.as_mut().ok_or(Refused::Error)?;
         let moved = match (&mut *work, result) {
             // To be made again.
@@ -231,7 +233,6 @@ impl Request {
             }
             Work::Read(span) | Work::Write(span) => {
                 span.done += moved as u64;
-                self.pages.advance(moved);
             }
             Work::WriteZeroes(span) => span.done += moved as u64,
             Work::Discard(span) | Work::Zero { range: span, .. } => span.done = span.length,
@@ -251,21 +252,17 @@ impl Request {
         let chain = &self.chain;
         Ok(match work {
             Work::Read(span) if span.left() != 0 => {
-                if self.pages.is_empty() {
-                    hold(&mut self.pages, |pin| {
-                        session.pin_writable(pin, chain, span.done, span.left())
-                    })?;
-                }
+                hold(&mut self.pages, |pin| {
+                    session.pin_writable(pin, chain, span.done, span.left())
+                })?;
                 let offset = span.offset();
                 Step::Call(Call::Read { offset })
             }
             Work::Read(span) => Step::End(Outcome::Written(span.length)),
             Work::Write(span) if span.left() != 0 => {
-                if self.pages.is_empty() {
-                    hold(&mut self.pages, |pin| {
-                        session.pin_readable(pin, chain, HEADER + span.done, span.left())
-                    })?;
-                }
+                hold(&mut self.pages, |pin| {
+                    session.pin_readable(pin, chain, HEADER + span.done, span.left())
+                })?;
                 let offset = span.offset();
                 Step::Call(Call::Write { offset })
             }

@@ -55,8 +55,11 @@ impl Target {
 
     /// Whether the file is in the host's memory: nothing there waits for storage.
     pub(super) fn is_in_memory(&self) -> bool {
-        fstatfs(&self.file)
-            .is_ok_and(|system| matches!(system.f_type, libc::TMPFS_MAGIC | RAMFS_MAGIC))
+        // The file system of a device's node says nothing of the device.
+        let is_file = self.file.metadata().is_ok_and(|data| data.is_file());
+        is_file
+            && fstatfs(&self.file)
+                .is_ok_and(|system| matches!(system.f_type, libc::TMPFS_MAGIC | RAMFS_MAGIC))
     }
 }
 
@@ -66,4 +69,24 @@ pub(super) fn unsupported(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_node_of_a_device_is_not_in_memory_though_its_file_system_is() {
+        let target = |path: &str| Target {
+            file: File::open(path).unwrap(),
+            sectors: 1,
+            readonly: true,
+            id: [0; ID_LENGTH],
+        };
+        // devtmpfs calls itself tmpfs.
+        let node = target("/dev/null");
+        assert_eq!(fstatfs(&node.file).unwrap().f_type, libc::TMPFS_MAGIC);
+        assert!(!node.is_in_memory());
+        assert!(!target("/proc/self/status").is_in_memory());
+    }
 }

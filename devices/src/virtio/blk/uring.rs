@@ -17,6 +17,7 @@ use log::error;
 use super::call::{Call, ZEROES};
 use super::request::Request;
 use super::target::Target;
+use crate::limit::LogLimit;
 
 /// Of the ring of submissions; that of completions has twice as many.
 const ENTRIES: u32 = 64;
@@ -25,14 +26,17 @@ const MOST: usize = ENTRIES as usize / 2;
 /// Stands for what belongs to no request.
 const NO_REQUEST: u64 = u64::MAX;
 /// What the kernel has to know.
-const OPERATIONS: [u8; 6] = [
+const OPERATIONS: [u8; 7] = [
     opcode::Nop::CODE,
     opcode::Readv::CODE,
     opcode::Writev::CODE,
+    opcode::Write::CODE,
     opcode::Fsync::CODE,
     opcode::Fallocate::CODE,
     opcode::AsyncCancel::CODE,
 ];
+/// The most threads that the kernel has for a ring, of either kind: each waits for one call.
+const WORKERS: u32 = 8;
 /// Between two attempts to have the kernel take something while it has no memory.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -41,7 +45,8 @@ pub(super) struct Uring {
     ring: IoUring,
     target: Arc<Target>,
     /// By the number that names them in the ring.
-    flying: [Option<Request>; MOST],
+    flying: [Option<(Request, Call)>; MOST],
+    limit: LogLimit,
 }
 
 impl Uring {
@@ -58,11 +63,20 @@ impl Uring {
         if !knows_all || !ring.params().is_feature_submit_stable() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        Ok(Self {
+        // A kernel that cannot be told has as many as there are requests.
+        let _ = ring
+            .submitter()
+            .register_iowq_max_workers(&mut [WORKERS, WORKERS]);
+        let mut uring = Self {
             ring,
             target: Arc::clone(target),
             flying: Default::default(),
-        })
+            limit: LogLimit::default(),
+        };
+        // A process may be allowed to make rings, and not to use them.
+        uring.signal()?;
+        uring.clear();
+        Ok(uring)
     }
 
     /// Readable when something has [finished](Self::finished).
@@ -87,13 +101,17 @@ impl Uring {
         let Some((place, number)) = places.find(|(place, _)| place.is_none()) else {
             return Some(request);
         };
-        let request = place.insert(request);
+        let (request, _) = place.insert((request, *call));
         let entry = entry(call, request, &self.target).user_data(number);
         // SAFETY: the vectors are copied when the entry is submitted, and the request is in `flying`
         // until the entry has completed. So what they point to, guest memory or `ZEROES`, stays mapped
         // and pinned; it is accessed through pointers only. The file stays open as `target` does.
         let pushed = unsafe { self.ring.submission().push(&entry) };
-        if pushed.is_err() { place.take() } else { None }
+        if pushed.is_err() {
+            place.take().map(|(request, _)| request)
+        } else {
+            None
+        }
     }
 
     /// Has the kernel begin with what was handed over.
@@ -111,18 +129,18 @@ impl Uring {
         Ok(())
     }
 
-    /// A request whose call has been made, and the call's result.
-    pub(super) fn finished(&mut self) -> Option<(Request, io::Result<usize>)> {
+    /// A request whose call has been made, the call, and its result.
+    pub(super) fn finished(&mut self) -> Option<(Request, Call, io::Result<usize>)> {
         loop {
             let completion = self.ring.completion().next()?;
             let number = usize::try_from(completion.user_data()).unwrap_or(usize::MAX);
-            let Some(request) = self.flying.get_mut(number).and_then(Option::take) else {
+            let Some((request, call)) = self.flying.get_mut(number).and_then(Option::take) else {
                 continue;
             };
             let result = completion.result();
             let result = usize::try_from(result)
                 .map_err(|_| io::Error::from_raw_os_error(result.saturating_neg()));
-            return Some((request, result));
+            return Some((request, call, result));
         }
     }
 
@@ -139,15 +157,29 @@ impl Uring {
                 self.push(&opcode::AsyncCancel::new(number as u64).build());
             }
         }
-        while !self.is_empty() {
-            match self.ring.submit_and_wait(1) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                    error!("virtio-blk: cannot wait for io_uring: {error}");
-                    std::thread::sleep(PAUSE);
-                }
+        loop {
+            let wanted = usize::from(!self.is_empty());
+            match self.ring.submit_and_wait(wanted) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => self.pause(&error),
                 _ => {}
             }
+            // What is of no request goes as well: it is to wake nobody later.
             while self.finished().is_some() {}
+            if self.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Waits a bit, if there is something to be waited for.
+    fn pause(&mut self, error: &io::Error) {
+        if let Some(held_back) = self.limit.pass() {
+            error!(
+                "virtio-blk: cannot wait for io_uring: {error} ({held_back} messages held back)"
+            );
+        }
+        if !self.is_empty() {
+            std::thread::sleep(PAUSE);
         }
     }
 
@@ -167,7 +199,7 @@ impl Drop for Uring {
 
 fn entry(call: &Call, request: &Request, target: &Target) -> Entry {
     let file = Fd(target.file.as_raw_fd());
-    let vectors = request.pages().left();
+    let vectors = request.pages().vectors();
     // `DmaPin::MOST_PIECES` at the most.
     let count = u32::try_from(vectors.len()).unwrap_or(u32::MAX);
     match *call {
@@ -188,5 +220,37 @@ fn entry(call: &Call, request: &Request, target: &Target) -> Entry {
             .offset(range.offset)
             .mode(range.flags().bits().cast_signed())
             .build(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::BorrowedFd;
+    use vmm_sys_util::tempfile::TempFile;
+
+    use super::*;
+
+    fn is_readable(uring: &Uring) -> bool {
+        // SAFETY: the ring keeps it open.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(uring.descriptor()) };
+        let mut polled = [PollFd::new(descriptor, PollFlags::POLLIN)];
+        poll(&mut polled, PollTimeout::ZERO).unwrap() == 1
+    }
+
+    #[test]
+    fn a_ring_that_is_cleared_wakes_nobody_and_a_signal_does() {
+        let target = Arc::new(Target {
+            file: TempFile::new().unwrap().into_file(),
+            sectors: 1,
+            readonly: false,
+            id: [0; 20],
+        });
+        let mut uring = Uring::new(&target).unwrap();
+        assert!(!is_readable(&uring));
+        uring.signal().unwrap();
+        assert!(is_readable(&uring));
+        uring.clear();
+        assert!(!is_readable(&uring));
     }
 }
