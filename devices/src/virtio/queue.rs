@@ -23,6 +23,15 @@ pub struct VirtQueue {
     interrupt_due: bool,
 }
 
+/// What whoever finds a queue empty does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Empty {
+    /// It waits: the driver is to notify.
+    Wait,
+    /// It has something else to do, and looks again then: the driver may spare the notification.
+    LookAgain,
+}
+
 #[derive(Debug)]
 enum Kind {
     Split(Split),
@@ -79,16 +88,17 @@ impl VirtQueue {
         }
     }
 
-    /// Takes the next chain into `chain`; `false` if there is none, in which case the driver will
-    /// notify when there is.
-    pub fn pop<M: GuestMemory>(
+    /// Takes the next chain into `chain`; `false` if there is none. `empty` says whether the driver
+    /// notifies then when there is.
+    pub(super) fn pop<M: GuestMemory>(
         &mut self,
         memory: &M,
         chain: &mut Chain,
+        empty: Empty,
     ) -> Result<bool, QueueError> {
         match &mut self.kind {
-            Kind::Split(queue) => queue.pop(memory, chain),
-            Kind::Packed(queue) => queue.pop(memory, chain),
+            Kind::Split(queue) => queue.pop(memory, chain, empty),
+            Kind::Packed(queue) => queue.pop(memory, chain, empty),
         }
     }
 

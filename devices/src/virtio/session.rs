@@ -14,7 +14,7 @@ use vm_memory::Permissions;
 
 use super::chain::Chain;
 use super::error::QueueError;
-use super::queue::VirtQueue;
+use super::queue::{Empty, VirtQueue};
 use crate::Memory;
 
 /// Most bytes copied in one DMA transaction.
@@ -155,9 +155,20 @@ impl Session {
         Ok(Progress::More)
     }
 
-    /// Takes the next chain of queue `index`; `false` if there is none.
+    /// Takes the next chain of queue `index`; `false` if there is none, and then the driver notifies
+    /// when there is.
     pub fn pop(&mut self, index: usize, chain: &mut Chain) -> Result<bool, QueueError> {
-        self.transact(index, |queue, memory| queue.pop(memory, chain))
+        self.take(index, chain, Empty::Wait)
+    }
+
+    /// The same for a device model that calls [`pop`](Self::pop) before it waits, whatever this says:
+    /// the driver need not notify.
+    pub fn pop_more(&mut self, index: usize, chain: &mut Chain) -> Result<bool, QueueError> {
+        self.take(index, chain, Empty::LookAgain)
+    }
+
+    fn take(&mut self, index: usize, chain: &mut Chain, empty: Empty) -> Result<bool, QueueError> {
+        self.transact(index, |queue, memory| queue.pop(memory, chain, empty))
     }
 
     /// Gives the last `count` chains that were taken from queue `index` back, to be taken again.

@@ -138,7 +138,12 @@ impl Batch {
             let Some(request) = self.requests.get_mut(taken) else {
                 return (taken, Ok(()));
             };
-            match session.pop(index, &mut request.chain) {
+            // Whoever has taken something comes back before it waits.
+            let outcome = match taken {
+                0 => session.pop(index, &mut request.chain),
+                _ => session.pop_more(index, &mut request.chain),
+            };
+            match outcome {
                 Ok(true) => {}
                 outcome => return (taken, outcome.map(|_| ())),
             }
@@ -146,3 +151,6 @@ impl Batch {
         (MOST, Ok(()))
     }
 }
+
+#[cfg(test)]
+mod batch_test;

@@ -14,7 +14,7 @@ use virtio_queue::QueueState;
 use virtio_queue::desc::packed::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use super::at;
+use super::{Empty, at};
 use crate::virtio::chain::{Chain, Table};
 use crate::virtio::error::QueueError;
 use crate::virtio::feature;
@@ -164,8 +164,12 @@ impl Packed {
         &mut self,
         memory: &M,
         chain: &mut Chain,
+        empty: Empty,
     ) -> Result<bool, QueueError> {
         if !self.is_available(memory)? {
+            if empty == Empty::LookAgain {
+                return Ok(false);
+            }
             // Ask for a notification, and look again in case the driver was faster.
             self.ask_for_notifications(memory, true)?;
             self.quiet = false;

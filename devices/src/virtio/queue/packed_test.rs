@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use virtio_queue::QueueState;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::VirtQueue;
+use super::{Empty, VirtQueue};
 use crate::virtio::chain::Chain;
 use crate::virtio::error::QueueError;
 
@@ -110,8 +110,13 @@ impl Driver {
     }
 
     fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
+        self.take(Empty::Wait)
+    }
+
+    fn take(&mut self, empty: Empty) -> Result<Option<Chain>, QueueError> {
         let mut chain = Chain::default();
-        Ok(self.queue.pop(&self.memory, &mut chain)?.then_some(chain))
+        let taken = self.queue.pop(&self.memory, &mut chain, empty)?;
+        Ok(taken.then_some(chain))
     }
 
     fn complete(&mut self, used: &[(u16, u32)]) -> bool {
@@ -189,6 +194,19 @@ fn a_driver_is_interrupted_as_it_asks() {
     // The device says where it is: descriptor 2 of the second round.
     assert!(driver.pop().unwrap().is_none());
     assert_eq!(driver.get::<[u16; 2]>(DEVICE), [2, 2]);
+}
+
+#[test]
+fn whoever_looks_again_asks_for_no_notification() {
+    let mut driver = Driver::new(4, EVENT_IDX);
+    assert!(driver.pop().unwrap().is_none());
+    driver.add(1, &[0]);
+    assert!(driver.take(Empty::LookAgain).unwrap().is_some());
+    let quiet: [u16; 2] = driver.get(DEVICE);
+    assert!(driver.take(Empty::LookAgain).unwrap().is_none());
+    assert_eq!(driver.get::<[u16; 2]>(DEVICE), quiet);
+    assert!(driver.pop().unwrap().is_none());
+    assert_ne!(driver.get::<[u16; 2]>(DEVICE), quiet);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use virtio_bindings::virtio_ring::{
 use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use super::at;
+use super::{Empty, at};
 use crate::virtio::chain::{Chain, Table};
 use crate::virtio::error::QueueError;
 use crate::virtio::feature;
@@ -59,8 +59,9 @@ impl Split {
         &mut self,
         memory: &M,
         chain: &mut Chain,
+        empty: Empty,
     ) -> Result<bool, QueueError> {
-        let Some(head) = self.next_head(memory)? else {
+        let Some(head) = self.next_head(memory, empty)? else {
             return Ok(false);
         };
         let table = Table {
@@ -105,11 +106,15 @@ impl Split {
     }
 
     /// The index that the driver put next into the available ring.
-    fn next_head<M: GuestMemory>(&mut self, memory: &M) -> Result<Option<u16>, QueueError> {
+    fn next_head<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        empty: Empty,
+    ) -> Result<Option<u16>, QueueError> {
         let size = self.queue.size();
         let next = self.queue.next_avail();
         let mut pending = self.pending(memory)?;
-        if pending == 0 {
+        if pending == 0 && empty == Empty::Wait {
             // Ask for a notification, and look again in case the driver was faster.
             self.queue
                 .enable_notification(memory)
