@@ -15,6 +15,7 @@ mod call;
 mod engine;
 mod outcome;
 mod pages;
+mod poll;
 #[cfg(test)]
 mod queues_test;
 mod request;

@@ -178,7 +178,7 @@ impl InterruptRoutes for MessageRoutes {
         let gsi = state.gsis.as_mut().and_then(|gsis| gsis.allocate_id().ok());
         let Some(gsi) = gsi else {
             return Err(io::Error::other(format!(
-                "all {} interrupt routes of this machine are in use; assign fewer devices",
+                "all {} interrupt routes of this machine are in use; have fewer devices, or fewer queues",
                 self.0.table.gsis.len()
             )));
         };

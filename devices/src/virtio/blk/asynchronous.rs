@@ -8,6 +8,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::call::Call;
+use super::poll::Poll;
 use super::request::{Request, Step};
 use super::target::Target;
 use super::uring::Uring;
@@ -27,6 +28,7 @@ pub(super) struct Asynchronous {
     used: Vec<(u16, u32)>,
     /// The rings are broken. What came before that is served first.
     broken: Option<QueueError>,
+    poll: Poll,
     limit: LogLimit,
 }
 
@@ -39,6 +41,7 @@ impl Asynchronous {
             begun: VecDeque::new(),
             used: Vec::new(),
             broken: None,
+            poll: Poll::default(),
             limit: LogLimit::default(),
         }
     }
@@ -92,7 +95,7 @@ impl Asynchronous {
             let step = request.resume(session, result);
             self.go_on(request, step, session);
         }
-        was_something |= self.take(index, session);
+        was_something |= self.take(index, session, was_something);
         let begun = self.begin(session);
         if !self.used.is_empty() {
             session.complete_all(index, self.used.drain(..))?;
@@ -106,15 +109,24 @@ impl Asynchronous {
         Ok(was_something)
     }
 
-    /// Takes what is in the queue, as far as there is room. Tells whether there was anything.
-    fn take(&mut self, index: usize, session: &mut Session) -> bool {
+    /// Takes what is in the queue, as far as there is room. Tells whether there was anything. Who
+    /// `comes_back` looks at the queue again before it waits.
+    fn take(&mut self, index: usize, session: &mut Session, mut comes_back: bool) -> bool {
         let mut was_something = false;
         for _ in self.begun.len()..self.uring.room() {
             if self.broken.is_some() {
                 break;
             }
             let mut request = self.idle.pop().unwrap_or_default();
-            let begun = match session.pop(index, &mut request.chain) {
+            let chain = &mut request.chain;
+            let popped = if comes_back {
+                session.pop_more(index, chain)
+            } else if self.uring.is_empty() {
+                self.poll.pop(index, chain, session)
+            } else {
+                session.pop(index, chain)
+            };
+            let begun = match popped {
                 Ok(true) => request.begin(&self.target, session),
                 Ok(false) => {
                     self.idle.push(request);
@@ -127,6 +139,7 @@ impl Asynchronous {
                 Err(error) => self.broken = Some(error),
             }
             was_something = true;
+            comes_back = true;
         }
         was_something
     }

@@ -9,6 +9,7 @@ use std::io;
 use super::call::Call;
 use super::outcome::Outcome;
 use super::pages::Pages;
+use super::poll::Poll;
 use super::request::{Request, Step};
 use super::target::{Target, unsupported};
 use crate::limit::LogLimit;
@@ -25,6 +26,7 @@ pub(super) struct Batch {
     pages: Pages,
     /// The file cannot tell whether a read would wait.
     always_waits: bool,
+    poll: Poll,
     limit: LogLimit,
 }
 
@@ -140,7 +142,7 @@ impl Batch {
             };
             // Whoever has taken something comes back before it waits.
             let outcome = match taken {
-                0 => session.pop(index, &mut request.chain),
+                0 => self.poll.pop(index, &mut request.chain, session),
                 _ => session.pop_more(index, &mut request.chain),
             };
             match outcome {
