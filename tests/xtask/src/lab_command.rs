@@ -11,7 +11,7 @@ use lab::sys;
 use crate::build::{self, Extras};
 use crate::place::{self, Place};
 use crate::process::seconds;
-use crate::{Where, paths};
+use crate::{Where, hang, paths};
 
 /// Prints the table.
 pub(crate) fn list() {
@@ -182,7 +182,16 @@ fn run_one(
     let cpus = manner.cpus.filter(|cpus| *cpus > scenario.cpus);
     let extra = cpus.map(|cpus| ["--cpus".to_owned(), cpus.to_string()]);
     let extra: Vec<String> = extra.into_iter().flatten().collect();
-    let verdict = place.run(scenario, stage, &output, &extra, &mut show)?;
+    let mut verdict = place.run(scenario, stage, &output, &extra, &mut show)?;
+    // Once more, and only once: see docs/lab.md, "Corrections to level 0".
+    if place == Place::Level1 && hang::is_the_guests(&output) {
+        let aside = hang::keep(&output)?;
+        println!(
+            "HUNG {name:width$}  once more, since the guest did not end while nido waited for it; logs: {}",
+            aside.display()
+        );
+        verdict = place.run(scenario, stage, &output, &extra, &mut show)?;
+    }
     if sys::interrupted() {
         bail!("interrupted");
     }

@@ -15,6 +15,7 @@ mod check;
 mod cloud;
 mod debian;
 mod fuzz;
+mod hang;
 mod kernel;
 mod lab_command;
 mod level0;
