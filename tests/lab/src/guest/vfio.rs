@@ -16,6 +16,10 @@ use crate::sys::memory::{self, Buffer};
 
 /// VFIO_PCI_CONFIG_REGION_INDEX.
 const CONFIG_REGION: u32 = 7;
+/// Longest time until the kernel shows what it has been asked for.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(20);
 /// VFIO_PCI_INTX_IRQ_INDEX.
 const INTX_INDEX: u32 = 0;
 /// VFIO_PCI_MSI_IRQ_INDEX.
@@ -188,21 +192,30 @@ impl Bar {
     }
 }
 
+/// The one entry of a directory in sysfs. Waits for it: a function that has just been plugged in may be
+/// bound by the kernel's own thread, a moment after it was asked for.
 pub(super) fn single_entry(directory: &Path) -> Option<String> {
-    let entry = fs::read_dir(directory).ok()?.next()?.ok()?;
-    Some(entry.file_name().to_string_lossy().into_owned())
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let entry = fs::read_dir(directory).ok().and_then(|mut all| all.next());
+        match entry {
+            Some(entry) => return Some(entry.ok()?.file_name().to_string_lossy().into_owned()),
+            None if Instant::now() > deadline => return None,
+            None => std::thread::sleep(PAUSE),
+        }
+    }
 }
 
 /// Waits for devtmpfs to show `path`.
 pub(super) fn open_node(path: &Path) -> Result<File> {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => return Ok(file),
             Err(error) if Instant::now() > deadline => {
                 return Err(error).context(path.display().to_string());
             }
-            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            Err(_) => std::thread::sleep(PAUSE),
         }
     }
 }
