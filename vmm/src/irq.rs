@@ -13,9 +13,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devices::limit::LogLimit;
-use intel_vtd::{EventSink, InterruptMessage, InterruptRequestSink, Patience, SourceId};
+use intel_vtd::{
+    EventSink, InterruptMessage, InterruptRequestSink, Patience, SourceId, Unfinished,
+};
 use kvm_ioctls::VmFd;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use pci::{Bdf, MsiMessage, MsiSink};
 
 use crate::memory::Memory;
@@ -95,6 +97,18 @@ fn is_interrupt(message: InterruptMessage) -> bool {
 /// CPUs are busy. So a register write does not.
 const fn waits_for_kvm(patience: &Patience) -> bool {
     patience.steps() == u64::MAX
+}
+
+/// Locks what may be held by somebody who waits for KVM, for an observer with this much patience.
+///
+/// # Errors
+/// It is held, and the observer does not wait for KVM.
+fn lock<'a, T>(mutex: &'a Mutex<T>, patience: &Patience) -> Result<MutexGuard<'a, T>, Unfinished> {
+    if waits_for_kvm(patience) {
+        Ok(mutex.lock())
+    } else {
+        mutex.try_lock().ok_or(Unfinished)
+    }
 }
 
 /// Interrupt entries that the guest has invalidated.

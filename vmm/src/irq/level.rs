@@ -10,7 +10,7 @@ use devices::ioapic::{self, IoApic, Route, RouteListener};
 use intel_vtd::{InterruptEntryObserver, InterruptMessage, Patience, SourceId, Unfinished};
 use parking_lot::Mutex;
 
-use super::{IOAPIC_REQUESTER, Invalidated, Remapper, RoutingTable, waits_for_kvm};
+use super::{IOAPIC_REQUESTER, Invalidated, Remapper, RoutingTable, lock, waits_for_kvm};
 
 /// Trigger mode in message data: level.
 const DATA_LEVEL: u32 = 1 << 15;
@@ -118,12 +118,7 @@ impl InterruptEntryObserver for LevelRoutes {
         count: u32,
         patience: &Patience,
     ) -> Result<(), Unfinished> {
-        // Who has the lock may be waiting for KVM.
-        let pins = match waits_for_kvm(patience) {
-            true => Some(self.pins.lock()),
-            false => self.pins.try_lock(),
-        };
-        let pins = pins.ok_or(Unfinished)?;
+        let pins = lock(&self.pins, patience)?;
         let invalidated = Invalidated::new(first, count);
         let concerned = |route: &Route| route.level && invalidated.concerns(route.message);
         if !invalidated.all() && !pins.iter().flatten().any(concerned) {

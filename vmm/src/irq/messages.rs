@@ -28,7 +28,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::credit::Credit;
 use super::watcher::Watcher;
-use super::{Invalidated, Remapper, RoutingTable, is_interrupt, waits_for_kvm};
+use super::{Invalidated, Remapper, RoutingTable, is_interrupt, lock, waits_for_kvm};
 use crate::event_loop;
 
 /// Routes that are given to KVM or taken from it before others get a turn at the lock.
@@ -431,12 +431,7 @@ impl InterruptEntryObserver for Shared {
         count: u32,
         patience: &Patience,
     ) -> Result<(), Unfinished> {
-        // Who has the lock may be waiting for KVM.
-        let mut state = if waits_for_kvm(patience) {
-            self.lock()
-        } else {
-            self.state.try_lock().ok_or(Unfinished)?
-        };
+        let mut state = lock(&self.state, patience)?;
         let gsis = state.concerned(&Invalidated::new(first, count));
         if gsis.len() > usize::try_from(patience.steps() / RESOLUTION).unwrap_or(usize::MAX) {
             return Err(Unfinished);
