@@ -77,6 +77,7 @@ impl Machine {
             physical_bits,
             memory,
         } = Foundation::new(config)?;
+        limits::raise_file_limit();
         // Devices of the host come first: the unit promises nothing that the host's IOMMU does not
         // keep.
         let (host, devices) = open_host(config, &vm)?;
@@ -253,7 +254,6 @@ fn backing(config: &Config) -> memory::Backing {
 /// The host's iommufds, and its devices that are bound to them.
 fn open_host(config: &Config, vm: &Arc<VmFd>) -> anyhow::Result<(assign::Host, Vec<BoundDevice>)> {
     let kvm = Arc::new(kvm::KvmVfio::new(Arc::clone(vm)));
-    limits::raise_file_limit();
     let host = assign::Host::open(&config.iommufds, kvm)?;
     let devices = host.bind_all(&config.functions)?;
     Ok((host, devices))
