@@ -1,5 +1,7 @@
 //! The interface of a PCI function, and of the sinks that its interrupts go to.
 
+use state::{RestoreError, SaveError, Section};
+
 use crate::bar::{BarKind, BarWindow};
 use crate::bdf::Bdf;
 use crate::config::ConfigChange;
@@ -68,6 +70,26 @@ pub trait PciFunction: Send + Sync {
     /// Tells work in flight to stop, without waiting for it: a [`reset`](Self::reset) follows, and
     /// other functions are told before that, so that all of them stop at the same time.
     fn quiesce(&self) {}
+
+    /// What the function is like at the moment: all that a guest can tell apart. Called only while it
+    /// does nothing by itself, and is not asked to.
+    ///
+    /// # Errors
+    /// It cannot be saved: why, and what to do.
+    fn save(&self) -> Result<Section, SaveError> {
+        Err(SaveError::new("such a function cannot be saved"))
+    }
+
+    /// Makes a function that was just created, and does nothing yet, like the one that was
+    /// [saved](Self::save). It sends no interrupt for that. Its windows are decoded later, its lines
+    /// driven at once.
+    ///
+    /// # Errors
+    /// `section` is not of such a function. Nothing is to be done with this one then.
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let _ = section;
+        Err(RestoreError::Missing)
+    }
 
     /// Platform reset: back to the power-on state, with work in flight stopped.
     fn reset(&self);

@@ -40,7 +40,7 @@ pub enum RestoreError {
         /// The last version that is known here.
         reads: u32,
     },
-    /// The part is not in the snapshot.
+    /// The snapshot has nothing that could be put there.
     #[error("the snapshot has nothing for it")]
     Missing,
     /// No nido has written this.
