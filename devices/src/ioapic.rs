@@ -10,6 +10,7 @@ mod entry;
 #[cfg(test)]
 mod ioapic_test;
 mod line;
+mod saved;
 
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -110,14 +111,18 @@ impl Pin {
         rising.then(|| self.entry.message())
     }
 
-    /// Whether a processor's end of interrupt for `vector` is this pin's.
-    fn ends_with(&self, vector: u8) -> bool {
-        let expected = match self.eoi_vector {
+    /// The vector with which processors end this pin's interrupt, if that is known.
+    fn processors_vector(&self) -> Option<u8> {
+        match self.eoi_vector {
             None if self.entry.remappable() => None,
             None => Some(self.entry.vector()),
             resolved => resolved,
-        };
-        expected == Some(vector)
+        }
+    }
+
+    /// Whether a processor's end of interrupt for `vector` is this pin's.
+    fn ends_with(&self, vector: u8) -> bool {
+        self.processors_vector() == Some(vector)
     }
 
     /// Ends the interrupt that the pin sent. Whether there was one.

@@ -1,9 +1,12 @@
 //! COM1: a 16550 UART on an I/O APIC pin, with a bounded queue in front of its receiver.
 
+mod saved;
+
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use vm_device::DevicePio;
@@ -44,13 +47,27 @@ const POWER_ON: [(u8, u8); 8] = [
 struct Pin {
     ioapic: Arc<IoApic>,
     pin: u8,
+    /// What asks for an edge has been told before.
+    silent: AtomicBool,
+}
+
+impl Pin {
+    fn new(ioapic: Arc<IoApic>, pin: u8) -> Self {
+        Self {
+            ioapic,
+            pin,
+            silent: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Trigger for Pin {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
-        self.ioapic.pulse(self.pin);
+        if !self.silent.load(Ordering::Relaxed) {
+            self.ioapic.pulse(self.pin);
+        }
         Ok(())
     }
 }
@@ -70,7 +87,7 @@ impl SerialPort {
     /// A port that raises `pin` and sends to `output`, which is flushed after each byte.
     #[must_use]
     pub fn new(ioapic: Arc<IoApic>, pin: u8, output: Box<dyn Write + Send>) -> Self {
-        let uart = Serial::new(Pin { ioapic, pin }, output);
+        let uart = Serial::new(Pin::new(ioapic, pin), output);
         Self {
             state: Mutex::new(State {
                 uart,

@@ -37,6 +37,19 @@ impl Entry {
     /// Masked, everything else zero.
     pub(super) const RESET: Self = Self(MASKED);
 
+    /// All of it, as software reads it.
+    pub(super) fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The entry that [`bits`](Self::bits) were of; `None` if there is no such entry.
+    pub(super) fn saved(bits: u64) -> Option<Self> {
+        let entry = Self(bits);
+        let reserved = bits & READ_ONLY & !REMOTE_IRR != 0;
+        let odd = entry.remote_irr() && !entry.level();
+        (!reserved && !odd).then_some(entry)
+    }
+
     pub(super) fn half(self, half: Half) -> u32 {
         let [a, b, c, d, e, f, g, h] = self.0.to_le_bytes();
         u32::from_le_bytes(match half {

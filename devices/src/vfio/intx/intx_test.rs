@@ -59,7 +59,7 @@ fn turning_it_off_lowers_the_line_and_forgets_what_was_signalled() {
     setup.intx.raised();
     setup.intx.interrupt_ended();
     setup.intx.disable();
-    assert_eq!(setup.levels(), []);
+    assert!(setup.levels().is_empty());
     assert_eq!(setup.host.take_calls(), [Call::Disarm(IrqKind::Intx)]);
     assert!(setup.intx.event().read().is_err(), "nothing is left in it");
 }
@@ -71,7 +71,7 @@ fn interrupt_disable_lowers_the_line_and_drops_an_event_that_comes_late() {
     setup.intx.set_quiet(true);
     assert_eq!(setup.levels(), [true, false]);
     setup.interrupt();
-    assert_eq!(setup.levels(), []);
+    assert!(setup.levels().is_empty());
     setup.intx.set_quiet(false);
     setup.interrupt();
     assert_eq!(setup.levels(), [true]);
