@@ -10,7 +10,8 @@ use crate::config_layout::{CONFIG_SPACE_SIZE, Layout};
 use crate::header::{
     BAR_COUNT, BAR0, CACHE_LINE_SIZE, CAPABILITIES_POINTER, CLASS, COMMAND, DEVICE_ID,
     FIRST_CAPABILITY, FIRST_EXTENDED, INTERRUPT_LINE, INTERRUPT_PIN, REVISION, STATUS,
-    STATUS_CAPABILITIES, STATUS_ERRORS, SUBSYSTEM_DEVICE, SUBSYSTEM_VENDOR, VENDOR_ID,
+    STATUS_CAPABILITIES, STATUS_ERRORS, STATUS_INTERRUPT, SUBSYSTEM_DEVICE, SUBSYSTEM_VENDOR,
+    VENDOR_ID,
 };
 
 /// What a function says it is.
@@ -39,6 +40,7 @@ pub struct ConfigBuilder {
     bytes: Box<[u8; CONFIG_SPACE_SIZE]>,
     writable: Box<[u8; CONFIG_SPACE_SIZE]>,
     clear: Box<[u8; CONFIG_SPACE_SIZE]>,
+    own: Box<[u8; CONFIG_SPACE_SIZE]>,
     bars: [Option<Bar>; BAR_COUNT],
     layout: Layout,
     /// Where the next capability goes, and where its offset is to be linked.
@@ -64,6 +66,7 @@ impl ConfigBuilder {
             bytes: Box::new([0; CONFIG_SPACE_SIZE]),
             writable: Box::new([0; CONFIG_SPACE_SIZE]),
             clear: Box::new([0; CONFIG_SPACE_SIZE]),
+            own: Box::new([0; CONFIG_SPACE_SIZE]),
             bars: [None; BAR_COUNT],
             layout: Layout::default(),
             next: FIRST_CAPABILITY,
@@ -78,6 +81,7 @@ impl ConfigBuilder {
         builder.put(CLASS, &[interface, sub_class, class]);
         builder.set_writable(COMMAND, &Command::WRITABLE.to_le_bytes());
         builder.set_write_one_to_clear(STATUS, &STATUS_ERRORS.to_le_bytes());
+        builder.set_own(STATUS, &STATUS_INTERRUPT.to_le_bytes());
         builder.set_writable(CACHE_LINE_SIZE, &[0xff]);
         builder.set_writable(INTERRUPT_LINE, &[0xff]);
         builder
@@ -186,6 +190,15 @@ impl ConfigBuilder {
         self
     }
 
+    /// Adds bits at `offset` that the function changes by itself: see
+    /// [`set_bytes`](ConfigSpace::set_bytes).
+    pub fn set_own(&mut self, offset: u16, mask: &[u8]) -> &mut Self {
+        for (byte, bits) in self.own[usize::from(offset)..].iter_mut().zip(mask) {
+            *byte |= bits;
+        }
+        self
+    }
+
     pub(crate) fn layout_mut(&mut self) -> &mut Layout {
         &mut self.layout
     }
@@ -198,6 +211,7 @@ impl ConfigBuilder {
             bytes: self.bytes,
             writable: self.writable,
             clear: self.clear,
+            own: self.own,
             bars: self.bars,
             layout: self.layout,
             bus_master: Arc::new(AtomicBool::new(false)),

@@ -1,6 +1,8 @@
 //! A function's configuration space: bytes, a write mask and a write-one-to-clear mask, and what a
 //! write changed.
 
+mod saved;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,6 +10,8 @@ use crate::bar::{Bar, BarKind, BarWindow};
 use crate::command::Command;
 use crate::config_layout::{CONFIG_SPACE_SIZE, Layout};
 use crate::header::{BAR_COUNT, BAR_END, BAR0, COMMAND, STATUS, STATUS_INTERRUPT};
+
+pub use saved::ConfigState;
 
 /// What a configuration write changed, for the function and the root complex to act on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub struct ConfigSpace {
     pub(crate) reset_bytes: Box<[u8; CONFIG_SPACE_SIZE]>,
     pub(crate) writable: Box<[u8; CONFIG_SPACE_SIZE]>,
     pub(crate) clear: Box<[u8; CONFIG_SPACE_SIZE]>,
+    /// What the function itself changes.
+    pub(crate) own: Box<[u8; CONFIG_SPACE_SIZE]>,
     pub(crate) bars: [Option<Bar>; BAR_COUNT],
     pub(crate) layout: Layout,
     pub(crate) bus_master: Arc<AtomicBool>,
@@ -72,7 +78,7 @@ impl ConfigSpace {
             start < at + length && at < start + data.len()
         };
         let now = self.command();
-        self.bus_master.store(now.bus_master, Ordering::Release);
+        self.announce_bus_master();
         ConfigChange {
             decode: bars_changed || now.memory != before.memory,
             bus_master: (now.bus_master != before.bus_master).then_some(now.bus_master),
@@ -84,6 +90,11 @@ impl ConfigSpace {
             function_reset: self.function_reset_written(start, data),
             intx: now.intx_disable != before.intx_disable,
         }
+    }
+
+    fn announce_bus_master(&self) {
+        let enabled = self.command().bus_master;
+        self.bus_master.store(enabled, Ordering::Release);
     }
 
     /// The command register.
@@ -208,7 +219,8 @@ impl ConfigSpace {
     }
 
     /// Changes bytes from the function's side, without masks: how a device model updates a status
-    /// field. Bytes beyond the end are dropped.
+    /// field, whose bits that software does not write are its [own](crate::ConfigBuilder::set_own).
+    /// Bytes beyond the end are dropped.
     pub fn set_bytes(&mut self, offset: u16, data: &[u8]) {
         for (byte, value) in self.bytes.iter_mut().skip(usize::from(offset)).zip(data) {
             *byte = *value;

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use crate::{BarKind, BarWindow, ConfigBuilder, ConfigChange, ConfigSpace, Identity};
 
-const IDENTITY: Identity = Identity {
+pub(crate) const IDENTITY: Identity = Identity {
     vendor: 0x1af4,
     device: 0x1042,
     class: [0x01, 0x80, 0x02],
@@ -16,7 +16,7 @@ const IDENTITY: Identity = Identity {
 
 /// BAR 0: 32-bit, 4 KiB. BAR 2: 64-bit, 16 KiB. MSI (4 vectors) at 0x40, MSI-X (3 vectors) at 0x58,
 /// PCI Express at 0x64, ATS at 0x100, PASID at 0x108, PRI at 0x110.
-fn full() -> ConfigSpace {
+pub(crate) fn full() -> ConfigSpace {
     let mut builder = ConfigBuilder::endpoint(IDENTITY);
     builder
         .add_bar(0, BarKind::Memory32, 0x1000)
@@ -56,7 +56,7 @@ const WRITABLE: &[(usize, &[u8])] = &[
     (0x11c, &[0xff, 0xff, 0xff, 0xff]),
 ];
 
-fn bytes(config: &ConfigSpace) -> Vec<u8> {
+pub(crate) fn bytes(config: &ConfigSpace) -> Vec<u8> {
     let mut bytes = vec![0; 4096];
     config.read(0, &mut bytes);
     bytes

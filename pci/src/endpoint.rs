@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
+use state::{RestoreError, SaveError, Section};
 
 use crate::bar::{BarKind, BarWindow};
 use crate::bdf::Bdf;
@@ -163,6 +164,14 @@ impl PciFunction for Endpoint {
 
     fn quiesce(&self) {
         self.function.quiesce();
+    }
+
+    fn save(&self) -> Result<Section, SaveError> {
+        self.function.save()
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        self.function.restore(section)
     }
 
     fn reset(&self) {

@@ -93,6 +93,7 @@ impl ConfigBuilder {
         let offset = self.add_registers(PRI_EXTENDED_ID, ExtendedRegisters::pri(capacity, true));
         let failures = pri::RESPONSE_FAILURE | pri::UNEXPECTED_GROUP_INDEX;
         self.set_write_one_to_clear(offset + pri::STATUS, &failures.to_le_bytes());
+        self.set_own(offset + pri::STATUS, &pri::STOPPED.to_le_bytes());
         offset
     }
 

@@ -4,10 +4,15 @@
 //! attaches no quirk to them.
 
 use parking_lot::{Mutex, MutexGuard};
+use state::{RestoreError, SaveError, Section};
 
 use crate::builder::{ConfigBuilder, Identity};
 use crate::config::{ConfigChange, ConfigSpace};
 use crate::function::PciFunction;
+
+/// What its state is called.
+const KIND: &str = "host-bridge";
+const VERSION: u32 = 1;
 
 pub(crate) struct HostBridge {
     config: Mutex<ConfigSpace>,
@@ -38,6 +43,14 @@ impl PciFunction for HostBridge {
 
     fn write_config(&self, offset: u16, data: &[u8]) -> ConfigChange {
         self.config().write(offset, data)
+    }
+
+    fn save(&self) -> Result<Section, SaveError> {
+        Section::new(KIND, VERSION, &self.config().save())
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        self.config().restore(&section.read(KIND, VERSION)?)
     }
 
     fn reset(&self) {

@@ -1,5 +1,6 @@
 //! The state of a hot-plug slot, outcomes of removals, and the errors of plugging (section 6.7).
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::bar_assignment::AssignError;
@@ -70,7 +71,8 @@ pub enum UnplugError {
 }
 
 /// A request for removal.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Removal {
     None,
     /// The button was pressed.

@@ -50,7 +50,7 @@ pub use bar_assignment::AssignError;
 pub use bdf::Bdf;
 pub use builder::{ConfigBuilder, Identity};
 pub use command::Command;
-pub use config::{ConfigChange, ConfigSpace};
+pub use config::{ConfigChange, ConfigSpace, ConfigState};
 pub use config_layout::CONFIG_SPACE_SIZE;
 pub use extended::{
     ACS_EXTENDED_ID, ATS_EXTENDED_ID, ExtendedRegisters, PASID_EXTENDED_ID, PRI_EXTENDED_ID,
@@ -58,7 +58,7 @@ pub use extended::{
 pub use function::{IntxSink, MsiSink, PciFunction};
 pub use hotplug::{PlugError, RemovalOutcome, SlotState, UnplugError};
 pub use msi::MsiMessage;
-pub use msix::{MSIX_ENTRY_SIZE, MsixEntry, MsixTable};
+pub use msix::{MSIX_ENTRY_SIZE, MsixEntry, MsixState, MsixTable};
 pub use port::RootPort;
 pub use root::{AddError, Apertures, ECAM_FUNCTION_SHIFT, RootComplex};
 pub use slot::Indicator;

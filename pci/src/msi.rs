@@ -50,6 +50,7 @@ impl ConfigBuilder {
         put(&mut writable, DATA, &0xffff_u16.to_le_bytes());
         put(&mut writable, MASK, &vectors.to_le_bytes());
         let offset = self.add_capability(id::MSI, &body, &writable);
+        self.set_own(offset + PENDING, &vectors.to_le_bytes());
         self.layout_mut().msi = Some(offset);
         offset
     }

@@ -1,5 +1,7 @@
 //! MSI-X (section 7.7.2): the capability, and the table and pending bits behind a BAR.
 
+mod saved;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -56,6 +58,8 @@ impl ConfigSpace {
         Some((control & ENABLE != 0, control & FUNCTION_MASK != 0))
     }
 }
+
+pub use saved::MsixState;
 
 /// A table entry as software wrote it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

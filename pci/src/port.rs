@@ -31,12 +31,15 @@
 //!
 //! There is no power management capability: Linux leaves hot-plug ports in D0 anyway.
 
+mod saved;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use state::{RestoreError, SaveError, Section};
 
 use crate::bdf::Bdf;
 use crate::config::ConfigChange;
@@ -376,6 +379,14 @@ impl PciFunction for RootPort {
             decode: before != after,
             ..ConfigChange::default()
         }
+    }
+
+    fn save(&self) -> Result<Section, SaveError> {
+        self.save_port()
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        self.restore_port(section)
     }
 
     /// Back to power-on values: an occupied slot has power, an empty one has not. The function is

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
+use state::{RestoreError, SaveError, Section};
 
 use crate::{BarKind, BarWindow, ConfigBuilder, ConfigChange, ConfigSpace, Identity, PciFunction};
 
@@ -86,6 +87,14 @@ impl PciFunction for Probe {
 
     fn windows_changed(&self, windows: &[BarWindow]) {
         self.told.lock().push(windows.to_vec());
+    }
+
+    fn save(&self) -> Result<Section, SaveError> {
+        Section::new("probe", 1, &self.config.lock().save())
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        self.config.lock().restore(&section.read("probe", 1)?)
     }
 
     fn reset(&self) {

@@ -1,6 +1,8 @@
 //! The root complex: the functions on the bus, their configuration space over ECAM (section 7.2.2),
 //! and the dispatch of memory accesses to their BARs.
 
+mod saved;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;

@@ -5,6 +5,8 @@
 //! interlock, no surprise removal. The link is up while there is a function, power is on, and
 //! software neither disables the link nor holds the bus in reset.
 
+mod saved;
+
 use crate::builder::{ConfigBuilder, Identity};
 use crate::capability::id;
 use crate::capability::pcie::{
@@ -205,6 +207,14 @@ impl Registers {
             self.set(LINK_STATUS, link);
             self.raise(LINK_CHANGED);
         }
+        let asserted = self.wants_interrupt();
+        let rises = asserted && !self.asserted;
+        self.asserted = asserted;
+        rises.then(|| self.config.msi_notify(0))?
+    }
+
+    /// Whether an enabled event is there.
+    fn wants_interrupt(&self) -> bool {
         let (status, control) = (self.get(SLOT_STATUS), self.get(SLOT_CONTROL));
         let enabled = control & LOW_EVENTS
             | if control & LINK_EVENT_ENABLE != 0 {
@@ -212,10 +222,7 @@ impl Registers {
             } else {
                 0
             };
-        let asserted = control & HOT_PLUG_INTERRUPT != 0 && status & enabled != 0;
-        let rises = asserted && !self.asserted;
-        self.asserted = asserted;
-        rises.then(|| self.config.msi_notify(0))?
+        control & HOT_PLUG_INTERRUPT != 0 && status & enabled != 0
     }
 
     fn link_status(&self) -> u16 {
@@ -272,6 +279,8 @@ fn add_pcie(builder: &mut ConfigBuilder, number: u8) -> u16 {
     }
     let offset = builder.add_capability(id::PCIE, &body, &writable);
     builder.set_write_one_to_clear(offset + SLOT_STATUS, &EVENTS.to_le_bytes());
+    builder.set_own(offset + LINK_STATUS, &LINK_UP.to_le_bytes());
+    builder.set_own(offset + SLOT_STATUS, &PRESENT.to_le_bytes());
     builder.set_write_one_to_clear(offset + ROOT_STATUS, &ROOT_STATUS_PME.to_le_bytes());
     offset
 }
