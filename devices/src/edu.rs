@@ -275,6 +275,21 @@ impl PciFunction for Edu {
             .set_bar_address(bar, address);
     }
 
+    fn park(&self) {
+        self.shared.set_parking(true);
+    }
+
+    fn parked(&self) -> Result<(), String> {
+        match self.shared.is_parked() {
+            true => Ok(()),
+            false => Err("its DMA engine is at work".to_owned()),
+        }
+    }
+
+    fn resume(&self) {
+        self.shared.set_parking(false);
+    }
+
     fn reset(&self) {
         self.shared.reset();
     }

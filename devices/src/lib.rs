@@ -8,6 +8,7 @@ pub mod edu;
 pub mod ioapic;
 pub mod limit;
 pub mod output;
+pub mod park;
 pub mod power;
 mod routes;
 pub mod serial;

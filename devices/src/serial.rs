@@ -75,6 +75,8 @@ impl Trigger for Pin {
 struct State {
     uart: Serial<Pin, NoEvents, Box<dyn Write + Send>>,
     waiting: VecDeque<u8>,
+    /// Nothing comes in.
+    held: bool,
 }
 
 /// A serial port. Output that cannot be written is lost, as on a line that nobody listens to.
@@ -92,13 +94,23 @@ impl SerialPort {
             state: Mutex::new(State {
                 uart,
                 waiting: VecDeque::new(),
+                held: false,
             }),
         }
     }
 
-    /// Queues `bytes` for the guest. Returns how many were taken: fewer when the queue is full.
+    /// Has the port take no input, so that it interrupts nobody by itself; or has it take input again.
+    pub fn hold(&self, held: bool) {
+        self.state.lock().held = held;
+    }
+
+    /// Queues `bytes` for the guest. Returns how many were taken: fewer when the queue is full, none
+    /// while the port is [held](Self::hold).
     pub fn push_input(&self, bytes: &[u8]) -> usize {
         let mut state = self.state.lock();
+        if state.held {
+            return 0;
+        }
         let taken = bytes
             .len()
             .min(QUEUE_LIMIT.saturating_sub(state.waiting.len()));
@@ -242,6 +254,19 @@ mod tests {
         // 64 bytes went on into the FIFO.
         assert_eq!(port.push_input(&[0; 100]), 64);
         assert_eq!(port.push_input(&[0; 100]), 0);
+    }
+
+    #[test]
+    fn a_port_that_is_held_interrupts_nobody_and_takes_input_afterwards() {
+        let (port, _output, messages) = port();
+        port.pio_write(BASE, 1, &[0x01]);
+        port.hold(true);
+        assert_eq!(port.push_input(b"x"), 0);
+        assert!(messages.try_recv().is_err());
+        port.hold(false);
+        assert_eq!(port.push_input(b"x"), 1);
+        assert_eq!(messages.try_recv(), Ok(0x31));
+        assert_eq!(read(&port, 0), b'x');
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod background;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use intel_vtd::Unit;
 
@@ -18,7 +19,7 @@ use background::Background;
 pub struct VtdMmio {
     unit: Arc<Unit<Memory>>,
     /// Ends with the window.
-    _background: Background,
+    background: Background,
 }
 
 impl VtdMmio {
@@ -30,10 +31,19 @@ impl VtdMmio {
     /// When there can be no further thread.
     pub fn start(unit: Arc<Unit<Memory>>) -> io::Result<Self> {
         let background = Background::start(&unit)?;
-        Ok(Self {
-            unit,
-            _background: background,
-        })
+        Ok(Self { unit, background })
+    }
+
+    /// Has the unit carry nothing out that accesses have left, until [`resume`](Self::resume). Whether
+    /// what was under way has been left by `until`. Nobody accesses the window meanwhile.
+    #[must_use]
+    pub fn park(&self, until: Instant) -> bool {
+        self.background.hold(until)
+    }
+
+    /// Has the unit go on after [`park`](Self::park).
+    pub fn resume(&self) {
+        self.background.release();
     }
 }
 

@@ -166,6 +166,22 @@ impl PciFunction for Endpoint {
         self.function.quiesce();
     }
 
+    fn parkable(&self) -> Result<(), String> {
+        self.function.parkable()
+    }
+
+    fn park(&self) {
+        self.function.park();
+    }
+
+    fn parked(&self) -> Result<(), String> {
+        self.function.parked()
+    }
+
+    fn resume(&self) {
+        self.function.resume();
+    }
+
     fn save(&self) -> Result<Section, SaveError> {
         self.function.save()
     }

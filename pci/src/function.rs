@@ -71,6 +71,31 @@ pub trait PciFunction: Send + Sync {
     /// other functions are told before that, so that all of them stop at the same time.
     fn quiesce(&self) {}
 
+    /// Whether [`park`](Self::park) can stop the function.
+    ///
+    /// # Errors
+    /// Why not: who else acts for it, which would go on.
+    fn parkable(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Has the function begin nothing by itself any more until [`resume`](Self::resume): no access to
+    /// memory, no interrupt. It keeps everything, as opposed to a reset. Does not wait for what it has
+    /// begun. No vCPU runs from before this until after the resume.
+    fn park(&self) {}
+
+    /// Whether what it had begun before [`park`](Self::park) is over.
+    ///
+    /// # Errors
+    /// What it is still busy with.
+    fn parked(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Goes on after [`park`](Self::park), whether that has come to an end or not, as if no time had
+    /// passed.
+    fn resume(&self) {}
+
     /// What the function is like at the moment: all that a guest can tell apart. Called only while it
     /// does nothing by itself, and is not asked to.
     ///

@@ -33,6 +33,7 @@ mod msi_test;
 mod msix;
 #[cfg(test)]
 mod msix_test;
+mod park;
 mod pcie;
 mod port;
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod saved;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use thiserror::Error;
@@ -18,6 +19,7 @@ use crate::decode::{self, Map, Member, Target};
 use crate::function::{MsiSink, PciFunction};
 use crate::host_bridge::HostBridge;
 use crate::hotplug::{PlugError, UnplugError};
+use crate::park;
 use crate::port::RootPort;
 use crate::port_windows::{self, Windows};
 
@@ -318,6 +320,16 @@ impl RootComplex {
         true
     }
 
+    /// The function whose BAR decodes guest-physical `address`.
+    #[must_use]
+    pub fn owner_of(&self, address: u64) -> Option<Bdf> {
+        let target = self.target(address, 1)?;
+        let members = self.members();
+        let mut members = members.iter();
+        let owner = members.find(|member| Arc::ptr_eq(&member.function, &target.function));
+        owner.map(|member| member.address)
+    }
+
     /// Platform reset: every function back to power-on. The caller plays firmware again with
     /// [`assign_bars`](Self::assign_bars).
     pub fn reset(&self) {
@@ -337,6 +349,35 @@ impl RootComplex {
         self.members()
             .iter()
             .all(|member| member.function.is_quiet())
+    }
+
+    /// Whether [`park`](Self::park) can stop all functions.
+    ///
+    /// # Errors
+    /// The first function that it cannot stop, and why.
+    pub fn parkable(&self) -> Result<(), (Bdf, String)> {
+        park::parkable(&self.members())
+    }
+
+    /// Has no function begin anything by itself any more, until [`resume`](Self::resume), and waits
+    /// for what they have begun: all of them at the same time, until `until` at most. No vCPU runs,
+    /// and nothing is plugged, from before this until after the resume.
+    ///
+    /// # Errors
+    /// The first function that is late, and what it is busy with. All go on then.
+    pub fn park(&self, until: Instant) -> Result<(), (Bdf, String)> {
+        let outcome = park::park(&self.members(), until);
+        if outcome.is_err() {
+            self.resume();
+        }
+        outcome
+    }
+
+    /// All functions go on after [`park`](Self::park).
+    pub fn resume(&self) {
+        for member in self.members() {
+            member.function.resume();
+        }
     }
 
     /// A copy, so that no lock is held while a function runs.

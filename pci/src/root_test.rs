@@ -94,6 +94,21 @@ fn a_slot_is_taken_once_and_must_exist() {
 }
 
 #[test]
+fn the_owner_of_an_address_is_the_function_whose_bar_decodes_it() {
+    let root = root();
+    for device in 1..=2 {
+        add(&root, device, &[(0, BarKind::Memory32, 0x1000)]);
+        ecam(&root, device.into(), 4, &[2, 0]);
+    }
+    root.assign_bars().expect("room");
+    let owners = [0xc000_0000, 0xc000_1fff, 0xc000_2000].map(|address| root.owner_of(address));
+    let mut found: Vec<_> = owners.into_iter().flatten().collect();
+    found.sort();
+    assert_eq!(found, [slot(1), slot(2)]);
+    assert_eq!(owners[2], None);
+}
+
+#[test]
 fn firmware_assigns_naturally_aligned_addresses_largest_first() {
     let root = root();
     let one = add(

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use intel_vtd::{
     AtsTranslation, DeviceTlb, DeviceTlbInvalidation, PageResponse, Pasid, ResponseCode,
 };
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::extension::{Cached, EduFeatures, Manner};
 
@@ -68,6 +68,10 @@ struct Pages {
     /// Counts the commands that were to end at once.
     aborts: u64,
     next_group: u16,
+    /// Waits do not end before this is over, unless they are aborted, and their time stands still.
+    held: bool,
+    /// A wait is held.
+    waits: bool,
 }
 
 /// See the module.
@@ -154,6 +158,23 @@ impl Atc {
         self.answered.notify_all();
     }
 
+    /// Has waits for answers stay, or go on.
+    pub(super) fn hold(&self, held: bool) {
+        let mut pages = self.pages.lock();
+        pages.held = held;
+        if !held {
+            // It is about to go on.
+            pages.waits = false;
+        }
+        drop(pages);
+        self.answered.notify_all();
+    }
+
+    /// Whether there is a wait that stays.
+    pub(super) fn is_held(&self) -> bool {
+        self.pages.lock().waits
+    }
+
     /// Whether a page request is in flight.
     pub(super) fn is_waiting(&self) -> bool {
         self.pages.lock().waiting.is_some()
@@ -186,16 +207,30 @@ impl Atc {
         if pages.aborts == expected.aborts {
             self.answered.wait_for(&mut pages, PAUSE);
         }
+        self.stay(&mut pages, expected);
+    }
+
+    /// Waits while waits are held, unless the command is aborted.
+    fn stay(&self, pages: &mut MutexGuard<'_, Pages>, expected: &Expected) {
+        while pages.held && pages.aborts == expected.aborts {
+            pages.waits = true;
+            self.answered.wait(pages);
+        }
+        pages.waits = false;
     }
 
     /// Waits for the answer; `None` if none came in time, or the command was aborted.
     pub(super) fn wait(&self, expected: &Expected) -> Option<ResponseCode> {
-        let deadline = Instant::now() + PATIENCE;
+        let mut left = PATIENCE;
         let mut pages = self.pages.lock();
-        while pages.answer.is_none() && pages.aborts == expected.aborts {
-            if self.answered.wait_until(&mut pages, deadline).timed_out() {
+        loop {
+            self.stay(&mut pages, expected);
+            if pages.answer.is_some() || left.is_zero() || pages.aborts != expected.aborts {
                 break;
             }
+            let begin = Instant::now();
+            self.answered.wait_for(&mut pages, left);
+            left = left.saturating_sub(begin.elapsed());
         }
         pages.waiting = None;
         pages.answer.take()
@@ -224,5 +259,40 @@ impl DeviceTlb for Atc {
         }
         drop(pages);
         self.answered.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_command_that_holds_back_before_it_asks_again_is_held_and_goes_on() {
+        let atc = Atc::default();
+        for ends in [false, true] {
+            atc.hold(true);
+            thread::scope(|scope| {
+                let expected = atc.expect(None, atc.aborts());
+                let command = scope.spawn(|| {
+                    let expected = expected;
+                    atc.pause(&expected);
+                });
+                let begin = Instant::now();
+                while !atc.is_held() {
+                    assert!(begin.elapsed() < PATIENCE, "it is held");
+                    thread::yield_now();
+                }
+                assert!(!command.is_finished());
+                if ends {
+                    atc.abort();
+                } else {
+                    atc.hold(false);
+                }
+                command.join().expect("no panic");
+            });
+            assert!(!atc.is_held());
+        }
     }
 }

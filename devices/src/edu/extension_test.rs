@@ -392,3 +392,48 @@ fn a_reset_leaves_nothing_of_page_requests_behind() {
     );
     assert_eq!((machine.read(0x114), machine.read(0x118)), (0, 0));
 }
+
+#[test]
+fn a_command_that_waits_for_a_page_parks_and_goes_on_with_the_answer_afterwards() {
+    let machine = machine();
+    machine.put(ENTRY, 0);
+    machine.fill(FIRST);
+    machine.start(TRANSLATE | PAGES);
+    machine.wait_until("a request comes", || machine.register(0xc8) == 32);
+    machine.edu.park();
+    machine.wait_until("it parks", || machine.edu.parked().is_ok());
+    machine.put(ENTRY, FIRST | 7);
+    machine.respond(0, 0);
+    thread::sleep(Duration::from_millis(50));
+    assert!(!machine.written(FIRST), "parked");
+    assert_eq!(machine.read(0x98) & 1, 1, "the command is under way");
+    machine.edu.resume();
+    assert_eq!(machine.finish(), 0);
+    assert!(machine.written(FIRST));
+}
+
+#[test]
+fn what_is_started_while_parked_waits_and_a_reset_ends_it() {
+    let machine = machine();
+    machine.fill(FIRST);
+    machine.edu.park();
+    assert_eq!(machine.edu.parked(), Ok(()));
+    machine.start(0);
+    thread::sleep(Duration::from_millis(50));
+    assert!(!machine.written(FIRST), "parked");
+    machine.edu.resume();
+    assert_eq!(machine.finish(), 0);
+    assert!(machine.written(FIRST));
+
+    machine.put(ENTRY, 0);
+    machine.invalidate_device();
+    machine.start(TRANSLATE | PAGES);
+    machine.wait_until("a request comes", || machine.register(0xc8) == 32);
+    machine.edu.park();
+    machine.wait_until("it parks", || machine.edu.parked().is_ok());
+    let start = Instant::now();
+    machine.edu.reset();
+    assert!(start.elapsed() < PATIENCE / 2);
+    assert_eq!(machine.edu.parked(), Ok(()));
+    machine.edu.resume();
+}

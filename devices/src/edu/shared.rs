@@ -42,6 +42,8 @@ pub(super) struct Inner {
     /// (Otherwise a guest that keeps starting commands could hold the second of two resets for
     /// ever.)
     pub(super) resets: usize,
+    /// The worker is to begin nothing.
+    pub(super) parking: bool,
     /// The device goes away.
     pub(super) ending: bool,
     pub(super) limit: LogLimit,
@@ -92,6 +94,19 @@ impl Shared {
             .update(&mut inner.config, atc.is_waiting(), atc.take_unexpected());
     }
 
+    /// Has the worker begin nothing, and not go on with an answer to a page request; or has it go on.
+    pub(super) fn set_parking(&self, parking: bool) {
+        self.inner.lock().parking = parking;
+        self.link.atc.hold(parking);
+        self.changed.notify_all();
+    }
+
+    /// Whether the worker has nothing at hand, or waits for an answer to a page request, which it
+    /// leaves alone.
+    pub(super) fn is_parked(&self) -> bool {
+        !self.inner.lock().working || self.link.atc.is_held()
+    }
+
     /// Stops the work and returns the registers to their reset values.
     pub(super) fn reset(&self) {
         let mut inner = self.inner.lock();
@@ -125,6 +140,7 @@ impl Inner {
             working: false,
             epoch: 0,
             resets: 0,
+            parking: false,
             ending: false,
             limit: LogLimit::default(),
         }

@@ -65,7 +65,11 @@ fn run(shared: &Shared, mut copier: Copier) {
             epoch = inner.epoch;
             buffer.fill(0);
         }
-        let Some(work) = Work::take(&mut inner) else {
+        let work = match inner.parking {
+            true => None,
+            false => Work::take(&mut inner),
+        };
+        let Some(work) = work else {
             shared.changed.wait(&mut inner);
             continue;
         };
@@ -91,7 +95,10 @@ fn run(shared: &Shared, mut copier: Copier) {
         };
         if bits != 0 {
             let message = shared.raise(&mut inner, bits);
+            inner.working = true;
             MutexGuard::unlocked(&mut inner, || shared.send(message));
+            inner.working = false;
+            shared.changed.notify_all();
         }
     }
 }

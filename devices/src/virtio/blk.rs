@@ -344,6 +344,10 @@ impl VirtioDevice for Block {
         }
     }
 
+    fn in_flight(&self) -> bool {
+        self.engine.as_ref().is_some_and(Engine::in_flight)
+    }
+
     fn deactivate(&mut self) {
         if let Some(engine) = &mut self.engine {
             engine.clear();

@@ -95,6 +95,11 @@ pub trait VirtioDevice: Send {
         Ok(Vec::new())
     }
 
+    /// Why the device cannot be stopped for a while, if that is so.
+    fn unstoppable(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The driver is ready. An error leaves the device in need of a reset.
     fn activate(&mut self, features: u64) -> io::Result<()>;
     /// Has somebody else serve queues, who hears of notifications by `kicks`, which are those of the
@@ -127,6 +132,20 @@ pub trait VirtioDevice: Send {
     /// Source `source` is readable. It is polled level-triggered: what is left over is reported
     /// again.
     fn source_ready(&mut self, _source: usize, _session: &mut Session) -> Result<(), QueueError> {
+        Ok(())
+    }
+    /// Whether requests are under way without the thread, whose ends it learns of by a source. The
+    /// thread does not stop before that.
+    fn in_flight(&self) -> bool {
+        false
+    }
+    /// The thread stops for a while. Whoever serves queues for the part stops, too: no access to guest
+    /// memory is under way when this returns, and the driver was told of all that was used.
+    fn suspend(&mut self, _session: &mut Session) -> Result<(), QueueError> {
+        Ok(())
+    }
+    /// The thread goes on after [`VirtioDevice::suspend`].
+    fn go_on(&mut self, _session: &mut Session) -> Result<(), QueueError> {
         Ok(())
     }
     /// The device was reset; the next call is `activate` again.

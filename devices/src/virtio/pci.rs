@@ -53,6 +53,8 @@ pub struct VirtioPci {
     bus_master: Arc<AtomicBool>,
     /// What accesses guest memory besides the device's thread.
     elsewhere: Option<Arc<dyn Halt>>,
+    /// Why it cannot be stopped for a while.
+    unstoppable: Option<&'static str>,
     /// Held while the hypervisor is told; taken after no other lock of this function.
     rung: Mutex<Rung>,
 }
@@ -85,6 +87,7 @@ impl VirtioPci {
         let msix = MsixTable::new(vectors, bdf, msi).gated(Arc::clone(&bus_master));
         let calls = Calls::new(bdf, routes, device.calls()?);
         let elsewhere = device.halt();
+        let unstoppable = device.unstoppable();
         let parts = Parts {
             name: format!("{}-{bdf}", thread_name(device.kind())),
             dma: dma.gated(Arc::clone(&bus_master)),
@@ -103,6 +106,7 @@ impl VirtioPci {
             doorbells,
             bus_master,
             elsewhere,
+            unstoppable,
             rung: Mutex::default(),
         }))
     }
@@ -293,6 +297,32 @@ impl PciFunction for VirtioPci {
 
     fn quiesce(&self) {
         self.tell_to_stop();
+    }
+
+    fn parkable(&self) -> Result<(), String> {
+        match self.unstoppable {
+            None => Ok(()),
+            Some(why) => Err(why.to_owned()),
+        }
+    }
+
+    fn park(&self) {
+        self.state.lock().park();
+    }
+
+    fn parked(&self) -> Result<(), String> {
+        let mut state = self.state.lock();
+        if state.is_parked(&self.link) {
+            return Ok(());
+        }
+        Err(format!(
+            "the thread {} is still at work on a request; see whether what is behind the device, such as a file's server, answers, or try again",
+            state.name()
+        ))
+    }
+
+    fn resume(&self) {
+        self.state.lock().resume();
     }
 
     fn reset(&self) {

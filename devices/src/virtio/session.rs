@@ -16,6 +16,7 @@ use super::chain::Chain;
 use super::error::QueueError;
 use super::queue::{Empty, VirtQueue};
 use crate::Memory;
+use crate::park::Park;
 
 /// Most bytes copied in one DMA transaction.
 const PIECE: usize = 64 << 10;
@@ -52,6 +53,8 @@ pub struct Session {
     dma: Dma,
     transport: Arc<dyn Transport>,
     features: u64,
+    /// Whether the thread is to stop for a while.
+    park: Arc<Park>,
 }
 
 impl Session {
@@ -73,7 +76,23 @@ impl Session {
             },
             transport,
             features,
+            park: Arc::default(),
         }
+    }
+
+    /// Turns on queues end early while `park` wants the thread to stop.
+    pub(super) fn obey(&mut self, park: &Arc<Park>) {
+        self.park = Arc::clone(park);
+    }
+
+    /// Whether the thread is to stop for a while.
+    pub(super) fn parking(&self) -> bool {
+        self.park.is_wanted()
+    }
+
+    /// What says so.
+    pub(super) fn park(&self) -> Arc<Park> {
+        Arc::clone(&self.park)
     }
 
     /// The flag that sessions of one device share.
@@ -138,7 +157,7 @@ impl Session {
     }
 
     /// One turn on queue `index`: takes `step` until that says that there is nothing left, once for
-    /// each entry of the queue at most, or until the device is to stop.
+    /// each entry of the queue at most, or until the device is to stop, for a while or for good.
     pub fn turn(
         &mut self,
         index: usize,
@@ -148,6 +167,10 @@ impl Session {
             return Ok(Progress::Idle);
         }
         for _ in 0..self.queue_size(index) {
+            // What is left of the queue is not forgotten.
+            if self.parking() {
+                break;
+            }
             if self.stopping() || !step(self)? {
                 return Ok(Progress::Idle);
             }

@@ -153,6 +153,14 @@ impl VirtioDevice for Vsock {
         self.queues.source_ready(source, session)
     }
 
+    fn suspend(&mut self, session: &mut Session) -> Result<(), QueueError> {
+        self.queues.suspend(session)
+    }
+
+    fn go_on(&mut self, session: &mut Session) -> Result<(), QueueError> {
+        self.queues.go_on(session)
+    }
+
     fn deactivate(&mut self) {
         self.queues.take_back();
     }

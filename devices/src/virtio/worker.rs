@@ -7,6 +7,7 @@
 mod run;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use log::error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::session::Session;
+use crate::park::Park;
 use run::Run;
 
 pub(super) use run::Returned;
@@ -48,16 +50,20 @@ pub(super) enum Stopped {
 }
 
 impl Worker {
-    /// Starts a thread named `name`. On failure the device comes back with the error.
+    /// Starts a thread named `name`, which stops for a while when `park` says so. On failure the
+    /// device comes back with the error.
     pub(super) fn start(
         name: String,
         device: Returned,
-        job: Job,
+        mut job: Job,
+        park: &Arc<Park>,
     ) -> Result<Self, (io::Error, Option<Returned>)> {
         let (wake, wake_reader, manager) = match event_sources() {
             Ok(sources) => sources,
             Err(error) => return Err((error, Some(device))),
         };
+        job.session.obey(park);
+        let parkable = park.enter();
         let (give, returned) = sync_channel(1);
         let (hand_over, receive) = sync_channel(1);
         let body = {
@@ -71,6 +77,7 @@ impl Worker {
                     // The receiver is gone only if the whole device is being dropped.
                     let _ = give.send(device);
                 }
+                drop(parkable);
             }
         };
         // The device is handed over only once the thread exists, so that a failure to create it
@@ -91,7 +98,7 @@ impl Worker {
         }
     }
 
-    /// Has the thread look at the stop flag of its session, which is set.
+    /// Has the thread look at what it was told by flags.
     pub(super) fn wake(&self) {
         if let Err(error) = self.wake.write(1) {
             error!("virtio: cannot wake a worker: {error}");

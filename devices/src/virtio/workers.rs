@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::worker::{Job, Returned, Stopped, Worker};
+use crate::park::Park;
 
 /// One part of a device, between activation and reset.
 enum Part {
@@ -24,6 +25,7 @@ pub(super) struct Workers {
     /// In the order of the device's parts.
     parts: Vec<Part>,
     stop: Arc<AtomicBool>,
+    park: Arc<Park>,
 }
 
 /// How a wait for the end of all threads ended.
@@ -42,6 +44,7 @@ impl Workers {
         Self {
             parts: Vec::new(),
             stop,
+            park: Arc::default(),
         }
     }
 
@@ -55,7 +58,7 @@ impl Workers {
     /// # Errors
     /// The host gives no thread: the whole device stops.
     pub(super) fn start(&mut self, name: String, part: Returned, job: Job) -> io::Result<()> {
-        match Worker::start(name, part, job) {
+        match Worker::start(name, part, job, &self.park) {
             Ok(worker) => {
                 self.parts.push(Part::Running(worker));
                 Ok(())
@@ -70,7 +73,29 @@ impl Workers {
 
     /// Tells all threads to end. They begin no access to guest memory from here on.
     pub(super) fn tell(&self) {
-        self.stop.store(true, Ordering::Release);
+        self.stop.store(true, Ordering::SeqCst);
+        self.park.look();
+        self.wake();
+    }
+
+    /// Tells all threads to stop for a while.
+    pub(super) fn park(&self) {
+        self.park.ask();
+        self.wake();
+    }
+
+    /// Whether all threads have stopped, or have come to their ends.
+    pub(super) fn are_parked(&self) -> bool {
+        self.park.is_full()
+    }
+
+    /// Has all threads go on, and those that had not stopped yet look at what they have left.
+    pub(super) fn resume(&self) {
+        self.park.release();
+        self.wake();
+    }
+
+    fn wake(&self) {
         for part in &self.parts {
             if let Part::Running(worker) = part {
                 worker.wake();

@@ -250,3 +250,92 @@ fn broken_rings_of_one_queue_stop_the_whole_device_until_it_is_reset() {
     }
     assert_eq!(bench.driver.interrupts(0), 1);
 }
+
+/// What of guest memory a device writes to.
+fn memory_of(bench: &Bench) -> Vec<u8> {
+    let mut bytes = vec![0; super::testing::MEMORY_SIZE];
+    let memory = &bench.driver.memory;
+    memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    bytes
+}
+
+fn park(bench: &Bench) {
+    bench.driver.function.park();
+    eventually("all parts stop", || bench.driver.function.parked().is_ok());
+}
+
+#[test]
+fn a_parked_device_touches_nothing_and_loses_no_notification() {
+    let bench = bench();
+    let rings = bench.driver.start(0, 4);
+    bench.release.send(()).unwrap();
+    bench.ask(&rings[1]);
+    assert_eq!(bench.answer(&rings[1]), 1);
+    for _ in 0..20 {
+        park(&bench);
+        for queue in [0, 2, 3] {
+            bench.ask(&rings[queue]);
+        }
+        let before = memory_of(&bench);
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(memory_of(&bench) == before, "written while parked");
+        bench.driver.function.resume();
+        for queue in [0, 2, 3] {
+            assert_eq!(usize::from(bench.answer(&rings[queue])), queue);
+        }
+    }
+}
+
+#[test]
+fn a_part_in_the_middle_of_a_request_is_named_and_finishes_it_before_it_parks() {
+    let bench = bench();
+    let rings = bench.driver.start(0, 4);
+    bench.hang(&rings[1]);
+    bench.ask(&rings[1]);
+    bench.driver.function.park();
+    std::thread::sleep(A_WHILE);
+    let late = bench.driver.function.parked().unwrap_err();
+    assert!(late.contains("rng-00:03.0"), "{late}");
+    bench.release.send(()).unwrap();
+    eventually("all parts stop", || bench.driver.function.parked().is_ok());
+    assert_eq!(bench.answer(&rings[1]), 1);
+    // The next one waits.
+    bench.release.send(()).unwrap();
+    assert!(bench.started.recv_timeout(A_WHILE).is_err());
+    bench.driver.function.resume();
+    assert_eq!(bench.answer(&rings[1]), 1);
+}
+
+#[test]
+fn a_pause_that_is_given_up_leaves_the_device_as_it_was() {
+    let bench = bench();
+    let rings = bench.driver.start(0, 4);
+    bench.hang(&rings[1]);
+    bench.driver.function.park();
+    bench.driver.function.parked().unwrap_err();
+    bench.driver.function.resume();
+    for queue in [0, 2, 3] {
+        bench.ask(&rings[queue]);
+        assert_eq!(usize::from(bench.answer(&rings[queue])), queue);
+    }
+    bench.release.send(()).unwrap();
+    assert_eq!(bench.answer(&rings[1]), 1);
+}
+
+#[test]
+fn a_reset_ends_threads_that_are_parked_and_a_device_that_failed_counts_as_parked() {
+    let bench = bench();
+    let rings = bench.driver.start(0, 4);
+    rings[2].offer(&bench.driver, 16);
+    bench.driver.kick(&rings[2]);
+    bench.driver.expect_needs_reset();
+    park(&bench);
+    bench.driver.function.resume();
+    bench.driver.set_status(0);
+    eventually("reset completes", || bench.driver.status() == 0);
+    bench.driver.start(0, 4);
+    park(&bench);
+    bench.driver.function.reset();
+    assert!(bench.driver.function.is_quiet());
+    assert_eq!(bench.driver.function.parked(), Ok(()));
+}

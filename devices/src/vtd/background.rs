@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use intel_vtd::{InlineBudget, Unit};
 use parking_lot::{Condvar, Mutex};
@@ -20,23 +21,48 @@ pub(super) struct Background {
 
 #[derive(Default)]
 struct Signal {
+    /// A leaf lock.
+    state: Mutex<State>,
+    changed: Condvar,
+    /// The thread is to leave what it is at.
+    leave: Arc<AtomicBool>,
+}
+
+#[derive(Default)]
+struct State {
     /// Whether there is something to do. It stays until the thread has seen it.
-    pending: Mutex<bool>,
-    raised: Condvar,
-    stop: Arc<AtomicBool>,
+    pending: bool,
+    /// The thread is to begin nothing.
+    held: bool,
+    /// It is at work.
+    working: bool,
+    ending: bool,
 }
 
 impl Signal {
     fn raise(&self) {
-        *self.pending.lock() = true;
-        self.raised.notify_one();
+        self.change(|state| state.pending = true);
     }
 
-    fn wait(&self) {
-        let mut pending = self.pending.lock();
-        while !std::mem::take(&mut *pending) {
-            self.raised.wait(&mut pending);
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock());
+        self.changed.notify_all();
+    }
+
+    /// Waits for work; `false` at the end.
+    fn wait(&self) -> bool {
+        let mut state = self.state.lock();
+        state.working = false;
+        self.changed.notify_all();
+        while !state.ending && (state.held || !state.pending) {
+            self.changed.wait(&mut state);
         }
+        if state.ending {
+            return false;
+        }
+        state.pending = false;
+        state.working = true;
+        true
     }
 }
 
@@ -46,9 +72,8 @@ impl Background {
         let signal = Arc::new(Signal::default());
         let (serving, served) = (Arc::clone(&signal), Arc::clone(unit));
         let body = move || {
-            while !serving.stop.load(Ordering::SeqCst) {
-                serving.wait();
-                served.run_backlog(&serving.stop);
+            while serving.wait() {
+                served.run_backlog(&serving.leave);
             }
         };
         let thread = std::thread::Builder::new()
@@ -61,12 +86,37 @@ impl Background {
             thread: Some(thread),
         })
     }
+
+    /// Has the thread leave what it is at between two steps, and begin nothing until
+    /// [`release`](Self::release). Whether it has left by `until`.
+    pub(super) fn hold(&self, until: Instant) -> bool {
+        let signal = &self.signal;
+        let mut state = signal.state.lock();
+        state.held = true;
+        signal.leave.store(true, Ordering::SeqCst);
+        while state.working {
+            if signal.changed.wait_until(&mut state, until).timed_out() {
+                break;
+            }
+        }
+        !state.working
+    }
+
+    /// Has the thread go on.
+    pub(super) fn release(&self) {
+        self.signal.change(|state| {
+            state.held = false;
+            // What it has left.
+            state.pending = true;
+            self.signal.leave.store(false, Ordering::SeqCst);
+        });
+    }
 }
 
 impl Drop for Background {
     fn drop(&mut self) {
-        self.signal.stop.store(true, Ordering::SeqCst);
-        self.signal.raise();
+        self.signal.leave.store(true, Ordering::SeqCst);
+        self.signal.change(|state| state.ending = true);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {

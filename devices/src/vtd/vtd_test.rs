@@ -183,3 +183,50 @@ fn a_window_ends_and_a_unit_is_reset_in_the_middle_of_a_full_queue() {
         assert!(!reset || head == [0; 4], "{head:?}");
     }
 }
+
+/// Far beyond what anything takes.
+fn soon() -> Instant {
+    Instant::now() + std::time::Duration::from_secs(60)
+}
+
+#[test]
+fn a_parked_unit_leaves_the_rest_of_the_queue_and_goes_on_with_it() {
+    let window = window();
+    let unit = Arc::clone(&window.unit);
+    let (entered, begun) = channel();
+    let (go, leave) = channel();
+    unit.observe_translations(Arc::new(Sleeper {
+        entered: Mutex::new(entered),
+        leave: Mutex::new(leave),
+    }));
+    let last = submit_full_queue(&window);
+    begun.recv().expect("the background");
+    assert!(!window.park(Instant::now()), "in a call to an observer");
+    go.send(()).expect("it waits");
+    // Another call may have begun before.
+    while !window.park(Instant::now()) {
+        if begun.try_recv().is_ok() {
+            go.send(()).expect("it waits");
+        }
+        thread::yield_now();
+    }
+    let head = read::<4>(&window, 0x80);
+    let before = status(&window);
+    assert!(before < last, "the queue was long");
+    thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!((status(&window), read(&window, 0x80)), (before, head));
+    window.resume();
+    drop(go);
+    assert!(eventually(|| status(&window) == last));
+}
+
+#[test]
+fn a_parked_unit_parks_at_once_again_and_ends() {
+    let window = window();
+    for _ in 0..100 {
+        assert!(window.park(soon()));
+        window.resume();
+    }
+    assert!(window.park(soon()));
+    drop(window);
+}

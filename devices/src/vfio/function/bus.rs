@@ -121,6 +121,10 @@ impl PciFunction for VfioPci {
         self.write_host(COMMAND, &control.command.to_le_bytes());
     }
 
+    fn parkable(&self) -> Result<(), String> {
+        Err("it is a device of the host, whose DMA would go on".to_owned())
+    }
+
     fn reset(&self) {
         let mut control = self.control.lock();
         self.reset_all(&mut control);

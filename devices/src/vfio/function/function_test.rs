@@ -121,6 +121,13 @@ fn the_device_is_reset_first_and_its_memory_switched_on_for_good() {
 }
 
 #[test]
+fn a_device_of_the_host_cannot_be_parked() {
+    let setup = create(FakeHost::new()).expect("created");
+    let refused = setup.function.parkable().expect_err("its DMA goes on");
+    assert!(refused.contains("device of the host"), "{refused}");
+}
+
+#[test]
 fn bridges_and_devices_that_are_gone_are_refused() {
     let host = FakeHost::new();
     host.config.lock().expect("config")[0x0e] = 0x81;

@@ -51,13 +51,22 @@ impl Asynchronous {
         self.uring.descriptor()
     }
 
+    /// Whether requests have been taken that have not ended.
+    pub(super) fn in_flight(&self) -> bool {
+        !self.uring.is_empty()
+    }
+
     /// Goes on with the requests of queue `index` that a call was made for, and takes new ones, until
-    /// there is nothing to be done at once.
+    /// there is nothing to be done at once. Takes none for a thread that is to stop for a while.
     pub(super) fn serve(
         &mut self,
         index: usize,
         session: &mut Session,
     ) -> Result<Progress, QueueError> {
+        if session.parking() {
+            self.step(index, session)?;
+            return Ok(Progress::Idle);
+        }
         session.turn(index, |session| self.step(index, session))
     }
 
@@ -114,7 +123,7 @@ impl Asynchronous {
     fn take(&mut self, index: usize, session: &mut Session, mut comes_back: bool) -> bool {
         let mut was_something = false;
         for _ in self.begun.len()..self.uring.room() {
-            if self.broken.is_some() {
+            if self.broken.is_some() || session.parking() {
                 break;
             }
             let mut request = self.idle.pop().unwrap_or_default();

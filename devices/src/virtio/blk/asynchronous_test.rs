@@ -4,12 +4,13 @@
 use std::io::Write as _;
 use std::thread::sleep;
 
+use pci::PciFunction as _;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::tempfile::TempFile;
 
 use super::Block;
-use crate::virtio::testing::{A_WHILE, BASE_FEATURES, Driver, Ring};
+use crate::virtio::testing::{A_WHILE, BASE_FEATURES, Driver, Ring, eventually};
 
 /// FLUSH.
 const FEATURES: u64 = 1 << 9;
@@ -260,6 +261,68 @@ fn what_came_before_a_broken_chain_is_served_and_then_a_reset_is_needed() {
     disk.feed(&[5; 512]);
     assert_eq!(disk.used(), read);
     disk.driver.expect_needs_reset();
+}
+
+#[test]
+fn a_disk_parks_when_what_it_has_taken_has_ended_and_takes_the_rest_afterwards() {
+    let disk = disk();
+    for number in 0..60 {
+        disk.offer(number, READ, 0);
+    }
+    disk.kick();
+    sleep(A_WHILE);
+    let function = &disk.driver.function;
+    function.park();
+    sleep(A_WHILE);
+    assert!(function.parked().is_err(), "32 are under way");
+    disk.feed(&[9; 32 * 512]);
+    for _ in 0..32 {
+        disk.used();
+    }
+    eventually("it parks", || function.parked().is_ok());
+    disk.feed(&[9; 28 * 512]);
+    sleep(A_WHILE);
+    assert_eq!(disk.ring.try_used(&disk.driver), None);
+    function.resume();
+    for _ in 32..60 {
+        disk.used();
+    }
+}
+
+#[test]
+fn a_pause_that_is_given_up_leaves_no_request_behind_while_one_waits() {
+    let disk = disk();
+    let read = disk.offer(0, READ, 0);
+    disk.kick();
+    sleep(A_WHILE);
+    let function = &disk.driver.function;
+    for number in 1..20 {
+        function.park();
+        // Sent before vCPUs stopped, and noticed after that.
+        let id = disk.offer(number, GET_ID, 0);
+        disk.kick();
+        assert!(function.parked().is_err());
+        function.resume();
+        assert_eq!(disk.used(), id);
+    }
+    disk.feed(&[5; 512]);
+    assert_eq!(disk.used(), read);
+}
+
+#[test]
+fn a_disk_that_is_reset_while_it_is_parked_serves_nothing_of_what_was_queued() {
+    let disk = disk();
+    let function = &disk.driver.function;
+    function.park();
+    eventually("it parks", || function.parked().is_ok());
+    disk.offer(0, READ, 0x33);
+    disk.kick();
+    disk.feed(&[9; 512]);
+    function.reset();
+    assert!(function.is_quiet());
+    sleep(A_WHILE);
+    assert_eq!(disk.ring.try_used(&disk.driver), None);
+    assert_eq!((disk.status(0), disk.data(0)), (0xee, vec![0x33; 512]));
 }
 
 proptest! {

@@ -46,35 +46,41 @@ impl Batch {
             requests.get_mut(..taken).unwrap_or_default(),
             target,
             session,
+            ending.is_ok(),
         );
         self.requests = requests;
-        served?;
+        let left = taken - served?;
         // What came before broken rings is served.
         ending?;
+        session.undo(index, u16::try_from(left).unwrap_or(0));
         Ok(taken != 0)
     }
 
+    /// Serves requests, or the first of them, if the thread is to stop for a while and `may_leave`
+    /// the rest. Returns how many.
     fn serve_all(
         &mut self,
         index: usize,
         requests: &mut [Request],
         target: &Target,
         session: &mut Session,
-    ) -> Result<(), QueueError> {
+        may_leave: bool,
+    ) -> Result<usize, QueueError> {
         // With nothing to be done meanwhile, it is shorter to wait at once.
         let may_wait = requests.len() <= 1;
-        let mut left = [false; MOST];
-        for (request, is_left) in requests.iter_mut().zip(&mut left) {
-            *is_left = !self.serve_one(index, request, target, session, may_wait)?;
+        let mut waits = [false; MOST];
+        let mut served = 0;
+        for (request, waits) in requests.iter_mut().zip(&mut waits) {
+            if may_leave && session.parking() {
+                break;
+            }
+            *waits = !self.serve_one(index, request, target, session, may_wait)?;
+            served += 1;
         }
-        for (request, _) in requests
-            .iter_mut()
-            .zip(left)
-            .filter(|(_, is_left)| *is_left)
-        {
+        for (request, _) in requests.iter_mut().zip(waits).filter(|(_, waits)| *waits) {
             self.serve_one(index, request, target, session, true)?;
         }
-        Ok(())
+        Ok(served)
     }
 
     /// Serves a request and returns it to the driver, unless it is a read that would wait and may
@@ -134,6 +140,9 @@ impl Batch {
     /// Takes requests, up to a bound. Returns how many, and why there are no more.
     fn take(&mut self, index: usize, session: &mut Session) -> (usize, Result<(), QueueError>) {
         for taken in 0..MOST {
+            if session.parking() {
+                return (taken, Ok(()));
+            }
             if self.requests.len() == taken {
                 self.requests.push(Request::default());
             }

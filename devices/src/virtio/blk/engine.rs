@@ -70,6 +70,14 @@ impl Engine {
         }
     }
 
+    /// Whether requests have been taken that have not ended.
+    pub(super) fn in_flight(&self) -> bool {
+        match self {
+            Self::Asynchronous(engine) => engine.in_flight(),
+            Self::Synchronous(_) => false,
+        }
+    }
+
     /// Nothing accesses guest memory any more when this returns. It waits for calls that cannot be
     /// cancelled.
     pub(super) fn clear(&mut self) {

@@ -27,7 +27,7 @@ pub(super) struct Poll {
 
 impl Poll {
     /// Takes the next chain of queue `index`, for a thread that waits for nothing else; `false` if it
-    /// is to wait: then the driver notifies.
+    /// is to wait: then the driver notifies. Or if it is to stop for a while.
     pub(super) fn pop(
         &mut self,
         index: usize,
@@ -39,8 +39,13 @@ impl Poll {
             None if self.window.is_zero() => None,
             None => {
                 let begin = Instant::now();
-                if self.look(|| session.pop_more(index, chain))? {
-                    return Ok(true);
+                let mut parking = false;
+                let found = self.look(|| {
+                    parking = session.parking();
+                    Ok::<_, QueueError>(parking || session.pop_more(index, chain)?)
+                })?;
+                if found {
+                    return Ok(!parking);
                 }
                 Some(begin)
             }
@@ -83,7 +88,48 @@ impl Poll {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use virtio_queue::QueueState;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
     use super::*;
+    use crate::Dma;
+    use crate::park::Park;
+    use crate::virtio::queue::VirtQueue;
+    use crate::virtio::session::Transport;
+
+    struct Deaf;
+
+    impl Transport for Deaf {
+        fn queue_interrupt(&self, _index: usize) {}
+        fn needs_reset(&self) {}
+    }
+
+    #[test]
+    fn a_pause_ends_a_look() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let state = QueueState {
+            max_size: 8,
+            size: 8,
+            ready: true,
+            desc_table: 0x1000,
+            avail_ring: 0x2000,
+            used_ring: 0x3000,
+            ..QueueState::default()
+        };
+        let queues = vec![Some(VirtQueue::new(state, 0).unwrap())];
+        let view = Dma::direct(Arc::new(memory)).view();
+        let mut session = Session::new(queues, view, Arc::new(Deaf), 0, Arc::default());
+        let park = Arc::<Park>::default();
+        session.obey(&park);
+        park.ask();
+        let mut poll = Poll {
+            window: Duration::from_secs(3600),
+            waiting: None,
+        };
+        assert!(!poll.pop(0, &mut Chain::default(), &mut session).unwrap());
+    }
 
     #[test]
     fn short_waits_are_looked_away_and_a_long_one_ends_that() {

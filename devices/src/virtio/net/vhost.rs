@@ -190,6 +190,14 @@ impl VirtioDevice for VhostNet {
         self.queues.source_ready(source, session)
     }
 
+    fn suspend(&mut self, session: &mut Session) -> Result<(), QueueError> {
+        self.queues.suspend(session)
+    }
+
+    fn go_on(&mut self, session: &mut Session) -> Result<(), QueueError> {
+        self.queues.go_on(session)
+    }
+
     /// As of a device without vhost. A part that cannot go on ends them all.
     fn deactivate(&mut self) {
         self.all.halt();

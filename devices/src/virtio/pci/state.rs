@@ -131,6 +131,35 @@ impl State {
         !matches!(self.slot, Slot::Stopping(..))
     }
 
+    /// Tells the device's threads to stop for a while.
+    pub(super) fn park(&self) {
+        if let Slot::Running(workers) = &self.slot {
+            workers.park();
+        }
+    }
+
+    /// Whether none of the device's threads is at work.
+    pub(super) fn is_parked(&mut self, link: &Link) -> bool {
+        self.finish_stopping(Duration::ZERO, link);
+        match &self.slot {
+            Slot::Running(workers) => workers.are_parked(),
+            Slot::Stopping(..) => false,
+            Slot::Idle(_) | Slot::Lost => true,
+        }
+    }
+
+    /// Has the device's threads go on.
+    pub(super) fn resume(&self) {
+        if let Slot::Running(workers) = &self.slot {
+            workers.resume();
+        }
+    }
+
+    /// The name of the device's threads.
+    pub(super) fn name(&self) -> &str {
+        &self.parts.name
+    }
+
     /// Takes the device back from threads that have been told to end, if they have within `wait`.
     fn finish_stopping(&mut self, wait: Duration, link: &Link) {
         if !matches!(self.slot, Slot::Stopping(..)) {

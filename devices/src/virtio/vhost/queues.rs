@@ -56,6 +56,8 @@ pub(in crate::virtio) struct Queues {
     misses: Vec<Miss>,
     /// One for each enabled queue: it has available buffers.
     kicks: Vec<EventFd>,
+    /// The kernel was stopped for a while.
+    suspended: bool,
 }
 
 impl Queues {
@@ -76,6 +78,7 @@ impl Queues {
             sources: Vec::new(),
             misses: Vec::new(),
             kicks: Vec::new(),
+            suspended: false,
         })
     }
 
@@ -206,6 +209,33 @@ impl Queues {
         Ok(())
     }
 
+    /// Has the kernel stop for a while. Its IOTLB stays, and what it has asked for. Interrupts that
+    /// the hypervisor does not send are sent.
+    pub(in crate::virtio) fn suspend(&mut self, session: &mut Session) -> Result<(), QueueError> {
+        self.suspended = unless_halted(self.shared.pause())?;
+        for source in &self.sources {
+            if let Source::Call(number) = source
+                && is_signalled(&self.calls, *number)
+            {
+                session.interrupt(self.first + number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has it go on where it was.
+    pub(in crate::virtio) fn go_on(&mut self, session: &mut Session) -> Result<(), QueueError> {
+        if !std::mem::take(&mut self.suspended) {
+            return Ok(());
+        }
+        if self.shared.place().is_translated() {
+            unless_halted(self.start_translated(session))?;
+        } else {
+            unless_halted(self.shared.start(&self.enabled))?;
+        }
+        self.kick()
+    }
+
     /// Takes the queues back. The kernel accesses nothing of the guest when this returns.
     pub(in crate::virtio) fn take_back(&mut self) {
         self.shared.halt();
@@ -240,10 +270,6 @@ impl Queues {
         source: usize,
         session: &mut Session,
     ) -> Result<(), QueueError> {
-        let is_signalled = |events: &[EventFd], number: usize| {
-            let event = events.get(number);
-            event.is_some_and(|event| event.read().is_ok())
-        };
         match self.sources.get(source) {
             Some(Source::Call(number)) if is_signalled(&self.calls, *number) => {
                 session.interrupt(self.first + number);
@@ -332,6 +358,20 @@ impl Queues {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether the event of that number was signalled; asking clears it.
+fn is_signalled(events: &[EventFd], number: usize) -> bool {
+    let event = events.get(number);
+    event.is_some_and(|event| event.read().is_ok())
+}
+
+/// What was stopped by somebody else stays so.
+fn unless_halted<T: Default>(outcome: Result<T, QueueError>) -> Result<T, QueueError> {
+    match outcome {
+        Err(QueueError::Stopped) => Ok(T::default()),
+        outcome => outcome,
     }
 }
 

@@ -83,16 +83,17 @@ impl Shared {
         self.backend.start(queues).map_err(host("starting vhost"))
     }
 
-    /// Has the kernel stop, to [`start`](Self::start) again.
-    pub(super) fn pause(&self) -> Result<(), QueueError> {
+    /// Has the kernel stop, to [`start`](Self::start) again. Tells whether it ran.
+    pub(super) fn pause(&self) -> Result<bool, QueueError> {
         let mut run = self.run.lock();
         if run.halted {
             return Err(QueueError::Stopped);
         }
-        if std::mem::take(&mut run.running) {
+        let was_running = std::mem::take(&mut run.running);
+        if was_running {
             self.backend.stop().map_err(host("stopping vhost"))?;
         }
-        Ok(())
+        Ok(was_running)
     }
 
     /// Ends what [`listen`](Self::listen) has begun. The kernel has stopped, and was not told about

@@ -188,6 +188,10 @@ impl VirtioDevice for VhostUser {
         self.config.clone()
     }
 
+    fn unstoppable(&self) -> Option<&'static str> {
+        Some("another process serves it by vhost-user, and would go on with guest memory")
+    }
+
     fn halt(&self) -> Option<Arc<dyn Halt>> {
         Some(Arc::clone(self.queues.shared()) as _)
     }

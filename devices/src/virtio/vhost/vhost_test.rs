@@ -35,8 +35,9 @@ const PT: u64 = 0x70_5000;
 const BUFFER: u64 = 0x8_0000;
 const OTHER: u64 = 0x9_0000;
 
-/// A device with nothing but its queues.
-struct Device(Queues);
+/// A device with nothing but its queues. With the flag, the kernel has used a buffer of queue 0 just
+/// before it is stopped for a while.
+struct Device(Queues, bool);
 
 impl VirtioDevice for Device {
     fn kind(&self) -> DeviceKind {
@@ -91,6 +92,17 @@ impl VirtioDevice for Device {
         self.0.source_ready(source, session)
     }
 
+    fn suspend(&mut self, session: &mut Session) -> Result<(), QueueError> {
+        if self.1 {
+            self.0.calls().unwrap()[0].1.write(1).unwrap();
+        }
+        self.0.suspend(session)
+    }
+
+    fn go_on(&mut self, session: &mut Session) -> Result<(), QueueError> {
+        self.0.go_on(session)
+    }
+
     fn deactivate(&mut self) {
         self.0.take_back();
     }
@@ -118,6 +130,10 @@ impl Machine {
 
     /// The same with a hypervisor that has so many interrupt routes.
     fn with_routes(routes: u32) -> Self {
+        Self::with(routes, |queues| Device(queues, false))
+    }
+
+    fn with(routes: u32, device: impl FnOnce(Queues) -> Device) -> Self {
         let memory = memory();
         let config = UnitConfig::legacy(40);
         let unit = Unit::new(Arc::clone(&memory), &config, Arc::new(Events)).unwrap();
@@ -131,7 +147,7 @@ impl Machine {
         };
         let queues = Queues::new(Arc::clone(&kernel), place, 0..2).unwrap();
         let port = unit.port(SourceId(0x18));
-        let device = Box::new(Device(queues));
+        let device = Box::new(device(queues));
         let routes = FakeRoutes::new(routes);
         let driver = Driver::with_routes(device, IOVA, memory, port, routes);
         let machine = Self {
@@ -246,7 +262,7 @@ fn without_a_unit_the_kernel_has_addresses_of_this_process_and_no_iotlb() {
     let place = Place::Direct(Arc::clone(&memory));
     let queues = Queues::new(Arc::clone(&kernel), place, 0..2).unwrap();
     let port = crate::Dma::direct(Arc::clone(&memory));
-    let driver = Driver::with_memory(Box::new(Device(queues)), 0, memory, port);
+    let driver = Driver::with_memory(Box::new(Device(queues, false)), 0, memory, port);
     let rings = driver.start(0, 2);
     eventually("the kernel has started", || kernel.running());
     assert_eq!(kernel.state.lock().unwrap().features, 0x1_0000_0000);
@@ -521,4 +537,73 @@ fn a_register_write_leaves_what_the_kernel_takes_long_for_to_the_background() {
         .invalidated(&all, &Patience::endless());
     assert_eq!(outcome, Ok(()));
     assert!(machine.kernel.state.lock().unwrap().iotlb.is_empty());
+}
+
+#[test]
+fn a_parked_device_stops_the_kernel_which_goes_on_where_it_was() {
+    let machine = Machine::new();
+    let rings = machine.driver.start(0, 2);
+    eventually("the kernel has started", || machine.kernel.running());
+    rings[0].add(&machine.driver, &[(BUFFER, 16, true)]);
+    machine.serve(&rings[0], 0x31);
+    let function = &machine.driver.function;
+    function.park();
+    eventually("it parks", || function.parked().is_ok());
+    assert!(!machine.kernel.running());
+    rings[0].add(&machine.driver, &[(BUFFER, 16, true)]);
+    function.resume();
+    eventually("the kernel goes on", || machine.kernel.running());
+    machine.serve(&rings[0], 0x32);
+    assert_eq!(machine.byte(BUFFER), 0x32);
+    assert!(!machine.fault_pending());
+}
+
+#[test]
+fn what_the_kernel_has_used_when_a_pause_comes_has_interrupted_when_it_has_begun() {
+    let machine = Machine::with(0, |queues| Device(queues, true));
+    machine.driver.start(0, 2);
+    eventually("the kernel has started", || machine.kernel.running());
+    let function = &machine.driver.function;
+    for count in 1..4 {
+        function.park();
+        eventually("it parks", || function.parked().is_ok());
+        assert_eq!(machine.driver.interrupts(1), count);
+        function.resume();
+        eventually("the kernel goes on", || machine.kernel.running());
+        assert_eq!(machine.driver.interrupts(1), count);
+    }
+}
+
+#[test]
+fn what_the_kernel_misses_when_a_pause_comes_is_served_afterwards() {
+    let machine = Machine::new();
+    let (rings, barrier) = machine.start_and_miss();
+    let function = &machine.driver.function;
+    function.park();
+    assert!(function.parked().is_err(), "its answer is on its way");
+    barrier.wait();
+    eventually("it parks", || function.parked().is_ok());
+    assert!(!machine.kernel.running());
+    assert_eq!(rings[0].try_used(&machine.driver), None);
+    function.resume();
+    eventually("the kernel goes on", || machine.kernel.running());
+    machine.serve(&rings[0], 0x34);
+    assert_eq!(machine.byte(BUFFER), 0x34);
+    assert!(!machine.fault_pending());
+}
+
+#[test]
+fn a_kernel_that_was_stopped_before_a_pause_stays_so() {
+    let machine = Machine::new();
+    machine.driver.start(0, 2);
+    eventually("the kernel has started", || machine.kernel.running());
+    let function = &machine.driver.function;
+    // Bus mastering ends.
+    function.write_config(4, &2_u16.to_le_bytes());
+    assert!(!machine.kernel.running());
+    function.park();
+    eventually("it parks", || function.parked().is_ok());
+    function.resume();
+    thread::sleep(crate::virtio::testing::A_WHILE);
+    assert!(!machine.kernel.running());
 }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps as _,
@@ -12,6 +12,7 @@ use log::warn;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::limit::LogLimit;
+use crate::park::Park;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::error::QueueError;
 use crate::virtio::session::{Progress, Session};
@@ -47,8 +48,10 @@ pub(super) struct Run {
     kicks: Vec<(usize, EventFd)>,
     /// By source of the device: its descriptor, and whether it is watched.
     sources: Vec<(RawFd, bool)>,
-    /// Signalled after the session's stop flag is set.
+    /// Signalled after the session's stop flag is set, and when its [`Park`] says something else.
     wake: EventFd,
+    /// How many of the times that the thread was to stop for a while are over.
+    rests: u64,
 }
 
 impl Run {
@@ -67,16 +70,24 @@ impl Run {
             kicks,
             sources: Vec::new(),
             wake,
+            rests: 0,
         }
     }
 
     /// Serves the device's events until it is stopped or cannot go on; then gives it back.
     pub(super) fn serve(self, mut manager: EventManager<Self>) -> Option<Returned> {
         let stop = self.session.stop_flag();
+        let park = self.session.park();
         let id = manager.add_subscriber(self);
         while !stop.load(Ordering::Acquire) {
             if let Err(error) = manager.run() {
                 manager.subscriber_mut(id).ok()?.fail(&error.into());
+            }
+            let run = manager.subscriber_mut(id).ok()?;
+            if park.times() != run.rests
+                && let Err(failure) = run.rest(&park, &stop)
+            {
+                run.fail(&failure);
             }
         }
         let Self {
@@ -89,6 +100,30 @@ impl Run {
         // No translation may be held, and no access be possible, once the device counts as reset.
         drop(session);
         Some(Returned { device, limit })
+    }
+
+    /// Stops for as long as `park` wants it, once nothing is under way; then looks at all queues.
+    fn rest(&mut self, park: &Park, stop: &AtomicBool) -> Result<(), Failure> {
+        let times = park.times();
+        if park.is_wanted() {
+            if self.device.in_flight() {
+                return Ok(());
+            }
+            self.device.suspend(&mut self.session)?;
+            park.stay(stop);
+            if self.session.stopping() {
+                return Ok(());
+            }
+            self.device.go_on(&mut self.session)?;
+        }
+        self.rests = times;
+        // No notification is lost, whatever was read and left because of the rest.
+        for (index, kick) in &self.kicks {
+            if self.session.enabled(*index) {
+                notify(kick)?;
+            }
+        }
+        Ok(())
     }
 
     /// Starts the device and watches everything that it is to hear of.
@@ -118,9 +153,6 @@ impl Run {
 
     /// Does what an event with `data` asks for.
     fn handle(&mut self, data: u32) -> Result<(), Failure> {
-        if data == STOP {
-            return Ok(());
-        }
         match data.checked_sub(SOURCES) {
             Some(source) => {
                 let source = usize::try_from(source).unwrap_or(usize::MAX);
@@ -128,6 +160,18 @@ impl Run {
             }
             None => self.turn(usize::try_from(data).unwrap_or(usize::MAX)),
         }
+    }
+
+    /// Whether an event with `data` is served although the thread is to stop for a while: it tells of
+    /// the end of what that has to wait for. Other sources stay as they are. Notifications are read,
+    /// or they would come again and again until then: [`rest`](Self::rest) makes up for them.
+    fn is_due(&self, data: u32) -> bool {
+        let queue = usize::try_from(data).unwrap_or(usize::MAX);
+        if let Some((_, kick)) = self.kicks.iter().find(|(index, _)| *index == queue) {
+            let _ = kick.read();
+            return false;
+        }
+        self.device.in_flight()
     }
 
     /// Gives queue `index`, whose event is ready, one turn.
@@ -190,7 +234,16 @@ impl MutEventSubscriber for Run {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.data() == STOP {
+            // It says that there are flags to look at, which comes next. Unread, it would say so for
+            // ever after a rest.
+            let _ = self.wake.read();
+            return;
+        }
         if self.session.stopping() {
+            return;
+        }
+        if self.session.parking() && !self.is_due(events.data()) {
             return;
         }
         let outcome = self.handle(events.data());

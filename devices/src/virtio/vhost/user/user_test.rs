@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use pci::PciFunction as _;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::{UserBlockOptions, UserNetOptions, VhostUser};
@@ -161,6 +162,8 @@ fn queues_are_handed_over_and_taken_back() {
     assert_eq!(back_end.heard(SET_FEATURES), [1 << 32 | 1 << 30 | 1 << 29]);
     assert_eq!(back_end.heard(SET_VRING_ENABLE), [1 << 32, 1 << 32 | 1]);
     assert_eq!(back_end.heard(SET_VRING_KICK).len(), 2);
+    let refused = driver.function.parkable().unwrap_err();
+    assert!(refused.contains("vhost-user"), "{refused}");
     driver.set_status(0);
     eventually("both are stopped", || driver.status() == 0);
     assert_eq!(back_end.heard(GET_VRING_BASE), [0, 1]);
