@@ -24,8 +24,10 @@
 //! answer not read, within 10 seconds, and after 10 minutes without a request. What asks a device
 //! or the unit, or may take time to carry out, has a thread of its own, whose client waits up to 2
 //! minutes; other clients do not notice. There are 8 of them at most that look, as many that add a
-//! device or ask for one, and as many that take one away by force. No lock of the machine is held while a client is talked
-//! to, so no client can hold up a vCPU or a device.
+//! device or ask for one, as many that take one away by force, and as many that pause the guest or
+//! have it go on. A pause that the machine has not begun within 10 seconds, or before its client went
+//! away, does not happen; one that has begun outlives its client. No lock of the machine is held while
+//! a client is talked to, so no client can hold up a vCPU or a device.
 //!
 //! The socket is its owner's alone (mode 0600): who can connect to it can end the machine, and see
 //! where the guest's tables are.

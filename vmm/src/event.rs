@@ -20,6 +20,8 @@ pub(crate) enum Event {
     Quit,
     /// A signal asks the process to end.
     Signal(i32),
+    /// Somebody asks for a pause, or for its end.
+    Attend,
 }
 
 /// For people: what has happened, which may be several lines.
@@ -32,6 +34,7 @@ impl fmt::Display for Event {
             Self::Failed(message) => f.write_str(message.trim_end()),
             Self::Quit => f.write_str("the user ends it"),
             Self::Signal(signal) => write!(f, "signal {signal} ends it"),
+            Self::Attend => f.write_str("it is to be paused, or to go on"),
         }
     }
 }

@@ -162,6 +162,17 @@ pub(crate) struct Subscription {
     id: SubscriberId,
 }
 
+impl Subscription {
+    /// Waits until the subscriber is done with the event that it is processing, if there is one. Not
+    /// for the loop's own thread.
+    pub(crate) fn settle(&self) {
+        if !self.handle.is_current() {
+            // It fails only when the loop has ended.
+            let _ = self.handle.endpoint.call_blocking(|_| Ok::<_, Error>(()));
+        }
+    }
+}
+
 impl Drop for Subscription {
     fn drop(&mut self) {
         let id = self.id;

@@ -18,6 +18,7 @@ use devices::ioapic::IoApic;
 use devices::output::Output;
 use devices::serial::SerialPort;
 use devices::virtio::console::ConsoleSender;
+use devices::vtd::VtdMmio;
 use kvm_ioctls::VmFd;
 use pci::{Apertures, RootComplex};
 use vm_memory::{Bytes, GuestAddress};
@@ -28,11 +29,11 @@ use crate::config::Config;
 use crate::cpuid::Template;
 use crate::event::Event;
 use crate::event_loop::Handle;
-use crate::irq::{LocalApics, Unit};
+use crate::irq::{LocalApics, MessageRoutes, Unit};
 use crate::layout;
 use crate::limits;
 use crate::memory::{self, Memory};
-use crate::vcpu::{Shared, Vcpu};
+use crate::vcpu::{Current, Shared, Vcpu};
 use crate::{doorbell, kvm};
 use functions::{Assignment, Platform};
 pub(crate) use hotplug::HotPlug;
@@ -40,7 +41,7 @@ pub(crate) use hotplug::HotPlug;
 pub(crate) use hotplug::Maker;
 use interrupts::Interrupts;
 
-/// A whole machine. Its vCPUs do not run while anyone has it as `&mut`.
+/// A whole machine. While its vCPUs run, only a [`Guest`](crate::vm) has it as `&mut`.
 pub(crate) struct Machine {
     images: Images,
     tables: ::acpi::Tables,
@@ -53,11 +54,15 @@ pub(crate) struct Machine {
     unit: Option<Arc<Unit>>,
     assigner: Option<Arc<Assigner>>,
     hotplug: Arc<HotPlug>,
+    routes: Arc<MessageRoutes>,
     ioapic: Arc<IoApic>,
     serial: Arc<SerialPort>,
     console: Option<ConsoleSender>,
+    /// The remapping unit's registers, and its thread.
+    window: Option<Arc<VtdMmio>>,
     /// Whether the guest has been started before.
     used: bool,
+    vm: Arc<VmFd>,
     /// Keeps guest memory mapped for as long as vCPUs can run.
     memory: Memory,
 }
@@ -93,6 +98,7 @@ impl Machine {
         };
         let unit = unit.map(|(unit, _)| unit);
         let interrupts = Interrupts::new(&vm, local_apics, unit.clone());
+        let routes = interrupts.of_assigned_devices(event_loop)?;
         let root = Arc::new(RootComplex::new(apertures(config, physical_bits)));
         let platform = Platform {
             root: Arc::clone(&root),
@@ -102,7 +108,7 @@ impl Machine {
             msi: Arc::clone(&interrupts.remapper) as _,
             doorbells: Arc::new(doorbell::KvmDoorbells(Arc::clone(&vm))),
             assignment: Assignment {
-                interrupts: interrupts.of_assigned_devices(event_loop)?,
+                interrupts: Arc::clone(&routes) as _,
                 mappings: Arc::new(kvm::KvmSlots::new(Arc::clone(&vm), &memory)),
                 assigner: assigner.clone(),
                 event_loop: Arc::new(event_loop.clone()),
@@ -117,7 +123,8 @@ impl Machine {
         let output = standard_output()?;
         let serial = SerialPort::new(Arc::clone(&ioapic), layout::COM1_IRQ, output);
         let serial = Arc::new(serial);
-        let bus = map::bus(&root, unit.as_ref(), &ioapic, &serial, events)?;
+        let window = map::window(unit.as_ref())?;
+        let bus = map::bus(&root, window.as_ref(), &ioapic, &serial, events)?;
         Ok(Self {
             images,
             tables: acpi::tables(config, physical_bits),
@@ -127,15 +134,20 @@ impl Machine {
                 bus,
                 accesses: Arc::default(),
                 stop: AtomicBool::new(false),
+                park: Arc::default(),
+                at: (0..config.cpus).map(|_| Current::default()).collect(),
             }),
             root,
             unit,
             assigner,
             hotplug,
+            routes,
             ioapic,
             serial,
             console,
+            window,
             used: false,
+            vm,
             memory,
         })
     }
@@ -153,6 +165,27 @@ impl Machine {
     /// What assigns devices of the host, if there are iommufds.
     pub(crate) fn assigner(&self) -> Option<&Arc<Assigner>> {
         self.assigner.as_ref()
+    }
+
+    /// The remapping unit's registers, and its thread.
+    pub(crate) fn window(&self) -> Option<&Arc<VtdMmio>> {
+        self.window.as_ref()
+    }
+
+    /// The virtual machine of KVM.
+    pub(crate) fn vm(&self) -> &VmFd {
+        &self.vm
+    }
+
+    /// Interrupts that KVM sends by itself.
+    pub(crate) fn routes(&self) -> &MessageRoutes {
+        &self.routes
+    }
+
+    /// Has what is typed wait outside of the serial port, which interrupts the guest by itself; or has
+    /// it come in again.
+    pub(crate) fn hold_input(&self, held: bool) {
+        self.serial.hold(held);
     }
 
     /// What is plugged in and out.

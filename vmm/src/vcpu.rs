@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
+use devices::park::Park;
 use kvm_bindings::{
     KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_msr_entry,
 };
@@ -18,8 +19,8 @@ use crate::cpuid::Template;
 use crate::event::Event;
 use crate::kvm::{KvmError, failed};
 use crate::signals::Kickable;
-pub(crate) use accesses::AccessTimes;
-use accesses::Target;
+use accesses::Accesses;
+pub(crate) use accesses::{AccessTimes, Current, Target};
 use state::PowerOn;
 
 /// IA32_TIME_STAMP_COUNTER.
@@ -50,6 +51,10 @@ pub(crate) struct Shared {
     pub(crate) accesses: Arc<AccessTimes>,
     /// Set before the threads are kicked to stop.
     pub(crate) stop: AtomicBool,
+    /// Has the threads stop where they are, when they are kicked.
+    pub(crate) park: Arc<Park>,
+    /// What each vCPU does.
+    pub(crate) at: Box<[Current]>,
 }
 
 impl Vcpu {
@@ -105,25 +110,50 @@ impl Vcpu {
         write_msr(&self.fd, MSR_MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK)
     }
 
-    /// Runs until `shared.stop` is set, or the vCPU can go no further.
+    /// Runs until `shared.stop` is set, or the vCPU can go no further; rests while `shared.park` wants
+    /// it.
     pub(crate) fn run(mut self, shared: &Arc<Shared>, events: &Sender<Event>) -> Self {
-        let id = self.id;
         let mut kickable = Kickable::new(&mut self.fd);
-        let mut end = None;
-        while end.is_none() && !shared.stop.load(Ordering::Acquire) {
-            end = match step(kickable.vcpu(), id, shared) {
-                Step::Continue | Step::Interrupted => None,
-                Step::Report(event) => Some(event),
-            };
-        }
-        let late = complete(kickable.vcpu(), id, shared);
-        if let Some(event) = end.or(late) {
-            // The receiver lives as long as any vCPU thread.
-            let _ = events.send(event);
+        let rests = |rests| {
+            let current = shared.at.get(usize::from(self.id));
+            current
+                .into_iter()
+                .for_each(|current| current.set_rests(rests));
+        };
+        loop {
+            rests(false);
+            let end = run_on(kickable.vcpu(), self.id, shared);
+            rests(true);
+            if let Some(event) = end {
+                // The receiver lives as long as any vCPU thread.
+                let _ = events.send(event);
+                break;
+            }
+            if shared.stop.load(Ordering::SeqCst) {
+                break;
+            }
+            shared.park.stay(&shared.stop);
+            // Its watchdogs are not to take the time for a hang. A guest without kvm-clock has
+            // nowhere to be told.
+            let _ = kickable.vcpu().kvmclock_ctrl();
         }
         drop(kickable);
         self
     }
+}
+
+/// Runs the vCPU until it is to stop, for a while or for good, and has its last access be whole.
+/// Returns an event if it can go no further.
+fn run_on(vcpu: &mut VcpuFd, id: u8, shared: &Shared) -> Option<Event> {
+    let mut end = None;
+    while end.is_none() && !shared.stop.load(Ordering::SeqCst) && !shared.park.is_wanted() {
+        end = match step(vcpu, id, shared) {
+            Step::Continue | Step::Interrupted => None,
+            Step::Report(event) => Some(event),
+        };
+    }
+    let late = complete(vcpu, id, shared);
+    end.or(late)
 }
 
 /// Gives the vCPU the host's TSC frequency, and starts its TSC together with the others'.
@@ -162,7 +192,11 @@ enum Step {
 }
 
 fn step(vcpu: &mut VcpuFd, id: u8, shared: &Shared) -> Step {
-    let Shared { bus, accesses, .. } = shared;
+    let bus = &shared.bus;
+    let accesses = Accesses {
+        times: &shared.accesses,
+        current: shared.at.get(usize::from(id)),
+    };
     let failure = match vcpu.run() {
         Ok(VcpuExit::IoIn(port, data)) => {
             accesses.take(Target::Port(port), || bus.pio_read(port, data));

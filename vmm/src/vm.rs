@@ -1,6 +1,8 @@
 //! Running a machine: threads for its vCPUs, and what happens when the guest or the user wants
 //! something of the whole.
 
+pub(crate) mod suspend;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +20,7 @@ use crate::event_loop::EventLoop;
 use crate::machine::Machine;
 use crate::vcpu::Vcpu;
 use crate::{console, signals, terminal};
+use suspend::{Guest, Suspension};
 
 /// Creates a machine and runs it to its end. The ending signals are blocked.
 pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
@@ -38,18 +41,20 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
             console::start(event_loop.handle(), input, sender.clone(), machine.input())
         })
         .context("standard input cannot be read")?;
+    let suspension = Arc::<Suspension>::default();
     // Dropped before the machine: no client sees it half gone.
     let _control = socket
         .map(|socket| {
-            let monitor = monitor(config, &machine, &sender)?;
+            let monitor = monitor(config, &machine, &sender, &suspension)?;
             Control::start(socket, monitor, event_loop.handle())
         })
         .transpose()
         .context("--control: serving clients")?;
     started.store(true, Ordering::Release);
     loop {
-        let running = start(&mut machine, &sender)?;
-        let event = events.recv().context("all vCPUs are gone")?;
+        let mut running = start(&mut machine, &sender)?;
+        let mut guest = Guest::new(&mut machine, &mut running);
+        let event = suspend::attend(&mut guest, &events, &suspension)?;
         stop(&mut machine, running)?;
         let event = most_urgent(event, &events);
         log::info!("the guest has stopped: {event}");
@@ -63,11 +68,13 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
             Event::PowerOff | Event::Quit => Ok(Outcome::Off),
             Event::Reset if config.reboot => {
                 machine.reset_devices();
-                let Some(event) = ended_while(&events, || !machine.is_quiet()) else {
+                let is_busy = || !machine.is_quiet();
+                let Some(outcome) = ended_while(&events, &suspension, is_busy) else {
                     machine.boot().context("restarting the guest")?;
                     continue;
                 };
-                return Ok(event);
+                suspension.close();
+                return Ok(outcome);
             }
             Event::Reset => Ok(Outcome::Reset),
             Event::TripleFault { vcpu } => {
@@ -78,7 +85,10 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
             // Some of these are the guest's choice, such as to execute what lies in a BAR: devices
             // stop as at any other end.
             Event::Failed(message) => Err(anyhow::anyhow!(message)),
+            // It was attended to.
+            Event::Attend => continue,
         };
+        suspension.close();
         machine.reset_devices();
         return outcome;
     }
@@ -107,7 +117,12 @@ fn end_by_signal(
 }
 
 /// What clients of the control socket look at.
-fn monitor(config: &Config, machine: &Machine, events: &Sender<Event>) -> io::Result<Monitor> {
+fn monitor(
+    config: &Config,
+    machine: &Machine,
+    events: &Sender<Event>,
+    suspension: &Arc<Suspension>,
+) -> io::Result<Monitor> {
     Ok(Monitor {
         cpus: config.cpus,
         memory: config.memory.size,
@@ -118,6 +133,7 @@ fn monitor(config: &Config, machine: &Machine, events: &Sender<Event>) -> io::Re
         assigner: machine.assigner().cloned(),
         hotplug: Arc::clone(machine.hotplug()),
         workers: Workers::new()?,
+        suspension: Arc::clone(suspension),
         events: events.clone(),
     })
 }
@@ -134,13 +150,21 @@ fn most_urgent(first: Event, events: &Receiver<Event>) -> Event {
     }
 }
 
-/// Waits as long as `busy` says. Returns the end of the process if that comes before.
+/// Waits as long as `busy` says. Returns the end of the process if that comes before. There is nothing
+/// to be paused meanwhile.
 ///
 /// A disk's file may be on a server that does not answer. Memory that it is to fill is not given to
 /// the next guest meanwhile.
-fn ended_while(events: &Receiver<Event>, busy: impl Fn() -> bool) -> Option<Outcome> {
+fn ended_while(
+    events: &Receiver<Event>,
+    suspension: &Suspension,
+    busy: impl Fn() -> bool,
+) -> Option<Outcome> {
     let mut told = false;
     while busy() {
+        suspension.refuse(
+            "the guest restarts, and waits for a device's file that does not answer; try again when it runs",
+        );
         if !std::mem::replace(&mut told, true) {
             log::warn!("a device's file does not answer: the guest restarts when it does");
         }
@@ -160,22 +184,22 @@ fn start(machine: &mut Machine, events: &Sender<Event>) -> anyhow::Result<Vec<Jo
     for (id, vcpu) in std::mem::take(&mut machine.vcpus).into_iter().enumerate() {
         let (shared, events) = (Arc::clone(&machine.shared), events.clone());
         let thread = thread::Builder::new().name(format!("vcpu{id}"));
-        running.push(
-            thread
-                .spawn(move || vcpu.run(&shared, &events))
-                .context("starting a vCPU thread")?,
-        );
+        let parkable = machine.shared.park.enter();
+        let body = move || {
+            let vcpu = vcpu.run(&shared, &events);
+            drop(parkable);
+            vcpu
+        };
+        running.push(thread.spawn(body).context("starting a vCPU thread")?);
     }
     Ok(running)
 }
 
 /// Stops the vCPUs and takes them back.
 fn stop(machine: &mut Machine, running: Vec<JoinHandle<Vcpu>>) -> anyhow::Result<()> {
-    machine.shared.stop.store(true, Ordering::Release);
-    for thread in &running {
-        // Fails only for a thread that has ended, which needs no kick.
-        let _ = thread.kill(signals::kick_signal());
-    }
+    machine.shared.stop.store(true, Ordering::SeqCst);
+    machine.shared.park.look();
+    kick(&running);
     for thread in running {
         let vcpu = thread
             .join()
@@ -185,8 +209,17 @@ fn stop(machine: &mut Machine, running: Vec<JoinHandle<Vcpu>>) -> anyhow::Result
     Ok(())
 }
 
+/// Has the vCPUs look at what they were told by flags.
+fn kick(running: &[JoinHandle<Vcpu>]) {
+    for thread in running {
+        // Fails only for a thread that has ended, which needs no kick.
+        let _ = thread.kill(signals::kick_signal());
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::suspend::Wish;
     use super::*;
 
     #[test]
@@ -210,18 +243,35 @@ mod tests {
     #[test]
     fn a_restart_waits_for_busy_devices_and_the_end_of_the_process_for_none() {
         let (sender, events) = channel();
-        assert_eq!(ended_while(&events, || false), None);
+        let suspension = Suspension::default();
+        assert_eq!(ended_while(&events, &suspension, || false), None);
         let looks = std::cell::Cell::new(3);
         let busy = || looks.replace(looks.get() - 1) != 0;
-        assert_eq!(ended_while(&events, busy), None);
+        assert_eq!(ended_while(&events, &suspension, busy), None);
         for (event, outcome) in [
             (Event::Quit, Outcome::Off),
             (Event::Signal(15), Outcome::Signal(15)),
         ] {
             sender.send(Event::Reset).expect("receiver");
             sender.send(event).expect("receiver");
-            assert_eq!(ended_while(&events, || true), Some(outcome));
+            assert_eq!(ended_while(&events, &suspension, || true), Some(outcome));
         }
+    }
+
+    #[test]
+    fn who_wants_a_pause_hears_at_once_that_the_guest_restarts() {
+        let (sender, events) = channel();
+        let suspension = Suspension::default();
+        thread::scope(|scope| {
+            let asking = scope.spawn(|| {
+                let client = Arc::new(());
+                suspension.ask(Wish::Pause, Arc::downgrade(&client), &sender)
+            });
+            let busy = || !asking.is_finished();
+            assert_eq!(ended_while(&events, &suspension, busy), None);
+            let why = asking.join().expect("no panic").expect_err("refused");
+            assert!(why.contains("restarts"), "{why}");
+        });
     }
 
     #[test]

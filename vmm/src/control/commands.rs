@@ -14,6 +14,7 @@ use super::workers::Kind;
 use crate::event::Event;
 use crate::irq::Unit;
 use crate::machine::HotPlug;
+use crate::vm::suspend::Wish;
 
 /// All commands, in the order in which help shows them.
 pub(super) const COMMANDS: &[Command] = &[
@@ -26,7 +27,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "status",
         arguments: &[],
-        help: "vCPUs, memory, time since the start",
+        help: "vCPUs, memory, time since the start, running or paused",
         run: status,
     },
     Command {
@@ -78,6 +79,18 @@ pub(super) const COMMANDS: &[Command] = &[
         run: hotplug::remove,
     },
     Command {
+        name: "pause",
+        arguments: &[],
+        help: "stop vCPUs, devices and the remapping unit where they are",
+        run: pause,
+    },
+    Command {
+        name: "resume",
+        arguments: &[],
+        help: "go on after a pause",
+        run: resume,
+    },
+    Command {
         name: "quit",
         arguments: &[],
         help: "end the virtual machine, as Ctrl-A x does",
@@ -95,7 +108,7 @@ fn help(_: &Monitor, _: &[Value]) -> Result<Answer, String> {
 fn status(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
     let uptime = monitor.started.elapsed();
     Ok(format!(
-        "vcpus: {}\nmemory: {} MiB\nuptime: {}.{:03} s\niommu: {}\n",
+        "vcpus: {}\nmemory: {} MiB\nuptime: {}.{:03} s\niommu: {}\nstate: {}\n",
         monitor.cpus,
         monitor.memory >> 20,
         uptime.as_secs(),
@@ -103,6 +116,10 @@ fn status(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
         match &monitor.unit {
             None => "none",
             Some(_) => "intel-iommu",
+        },
+        match monitor.suspension.is_paused() {
+            true => "paused",
+            false => "running",
         },
     )
     .into())
@@ -237,6 +254,20 @@ fn assigned(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
     let assigner = Arc::clone(assigner);
     let work = move || Ok(assigner.to_string());
     Ok(monitor.workers.begin(Kind::Look, work)?.into())
+}
+
+fn pause(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
+    suspend(monitor, Wish::Pause)
+}
+
+fn resume(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
+    suspend(monitor, Wish::Resume)
+}
+
+fn suspend(monitor: &Monitor, wish: Wish) -> Result<Answer, String> {
+    let (suspension, events) = (Arc::clone(&monitor.suspension), monitor.events.clone());
+    let work = move |client| suspension.ask(wish, client, &events);
+    Ok(monitor.workers.begin_for(Kind::Pause, work)?.into())
 }
 
 fn quit(_: &Monitor, _: &[Value]) -> Result<Answer, String> {

@@ -157,7 +157,7 @@ impl Connection {
     /// Whether no work is under way. What it has come to is to be sent then.
     fn finish_work(&mut self, now: Instant) -> bool {
         let Some(work) = &self.work else { return true };
-        let outcome = match work.try_recv() {
+        let outcome = match work.outcome.try_recv() {
             Err(TryRecvError::Empty) => return false,
             Ok(outcome) => outcome,
             Err(TryRecvError::Disconnected) => {

@@ -82,6 +82,7 @@ pub(super) fn bare() -> (Monitor, Receiver<Event>) {
         assigner: None,
         hotplug: HotPlug::new(root, Box::new(NoMaker), Vec::new(), &[]),
         workers: Workers::new().expect("a descriptor"),
+        suspension: Arc::default(),
         events,
     };
     (monitor, receiver)
@@ -238,6 +239,18 @@ fn quit_is_answered_and_then_ends_the_machine() {
     assert_eq!(client.ask("quit"), "the virtual machine ends\n");
     let event = bench.events.recv_timeout(Duration::from_secs(60));
     assert_eq!(event, Ok(Event::Quit));
+}
+
+#[test]
+fn a_pause_is_a_wish_that_the_machine_answers_and_status_tells_of() {
+    let bench = serving();
+    let mut client = bench.client();
+    assert!(client.ask("status").ends_with("state: running\n"));
+    client.send("pause\n");
+    let event = bench.events.recv_timeout(Duration::from_secs(60));
+    assert_eq!(event, Ok(Event::Attend));
+    // Nobody has answered yet, which holds nobody up.
+    assert!(bench.client().ask("status").ends_with("state: running\n"));
 }
 
 #[test]

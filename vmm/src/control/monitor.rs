@@ -12,6 +12,7 @@ use crate::event::Event;
 use crate::irq::Unit;
 use crate::machine::HotPlug;
 use crate::vcpu::AccessTimes;
+use crate::vm::suspend::Suspension;
 
 /// What commands look at.
 pub(crate) struct Monitor {
@@ -33,6 +34,8 @@ pub(crate) struct Monitor {
     pub(crate) hotplug: Arc<HotPlug>,
     /// For what takes time.
     pub(crate) workers: Workers,
+    /// Where the wish to pause it goes.
+    pub(crate) suspension: Arc<Suspension>,
     /// Where the wish to end the machine goes.
     pub(crate) events: Sender<Event>,
 }

@@ -2,9 +2,9 @@
 //! they are done.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Weak};
 use std::thread;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -23,14 +23,20 @@ pub(super) enum Kind {
     Change,
     /// To take a device away without asking.
     Force,
+    /// To pause the guest, or have it go on.
+    Pause,
 }
 
 impl Kind {
-    const COUNT: usize = 3;
+    const COUNT: usize = 4;
 }
 
 /// What work comes to, when it is done.
-pub(super) type Pending = Receiver<Result<String, String>>;
+pub(super) struct Pending {
+    pub(super) outcome: Receiver<Result<String, String>>,
+    /// Tells the work that somebody waits.
+    _client: Arc<()>,
+}
 
 /// The threads.
 pub(crate) struct Workers {
@@ -63,13 +69,24 @@ impl Workers {
         kind: Kind,
         work: impl FnOnce() -> Result<String, String> + Send + 'static,
     ) -> Result<Pending, String> {
+        self.begin_for(kind, |_| work())
+    }
+
+    /// Begins work of that kind, which is told whether somebody waits for it: then there is what it is
+    /// given.
+    pub(super) fn begin_for(
+        &self,
+        kind: Kind,
+        work: impl FnOnce(Weak<()>) -> Result<String, String> + Send + 'static,
+    ) -> Result<Pending, String> {
         let fail =
             |error: io::Error| format!("the host has no thread for this ({error}); try again");
-        let [looks, changes, forced] = &self.running;
+        let [looks, changes, forced, pauses] = &self.running;
         let running = match kind {
             Kind::Look => looks,
             Kind::Change => changes,
             Kind::Force => forced,
+            Kind::Pause => pauses,
         };
         if running.load(Ordering::Relaxed) >= MOST {
             return Err(format!(
@@ -77,12 +94,14 @@ impl Workers {
             ));
         }
         let done = self.done.try_clone().map_err(fail)?;
-        let (give, pending) = channel();
+        let (give, outcome) = channel();
+        let client = Arc::new(());
+        let here = Arc::downgrade(&client);
         let guard = Running::new(running);
         thread::Builder::new()
             .name("control-work".to_owned())
             .spawn(move || {
-                let outcome = work();
+                let outcome = work(here);
                 drop(guard);
                 // Nobody waits for it if the client is gone.
                 let _ = give.send(outcome);
@@ -90,7 +109,10 @@ impl Workers {
                 let _ = done.write(1);
             })
             .map_err(fail)?;
-        Ok(pending)
+        Ok(Pending {
+            outcome,
+            _client: client,
+        })
     }
 }
 
@@ -107,5 +129,29 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_can_tell_whether_its_client_is_there() {
+        let workers = Workers::new().expect("a descriptor");
+        for stays in [true, false] {
+            let (release, released) = channel::<()>();
+            let (tell, told) = channel();
+            let work = move |client: Weak<()>| {
+                let _ = released.recv();
+                let _ = tell.send(client.strong_count() != 0);
+                Ok(String::new())
+            };
+            let pending = workers.begin_for(Kind::Look, work).expect("a thread");
+            let pending = stays.then_some(pending);
+            release.send(()).expect("it waits");
+            assert_eq!(told.recv(), Ok(stays));
+            drop(pending);
+        }
     }
 }

@@ -32,7 +32,7 @@ pub(super) struct Watcher {
     /// it likes.
     changes: Arc<Mutex<Changes>>,
     changed: EventFd,
-    _subscription: Subscription,
+    subscription: Subscription,
 }
 
 impl Watcher {
@@ -62,7 +62,7 @@ impl Watcher {
         Ok(Self {
             changes,
             changed,
-            _subscription: event_loop.subscribe(listener, &sources)?,
+            subscription: event_loop.subscribe(listener, &sources)?,
         })
     }
 
@@ -74,6 +74,11 @@ impl Watcher {
     /// Watches the event of that number no longer. It may be reported for the last time later on.
     pub(super) fn unwatch(&self, number: u32) {
         self.change(number, None);
+    }
+
+    /// Waits until no event is being reported. Not for the loop's thread.
+    pub(super) fn settle(&self) {
+        self.subscription.settle();
     }
 
     fn change(&self, number: u32, event: Option<Arc<EventFd>>) {

@@ -44,7 +44,9 @@ pub(crate) struct HotPlug {
     /// One for each of `ports`. A leaf lock.
     slots: Mutex<Vec<Slot>>,
     /// Functions that are out of their slots, and wait for a host that does not answer.
-    departed: Mutex<Vec<Arc<dyn PciFunction>>>,
+    departed: Mutex<Vec<(Bdf, Arc<dyn PciFunction>)>>,
+    /// A leaf lock.
+    changes: Mutex<Changes>,
 }
 
 struct Port {
@@ -110,6 +112,50 @@ impl HotPlug {
             fixed,
             slots,
             departed: Mutex::default(),
+            changes: Mutex::default(),
+        })
+    }
+
+    /// Nothing comes or goes until [`thaw`](Self::thaw), as the guest is paused.
+    ///
+    /// # Errors
+    /// What is on its way, which needs the guest, or the host.
+    pub(crate) fn freeze(&self) -> Result<(), String> {
+        {
+            let mut changes = self.changes.lock();
+            if let Some(what) = changes.under_way.first() {
+                return Err(format!(
+                    "`{what}` is being plugged or removed, for which a guest has {} seconds; wait for that to end, or write `device-del {what},force=on`",
+                    PATIENCE.as_secs()
+                ));
+            }
+            changes.frozen = true;
+        }
+        // Nothing departs any more.
+        if let Some(bdf) = self.lingering() {
+            self.thaw();
+            return Err(format!(
+                "the device that was removed from {bdf} waits for a host that does not answer; see whether what is behind it, such as a file's server, answers"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Devices may come and go again.
+    pub(crate) fn thaw(&self) {
+        self.changes.lock().frozen = false;
+    }
+
+    /// Begins a change at `what`, a port or a device.
+    fn begin(&self, what: &str) -> Result<UnderWay<'_>, HotPlugError> {
+        let mut changes = self.changes.lock();
+        if changes.frozen {
+            return Err(HotPlugError::Paused);
+        }
+        changes.under_way.push(what.to_owned());
+        Ok(UnderWay {
+            plug: self,
+            what: what.to_owned(),
         })
     }
 
@@ -125,6 +171,7 @@ impl HotPlug {
         let Some(Port { name, port }) = self.ports.get(index) else {
             return Err(HotPlugError::NoPorts);
         };
+        let _change = self.begin(name)?;
         let reservation = self.reserve(index, config.id.as_deref())?;
         let bdf = port.function_address();
         // What one that is gone by now has held is free again.
@@ -154,6 +201,7 @@ impl HotPlug {
         let Some(Port { name, port }) = self.ports.get(index) else {
             return Err(HotPlugError::NoPorts);
         };
+        let _change = self.begin(id)?;
         if !force {
             self.wait(id, port, (index, count))?;
         }
@@ -214,6 +262,20 @@ impl HotPlug {
         }
         let fixed = self.fixed.iter().find(|(at, _)| *at == bdf);
         name(fixed.map(|(_, id)| id.as_str()))
+    }
+
+    /// What has the function at `bdf` be gone, in words.
+    pub(crate) fn how_to_remove(&self, bdf: Bdf) -> String {
+        let slots = self.lock();
+        let mut places = self.ports.iter().zip(slots.iter());
+        match places.find(|(port, _)| port.port.function_address() == bdf) {
+            Some((port, slot)) => {
+                let id = slot.id.as_deref().unwrap_or(&port.name);
+                format!("write `device-del {id}` first")
+            }
+            None => "start the guest without it, or with it behind a pcie-root-port, from where `device-del` takes it away"
+                .to_owned(),
+        }
     }
 
     /// The function behind a root port, whether the guest can reach it or not.
@@ -368,9 +430,14 @@ impl HotPlug {
 
     /// Whether nothing that was taken out touches guest memory any more.
     pub(crate) fn is_quiet(&self) -> bool {
+        self.lingering().is_none()
+    }
+
+    /// Where the first function was that was taken out, and touches guest memory.
+    fn lingering(&self) -> Option<Bdf> {
         let mut departed = self.departed.lock();
-        departed.retain(|function| !function.is_quiet());
-        departed.is_empty()
+        departed.retain(|(_, function)| !function.is_quiet());
+        departed.first().map(|(bdf, _)| *bdf)
     }
 
     /// Drops a function that nothing reaches any more, and all that belongs to it.
@@ -380,7 +447,7 @@ impl HotPlug {
             log::warn!(
                 "the host does not answer what the device at {bdf} has begun, which ends when it does"
             );
-            self.departed.lock().push(function);
+            self.departed.lock().push((bdf, function));
             return;
         }
         let rest = Arc::downgrade(&function);
@@ -399,6 +466,34 @@ impl HotPlug {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Slot>> {
         self.slots.lock()
+    }
+}
+
+/// What comes and goes.
+#[derive(Default)]
+struct Changes {
+    /// Nothing may.
+    frozen: bool,
+    /// By the names of ports and devices, in the order in which they began.
+    under_way: Vec<String>,
+}
+
+/// A change, until this is dropped.
+struct UnderWay<'a> {
+    plug: &'a HotPlug,
+    what: String,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut changes = self.plug.changes.lock();
+        let at = changes
+            .under_way
+            .iter()
+            .position(|other| *other == self.what);
+        if let Some(at) = at {
+            changes.under_way.remove(at);
+        }
     }
 }
 

@@ -18,22 +18,29 @@ use crate::layout;
 /// A bus with everything on it that vCPUs can reach.
 pub(super) fn bus(
     root: &Arc<RootComplex>,
-    unit: Option<&Arc<Unit>>,
+    window: Option<&Arc<VtdMmio>>,
     ioapic: &Arc<IoApic>,
     serial: &Arc<SerialPort>,
     events: &Sender<Event>,
 ) -> anyhow::Result<Bus> {
     let mut bus = Bus::new(Arc::clone(ioapic));
-    add_windows(&mut bus, root, unit, ioapic)?;
+    add_windows(&mut bus, root, window, ioapic)?;
     add_ports(&mut bus, serial, events)?;
     Ok(bus)
+}
+
+/// The registers of the remapping unit, with a thread for what they leave.
+pub(super) fn window(unit: Option<&Arc<Unit>>) -> anyhow::Result<Option<Arc<VtdMmio>>> {
+    let start = |unit: &Arc<Unit>| VtdMmio::start(Arc::clone(unit)).map(Arc::new);
+    let window = unit.map(start).transpose();
+    window.context("the remapping unit has no thread")
 }
 
 /// Puts the windows of memory on the bus.
 fn add_windows(
     bus: &mut Bus,
     root: &Arc<RootComplex>,
-    unit: Option<&Arc<Unit>>,
+    window: Option<&Arc<VtdMmio>>,
     ioapic: &Arc<IoApic>,
 ) -> anyhow::Result<()> {
     let apertures = root.apertures();
@@ -55,11 +62,11 @@ fn add_windows(
         size(layout::IOAPIC),
         Arc::clone(ioapic) as _,
     )?;
-    if let Some(unit) = unit {
+    if let Some(window) = window {
         bus.add_mmio(
             layout::VTD.start,
             size(layout::VTD),
-            Arc::new(VtdMmio::start(Arc::clone(unit)).context("the remapping unit has no thread")?),
+            Arc::clone(window) as _,
         )?;
     }
     Ok(())

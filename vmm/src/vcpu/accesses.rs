@@ -7,7 +7,7 @@
 
 use std::array;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_getres, clock_gettime};
@@ -43,6 +43,85 @@ impl fmt::Display for Target {
     }
 }
 
+impl Target {
+    /// Where in memory it is.
+    pub(crate) fn address(self) -> Option<u64> {
+        match self {
+            Self::Read(address) | Self::Write(address) => Some(address),
+            Self::Port(_) | Self::EndOfInterrupt(_) => None,
+        }
+    }
+
+    /// As a number other than 0. Guests have no address of more than 52 bits.
+    fn encode(self) -> u64 {
+        let (kind, value) = match self {
+            Self::Port(port) => (1, u64::from(port)),
+            Self::Read(address) => (2, address),
+            Self::Write(address) => (3, address),
+            Self::EndOfInterrupt(vector) => (4, u64::from(vector)),
+        };
+        kind << KIND_SHIFT | value & VALUE
+    }
+
+    fn decode(code: u64) -> Option<Self> {
+        let value = code & VALUE;
+        match code >> KIND_SHIFT {
+            1 => u16::try_from(value).ok().map(Self::Port),
+            2 => Some(Self::Read(value)),
+            3 => Some(Self::Write(value)),
+            4 => u8::try_from(value).ok().map(Self::EndOfInterrupt),
+            _ => None,
+        }
+    }
+}
+
+const KIND_SHIFT: u32 = 60;
+const VALUE: u64 = (1 << KIND_SHIFT) - 1;
+
+/// What one vCPU does at the moment.
+#[derive(Default)]
+pub(crate) struct Current {
+    access: AtomicU64,
+    rests: AtomicBool,
+}
+
+impl Current {
+    /// The access, if there is one.
+    pub(crate) fn target(&self) -> Option<Target> {
+        Target::decode(self.access.load(Ordering::Relaxed))
+    }
+
+    /// Whether it does nothing of the guest's.
+    pub(crate) fn rests(&self) -> bool {
+        self.rests.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_rests(&self, rests: bool) {
+        self.rests.store(rests, Ordering::Relaxed);
+    }
+}
+
+/// One vCPU's accesses.
+pub(super) struct Accesses<'a> {
+    pub(super) times: &'a AccessTimes,
+    pub(super) current: Option<&'a Current>,
+}
+
+impl Accesses<'_> {
+    /// Carries out `access`, takes its time, and lets others see it meanwhile.
+    pub(super) fn take<R>(&self, target: Target, access: impl FnOnce() -> R) -> R {
+        let show = |code| {
+            if let Some(current) = self.current {
+                current.access.store(code, Ordering::Relaxed);
+            }
+        };
+        show(target.encode());
+        let result = self.times.take(target, access);
+        show(0);
+        result
+    }
+}
+
 /// The times of all vCPUs' accesses since the start.
 pub(crate) struct AccessTimes {
     /// How far the clock moves each time.
@@ -64,7 +143,7 @@ impl Default for AccessTimes {
 
 impl AccessTimes {
     /// Carries out `access`, and takes its time.
-    pub(super) fn take<R>(&self, target: Target, access: impl FnOnce() -> R) -> R {
+    fn take<R>(&self, target: Target, access: impl FnOnce() -> R) -> R {
         let begin = now();
         let result = access();
         let time = now().saturating_sub(begin).saturating_sub(self.tick);
@@ -141,6 +220,25 @@ mod tests {
         assert_eq!(counted, expected);
         let longest = (ms(90_000), Target::EndOfInterrupt(5));
         assert_eq!(times.longest(), Some(longest));
+    }
+
+    #[test]
+    fn an_access_shows_while_it_is_under_way() {
+        let (times, current) = (AccessTimes::default(), Current::default());
+        let accesses = Accesses {
+            times: &times,
+            current: Some(&current),
+        };
+        for target in [
+            Target::Port(0xffff),
+            Target::Read(0xf_ffff_ffff_ffff),
+            Target::Write(0),
+            Target::EndOfInterrupt(0xff),
+        ] {
+            assert_eq!(current.target(), None);
+            accesses.take(target, || assert_eq!(current.target(), Some(target)));
+        }
+        assert_eq!(current.target(), None);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The loop of a vCPU on the host's KVM, where there is one.
 
 use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use vm_device::DeviceMmio;
@@ -9,7 +11,8 @@ use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
 use crate::config::MemoryConfig;
-use crate::{kvm, memory};
+use crate::vm::suspend::stop_vcpus;
+use crate::{kvm, memory, signals};
 
 const CODE: u64 = 0x10_0000;
 /// Memory that is not RAM.
@@ -54,9 +57,17 @@ impl pci::MsiSink for NoMessages {
     fn signal(&self, _requester: pci::Bdf, _address: u64, _data: u32) {}
 }
 
-/// Runs `code` with EAX 0x44332211 until its first access to the window is over; the accesses that
-/// were made, and the vCPU. `None` on a host without KVM.
-fn run(code: &[u8]) -> Option<(Accesses, Vcpu)> {
+/// A vCPU that will run some code.
+struct Bench {
+    vcpu: Vcpu,
+    shared: Arc<Shared>,
+    recorder: Arc<Recorder>,
+    memory: memory::Memory,
+    _vm: Arc<VmFd>,
+}
+
+/// One with EAX 0x44332211, or `None` on a host without KVM.
+fn bench(code: &[u8]) -> Option<Bench> {
     let Ok(host) = kvm::open(1) else {
         eprintln!("skipped: this host has no usable /dev/kvm");
         return None;
@@ -88,7 +99,28 @@ fn run(code: &[u8]) -> Option<(Accesses, Vcpu)> {
         bus,
         accesses: Arc::default(),
         stop: AtomicBool::new(false),
+        park: Arc::default(),
+        at: Box::new([Current::default()]),
     });
+    Some(Bench {
+        vcpu,
+        shared,
+        recorder,
+        memory,
+        _vm: vm,
+    })
+}
+
+/// Runs `code` until its first access to the window is over; the accesses that were made, and the
+/// vCPU.
+fn run(code: &[u8]) -> Option<(Accesses, Vcpu)> {
+    let Bench {
+        vcpu,
+        shared,
+        recorder,
+        memory: _memory,
+        _vm,
+    } = bench(code)?;
     *recorder.shared.lock() = Some(Arc::clone(&shared));
     let (sender, events) = channel();
     let vcpu = vcpu.run(&shared, &sender);
@@ -119,4 +151,83 @@ fn a_read_across_a_page_is_whole_although_the_vcpu_is_stopped_within_it() {
     assert_eq!(accesses, expected);
     let regs = vcpu.fd.get_regs().expect("readable");
     assert_eq!((regs.rip, regs.rax), (CODE + 5, 0x0100_fffe));
+}
+
+/// Far beyond what anything takes.
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+#[test]
+fn a_vcpu_rests_and_goes_on_many_times_and_stops_while_it_rests() {
+    // inc dword [0x200000]; jmp back
+    let code = [0xff, 0x05, 0x00, 0x00, 0x20, 0x00, 0xeb, 0xf8];
+    let Some(bench) = bench(&code) else { return };
+    signals::install_kick().expect("a handler");
+    let count = || {
+        let memory = &bench.memory;
+        memory
+            .read_obj::<u32>(GuestAddress(0x20_0000))
+            .expect("in RAM")
+    };
+    let (sender, _events) = channel();
+    let (shared, vcpu) = (Arc::clone(&bench.shared), bench.vcpu);
+    let parkable = shared.park.enter();
+    let running = [thread::spawn(move || {
+        let vcpu = vcpu.run(&shared, &sender);
+        drop(parkable);
+        vcpu
+    })];
+    let shared = &bench.shared;
+    for _ in 0..20 {
+        stop_vcpus(shared, &running, soon()).expect("it rests");
+        let before = count();
+        thread::sleep(Duration::from_millis(2));
+        assert_eq!(count(), before, "it rests");
+        shared.park.release();
+        let until = soon();
+        while count() == before {
+            assert!(Instant::now() < until, "it goes on");
+            thread::yield_now();
+        }
+    }
+    stop_vcpus(shared, &running, soon()).expect("it rests");
+    shared.stop.store(true, Ordering::SeqCst);
+    shared.park.look();
+    let [thread] = running;
+    thread.join().expect("no panic");
+}
+
+#[test]
+fn a_vcpu_in_a_long_access_is_named_and_rests_when_that_is_over() {
+    // mov [0xd0000010], eax; jmp back
+    let code = [0xa3, 0x10, 0x00, 0x00, 0xd0, 0xeb, 0xf9];
+    let Some(bench) = bench(&code) else { return };
+    signals::install_kick().expect("a handler");
+    let hold = bench.recorder.accesses.lock();
+    let (sender, _events) = channel();
+    let (shared, vcpu) = (Arc::clone(&bench.shared), bench.vcpu);
+    let parkable = shared.park.enter();
+    let running = [thread::spawn(move || {
+        let vcpu = vcpu.run(&shared, &sender);
+        drop(parkable);
+        vcpu
+    })];
+    let shared = &bench.shared;
+    let until = soon();
+    while shared.at[0].target().is_none() {
+        assert!(Instant::now() < until, "it makes the access");
+        thread::yield_now();
+    }
+    let late = stop_vcpus(shared, &running, Instant::now()).expect_err("it is late");
+    assert_eq!(
+        (late.id, late.target),
+        (0, Some(Target::Write(0xd000_0010)))
+    );
+    drop(hold);
+    stop_vcpus(shared, &running, soon()).expect("it rests");
+    shared.stop.store(true, Ordering::SeqCst);
+    shared.park.look();
+    let [thread] = running;
+    thread.join().expect("no panic");
 }

@@ -304,6 +304,34 @@ fn a_register_write_waits_for_nobody_who_waits_for_kvm() {
 }
 
 #[test]
+fn what_the_loop_is_to_send_has_arrived_when_interrupts_have_settled() {
+    let bench = bench(false, 4096);
+    bench.fake.refuses_events.store(true, Ordering::Relaxed);
+    let (route, event) = bench.add();
+    bench.set(&*route, compatible(0x42));
+    for _ in 0..100 {
+        bench.fake.take();
+        event.write(1).expect("room");
+        bench.routes.settle();
+        let sends = bench.fake.take();
+        assert_eq!(sends, [Send(0xFEE0_1000, 0x42)]);
+        assert!(event.read().is_err());
+        std::thread::yield_now();
+        assert_eq!(bench.fake.take(), []);
+    }
+}
+
+#[test]
+fn what_kvm_is_to_send_has_arrived_when_interrupts_have_settled() {
+    let bench = bench(false, 4096);
+    let (route, _event) = bench.add();
+    bench.set(&*route, compatible(0x41));
+    bench.fake.take();
+    bench.routes.settle();
+    assert_eq!(bench.fake.take(), [Detach(24), Attach(24)]);
+}
+
+#[test]
 fn an_event_from_before_counts_once() {
     let bench = bench(false, 4096);
     let (route, event) = bench.add();

@@ -26,6 +26,8 @@ pub(crate) enum HotPlugError {
         what: &'static str,
         why: &'static str,
     },
+    #[error("the guest is paused, and could not answer; write `resume` first")]
+    Paused,
     #[error("{0:#}")]
     Make(anyhow::Error),
     #[error("there is no device `{id}` behind a root port; {there}")]

@@ -282,8 +282,15 @@ fn what_is_pulled_while_its_host_does_not_answer_is_not_quiet_before_it_has() {
     let port = Bdf::new(1, 0, 0).expect("in range");
     bench.plug.release(port, function);
     assert!(!bench.plug.is_quiet());
+    let why = bench.plug.freeze().expect_err("it touches guest memory");
+    assert!(why.contains("01:00.0"), "{why}");
+    bench
+        .plug
+        .add(&rng("r0", "right"))
+        .expect("nothing is frozen");
     bench.parts.hung.0.store(true, Ordering::Relaxed);
     assert!(bench.plug.is_quiet());
+    bench.plug.freeze().expect("it has answered");
     assert_eq!(Arc::strong_count(&bench.parts.hung), 1, "nobody keeps it");
 }
 
@@ -485,4 +492,44 @@ fn twenty_devices_that_come_and_go_leave_no_thread_and_no_descriptor() {
         }
         assert_eq!((counts(), references()), before, "round {round}");
     }
+}
+
+#[test]
+fn nothing_comes_or_goes_while_the_guest_is_paused_and_what_is_on_its_way_prevents_a_pause() {
+    let bench = bench();
+    bench.plug.add(&rng("one", "left")).expect("an empty slot");
+    bench.power(1, true);
+    bench.plug.freeze().expect("nothing is on its way");
+    for outcome in [
+        bench.plug.add(&rng("two", "right")),
+        bench.plug.remove("one", false),
+        bench.plug.remove("one", true),
+    ] {
+        let error = outcome.expect_err("paused").to_string();
+        assert!(error.contains("`resume`"), "{error}");
+    }
+    let behind = Bdf::new(1, 0, 0).expect("in range");
+    assert_eq!(
+        bench.plug.how_to_remove(behind),
+        "write `device-del one` first"
+    );
+    let fixed = bench
+        .plug
+        .how_to_remove(Bdf::new(0, 9, 0).expect("in range"));
+    assert!(fixed.contains("pcie-root-port"), "{fixed}");
+    bench.plug.thaw();
+    bench.plug.add(&rng("two", "right")).expect("an empty slot");
+    thread::scope(|scope| {
+        let removal = scope.spawn(|| bench.plug.remove("one", false));
+        // The guest does nothing, so it takes as long as it can.
+        let port = Bdf::new(0, 1, 0).expect("in range");
+        while !bench.plug.describe(port).ends_with("requested") {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let why = bench.plug.freeze().expect_err("it is on its way");
+        assert!(why.contains("`one`"), "{why}");
+        bench.plug.remove("one", true).expect("pulled");
+        assert!(removal.join().expect("no panic").is_err());
+    });
+    bench.plug.freeze().expect("nothing is on its way");
 }
