@@ -15,6 +15,7 @@ pub mod init;
 mod invocation;
 pub(crate) mod level3;
 mod log;
+mod pauses;
 mod refusal;
 mod run;
 mod session;

@@ -27,6 +27,7 @@ mod net_queues;
 mod network;
 mod nvme;
 mod pasid;
+mod pauses;
 mod power;
 mod random;
 mod restart;

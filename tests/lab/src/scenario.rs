@@ -335,6 +335,31 @@ const CONTROL: &[Exchange] = &[
     },
 ];
 
+/// What scenario `pause` asks.
+const PAUSE: &[Exchange] = &[
+    Exchange {
+        request: "pause",
+        line_with: &[&["the guest is paused"]],
+        positive: &[],
+    },
+    Exchange {
+        request: "status",
+        line_with: &[&["state: paused"]],
+        positive: &[],
+    },
+    // What looks at the guest works meanwhile.
+    Exchange {
+        request: "bindings",
+        line_with: &[&["00:01.0", "first-stage"]],
+        positive: &[],
+    },
+    Exchange {
+        request: "quit",
+        line_with: &[&["ends"]],
+        positive: &[],
+    },
+];
+
 /// What scenario `keep` asks.
 const KEEP: &[Exchange] = &[
     Exchange {
@@ -408,10 +433,10 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "vhost",
-        description: "vhost-net with two queue pairs, and vhost-vsock, behind first-stage tables: lazy, strict (each packet is remapped), legacy mode",
+        description: "vhost-net with two queue pairs, and vhost-vsock, behind first-stage tables: lazy (paused ten times at work), strict (each packet is remapped), legacy mode",
         vhost: true,
         initramfs: Initramfs::Kexec,
-        plan: "scalable,groups=DMA-FQ,translation=first-stage,invalidation=lazy,ping,net,net-queues=2,vsock,edu,interrupts=remapped,nofaults>\
+        plan: "scalable,groups=DMA-FQ,translation=first-stage,invalidation=lazy,ping,net,net-queues=2,vsock,pauses=10:net+vsock+edu,edu,interrupts=remapped,nofaults>\
                kexec:iommu.strict=1;\
                scalable,groups=DMA,translation=first-stage,invalidation=strict,ping,net,net-queues=2,vsock,nofaults>kexec:intel_iommu=on,sm_off;\
                legacy,translation=legacy,ping,net,vsock,nofaults>poweroff",
@@ -550,6 +575,14 @@ const SCENARIOS: &[Scenario] = &[
         description: "the control socket tells what a running guest has set up, and ends it",
         plan: "scalable,smp=2,translation=first-stage,disk=2,net,nofaults,edu-stays-mapped>stay",
         control: CONTROL,
+        ..DEFAULT
+    },
+    Scenario {
+        name: "pause",
+        description: "a guest is paused twenty times while its disks, its network and edu are at work, and ended while it is paused",
+        plan: "scalable,smp=2,translation=first-stage,pauses=20:disk+net+edu,disk=2,net,edu,interrupts=remapped,nofaults>stay",
+        control: PAUSE,
+        limit: Duration::from_secs(240),
         ..DEFAULT
     },
     Scenario {

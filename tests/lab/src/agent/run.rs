@@ -241,7 +241,8 @@ pub(super) fn session(
     let has_socket = !scenario.control.is_empty()
         || !scenario.look.is_empty()
         || !scenario.looks.is_empty()
-        || plan::names(&invocation.plan, "hot-plug");
+        || plan::names(&invocation.plan, "hot-plug")
+        || plan::names(&invocation.plan, "pauses");
     if has_socket {
         // Bare metal has no disks there, so nothing else has made it.
         fs::create_dir_all(&task.scratch).with_context(|| task.scratch.display().to_string())?;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use super::log::{Log, read_lines};
 use super::tally::Tally;
 use super::threads::Runs;
-use super::{Report, control, huge_pages};
+use super::{Report, control, huge_pages, pauses};
 use crate::judge::Judge;
 use crate::protocol::{AgentLine, GuestLine};
 use crate::scenario::Exchange;
@@ -175,6 +175,7 @@ impl Session<'_> {
                                 ("huge-pages", device) => {
                                     huge_pages::check(child.id(), &(self.substitute)(device))
                                 }
+                                ("pauses", rounds) => self.pauses(rounds),
                                 ("refused", numbers) => refused(counting.take(), numbers),
                                 ("take", device) => {
                                     taken.push(Taking::start((self.substitute)(device)));
@@ -278,6 +279,11 @@ impl Session<'_> {
             .any(|line| line.contains(&address) && line.contains("the host wants the device back"));
         ensure!(said, "nido has not said that {address} is wanted back");
         Ok(())
+    }
+
+    fn pauses(&self, rounds: &str) -> Result<()> {
+        let socket = self.socket.context("no control socket")?;
+        pauses::check(socket, rounds.parse().context("pauses ROUNDS")?)
     }
 
     fn tally(&self, process: u32) -> Result<Tally> {
