@@ -4,6 +4,7 @@
 //! guest has let go of it, which it is asked for by the slot's attention button, or by force, which
 //! a guest may take badly.
 
+mod changes;
 mod error;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 use pci::{Bdf, PciFunction, RemovalOutcome, RootComplex, RootPort};
 
 use crate::config::{FunctionConfig, FunctionKind};
+use changes::Changes;
 pub(crate) use error::HotPlugError;
 
 /// How long a guest has to let go of a device. Linux waits five seconds before it begins, and one
@@ -45,8 +47,7 @@ pub(crate) struct HotPlug {
     slots: Mutex<Vec<Slot>>,
     /// Functions that are out of their slots, and wait for a host that does not answer.
     departed: Mutex<Vec<(Bdf, Arc<dyn PciFunction>)>>,
-    /// A leaf lock.
-    changes: Mutex<Changes>,
+    changes: Changes,
 }
 
 struct Port {
@@ -112,7 +113,7 @@ impl HotPlug {
             fixed,
             slots,
             departed: Mutex::default(),
-            changes: Mutex::default(),
+            changes: Changes::default(),
         })
     }
 
@@ -121,16 +122,7 @@ impl HotPlug {
     /// # Errors
     /// What is on its way, which needs the guest, or the host.
     pub(crate) fn freeze(&self) -> Result<(), String> {
-        {
-            let mut changes = self.changes.lock();
-            if let Some(what) = changes.under_way.first() {
-                return Err(format!(
-                    "`{what}` is being plugged or removed, for which a guest has {} seconds; wait for that to end, or write `device-del {what},force=on`",
-                    PATIENCE.as_secs()
-                ));
-            }
-            changes.frozen = true;
-        }
+        self.changes.freeze()?;
         // Nothing departs any more.
         if let Some(bdf) = self.lingering() {
             self.thaw();
@@ -143,20 +135,7 @@ impl HotPlug {
 
     /// Devices may come and go again.
     pub(crate) fn thaw(&self) {
-        self.changes.lock().frozen = false;
-    }
-
-    /// Begins a change at `what`, a port or a device.
-    fn begin(&self, what: &str) -> Result<UnderWay<'_>, HotPlugError> {
-        let mut changes = self.changes.lock();
-        if changes.frozen {
-            return Err(HotPlugError::Paused);
-        }
-        changes.under_way.push(what.to_owned());
-        Ok(UnderWay {
-            plug: self,
-            what: what.to_owned(),
-        })
+        self.changes.thaw();
     }
 
     /// Makes a function and puts it into the slot of the port that it names. The guest is told, and
@@ -171,7 +150,7 @@ impl HotPlug {
         let Some(Port { name, port }) = self.ports.get(index) else {
             return Err(HotPlugError::NoPorts);
         };
-        let _change = self.begin(name)?;
+        let _change = self.changes.begin(name)?;
         let reservation = self.reserve(index, config.id.as_deref())?;
         let bdf = port.function_address();
         // What one that is gone by now has held is free again.
@@ -201,7 +180,7 @@ impl HotPlug {
         let Some(Port { name, port }) = self.ports.get(index) else {
             return Err(HotPlugError::NoPorts);
         };
-        let _change = self.begin(id)?;
+        let _change = self.changes.begin(id)?;
         if !force {
             self.wait(id, port, (index, count))?;
         }
@@ -466,34 +445,6 @@ impl HotPlug {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Slot>> {
         self.slots.lock()
-    }
-}
-
-/// What comes and goes.
-#[derive(Default)]
-struct Changes {
-    /// Nothing may.
-    frozen: bool,
-    /// By the names of ports and devices, in the order in which they began.
-    under_way: Vec<String>,
-}
-
-/// A change, until this is dropped.
-struct UnderWay<'a> {
-    plug: &'a HotPlug,
-    what: String,
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        let mut changes = self.plug.changes.lock();
-        let at = changes
-            .under_way
-            .iter()
-            .position(|other| *other == self.what);
-        if let Some(at) = at {
-            changes.under_way.remove(at);
-        }
     }
 }
 
