@@ -120,7 +120,7 @@ pub struct Exchange {
     /// The request.
     pub request: &'static str,
     /// For each of these, a line that contains all words; behind [`NO`], no line that contains the
-    /// others.
+    /// others. A refusal is wanted if one begins with `error: `.
     pub line_with: &'static [&'static [&'static str]],
     /// Lines `name: value` whose values are above zero.
     pub positive: &'static [&'static str],
@@ -468,12 +468,21 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "vhost-user",
-        description: "QEMU's storage daemon serves a disk and passt the network (vhost-user), while nido's threads sleep, over a reboot; no unit",
+        description: "QEMU's storage daemon serves a disk and passt the network (vhost-user), while nido's threads sleep, over a reboot; a pause is refused; no unit",
         vhost_user: true,
         unit: None,
         command_line: "",
-        plan: "no-unit,smp=2,disk,net,asleep=disk:blk-00:02.0,asleep=net:net-,interrupts=plain,nofaults>restart;\
+        plan: "no-unit,smp=2,disk,net,asleep=disk:blk-00:02.0,asleep=net:net-,look,interrupts=plain,nofaults>restart;\
                no-unit,disk,net,nofaults>poweroff",
+        look: &[Exchange {
+            request: "pause",
+            line_with: &[&[
+                "error: the guest cannot be paused: 00:0",
+                "by vhost-user",
+                "start the guest without it",
+            ]],
+            positive: &[],
+        }],
         ..DEFAULT
     },
     Scenario {

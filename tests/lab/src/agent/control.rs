@@ -67,8 +67,12 @@ fn receive(stream: &mut impl BufRead) -> std::io::Result<String> {
 }
 
 fn judge(exchange: &Exchange, answer: &str) -> Result<()> {
-    if let Some(problem) = answer.strip_prefix("error: ") {
-        bail!("{}", problem.trim());
+    let mut firsts = exchange.line_with.iter().filter_map(|words| words.first());
+    let refusal = firsts.any(|word| word.starts_with("error: "));
+    match (answer.strip_prefix("error: "), refusal) {
+        (Some(problem), false) => bail!("{}", problem.trim()),
+        (None, true) => bail!("it was not refused"),
+        _ => {}
     }
     for words in exchange.line_with {
         let (unwanted, words) = match words.split_first() {
@@ -113,6 +117,18 @@ mod tests {
         assert!(judge(&EXCHANGE, "00:02.0 first-stage\nreads: 0\n").is_err());
         assert!(judge(&EXCHANGE, "00:02.0 first-stage\nother_reads: 4\n").is_err());
         assert!(judge(&EXCHANGE, "error: 00:02.0 first\nreads: 4\n").is_err());
+    }
+
+    #[test]
+    fn a_refusal_is_an_answer_if_it_is_what_is_wanted() {
+        let exchange = Exchange {
+            request: "pause",
+            line_with: &[&["error: it cannot", "rp0"]],
+            positive: &[],
+        };
+        judge(&exchange, "error: it cannot be, for rp0\n").unwrap();
+        assert!(judge(&exchange, "error: it cannot be, for rp1\n").is_err());
+        assert!(judge(&exchange, "it is error: it cannot be, for rp0\n").is_err());
     }
 
     #[test]
