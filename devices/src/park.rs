@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// What threads look at to know whether they are to stop. Each does so between two pieces of work,
 /// with no lock held and no access to guest memory under way.
@@ -23,6 +23,8 @@ struct Count {
     threads: usize,
     /// Those that have.
     parked: usize,
+    /// How often those that have were called.
+    calls: u64,
 }
 
 /// A thread that has to stop when that is wanted, for as long as this lives.
@@ -78,12 +80,29 @@ impl Park {
         self.changed.notify_all();
     }
 
+    /// Has each thread that has stopped run the errand that it has, once.
+    pub fn call(&self) {
+        self.count.lock().calls += 1;
+        self.changed.notify_all();
+    }
+
     /// Stops the calling thread, which is counted, for as long as that is wanted, and `end` is false.
     pub fn stay(&self, end: &AtomicBool) {
+        self.stay_on_call(end, || ());
+    }
+
+    /// The same for a thread that runs `errand` whenever it is [called](Self::call) meanwhile.
+    pub fn stay_on_call(&self, end: &AtomicBool, mut errand: impl FnMut()) {
         let mut count = self.count.lock();
         count.parked += 1;
+        let mut answered = count.calls;
         while self.is_wanted() && !end.load(Ordering::SeqCst) {
-            self.changed.wait(&mut count);
+            if answered == count.calls {
+                self.changed.wait(&mut count);
+            } else {
+                answered = count.calls;
+                MutexGuard::unlocked(&mut count, &mut errand);
+            }
         }
         count.parked -= 1;
     }
@@ -151,6 +170,26 @@ mod tests {
             thread.join().expect("no panic");
         }
         assert!(park.is_full(), "there is none left to wait for");
+    }
+
+    #[test]
+    fn threads_that_have_stopped_run_an_errand_once_for_each_call() {
+        let park = Arc::<Park>::default();
+        let (end, errands) = (AtomicBool::new(false), Mutex::new(0));
+        park.ask();
+        let guards = [park.enter(), park.enter()];
+        thread::scope(|scope| {
+            for _ in &guards {
+                scope.spawn(|| park.stay_on_call(&end, || *errands.lock() += 1));
+            }
+            eventually("both stop", || park.is_full());
+            for calls in 1..100 {
+                park.call();
+                eventually("both run it", || *errands.lock() == 2 * calls);
+            }
+            park.release();
+        });
+        assert_eq!(*errands.lock(), 198);
     }
 
     #[test]

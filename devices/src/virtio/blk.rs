@@ -20,6 +20,8 @@ mod poll;
 mod queues_test;
 mod request;
 #[cfg(test)]
+mod saved_test;
+#[cfg(test)]
 mod speed_test;
 /// The same tests, of calls that block.
 #[cfg(test)]
@@ -38,6 +40,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{OFlags, fcntl_setfl};
+use state::{RestoreError, SaveError, Section};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, virtio_blk_config,
@@ -51,6 +54,9 @@ use engine::Engine;
 use request::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS};
 use target::{ID_LENGTH, SECTOR, Target};
 
+/// What the state of a part is called, which has none of its own.
+const KIND: &str = "blk";
+const VERSION: u32 = 1;
 /// Queue size.
 const QUEUE_SIZE: u16 = 256;
 /// The most queues that a disk can have.
@@ -311,6 +317,26 @@ impl VirtioDevice for Block {
             put(offset_of!(virtio_blk_config, write_zeroes_may_unmap), &[1]);
         }
         config
+    }
+
+    fn unsavable(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What was written is to be there together with the memory of a guest that knows that it has
+    /// written it. Every part does so, as each knows of its own requests only that they have ended.
+    fn save(&mut self) -> Result<Section, SaveError> {
+        if !self.target.readonly {
+            let stable = self.target.file.sync_data();
+            stable.map_err(|error| {
+                SaveError::new(format_args!("its file does not become stable: {error}"))
+            })?;
+        }
+        Section::new(KIND, VERSION, &())
+    }
+
+    fn restore(&mut self, state: &Section) -> Result<(), RestoreError> {
+        state.read(KIND, VERSION)
     }
 
     fn activate(&mut self, _features: u64) -> io::Result<()> {

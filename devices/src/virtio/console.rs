@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use log::warn;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use state::{Bytes, RestoreError, SaveError, Section};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::chain::Chain;
@@ -24,6 +26,18 @@ const QUEUE_SIZE: u16 = 64;
 const INPUT_LIMIT: usize = 64 << 10;
 /// Bytes copied at a time.
 const PIECE: usize = 4096;
+
+/// What its state is called.
+const KIND: &str = "console";
+const VERSION: u32 = 1;
+
+/// What a console is like besides its queues.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConsoleState {
+    /// Bytes that the guest has not read.
+    typed: Bytes,
+}
 
 /// The bytes between a sender and the console.
 struct Pipe {
@@ -181,6 +195,35 @@ impl VirtioDevice for Console {
     /// because drivers expect the structure.
     fn config(&self) -> Vec<u8> {
         vec![0; 12]
+    }
+
+    fn unsavable(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn save(&mut self) -> Result<Section, SaveError> {
+        let typed: Vec<u8> = self.input.0.bytes.lock().iter().copied().collect();
+        let state = ConsoleState {
+            typed: typed.into(),
+        };
+        Section::new(KIND, VERSION, &state)
+    }
+
+    /// What was typed meanwhile comes behind what is restored.
+    fn restore(&mut self, state: &Section) -> Result<(), RestoreError> {
+        let state: ConsoleState = state.read(KIND, VERSION)?;
+        let typed = state.typed.as_slice();
+        let room = INPUT_LIMIT.checked_sub(typed.len()).ok_or_else(|| {
+            let why = format_args!("{} bytes, and {INPUT_LIMIT} are the most", typed.len());
+            RestoreError::damaged("what was typed", why)
+        })?;
+        let pipe = &self.input.0;
+        let mut bytes = pipe.bytes.lock();
+        let later = std::mem::replace(&mut *bytes, typed.to_vec().into());
+        bytes.extend(later.into_iter().take(room));
+        drop(bytes);
+        let signalled = pipe.event.write(1);
+        signalled.map_err(|error| RestoreError::host("the console", error))
     }
 
     fn activate(&mut self, _features: u64) -> io::Result<()> {

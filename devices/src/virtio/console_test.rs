@@ -3,10 +3,13 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
+use pci::PciFunction as _;
+use state::Section;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::console::{Console, ConsoleInput, ConsoleSender};
-use super::testing::{Driver, Ring};
+use super::device::VirtioDevice as _;
+use super::testing::{Driver, PACKED, Ring, eventually};
 
 #[derive(Clone, Default)]
 struct Screen(Arc<Mutex<Vec<u8>>>);
@@ -101,4 +104,48 @@ fn more_input_than_one_turn_handles_arrives() {
         }
     }
     assert_eq!(total, 1000);
+}
+
+#[test]
+fn what_was_typed_and_not_read_arrives_elsewhere_before_what_is_typed_there() {
+    for features in [0, PACKED] {
+        let (sender, input) = ConsoleInput::channel().unwrap();
+        let screen = Screen::default();
+        let console = Console::new(input, Box::new(screen.clone()));
+        let driver = Driver::new(Box::new(console));
+        let queues = driver.start_queues(features, 2);
+        sender.send(b"typed here, ").unwrap();
+        let (next, input) = ConsoleInput::channel().unwrap();
+        next.send(b"and there").unwrap();
+        let console = Console::new(input, Box::new(screen.clone()));
+        let section = driver.saved();
+        let driver = driver.restored(Box::new(console), &section).unwrap();
+        driver.function.resume();
+        queues[0].add(&driver, &[(0x40000, 100, true)]);
+        queues[0].kick(&driver);
+        assert_eq!(queues[0].used(&driver), 21);
+        let mut text = [0; 21];
+        driver
+            .memory
+            .read_slice(&mut text, GuestAddress(0x40000))
+            .unwrap();
+        assert_eq!(&text, b"typed here, and there");
+        queues[1].add(&driver, &[(0x40000, 12, false)]);
+        queues[1].kick(&driver);
+        queues[1].used(&driver);
+        eventually("it is shown", || {
+            *screen.0.lock().unwrap() == b"typed here, "
+        });
+    }
+}
+
+#[test]
+fn more_than_a_console_keeps_is_refused() {
+    let (_sender, input) = ConsoleInput::channel().unwrap();
+    let mut console = Console::new(input, Box::<Screen>::default());
+    let state = serde_json::json!({ "typed": "00".repeat(65537) });
+    let section = Section::new("console", 1, &state).unwrap();
+    let error = console.restore(&section).expect_err("too long");
+    let text = "what was typed cannot be: 65537 bytes, and 65536 are the most";
+    assert_eq!(error.to_string(), text);
 }

@@ -8,6 +8,7 @@ use virtio_bindings::virtio_ids::{
     VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET, VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
 };
 
+use state::{RestoreError, SaveError, Section};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::error::QueueError;
@@ -98,6 +99,32 @@ pub trait VirtioDevice: Send {
     /// Why the device cannot be stopped for a while, if that is so.
     fn unstoppable(&self) -> Option<&'static str> {
         None
+    }
+
+    /// Why the device cannot be saved, if that is so, and what to do.
+    fn unsavable(&self) -> Option<&'static str> {
+        Some("such a device cannot be saved yet")
+    }
+
+    /// What this part is like besides its queues, while it is not active, or its thread is stopped for
+    /// a while.
+    ///
+    /// # Errors
+    /// What the host refuses.
+    fn save(&mut self) -> Result<Section, SaveError> {
+        let why = self
+            .unsavable()
+            .unwrap_or("it does not say what it is like");
+        Err(SaveError::new(why))
+    }
+
+    /// Makes a part that was just created like the one that was [saved](Self::save). It may be
+    /// activated next, and goes on then.
+    ///
+    /// # Errors
+    /// `state` is not of such a part, or what the host refuses.
+    fn restore(&mut self, _state: &Section) -> Result<(), RestoreError> {
+        Err(RestoreError::Missing)
     }
 
     /// The driver is ready. An error leaves the device in need of a reset.

@@ -13,6 +13,7 @@ mod multi_queue_test;
 #[cfg(test)]
 mod net_test;
 mod pairs;
+mod saved;
 mod steering;
 mod sys;
 mod tap;
@@ -22,6 +23,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use log::warn;
+use state::{RestoreError, SaveError, Section};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_S_LINK_UP};
 
 use super::chain::Chain;
@@ -269,10 +271,21 @@ impl VirtioDevice for Net {
         config(self.mac, self.pair.count())
     }
 
+    fn unsavable(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn save(&mut self) -> Result<Section, SaveError> {
+        self.save_part()
+    }
+
+    fn restore(&mut self, state: &Section) -> Result<(), RestoreError> {
+        self.restore_part(state)
+    }
+
     fn activate(&mut self, features: u64) -> io::Result<()> {
         self.merge = has(features, VIRTIO_NET_F_MRG_RXBUF);
         self.room = false;
-        self.waiting = 0;
         if let Some(control) = &mut self.control {
             control.begin(self.pair.control(features));
         }
@@ -314,6 +327,7 @@ impl VirtioDevice for Net {
     /// dropped, and what comes from here on is complete. The other queues lose theirs when they are
     /// not used any more.
     fn deactivate(&mut self) {
+        self.waiting = 0;
         if !self.pair.is_first() {
             return;
         }

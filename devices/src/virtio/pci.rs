@@ -17,6 +17,7 @@ mod config;
 mod link;
 #[cfg(test)]
 mod pci_test;
+mod saved;
 mod state;
 
 use std::io;
@@ -24,12 +25,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ::state::{RestoreError, SaveError, Section};
 use log::warn;
 use parking_lot::Mutex;
 use pci::{BarKind, BarWindow, Bdf, ConfigChange, ConfigSpace, MsiSink, MsixTable, PciFunction};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::device::{Halt, VirtioDevice};
+use self::state::{DRIVER_WAIT, Parts, RESET_WAIT, State};
+use super::device::{DeviceKind, Halt, VirtioDevice};
 use super::session::Transport as _;
 use crate::limit::LogLimit;
 use crate::{Dma, Doorbells, InterruptRoutes};
@@ -38,7 +41,6 @@ use calls::Calls;
 use cap::AccessCapability;
 use config::{config_space, thread_name};
 use link::Link;
-use state::{DRIVER_WAIT, Parts, RESET_WAIT, State};
 
 /// A virtio device as a PCI function.
 pub struct VirtioPci {
@@ -55,6 +57,9 @@ pub struct VirtioPci {
     elsewhere: Option<Arc<dyn Halt>>,
     /// Why it cannot be stopped for a while.
     unstoppable: Option<&'static str>,
+    /// Why it cannot be saved.
+    unsavable: Option<&'static str>,
+    kind: DeviceKind,
     /// Held while the hypervisor is told; taken after no other lock of this function.
     rung: Mutex<Rung>,
 }
@@ -87,7 +92,8 @@ impl VirtioPci {
         let msix = MsixTable::new(vectors, bdf, msi).gated(Arc::clone(&bus_master));
         let calls = Calls::new(bdf, routes, device.calls()?);
         let elsewhere = device.halt();
-        let unstoppable = device.unstoppable();
+        let (unstoppable, unsavable) = (device.unstoppable(), device.unsavable());
+        let kind = device.kind();
         let parts = Parts {
             name: format!("{}-{bdf}", thread_name(device.kind())),
             dma: dma.gated(Arc::clone(&bus_master)),
@@ -107,6 +113,8 @@ impl VirtioPci {
             bus_master,
             elsewhere,
             unstoppable,
+            unsavable,
+            kind,
             rung: Mutex::default(),
         }))
     }
@@ -323,6 +331,14 @@ impl PciFunction for VirtioPci {
 
     fn resume(&self) {
         self.state.lock().resume();
+    }
+
+    fn save(&self) -> Result<Section, SaveError> {
+        self.save_function()
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        self.restore_function(section)
     }
 
     fn reset(&self) {

@@ -4,6 +4,7 @@
 mod packed;
 #[cfg(test)]
 mod packed_test;
+mod saved;
 mod split;
 
 use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
@@ -15,6 +16,8 @@ use super::error::QueueError;
 use super::feature;
 use packed::Packed;
 use split::Split;
+
+pub(super) use saved::RingState;
 
 /// One enabled queue.
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 use std::io;
 
 use log::warn;
+use state::{RestoreError, SaveError, Section};
 
 use super::chain::Chain;
 use super::device::{DeviceKind, VirtioDevice};
@@ -16,6 +17,10 @@ use crate::limit::LogLimit;
 const QUEUE_SIZE: u16 = 64;
 /// Most bytes given for one buffer. The used length tells the driver how many there are.
 const MOST: usize = 4096;
+
+/// What its state is called, of which there is none.
+const KIND: &str = "rng";
+const VERSION: u32 = 1;
 
 /// An entropy device.
 #[derive(Default)]
@@ -47,6 +52,18 @@ impl VirtioDevice for Rng {
 
     fn config(&self) -> Vec<u8> {
         Vec::new()
+    }
+
+    fn unsavable(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn save(&mut self) -> Result<Section, SaveError> {
+        Section::new(KIND, VERSION, &())
+    }
+
+    fn restore(&mut self, state: &Section) -> Result<(), RestoreError> {
+        state.read(KIND, VERSION)
     }
 
     fn activate(&mut self, _features: u64) -> io::Result<()> {

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use intel_vtd::{DmaPin, DmaTransaction, DmaView, Pinned};
+use state::SaveError;
 use vm_memory::Permissions;
 
 use super::chain::Chain;
 use super::error::QueueError;
-use super::queue::{Empty, VirtQueue};
+use super::queue::{Empty, RingState, VirtQueue};
 use crate::Memory;
 use crate::park::Park;
 
@@ -138,6 +139,15 @@ impl Session {
     /// Queue `index`, if the driver enabled it, for a device model that has somebody else serve it.
     pub(super) fn queue(&mut self, index: usize) -> Option<&mut VirtQueue> {
         self.queues.get_mut(index)?.as_mut()
+    }
+
+    /// Where the queues go on that are served here, by index.
+    pub(super) fn rings(&self) -> Result<Vec<(usize, RingState)>, SaveError> {
+        let queues = self.queues.iter().enumerate();
+        let enabled = queues.filter_map(|(index, queue)| Some((index, queue.as_ref()?)));
+        enabled
+            .map(|(index, queue)| Ok((index, queue.save()?)))
+            .collect()
     }
 
     /// Interrupts the driver for queue `index`, which somebody else serves.

@@ -30,7 +30,7 @@ pub(super) const PACKED: u64 = 1 << 34;
 
 /// Records messages.
 #[derive(Default)]
-pub(super) struct Messages(Mutex<Vec<u32>>);
+pub(super) struct Messages(pub(super) Mutex<Vec<u32>>);
 
 impl MsiSink for Messages {
     fn signal(&self, _requester: Bdf, _address: u64, data: u32) {
@@ -157,9 +157,9 @@ pub(super) struct Driver {
     pub(super) memory: Memory,
     pub(super) doorbells: Arc<FakeDoorbells>,
     pub(super) routes: Arc<FakeRoutes>,
-    messages: Arc<Messages>,
+    pub(super) messages: Arc<Messages>,
     /// What the device adds to an address.
-    iova: u64,
+    pub(super) iova: u64,
 }
 
 impl Driver {

@@ -120,6 +120,12 @@ impl VirtioDevice for Vsock {
         self.queues.calls()
     }
 
+    fn unsavable(&self) -> Option<&'static str> {
+        Some(
+            "its queues are the kernel's, which cannot be saved yet: start the machine without --vsock",
+        )
+    }
+
     fn activate(&mut self, features: u64) -> io::Result<()> {
         self.accepted = features;
         Ok(())

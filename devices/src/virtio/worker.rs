@@ -8,19 +8,20 @@ mod run;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_manager::EventManager;
 use log::error;
+use state::SaveError;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::session::Session;
 use crate::park::Park;
 use run::Run;
 
-pub(super) use run::Returned;
+pub(super) use run::{PartState, Returned};
 
 /// Events taken per wait.
 const EVENTS: usize = 16;
@@ -29,6 +30,8 @@ const EVENTS: usize = 16;
 pub(super) struct Worker {
     wake: EventFd,
     returned: Receiver<Returned>,
+    /// What the thread says its part is like, when it is asked.
+    states: Receiver<Result<PartState, SaveError>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -66,13 +69,14 @@ impl Worker {
         let parkable = park.enter();
         let (give, returned) = sync_channel(1);
         let (hand_over, receive) = sync_channel(1);
+        let (say, states) = channel();
         let body = {
             let name = name.clone();
             move || {
                 let Ok(device) = receive.recv() else {
                     return;
                 };
-                let run = Run::new(name, device, job, wake_reader);
+                let run = Run::new(name, device, job, wake_reader, say);
                 if let Some(device) = run.serve(manager) {
                     // The receiver is gone only if the whole device is being dropped.
                     let _ = give.send(device);
@@ -87,6 +91,7 @@ impl Worker {
                 Ok(()) => Ok(Self {
                     wake,
                     returned,
+                    states,
                     thread: Some(thread),
                 }),
                 Err(lost) => Err((
@@ -118,6 +123,21 @@ impl Worker {
                 Stopped::Lost
             }
         }
+    }
+
+    /// Forgets what the thread has said so far.
+    pub(super) fn forget_state(&self) {
+        self.states.try_iter().for_each(drop);
+    }
+
+    /// What the thread says its part is like, once it was asked.
+    ///
+    /// # Errors
+    /// What the part says instead, or that it has said nothing until `until`.
+    pub(super) fn state(&self, until: Instant) -> Result<PartState, SaveError> {
+        let left = until.saturating_duration_since(Instant::now());
+        let late = |_| SaveError::new("it waits for the host, which does not answer");
+        self.states.recv_timeout(left).map_err(late)?
     }
 
     fn join(&mut self) {

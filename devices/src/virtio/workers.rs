@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::worker::{Job, Returned, Stopped, Worker};
+use state::SaveError;
+
+use super::worker::{Job, PartState, Returned, Stopped, Worker};
 use crate::park::Park;
 
 /// One part of a device, between activation and reset.
@@ -93,6 +95,46 @@ impl Workers {
     pub(super) fn resume(&self) {
         self.park.release();
         self.wake();
+    }
+
+    /// What all parts are like, whose threads have stopped for a while, or come to their ends.
+    ///
+    /// # Errors
+    /// What the first says that cannot be saved, or does not answer until `until`.
+    pub(super) fn save(&mut self, until: Instant) -> Result<Vec<PartState>, SaveError> {
+        if self.stop.load(Ordering::SeqCst) {
+            // One that failed while it was to stop for a while has not woken those that had stopped.
+            self.park.look();
+        }
+        for part in &mut self.parts {
+            *part = match std::mem::replace(part, Part::Lost) {
+                // One that has ended has no queues any more.
+                Part::Running(worker) if self.stop.load(Ordering::SeqCst) => {
+                    match worker.wait(until.saturating_duration_since(Instant::now())) {
+                        Stopped::Done(returned) => Part::Idle(returned),
+                        Stopped::Busy(worker) => Part::Running(worker),
+                        Stopped::Lost => Part::Lost,
+                    }
+                }
+                other => other,
+            };
+            if let Part::Running(worker) = part {
+                worker.forget_state();
+            }
+        }
+        self.park.call();
+        let parts = self.parts.iter_mut();
+        let states = parts.map(|part| match part {
+            Part::Running(worker) => worker.state(until),
+            Part::Idle(returned) => returned.save(),
+            Part::Lost => Err(SaveError::new("a thread of the device died earlier")),
+        });
+        states.collect()
+    }
+
+    /// The flag that ends all of it.
+    pub(super) fn stop_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
     }
 
     fn wake(&self) {

@@ -7,6 +7,7 @@ use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use pci::PciFunction;
+use state::{RestoreError, SaveError, Section};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::Chain;
@@ -80,6 +81,19 @@ impl VirtioDevice for Parted {
         Ok(())
     }
 
+    fn unsavable(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn save(&mut self) -> Result<Section, SaveError> {
+        Section::new("part", 1, &self.queues)
+    }
+
+    fn restore(&mut self, state: &Section) -> Result<(), RestoreError> {
+        assert_eq!(state.read("part", 1), Ok(self.queues.clone()));
+        Ok(())
+    }
+
     fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError> {
         session.turn(index, |session| {
             if !session.pop(index, &mut self.chain)? {
@@ -105,19 +119,23 @@ struct Bench {
     release: Sender<()>,
 }
 
+fn parted(notes: &Arc<Notes>, started: Sender<usize>, gate: Receiver<()>) -> Box<Parted> {
+    Box::new(Parted {
+        queues: vec![0, 3],
+        others: vec![vec![1], vec![2]],
+        notes: Arc::clone(notes),
+        started,
+        gate: Arc::new(Mutex::new(gate)),
+        chain: Chain::default(),
+    })
+}
+
 /// Queues 0 and 3 are served by one thread, 1 and 2 by one each.
 fn bench() -> Bench {
     let (started, is_started) = channel();
     let (release, released) = channel();
     let notes = Arc::new(Notes::default());
-    let driver = Driver::new(Box::new(Parted {
-        queues: vec![0, 3],
-        others: vec![vec![1], vec![2]],
-        notes: Arc::clone(&notes),
-        started,
-        gate: Arc::new(Mutex::new(released)),
-        chain: Chain::default(),
-    }));
+    let driver = Driver::new(parted(&notes, started, released));
     Bench {
         driver,
         notes,
@@ -338,4 +356,64 @@ fn a_reset_ends_threads_that_are_parked_and_a_device_that_failed_counts_as_parke
     bench.driver.function.reset();
     assert!(bench.driver.function.is_quiet());
     assert_eq!(bench.driver.function.parked(), Ok(()));
+}
+
+impl Bench {
+    /// Moves what was saved into another device.
+    fn move_on(self, section: &Section) -> Self {
+        let (started, is_started) = channel();
+        let (release, released) = channel();
+        let notes = Arc::<Notes>::default();
+        let device = parted(&notes, started, released);
+        let driver = self.driver.restored(device, section).unwrap();
+        Self {
+            driver,
+            notes,
+            started: is_started,
+            release,
+        }
+    }
+}
+
+#[test]
+fn parts_that_were_moved_serve_their_queues_once_they_go_on_and_not_before() {
+    let bench = bench();
+    let rings = bench.driver.start(0, 4);
+    bench.ask(&rings[2]);
+    assert_eq!(bench.answer(&rings[2]), 2);
+    let section = bench.driver.saved();
+    let bench = bench.move_on(&section);
+    for ring in &rings {
+        bench.ask(ring);
+    }
+    std::thread::sleep(A_WHILE);
+    assert!(bench.notes.threads.lock().unwrap().is_empty());
+    bench.release.send(()).unwrap();
+    bench.driver.function.resume();
+    for (ring, number) in rings.iter().zip(0..) {
+        assert_eq!(bench.answer(ring), number);
+    }
+    let mut activated = std::mem::take(&mut *bench.notes.activated.lock().unwrap());
+    activated.sort();
+    assert_eq!(activated, [vec![0, 3], vec![1], vec![2]]);
+}
+
+#[test]
+fn a_device_that_fails_while_it_parks_is_saved_as_one_that_needs_a_reset() {
+    let bench = bench();
+    let rings = bench.driver.start(0, 4);
+    rings[1].add(&bench.driver, &[(0xffff_ffff_0000, 4, true)]);
+    bench.driver.kick(&rings[1]);
+    assert_eq!(bench.started.recv_timeout(SOON), Ok(1));
+    bench.driver.function.park();
+    // The other parts stop.
+    std::thread::sleep(A_WHILE);
+    bench.release.send(()).unwrap();
+    let section = bench.driver.saved();
+    let bench = bench.move_on(&section);
+    assert_eq!(bench.driver.status(), 0x4f);
+    bench.driver.function.resume();
+    let rings = bench.driver.start(0, 4);
+    bench.ask(&rings[0]);
+    assert_eq!(bench.answer(&rings[0]), 0);
 }

@@ -2,6 +2,7 @@
 
 use pci::header::COMMAND;
 use pci::{BarKind, BarWindow, Command, ConfigChange, PciFunction};
+use state::{SaveError, Section};
 
 use super::{Mode, VfioPci};
 use crate::vfio::image::MsiLayout;
@@ -119,6 +120,11 @@ impl PciFunction for VfioPci {
     fn quiesce(&self) {
         let control = self.control.lock();
         self.write_host(COMMAND, &control.command.to_le_bytes());
+    }
+
+    fn save(&self) -> Result<Section, SaveError> {
+        let why = "a device of the host is not saved yet; remove it with `device-del`";
+        Err(SaveError::new(why))
     }
 
     fn parkable(&self) -> Result<(), String> {

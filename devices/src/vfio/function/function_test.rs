@@ -125,6 +125,9 @@ fn a_device_of_the_host_cannot_be_parked() {
     let setup = create(FakeHost::new()).expect("created");
     let refused = setup.function.parkable().expect_err("its DMA goes on");
     assert!(refused.contains("device of the host"), "{refused}");
+    let refused = setup.function.save().expect_err("its state is the host's");
+    let text = "a device of the host is not saved yet; remove it with `device-del`";
+    assert_eq!(refused.to_string(), text);
 }
 
 #[test]

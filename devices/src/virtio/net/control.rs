@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use log::warn;
+use state::RestoreError;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_ERR, VIRTIO_NET_F_MQ,
     VIRTIO_NET_OK,
@@ -131,6 +132,24 @@ impl Control {
     /// The driver is gone: the next one begins with one pair.
     pub(super) fn reset(&mut self) {
         self.steer(1);
+    }
+
+    /// How many pairs get packets.
+    pub(super) fn pairs_in_use(&self) -> u16 {
+        self.used.max(1)
+    }
+
+    /// Has as many get packets as did, before a driver goes on.
+    pub(super) fn restore(&mut self, pairs: u16) -> Result<(), RestoreError> {
+        if !(1..=self.pairs).contains(&pairs.into()) {
+            let why = format_args!("{pairs} of {}", self.pairs);
+            return Err(RestoreError::damaged("the queue pairs in use", why));
+        }
+        if !self.steer(pairs) {
+            let why = "the tap does not let its queues be used; a warning says why";
+            return Err(RestoreError::host("the queue pairs in use", why));
+        }
+        Ok(())
     }
 
     fn steer(&mut self, pairs: u16) -> bool {

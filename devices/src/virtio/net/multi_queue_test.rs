@@ -22,7 +22,7 @@ const BUFFER: u64 = 0x9_0000;
 
 /// The numbers of pairs that it was asked for; fails on demand.
 #[derive(Clone, Default)]
-struct Steps(Arc<Mutex<(Vec<u16>, bool)>>);
+pub(super) struct Steps(Arc<Mutex<(Vec<u16>, bool)>>);
 
 impl Steering for Steps {
     fn steer(&mut self, pairs: u16) -> std::io::Result<()> {
@@ -36,7 +36,12 @@ impl Steering for Steps {
 }
 
 impl Steps {
-    fn taken(&self) -> Vec<u16> {
+    /// Has it fail from here on.
+    pub(super) fn refuse(&self) {
+        self.0.lock().unwrap().1 = true;
+    }
+
+    pub(super) fn taken(&self) -> Vec<u16> {
         self.0.lock().unwrap().0.clone()
     }
 }

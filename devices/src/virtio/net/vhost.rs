@@ -150,6 +150,12 @@ impl VirtioDevice for VhostNet {
         Ok(calls)
     }
 
+    fn unsavable(&self) -> Option<&'static str> {
+        Some(
+            "its queues are the kernel's, which cannot be saved yet: start the machine without vhost=on",
+        )
+    }
+
     fn activate(&mut self, features: u64) -> io::Result<()> {
         self.accepted = features;
         if let Some(control) = &mut self.control {

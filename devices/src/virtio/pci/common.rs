@@ -4,6 +4,8 @@
 //! A driver must access each field at its own width. Other widths work as well: an access is split
 //! along the fields that it touches, and a write to a part of a field keeps the rest.
 
+pub(super) mod saved;
+
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 

@@ -2,6 +2,8 @@
 //! transport that the device's thread touches as well. That thread takes no lock here; who changes
 //! what interrupts do takes that of [`Calls`].
 
+pub(super) mod saved;
+
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use pci::MsixTable;

@@ -1,6 +1,8 @@
 //! The status state machine of a device on the PCI transport (sections 2.1 and 3.1), with
 //! activation and reset.
 
+pub(super) mod saved;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -237,7 +239,18 @@ impl State {
     /// Starts the device's threads. If the host does not give all of them, those that run end at
     /// once, and the parts come back with the next reset.
     fn activate(&mut self, link: &Arc<Link>) -> Result<(), StartError> {
-        let (jobs, stop) = self.jobs(link)?;
+        let queues = self.enabled_queues()?;
+        self.start(link, queues, Workers::new(Arc::<AtomicBool>::default()))
+    }
+
+    /// The same for queues that are somewhere, and threads that may be told something before.
+    fn start(
+        &mut self,
+        link: &Arc<Link>,
+        queues: Vec<Option<VirtQueue>>,
+        mut workers: Workers,
+    ) -> Result<(), StartError> {
+        let jobs = self.jobs(link, queues, &workers.stop_flag())?;
         let parts = match std::mem::replace(&mut self.slot, Slot::Lost) {
             Slot::Idle(parts) => parts,
             other => {
@@ -246,7 +259,6 @@ impl State {
             }
         };
         let several = parts.len() > 1;
-        let mut workers = Workers::new(stop);
         let mut outcome = Ok(());
         for ((number, part), job) in parts.into_iter().enumerate().zip(jobs) {
             match job {
@@ -264,20 +276,18 @@ impl State {
         outcome.map_err(StartError::Host)
     }
 
-    /// What each part of the device is to do, and their stop flag. The first part is always there;
+    /// What each part of the device is to do with `queues`, until `stop` is true. The first part is always there;
     /// of others that have no queue enabled, nothing is wanted.
-    fn jobs(&self, link: &Arc<Link>) -> Result<Jobs, StartError> {
+    fn jobs(
+        &self,
+        link: &Arc<Link>,
+        mut queues: Vec<Option<VirtQueue>>,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Vec<Option<Job>>, StartError> {
         let Slot::Idle(parts) = &self.slot else {
             return Err(StartError::Gone);
         };
         let features = self.registers.accepted();
-        let mut queues = self
-            .registers
-            .queues()
-            .iter()
-            .map(|queue| enabled_queue(queue, features))
-            .collect::<Result<Vec<_>, QueueError>>()?;
-        let stop = Arc::<AtomicBool>::default();
         let mut jobs = Vec::new();
         for (number, part) in parts.iter().enumerate() {
             let served = part.device.queues(features);
@@ -292,12 +302,20 @@ impl State {
                 let (view, transport) = (self.parts.dma.view(), Arc::<Link>::clone(link));
                 io::Result::Ok(Job {
                     kicks: self.kicks(&served)?,
-                    session: Session::new(own, view, transport, features, Arc::clone(&stop)),
+                    session: Session::new(own, view, transport, features, Arc::clone(stop)),
                 })
             };
             jobs.push((!is_idle).then(job).transpose()?);
         }
-        Ok((jobs, stop))
+        Ok(jobs)
+    }
+
+    /// All queues, of which those are there that the driver has enabled.
+    fn enabled_queues(&self) -> Result<Vec<Option<VirtQueue>>, StartError> {
+        let features = self.registers.accepted();
+        let queues = self.registers.queues().iter();
+        let enabled = queues.map(|queue| enabled_queue(queue, features));
+        Ok(enabled.collect::<Result<_, _>>()?)
     }
 
     /// The events of queues, by index.
@@ -309,9 +327,6 @@ impl State {
         queues.iter().filter_map(kick).collect()
     }
 }
-
-/// What each part of a device is to do, and the flag that ends all of it.
-type Jobs = (Vec<Option<Job>>, Arc<AtomicBool>);
 
 impl Drop for State {
     fn drop(&mut self) {

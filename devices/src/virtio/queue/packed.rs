@@ -32,9 +32,9 @@ const WRITTEN: u16 = 2;
 
 /// A place in the ring, and the wrap counter there (section 2.8.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Position {
-    index: u16,
-    wrap: bool,
+pub(super) struct Position {
+    pub(super) index: u16,
+    pub(super) wrap: bool,
 }
 
 impl Position {
@@ -158,6 +158,18 @@ impl Packed {
 
     pub(super) fn size(&self) -> u16 {
         self.size
+    }
+
+    /// Where both sides go on, if no chain is out.
+    pub(super) fn place(&self) -> Option<Position> {
+        let next = self.next_available;
+        (self.taken.is_empty() && next == self.next_used).then_some(next)
+    }
+
+    /// Both sides go on at `next`, whose index is below the size.
+    pub(super) fn go_on_at(&mut self, next: Position) {
+        self.next_available = next;
+        self.next_used = next;
     }
 
     pub(super) fn pop<M: GuestMemory>(

@@ -55,6 +55,18 @@ impl Split {
         self.queue.set_next_avail(index);
     }
 
+    /// Where both sides go on, if no chain is out: as many were returned as were taken.
+    pub(super) fn place(&self) -> Option<u16> {
+        let next = self.queue.next_avail();
+        (next == self.queue.next_used()).then_some(next)
+    }
+
+    /// Both sides go on at `next`.
+    pub(super) fn go_on_at(&mut self, next: u16) {
+        self.queue.set_next_avail(next);
+        self.queue.set_next_used(next);
+    }
+
     pub(super) fn pop<M: GuestMemory>(
         &mut self,
         memory: &M,

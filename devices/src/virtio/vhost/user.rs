@@ -200,6 +200,12 @@ impl VirtioDevice for VhostUser {
         self.queues.calls()
     }
 
+    fn unsavable(&self) -> Option<&'static str> {
+        Some(
+            "another process serves it, whose state cannot be saved yet: start the machine without vhost-user",
+        )
+    }
+
     fn activate(&mut self, features: u64) -> io::Result<()> {
         self.accepted = features;
         Ok(())

@@ -607,3 +607,14 @@ fn a_kernel_that_was_stopped_before_a_pause_stays_so() {
     thread::sleep(crate::virtio::testing::A_WHILE);
     assert!(!machine.kernel.running());
 }
+
+#[test]
+fn a_device_whose_queues_are_the_kernels_is_not_saved() {
+    let machine = Machine::new();
+    let function = &machine.driver.function;
+    let before = function.save().expect_err("before a driver comes");
+    machine.driver.start(0, 2);
+    let error = function.save().expect_err("while it runs");
+    assert_eq!(error, before);
+    assert_eq!(error.to_string(), "such a device cannot be saved yet");
+}

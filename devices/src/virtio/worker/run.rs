@@ -4,17 +4,20 @@
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps as _,
 };
 use log::warn;
+use state::{SaveError, Section};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::limit::LogLimit;
 use crate::park::Park;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::error::QueueError;
+use crate::virtio::queue::RingState;
 use crate::virtio::session::{Progress, Session};
 use crate::virtio::worker::Job;
 
@@ -36,7 +39,25 @@ impl Returned {
             limit: LogLimit::default(),
         }
     }
+
+    /// What the part is like.
+    pub(in crate::virtio) fn save(&mut self) -> Result<PartState, SaveError> {
+        Ok(PartState {
+            rings: Vec::new(),
+            device: self.device.save()?,
+        })
+    }
 }
+
+/// What a part of a device is like.
+pub(in crate::virtio) struct PartState {
+    /// By queue: where those go on that it serves at the moment.
+    pub(in crate::virtio) rings: Vec<(usize, RingState)>,
+    pub(in crate::virtio) device: Section,
+}
+
+/// Where a thread says what its part is like.
+pub(super) type States = Sender<Result<PartState, SaveError>>;
 
 /// A device, or a part of one, from activation to reset, or until it cannot go on.
 pub(super) struct Run {
@@ -50,6 +71,7 @@ pub(super) struct Run {
     sources: Vec<(RawFd, bool)>,
     /// Signalled after the session's stop flag is set, and when its [`Park`] says something else.
     wake: EventFd,
+    states: States,
     /// How many of the times that the thread was to stop for a while are over.
     rests: u64,
 }
@@ -60,6 +82,7 @@ impl Run {
         returned: Returned,
         Job { session, kicks }: Job,
         wake: EventFd,
+        states: States,
     ) -> Self {
         let Returned { device, limit } = returned;
         Self {
@@ -70,6 +93,7 @@ impl Run {
             kicks,
             sources: Vec::new(),
             wake,
+            states,
             rests: 0,
         }
     }
@@ -110,7 +134,16 @@ impl Run {
                 return Ok(());
             }
             self.device.suspend(&mut self.session)?;
-            park.stay(stop);
+            let Self {
+                device,
+                session,
+                states,
+                ..
+            } = self;
+            park.stay_on_call(stop, || {
+                // Nobody listens any more if the whole device is being dropped.
+                let _ = states.send(save(&mut **device, session));
+            });
             if self.session.stopping() {
                 return Ok(());
             }
@@ -251,6 +284,14 @@ impl MutEventSubscriber for Run {
             self.fail(&failure);
         }
     }
+}
+
+/// What a part and its queues are like.
+fn save(device: &mut dyn VirtioDevice, session: &Session) -> Result<PartState, SaveError> {
+    Ok(PartState {
+        rings: session.rings()?,
+        device: device.save()?,
+    })
 }
 
 /// Makes the event of a queue ready.

@@ -164,6 +164,8 @@ fn queues_are_handed_over_and_taken_back() {
     assert_eq!(back_end.heard(SET_VRING_KICK).len(), 2);
     let refused = driver.function.parkable().unwrap_err();
     assert!(refused.contains("vhost-user"), "{refused}");
+    let refused = driver.function.save().unwrap_err().to_string();
+    assert!(refused.contains("without vhost-user"), "{refused}");
     driver.set_status(0);
     eventually("both are stopped", || driver.status() == 0);
     assert_eq!(back_end.heard(GET_VRING_BASE), [0, 1]);
