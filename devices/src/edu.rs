@@ -59,6 +59,7 @@ mod copier;
 mod extension;
 mod pri;
 mod registers;
+mod saved;
 mod shared;
 mod worker;
 
@@ -79,6 +80,7 @@ use pci::{
     BarKind, BarWindow, Bdf, ConfigBuilder, ConfigChange, ConfigSpace, Identity, IntxSink, MsiSink,
     PciFunction,
 };
+use state::{RestoreError, SaveError, Section};
 
 pub use extension::EduFeatures;
 
@@ -288,6 +290,14 @@ impl PciFunction for Edu {
 
     fn resume(&self) {
         self.shared.set_parking(false);
+    }
+
+    fn save(&self) -> Result<Section, SaveError> {
+        self.save_function()
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        self.restore_function(section)
     }
 
     fn reset(&self) {

@@ -11,10 +11,11 @@ use intel_vtd::{
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::copier::Progress;
 use super::extension::{Cached, EduFeatures, Manner};
 
 /// Translations that are kept; when there is one more, the oldest goes.
-const CAPACITY: usize = 64;
+pub(super) const CAPACITY: usize = 64;
 /// Longest wait for the answer to a page request.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the device holds back after a page request that found the queue full.
@@ -22,11 +23,11 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// A translation as it was answered.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
-    pasid: Option<Pasid>,
+pub(super) struct Entry {
+    pub(super) pasid: Option<Pasid>,
     /// Any address in the block.
-    input: u64,
-    answer: AtsTranslation,
+    pub(super) input: u64,
+    pub(super) answer: AtsTranslation,
 }
 
 impl Entry {
@@ -63,6 +64,8 @@ struct Table {
 struct Pages {
     waiting: Option<(Option<Pasid>, u16)>,
     answer: Option<ResponseCode>,
+    /// How far the command is that has made it.
+    progress: Option<Progress>,
     /// A response came that answers nothing.
     unexpected: bool,
     /// Counts the commands that were to end at once.
@@ -80,6 +83,15 @@ pub(super) struct Atc {
     table: Mutex<Table>,
     pages: Mutex<Pages>,
     answered: Condvar,
+}
+
+/// A command that has made a page request, and its answer, which has not been looked at.
+#[derive(Clone, Debug)]
+pub(super) struct Carried {
+    pub(super) progress: Progress,
+    /// The request, while it is in flight.
+    pub(super) waiting: Option<(Option<Pasid>, u16)>,
+    pub(super) answer: Option<ResponseCode>,
 }
 
 /// A page request that was announced and is not answered yet.
@@ -196,9 +208,85 @@ impl Atc {
         Expected { group, aborts }
     }
 
-    /// The page request was not taken, so that no answer will come.
-    pub(super) fn forget(&self) {
-        self.pages.lock().waiting = None;
+    /// The same for a request that was made before the device was restored.
+    pub(super) fn expect_carried(&self, aborts: u64) -> Expected {
+        let group = self.pages.lock().waiting.map_or(0, |(_, group)| group);
+        Expected { group, aborts }
+    }
+
+    /// Remembers how far the command is that makes a request.
+    pub(super) fn set_progress(&self, progress: Option<Progress>) {
+        self.pages.lock().progress = progress;
+    }
+
+    /// The page request was not taken, so that no answer will come. It may have been answered at once.
+    pub(super) fn forget(&self, answer: Option<ResponseCode>) {
+        let mut pages = self.pages.lock();
+        pages.waiting = None;
+        pages.answer = answer;
+    }
+
+    /// The answer that was not looked at.
+    pub(super) fn take_answer(&self) -> Option<ResponseCode> {
+        self.pages.lock().answer.take()
+    }
+
+    /// What there is of the command that has made a page request.
+    pub(super) fn carried(&self) -> Option<Carried> {
+        let pages = self.pages.lock();
+        Some(Carried {
+            progress: pages.progress.clone()?,
+            waiting: pages.waiting,
+            answer: pages.answer,
+        })
+    }
+
+    /// The group of the next page request, and whether a response came that answers nothing.
+    pub(super) fn page_state(&self) -> (u16, bool) {
+        let pages = self.pages.lock();
+        (pages.next_group, pages.unexpected)
+    }
+
+    /// Makes what concerns page requests of a fresh device what was saved.
+    pub(super) fn restore_pages(
+        &self,
+        next_group: u16,
+        unexpected: bool,
+        carried: Option<Carried>,
+    ) {
+        let mut pages = self.pages.lock();
+        pages.next_group = next_group;
+        pages.unexpected = unexpected;
+        if let Some(carried) = carried {
+            pages.progress = Some(carried.progress);
+            pages.waiting = carried.waiting;
+            pages.answer = carried.answer;
+        }
+    }
+
+    /// Forgets the request of a command that no worker has.
+    pub(super) fn drop_carried(&self) {
+        let mut pages = self.pages.lock();
+        pages.progress = None;
+        pages.waiting = None;
+        pages.answer = None;
+    }
+
+    /// All translations, the oldest first.
+    pub(super) fn translations(&self) -> Vec<Entry> {
+        self.table.lock().entries.iter().copied().collect()
+    }
+
+    /// Makes the device-TLB of a fresh device what was saved, of [`CAPACITY`] translations at the most.
+    /// `false` if it keeps none.
+    pub(super) fn restore(&self, entries: Vec<Entry>, invalidations: u32) -> bool {
+        let mut table = self.table.lock();
+        let kept = table.enabled.ats || entries.is_empty();
+        if kept {
+            table.entries = entries.into();
+            table.invalidations = invalidations;
+        }
+        kept
     }
 
     /// Waits a moment, since software has to catch up, unless the command is aborted.

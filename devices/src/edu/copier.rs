@@ -42,6 +42,14 @@ pub(super) struct PageCounts {
     pub(super) failed: bool,
 }
 
+/// How far a command is that asks for a page.
+#[derive(Clone, Debug)]
+pub(super) struct Progress {
+    /// The bytes that were copied.
+    pub(super) before: Vec<u8>,
+    pub(super) counts: PageCounts,
+}
+
 pub(super) struct Copier {
     view: DmaView<Memory>,
     mask: u64,
@@ -53,6 +61,8 @@ pub(super) struct Copier {
 struct Piece<'a> {
     address: u64,
     direction: Direction,
+    /// The bytes of the command before it.
+    before: &'a [u8],
     /// The device's side.
     own: &'a mut [u8],
 }
@@ -90,8 +100,15 @@ impl Copier {
     }
 
     /// Does what `copy` says with the device's bytes `own`; see the module documentation of the
-    /// device for what remains of a blocked one. The command began after `aborts` aborts.
-    pub(super) fn copy(&mut self, copy: &Copy, own: &mut [u8], aborts: u64) -> Outcome {
+    /// device for what remains of a blocked one. The command began after `aborts` aborts, or goes on
+    /// after `carried`.
+    pub(super) fn copy(
+        &mut self,
+        copy: &Copy,
+        own: &mut [u8],
+        aborts: u64,
+        carried: Option<&Progress>,
+    ) -> Outcome {
         let address = copy.address & self.mask;
         // What comes from memory reaches the device's buffer only if all of it came.
         let mut staged = [0; BUFFER_SIZE];
@@ -99,13 +116,25 @@ impl Copier {
             return Outcome::Blocked;
         };
         staged.copy_from_slice(own);
-        for (address, start, length) in pieces(address, staged.len()) {
-            let Some(own) = staged.get_mut(start..start + length) else {
+        let begin = match carried {
+            Some(progress) => match self.go_on(progress, staged, aborts) {
+                Ok(begin) => begin,
+                Err(outcome) => return outcome,
+            },
+            None => 0,
+        };
+        let pieces = pieces(address, staged.len()).skip_while(|(_, start, _)| *start < begin);
+        for (address, start, length) in pieces {
+            let Some((before, rest)) = staged.split_at_mut_checked(start) else {
+                return Outcome::Blocked;
+            };
+            let Some(own) = rest.get_mut(..length) else {
                 return Outcome::Blocked;
             };
             let piece = Piece {
                 address,
                 direction: copy.direction,
+                before,
                 own,
             };
             let outcome = self.carry(piece, copy.manner, aborts);
@@ -115,6 +144,26 @@ impl Copier {
         }
         own.copy_from_slice(staged);
         Outcome::Done
+    }
+
+    /// Waits for the page that a command had asked for before the device was restored. Tells how many
+    /// bytes had been copied.
+    fn go_on(
+        &mut self,
+        progress: &Progress,
+        staged: &mut [u8],
+        aborts: u64,
+    ) -> Result<usize, Outcome> {
+        let begin = progress.before.len();
+        if let Some(before) = staged.get_mut(..begin) {
+            before.copy_from_slice(&progress.before);
+        }
+        self.counts = progress.counts;
+        let atc = &self.link.atc;
+        let answer = atc.wait(&atc.expect_carried(aborts));
+        atc.set_progress(None);
+        self.heed(answer)?;
+        Ok(begin)
     }
 
     fn carry(&mut self, mut piece: Piece<'_>, manner: Manner, aborts: u64) -> Outcome {
@@ -204,18 +253,28 @@ impl Copier {
             ..PageRequest::default()
         };
         self.counts.requests = self.counts.requests.wrapping_add(1);
+        atc.set_progress(Some(Progress {
+            before: piece.before.to_vec(),
+            counts: self.counts,
+        }));
         let answer = match unit.request_page(*source, &request) {
-            Ok(()) => atc.wait(&expected),
+            Ok(()) => Ok(atc.wait(&expected)),
             Err(PageRequestRefusal::Answered(code)) => {
-                atc.forget();
+                atc.forget(Some(code));
                 atc.pause(&expected);
-                Some(code)
+                Ok(atc.take_answer())
             }
             Err(PageRequestRefusal::Unsupported | PageRequestRefusal::Dropped) => {
-                atc.forget();
-                return Err(Outcome::NotQueued);
+                atc.forget(None);
+                Err(Outcome::NotQueued)
             }
         };
+        atc.set_progress(None);
+        self.heed(answer?)
+    }
+
+    /// Does what an answer to a page request says, or none.
+    fn heed(&mut self, answer: Option<ResponseCode>) -> Result<(), Outcome> {
         if answer.is_some() {
             self.counts.responses = self.counts.responses.wrapping_add(1);
         }
@@ -243,7 +302,7 @@ enum Answer {
 
 /// Cuts `length` bytes at `address` at pages: address, position and length of each piece. Addresses
 /// wrap around.
-fn pieces(address: u64, length: usize) -> impl Iterator<Item = (u64, usize, usize)> {
+pub(super) fn pieces(address: u64, length: usize) -> impl Iterator<Item = (u64, usize, usize)> {
     let mut done = 0;
     std::iter::from_fn(move || {
         let start = done;

@@ -1,6 +1,9 @@
 //! Registers 0x100 to 0x11b of the edu device, the extension: how the requests of a DMA command
 //! travel. The device's documentation has the map.
 
+use serde::{Deserialize, Serialize};
+use state::RestoreError;
+
 const FEATURES: u64 = 0x100;
 const CONTROL: u64 = 0x104;
 const OUTCOME: u64 = 0x108;
@@ -77,6 +80,18 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
+    /// By its code.
+    const ALL: [Self; 8] = [
+        Self::Done,
+        Self::Blocked,
+        Self::Denied,
+        Self::Refused,
+        Self::NotQueued,
+        Self::PageInvalid,
+        Self::NoAnswer,
+        Self::NotEnabled,
+    ];
+
     fn code(self) -> u32 {
         match self {
             Self::Done => 0,
@@ -156,5 +171,48 @@ impl Extension {
             pages: set(CONTROL_PAGES, self.features.pri),
             translated: set(CONTROL_TRANSLATED, self.features.ats),
         }
+    }
+}
+
+/// The registers, as they are saved.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExtensionState {
+    features: u32,
+    control: u32,
+    outcome: u32,
+    page_requests: u32,
+    page_responses: u32,
+}
+
+impl Extension {
+    pub(super) fn save(&self) -> ExtensionState {
+        ExtensionState {
+            features: self.features.bits(),
+            control: self.control,
+            outcome: self.outcome.code(),
+            page_requests: self.page_requests,
+            page_responses: self.page_responses,
+        }
+    }
+
+    pub(super) fn restore(&mut self, state: &ExtensionState) -> Result<(), RestoreError> {
+        let here = self.features.bits();
+        RestoreError::unless_equal("the features register", state.features, here)?;
+        let odd = state.control & !CONTROL_WRITABLE;
+        if odd != 0 {
+            let why = format_args!("there are no bits {odd:#x}");
+            return Err(RestoreError::damaged("the control register", why));
+        }
+        let outcomes = Outcome::ALL.into_iter();
+        let mut outcome = outcomes.filter(|outcome| outcome.code() == state.outcome);
+        self.outcome = outcome.next().ok_or_else(|| {
+            let why = format_args!("there is no code {}", state.outcome);
+            RestoreError::damaged("the outcome register", why)
+        })?;
+        self.control = state.control;
+        self.page_requests = state.page_requests;
+        self.page_responses = state.page_responses;
+        Ok(())
     }
 }

@@ -15,10 +15,10 @@ use crate::Memory;
 const SOURCE: u64 = 0x18;
 const PASID: u64 = 5;
 /// An input address, its page table entry, and two pages that it may stand for.
-const INPUT: u64 = 0x5000;
-const ENTRY: u64 = PAGE_TABLE + 8 * 5;
-const FIRST: u64 = 0x4_0000;
-const SECOND: u64 = 0x4_1000;
+pub(super) const INPUT: u64 = 0x5000;
+pub(super) const ENTRY: u64 = PAGE_TABLE + 8 * 5;
+pub(super) const FIRST: u64 = 0x4_0000;
+pub(super) const SECOND: u64 = 0x4_1000;
 
 const ROOT: u64 = 0x1_0000;
 const CONTEXT: u64 = 0x1_1000;
@@ -27,23 +27,23 @@ const PASIDS: u64 = 0x1_3000;
 const PML4: u64 = 0x1_4000;
 const PDPT: u64 = 0x1_5000;
 const PD: u64 = 0x1_6000;
-const PAGE_TABLE: u64 = 0x1_7000;
+pub(super) const PAGE_TABLE: u64 = 0x1_7000;
 const QUEUE: u64 = 0x1_8000;
 const PAGE_QUEUE: u64 = 0x1_9000;
 const STATUS: u64 = 0x1_a000;
 
-const WITH_PASID: u32 = 1 << 31;
-const TRANSLATE: u32 = 1 << 30;
-const PAGES: u32 = 1 << 29;
+pub(super) const WITH_PASID: u32 = 1 << 31;
+pub(super) const TRANSLATE: u32 = 1 << 30;
+pub(super) const PAGES: u32 = 1 << 29;
 
 /// Offsets in configuration space: the extended capabilities in the order in which they are added.
-const COMMAND: u16 = 0x04;
+pub(super) const COMMAND: u16 = 0x04;
 const PCIE: u16 = 0x58;
-const ATS: u16 = 0x100;
+pub(super) const ATS: u16 = 0x100;
 const PASID_CAPABILITY: u16 = 0x108;
-const PRI: u16 = 0x110;
+pub(super) const PRI: u16 = 0x110;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Nobody;
 
@@ -59,15 +59,23 @@ impl IntxSink for Nobody {
     fn set_level(&self, _asserted: bool) {}
 }
 
-struct Machine {
-    memory: Memory,
-    unit: Arc<Unit<Memory>>,
-    edu: Arc<Edu>,
+pub(super) struct Machine {
+    pub(super) memory: Memory,
+    pub(super) unit: Arc<Unit<Memory>>,
+    pub(super) edu: Arc<Edu>,
 }
 
-fn machine() -> Machine {
+pub(super) fn machine() -> Machine {
     let memory: Memory =
         Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("mappable"));
+    let machine = fresh(memory);
+    machine.write_tables();
+    machine.switch_on();
+    machine
+}
+
+/// A machine that was just made.
+pub(super) fn fresh(memory: Memory) -> Machine {
     let config = UnitConfig::svm(40).with_interrupts(Interrupts::Off);
     let unit = Unit::new(Arc::clone(&memory), &config, Arc::new(Nobody)).expect("valid");
     let source = SourceId(0x18);
@@ -92,21 +100,18 @@ fn machine() -> Machine {
         options,
     )
     .expect("a thread");
-    let machine = Machine { memory, unit, edu };
-    machine.write_tables();
-    machine.switch_on();
-    machine
+    Machine { memory, unit, edu }
 }
 
 impl Machine {
-    fn put(&self, at: u64, value: u64) {
+    pub(super) fn put(&self, at: u64, value: u64) {
         self.memory
             .write_obj(value, GuestAddress(at))
             .expect("memory");
     }
 
     /// PASID 5 translates INPUT to FIRST by first-stage tables.
-    fn write_tables(&self) {
+    pub(super) fn write_tables(&self) {
         self.put(ROOT, CONTEXT | 1);
         // P, DTE, PASIDE, PRE; RID_PASID 0.
         self.put(CONTEXT + SOURCE * 32, DIRECTORY | 0x1d);
@@ -121,13 +126,13 @@ impl Machine {
         self.put(ENTRY, FIRST | 7);
     }
 
-    fn register(&self, at: u64) -> u64 {
+    pub(super) fn register(&self, at: u64) -> u64 {
         let mut data = [0; 8];
         self.unit.read(at, &mut data);
         u64::from_le_bytes(data)
     }
 
-    fn switch_on(&self) {
+    pub(super) fn switch_on(&self) {
         self.unit.write(0x20, &(ROOT | 1 << 10).to_le_bytes());
         self.unit.write(0x18, &0x4000_0000_u32.to_le_bytes());
         self.unit.write(0x88, &0_u64.to_le_bytes());
@@ -146,7 +151,7 @@ impl Machine {
     }
 
     /// Has the unit carry out a descriptor, and a wait behind it.
-    fn submit(&self, first: u64, second: u64) {
+    pub(super) fn submit(&self, first: u64, second: u64) {
         let tail = self.register(0x88);
         let wait = [0x1_0000_0025, STATUS, 0, 0];
         self.put(STATUS, 0);
@@ -162,40 +167,40 @@ impl Machine {
     }
 
     /// PASID-based device-TLB invalidation of one page.
-    fn invalidate_device(&self) {
+    pub(super) fn invalidate_device(&self) {
         self.submit(SOURCE << 16 | PASID << 32 | 8, INPUT);
     }
 
     /// Page-group response.
-    fn respond(&self, group: u64, code: u64) {
+    pub(super) fn respond(&self, group: u64, code: u64) {
         self.submit(PASID << 32 | SOURCE << 16 | code << 12 | 0x19, group << 3);
     }
 
-    fn write(&self, offset: u64, value: u32) {
+    pub(super) fn write(&self, offset: u64, value: u32) {
         self.edu.write_bar(0, offset, &value.to_le_bytes());
     }
 
-    fn read(&self, offset: u64) -> u32 {
+    pub(super) fn read(&self, offset: u64) -> u32 {
         let mut data = [0; 4];
         self.edu.read_bar(0, offset, &mut data);
         u32::from_le_bytes(data)
     }
 
-    fn config(&self, offset: u16) -> u16 {
+    pub(super) fn config(&self, offset: u16) -> u16 {
         let mut data = [0; 2];
         self.edu.read_config(offset, &mut data);
         u16::from_le_bytes(data)
     }
 
     /// Starts to write the device's buffer to INPUT.
-    fn start(&self, manner: u32) {
+    pub(super) fn start(&self, manner: u32) {
         self.write(0x104, 5 | WITH_PASID | manner);
         for (offset, value) in [(0x80, 0x4_0000_u64), (0x88, INPUT), (0x90, 64), (0x98, 3)] {
             self.edu.write_bar(0, offset, &value.to_le_bytes());
         }
     }
 
-    fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
+    pub(super) fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
         let start = Instant::now();
         while !done() {
             assert!(start.elapsed() < PATIENCE, "{what}");
@@ -204,19 +209,19 @@ impl Machine {
     }
 
     /// The outcome of a command.
-    fn finish(&self) -> u32 {
+    pub(super) fn finish(&self) -> u32 {
         self.wait_until("the command ends", || self.read(0x98) & 1 == 0);
         self.read(0x108)
     }
 
-    fn fill(&self, at: u64) {
+    pub(super) fn fill(&self, at: u64) {
         self.memory
             .write_slice(&[0xaa; 64], GuestAddress(at))
             .expect("memory");
     }
 
     /// Whether the device has written its buffer, which is all zeros, to `at`.
-    fn written(&self, at: u64) -> bool {
+    pub(super) fn written(&self, at: u64) -> bool {
         let mut bytes = [0xff; 64];
         self.memory
             .read_slice(&mut bytes, GuestAddress(at))

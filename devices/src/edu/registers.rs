@@ -1,6 +1,9 @@
 //! The register file of the edu device in BAR 0. A write answers with what the device is to do.
 
-use super::extension::{EduFeatures, Extension, Manner};
+use serde::{Deserialize, Serialize};
+use state::RestoreError;
+
+use super::extension::{EduFeatures, Extension, ExtensionState, Manner};
 
 /// "Identification": major version 1, minor version 0, 0xed.
 const IDENTIFICATION: u32 = 0x0100_00ed;
@@ -211,6 +214,63 @@ impl Registers {
 
     pub(super) fn interrupt_pending(&self) -> bool {
         self.interrupt_status != 0
+    }
+}
+
+/// The registers, as they are saved.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RegistersState {
+    liveness: u32,
+    factorial: u32,
+    status: u32,
+    interrupt_status: u32,
+    source: u64,
+    destination: u64,
+    count: u64,
+    command: u64,
+    extension: ExtensionState,
+}
+
+impl Registers {
+    pub(super) fn save(&self) -> RegistersState {
+        RegistersState {
+            liveness: self.liveness,
+            factorial: self.factorial,
+            status: self.status,
+            interrupt_status: self.interrupt_status,
+            source: self.source,
+            destination: self.destination,
+            count: self.count,
+            command: self.command,
+            extension: self.extension.save(),
+        }
+    }
+
+    pub(super) fn restore(&mut self, state: &RegistersState) -> Result<(), RestoreError> {
+        let odd = state.status & !(STATUS_COMPUTING | STATUS_INTERRUPT);
+        if odd != 0 {
+            let why = format_args!("there are no bits {odd:#x}");
+            return Err(RestoreError::damaged("the status register", why));
+        }
+        self.extension.restore(&state.extension)?;
+        self.liveness = state.liveness;
+        self.factorial = state.factorial;
+        self.status = state.status;
+        self.interrupt_status = state.interrupt_status;
+        self.source = state.source;
+        self.destination = state.destination;
+        self.count = state.count;
+        self.command = state.command;
+        Ok(())
+    }
+
+    pub(super) fn is_computing(&self) -> bool {
+        self.status & STATUS_COMPUTING != 0
+    }
+
+    pub(super) fn is_copying(&self) -> bool {
+        self.command & COMMAND_START != 0
     }
 }
 

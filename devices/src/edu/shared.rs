@@ -6,10 +6,11 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 use pci::{Bdf, ConfigSpace, IntxSink, MsiMessage, MsiSink};
 
+use super::atc::Carried;
 use super::copier::{Link, PageCounts};
 use super::extension::EduFeatures;
 use super::pri::Capabilities;
-use super::registers::{self, Registers};
+use super::registers::{self, BUFFER_SIZE, Registers};
 use crate::limit::LogLimit;
 
 /// What vCPU threads and the worker share.
@@ -34,6 +35,12 @@ pub(super) struct Inner {
     /// What the worker is to do next. Bounded by the registers: one factorial and one DMA.
     pub(super) factorial: Option<u32>,
     pub(super) dma: Option<registers::Copy>,
+    /// The device's own memory, as it was before the command that the worker has at hand.
+    pub(super) buffer: Box<[u8; BUFFER_SIZE]>,
+    /// The copy that the worker has at hand.
+    pub(super) running: Option<registers::Copy>,
+    /// Where the copy that is next goes on, if it was begun before the device was restored.
+    pub(super) carried: Option<Carried>,
     /// The worker is outside the lock with a command.
     pub(super) working: bool,
     /// Counts resets: the result of a command from before one is dropped.
@@ -114,12 +121,15 @@ impl Shared {
         inner.resets += 1;
         inner.factorial = None;
         inner.dma = None;
+        inner.carried = None;
         self.link.atc.abort();
         while inner.working {
             // A DMA command is at most 4 KiB, so this is short; and it no longer waits for pages.
             self.changed.wait(&mut inner);
         }
         inner.resets -= 1;
+        inner.buffer.fill(0);
+        self.link.atc.drop_carried();
         let features = inner.registers.extension.features;
         inner.registers = Registers::new(features);
         inner.config.reset();
@@ -137,6 +147,9 @@ impl Inner {
             registers: Registers::new(features),
             factorial: None,
             dma: None,
+            buffer: Box::new([0; BUFFER_SIZE]),
+            running: None,
+            carried: None,
             working: false,
             epoch: 0,
             resets: 0,
