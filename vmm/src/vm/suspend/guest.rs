@@ -26,6 +26,8 @@ pub(in crate::vm) struct Guest<'a> {
     running: &'a mut Vec<JoinHandle<Vcpu>>,
     /// While it is paused kvm-clock stands still: it shows this when it goes on.
     clock: Option<kvm_clock_data>,
+    /// How long it may take to stop.
+    limit: Duration,
 }
 
 impl<'a> Guest<'a> {
@@ -37,13 +39,14 @@ impl<'a> Guest<'a> {
             machine,
             running,
             clock: None,
+            limit: LIMIT,
         }
     }
 
     /// Stops everything. What it has stopped when it fails is to go on.
     fn stop(&mut self) -> Result<(), String> {
         let machine = &*self.machine;
-        let until = Instant::now() + LIMIT;
+        let until = Instant::now() + self.limit;
         machine.hold_input(true);
         stop_vcpus(&machine.shared, self.running, until)
             .map_err(|late| self.vcpu_is_late(&late))?;
@@ -177,3 +180,6 @@ pub(crate) fn stop_vcpus(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod guest_test;
