@@ -1,10 +1,11 @@
-//! Fuzz targets: the accesses of a guest and its devices to a remapping unit, decoded from bytes.
+//! Fuzz targets: the accesses of a guest and its devices to a remapping unit, and states of machines,
+//! decoded from bytes.
 //!
 //! Each target is a function of bytes that panics when an invariant breaks. libFuzzer looks for
 //! such bytes (`cargo xtask fuzz`); a test tries the inputs in `seeds/` and some thousand random
 //! ones (`cargo test -p fuzz`).
 //!
-//! # Invariants of all targets
+//! # Invariants of the unit's targets
 //! * Nothing panics, and arithmetic does not overflow.
 //! * Nothing at or beyond the host address width is looked up, be it for tables, for queues or for
 //!   a device.
@@ -25,6 +26,7 @@ mod word;
 
 pub mod irte;
 pub mod queue;
+pub mod state;
 pub mod unit;
 
 /// Name, body, and the inputs to begin with, a line of hexadecimal digits each.
@@ -35,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     ("unit", unit::run, include_str!("../seeds/unit.hex")),
     ("queue", queue::run, include_str!("../seeds/queue.hex")),
     ("irte", irte::run, include_str!("../seeds/irte.hex")),
+    ("state", state::run, include_str!("../seeds/state.hex")),
 ];
 
 /// The bytes of each line; `None` stands for a line that is not hexadecimal.

@@ -15,7 +15,7 @@ use crate::process::{Logged, last, seconds};
 use crate::{apt, paths};
 
 /// Names of the targets, as `fuzz::TARGETS` has them.
-pub(crate) const TARGETS: &[&str] = &["unit", "queue", "irte"];
+pub(crate) const TARGETS: &[&str] = &["unit", "queue", "irte", "state"];
 /// Coverage of edges, with counters and with the operands of comparisons.
 const FLAGS: &[&str] = &[
     "passes=sancov-module",

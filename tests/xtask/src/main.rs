@@ -105,14 +105,14 @@ enum Command {
         #[command(flatten)]
         place: PlaceOptions,
     },
-    /// Let libFuzzer look for inputs that break the remapping unit.
+    /// Let libFuzzer look for inputs that break the remapping unit, or the restoring of a machine.
     ///
     /// What it finds, and the inputs that it starts from, are kept in the cache.
     Fuzz {
         /// Seconds for each target.
         #[arg(long, default_value_t = 60, value_name = "N")]
         seconds: u64,
-        /// unit, queue or irte; all of them if none is named.
+        /// unit, queue, irte or state; all of them if none is named.
         #[arg(value_name = "TARGET")]
         target: Option<String>,
     },
