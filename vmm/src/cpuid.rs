@@ -5,6 +5,8 @@
 //! Feature bits are passed on as KVM reports them, those of nested virtualization (VMX, SVM)
 //! included.
 
+pub(crate) mod features;
+
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
