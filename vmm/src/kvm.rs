@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code)] // Handing guest memory to KVM cannot be checked by the compiler.
 
+pub(crate) mod clock;
+pub(crate) mod msrs;
 mod slots;
 mod vfio;
 
