@@ -1,6 +1,8 @@
 //! A vCPU: its registers at power-on, and the loop that runs it and serves its exits.
 
 mod accesses;
+mod lapic;
+mod saved;
 mod state;
 
 use std::sync::Arc;
@@ -8,23 +10,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
 use devices::park::Park;
-use kvm_bindings::{
-    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_msr_entry,
-};
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
 use crate::boot::CpuState;
 use crate::bus::Bus;
 use crate::cpuid::Template;
 use crate::event::Event;
-use crate::kvm::{KvmError, failed};
+use crate::kvm::{KvmError, failed, msrs};
 use crate::signals::Kickable;
 use accesses::Accesses;
 pub(crate) use accesses::{AccessTimes, Current, Target};
+pub(crate) use lapic::unfinished;
+pub(crate) use saved::{restore_clock, save_clock};
 use state::PowerOn;
 
-/// IA32_TIME_STAMP_COUNTER.
-const MSR_TSC: u32 = 0x10;
 /// IA32_MISC_ENABLE, and its bit for fast string operations.
 const MSR_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
@@ -106,8 +106,8 @@ impl Vcpu {
     }
 
     fn set_firmware_msrs(&self) -> Result<(), KvmError> {
-        write_msr(&self.fd, MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING)?;
-        write_msr(&self.fd, MSR_MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK)
+        msrs::set(&self.fd, MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING)?;
+        msrs::set(&self.fd, MSR_MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK)
     }
 
     /// Runs until `shared.stop` is set, or the vCPU can go no further; rests while `shared.park` wants
@@ -166,20 +166,7 @@ fn synchronize_tsc(vcpu: &VcpuFd) -> Result<(), KvmError> {
     if let Err(error) = vcpu.set_tsc_khz(0) {
         log::debug!("KVM keeps its own TSC frequency: {error}");
     }
-    write_msr(vcpu, MSR_TSC, 0)
-}
-
-fn write_msr(vcpu: &VcpuFd, index: u32, data: u64) -> Result<(), KvmError> {
-    let entry = kvm_msr_entry {
-        index,
-        data,
-        ..Default::default()
-    };
-    Msrs::from_entries(&[entry])
-        .map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))
-        .and_then(|msrs| vcpu.set_msrs(&msrs))
-        .map(drop)
-        .map_err(failed("setting an MSR"))
+    msrs::set(vcpu, msrs::TSC, 0)
 }
 
 /// What comes after an exit.

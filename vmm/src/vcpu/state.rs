@@ -1,27 +1,34 @@
 //! The power-on state of a vCPU: what KVM creates it with, kept so that a reset can put it back.
 
-#![allow(unsafe_code)] // `kvm_run` is a union whose member the exit reason names.
+// `kvm_run` is a union whose member the exit reason names, and kvm-ioctls does not have all ioctls.
+#![allow(unsafe_code)]
 
 use kvm_bindings::{
-    Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_run,
-    kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_one_reg, kvm_regs,
+    kvm_run, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
-use kvm_ioctls::{Kvm, KvmNestedStateBuffer, VcpuFd};
+use kvm_ioctls::{Cap, Kvm, KvmNestedStateBuffer, VcpuFd};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use zerocopy::IntoBytes;
 
-use crate::kvm::{KvmError, failed};
+use super::lapic;
+use crate::kvm::{KvmError, failed, msrs};
 
 type Result<T> = std::result::Result<T, kvm_ioctls::Error>;
 
 /// MSRs that a reset leaves alone: the time stamp counter keeps counting, so that all vCPUs stay in
 /// step.
-const KEPT: [u32; 2] = [0x10, 0x3b];
+const KEPT: [u32; 2] = [msrs::TSC, msrs::TSC_ADJUST];
+
+/// Bytes of the area that XSAVE writes in its oldest form (`struct kvm_xsave`).
+pub(super) const XSAVE: usize = 4096;
 
 /// Everything that running a guest changes.
 pub(super) struct PowerOn {
     nested: Option<KvmNestedStateBuffer>,
     sregs: kvm_sregs,
     regs: kvm_regs,
-    fpu: kvm_fpu,
+    xsave: Vec<u8>,
     xcrs: Option<kvm_xcrs>,
     msrs: Vec<kvm_msr_entry>,
     lapic: kvm_lapic_state,
@@ -34,15 +41,17 @@ impl PowerOn {
     /// Reads the state of a vCPU that has not run yet.
     pub(super) fn capture(vcpu: &VcpuFd) -> Result<Self> {
         let mut nested = KvmNestedStateBuffer::empty();
+        let mut indices = msrs::indices()?;
+        indices.retain(|index| !KEPT.contains(index));
         Ok(Self {
             // Hosts without nested virtualization have no such state.
             nested: vcpu.nested_state(&mut nested).is_ok().then_some(nested),
             sregs: vcpu.get_sregs()?,
             regs: vcpu.get_regs()?,
-            fpu: vcpu.get_fpu()?,
+            xsave: read_xsave(vcpu)?,
             // Hosts without XSAVE have no such registers, and report none.
             xcrs: vcpu.get_xcrs().ok().filter(|xcrs| xcrs.nr_xcrs > 0),
-            msrs: read_msrs(vcpu)?,
+            msrs: msrs::read(vcpu, &indices)?,
             lapic: vcpu.get_lapic()?,
             events: vcpu.get_vcpu_events()?,
             debug: vcpu.get_debug_regs()?,
@@ -61,13 +70,13 @@ impl PowerOn {
             .map_err(failed("resetting segment registers"))?;
         vcpu.set_regs(&self.regs)
             .map_err(failed("resetting registers"))?;
-        vcpu.set_fpu(&self.fpu)
-            .map_err(failed("resetting the FPU"))?;
+        write_xsave(vcpu, &self.xsave).map_err(failed("resetting the FPU"))?;
         if let Some(xcrs) = &self.xcrs {
             vcpu.set_xcrs(xcrs)
                 .map_err(failed("resetting extended control registers"))?;
         }
-        write_msrs(vcpu, &self.msrs).map_err(failed("resetting MSRs"))?;
+        // Those that KVM refuses may only be read.
+        let _ = msrs::change(vcpu, &self.msrs).map_err(failed("resetting MSRs"))?;
         vcpu.set_lapic(&self.lapic)
             .map_err(failed("resetting a local APIC"))?;
         vcpu.set_vcpu_events(&self.events)
@@ -79,101 +88,116 @@ impl PowerOn {
     }
 }
 
-/// All MSRs that KVM would save, with their values. Those that it lists but cannot read are left
-/// out.
-fn read_msrs(vcpu: &VcpuFd) -> Result<Vec<kvm_msr_entry>> {
-    let indices: Vec<u32> = Kvm::new()?
-        .get_msr_index_list()?
-        .as_slice()
-        .iter()
-        .copied()
-        .filter(|index| !KEPT.contains(index))
-        .collect();
-    let mut values = Vec::with_capacity(indices.len());
-    let mut rest = indices.as_slice();
-    while !rest.is_empty() {
-        let chunk: Vec<kvm_msr_entry> = rest
-            .iter()
-            .take(kvm_bindings::KVM_MAX_MSR_ENTRIES)
-            .map(|index| kvm_msr_entry {
-                index: *index,
-                ..Default::default()
-            })
-            .collect();
-        let mut msrs =
-            Msrs::from_entries(&chunk).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
-        let read = vcpu.get_msrs(&mut msrs)?;
-        values.extend(msrs.as_slice().iter().take(read));
-        // KVM stops at the first that it cannot read.
-        let done = if read < chunk.len() { read + 1 } else { read };
-        rest = rest.get(done..).unwrap_or_default();
+/// x87, SSE and further registers, as XSAVE lays them out (SDM volume 1, 13.4) without compaction:
+/// 4096 bytes, or more where the guest can have more.
+pub(super) fn read_xsave(vcpu: &VcpuFd) -> Result<Vec<u8>> {
+    let size = xsave_size()?;
+    if size == 0 {
+        return vcpu
+            .get_xsave()
+            .map(|xsave| xsave.region.as_bytes().to_vec());
     }
-    Ok(values)
+    let mut area = xsave_area(size)?;
+    // SAFETY: the area has as many bytes as KVM says that it writes.
+    unsafe { vcpu.get_xsave2(&mut area) }?;
+    let mut bytes = area.as_fam_struct_ref().xsave.region.as_bytes().to_vec();
+    bytes.extend_from_slice(area.as_slice().as_bytes());
+    Ok(bytes)
 }
 
-/// Writes MSRs, passing over those that may only be read.
-fn write_msrs(vcpu: &VcpuFd, values: &[kvm_msr_entry]) -> Result<()> {
-    let mut rest = values;
-    while !rest.is_empty() {
-        let chunk = rest
-            .get(..kvm_bindings::KVM_MAX_MSR_ENTRIES)
-            .unwrap_or(rest);
-        let msrs = Msrs::from_entries(chunk).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
-        let written = vcpu.set_msrs(&msrs)?;
-        let done = if written < chunk.len() {
-            written + 1
-        } else {
-            written
-        };
-        rest = rest.get(done..).unwrap_or_default();
-    }
+/// Puts such registers back; E2BIG if there are more than this host has.
+pub(super) fn write_xsave(vcpu: &VcpuFd, bytes: &[u8]) -> Result<()> {
+    let size = xsave_size()?;
+    let mut area = xsave_area(size)?;
+    let (legacy, further) = bytes.split_at_checked(XSAVE).unwrap_or((bytes, &[]));
+    let mut region = [0; XSAVE / size_of::<u32>()];
+    fill(&mut region, legacy)?;
+    fill(area.as_mut_slice(), further)?;
+    // SAFETY: the number of entries stays as it is.
+    unsafe { area.as_mut_fam_struct() }.xsave.region = region;
+    // SAFETY: the area has as many bytes as KVM says that it reads.
+    unsafe { vcpu.set_xsave2(&area) }
+}
+
+/// Bytes that KVM exchanges, 0 if it always is [`XSAVE`].
+fn xsave_size() -> Result<usize> {
+    let size = Kvm::new()?.check_extension_int(Cap::Xsave2);
+    Ok(usize::try_from(size).unwrap_or(0))
+}
+
+/// Room for `size` bytes, and for [`XSAVE`] at least.
+fn xsave_area(size: usize) -> Result<Xsave> {
+    let further = size.saturating_sub(XSAVE).div_ceil(size_of::<u32>());
+    Xsave::new(further).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))
+}
+
+/// Puts `bytes` at the beginning of `words`.
+fn fill(words: &mut [u32], bytes: &[u8]) -> Result<()> {
+    let room = words.as_mut_bytes().get_mut(..bytes.len());
+    let room = room.ok_or(kvm_ioctls::Error::new(libc::E2BIG))?;
+    room.copy_from_slice(bytes);
     Ok(())
+}
+
+/// KVM_REG_GUEST_SSP, and `KVM_GET_ONE_REG` and `KVM_SET_ONE_REG`, `_IOW(KVMIO, 0xab and 0xac, 16
+/// bytes)`, which kvm-ioctls has for other architectures only.
+const SHADOW_STACK_POINTER: u64 = 0x2030_0003_0000_0000;
+const KVM_GET_ONE_REG: libc::c_ulong = 0x4010_aeab;
+const KVM_SET_ONE_REG: libc::c_ulong = 0x4010_aeac;
+
+/// SSP, if the vCPU has shadow stacks (Linux 6.18 and later).
+pub(super) fn read_ssp(vcpu: &VcpuFd) -> Option<u64> {
+    let mut value = 0_u64;
+    let register = kvm_one_reg {
+        id: SHADOW_STACK_POINTER,
+        addr: std::ptr::from_mut(&mut value).expose_provenance() as u64,
+    };
+    // SAFETY: KVM reads the structure and writes the 8 bytes of `value`, whose address it has, and
+    // which nothing else refers to meanwhile.
+    let result = unsafe { ioctl_with_ref(vcpu, KVM_GET_ONE_REG, &register) };
+    (result == 0).then_some(value)
+}
+
+/// Sets SSP.
+pub(super) fn write_ssp(vcpu: &VcpuFd, value: u64) -> Result<()> {
+    let register = kvm_one_reg {
+        id: SHADOW_STACK_POINTER,
+        addr: std::ptr::from_ref(&value).expose_provenance() as u64,
+    };
+    // SAFETY: KVM reads the structure and the 8 bytes of `value`, whose address it has.
+    let result = unsafe { ioctl_with_ref(vcpu, KVM_SET_ONE_REG, &register) };
+    match result {
+        0 => Ok(()),
+        _ => Err(kvm_ioctls::Error::last()),
+    }
 }
 
 /// What the local APIC and the timer are about to do.
 pub(super) fn interrupts(vcpu: &VcpuFd) -> String {
-    const TSC: u32 = 0x10;
-    const TSC_DEADLINE: u32 = 0x6e0;
-
     let (Ok(lapic), Ok(mp)) = (vcpu.get_lapic(), vcpu.get_mp_state()) else {
         return "  its local APIC cannot be read".to_owned();
     };
-    let register = |offset: usize| {
-        let bytes = lapic.regs.get(offset..offset + 4).unwrap_or_default();
-        bytes.iter().rev().fold(0, |value: u32, byte| {
-            value << 8 | u32::from(byte.to_le_bytes()[0])
-        })
-    };
-    // SDM volume 3, table 10-1: vector bitmaps of eight registers, 16 bytes apart.
-    let vectors = |offset: usize| -> Vec<String> {
-        let set = |vector: &usize| register(offset + vector / 32 * 16) >> (vector % 32) & 1 != 0;
-        (0..256)
-            .filter(set)
+    let register = |offset| lapic::register(&lapic, offset);
+    let vectors = |offset| {
+        let vectors: Vec<String> = lapic::bitmap(&lapic, offset)
+            .iter()
             .map(|vector| format!("{vector:x}"))
-            .collect()
-    };
-    let msr = |index| {
-        let entry = kvm_msr_entry {
-            index,
-            ..Default::default()
-        };
-        let mut msrs = Msrs::from_entries(&[entry]).ok()?;
-        vcpu.get_msrs(&mut msrs).ok()?;
-        msrs.as_slice().first().map(|entry| entry.data)
+            .collect();
+        vectors.join(" ")
     };
     format!(
         "  mp state {}, task priority {:x}, in service [{}], requested [{}], spurious {:x}\n  \
            timer {:x}, initial {:x}, current {:x}, TSC {:x?}, deadline {:x?}",
         mp.mp_state,
         register(0x80),
-        vectors(0x100).join(" "),
-        vectors(0x200).join(" "),
+        vectors(lapic::IN_SERVICE),
+        vectors(lapic::REQUESTED),
         register(0xf0),
-        register(0x320),
-        register(0x380),
-        register(0x390),
-        msr(TSC),
-        msr(TSC_DEADLINE),
+        register(lapic::TIMER),
+        register(lapic::INITIAL_COUNT),
+        register(lapic::CURRENT_COUNT),
+        msrs::get(vcpu, msrs::TSC),
+        msrs::get(vcpu, msrs::TSC_DEADLINE),
     )
 }
 
