@@ -24,6 +24,7 @@ pub mod stock;
 mod tally;
 pub mod tap;
 mod threads;
+pub mod unit_tests;
 mod vsock;
 
 use std::path::PathBuf;

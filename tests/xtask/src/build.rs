@@ -254,7 +254,7 @@ impl Stage {
     }
 
     /// Copies a program without its symbols, which are most of it.
-    fn strip(&self, source: &Path, name: &str) -> Result<()> {
+    pub(crate) fn strip(&self, source: &Path, name: &str) -> Result<()> {
         let target = self.directory.join(name);
         let stripped = Command::new("strip")
             .arg("-o")

@@ -17,6 +17,7 @@ mod debian;
 mod fuzz;
 mod hang;
 mod kernel;
+mod kvm_tests;
 mod lab_command;
 mod level0;
 mod newer;
@@ -100,6 +101,11 @@ enum Command {
         #[arg(long)]
         fetch_advisories: bool,
     },
+    /// Run nido's own tests of what it does with KVM in level 1.
+    ///
+    /// On a machine without KVM, or with one that does not run everything, `check` passes over
+    /// what they cannot do.
+    KvmTests,
     /// Run every test: what `check` runs, fuzzing for half a minute, all scenarios.
     Test {
         #[command(flatten)]
@@ -278,6 +284,7 @@ fn run(arguments: Arguments) -> Result<bool> {
             lab_command::run(&scenarios, manner)
         }
         Command::Check { fetch_advisories } => check::run(fetch_advisories),
+        Command::KvmTests => kvm_tests::run(),
         Command::Test { place } => test::run(place.place),
         Command::Bench {
             what:

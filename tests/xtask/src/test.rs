@@ -1,5 +1,5 @@
-//! `cargo xtask test`: the steps of `cargo xtask check`, a short run of each fuzz target, and every
-//! scenario of the lab.
+//! `cargo xtask test`: the steps of `cargo xtask check`, a short run of each fuzz target, nido's
+//! tests on level 1's KVM, and every scenario of the lab.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use lab::scenario;
 
 use crate::lab_command::{self, Manner, Tally};
 use crate::process::seconds;
-use crate::{Where, check, fuzz};
+use crate::{Where, check, fuzz, kvm_tests};
 
 /// For each fuzz target.
 const FUZZ_TIME: Duration = Duration::from_secs(10);
@@ -18,6 +18,7 @@ pub(crate) fn run(wanted: Where) -> Result<bool> {
     let start = Instant::now();
     let mut tally = check::run_steps()?;
     tally += run_fuzzers()?;
+    tally += reported("kvm-tests", kvm_tests::run_tests())?;
     println!("scenarios:");
     let scenarios: Vec<_> = scenario::all().collect();
     let manner = Manner {
@@ -27,17 +28,24 @@ pub(crate) fn run(wanted: Where) -> Result<bool> {
         jobs: None,
         cpus: None,
     };
-    match lab_command::run_all(manner, &scenarios) {
-        Ok(part) => tally += part,
-        Err(error) if lab::sys::interrupted() => return Err(error),
-        Err(error) => {
-            println!("FAIL scenarios: {error:#}");
-            tally.failed += 1;
-        }
-    }
+    tally += reported("scenarios", lab_command::run_all(manner, &scenarios))?;
     println!("all steps took {}", seconds(start.elapsed()));
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(tally.failed == 0)
+}
+
+/// The tests that `what` has counted, or one that failed if it could not be run.
+fn reported(what: &str, ran: Result<Tally>) -> Result<Tally> {
+    ran.or_else(|error| {
+        if lab::sys::interrupted() {
+            return Err(error);
+        }
+        println!("FAIL {what}: {error:#}");
+        Ok(Tally {
+            passed: 0,
+            failed: 1,
+        })
+    })
 }
 
 /// A short run of each fuzz target; what takes longer is for `cargo xtask fuzz`.

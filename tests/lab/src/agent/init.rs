@@ -1,7 +1,7 @@
 //! lab-agent: PID 1 of level 1.
 //!
 //! xtask's side is the file `request` of the output share: lines `key=value` with keys `mode`
-//! (`scenario`, `shell`, `bench`, `compare`), `scenario`, `show-guest` and any number of `argument`s. What the
+//! (`scenario`, `shell`, `bench`, `compare`, `tests`), `scenario`, `show-guest` and any number of `argument`s. What the
 //! agent says goes to /dev/hvc0.
 
 use std::fs::{self, File, OpenOptions};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::bench_compare::{Bench, Part, Subject};
-use super::{Task, bench_nested, bench_shadow, stock};
+use super::{Task, bench_nested, bench_shadow, stock, unit_tests};
 use crate::protocol::AgentLine;
 use crate::scenario::{self, BOOT, Initramfs, Kernel, NESTED, SHADOW, SHADOW_MAPS, Scenario};
 use crate::sys;
@@ -192,6 +192,13 @@ fn handle(terminal: &File, report: &mut super::Report<'_>) -> Result<()> {
             bail!("no benchmark of '{}'", request.scenario)
         }
         "compare" => compare(&request, task, report),
+        "tests" => {
+            fs::create_dir_all(&task.files)?;
+            let source = Path::new(FILES.1).join(unit_tests::PROGRAM);
+            let program = task.files.join(unit_tests::PROGRAM);
+            fs::copy(&source, program).with_context(|| source.display().to_string())?;
+            unit_tests::run(&task, report)
+        }
         other => bail!("unknown mode '{other}'"),
     }
 }
