@@ -130,6 +130,10 @@ const NUMBERS: [(&str, Register, u32, u32); 5] = [
     ("bits of a fixed performance counter", EDX, 5, 0xff),
 ];
 
+/// Components of XSAVE whose places are not the same on all processors.
+const FIRST_EXTENDED: u32 = 2;
+const LAST_EXTENDED: u32 = 62;
+
 /// Compares the table of a `saved` guest with the one that it would get `here`. What only describes
 /// the processor may differ, and there may be more here.
 ///
@@ -144,12 +148,29 @@ pub(crate) fn check(
     for word in &WORDS {
         word.check(saved, here)?;
     }
+    check_layout(saved, here)?;
     let bits = |table: &[kvm_cpuid_entry2]| leaf(table, 0x8000_0008, 0).eax & 0xff;
     RestoreError::unless_equal("the number of address bits", bits(saved), bits(here))?;
     for (what, (_, register), shift, mask) in NUMBERS {
         let number = |table: &[kvm_cpuid_entry2]| register(&leaf(table, 0xa, 0)) >> shift & mask;
         if number(saved) > number(here) {
             RestoreError::unless_equal(what, number(saved), number(here))?;
+        }
+    }
+    Ok(())
+}
+
+/// What XSAVE saves is where the processor has it: KVM hands it over so, and the guest has made room
+/// for it so.
+fn check_layout(saved: &[kvm_cpuid_entry2], here: &[kvm_cpuid_entry2]) -> Result<(), RestoreError> {
+    for component in FIRST_EXTENDED..=LAST_EXTENDED {
+        let place = |table| {
+            let leaf = leaf(table, 0xd, component);
+            format!("{} bytes at {:#x}", leaf.eax, leaf.ebx)
+        };
+        if leaf(saved, 0xd, component).eax != 0 {
+            let what = format_args!("component {component} of what XSAVE saves");
+            RestoreError::unless_equal(what, place(saved), place(here))?;
         }
     }
     Ok(())

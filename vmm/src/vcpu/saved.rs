@@ -142,13 +142,13 @@ impl VcpuState {
             regs: bytes(&vcpu.get_regs()?),
             sregs: bytes(&vcpu.get_sregs()?),
             xsave: encoding::without_zeros(registers::read_xsave(vcpu)?),
-            xcrs: encoding::read_xcrs(vcpu),
+            xcrs: encoding::read_xcrs(vcpu)?,
             debug: bytes(&vcpu.get_debug_regs()?),
             msrs: msrs.iter().map(|msr| (msr.index, msr.data)).collect(),
             lapic: bytes(&vcpu.get_lapic()?),
             events: bytes(&vcpu.get_vcpu_events()?),
             ssp: registers::read_ssp(vcpu),
-            nested: encoding::read_nested(vcpu),
+            nested: encoding::read_nested(vcpu)?,
         })
     }
 

@@ -7,12 +7,21 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::registers::XSAVE;
 
-/// Hosts without XSAVE have no such registers, and report none.
-pub(super) fn read_xcrs(vcpu: &VcpuFd) -> Vec<(u32, u64)> {
-    let xcrs = vcpu.get_xcrs().unwrap_or_default();
+/// Hosts without XSAVE have no such registers.
+pub(super) fn read_xcrs(vcpu: &VcpuFd) -> Result<Vec<(u32, u64)>, kvm_ioctls::Error> {
+    let xcrs = there_is(vcpu.get_xcrs())?.unwrap_or_default();
     let count = usize::try_from(xcrs.nr_xcrs).unwrap_or(0);
     let xcrs = xcrs.xcrs.iter().take(count);
-    xcrs.map(|xcr| (xcr.xcr, xcr.value)).collect()
+    Ok(xcrs.map(|xcr| (xcr.xcr, xcr.value)).collect())
+}
+
+/// What KVM has read, unless it does not know such a thing at all.
+fn there_is<T>(read: Result<T, kvm_ioctls::Error>) -> Result<Option<T>, kvm_ioctls::Error> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if [libc::EINVAL, libc::ENOTTY].contains(&error.errno()) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The registers of which numbers and values are given.
@@ -33,11 +42,14 @@ pub(super) fn xcrs(saved: &[(u32, u64)]) -> Result<kvm_xcrs, RestoreError> {
 
 /// Hosts without nested virtualization have no such state. With it, there is some also while no
 /// nested guest runs.
-pub(super) fn read_nested(vcpu: &VcpuFd) -> Option<Bytes> {
+pub(super) fn read_nested(vcpu: &VcpuFd) -> Result<Option<Bytes>, kvm_ioctls::Error> {
     let mut nested = KvmNestedStateBuffer::empty();
-    vcpu.nested_state(&mut nested).ok()?;
-    let size = usize::try_from(nested.size).ok()?;
-    nested.as_bytes().get(..size).map(Bytes::new)
+    if there_is(vcpu.nested_state(&mut nested))?.is_none() {
+        return Ok(None);
+    }
+    let size = usize::try_from(nested.size).unwrap_or(usize::MAX);
+    let state = nested.as_bytes().get(..size).map(Bytes::new);
+    state.map(Some).ok_or(kvm_ioctls::Error::new(libc::E2BIG))
 }
 
 /// The state that the bytes are, which say themselves how many they are.
