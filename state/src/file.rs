@@ -110,6 +110,16 @@ pub fn read(source: impl Read) -> Result<MachineState, FileError> {
     decode(&file)
 }
 
+/// Whether `source` begins as the state of a machine does, of whatever format.
+///
+/// # Errors
+/// It cannot be read.
+pub fn is_state(source: impl Read) -> std::io::Result<bool> {
+    let mut head = Vec::new();
+    source.take(MAGIC.len() as u64 + 1).read_to_end(&mut head)?;
+    Ok(head == format!("{MAGIC} ").as_bytes())
+}
+
 /// The format that the first line names, and what follows in it.
 fn format_of(line: &[u8]) -> Option<(u32, &str)> {
     let line = std::str::from_utf8(line).ok()?.strip_suffix('\n')?;
@@ -198,6 +208,18 @@ mod tests {
                 "{error}"
             );
             assert!(error.contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_state_is_told_from_other_files_by_how_it_begins() {
+        for (bytes, is_one) in [
+            (file().as_slice(), true),
+            (b"nido-state 2 whatever", true),
+            (b"nido-states", false),
+            (b"", false),
+        ] {
+            assert_eq!(is_state(bytes).expect("readable"), is_one);
         }
     }
 

@@ -17,5 +17,5 @@ mod section;
 
 pub use bytes::Bytes;
 pub use error::{FileError, RestoreError, SaveError};
-pub use file::{LIMIT, MachineState, MemoryFile, decode, encode, read};
+pub use file::{LIMIT, MachineState, MemoryFile, decode, encode, is_state, read};
 pub use section::{Section, Sections};

@@ -8,12 +8,16 @@ mod intel_iommu;
 mod keys;
 mod options;
 mod places;
+mod restore;
+mod snapshot;
 mod values;
 mod virtio;
+mod written;
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::parser::ValueSource;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
 use crate::config::{Config, FunctionConfig, IommuConfig};
 use crate::layout::boot::CMDLINE_MAX;
@@ -22,10 +26,14 @@ pub(crate) use devices::{Device, Parsed, parse as parse_device};
 pub(crate) use error::UsageError;
 use keys::Table;
 use options::{CONTROL, MEMORY};
+use restore::RESTORE;
+pub(crate) use restore::Restore;
+pub(crate) use snapshot::{Asked as SnapshotAsked, snapshot as parse_snapshot};
 use virtio::{DISK, NET, VSOCK};
+pub(crate) use written::written;
 
 /// Options that take a list of keys, but for `--device`.
-const KEY_LISTS: [&Table; 6] = [&MEMORY, &DISK, &NET, &VSOCK, &IOMMUFD, &CONTROL];
+const KEY_LISTS: [&Table; 7] = [&MEMORY, &DISK, &NET, &VSOCK, &IOMMUFD, &CONTROL, &RESTORE];
 
 const EXIT_CODES: &str = "\
 Keys in the terminal:
@@ -101,6 +109,11 @@ struct Arguments {
     #[arg(long, value_name = "KEYS")]
     control: Option<String>,
 
+    /// Go on with the snapshot in a directory: DIR[,paused=on]; only what the host has to give may be
+    /// changed beside it (`help` explains)
+    #[arg(long, value_name = "DIR")]
+    restore: Option<String>,
+
     /// End with exit code 3 when the guest resets itself, instead of starting it again
     #[arg(long)]
     no_reboot: bool,
@@ -120,6 +133,13 @@ pub(crate) enum Request {
         /// How often `-v` was given.
         verbosity: u8,
     },
+    /// Go on with a snapshot.
+    Restore {
+        /// Which one, and what changes.
+        restore: Box<Restore>,
+        /// How often `-v` was given.
+        verbosity: u8,
+    },
     /// Print this text on standard output and end.
     Print(String),
 }
@@ -130,17 +150,37 @@ where
     I: IntoIterator<Item = T>,
     T: Into<std::ffi::OsString> + Clone,
 {
-    let arguments = Arguments::try_parse_from(arguments)?;
+    let matches = Arguments::command().try_get_matches_from(arguments)?;
+    let arguments = Arguments::from_arg_matches(&matches)?;
     if let Some(text) = key_help(&arguments) {
         return Ok(Request::Print(text));
     }
+    let verbosity = arguments.verbose;
+    if arguments.restore.is_some() {
+        let given = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
+        let restore = Box::new(restore::restore(&arguments, given)?);
+        return Ok(Request::Restore { restore, verbosity });
+    }
+    Ok(match machine(arguments)? {
+        Machine::Config(config) => Request::Run { config, verbosity },
+        Machine::Help(text) => Request::Print(text),
+    })
+}
 
+/// What options that describe a machine ask for.
+enum Machine {
+    Config(Box<Config>),
+    /// Help of `--device`: the text to print.
+    Help(String),
+}
+
+fn machine(arguments: Arguments) -> Result<Machine, UsageError> {
     let objects = arguments.object.iter();
     let objects = objects.map(|argument| assign::object(argument));
     let iommufds = objects.collect::<Result<Vec<_>, _>>()?;
     let Devices { functions, iommu } = match devices(&arguments)? {
         Asked::Devices(devices) => devices,
-        Asked::Help(text) => return Ok(Request::Print(text)),
+        Asked::Help(text) => return Ok(Machine::Help(text)),
     };
     places::check(&functions)?;
     virtio::check(&functions, iommu.is_some())?;
@@ -151,25 +191,19 @@ where
             "--kernel is missing; add `--kernel FILE` with a bzImage or a PVH vmlinux".to_owned(),
         )
     })?;
-    Ok(Request::Run {
-        verbosity: arguments.verbose,
-        config: Box::new(Config {
-            kernel,
-            initramfs: arguments.initramfs,
-            cmdline: cmdline(arguments.cmdline)?,
-            memory: options::memory(&arguments.memory)?,
-            cpus: cpus(&arguments.cpus)?,
-            functions,
-            iommufds,
-            iommu,
-            reboot: !arguments.no_reboot,
-            control: arguments
-                .control
-                .as_deref()
-                .map(options::control)
-                .transpose()?,
-        }),
-    })
+    let control = arguments.control.as_deref().map(options::control);
+    Ok(Machine::Config(Box::new(Config {
+        kernel,
+        initramfs: arguments.initramfs,
+        cmdline: cmdline(arguments.cmdline)?,
+        memory: options::memory(&arguments.memory)?,
+        cpus: cpus(&arguments.cpus)?,
+        functions,
+        iommufds,
+        iommu,
+        reboot: !arguments.no_reboot,
+        control: control.transpose()?,
+    })))
 }
 
 /// What `--disk`, `--net`, `--vsock` and `--device` ask for.
@@ -224,6 +258,7 @@ fn key_help(arguments: &Arguments) -> Option<String> {
         asks(&arguments.vsock),
         arguments.object.iter().any(object),
         arguments.control.as_deref() == Some("help"),
+        arguments.restore.as_deref() == Some("help"),
     ];
     let (table, _) = KEY_LISTS.iter().zip(asked).find(|(_, asked)| *asked)?;
     Some(format!(

@@ -191,6 +191,15 @@ pub(crate) struct IommuConfig {
     pub(crate) bound_pasids: Option<usize>,
 }
 
+/// A snapshot to be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SnapshotConfig {
+    /// Its directory.
+    pub(crate) path: PathBuf,
+    /// Whether the guest goes on while its memory is written; `None` where that can be.
+    pub(crate) live: Option<bool>,
+}
+
 impl Config {
     /// Whether devices of the host are assigned, or may be later.
     pub(crate) fn assigns(&self) -> bool {

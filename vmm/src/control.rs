@@ -18,12 +18,16 @@
 //! that id, or behind the port with that id, and answers when the guest has let go and nothing of
 //! the device is left, or after 30 seconds that it has not. `device-del ID,force=on` does not ask.
 //!
+//! # Snapshots
+//! `snapshot DIR` saves the machine in a directory, and answers when all of it is written; `status` tells
+//! how far it is, and `snapshot-cancel` gives it up. There is one at a time.
+//!
 //! # Bounds
 //! The machine's event loop serves all clients and never waits for one: up to 8 connections,
 //! requests of up to 1024 bytes. A connection is closed when a request is not complete, or an
 //! answer not read, within 10 seconds, and after 10 minutes without a request. What asks a device
 //! or the unit, or may take time to carry out, has a thread of its own, whose client waits up to 2
-//! minutes; other clients do not notice. There are 8 of them at most that look, as many that add a
+//! minutes, for a snapshot up to an hour; other clients do not notice. There are 8 of them at most that look, as many that add a
 //! device or ask for one, as many that take one away by force, and as many that pause the guest or
 //! have it go on. A pause that the machine has not begun within 10 seconds, or before its client went
 //! away, does not happen; one that has begun outlives its client. No lock of the machine is held while
@@ -38,6 +42,7 @@ mod hotplug;
 mod monitor;
 mod parser;
 mod server;
+mod snapshots;
 mod socket;
 mod workers;
 

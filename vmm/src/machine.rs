@@ -5,6 +5,8 @@ mod functions;
 mod hotplug;
 mod interrupts;
 mod map;
+mod saved;
+mod settled;
 pub(crate) mod unit;
 
 use std::fs::File;
@@ -41,11 +43,15 @@ pub(crate) use hotplug::HotPlug;
 pub(crate) use hotplug::Maker;
 use interrupts::Interrupts;
 
+/// Work on a machine that stands still. What comes of it is for a client of the control socket.
+pub(crate) type Work = Box<dyn FnOnce(&mut Machine) -> Result<String, String> + Send>;
+
 /// A whole machine. While its vCPUs run, only a [`Guest`](crate::vm) has it as `&mut`.
 pub(crate) struct Machine {
+    /// What it was made from.
+    config: Config,
     images: Images,
     tables: ::acpi::Tables,
-    ram_size: u64,
     /// In the order of their APIC ids; empty while they run.
     pub(crate) vcpus: Vec<Vcpu>,
     /// What the vCPUs' threads share.
@@ -65,23 +71,30 @@ pub(crate) struct Machine {
     vm: Arc<VmFd>,
     /// Keeps guest memory mapped for as long as vCPUs can run.
     memory: Memory,
+    /// The file of a snapshot that memory came from.
+    source: Option<Arc<File>>,
 }
 
 impl Machine {
-    /// Creates the machine. What the guest asks of it as a whole goes to `events`; `event_loop`
-    /// serves its devices.
+    /// Creates the machine, whose memory holds what `saved` does, if that is given. What the guest asks
+    /// of it as a whole goes to `events`; `event_loop` serves its devices.
     pub(crate) fn new(
         config: &Config,
+        saved: Option<&Arc<File>>,
         events: &Sender<Event>,
         event_loop: &Handle,
     ) -> anyhow::Result<Self> {
+        let config = &Config {
+            functions: settled::settle(&config.functions)?,
+            ..config.clone()
+        };
         let images = Images::open(&config.kernel, config.initramfs.as_deref(), &config.cmdline)?;
         let Foundation {
             vm,
             cpuid,
             physical_bits,
             memory,
-        } = Foundation::new(config)?;
+        } = Foundation::new(config, saved)?;
         limits::raise_file_limit();
         // Devices of the host come first: the unit promises nothing that the host's IOMMU does not
         // keep.
@@ -126,9 +139,9 @@ impl Machine {
         let window = map::window(unit.as_ref())?;
         let bus = map::bus(&root, window.as_ref(), &ioapic, &serial, events)?;
         Ok(Self {
+            config: config.clone(),
             images,
             tables: acpi::tables(config, physical_bits),
-            ram_size: config.memory.size,
             vcpus: create_vcpus(&vm, config.cpus, &cpuid)?,
             shared: Arc::new(Shared {
                 bus,
@@ -149,6 +162,7 @@ impl Machine {
             used: false,
             vm,
             memory,
+            source: saved.cloned(),
         })
     }
 
@@ -219,7 +233,7 @@ impl Machine {
             .write_slice(&self.tables.bytes, GuestAddress(self.tables.rsdp_address))?;
         let entry = self.images.load(
             &self.memory,
-            self.ram_size,
+            self.config.memory.size,
             self.tables.rsdp_address,
             self.used,
         )?;
@@ -258,13 +272,13 @@ struct Foundation {
 }
 
 impl Foundation {
-    fn new(config: &Config) -> anyhow::Result<Self> {
+    fn new(config: &Config, saved: Option<&Arc<File>>) -> anyhow::Result<Self> {
         let kvm = kvm::open(config.cpus)?;
         let cpuid =
             Template::new(&kvm, config.cpus).map_err(kvm::failed("reading the supported CPUID"))?;
         let physical_bits = cpuid.physical_bits();
         check_address_space(config.memory.size, physical_bits)?;
-        let memory = memory::allocate(&config.memory, backing(config))?;
+        let memory = memory::allocate(&config.memory, backing(config), saved)?;
         Ok(Self {
             vm: kvm::create_vm(&kvm, &memory)?,
             cpuid,

@@ -20,6 +20,8 @@ mod logger;
 mod machine;
 mod memory;
 mod signals;
+mod snapshot;
+mod suspension;
 mod terminal;
 mod vcpu;
 mod vm;
@@ -31,6 +33,7 @@ use anyhow::Context as _;
 use cli::{Request, UsageError};
 use config::Config;
 use event::Outcome;
+use snapshot::Snapshot;
 
 /// Exit codes; `--help` documents them.
 mod code {
@@ -46,11 +49,11 @@ mod code {
 fn main() -> ExitCode {
     terminal::restore_on_panic();
     let code = match cli::parse(std::env::args_os()) {
-        Ok(Request::Run { config, verbosity }) => {
-            let code = run(&config, verbosity);
-            log::logger().flush();
-            code
-        }
+        Ok(Request::Run { config, verbosity }) => run(verbosity, || Ok((*config, None))),
+        Ok(Request::Restore { restore, verbosity }) => run(verbosity, || {
+            let (config, snapshot) = snapshot::open(&restore)?;
+            Ok((config, Some(snapshot)))
+        }),
         Ok(Request::Print(text)) => {
             // A reader that went away has seen enough.
             let _ = std::io::stdout().write_all(text.as_bytes());
@@ -65,11 +68,14 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(config: &Config, verbosity: u8) -> u8 {
+/// Runs the machine that `choose` says, from where it says.
+fn run(verbosity: u8, choose: impl FnOnce() -> anyhow::Result<(Config, Option<Snapshot>)>) -> u8 {
     let guard = terminal::Guard;
-    let result = start(verbosity).and_then(|()| vm::run(config));
+    let result = start(verbosity)
+        .and_then(|()| choose())
+        .and_then(|(config, snapshot)| vm::run(&config, snapshot));
     drop(guard);
-    match result {
+    let code = match result {
         Ok(Outcome::Off) => code::OK,
         Ok(Outcome::Reset) => code::GUEST_RESET,
         Ok(Outcome::TripleFault) => code::GUEST_CRASH,
@@ -78,7 +84,9 @@ fn run(config: &Config, verbosity: u8) -> u8 {
             logger::last_words(format!("nido: error: {error:#}\n"));
             code::FAILED
         }
-    }
+    };
+    log::logger().flush();
+    code
 }
 
 fn signal_code(signal: i32) -> u8 {

@@ -7,6 +7,8 @@
 
 #![allow(unsafe_code)] // mmap at an address, and madvise, which no library can know to be harmless.
 
+pub(crate) mod saved;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -80,18 +82,29 @@ pub(crate) enum Backing {
 }
 
 /// Allocates guest RAM as the configuration asks, at the addresses of the machine's map. Reserved
-/// huge pages are always in a file.
-pub(crate) fn allocate(config: &MemoryConfig, backing: Backing) -> Result<Memory, MemoryError> {
+/// huge pages are always in a file. What it holds comes from `saved`, if that is given: memory of this
+/// process is a private mapping of it, so that nothing is read before the guest does; a file gets a copy.
+pub(crate) fn allocate(
+    config: &MemoryConfig,
+    backing: Backing,
+    saved: Option<&Arc<File>>,
+) -> Result<Memory, MemoryError> {
     check_total(config)?;
     let failure = Failure(config);
-    let file = match backing {
-        Backing::Anonymous if !config.hugepages => None,
-        _ => Some(Arc::new(make_file(config)?)),
+    let is_file = backing == Backing::File || config.hugepages;
+    let file = is_file
+        .then(|| make_file(config))
+        .transpose()?
+        .map(Arc::new);
+    let source = match (&file, saved) {
+        (Some(file), _) => Source::Shared(file),
+        (None, Some(saved)) => Source::Private(saved),
+        (None, None) => Source::Nothing,
     };
     let mut offset = 0;
     let mut regions = Vec::new();
     for (address, size) in layout::ram(config.size) {
-        let region = map(file.as_ref(), offset, size, config.hugepages)
+        let region = map(source, offset, size, config.hugepages)
             .map_err(failure.reserving("mapping the memory", ", or raise the limit `ulimit -v`"))?;
         if !config.hugepages {
             prefer_huge_pages(&region);
@@ -109,7 +122,31 @@ pub(crate) fn allocate(config: &MemoryConfig, backing: Backing) -> Result<Memory
     let memory = GuestMemoryMmap::from_regions(regions)
         .map_err(io::Error::other)
         .map_err(failure.of("laying out the memory", ""))?;
+    if let (Source::Shared(_), Some(saved)) = (source, saved) {
+        saved::fill(&memory, saved).map_err(failure.of("reading the snapshot", ""))?;
+    }
     Ok(Arc::new(memory))
+}
+
+/// What is mapped.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    /// Zeros.
+    Nothing,
+    /// A file, which gets what is written.
+    Shared(&'a Arc<File>),
+    /// A file, which stays as it is.
+    Private(&'a File),
+}
+
+impl Source<'_> {
+    fn file(&self) -> Option<&File> {
+        match self {
+            Self::Nothing => None,
+            Self::Shared(file) => Some(file),
+            Self::Private(file) => Some(file),
+        }
+    }
 }
 
 /// Makes errors of steps of an allocation.
@@ -180,21 +217,18 @@ fn memfd(hugepages: bool) -> io::Result<File> {
     Ok(memfd_create(c"guest-ram", flags)?.into())
 }
 
-fn map(
-    file: Option<&Arc<File>>,
-    offset: u64,
-    size: u64,
-    hugepages: bool,
-) -> io::Result<MmapRegion> {
+fn map(source: Source<'_>, offset: u64, size: u64, hugepages: bool) -> io::Result<MmapRegion> {
     let size = usize::try_from(size).map_err(io::Error::other)?;
-    let kind = match file {
-        Some(_) => libc::MAP_SHARED,
-        None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    let kind = match source {
+        Source::Nothing => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        Source::Shared(_) => libc::MAP_SHARED,
+        Source::Private(_) => libc::MAP_PRIVATE,
     };
     let mut builder = MmapRegionBuilder::new(size)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_hugetlbfs(hugepages);
-    if let Some(file) = file {
+    // Whoever is given guest memory by this file has to see what the guest writes.
+    if let Source::Shared(file) = source {
         builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), offset));
     }
     if hugepages {
@@ -203,7 +237,7 @@ fn map(
         return builder.with_mmap_flags(kind).build().map_err(io_error);
     }
     let flags = kind | libc::MAP_NORESERVE;
-    let at = map_aligned(file, offset, size, flags)?;
+    let at = map_aligned(source.file(), offset, size, flags)?;
     // SAFETY: `size` bytes are mapped there, and nobody ever unmaps them.
     let builder = unsafe { builder.with_raw_mmap_pointer(at) };
     builder.with_mmap_flags(flags).build().map_err(io_error)
@@ -213,7 +247,7 @@ fn map(
 /// and those of its IOMMU have large entries only where both addresses are aligned alike. Hosts do
 /// not align a memfd. The mapping stays until the process ends, as KVM and iommufd may use it.
 fn map_aligned(
-    file: Option<&Arc<File>>,
+    file: Option<&File>,
     offset: u64,
     size: usize,
     flags: libc::c_int,

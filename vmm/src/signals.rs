@@ -10,7 +10,7 @@ use std::ptr;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::VcpuFd;
 use libc::{c_int, c_void, siginfo_t};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
@@ -33,6 +33,19 @@ pub(crate) fn kick_signal() -> c_int {
 pub(crate) fn install_kick() -> io::Result<()> {
     register_signal_handler(kick_signal(), on_kick)
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}
+
+/// Has a file that may become no larger be an error of whoever writes to it, and not the end of the
+/// process; and has the end of a child be waited for, whatever this process was started with.
+pub(crate) fn reset() -> io::Result<()> {
+    for (which, handler) in [
+        (Signal::SIGXFSZ, SigHandler::SigIgn),
+        (Signal::SIGCHLD, SigHandler::SigDfl),
+    ] {
+        // SAFETY: neither is a function of ours that could do what a signal handler may not.
+        unsafe { signal(which, handler) }?;
+    }
+    Ok(())
 }
 
 /// Makes the next (or current) KVM_RUN of this thread return: the signal alone would be lost just

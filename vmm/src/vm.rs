@@ -18,13 +18,17 @@ use crate::control::{Control, Monitor, Place, Socket, Workers};
 use crate::event::{Event, Outcome};
 use crate::event_loop::EventLoop;
 use crate::machine::Machine;
+use crate::snapshot::Snapshot;
+use crate::suspension::Suspension;
 use crate::vcpu::Vcpu;
 use crate::{console, signals, terminal};
-use suspend::{Guest, Suspension};
+use suspend::{Guest, Pausable as _};
 
-/// Creates a machine and runs it to its end. The ending signals are blocked.
-pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
+/// Creates a machine and runs it to its end, from where `snapshot` says, or from the guest's start. The
+/// ending signals are blocked.
+pub(crate) fn run(config: &Config, snapshot: Option<Snapshot>) -> anyhow::Result<Outcome> {
     signals::install_kick().context("installing a signal handler")?;
+    signals::reset().context("choosing what signals do")?;
     let (sender, events) = channel();
     let socket = config.control.as_deref().map(Socket::bind).transpose()?;
     let event_loop = EventLoop::start(sender.clone()).context("starting the event loop")?;
@@ -33,8 +37,17 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
     let ending = end_by_signal(Arc::clone(&started), place, sender.clone());
     let _signals =
         signals::watch_ending(event_loop.handle(), ending).context("waiting for signals")?;
-    let mut machine = Machine::new(config, &sender, event_loop.handle())?;
-    machine.boot()?;
+    let saved = snapshot.as_ref().map(|snapshot| &snapshot.memory);
+    let mut machine = Machine::new(config, saved, &sender, event_loop.handle())?;
+    let mut restored = None;
+    match snapshot {
+        None => machine.boot()?,
+        Some(snapshot) => {
+            let sections = snapshot.sections;
+            machine.restore(sections).context("--restore")?;
+            restored = Some(snapshot.paused);
+        }
+    }
     terminal::make_raw().context("the terminal cannot be put into raw mode")?;
     let _input = console::standard_input()
         .and_then(|input| {
@@ -53,7 +66,14 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
     started.store(true, Ordering::Release);
     loop {
         let mut running = start(&mut machine, &sender)?;
-        let mut guest = Guest::new(&mut machine, &mut running);
+        let mut guest = Guest::new(&mut machine, &mut running, &sender);
+        if let Some(paused) = restored.take() {
+            guest.is_restored();
+            suspension.set_paused(paused);
+            if !paused {
+                guest.resume();
+            }
+        }
         let event = suspend::attend(&mut guest, &events, &suspension)?;
         stop(&mut machine, running)?;
         let event = most_urgent(event, &events);
@@ -126,6 +146,7 @@ fn monitor(
     Ok(Monitor {
         cpus: config.cpus,
         memory: config.memory.size,
+        private_memory: machine.has_private_memory(),
         started: Instant::now(),
         root: Arc::clone(machine.root()),
         unit: machine.unit().cloned(),
@@ -134,6 +155,7 @@ fn monitor(
         hotplug: Arc::clone(machine.hotplug()),
         workers: Workers::new()?,
         suspension: Arc::clone(suspension),
+        snapshots: Arc::default(),
         events: events.clone(),
     })
 }
@@ -219,8 +241,8 @@ fn kick(running: &[JoinHandle<Vcpu>]) {
 
 #[cfg(test)]
 mod tests {
-    use super::suspend::Wish;
     use super::*;
+    use crate::suspension::Wish;
 
     #[test]
     fn a_signal_outranks_what_the_guest_reported_first() {

@@ -379,7 +379,10 @@ pub(super) fn mac_of(wanted: Option<[u8; 6]>) -> io::Result<[u8; 6]> {
 }
 
 /// A locally administered unicast address.
-fn random_mac() -> io::Result<[u8; 6]> {
+///
+/// # Errors
+/// The host has no random numbers.
+pub fn random_mac() -> io::Result<[u8; 6]> {
     let mut mac = [0; 6];
     random::fill(&mut mac)?;
     let [first, ..] = &mut mac;

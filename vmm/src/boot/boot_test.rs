@@ -34,6 +34,7 @@ fn ram() -> Memory {
             shared: false,
         },
         memory::Backing::Anonymous,
+        None,
     )
     .expect("memory")
 }

@@ -106,6 +106,11 @@ impl Values {
             .map(|(_, value)| value)
     }
 
+    /// The keys that were given.
+    pub(crate) fn given(&self) -> impl Iterator<Item = &'static str> {
+        self.values.iter().map(|(name, _)| *name)
+    }
+
     /// The value of an on/off key, if it was given.
     pub(crate) fn on_off(&self, key: &str) -> Option<bool> {
         match self.get(key) {

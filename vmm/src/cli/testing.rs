@@ -13,7 +13,7 @@ pub(super) fn request(line: &str) -> Result<Request, UsageError> {
 pub(super) fn config(line: &str) -> Config {
     match request(line).expect(line) {
         Request::Run { config, .. } => *config,
-        Request::Print(text) => panic!("{line}: printed {text}"),
+        other => panic!("{line}: {other:?}"),
     }
 }
 
@@ -26,6 +26,6 @@ pub(super) fn error(line: &str) -> String {
 pub(super) fn printed(line: &str) -> String {
     match request(line).expect(line) {
         Request::Print(text) => text,
-        Request::Run { .. } => panic!("{line}: would run"),
+        other => panic!("{line}: {other:?}"),
     }
 }

@@ -10,11 +10,12 @@ use pci::{Bdf, ECAM_FUNCTION_SHIFT, RootComplex};
 use super::hotplug;
 use super::monitor::Monitor;
 use super::parser::{Answer, Argument, Command, Value};
+use super::snapshots;
 use super::workers::Kind;
 use crate::event::Event;
 use crate::irq::Unit;
 use crate::machine::HotPlug;
-use crate::vm::suspend::Wish;
+use crate::suspension::Wish;
 
 /// All commands, in the order in which help shows them.
 pub(super) const COMMANDS: &[Command] = &[
@@ -27,7 +28,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "status",
         arguments: &[],
-        help: "vCPUs, memory, time since the start, running or paused",
+        help: "vCPUs, memory, time since the start, running or paused, a snapshot's progress",
         run: status,
     },
     Command {
@@ -91,6 +92,18 @@ pub(super) const COMMANDS: &[Command] = &[
         run: resume,
     },
     Command {
+        name: "snapshot",
+        arguments: &[Argument::Snapshot],
+        help: "save the machine in a directory, for `nido --restore DIR`: `snapshot help` lists keys",
+        run: snapshots::take,
+    },
+    Command {
+        name: "snapshot-cancel",
+        arguments: &[],
+        help: "give up the snapshot that is being written",
+        run: snapshots::cancel,
+    },
+    Command {
         name: "quit",
         arguments: &[],
         help: "end the virtual machine, as Ctrl-A x does",
@@ -108,7 +121,7 @@ fn help(_: &Monitor, _: &[Value]) -> Result<Answer, String> {
 fn status(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
     let uptime = monitor.started.elapsed();
     Ok(format!(
-        "vcpus: {}\nmemory: {} MiB\nuptime: {}.{:03} s\niommu: {}\nstate: {}\n",
+        "vcpus: {}\nmemory: {} MiB\nuptime: {}.{:03} s\niommu: {}\nstate: {}\n{}",
         monitor.cpus,
         monitor.memory >> 20,
         uptime.as_secs(),
@@ -120,6 +133,10 @@ fn status(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
         match monitor.suspension.is_paused() {
             true => "paused",
             false => "running",
+        },
+        match monitor.snapshots.describe() {
+            Some(text) => format!("snapshot: {text}\n"),
+            None => String::new(),
         },
     )
     .into())

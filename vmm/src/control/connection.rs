@@ -14,8 +14,6 @@ use crate::event::Event;
 pub(super) const REQUEST_LIMIT: usize = 1024;
 /// Time for a client to complete a request, and to read an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Time for work on a request.
-const WORK: Duration = Duration::from_secs(120);
 /// Time that a client may stay without a request.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -228,7 +226,8 @@ impl Connection {
 
     /// Gives a phase that has just begun its time.
     fn watch(&mut self, now: Instant) {
-        let phase = if self.work.is_some() {
+        let patience = self.work.as_ref().map(|work| work.patience);
+        let phase = if patience.is_some() {
             Phase::Working
         } else if !self.output.is_empty() {
             Phase::Sending
@@ -242,8 +241,9 @@ impl Connection {
             self.deadline = now
                 + match phase {
                     Phase::Idle => IDLE,
-                    Phase::Working => WORK,
-                    Phase::Receiving | Phase::Sending => PATIENCE,
+                    Phase::Working | Phase::Receiving | Phase::Sending => {
+                        patience.unwrap_or(PATIENCE)
+                    }
                 };
         }
     }

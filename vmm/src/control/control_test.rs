@@ -75,6 +75,7 @@ pub(super) fn bare() -> (Monitor, Receiver<Event>) {
     let monitor = Monitor {
         cpus: 2,
         memory: 1 << 30,
+        private_memory: true,
         started: Instant::now(),
         root: Arc::clone(&root),
         unit: None,
@@ -83,6 +84,7 @@ pub(super) fn bare() -> (Monitor, Receiver<Event>) {
         hotplug: HotPlug::new(root, Box::new(NoMaker), Vec::new(), &[]),
         workers: Workers::new().expect("a descriptor"),
         suspension: Arc::default(),
+        snapshots: Arc::default(),
         events,
     };
     (monitor, receiver)

@@ -11,8 +11,9 @@ use crate::assign::Assigner;
 use crate::event::Event;
 use crate::irq::Unit;
 use crate::machine::HotPlug;
+use crate::snapshot::Snapshots;
+use crate::suspension::Suspension;
 use crate::vcpu::AccessTimes;
-use crate::vm::suspend::Suspension;
 
 /// What commands look at.
 pub(crate) struct Monitor {
@@ -20,6 +21,8 @@ pub(crate) struct Monitor {
     pub(crate) cpus: u8,
     /// Bytes of guest memory.
     pub(crate) memory: u64,
+    /// Whether nobody but this process maps it.
+    pub(crate) private_memory: bool,
     /// When the machine was started.
     pub(crate) started: Instant,
     /// The PCI functions.
@@ -36,6 +39,8 @@ pub(crate) struct Monitor {
     pub(crate) workers: Workers,
     /// Where the wish to pause it goes.
     pub(crate) suspension: Arc<Suspension>,
+    /// The snapshot that is being written.
+    pub(crate) snapshots: Arc<Snapshots>,
     /// Where the wish to end the machine goes.
     pub(crate) events: Sender<Event>,
 }

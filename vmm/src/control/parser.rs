@@ -34,6 +34,8 @@ pub(super) enum Argument {
     Device,
     /// A device to remove.
     Removal,
+    /// Where a snapshot goes. The rest of the request.
+    Snapshot,
 }
 
 /// An argument's value.
@@ -45,6 +47,8 @@ pub(super) enum Value {
     Address(u64),
     /// The argument of a `--device`.
     Device(String),
+    /// Where a snapshot goes.
+    Snapshot(String),
     /// The name of a device, and whether it is removed by force.
     Removal(String, bool),
 }
@@ -86,6 +90,7 @@ impl Argument {
             Self::Address => "ADDRESS",
             Self::Device => "TYPE,bus=PORT[,key=value]...",
             Self::Removal => "ID[,force=on]",
+            Self::Snapshot => "DIR[,live=on|off]",
         }
     }
 
@@ -95,6 +100,7 @@ impl Argument {
             Self::Address => number(word).map(Value::Address),
             Self::Device => Some(Value::Device(word.to_owned())),
             Self::Removal => removal(word),
+            Self::Snapshot => Some(Value::Snapshot(word.to_owned())),
         }
     }
 
@@ -106,6 +112,7 @@ impl Argument {
             }
             Self::Address => "a number of at most 64 bits, such as 0xfffff000",
             Self::Device => "what `--device` takes",
+            Self::Snapshot => "a directory, and keys that `snapshot help` explains",
             Self::Removal => {
                 "the id of a device, or of the port that it is behind, and force=on to pull it out"
             }
@@ -193,7 +200,7 @@ fn run(commands: &[Command], monitor: &Monitor, request: &str) -> Result<Answer,
         ));
     };
     let arguments: Vec<&str> = match command.arguments {
-        [Argument::Device] if !rest.trim().is_empty() => vec![rest.trim()],
+        [Argument::Device | Argument::Snapshot] if !rest.trim().is_empty() => vec![rest.trim()],
         _ => rest.split_whitespace().collect(),
     };
     (command.run)(monitor, &command.values(&arguments)?)

@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Weak};
 use std::thread;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Most threads of each kind at a time. A client waits for its answer, but those that went away
 /// leave theirs behind.
 const MOST: usize = 8;
+/// How long a client waits for most work.
+const WORK: Duration = Duration::from_secs(120);
 
 /// What a thread is for. What one kind waits for keeps no other from being begun: above all, not
 /// what ends the waiting.
@@ -25,17 +28,28 @@ pub(super) enum Kind {
     Force,
     /// To pause the guest, or have it go on.
     Pause,
+    /// To save the guest.
+    Snapshot,
 }
 
 impl Kind {
-    const COUNT: usize = 4;
+    const COUNT: usize = 5;
 }
 
 /// What work comes to, when it is done.
 pub(super) struct Pending {
     pub(super) outcome: Receiver<Result<String, String>>,
+    /// How long a client waits for it.
+    pub(super) patience: Duration,
     /// Tells the work that somebody waits.
     _client: Arc<()>,
+}
+
+impl Pending {
+    /// The same for a client that waits so long.
+    pub(super) fn within(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
 }
 
 /// The threads.
@@ -81,12 +95,13 @@ impl Workers {
     ) -> Result<Pending, String> {
         let fail =
             |error: io::Error| format!("the host has no thread for this ({error}); try again");
-        let [looks, changes, forced, pauses] = &self.running;
+        let [looks, changes, forced, pauses, snapshots] = &self.running;
         let running = match kind {
             Kind::Look => looks,
             Kind::Change => changes,
             Kind::Force => forced,
             Kind::Pause => pauses,
+            Kind::Snapshot => snapshots,
         };
         if running.load(Ordering::Relaxed) >= MOST {
             return Err(format!(
@@ -111,6 +126,7 @@ impl Workers {
             .map_err(fail)?;
         Ok(Pending {
             outcome,
+            patience: WORK,
             _client: client,
         })
     }

@@ -19,6 +19,7 @@ use intel_vtd::SourceId;
 use pci::{Bdf, MsiSink, PciFunction, RootComplex, RootPort};
 
 use super::hotplug::{HotPlug, Maker};
+use super::settled::places;
 use super::standard_output;
 use crate::assign::Assigner;
 use crate::config::{FunctionConfig, FunctionKind, Served, VfioConfig, VhostUserConfig};
@@ -303,48 +304,4 @@ fn named_ports(functions: &[FunctionConfig], root: &RootComplex) -> Vec<(String,
     // A port without a name cannot be configured.
     let names = ports.map(|port| port.id.clone().unwrap_or_default());
     names.zip(root.ports()).collect()
-}
-
-/// Where each function of bus 0 goes: to the device number that it asks for, or to the next one
-/// that nobody asks for.
-fn places(functions: &[FunctionConfig]) -> impl Iterator<Item = (&FunctionConfig, Bdf)> {
-    let on_bus_0 = functions.iter().filter(|function| function.bus.is_none());
-    let taken: Vec<u8> = on_bus_0
-        .clone()
-        .filter_map(|function| function.device)
-        .collect();
-    let mut free = (1..32).filter(move |device| !taken.contains(device));
-    on_bus_0.map_while(move |function| {
-        let device = function.device.or_else(|| free.next())?;
-        Some((function, Bdf::new(0, device, 0)?))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn functions_without_a_wish_fill_the_gaps_in_order() {
-        let wish = |device| FunctionConfig {
-            id: None,
-            bus: None,
-            device,
-            kind: FunctionKind::Rng,
-        };
-        let behind = FunctionConfig {
-            bus: Some("port".to_owned()),
-            ..wish(None)
-        };
-        let functions = [
-            behind,
-            wish(None),
-            wish(Some(2)),
-            wish(None),
-            wish(Some(1)),
-            wish(None),
-        ];
-        let devices: Vec<u8> = places(&functions).map(|(_, bdf)| bdf.device()).collect();
-        assert_eq!(devices, [3, 2, 4, 1, 5]);
-    }
 }

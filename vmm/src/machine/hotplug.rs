@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use pci::{Bdf, PciFunction, RemovalOutcome, RootComplex, RootPort};
 
+use super::settled::addressed;
 use crate::config::{FunctionConfig, FunctionKind};
 use changes::Changes;
 pub(crate) use error::HotPlugError;
@@ -58,11 +59,18 @@ struct Port {
 /// What is known about a slot besides what its port knows.
 #[derive(Default)]
 struct Slot {
-    /// Name of the device in it.
-    id: Option<String>,
+    /// The device in it, or on the way.
+    device: Option<FunctionConfig>,
     stage: Stage,
     /// Counts devices, to tell a new one from the one before it.
     count: u64,
+}
+
+impl Slot {
+    /// Name of the device in it.
+    fn id(&self) -> Option<&str> {
+        self.device.as_ref()?.id.as_deref()
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,7 +102,7 @@ impl HotPlug {
             match functions.iter().find(|(at, _)| *at == bdf) {
                 None => Slot::default(),
                 Some((_, function)) => Slot {
-                    id: function.id.clone(),
+                    device: Some((*function).clone()),
                     stage: Stage::There,
                     count: 0,
                 },
@@ -151,7 +159,8 @@ impl HotPlug {
             return Err(HotPlugError::NoPorts);
         };
         let _change = self.changes.begin(name)?;
-        let reservation = self.reserve(index, config.id.as_deref())?;
+        let config = &addressed(config).map_err(HotPlugError::Make)?;
+        let reservation = self.reserve(index, config)?;
         let bdf = port.function_address();
         // What one that is gone by now has held is free again.
         self.is_quiet();
@@ -225,8 +234,9 @@ impl HotPlug {
         let name = |id: Option<&str>| id.map(|id| format!(" id={id}")).unwrap_or_default();
         for (index, Port { name: bus, port }) in self.ports.iter().enumerate() {
             if port.function_address() == bdf {
-                let id = self.lock().get(index).and_then(|slot| slot.id.clone());
-                return format!("{} bus={bus}", name(id.as_deref()));
+                let slots = self.lock();
+                let id = slots.get(index).and_then(Slot::id);
+                return format!("{} bus={bus}", name(id));
             }
             if port.address() == bdf {
                 let state = port.slot();
@@ -249,12 +259,19 @@ impl HotPlug {
         let mut places = self.ports.iter().zip(slots.iter());
         match places.find(|(port, _)| port.port.function_address() == bdf) {
             Some((port, slot)) => {
-                let id = slot.id.as_deref().unwrap_or(&port.name);
+                let id = slot.id().unwrap_or(&port.name);
                 format!("write `device-del {id}` first")
             }
             None => "start the guest without it, or with it behind a pcie-root-port, from where `device-del` takes it away"
                 .to_owned(),
         }
+    }
+
+    /// The devices in all slots, as they would be asked for.
+    pub(crate) fn plugged(&self) -> Vec<FunctionConfig> {
+        let slots = self.lock();
+        let there = slots.iter().filter(|slot| slot.stage == Stage::There);
+        there.filter_map(|slot| slot.device.clone()).collect()
     }
 
     /// The function behind a root port, whether the guest can reach it or not.
@@ -314,7 +331,7 @@ impl HotPlug {
         let slots = self.lock();
         let mut places = self.ports.iter().zip(slots.iter()).enumerate();
         let found = places.find(|(_, (port, slot))| {
-            slot.stage != Stage::Empty && (slot.id.as_deref() == Some(id) || port.name == id)
+            slot.stage != Stage::Empty && (slot.id() == Some(id) || port.name == id)
         });
         let busy = |port: &Port, what| {
             let port = port.name.clone();
@@ -325,7 +342,7 @@ impl HotPlug {
                 let there = self.ports.iter().zip(slots.iter());
                 let there = there
                     .filter(|(_, slot)| slot.stage == Stage::There)
-                    .map(|(port, slot)| slot.id.as_deref().unwrap_or(&port.name));
+                    .map(|(port, slot)| slot.id().unwrap_or(&port.name));
                 Err(HotPlugError::NoDevice {
                     id: id.to_owned(),
                     there: match there.collect::<Vec<_>>().as_slice() {
@@ -359,14 +376,18 @@ impl HotPlug {
     }
 
     /// Keeps others out of an empty slot.
-    fn reserve(&self, index: usize, id: Option<&str>) -> Result<Reservation<'_>, HotPlugError> {
+    fn reserve(
+        &self,
+        index: usize,
+        device: &FunctionConfig,
+    ) -> Result<Reservation<'_>, HotPlugError> {
         let mut slots = self.lock();
-        if let Some(id) = id {
+        if let Some(id) = device.id.as_deref() {
             let fixed = self.fixed.iter().map(|(_, name)| name.as_str());
             let plugged = slots
                 .iter()
                 .filter(|slot| slot.stage != Stage::Empty)
-                .filter_map(|slot| slot.id.as_deref());
+                .filter_map(Slot::id);
             if fixed.chain(plugged).any(|name| name == id) {
                 return Err(HotPlugError::NameTaken(id.to_owned()));
             }
@@ -378,7 +399,7 @@ impl HotPlug {
         let what = match slot.stage {
             Stage::Empty => {
                 *slot = Slot {
-                    id: id.map(str::to_owned),
+                    device: Some(device.clone()),
                     stage: Stage::Coming,
                     count: slot.count.wrapping_add(1),
                 };
@@ -389,7 +410,7 @@ impl HotPlug {
                 });
             }
             Stage::There => {
-                let device = slot.id.clone().unwrap_or_else(|| port.clone());
+                let device = slot.id().unwrap_or(&port).to_owned();
                 return Err(HotPlugError::Occupied { port, device });
             }
             Stage::Coming => "another device is on its way into it",
@@ -402,7 +423,7 @@ impl HotPlug {
         if let Some(slot) = self.lock().get_mut(index) {
             slot.stage = stage;
             if stage == Stage::Empty {
-                slot.id = None;
+                slot.device = None;
             }
         }
     }

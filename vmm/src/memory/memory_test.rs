@@ -12,7 +12,7 @@ fn memory_beyond_what_the_machine_has_is_refused_with_a_remedy() {
         prefault: false,
         shared: false,
     };
-    let message = allocate(&config, Backing::File)
+    let message = allocate(&config, Backing::File, None)
         .expect_err("too much")
         .to_string();
     assert!(
@@ -30,7 +30,7 @@ fn both_sides_of_the_hole_are_backed_and_the_hole_is_not() {
         prefault: false,
         shared: false,
     };
-    let memory = allocate(&config, Backing::Anonymous).expect("memory");
+    let memory = allocate(&config, Backing::Anonymous, None).expect("memory");
     memory
         .write_obj(1u64, GuestAddress(0xbfff_fff8))
         .expect("last word below the hole");
@@ -55,7 +55,7 @@ fn pieces_tell_where_each_byte_is_in_the_file() {
         prefault: false,
         shared: false,
     };
-    let memory = allocate(&config, Backing::File).expect("memory");
+    let memory = allocate(&config, Backing::File, None).expect("memory");
     let pieces = pieces(&memory);
     assert_eq!(
         pieces.iter().map(|piece| piece.length).sum::<u64>(),
@@ -87,7 +87,7 @@ fn prefaulted_memory_is_resident() {
         shared: false,
     };
     for backing in [Backing::Anonymous, Backing::File] {
-        assert!(allocate(&config, backing).is_ok());
+        assert!(allocate(&config, backing, None).is_ok());
     }
 }
 
@@ -99,7 +99,7 @@ fn anonymous_memory_is_zero_and_has_no_file() {
         prefault: false,
         shared: false,
     };
-    let memory = allocate(&config, Backing::Anonymous).expect("memory");
+    let memory = allocate(&config, Backing::Anonymous, None).expect("memory");
     assert!(pieces(&memory).is_empty());
     let word: u64 = memory.read_obj(GuestAddress(0)).expect("memory");
     assert_eq!(word, 0);
@@ -114,7 +114,7 @@ fn memory_is_mapped_where_huge_pages_can_be() {
         shared: false,
     };
     for backing in [Backing::Anonymous, Backing::File] {
-        let memory = allocate(&config, backing).expect("memory");
+        let memory = allocate(&config, backing, None).expect("memory");
         for region in memory.iter() {
             assert_eq!(region.as_ptr().addr() % 0x20_0000, 0);
             assert_eq!(region.start_addr().raw_value() % 0x20_0000, 0);
@@ -132,7 +132,7 @@ fn memory_keeps_its_contents_when_it_is_put_into_huge_pages() {
         prefault: false,
         shared: false,
     };
-    let memory = allocate(&config, Backing::File).expect("memory");
+    let memory = allocate(&config, Backing::File, None).expect("memory");
     for page in (0..config.size).step_by(0x5000) {
         memory
             .write_obj(page | 1, GuestAddress(page))

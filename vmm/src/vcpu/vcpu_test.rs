@@ -78,7 +78,7 @@ fn bench(code: &[u8]) -> Option<Bench> {
         prefault: false,
         shared: false,
     };
-    let memory = memory::allocate(&config, memory::Backing::Anonymous).expect("memory");
+    let memory = memory::allocate(&config, memory::Backing::Anonymous, None).expect("memory");
     let vm = kvm::create_vm(&host, &memory).expect("a virtual machine");
     let template = Template::new(&host, 1).expect("a CPUID table");
     let vcpu = Vcpu::new(&vm, 0, &template).expect("a vCPU");

@@ -2,17 +2,18 @@
 //! has the machine, carries it out.
 
 mod guest;
-mod requests;
 
+use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 
 use anyhow::Context as _;
 
 use crate::event::Event;
+use crate::machine::Work;
+use crate::suspension::{Suspension, Wish};
 pub(super) use guest::Guest;
 #[cfg(test)]
 pub(crate) use guest::stop_vcpus;
-pub(crate) use requests::{Suspension, Wish};
 
 /// What can be paused.
 pub(super) trait Pausable {
@@ -25,6 +26,12 @@ pub(super) trait Pausable {
     /// Goes on after a pause.
     fn resume(&mut self);
 
+    /// Has its machine worked on while it is paused.
+    ///
+    /// # Errors
+    /// What the work says, or why the guest cannot go on.
+    fn work(&mut self, work: Work) -> Result<String, String>;
+
     /// Comes to its end, whether it is paused or not. Nothing that has stopped goes on for that.
     fn end(&mut self);
 }
@@ -36,18 +43,22 @@ pub(super) fn attend(
     events: &Receiver<Event>,
     suspension: &Suspension,
 ) -> anyhow::Result<Event> {
-    let mut later = None;
+    let mut inbox = Inbox {
+        events,
+        waiting: VecDeque::new(),
+        later: None,
+    };
     loop {
         while let Some((wish, client)) = suspension.next() {
-            let answer = carry_out(wish, guest, suspension);
+            let answer = carry_out(wish, guest, suspension, &mut inbox);
             // The client may have gone.
             let _ = client.send(answer);
         }
         let paused = suspension.is_paused();
-        if !paused && let Some(event) = later {
+        if !paused && let Some(event) = inbox.later {
             return Ok(event);
         }
-        match events.recv().context("all vCPUs are gone")? {
+        match inbox.next()? {
             Event::Attend => {}
             event @ (Event::Quit | Event::Signal(_) | Event::Failed(_)) => {
                 guest.end();
@@ -55,8 +66,32 @@ pub(super) fn attend(
                 return Ok(event);
             }
             event if !paused => return Ok(event),
-            event => later = later.or(Some(event)),
+            event => inbox.later = inbox.later.or(Some(event)),
         }
+    }
+}
+
+/// What has happened and is not seen to yet.
+struct Inbox<'a> {
+    events: &'a Receiver<Event>,
+    waiting: VecDeque<Event>,
+    /// What the guest has asked for, and waits for it to go on.
+    later: Option<Event>,
+}
+
+impl Inbox<'_> {
+    fn next(&mut self) -> anyhow::Result<Event> {
+        match self.waiting.pop_front() {
+            Some(event) => Ok(event),
+            None => self.events.recv().context("all vCPUs are gone"),
+        }
+    }
+
+    /// Whether the guest has come to its end, or asked for another beginning. No state has that.
+    fn is_ending(&mut self) -> bool {
+        self.waiting.extend(self.events.try_iter());
+        let mut waiting = self.waiting.iter();
+        self.later.is_some() || waiting.any(|event| *event != Event::Attend)
     }
 }
 
@@ -64,7 +99,14 @@ fn carry_out(
     wish: Wish,
     guest: &mut impl Pausable,
     suspension: &Suspension,
+    inbox: &mut Inbox<'_>,
 ) -> Result<String, String> {
+    let mut work = |guest: &mut _, work| {
+        if inbox.is_ending() {
+            return Err("the guest ends, or starts again: try again when it runs".to_owned());
+        }
+        Pausable::work(guest, work)
+    };
     match (wish, suspension.is_paused()) {
         (Wish::Pause, false) => {
             guest.pause()?;
@@ -78,6 +120,13 @@ fn carry_out(
             Ok("the guest goes on\n".to_owned())
         }
         (Wish::Resume, false) => Err("the guest is not paused".to_owned()),
+        (Wish::Work(what), true) => work(guest, what),
+        (Wish::Work(what), false) => {
+            guest.pause()?;
+            let answer = work(guest, what);
+            guest.resume();
+            answer
+        }
     }
 }
 

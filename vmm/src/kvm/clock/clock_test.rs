@@ -100,7 +100,7 @@ impl Machine {
             prefault: false,
             shared: false,
         };
-        let memory = memory::allocate(&config, memory::Backing::Anonymous).expect("memory");
+        let memory = memory::allocate(&config, memory::Backing::Anonymous, None).expect("memory");
         let vm = kvm::create_vm(&host, &memory).expect("a virtual machine");
         let vcpu = |id| {
             let vcpu = vm.create_vcpu(id).expect("a vCPU");

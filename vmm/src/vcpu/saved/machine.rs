@@ -75,7 +75,7 @@ impl Machine {
             prefault: false,
             shared: false,
         };
-        let memory = memory::allocate(&config, memory::Backing::Anonymous).expect("memory");
+        let memory = memory::allocate(&config, memory::Backing::Anonymous, None).expect("memory");
         Self::with_memory(cpus, memory)
     }
 

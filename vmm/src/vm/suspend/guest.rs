@@ -1,7 +1,9 @@
 //! A guest that is paused: vCPUs, devices, interrupts on their way and the remapping unit stop, in
 //! this order, and go on in the other one.
 
+use std::mem;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -9,8 +11,9 @@ use kvm_bindings::kvm_clock_data;
 use pci::Bdf;
 
 use super::Pausable;
+use crate::event::Event;
 use crate::layout;
-use crate::machine::Machine;
+use crate::machine::{Machine, Work};
 use crate::vcpu::{Shared, Target, Vcpu};
 use crate::vm;
 
@@ -24,6 +27,8 @@ const LOOK: Duration = Duration::from_millis(1);
 pub(in crate::vm) struct Guest<'a> {
     machine: &'a mut Machine,
     running: &'a mut Vec<JoinHandle<Vcpu>>,
+    /// Where its vCPUs report.
+    events: &'a Sender<Event>,
     /// While it is paused kvm-clock stands still: it shows this when it goes on.
     clock: Option<kvm_clock_data>,
     /// How long it may take to stop.
@@ -34,13 +39,20 @@ impl<'a> Guest<'a> {
     pub(in crate::vm) fn new(
         machine: &'a mut Machine,
         running: &'a mut Vec<JoinHandle<Vcpu>>,
+        events: &'a Sender<Event>,
     ) -> Self {
         Self {
             machine,
             running,
+            events,
             clock: None,
             limit: LIMIT,
         }
+    }
+
+    /// It is paused since it was restored: kvm-clock shows the time of then when it goes on.
+    pub(in crate::vm) fn is_restored(&mut self) {
+        self.clock = self.machine.vm().get_clock().ok();
     }
 
     /// Stops everything. What it has stopped when it fails is to go on.
@@ -71,6 +83,19 @@ impl<'a> Guest<'a> {
         Ok(())
     }
 
+    /// Has kvm-clock show what it showed when the guest stopped.
+    fn set_clock(&self) {
+        if let Some(clock) = &self.clock {
+            let clock = kvm_clock_data {
+                clock: clock.clock,
+                ..Default::default()
+            };
+            if let Err(error) = self.machine.vm().set_clock(&clock) {
+                log::warn!("kvm-clock goes on with the time of the pause: {error}");
+            }
+        }
+    }
+
     /// Has everything go on that has stopped.
     fn go_on(&mut self) {
         let machine = &*self.machine;
@@ -78,15 +103,8 @@ impl<'a> Guest<'a> {
             window.resume();
         }
         machine.root().resume();
-        if let Some(clock) = self.clock.take() {
-            let clock = kvm_clock_data {
-                clock: clock.clock,
-                ..Default::default()
-            };
-            if let Err(error) = machine.vm().set_clock(&clock) {
-                log::warn!("kvm-clock goes on with the time of the pause: {error}");
-            }
-        }
+        self.set_clock();
+        self.clock = None;
         machine.hold_input(false);
         machine.shared.park.release();
         machine.hotplug().thaw();
@@ -138,6 +156,26 @@ impl Pausable for Guest<'_> {
     fn resume(&mut self) {
         self.go_on();
         log::info!("the guest goes on");
+    }
+
+    fn work(&mut self, work: Work) -> Result<String, String> {
+        self.set_clock();
+        // Their threads give the vCPUs back, and new ones rest at once.
+        let running = mem::take(self.running);
+        let outcome = vm::stop(self.machine, running).map(|()| work(self.machine));
+        let started = vm::start(self.machine, self.events);
+        match (outcome, started) {
+            (Ok(answer), Ok(running)) => {
+                *self.running = running;
+                answer
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                let text = format!("{error:#}");
+                // The main thread, which this is, hears it next.
+                let _ = self.events.send(Event::Failed(text.clone()));
+                Err(text)
+            }
+        }
     }
 
     fn end(&mut self) {

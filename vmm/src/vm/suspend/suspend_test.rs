@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
+use parking_lot::Mutex;
+
 use super::*;
 
 /// Counts what has stopped and gone on.
@@ -12,6 +14,8 @@ use super::*;
 struct Counts {
     stopped: AtomicU32,
     resumed: AtomicU32,
+    /// How often it had stopped and gone on when it was worked on.
+    worked: Mutex<Vec<(u32, u32)>>,
     ended: AtomicBool,
 }
 
@@ -32,6 +36,14 @@ impl Pausable for Fake {
 
     fn resume(&mut self) {
         self.counts.resumed.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn work(&mut self, _work: Work) -> Result<String, String> {
+        let counts = &self.counts;
+        let count = |counter: &AtomicU32| counter.load(Ordering::SeqCst);
+        let now = (count(&counts.stopped), count(&counts.resumed));
+        counts.worked.lock().push(now);
+        Ok("worked".to_owned())
     }
 
     fn end(&mut self) {
@@ -97,6 +109,42 @@ fn a_second_pause_and_a_second_resume_are_refused_and_change_nothing() {
     }
     bench.send(Event::Quit);
     assert_eq!(bench.main.join().expect("no panic"), Event::Quit);
+}
+
+#[test]
+fn work_is_done_while_it_is_paused_and_leaves_it_as_it_was() {
+    let bench = bench(None);
+    let work = || bench.ask(Wish::Work(Box::new(|_| Err("not here".to_owned()))));
+    assert_eq!(work(), Ok("worked".to_owned()));
+    assert_eq!(bench.counts(), (1, 1));
+    bench.ask(Wish::Pause).expect("paused");
+    assert_eq!(work(), Ok("worked".to_owned()));
+    assert!(bench.suspension.is_paused());
+    assert_eq!(bench.counts(), (2, 1));
+    assert_eq!(*bench.counts.worked.lock(), [(1, 0), (2, 1)]);
+}
+
+#[test]
+fn what_the_guest_has_asked_for_while_it_stopped_is_in_no_state() {
+    let bench = bench(None);
+    let work = || bench.ask(Wish::Work(Box::new(|_| Ok(String::new()))));
+    bench.ask(Wish::Pause).expect("paused");
+    bench.send(Event::Reset);
+    for _ in 0..2 {
+        let why = work().expect_err("it would be forgotten");
+        assert!(why.contains("starts again"), "{why}");
+    }
+    assert!(bench.counts.worked.lock().is_empty());
+    bench.ask(Wish::Resume).expect("resumed");
+    assert_eq!(bench.main.join().expect("no panic"), Event::Reset);
+}
+
+#[test]
+fn what_cannot_be_paused_is_not_worked_on() {
+    let bench = bench(Some("vCPU 2"));
+    let answer = bench.ask(Wish::Work(Box::new(|_| Ok(String::new()))));
+    assert_eq!(answer, Err("vCPU 2".to_owned()));
+    assert!(bench.counts.worked.lock().is_empty());
 }
 
 #[test]

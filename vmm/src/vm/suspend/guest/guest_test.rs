@@ -79,7 +79,7 @@ fn bench() -> Option<Bench> {
     };
     let (events, _) = channel();
     let event_loop = EventLoop::start(events.clone()).expect("a thread");
-    let machine = Machine::new(&config, &events, event_loop.handle()).expect("created");
+    let machine = Machine::new(&config, None, &events, event_loop.handle()).expect("created");
     let function = Arc::<Function>::default();
     let bdf = Bdf::new(0, 30, 0).expect("in range");
     let added = Arc::clone(&function) as _;
@@ -94,7 +94,8 @@ fn bench() -> Option<Bench> {
 impl Bench {
     fn with_guest<R>(&mut self, body: impl FnOnce(&mut Guest<'_>) -> R) -> R {
         let mut running = Vec::new();
-        body(&mut Guest::new(&mut self.machine, &mut running))
+        let (events, _) = channel();
+        body(&mut Guest::new(&mut self.machine, &mut running, &events))
     }
 
     /// Whether input comes in, devices come and go, and vCPUs would run.

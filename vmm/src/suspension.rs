@@ -2,26 +2,28 @@
 
 use std::collections::VecDeque;
 use std::sync::Weak;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::event::Event;
+use crate::machine::Work;
 
 /// How long a request waits for the main thread, which may be stopping vCPUs, or loading a guest.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
     Pause,
     Resume,
+    /// Work while it is paused, for as long as that takes.
+    Work(Work),
 }
 
 /// How a wish came out, in words for a client.
-pub(super) type Answer = Result<String, String>;
+pub(crate) type Answer = Result<String, String>;
 
 /// A wish that nobody has begun to carry out.
 struct Request {
@@ -38,6 +40,8 @@ pub(crate) struct Suspension {
     /// A leaf lock.
     requests: Mutex<Requests>,
     paused: AtomicBool,
+    /// How often it has gone on.
+    resumed: AtomicU64,
 }
 
 #[derive(Default)]
@@ -59,8 +63,16 @@ impl Suspension {
         self.paused.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_paused(&self, paused: bool) {
-        self.paused.store(paused, Ordering::Release);
+    pub(crate) fn set_paused(&self, paused: bool) {
+        if self.paused.swap(paused, Ordering::AcqRel) && !paused {
+            self.resumed.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// How often the guest has gone on after a pause: as long as that stays as it is and the guest
+    /// [is paused](Self::is_paused), it was all the time.
+    pub(crate) fn resumed(&self) -> u64 {
+        self.resumed.load(Ordering::Acquire)
     }
 
     /// Asks for a `client`, and waits for what comes of it. Nothing does later if this fails, nor if
@@ -72,7 +84,7 @@ impl Suspension {
         self.ask_within(PATIENCE, wish, client, events)
     }
 
-    pub(super) fn ask_within(
+    pub(crate) fn ask_within(
         &self,
         patience: Duration,
         wish: Wish,
@@ -122,7 +134,7 @@ impl Suspension {
     }
 
     /// The next request whose client is there.
-    pub(super) fn next(&self) -> Option<(Wish, Sender<Answer>)> {
+    pub(crate) fn next(&self) -> Option<(Wish, Sender<Answer>)> {
         let mut requests = self.requests.lock();
         while let Some(request) = requests.waiting.pop_front() {
             if request.client.strong_count() != 0 {
@@ -133,7 +145,7 @@ impl Suspension {
     }
 
     /// Refuses all requests that are there.
-    pub(in crate::vm) fn refuse(&self, why: &str) {
+    pub(crate) fn refuse(&self, why: &str) {
         while let Some((_, client)) = self.next() {
             // The client may have gone.
             let _ = client.send(Err(why.to_owned()));
@@ -141,7 +153,7 @@ impl Suspension {
     }
 
     /// Refuses all requests from now on: the machine ends.
-    pub(in crate::vm) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.requests.lock().closed = true;
         self.refuse(&ending());
     }
@@ -178,8 +190,8 @@ mod tests {
             suspension.push(wish, client, channel().0).expect("open");
         }
         let next = || suspension.next().map(|(wish, _)| wish);
-        assert_eq!(next(), Some(Wish::Resume));
-        assert_eq!(next(), None);
+        assert!(matches!(next(), Some(Wish::Resume)));
+        assert!(next().is_none());
     }
 
     #[test]
