@@ -595,6 +595,20 @@ const SCENARIOS: &[Scenario] = &[
         ..DEFAULT
     },
     Scenario {
+        name: "snapshot",
+        description: "a guest is saved three times while its disks, its network and edu are at work, and goes on in another nido; then once more, the same",
+        plan: "scalable,smp=2,translation=first-stage,moves=2:disk+net+edu,moves=1:disk+memory+edu,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
+        limit: Duration::from_secs(240),
+        ..DEFAULT
+    },
+    Scenario {
+        name: "snapshot-live",
+        description: "the same of a guest that goes on meanwhile: what it did since then is forgotten",
+        plan: "scalable,smp=2,translation=first-stage,moves=2/live:memory+edu,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
+        limit: Duration::from_secs(240),
+        ..DEFAULT
+    },
+    Scenario {
         name: "fault-first-stage",
         description: "DMA to an unmapped address: reported with source, address and reason, no byte changed",
         plan: "scalable,edu-fault=0x71,disk=2,net>poweroff",

@@ -62,6 +62,8 @@ pub fn run(task: &Task, rounds: u32, report: &mut Report<'_>) -> Result<()> {
             name,
             socket: None,
             control: &[],
+            scratch: &task.scratch,
+            messages: &task.output.join(format!("nido-{name}.log")),
             substitute: &str::to_owned,
             look: &|_| Ok(()),
             limit: task.scenario.limit,

@@ -44,39 +44,51 @@ impl Log {
 
 /// Splits what comes from `source` into lines and sends them; ends with the source.
 pub(super) fn read_lines(
-    mut source: impl Read + Send + 'static,
+    source: impl Read + Send + 'static,
     lines: Sender<Line>,
 ) -> JoinHandle<()> {
     thread::spawn(move || {
-        let mut buffer = vec![0; 65536];
-        let mut partial = Vec::new();
-        let send = |bytes: &[u8]| {
-            let text = String::from_utf8_lossy(bytes)
-                .trim_end_matches(['\r', '\n'])
-                .to_owned();
-            lines
-                .send(Line {
-                    at: monotonic_ns(),
-                    text,
-                })
-                .is_ok()
-        };
-        while let Ok(length) = source.read(&mut buffer) {
-            if length == 0 {
-                break;
-            }
-            for byte in buffer.get(..length).unwrap_or_default() {
-                partial.push(*byte);
-                if *byte == b'\n' || partial.len() > 8192 {
-                    if !send(&partial) {
-                        return;
-                    }
-                    partial.clear();
-                }
-            }
-        }
-        if !partial.is_empty() {
-            send(&partial);
+        let rest = split(source, Vec::new(), &lines);
+        if !rest.is_empty() {
+            send(&rest, &lines);
         }
     })
+}
+
+/// The same for a line that was `begun`. The thread returns what it has of the last line, which may go
+/// on elsewhere.
+pub(super) fn read_on(
+    source: impl Read + Send + 'static,
+    begun: Vec<u8>,
+    lines: Sender<Line>,
+) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || split(source, begun, &lines))
+}
+
+fn split(mut source: impl Read, begun: Vec<u8>, lines: &Sender<Line>) -> Vec<u8> {
+    let mut buffer = vec![0; 65536];
+    let mut partial = begun;
+    while let Ok(length) = source.read(&mut buffer) {
+        if length == 0 {
+            break;
+        }
+        for byte in buffer.get(..length).unwrap_or_default() {
+            partial.push(*byte);
+            if *byte == b'\n' || partial.len() > 8192 {
+                if !send(&partial, lines) {
+                    return Vec::new();
+                }
+                partial.clear();
+            }
+        }
+    }
+    partial
+}
+
+/// Whether anybody wants it.
+fn send(bytes: &[u8], lines: &Sender<Line>) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    let text = text.trim_end_matches(['\r', '\n']).to_owned();
+    let at = monotonic_ns();
+    lines.send(Line { at, text }).is_ok()
 }

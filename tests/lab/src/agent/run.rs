@@ -242,7 +242,8 @@ pub(super) fn session(
         || !scenario.look.is_empty()
         || !scenario.looks.is_empty()
         || plan::names(&invocation.plan, "hot-plug")
-        || plan::names(&invocation.plan, "pauses");
+        || plan::names(&invocation.plan, "pauses")
+        || plan::names(&invocation.plan, "moves");
     if has_socket {
         // Bare metal has no disks there, so nothing else has made it.
         fs::create_dir_all(&task.scratch).with_context(|| task.scratch.display().to_string())?;
@@ -260,6 +261,10 @@ pub(super) fn session(
     if scenario.kernel == Kernel::Payload {
         judge = judge.without_ends();
     }
+    let messages = task.output.join(match ending {
+        Ending::ByItself => "nido.log",
+        Ending::Killed => "nido-killed.log",
+    });
     let session = Session {
         program: &program,
         arguments: &arguments,
@@ -267,6 +272,8 @@ pub(super) fn session(
         name,
         socket: has_socket.then_some(socket.as_path()),
         control: scenario.control,
+        scratch: &task.scratch,
+        messages: &messages,
         substitute: &|text| {
             let spare = task.scratch.join(SPARE).display().to_string();
             devices.substitute(text).replace("{spare}", &spare)

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::log::{Log, read_lines};
+use super::log::{Line, Log, read_on};
+use super::moved::{Moved, Way, outcome_of};
 use super::tally::Tally;
 use super::threads::Runs;
 use super::{Report, control, huge_pages, pauses};
@@ -46,13 +47,16 @@ pub(super) struct Session<'a> {
     pub(super) arguments: &'a [String],
     /// Directory for logs.
     pub(super) output: &'a Path,
-    /// Name of the logs: `NAME.log` is the guest's console, and nido's messages are in
-    /// `nido-NAME.log`.
+    /// Name of the log of the guest's console.
     pub(super) name: &'a str,
     /// nido's control socket, if it has one.
     pub(super) socket: Option<&'a Path>,
     /// What it is asked after the guest's checks.
     pub(super) control: &'a [Exchange],
+    /// Directory of disks and sockets.
+    pub(super) scratch: &'a Path,
+    /// Where nido's messages go.
+    pub(super) messages: &'a Path,
     /// Puts addresses into the guest's requests.
     pub(super) substitute: &'a dyn Fn(&str) -> String,
     /// Looks at what the guest has set up, by the name of what to look at, or none.
@@ -97,15 +101,8 @@ pub(crate) const MEASURED: &str = "measured";
 pub(crate) const LOOK: &str = "look";
 
 impl Session<'_> {
-    fn messages(&self) -> std::path::PathBuf {
-        self.output.join(match self.name {
-            "guest" => "nido.log".to_owned(),
-            name => format!("nido-{name}.log"),
-        })
-    }
-
     fn start(&self) -> Result<Child> {
-        let messages = File::create(self.messages())?;
+        let messages = File::create(self.messages)?;
         let mut command = Command::new(self.program);
         command
             .args(self.arguments)
@@ -125,8 +122,9 @@ impl Session<'_> {
         let started = Instant::now();
         let mut child = self.start()?;
         let mut keyboard = child.stdin.take().context("no stdin")?;
-        let (sender, lines) = mpsc::channel();
-        read_lines(child.stdout.take().context("no stdout")?, sender);
+        let (sender, mut lines) = mpsc::channel();
+        let screen = child.stdout.take().context("no stdout")?;
+        let mut reader = read_on(screen, Vec::new(), sender);
         let mut failures = Vec::new();
         let mut answers = 0;
         let mut over = None;
@@ -136,12 +134,17 @@ impl Session<'_> {
         let mut before = None;
         let mut runs = None;
         let mut taken = Vec::new();
+        // What the guest has reported since it was saved.
+        let mut saved: Option<Vec<String>> = None;
         loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
                 Ok(line) => {
                     log.write(&line);
                     judge.line(&line.text);
                     let said = GuestLine::parse(&line.text);
+                    if let (Some(since), Some(said)) = (&mut saved, &said) {
+                        since.extend(outcome_of(said));
+                    }
                     match &said {
                         Some(GuestLine::Request(text)) => {
                             let result = match text.split_once(' ').unwrap_or((text, "")) {
@@ -176,6 +179,28 @@ impl Session<'_> {
                                     huge_pages::check(child.id(), &(self.substitute)(device))
                                 }
                                 ("pauses", rounds) => self.pauses(rounds),
+                                ("move", how) => match self.go(&mut child, how) {
+                                    Err(error) => {
+                                        // There may be no guest any more that hears of it.
+                                        failures.push(format!("{text}: {error:#}"));
+                                        break;
+                                    }
+                                    Ok((moved, said)) => {
+                                        for line in lines.iter() {
+                                            log.write(&line);
+                                            judge.line(&line.text);
+                                        }
+                                        // The other nido goes on in the middle of a line.
+                                        let begun = reader.join().unwrap_or_default();
+                                        let (sender, receiver) = mpsc::channel();
+                                        reader = read_on(moved.screen, begun, sender);
+                                        (child, keyboard, lines) =
+                                            (moved.child, moved.keyboard, receiver);
+                                        details.push((COUNTED.to_owned(), said));
+                                        saved = Some(Vec::new());
+                                        Ok(())
+                                    }
+                                },
                                 ("refused", numbers) => refused(counting.take(), numbers),
                                 ("take", device) => {
                                     taken.push(Taking::start((self.substitute)(device)));
@@ -247,6 +272,18 @@ impl Session<'_> {
             log.write(&line);
             judge.line(&line.text);
         }
+        if reader.is_finished()
+            && let Ok(rest) = reader.join()
+            && !rest.is_empty()
+        {
+            let text = String::from_utf8_lossy(&rest).into_owned();
+            let at = sys::monotonic_ns();
+            log.write(&Line {
+                at,
+                text: text.clone(),
+            });
+            judge.line(&text);
+        }
         let time = started.elapsed();
         let passed = judge.passed() + answers;
         let killed = over.is_some() || !failures.is_empty();
@@ -258,8 +295,15 @@ impl Session<'_> {
         if !killed && ended != expected {
             failures.push(format!(
                 "nido ended with {ended}: {}",
-                last_line(&self.messages())
+                last_line(self.messages)
             ));
+        }
+        if let Some(reported) = saved.filter(|_| failures.is_empty())
+            && let Err(error) = self
+                .way()
+                .and_then(|way| way.once_more(&reported, self.limit))
+        {
+            failures.push(format!("once more: {error:#}"));
         }
         Ok(Outcome {
             failures,
@@ -272,13 +316,27 @@ impl Session<'_> {
     /// Whether nido has said that the host wants the device back.
     fn says_wanted(&self, device: &str) -> Result<()> {
         let address = (self.substitute)(device);
-        let messages = fs::read(self.messages())?;
+        let messages = fs::read(self.messages)?;
         let messages = String::from_utf8_lossy(&messages);
         let said = messages
             .lines()
             .any(|line| line.contains(&address) && line.contains("the host wants the device back"));
         ensure!(said, "nido has not said that {address} is wanted back");
         Ok(())
+    }
+
+    /// The way of the guest to another nido.
+    fn way(&self) -> Result<Way<'_>> {
+        Ok(Way {
+            program: self.program,
+            socket: self.socket.context("no control socket")?,
+            scratch: self.scratch,
+            messages: self.messages,
+        })
+    }
+
+    fn go(&self, nido: &mut Child, how: &str) -> Result<(Moved, String)> {
+        self.way()?.go(nido, how == "live")
     }
 
     fn pauses(&self, rounds: &str) -> Result<()> {
@@ -389,7 +447,7 @@ fn answer(keyboard: &mut ChildStdin, result: Result<()>) {
     }
 }
 
-fn type_line(keyboard: &mut ChildStdin, text: &str) {
+pub(super) fn type_line(keyboard: &mut ChildStdin, text: &str) {
     // A guest that reads nothing says so in its report.
     let _ = keyboard.write_all(format!("{text}\n").as_bytes());
 }

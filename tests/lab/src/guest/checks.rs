@@ -57,6 +57,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("taken-back", taken::check),
     ("power", power::check),
     ("pauses", pauses::check),
+    ("moves", pauses::moves),
     ("hot-plug", hot_plug::check),
     ("map-by-address", hot_plug::map_by_address),
     ("hot-plug-levels", hot_plug_levels::check),

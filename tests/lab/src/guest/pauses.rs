@@ -1,7 +1,8 @@
 //! Pauses while devices are at work.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -18,6 +19,9 @@ const ALARMS: &[&str] = &[
     "NETDEV WATCHDOG",
 ];
 
+/// How long the work goes on before the guest is moved.
+const BETWEEN: Duration = Duration::from_millis(500);
+
 /// What can be at work meanwhile.
 type Load = fn(&Guest, &str) -> Result<String>;
 const LOADS: &[(&str, Load)] = &[
@@ -25,14 +29,63 @@ const LOADS: &[(&str, Load)] = &[
     ("net", network::check),
     ("edu", edu::dma_and_msi),
     ("vsock", vsock::check),
+    ("memory", memory),
 ];
+
+/// Words of memory that are written in turn, a page apart.
+const PAGES: usize = 4096;
+const WORDS: usize = 512;
+/// How often they are in one round of work.
+const PASSES: u64 = 20;
 
 /// `ROUNDS:LOAD+LOAD...`: the guest is paused so often while these are at work. Nothing that is under
 /// way fails, and nobody raises an alarm.
 pub(super) fn check(guest: &Guest, argument: &str) -> Result<String> {
-    let (times, names) = argument.split_once(':').context("pauses=ROUNDS:LOADS")?;
+    let (times, loads) = argument.split_once(':').context("pauses=ROUNDS:LOADS")?;
+    at_work(guest, loads, |agent| {
+        agent.request(&format!("pauses {times}"))
+    })
+}
+
+/// `TIMES:LOAD+LOAD...`: the guest goes on in another process so often. By `TIMES/live` it is saved while
+/// it runs, and what it did since then is forgotten: no load may be one that anybody else remembers.
+pub(super) fn moves(guest: &Guest, argument: &str) -> Result<String> {
+    let (times, loads) = argument.split_once(':').context("moves=TIMES:LOADS")?;
+    let (times, request) = match times.strip_suffix("/live") {
+        Some(times) => (times, "move live"),
+        None => (times, "move"),
+    };
+    let times: u32 = times.parse().context("moves=TIMES:LOADS")?;
+    at_work(guest, loads, |agent| {
+        for _ in 0..times {
+            thread::sleep(BETWEEN);
+            agent.request(request)?;
+        }
+        Ok(())
+    })
+}
+
+/// Writes words in turn, and finds each as the turn before has left it: all of memory is of one
+/// moment.
+fn memory(_guest: &Guest, _argument: &str) -> Result<String> {
+    let words: Vec<AtomicU64> = (0..PAGES * WORDS).map(|_| AtomicU64::new(0)).collect();
+    for pass in 0..PASSES {
+        for word in words.iter().step_by(WORDS) {
+            let found = word.swap(pass + 1, Ordering::SeqCst);
+            ensure!(found == pass, "a page has {found} in pass {pass}");
+        }
+    }
+    Ok(String::new())
+}
+
+/// Has the agent do something while `loads`, joined by `+`, are at work.
+fn at_work(
+    guest: &Guest,
+    loads: &str,
+    ask: impl FnOnce(&mut Agent) -> Result<()>,
+) -> Result<String> {
     let mut chosen = Vec::new();
-    for name in names.split('+') {
+    for name in loads.split('+') {
         let load = LOADS.iter().find(|(known, _)| *known == name);
         chosen.push(load.with_context(|| format!("{name} is no load"))?);
     }
@@ -43,7 +96,7 @@ pub(super) fn check(guest: &Guest, argument: &str) -> Result<String> {
             .into_iter()
             .map(|(name, load)| (name, scope.spawn(|| work(guest, *load, &over))))
             .collect();
-        let asked = agent.request(&format!("pauses {times}"));
+        let asked = ask(&mut agent);
         over.store(true, Ordering::Release);
         let mut said = Vec::new();
         for (name, load) in loads {

@@ -1,0 +1,157 @@
+//! A guest that is saved and goes on in another nido, once and once more.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::control::request;
+use super::log::read_lines;
+use super::restores;
+use crate::hash::sha256;
+use crate::protocol::GuestLine;
+use crate::sys;
+
+/// Files of disks, and what is written to them after a snapshot is no part of it.
+const DISK: &str = "img";
+
+/// A nido that has gone on with a guest, and the guest's terminal.
+pub(super) struct Moved {
+    pub(super) child: Child,
+    pub(super) keyboard: ChildStdin,
+    pub(super) screen: ChildStdout,
+}
+
+/// Where a guest goes.
+pub(super) struct Way<'a> {
+    /// nido.
+    pub(super) program: &'a Path,
+    /// Its control socket, before and after.
+    pub(super) socket: &'a Path,
+    /// The directory of disks and sockets.
+    pub(super) scratch: &'a Path,
+    /// Where nido's messages go.
+    pub(super) messages: &'a Path,
+}
+
+impl Way<'_> {
+    /// The snapshot's directory.
+    pub(super) fn snapshot(&self) -> PathBuf {
+        self.scratch.join("snapshot")
+    }
+
+    fn copies(&self) -> PathBuf {
+        self.scratch.join("copies")
+    }
+
+    /// Saves the guest of `nido`, kills that in the same moment, or later if it is `live`, and has another
+    /// one go on. Returns what nido says of the snapshot, too.
+    pub(super) fn go(&self, nido: &mut Child, live: bool) -> Result<(Moved, String)> {
+        if !live {
+            ask(self.socket, "pause", "the guest is paused")?;
+        }
+        let wish = format!("snapshot {}", self.snapshot().display());
+        let said = ask(self.socket, &wish, "the snapshot is in ")?;
+        fs::create_dir_all(self.copies())?;
+        copy_disks(self.scratch, &self.copies())?;
+        sys::kill(nido.id());
+        nido.wait()?;
+        Ok((self.restore()?, said.trim().to_owned()))
+    }
+
+    /// Has a nido go on with the guest that was saved.
+    fn restore(&self) -> Result<Moved> {
+        let messages = OpenOptions::new().append(true).open(self.messages)?;
+        let mut command = Command::new(self.program);
+        command
+            .arg(format!("--restore={}", self.snapshot().display()))
+            .arg(format!("--control=path={}", self.socket.display()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(messages)
+            .process_group(0);
+        sys::die_with_parent(&mut command);
+        let mut child = command.spawn().context("cannot start nido")?;
+        let (keyboard, screen) = (child.stdin.take(), child.stdout.take());
+        Ok(Moved {
+            child,
+            keyboard: keyboard.context("no stdin")?,
+            screen: screen.context("no stdout")?,
+        })
+    }
+
+    /// Has the guest go on once more where it was saved last, within `limit`: it reports what it has
+    /// `reported` before, and the snapshot stays as it is. What nido has to refuse is tried as well.
+    pub(super) fn once_more(&self, reported: &[String], limit: Duration) -> Result<()> {
+        copy_disks(&self.copies(), self.scratch)?;
+        restores::refused(self)?;
+        let before = self.hashes()?;
+        let mut moved = self.restore()?;
+        super::session::type_line(&mut moved.keyboard, "ok");
+        let (sender, lines) = mpsc::channel();
+        read_lines(moved.screen, sender);
+        let until = Instant::now() + limit;
+        let mut reports = Vec::new();
+        let outcome = loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match lines.recv_timeout(left) {
+                Ok(line) => {
+                    reports.extend(GuestLine::parse(&line.text).and_then(|line| outcome_of(&line)))
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => break Ok(()),
+                Err(mpsc::RecvTimeoutError::Timeout) => break Err(limit),
+            }
+        };
+        if let Err(limit) = outcome {
+            sys::kill(moved.child.id());
+            moved.child.wait()?;
+            bail!("no end within {} s", limit.as_secs());
+        }
+        let status = moved.child.wait()?;
+        ensure!(status.success(), "nido ended with {status}");
+        ensure!(reports == reported, "{reports:?} instead of {reported:?}");
+        ensure!(self.hashes()? == before, "the snapshot has changed");
+        Ok(())
+    }
+
+    fn hashes(&self) -> Result<BTreeMap<PathBuf, String>> {
+        let mut hashes = BTreeMap::new();
+        for entry in fs::read_dir(self.snapshot())? {
+            let path = entry?.path();
+            let hash = sha256(&fs::read(&path)?);
+            hashes.insert(path, hash);
+        }
+        Ok(hashes)
+    }
+}
+
+/// A check of the guest and how it came out, if the line is about one.
+pub(super) fn outcome_of(line: &GuestLine) -> Option<String> {
+    match line {
+        GuestLine::Report { check, passed, .. } => Some(format!("{check}: {passed}")),
+        _ => None,
+    }
+}
+
+fn copy_disks(from: &Path, to: &Path) -> Result<()> {
+    for entry in fs::read_dir(from)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == DISK)
+            && let Some(name) = path.file_name()
+        {
+            fs::copy(&path, to.join(name)).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+fn ask(socket: &Path, text: &str, begin: &str) -> Result<String> {
+    let answer = request(socket, text)?;
+    ensure!(answer.starts_with(begin), "`{text}`: {}", answer.trim());
+    Ok(answer)
+}
