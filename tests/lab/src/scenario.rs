@@ -399,19 +399,19 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "second-stage",
-        description: "x-flts=off: the same through second-stage tables",
+        description: "x-flts=off: the same through second-stage tables; it is saved at work, and goes on",
         unit: Some(SECOND_STAGE),
         arguments: DEVICES_WITH_CONSOLE,
-        plan: "scalable,smp=2,groups,translation=second-stage,intremap=x2apic,disk=2,net,rng,console,edu,interrupts=remapped,\
+        plan: "scalable,smp=2,groups,translation=second-stage,intremap=x2apic,moves=1:disk+net+edu,disk=2,net,rng,console,edu,interrupts=remapped,\
                nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {
         name: "legacy",
-        description: "the guest says sm_off: the same in legacy mode",
+        description: "the guest says sm_off: the same in legacy mode; it is saved at work, and goes on",
         command_line: "intel_iommu=on,sm_off",
         arguments: DEVICES_WITH_CONSOLE,
-        plan: "legacy,smp=2,groups,translation=legacy,intremap=x2apic,disk=2,net,rng,console,edu,interrupts=remapped,\
+        plan: "legacy,smp=2,groups,translation=legacy,intremap=x2apic,moves=1:disk+net+edu,disk=2,net,rng,console,edu,interrupts=remapped,\
                nofaults>poweroff",
         ..DEFAULT
     },
@@ -427,7 +427,7 @@ const SCENARIOS: &[Scenario] = &[
         name: "strict",
         description: "the guest says iommu.strict=1: every unmap is invalidated at once",
         command_line: "intel_iommu=on,sm_on iommu.strict=1",
-        plan: "scalable,smp=2,groups=DMA,translation=first-stage,invalidation=strict,intremap=x2apic,disk=2,net,rng,edu,\
+        plan: "scalable,smp=2,groups=DMA,translation=first-stage,invalidation=strict,intremap=x2apic,moves=1:disk+net+edu,disk=2,net,rng,edu,\
                interrupts=remapped,nofaults>poweroff",
         ..DEFAULT
     },
@@ -502,7 +502,7 @@ const SCENARIOS: &[Scenario] = &[
         description: "no intel-iommu at all: everything works untranslated",
         unit: None,
         command_line: "vfio.enable_unsafe_noiommu_mode=1",
-        plan: "no-unit,smp=2,intremap=off,disk=2,net,rng,edu,edu-intx=plain,interrupts=plain,nofaults>poweroff",
+        plan: "no-unit,smp=2,intremap=off,moves=1:disk+net+edu,disk=2,net,rng,edu,edu-intx=plain,interrupts=plain,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {
@@ -529,7 +529,7 @@ const SCENARIOS: &[Scenario] = &[
             "--device",
             "edu,ats=on,pasid=on,pri=on,dma_mask=0xffffffffffffffff",
         ],
-        plan: "scalable,smp=2,translation=first-stage,intremap=x2apic,disk=2,net,sva,interrupts=remapped,nofaults\
+        plan: "scalable,smp=2,translation=first-stage,intremap=x2apic,moves=1:disk+net+sva,disk=2,net,sva,interrupts=remapped,nofaults\
                >poweroff",
         ..DEFAULT
     },
@@ -568,7 +568,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "intx",
         description: "edu's level-triggered pin through the IOAPIC and its remapping entry, to each vCPU in turn",
-        plan: "scalable,smp=2,intremap=x2apic,edu-intx=remapped,edu,disk=2,net,interrupts=remapped,nofaults>poweroff",
+        plan: "scalable,smp=2,intremap=x2apic,moves=1:disk+net+edu,edu-intx=remapped,edu,disk=2,net,interrupts=remapped,nofaults>poweroff",
         ..DEFAULT
     },
     Scenario {
@@ -597,14 +597,22 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "snapshot",
         description: "a guest is saved three times while its disks, its network and edu are at work, and goes on in another nido; then once more, the same",
-        plan: "scalable,smp=2,translation=first-stage,moves=2:disk+net+edu,moves=1:disk+memory+edu,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
+        plan: "scalable,smp=2,translation=first-stage,moves=2:disk+net+edu,moves=1/twice:disk+memory+edu,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
+        arguments: &[
+            "--device",
+            "edu",
+            "--device",
+            "pcie-root-port,id=rp0",
+            "--device",
+            "virtio-rng-pci,bus=rp0",
+        ],
         limit: Duration::from_secs(240),
         ..DEFAULT
     },
     Scenario {
         name: "snapshot-live",
         description: "the same of a guest that goes on meanwhile: what it did since then is forgotten",
-        plan: "scalable,smp=2,translation=first-stage,moves=2/live:memory+edu,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
+        plan: "scalable,smp=2,translation=first-stage,moves=2/live/twice:memory+edu,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
         limit: Duration::from_secs(240),
         ..DEFAULT
     },
@@ -635,7 +643,7 @@ const SCENARIOS: &[Scenario] = &[
         name: "reboot",
         description: "three reboots from inside, one of them by kexec from sm_on to sm_off",
         initramfs: Initramfs::Kexec,
-        plan: "scalable,translation=first-stage,disk=2,net,edu,nofaults>restart;\
+        plan: "scalable,translation=first-stage,moves=1:disk+net+edu,disk=2,net,edu,nofaults>restart;\
                scalable,translation=first-stage,disk=2,nofaults>kexec:intel_iommu=on,sm_off;\
                legacy,translation=legacy,disk=2,edu,nofaults>restart;\
                scalable,translation=first-stage,disk=2,net,rng,nofaults>poweroff",

@@ -6,14 +6,13 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::control::request;
 use super::log::read_lines;
 use super::restores;
-use crate::hash::sha256;
 use crate::protocol::GuestLine;
 use crate::sys;
 
@@ -90,7 +89,7 @@ impl Way<'_> {
     pub(super) fn once_more(&self, reported: &[String], limit: Duration) -> Result<()> {
         copy_disks(&self.copies(), self.scratch)?;
         restores::refused(self)?;
-        let before = self.hashes()?;
+        let before = self.files()?;
         let mut moved = self.restore()?;
         super::session::type_line(&mut moved.keyboard, "ok");
         let (sender, lines) = mpsc::channel();
@@ -115,18 +114,19 @@ impl Way<'_> {
         let status = moved.child.wait()?;
         ensure!(status.success(), "nido ended with {status}");
         ensure!(reports == reported, "{reports:?} instead of {reported:?}");
-        ensure!(self.hashes()? == before, "the snapshot has changed");
+        ensure!(self.files()? == before, "the snapshot has changed");
         Ok(())
     }
 
-    fn hashes(&self) -> Result<BTreeMap<PathBuf, String>> {
-        let mut hashes = BTreeMap::new();
+    /// What tells whether a file of the snapshot was written to.
+    fn files(&self) -> Result<BTreeMap<PathBuf, (u64, SystemTime)>> {
+        let mut files = BTreeMap::new();
         for entry in fs::read_dir(self.snapshot())? {
-            let path = entry?.path();
-            let hash = sha256(&fs::read(&path)?);
-            hashes.insert(path, hash);
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            files.insert(entry.path(), (metadata.len(), metadata.modified()?));
         }
-        Ok(hashes)
+        Ok(files)
     }
 }
 

@@ -61,7 +61,12 @@ pub(super) fn refused(way: &Way<'_>) -> Result<()> {
         fs::set_permissions(&copy, Permissions::from_mode(0o700))?;
         for entry in fs::read_dir(way.snapshot())? {
             let entry = entry?;
-            fs::copy(entry.path(), copy.join(entry.file_name()))?;
+            let place = copy.join(entry.file_name());
+            // Memory is large, and stays as it is.
+            match entry.file_name() == "state" {
+                true => fs::copy(entry.path(), place).map(drop)?,
+                false => fs::hard_link(entry.path(), place)?,
+            }
         }
         change(&copy).context(*what)?;
         let said = run(way, &copy, arguments)?;
@@ -136,10 +141,8 @@ fn shorten(directory: &Path) -> Result<()> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         if path.file_name().is_some_and(|name| name != "state") {
-            fs::OpenOptions::new()
-                .write(true)
-                .open(path)?
-                .set_len(1 << 20)?;
+            fs::remove_file(&path)?;
+            fs::File::create(path)?.set_len(1 << 20)?;
         }
     }
     Ok(())

@@ -134,7 +134,7 @@ impl Session<'_> {
         let mut before = None;
         let mut runs = None;
         let mut taken = Vec::new();
-        // What the guest has reported since it was saved.
+        // What the guest has reported since it was saved, if it is to go on from there once more.
         let mut saved: Option<Vec<String>> = None;
         loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
@@ -197,7 +197,7 @@ impl Session<'_> {
                                         (child, keyboard, lines) =
                                             (moved.child, moved.keyboard, receiver);
                                         details.push((COUNTED.to_owned(), said));
-                                        saved = Some(Vec::new());
+                                        saved = how.contains("twice").then(Vec::new);
                                         Ok(())
                                     }
                                 },
@@ -336,7 +336,7 @@ impl Session<'_> {
     }
 
     fn go(&self, nido: &mut Child, how: &str) -> Result<(Moved, String)> {
-        self.way()?.go(nido, how == "live")
+        self.way()?.go(nido, how.contains("live"))
     }
 
     fn pauses(&self, rounds: &str) -> Result<()> {

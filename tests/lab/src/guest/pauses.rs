@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::agent::Agent;
-use super::{Guest, disk, edu, network, vsock};
+use super::{Guest, disk, edu, network, sva, vsock};
 use crate::kernel_log;
 
 /// Words of the kernel when it takes time that has passed for a fault.
@@ -30,6 +30,7 @@ const LOADS: &[(&str, Load)] = &[
     ("edu", edu::dma_and_msi),
     ("vsock", vsock::check),
     ("memory", memory),
+    ("sva", sva::check),
 ];
 
 /// Words of memory that are written in turn, a page apart.
@@ -47,19 +48,18 @@ pub(super) fn check(guest: &Guest, argument: &str) -> Result<String> {
     })
 }
 
-/// `TIMES:LOAD+LOAD...`: the guest goes on in another process so often. By `TIMES/live` it is saved while
-/// it runs, and what it did since then is forgotten: no load may be one that anybody else remembers.
+/// `TIMES[/live][/twice]:LOAD+LOAD...`: the guest goes on in another process so often. If it is saved
+/// while it runs (`live`), what it did since then is forgotten: no load may be one that anybody else
+/// remembers. Nor may it be if the agent has the guest go on a second time (`twice`), at its end.
 pub(super) fn moves(guest: &Guest, argument: &str) -> Result<String> {
-    let (times, loads) = argument.split_once(':').context("moves=TIMES:LOADS")?;
-    let (times, request) = match times.strip_suffix("/live") {
-        Some(times) => (times, "move live"),
-        None => (times, "move"),
-    };
-    let times: u32 = times.parse().context("moves=TIMES:LOADS")?;
+    let (manner, loads) = argument.split_once(':').context("moves=TIMES:LOADS")?;
+    let mut manner = manner.split('/');
+    let times = manner.next().and_then(|times| times.parse::<u32>().ok());
+    let request = manner.fold("move".to_owned(), |request, word| request + " " + word);
     at_work(guest, loads, |agent| {
-        for _ in 0..times {
+        for _ in 0..times.context("moves=TIMES:LOADS")? {
             thread::sleep(BETWEEN);
-            agent.request(request)?;
+            agent.request(&request)?;
         }
         Ok(())
     })
