@@ -499,8 +499,9 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "no-unit",
-        description: "no intel-iommu at all: everything works untranslated",
+        description: "no intel-iommu at all: everything works untranslated, in memory that others can map",
         unit: None,
+        memory: "512M,shared=on",
         command_line: "vfio.enable_unsafe_noiommu_mode=1",
         plan: "no-unit,smp=2,intremap=off,moves=1:disk+net+edu,disk=2,net,rng,edu,edu-intx=plain,interrupts=plain,nofaults>poweroff",
         ..DEFAULT
