@@ -2,7 +2,7 @@
 //!
 //! The machine is described by the options that make such a one, its parts say what they are like
 //! ([`state`]), and its memory is a sparse file. A client of the control socket asks for a snapshot
-//! ([`save`]); `--restore` [opens](open) one.
+//! ([`save()`]); `--restore` [opens](open) one.
 
 mod child;
 mod directory;
