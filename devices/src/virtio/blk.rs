@@ -323,15 +323,9 @@ impl VirtioDevice for Block {
         None
     }
 
-    /// What was written is to be there together with the memory of a guest that knows that it has
-    /// written it. Every part does so, as each knows of its own requests only that they have ended.
+    /// All that the guest wrote is in the file. Having the host write it to the disk is left to whoever
+    /// saves the machine: it may take long, and the guest need not stand still for it.
     fn save(&mut self) -> Result<Section, SaveError> {
-        if !self.target.readonly {
-            let stable = self.target.file.sync_data();
-            stable.map_err(|error| {
-                SaveError::new(format_args!("its file does not become stable: {error}"))
-            })?;
-        }
         Section::new(KIND, VERSION, &())
     }
 

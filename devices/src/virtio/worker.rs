@@ -136,7 +136,12 @@ impl Worker {
     /// What the part says instead, or that it has said nothing until `until`.
     pub(super) fn state(&self, until: Instant) -> Result<PartState, SaveError> {
         let left = until.saturating_duration_since(Instant::now());
-        let late = |_| SaveError::new("it waits for the host, which does not answer");
+        let late = |error| {
+            SaveError::new(match error {
+                RecvTimeoutError::Timeout => "its thread does not answer; try again",
+                RecvTimeoutError::Disconnected => "its thread has ended; please report this",
+            })
+        };
         self.states.recv_timeout(left).map_err(late)?
     }
 

@@ -144,8 +144,9 @@ fn a_read_that_waits_keeps_a_disk_from_being_saved() {
     eventually("it reads", || {
         driver.function.park();
         std::thread::sleep(A_WHILE / 4);
-        let text = driver.function.save().expect_err("no disk").to_string();
-        let reads = text == "it is at work; pause the guest before";
+        let saved = driver.function.save();
+        let reads =
+            saved.is_err_and(|error| error.to_string() == "it is at work; pause the guest before");
         if !reads {
             driver.function.resume();
         }
@@ -153,8 +154,5 @@ fn a_read_that_waits_keeps_a_disk_from_being_saved() {
     });
     std::fs::write(pipe.as_path(), [9; 512]).unwrap();
     eventually("it parks", || driver.function.parked().is_ok());
-    // A pipe is nothing that becomes stable.
-    let error = driver.function.save().expect_err("no file");
-    let text = "its file does not become stable: Invalid argument (os error 22)";
-    assert_eq!(error.to_string(), text);
+    driver.function.save().expect("it is over");
 }
