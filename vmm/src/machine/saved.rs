@@ -23,9 +23,6 @@ const IOAPIC: &str = "ioapic";
 const SERIAL: &str = "serial";
 const CLOCK: &str = "clock";
 
-/// How often lost ends of interrupts are looked for: an end can have the next one be sent, once for each
-/// pin.
-const ROUNDS: usize = 24;
 /// How long the unit of a machine that was just made may take to be idle.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -37,6 +34,9 @@ impl Machine {
     /// The part that cannot be saved, and why.
     pub(crate) fn save(&self) -> Result<Sections, String> {
         let mut sections = Sections::default();
+        // Before the unit, which may have to record that one is blocked.
+        self.end_lost_interrupts()
+            .map_err(|error| late(IOAPIC, error))?;
         if let Some(unit) = &self.unit {
             let state = unit.save().map_err(|error| late(UNIT, error))?;
             let section = Section::new(UNIT, UnitState::VERSION, &state);
@@ -52,8 +52,6 @@ impl Machine {
         }
         let serial = self.serial.save().map_err(|error| late(SERIAL, error))?;
         sections.add(SERIAL, serial);
-        self.end_lost_interrupts()
-            .map_err(|error| late(IOAPIC, error))?;
         let ioapic = self.ioapic.save().map_err(|error| late(IOAPIC, error))?;
         sections.add(IOAPIC, ioapic);
         for (id, vcpu) in self.vcpus.iter().enumerate() {
@@ -69,20 +67,20 @@ impl Machine {
     }
 
     /// Ends level-triggered interrupts whose handlers are over: a vCPU that is stopped between the end of
-    /// an interrupt and the exit for it keeps the exit to itself.
+    /// an interrupt and the exit for it keeps the exit to itself. An end can have the next interrupt be
+    /// sent, which may reach nobody: each vector is ended once.
     fn end_lost_interrupts(&self) -> Result<(), SaveError> {
-        for _ in 0..ROUNDS {
+        let mut ended = Vec::new();
+        loop {
             let vectors = vcpu::unfinished(&self.vcpus)?;
-            let in_service = self.ioapic.in_service();
-            let mut lost = in_service
-                .into_iter()
-                .filter(|vector| !vectors.contains(*vector));
-            let Some(vector) = lost.next() else {
+            let mut lost = self.ioapic.in_service();
+            lost.retain(|vector| !vectors.contains(*vector) && !ended.contains(vector));
+            if lost.is_empty() {
                 return Ok(());
-            };
-            self.ioapic.eoi(vector);
+            }
+            lost.iter().for_each(|vector| self.ioapic.eoi(*vector));
+            ended.extend(lost);
         }
-        Ok(())
     }
 
     /// Becomes the machine that `sections` are of, paused. This one was just made, and has run nothing.

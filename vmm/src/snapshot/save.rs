@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use super::child::Child;
 use super::directory::{NewMemory, Writing};
 use super::progress::{GIVEN_UP, Progress, Snapshots};
 use crate::cli;
-use crate::config::SnapshotConfig;
+use crate::config::{Config, FunctionKind, SnapshotConfig};
 use crate::machine::{Machine, Work};
 use crate::memory::Memory;
 use crate::memory::saved::Touched;
@@ -42,6 +42,8 @@ pub(crate) trait Still {
 /// What was taken while the guest stood still.
 struct Taken {
     state: Vec<u8>,
+    /// Files of disks, which hold what the guest wrote.
+    disks: Vec<PathBuf>,
     memory: Taking,
 }
 
@@ -78,11 +80,11 @@ pub(crate) fn save(
         progress: &turn.progress,
     };
     let began = Instant::now();
-    let (state, stood) = if wish.live.unwrap_or(can_live) {
+    let (state, disks, stood) = if wish.live.unwrap_or(can_live) {
         let taken = saving.take(subject, &memory, true)?;
         let stood = began.elapsed();
         saving.write(taken.memory, &memory)?;
-        (taken.state, stood)
+        (taken.state, taken.disks, stood)
     } else {
         let still = subject.pause()?;
         let taken = saving.take(subject, &memory, false)?;
@@ -91,12 +93,13 @@ pub(crate) fn save(
             return Err("the guest went on before all was written: do not `resume` it meanwhile, or write live=on".to_owned());
         }
         drop(still);
-        (taken.state, began.elapsed())
+        (taken.state, taken.disks, began.elapsed())
     };
     let size = memory
         .file
         .metadata()
         .map_err(|error| saving.refusal(&error))?;
+    sync(&disks)?;
     let complete = || turn.progress.complete();
     writing.finish(&state, memory, complete).map_err(explain)?;
     Ok(format!(
@@ -131,7 +134,9 @@ impl Saving<'_> {
         let (give, taken) = channel();
         let progress = Arc::clone(self.progress);
         let work = move |machine: &mut Machine| {
-            let state = encode(machine, place)?;
+            let config = machine.config();
+            let state = encode(machine, &config, place)?;
+            let disks = written_to(&config);
             let memory = if live {
                 let child = start(machine, &mut file)?;
                 progress.set_child(Some(child.pid()));
@@ -141,7 +146,11 @@ impl Saving<'_> {
                 Taking::Now(Arc::clone(machine.memory()), source)
             };
             // Nobody waits for it any more only when the process ends.
-            let _ = give.send(Taken { state, memory });
+            let _ = give.send(Taken {
+                state,
+                disks,
+                memory,
+            });
             Ok(String::new())
         };
         subject.work(Box::new(work))?;
@@ -184,7 +193,7 @@ impl Saving<'_> {
 }
 
 /// The state of a machine that stands still, as a file has it.
-fn encode(machine: &Machine, memory: MemoryFile) -> Result<Vec<u8>, String> {
+fn encode(machine: &Machine, config: &Config, memory: MemoryFile) -> Result<Vec<u8>, String> {
     if machine.assigner().is_some() {
         return Err(
             "a machine with --object iommufd cannot be saved: what its remapping unit offers follows the host's devices"
@@ -192,7 +201,7 @@ fn encode(machine: &Machine, memory: MemoryFile) -> Result<Vec<u8>, String> {
         );
     }
     let sections = machine.save()?;
-    let options = cli::written(&machine.config()).ok_or(
+    let options = cli::written(config).ok_or(
         "a path of the machine is no text (UTF-8), which a snapshot cannot have: give the file another name",
     )?;
     let state = state::encode(&MachineState {
@@ -204,6 +213,31 @@ fn encode(machine: &Machine, memory: MemoryFile) -> Result<Vec<u8>, String> {
     state.map_err(|error| error.to_string())
 }
 
+/// The files of disks that the guest writes to.
+fn written_to(config: &Config) -> Vec<PathBuf> {
+    let disks = config
+        .functions
+        .iter()
+        .filter_map(|function| match &function.kind {
+            FunctionKind::Disk(disk) if !disk.readonly => Some(disk.path.clone()),
+            _ => None,
+        });
+    disks.collect()
+}
+
+/// Has the host write to its disks what the guest wrote to these files: its memory knows of it.
+fn sync(disks: &[PathBuf]) -> Result<(), String> {
+    disks.iter().try_for_each(|path| {
+        let synced = File::open(path).and_then(|file| file.sync_data());
+        synced.map_err(|error| {
+            format!(
+                "the disk {} does not become stable: {error}; see whether it is where it was",
+                path.display()
+            )
+        })
+    })
+}
+
 /// Has a child write the machine's memory to `file`. This is the main thread, which lives as long as the
 /// process.
 fn start(machine: &Machine, file: &mut File) -> Result<Child, String> {
@@ -211,4 +245,16 @@ fn start(machine: &Machine, file: &mut File) -> Result<Child, String> {
     Child::start(&touched, file).map_err(|error| {
         format!("the host gives no process that writes memory ({error}); write live=off, which has the guest stand still meanwhile")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_has_gone_is_told_by_its_path() {
+        assert_eq!(sync(&["/dev/null".into()][..0]), Ok(()));
+        let why = sync(&["/none/such.img".into()]).expect_err("it is not there");
+        assert!(why.contains("/none/such.img"), "{why}");
+    }
 }
