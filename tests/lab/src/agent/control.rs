@@ -51,6 +51,13 @@ pub(super) fn request(socket: &Path, text: &str) -> Result<String> {
     Ok(receive(&mut BufReader::new(stream))?)
 }
 
+/// One request, whose answer begins so.
+pub(super) fn ask(socket: &Path, text: &str, begin: &str) -> Result<String> {
+    let answer = request(socket, text)?;
+    ensure!(answer.starts_with(begin), "`{text}`: {}", answer.trim());
+    Ok(answer)
+}
+
 /// The lines up to the empty one, which ends an answer.
 fn receive(stream: &mut impl BufRead) -> std::io::Result<String> {
     let mut answer = String::new();

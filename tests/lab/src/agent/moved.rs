@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout};
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::control::request;
+use super::control::ask;
 use super::log::read_lines;
-use super::restores;
+use super::{restores, session};
 use crate::protocol::GuestLine;
 use crate::sys;
 
@@ -66,16 +65,11 @@ impl Way<'_> {
     /// Has a nido go on with the guest that was saved.
     fn restore(&self) -> Result<Moved> {
         let messages = OpenOptions::new().append(true).open(self.messages)?;
-        let mut command = Command::new(self.program);
-        command
-            .arg(format!("--restore={}", self.snapshot().display()))
-            .arg(format!("--control=path={}", self.socket.display()))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(messages)
-            .process_group(0);
-        sys::die_with_parent(&mut command);
-        let mut child = command.spawn().context("cannot start nido")?;
+        let arguments = [
+            format!("--restore={}", self.snapshot().display()),
+            format!("--control=path={}", self.socket.display()),
+        ];
+        let mut child = session::spawn(self.program, &arguments, messages)?;
         let (keyboard, screen) = (child.stdin.take(), child.stdout.take());
         Ok(Moved {
             child,
@@ -91,7 +85,7 @@ impl Way<'_> {
         restores::refused(self)?;
         let before = self.files()?;
         let mut moved = self.restore()?;
-        super::session::type_line(&mut moved.keyboard, "ok");
+        session::type_line(&mut moved.keyboard, "ok");
         let (sender, lines) = mpsc::channel();
         read_lines(moved.screen, sender);
         let until = Instant::now() + limit;
@@ -148,10 +142,4 @@ fn copy_disks(from: &Path, to: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn ask(socket: &Path, text: &str, begin: &str) -> Result<String> {
-    let answer = request(socket, text)?;
-    ensure!(answer.starts_with(begin), "`{text}`: {}", answer.trim());
-    Ok(answer)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::control::request;
+use super::control;
 
 /// How long the guest stays paused.
 const TIME: Duration = Duration::from_millis(50);
@@ -15,11 +15,7 @@ const BETWEEN: Duration = Duration::from_millis(200);
 
 /// Pauses the guest `rounds` times, and has nido refuse what is wrong meanwhile.
 pub(super) fn check(socket: &Path, rounds: u32) -> Result<()> {
-    let ask = |text: &str, begin: &str| {
-        let answer = request(socket, text)?;
-        ensure!(answer.starts_with(begin), "`{text}`: {}", answer.trim());
-        Ok(answer)
-    };
+    let ask = |text, begin| control::ask(socket, text, begin);
     ask("resume", "error: the guest is not paused")?;
     for round in 0..rounds {
         ask("pause", "the guest is paused")?;

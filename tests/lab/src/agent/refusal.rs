@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -37,13 +37,27 @@ pub(super) fn check(task: &Task, devices: &Devices, refusal: &Refusal) -> Result
 }
 
 fn refused(task: &Task, devices: &Devices, refusal: &Refusal, log: &Path) -> Result<String> {
-    let messages = fs::File::create(log)?;
     let mut command = Command::new(task.files.join("nido"));
     command.args(["--memory", "128M", "--cpus", "1", "--kernel"]);
     command.arg(task.kernel());
     for argument in refusal.arguments {
         command.arg(devices.substitute(argument));
     }
+    let (status, said) = run(command, log)?;
+    ensure!(
+        status.code().is_some_and(|code| code != 0),
+        "nido ended with {status}: {said}"
+    );
+    for words in refusal.says {
+        let words = devices.substitute(words);
+        ensure!(said.contains(&words), "no '{words}' in: {}", said.trim());
+    }
+    Ok(said.trim().to_owned())
+}
+
+/// Runs a nido that is to refuse, and returns how it ended and what it has said.
+pub(super) fn run(mut command: Command, log: &Path) -> Result<(ExitStatus, String)> {
+    let messages = fs::File::create(log)?;
     command
         .stdin(Stdio::null())
         .stdout(messages.try_clone()?)
@@ -62,14 +76,5 @@ fn refused(task: &Task, devices: &Devices, refusal: &Refusal, log: &Path) -> Res
         }
         std::thread::sleep(Duration::from_millis(10));
     };
-    let said = fs::read_to_string(log)?;
-    ensure!(
-        status.code().is_some_and(|code| code != 0),
-        "nido ended with {status}: {said}"
-    );
-    for words in refusal.says {
-        let words = devices.substitute(words);
-        ensure!(said.contains(&words), "no '{words}' in: {}", said.trim());
-    }
-    Ok(said.trim().to_owned())
+    Ok((status, fs::read_to_string(log)?))
 }

@@ -3,13 +3,13 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::moved::Way;
+use super::refusal;
 use crate::hash::sha256;
-use crate::sys;
 
 /// What is wrong, what is done to the directory for that, what nido is told besides, with `{}` for the
 /// directory, and what it says.
@@ -79,21 +79,13 @@ pub(super) fn refused(way: &Way<'_>) -> Result<()> {
 fn run(way: &Way<'_>, directory: &Path, arguments: &[&str]) -> Result<String> {
     let place = directory.display().to_string();
     let mut command = Command::new(way.program);
-    command
-        .arg(format!("--restore={place}"))
-        .args(
-            arguments
-                .iter()
-                .map(|argument| argument.replace("{}", &place)),
-        )
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    sys::die_with_parent(&mut command);
-    let output = command.output().context("cannot start nido")?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let code = output.status.code();
-    ensure!(matches!(code, Some(1 | 2)), "{}: {said}", output.status);
+    command.arg(format!("--restore={place}")).args(
+        arguments
+            .iter()
+            .map(|argument| argument.replace("{}", &place)),
+    );
+    let (status, said) = refusal::run(command, &way.scratch.join("refused.log"))?;
+    ensure!(matches!(status.code(), Some(1 | 2)), "{status}: {said}");
     Ok(said)
 }
 

@@ -101,26 +101,12 @@ pub(crate) const MEASURED: &str = "measured";
 pub(crate) const LOOK: &str = "look";
 
 impl Session<'_> {
-    fn start(&self) -> Result<Child> {
-        let messages = File::create(self.messages)?;
-        let mut command = Command::new(self.program);
-        command
-            .args(self.arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(messages)
-            .process_group(0);
-        sys::die_with_parent(&mut command);
-        command
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.program.display()))
-    }
-
     /// Runs it, until `judge` has heard everything.
     pub(super) fn run(&self, mut judge: Judge, report: &mut Report<'_>) -> Result<Outcome> {
         let mut log = Log::create(&self.output.join(format!("{}.log", self.name)))?;
         let started = Instant::now();
-        let mut child = self.start()?;
+        let messages = File::create(self.messages)?;
+        let mut child = spawn(self.program, self.arguments, messages)?;
         let mut keyboard = child.stdin.take().context("no stdin")?;
         let (sender, mut lines) = mpsc::channel();
         let screen = child.stdout.take().context("no stdout")?;
@@ -365,6 +351,21 @@ impl Session<'_> {
             Ok(())
         })
     }
+}
+
+/// Starts nido with a terminal of ours and its messages in a file.
+pub(super) fn spawn(program: &Path, arguments: &[String], messages: File) -> Result<Child> {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(messages)
+        .process_group(0);
+    sys::die_with_parent(&mut command);
+    command
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))
 }
 
 /// A device that is being taken from nido: its driver is unbound, which waits until nido has let go
