@@ -206,6 +206,19 @@ fn machine(arguments: Arguments) -> Result<Machine, UsageError> {
     })))
 }
 
+/// The machine that `options` of a snapshot describe.
+fn configuration(options: &[String]) -> Result<Config, UsageError> {
+    let words = std::iter::once("nido").chain(options.iter().map(String::as_str));
+    let arguments = Arguments::try_parse_from(words)
+        .map_err(|error| UsageError::Message(format!("the snapshot's machine: {error}")))?;
+    match machine(arguments)? {
+        Machine::Config(config) => Ok(*config),
+        Machine::Help(_) => Err(UsageError::Message(
+            "the snapshot's machine is none: it asks for help".to_owned(),
+        )),
+    }
+}
+
 /// What `--disk`, `--net`, `--vsock` and `--device` ask for.
 enum Asked {
     Devices(Devices),

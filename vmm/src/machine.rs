@@ -84,10 +84,9 @@ impl Machine {
         events: &Sender<Event>,
         event_loop: &Handle,
     ) -> anyhow::Result<Self> {
-        let config = &Config {
-            functions: settled::settle(&config.functions)?,
-            ..config.clone()
-        };
+        let mut settled = config.clone();
+        settled.functions = settled::settle(&config.functions)?;
+        let config = &settled;
         let images = Images::open(&config.kernel, config.initramfs.as_deref(), &config.cmdline)?;
         let Foundation {
             vm,
@@ -139,7 +138,6 @@ impl Machine {
         let window = map::window(unit.as_ref())?;
         let bus = map::bus(&root, window.as_ref(), &ioapic, &serial, events)?;
         Ok(Self {
-            config: config.clone(),
             images,
             tables: acpi::tables(config, physical_bits),
             vcpus: create_vcpus(&vm, config.cpus, &cpuid)?,
@@ -163,6 +161,7 @@ impl Machine {
             vm,
             memory,
             source: saved.cloned(),
+            config: settled,
         })
     }
 

@@ -8,7 +8,7 @@ use super::keys::{Key, Table, parse_option};
 use super::places::{ADDR, ID};
 use super::values::{Kind, Value};
 use super::virtio::{DISK, NET};
-use super::{Arguments, Machine, options};
+use super::{Arguments, options};
 use crate::config::{Config, FunctionConfig, FunctionKind};
 
 /// The keys of `--restore`.
@@ -150,17 +150,7 @@ impl Restore {
     /// # Errors
     /// What is changed is not there, or `options` are no machine's.
     pub(crate) fn config(&self, options: &[String]) -> Result<Config, UsageError> {
-        let words = std::iter::once("nido").chain(options.iter().map(String::as_str));
-        let arguments = <Arguments as clap::Parser>::try_parse_from(words)
-            .map_err(|error| UsageError::Message(format!("the snapshot's machine: {error}")))?;
-        let mut config = match super::machine(arguments)? {
-            Machine::Config(config) => *config,
-            Machine::Help(_) => {
-                return Err(UsageError::Message(
-                    "the snapshot's machine is none: it asks for help".to_owned(),
-                ));
-            }
-        };
+        let mut config = super::configuration(options)?;
         self.changes.apply(&mut config)?;
         Ok(config)
     }

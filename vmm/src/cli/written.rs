@@ -7,7 +7,6 @@ use std::path::Path;
 
 use devices::edu::EduOptions;
 
-use super::Request;
 use crate::config::{
     Config, DiskConfig, FileSource, FunctionConfig, FunctionKind, HostDevice, IommuConfig,
     IommufdConfig, MemoryConfig, NetConfig, Served, VfioConfig, VhostUserConfig,
@@ -17,11 +16,8 @@ use crate::config::{
 /// say: a path that is no text.
 pub(crate) fn written(config: &Config) -> Option<Vec<String>> {
     let options = options(config);
-    let words = std::iter::once("nido").chain(options.iter().map(String::as_str));
-    match super::parse(words) {
-        Ok(Request::Run { config: parsed, .. }) if *parsed == *config => Some(options),
-        _ => None,
-    }
+    let parsed = super::configuration(&options).ok()?;
+    (parsed == *config).then_some(options)
 }
 
 fn options(config: &Config) -> Vec<String> {
@@ -259,8 +255,8 @@ fn vfio(config: &VfioConfig) -> List {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::parse;
     use crate::cli::testing::config;
+    use crate::cli::{Request, parse};
 
     fn parsed(options: &[String]) -> Config {
         let words = std::iter::once("nido".to_owned()).chain(options.iter().cloned());

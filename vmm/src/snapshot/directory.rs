@@ -214,16 +214,17 @@ impl Drop for NewMemory {
 pub(crate) fn open(path: &Path) -> anyhow::Result<(MachineState, File)> {
     open_directory(path)?;
     let state = read_state(path)?;
-    let memory = match open_memory(path, &state) {
-        // A new snapshot has replaced the one that was read just now.
-        Err(_) if read_state(path)? != state => {
-            let state = read_state(path)?;
-            let memory = open_memory(path, &state)?;
-            return Ok((state, memory));
-        }
-        memory => memory?,
+    let error = match open_memory(path, &state) {
+        Ok(memory) => return Ok((state, memory)),
+        Err(error) => error,
     };
-    Ok((state, memory))
+    // A new snapshot may have replaced the one that was read just now.
+    let now = read_state(path)?;
+    if now == state {
+        return Err(error);
+    }
+    let memory = open_memory(path, &now)?;
+    Ok((now, memory))
 }
 
 fn read_state(path: &Path) -> anyhow::Result<MachineState> {

@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_disk_that_has_gone_is_told_by_its_path() {
-        assert_eq!(sync(&["/dev/null".into()][..0]), Ok(()));
+        assert_eq!(sync(&[]), Ok(()));
         let why = sync(&["/none/such.img".into()]).expect_err("it is not there");
         assert!(why.contains("/none/such.img"), "{why}");
     }
