@@ -46,6 +46,19 @@ pub(crate) struct MemoryConfig {
     pub(crate) shared: bool,
 }
 
+#[cfg(test)]
+impl MemoryConfig {
+    /// So many bytes, and nothing else that could be wanted.
+    pub(crate) const fn plain(size: u64) -> Self {
+        Self {
+            size,
+            hugepages: false,
+            prefault: false,
+            shared: false,
+        }
+    }
+}
+
 /// A PCI function and where it sits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FunctionConfig {

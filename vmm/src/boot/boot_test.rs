@@ -26,17 +26,7 @@ impl Files {
 }
 
 fn ram() -> Memory {
-    memory::allocate(
-        &MemoryConfig {
-            size: RAM,
-            hugepages: false,
-            prefault: false,
-            shared: false,
-        },
-        memory::Backing::Anonymous,
-        None,
-    )
-    .expect("memory")
+    memory::allocate(&MemoryConfig::plain(RAM), memory::Backing::Anonymous, None).expect("memory")
 }
 
 /// A bzImage of two setup sectors and 0x40 bytes of protected-mode code.

@@ -6,12 +6,7 @@ use super::*;
 
 #[test]
 fn memory_beyond_what_the_machine_has_is_refused_with_a_remedy() {
-    let config = MemoryConfig {
-        size: 1 << 60,
-        hugepages: false,
-        prefault: false,
-        shared: false,
-    };
+    let config = MemoryConfig::plain(1 << 60);
     let message = allocate(&config, Backing::File, None)
         .expect_err("too much")
         .to_string();
@@ -24,12 +19,7 @@ fn memory_beyond_what_the_machine_has_is_refused_with_a_remedy() {
 
 #[test]
 fn both_sides_of_the_hole_are_backed_and_the_hole_is_not() {
-    let config = MemoryConfig {
-        size: 0xc020_0000,
-        hugepages: false,
-        prefault: false,
-        shared: false,
-    };
+    let config = MemoryConfig::plain(0xc020_0000);
     let memory = allocate(&config, Backing::Anonymous, None).expect("memory");
     memory
         .write_obj(1u64, GuestAddress(0xbfff_fff8))
@@ -49,12 +39,7 @@ fn both_sides_of_the_hole_are_backed_and_the_hole_is_not() {
 #[test]
 fn pieces_tell_where_each_byte_is_in_the_file() {
     use std::os::unix::fs::FileExt;
-    let config = MemoryConfig {
-        size: 0xc020_0000,
-        hugepages: false,
-        prefault: false,
-        shared: false,
-    };
+    let config = MemoryConfig::plain(0xc020_0000);
     let memory = allocate(&config, Backing::File, None).expect("memory");
     let pieces = pieces(&memory);
     assert_eq!(
@@ -81,10 +66,8 @@ fn pieces_tell_where_each_byte_is_in_the_file() {
 #[test]
 fn prefaulted_memory_is_resident() {
     let config = MemoryConfig {
-        size: 0x100_0000,
-        hugepages: false,
         prefault: true,
-        shared: false,
+        ..MemoryConfig::plain(0x100_0000)
     };
     for backing in [Backing::Anonymous, Backing::File] {
         assert!(allocate(&config, backing, None).is_ok());
@@ -93,12 +76,7 @@ fn prefaulted_memory_is_resident() {
 
 #[test]
 fn anonymous_memory_is_zero_and_has_no_file() {
-    let config = MemoryConfig {
-        size: 0x100_0000,
-        hugepages: false,
-        prefault: false,
-        shared: false,
-    };
+    let config = MemoryConfig::plain(0x100_0000);
     let memory = allocate(&config, Backing::Anonymous, None).expect("memory");
     assert!(pieces(&memory).is_empty());
     let word: u64 = memory.read_obj(GuestAddress(0)).expect("memory");
@@ -107,12 +85,7 @@ fn anonymous_memory_is_zero_and_has_no_file() {
 
 #[test]
 fn memory_is_mapped_where_huge_pages_can_be() {
-    let config = MemoryConfig {
-        size: 0xc020_0000,
-        hugepages: false,
-        prefault: false,
-        shared: false,
-    };
+    let config = MemoryConfig::plain(0xc020_0000);
     for backing in [Backing::Anonymous, Backing::File] {
         let memory = allocate(&config, backing, None).expect("memory");
         for region in memory.iter() {
@@ -126,12 +99,7 @@ fn memory_is_mapped_where_huge_pages_can_be() {
 
 #[test]
 fn memory_keeps_its_contents_when_it_is_put_into_huge_pages() {
-    let config = MemoryConfig {
-        size: 0x100_0000,
-        hugepages: false,
-        prefault: false,
-        shared: false,
-    };
+    let config = MemoryConfig::plain(0x100_0000);
     let memory = allocate(&config, Backing::File, None).expect("memory");
     for page in (0..config.size).step_by(0x5000) {
         memory

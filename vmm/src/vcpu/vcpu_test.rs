@@ -72,12 +72,7 @@ fn bench(code: &[u8]) -> Option<Bench> {
         eprintln!("skipped: this host has no usable /dev/kvm");
         return None;
     };
-    let config = MemoryConfig {
-        size: 4 << 20,
-        hugepages: false,
-        prefault: false,
-        shared: false,
-    };
+    let config = MemoryConfig::plain(4 << 20);
     let memory = memory::allocate(&config, memory::Backing::Anonymous, None).expect("memory");
     let vm = kvm::create_vm(&host, &memory).expect("a virtual machine");
     let template = Template::new(&host, 1).expect("a CPUID table");

@@ -21,12 +21,7 @@ fn file() -> File {
 }
 
 fn ram(backing: Backing, source: Option<&Arc<File>>) -> Memory {
-    let config = MemoryConfig {
-        size: SIZE,
-        hugepages: false,
-        prefault: false,
-        shared: false,
-    };
+    let config = MemoryConfig::plain(SIZE);
     allocate(&config, backing, source).expect("memory")
 }
 

@@ -12,12 +12,7 @@ use crate::memory::{Backing, Memory, allocate};
 const SIZE: u64 = 64 << 20;
 
 fn ram() -> Memory {
-    let config = MemoryConfig {
-        size: SIZE,
-        hugepages: false,
-        prefault: false,
-        shared: false,
-    };
+    let config = MemoryConfig::plain(SIZE);
     let memory = allocate(&config, Backing::Anonymous, None).expect("memory");
     for page in (0..SIZE).step_by(4096) {
         set(&memory, page, page | 1);

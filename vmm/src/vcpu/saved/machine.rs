@@ -69,12 +69,7 @@ pub(super) struct Machine {
 impl Machine {
     /// A fresh one. `None` on a host without KVM.
     pub(super) fn new(cpus: u8) -> Option<Self> {
-        let config = MemoryConfig {
-            size: 4 << 20,
-            hugepages: false,
-            prefault: false,
-            shared: false,
-        };
+        let config = MemoryConfig::plain(4 << 20);
         let memory = memory::allocate(&config, memory::Backing::Anonymous, None).expect("memory");
         Self::with_memory(cpus, memory)
     }
