@@ -7,6 +7,7 @@
 pub mod edu;
 pub mod ioapic;
 pub mod limit;
+pub mod marks;
 pub mod output;
 pub mod park;
 pub mod power;
@@ -25,8 +26,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub use routes::{InterruptRoute, InterruptRoutes};
 
+/// Guest memory, which marks what is written to it if somebody asks for that.
+pub type GuestRam = vm_memory::GuestMemoryMmap<marks::Marks>;
+
 /// Guest memory as devices share it.
-pub type Memory = Arc<vm_memory::GuestMemoryMmap<()>>;
+pub type Memory = Arc<GuestRam>;
 
 /// What a device is given to reach guest memory.
 pub type Dma = intel_vtd::DmaPort<Memory>;

@@ -16,11 +16,11 @@ use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use linux_loader::loader::load_cmdline;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::cmdline::{self, CmdlineError};
 use crate::layout;
-use crate::memory::Memory;
+use crate::memory::{GuestRam, Memory};
 pub(crate) use cpu_state::CpuState;
 
 /// Why a kernel cannot be booted.
@@ -187,7 +187,7 @@ impl Images {
 
     fn load_kernel(
         &mut self,
-        memory: &GuestMemoryMmap<()>,
+        memory: &GuestRam,
         ram_size: u64,
         reused: bool,
     ) -> Result<Loaded, BootError> {
@@ -221,7 +221,7 @@ impl Images {
     /// piece.
     fn load_initramfs(
         &mut self,
-        memory: &GuestMemoryMmap<()>,
+        memory: &GuestRam,
         loaded: &Loaded,
     ) -> Result<Option<Initramfs>, BootError> {
         let Some((file, path)) = &mut self.initramfs else {
@@ -251,11 +251,7 @@ impl Images {
     }
 
     /// Writes the command line for a kernel that takes `limit` bytes, and returns its size.
-    fn write_cmdline(
-        &self,
-        memory: &GuestMemoryMmap<()>,
-        limit: usize,
-    ) -> Result<usize, BootError> {
+    fn write_cmdline(&self, memory: &GuestRam, limit: usize) -> Result<usize, BootError> {
         let limit = limit.min(layout::boot::CMDLINE_MAX - 1);
         let cmdline = cmdline::check(&self.cmdline, limit)?;
         load_cmdline(memory, GuestAddress(layout::boot::CMDLINE), &cmdline)?;

@@ -14,23 +14,24 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use devices::marks::Marks;
+pub(crate) use devices::{GuestRam, Memory};
 use intel_vtd_host::RamPiece;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::sysinfo::sysinfo;
-use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError, NewBitmap as _};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
-    VolatileMemory,
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion, VolatileMemory,
 };
 
 use crate::config::MemoryConfig;
 use crate::layout;
 
+/// A piece of RAM.
+type Region = MmapRegion<Marks>;
+
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
-
-/// Guest RAM that devices and vCPUs share.
-pub(crate) type Memory = Arc<GuestMemoryMmap<()>>;
 
 /// Why there is no memory for the guest.
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +120,7 @@ pub(crate) fn allocate(
         regions.extend(GuestRegionMmap::new(region, GuestAddress(address)));
         offset += size;
     }
-    let memory = GuestMemoryMmap::from_regions(regions)
+    let memory = GuestRam::from_regions(regions)
         .map_err(io::Error::other)
         .map_err(failure.of("laying out the memory", ""))?;
     if let (Source::Shared(_), Some(saved)) = (source, saved) {
@@ -217,14 +218,14 @@ fn memfd(hugepages: bool) -> io::Result<File> {
     Ok(memfd_create(c"guest-ram", flags)?.into())
 }
 
-fn map(source: Source<'_>, offset: u64, size: u64, hugepages: bool) -> io::Result<MmapRegion> {
+fn map(source: Source<'_>, offset: u64, size: u64, hugepages: bool) -> io::Result<Region> {
     let size = usize::try_from(size).map_err(io::Error::other)?;
     let kind = match source {
         Source::Nothing => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
         Source::Shared(_) => libc::MAP_SHARED,
         Source::Private(_) => libc::MAP_PRIVATE,
     };
-    let mut builder = MmapRegionBuilder::new(size)
+    let mut builder = MmapRegionBuilder::new_with_bitmap(size, Marks::with_len(size))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_hugetlbfs(hugepages);
     // Whoever is given guest memory by this file has to see what the guest writes.
@@ -291,7 +292,7 @@ fn io_error(error: MmapRegionError) -> io::Error {
 /// Puts guest memory that is in a file into huge pages, as far as the host can, and allocates what
 /// of it was not yet: for memory that is about to be pinned as a whole. Its contents stay, and it
 /// may be in use meanwhile.
-pub(crate) fn collapse(memory: &GuestMemoryMmap<()>) {
+pub(crate) fn collapse(memory: &GuestRam) {
     for region in memory.iter() {
         if region.file_offset().is_some() && region.is_hugetlbfs() != Some(true) {
             collapse_region(region);
@@ -301,7 +302,7 @@ pub(crate) fn collapse(memory: &GuestMemoryMmap<()>) {
 
 /// Hosts before Linux 6.1 cannot, nor those that deny huge pages to files, nor without free memory in
 /// pieces of that size: small pages do as well.
-fn collapse_region(region: &MmapRegion) {
+fn collapse_region(region: &Region) {
     // A piece of a file that has no page at all counts as truncated, and is not made a huge page.
     for offset in (0..region.size()).step_by(HUGE_PAGE) {
         let _: Result<u8, _> = region.get_ref(offset).map(|byte| byte.load());
@@ -319,19 +320,19 @@ fn collapse_region(region: &MmapRegion) {
 
 /// Asks for huge pages where the host has some to give, and for none of them to be kept free: a
 /// guest's page faults are then a 512th.
-fn prefer_huge_pages(region: &MmapRegion) {
+fn prefer_huge_pages(region: &Region) {
     // A host without transparent huge pages does without.
     if let Err(error) = advise(region, libc::MADV_HUGEPAGE) {
         log::debug!("the host does not back guest memory by transparent huge pages: {error}");
     }
 }
 
-fn populate(region: &MmapRegion) -> io::Result<()> {
+fn populate(region: &Region) -> io::Result<()> {
     advise(region, libc::MADV_POPULATE_WRITE)
 }
 
 /// Gives `advice` that changes no contents.
-fn advise(region: &MmapRegion, advice: libc::c_int) -> io::Result<()> {
+fn advise(region: &Region, advice: libc::c_int) -> io::Result<()> {
     // SAFETY: the range is the whole of a live mapping of ours, and no advice that is given here
     // changes its contents.
     if unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) } == 0 {
@@ -341,7 +342,7 @@ fn advise(region: &MmapRegion, advice: libc::c_int) -> io::Result<()> {
 }
 
 /// All regions as (guest address, host address, size), for whoever maps guest memory elsewhere.
-pub(crate) fn regions(memory: &GuestMemoryMmap<()>) -> impl Iterator<Item = (u64, u64, u64)> {
+pub(crate) fn regions(memory: &GuestRam) -> impl Iterator<Item = (u64, u64, u64)> {
     use vm_memory::{Address, GuestMemoryRegion};
     memory.iter().map(|region| {
         (
@@ -353,9 +354,9 @@ pub(crate) fn regions(memory: &GuestMemoryMmap<()>) -> impl Iterator<Item = (u64
 }
 
 /// All regions that are in a file, for whoever gives guest memory to devices of the host.
-pub(crate) fn pieces(memory: &GuestMemoryMmap<()>) -> Vec<RamPiece> {
+pub(crate) fn pieces(memory: &GuestRam) -> Vec<RamPiece> {
     use vm_memory::{Address, GuestMemoryRegion};
-    let piece = |region: &GuestRegionMmap<()>| {
+    let piece = |region: &GuestRegionMmap<Marks>| {
         let file = region.file_offset()?;
         Some(RamPiece {
             guest_address: region.start_addr().raw_value(),

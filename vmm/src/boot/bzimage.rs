@@ -8,12 +8,13 @@ use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::bzimage::BzImage;
-use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Address, GuestAddress};
 
 use super::memmap::Entry;
 use super::{BootError, Format, Initramfs, Loaded};
 use crate::layout;
 use crate::layout::boot::{BOOT_PARAMS, CMDLINE};
+use crate::memory::GuestRam;
 
 /// "Loader without a number of its own".
 const LOADER_UNDEFINED: u8 = 0xff;
@@ -28,7 +29,7 @@ const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 1 << 1;
 pub(super) fn load(
     file: &mut File,
     path: &Path,
-    memory: &GuestMemoryMmap<()>,
+    memory: &GuestRam,
     ram_size: u64,
 ) -> Result<Loaded, BootError> {
     let refused = |reason: String| BootError::Load {
@@ -75,7 +76,7 @@ pub(super) fn load(
 
 /// Writes the "zero page": the kernel's own header, completed by what the boot loader has to tell.
 pub(super) fn write_boot_params(
-    memory: &GuestMemoryMmap<()>,
+    memory: &GuestRam,
     header: &setup_header,
     map: &[Entry],
     initramfs: Option<Initramfs>,

@@ -2,9 +2,10 @@
 //! segments, interrupts off.
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::layout::boot::{BOOT_PARAMS, GDT, PVH_START_INFO};
+use crate::memory::GuestRam;
 
 /// Selectors as the Linux protocol demands them (`__BOOT_CS`, `__BOOT_DS`), and a task state
 /// segment as PVH does.
@@ -117,7 +118,7 @@ fn segment(selector: u16) -> kvm_segment {
 }
 
 /// Puts the descriptor table where [`CpuState`] says that it is.
-pub(super) fn write_gdt(memory: &GuestMemoryMmap<()>) -> Result<(), GuestMemoryError> {
+pub(super) fn write_gdt(memory: &GuestRam) -> Result<(), GuestMemoryError> {
     for (address, descriptor) in (GDT..).step_by(8).zip(DESCRIPTORS) {
         memory.write_obj(descriptor, GuestAddress(address))?;
     }

@@ -7,10 +7,11 @@ use std::path::Path;
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
-use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Address, ByteValued, Bytes, GuestAddress};
 
 use super::{BootError, Format, Loaded};
 use crate::layout;
+use crate::memory::GuestRam;
 
 /// Longest command line that Linux takes through PVH (its COMMAND_LINE_SIZE on x86, without the
 /// zero).
@@ -25,7 +26,7 @@ const NOTES: u64 = 64 << 10;
 pub(super) fn load(
     file: &mut File,
     path: &Path,
-    memory: &GuestMemoryMmap<()>,
+    memory: &GuestRam,
     ram_size: u64,
     reused: bool,
 ) -> Result<Loaded, BootError> {
@@ -55,7 +56,7 @@ pub(super) fn load(
 
 /// Zeroes what segments have in memory beyond their file contents: fresh memory is zero there, used
 /// memory is not.
-fn clear_tails(headers: &[Elf64_Phdr], memory: &GuestMemoryMmap<()>) -> io::Result<()> {
+fn clear_tails(headers: &[Elf64_Phdr], memory: &GuestRam) -> io::Result<()> {
     static ZEROES: [u8; 0x1_0000] = [0; 0x1_0000];
 
     for header in headers {

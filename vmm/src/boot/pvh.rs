@@ -6,18 +6,19 @@ use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::start_info::{
     XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use super::memmap::Entry;
 use super::{BootError, Initramfs};
 use crate::layout::boot::{CMDLINE, PVH_START_INFO};
+use crate::memory::GuestRam;
 
 const MODULE_LIST: u64 = PVH_START_INFO + size_of::<hvm_start_info>() as u64;
 const MEMORY_MAP: u64 = MODULE_LIST + size_of::<hvm_modlist_entry>() as u64;
 
 /// Writes the structures to [`PVH_START_INFO`] and the addresses behind it.
 pub(super) fn write_start_info(
-    memory: &GuestMemoryMmap<()>,
+    memory: &GuestRam,
     map: &[Entry],
     initramfs: Option<Initramfs>,
     rsdp: u64,

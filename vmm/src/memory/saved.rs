@@ -8,11 +8,13 @@ use std::io::{self, Seek as _, SeekFrom};
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::fs::FileExt as _;
 
+use devices::GuestRam;
+use devices::marks::Marks;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
+use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{
-    GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, ReadVolatile, VolatileMemory,
-    VolatileSlice, WriteVolatile,
+    GuestMemoryBackend, GuestRegionMmap, ReadVolatile, VolatileMemory, VolatileSlice, WriteVolatile,
 };
 
 /// Bytes of a page of the host.
@@ -26,7 +28,7 @@ const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
 
 /// Guest memory, and what says which of its pages were ever touched.
 pub(crate) struct Touched<'a> {
-    memory: &'a GuestMemoryMmap<()>,
+    memory: &'a GuestRam,
     /// Of this process. A host that does not show it has all of memory be read.
     pagemap: Option<File>,
     /// The file that memory was mapped from privately, if that is so: it has what was not touched.
@@ -35,7 +37,7 @@ pub(crate) struct Touched<'a> {
 
 impl<'a> Touched<'a> {
     /// What is touched of `memory`, which is mapped privately from `source` if there is one.
-    pub(crate) fn new(memory: &'a GuestMemoryMmap<()>, source: Option<&'a File>) -> Self {
+    pub(crate) fn new(memory: &'a GuestRam, source: Option<&'a File>) -> Self {
         Self {
             memory,
             pagemap: File::open("/proc/self/pagemap").ok(),
@@ -76,7 +78,7 @@ impl<'a> Touched<'a> {
     /// `place` in the file that it comes from.
     fn touched(
         &self,
-        region: &GuestRegionMmap<()>,
+        region: &GuestRegionMmap<Marks>,
         offset: usize,
         place: u64,
     ) -> io::Result<[bool; PIECE_PAGES]> {
@@ -110,7 +112,7 @@ impl<'a> Touched<'a> {
 ///
 /// # Errors
 /// The file cannot be read, or is shorter than the memory.
-pub(super) fn fill(memory: &GuestMemoryMmap<()>, mut file: &File) -> io::Result<()> {
+pub(super) fn fill(memory: &GuestRam, mut file: &File) -> io::Result<()> {
     let mut start = 0;
     for region in memory.iter() {
         for offset in (0..region.size()).step_by(PIECE) {
@@ -132,7 +134,7 @@ pub(super) fn fill(memory: &GuestMemoryMmap<()>, mut file: &File) -> io::Result<
 fn write_piece(
     file: &mut File,
     place: u64,
-    piece: VolatileSlice<'_>,
+    piece: VolatileSlice<'_, impl BitmapSlice>,
     pages: &[bool; PIECE_PAGES],
 ) -> io::Result<()> {
     let is_data = |page: usize| -> io::Result<bool> {

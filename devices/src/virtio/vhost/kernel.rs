@@ -19,6 +19,7 @@ use super::engine::Engine;
 use super::error::{OpenError, io_error};
 use super::sys;
 use crate::Memory;
+use crate::marks::Marks;
 use crate::virtio::feature::has;
 
 /// A device of the kernel's that this process owns.
@@ -187,7 +188,7 @@ impl<E: Engine> Backend for Kernel<E> {
 
 /// The table of guest memory for `VHOST_SET_MEM_TABLE`.
 fn regions(memory: &Memory) -> Vec<VhostUserMemoryRegionInfo> {
-    let info = |region: &vm_memory::GuestRegionMmap<()>| VhostUserMemoryRegionInfo {
+    let info = |region: &vm_memory::GuestRegionMmap<Marks>| VhostUserMemoryRegionInfo {
         guest_phys_addr: region.start_addr().raw_value(),
         memory_size: region.len(),
         userspace_addr: region.as_ptr().expose_provenance() as u64,
