@@ -1,9 +1,11 @@
 //! The host's KVM: opening it, checking that it can do what the machine needs, and creating the
 //! virtual machine.
 
-#![allow(unsafe_code)] // Handing guest memory to KVM cannot be checked by the compiler.
+#![allow(unsafe_code)] // What kvm-ioctls does not offer.
 
 pub(crate) mod clock;
+#[allow(dead_code)] // Until there is migration.
+pub(crate) mod dirty;
 pub(crate) mod msrs;
 mod slots;
 mod vfio;
@@ -14,12 +16,12 @@ use std::sync::Arc;
 use kvm_bindings::{
     KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
-    KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use crate::layout;
-use crate::memory::{self, Memory};
+use crate::memory::Memory;
 pub(crate) use slots::KvmSlots;
 pub(crate) use vfio::{AssignedFile, KvmVfio};
 
@@ -128,7 +130,7 @@ pub(crate) fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<Arc<VmFd>, KvmErro
         .map_err(failed("widening interrupt destinations"))?;
     use_current_tsc_frequency(&vm);
     keep_what_stays_mapped(&vm);
-    add_memory(&vm, memory)?;
+    dirty::set_slots(&vm, memory, 0).map_err(failed("adding guest memory"))?;
     Ok(Arc::new(vm))
 }
 
@@ -174,24 +176,6 @@ fn enable(vm: &VmFd, capability: u32, argument: u64) -> Result<(), kvm_ioctls::E
     };
     request.args[0] = argument;
     vm.enable_cap(&request)
-}
-
-fn add_memory(vm: &VmFd, memory: &Memory) -> Result<(), KvmError> {
-    for (slot, (guest_phys_addr, userspace_addr, memory_size)) in (0..).zip(memory::regions(memory))
-    {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr,
-            memory_size,
-            userspace_addr,
-        };
-        // SAFETY: the range is a whole mapping that `memory` owns. `Machine` holds `memory` for as
-        // long as the virtual machine, and everything else reaches it through volatile accesses, so
-        // a guest may change it at any time.
-        unsafe { vm.set_user_memory_region(region) }.map_err(failed("adding guest memory"))?;
-    }
-    Ok(())
 }
 
 /// An `io::Error` with the same number.

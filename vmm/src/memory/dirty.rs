@@ -1,0 +1,74 @@
+//! Which pages of guest memory are written to while the guest runs: by vCPUs, which KVM logs, and by
+//! devices and the unit, which mark what they write.
+
+use std::io;
+use std::sync::Arc;
+
+use devices::marks::Marks;
+use kvm_ioctls::VmFd;
+use vm_memory::{GuestMemoryBackend as _, MmapRegion};
+
+use super::pages::Pages;
+use super::{GuestRam, Memory};
+use crate::kvm;
+
+/// Follows what is written, until it is dropped.
+pub(crate) struct DirtyLog {
+    vm: Arc<VmFd>,
+    memory: Memory,
+}
+
+impl DirtyLog {
+    /// Begins with what is written from here on. `memory` is all RAM of `vm`, and nobody writes to it
+    /// at the moment: the machine is paused, or has not run.
+    ///
+    /// # Errors
+    /// KVM cannot log.
+    pub(crate) fn start(vm: &Arc<VmFd>, memory: &Memory) -> io::Result<Self> {
+        // Its drop ends what has begun if the rest fails.
+        let log = Self {
+            vm: Arc::clone(vm),
+            memory: Arc::clone(memory),
+        };
+        kvm::dirty::log(vm, memory, true)?;
+        marks(memory).for_each(Marks::begin);
+        Ok(log)
+    }
+
+    /// What was written since the last call, or the start. The guest may run. What is written meanwhile
+    /// is in this or in the next; what a page holds is to be looked at after this. All of it is told
+    /// once the machine is paused.
+    ///
+    /// # Errors
+    /// KVM does not tell. What it has told before of other pieces of memory is lost then, so the log is
+    /// of no more use.
+    pub(crate) fn take(&self) -> io::Result<Pages> {
+        let mut pages = Pages::none(&self.memory);
+        let marked = marks(&self.memory).map(Marks::take);
+        for (number, (logged, marked)) in kvm::dirty::logged(&self.vm, &self.memory)
+            .zip(marked)
+            .enumerate()
+        {
+            pages.insert(number, &logged?);
+            pages.insert(number, &marked);
+        }
+        Ok(pages)
+    }
+}
+
+impl Drop for DirtyLog {
+    fn drop(&mut self) {
+        marks(&self.memory).for_each(Marks::end);
+        if let Err(error) = kvm::dirty::log(&self.vm, &self.memory, false) {
+            log::warn!("KVM goes on to log what the guest writes, which slows it down: {error}");
+        }
+    }
+}
+
+/// Of each region.
+fn marks(memory: &GuestRam) -> impl Iterator<Item = &Marks> {
+    memory.iter().map(|region| MmapRegion::bitmap(region))
+}
+
+#[cfg(test)]
+mod dirty_test;
