@@ -30,7 +30,10 @@ pub(crate) fn run(config: &Config, snapshot: Option<Snapshot>) -> anyhow::Result
     signals::install_kick().context("installing a signal handler")?;
     signals::reset().context("choosing what signals do")?;
     let (sender, events) = channel();
-    let socket = config.control.as_deref().map(Socket::bind).transpose()?;
+    let socket = config.control.as_deref().map(|path| {
+        Socket::bind(path).with_context(|| format!("--control path={}", path.display()))
+    });
+    let socket = socket.transpose()?;
     let event_loop = EventLoop::start(sender.clone()).context("starting the event loop")?;
     let started = Arc::<AtomicBool>::default();
     let place = socket.as_ref().map(|socket| socket.place().clone());

@@ -25,35 +25,23 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long to wait before the next attempt to lock the directory.
 const RETRY: Duration = Duration::from_millis(1);
 
-/// Why there is no socket.
+/// Why there is no socket, for whoever names the path.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SocketError {
     /// Something else has that name.
-    #[error(
-        "--control path={}: a file that is not a socket is there; remove it, or choose another path", .0.display()
-    )]
-    NotASocket(PathBuf),
+    #[error("a file that is not a socket is there; remove it, or choose another path")]
+    NotASocket,
     /// Someone listens there.
-    #[error(
-        "--control path={}: another process listens there; end it, or choose another path", .0.display()
-    )]
-    InUse(PathBuf),
+    #[error("another process listens there; end it, or choose another path")]
+    InUse,
     /// No socket can have that path.
     #[error(
-        "--control path={}: too long; choose a path of at most {LONGEST} bytes, in a directory whose path has at most \
-         {LONGEST_DIRECTORY}", .0.display()
+        "too long; choose a path of at most {LONGEST} bytes, in a directory whose path has at most {LONGEST_DIRECTORY}"
     )]
-    TooLong(PathBuf),
+    TooLong,
     /// The host refuses.
-    #[error(
-        "--control path={}: {cause}; choose a path in a directory that exists and that you may write to", path.display()
-    )]
-    Refused {
-        /// The path.
-        path: PathBuf,
-        /// What the host says.
-        cause: io::Error,
-    },
+    #[error("{0}; choose a path in a directory that exists and that you may write to")]
+    Refused(io::Error),
 }
 
 /// A socket that listens. Dropping it removes the file, unless another has taken its place.
@@ -90,27 +78,26 @@ impl Socket {
     /// When anything else is there, the path is too long, or the host refuses.
     pub(crate) fn bind(path: &Path) -> Result<Self, SocketError> {
         if length(path) > LONGEST || path.parent().map_or(0, length) > LONGEST_DIRECTORY {
-            return Err(SocketError::TooLong(path.to_owned()));
+            return Err(SocketError::TooLong);
         }
-        let refused = |cause| SocketError::Refused {
-            path: path.to_owned(),
-            cause,
-        };
         let found = Found::at(path)?;
-        let staging = Staging::beside(path).map_err(refused)?;
+        let staging = Staging::beside(path).map_err(SocketError::Refused)?;
         let ready = staging.socket();
-        let listener = UnixListener::bind(&ready).map_err(refused)?;
-        fs::set_permissions(&ready, fs::Permissions::from_mode(0o600)).map_err(refused)?;
-        listener.set_nonblocking(true).map_err(refused)?;
-        let identity = identity(&ready).map_err(refused)?;
+        let listener = UnixListener::bind(&ready).map_err(SocketError::Refused)?;
+        fs::set_permissions(&ready, fs::Permissions::from_mode(0o600))
+            .map_err(SocketError::Refused)?;
+        listener
+            .set_nonblocking(true)
+            .map_err(SocketError::Refused)?;
+        let identity = identity(&ready).map_err(SocketError::Refused)?;
         let _lock = lock(path);
         if found == Found::Dead {
             remove_dead(path, &staging)?;
         }
         // A link replaces nothing.
         fs::hard_link(&ready, path).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => SocketError::InUse(path.to_owned()),
-            _ => refused(error),
+            io::ErrorKind::AlreadyExists => SocketError::InUse,
+            _ => SocketError::Refused(error),
         })?;
         Ok(Self {
             listener,
@@ -127,7 +114,7 @@ impl Socket {
     }
 
     /// Where clients arrive. It does not block.
-    pub(super) fn listener(&self) -> &UnixListener {
+    pub(crate) fn listener(&self) -> &UnixListener {
         &self.listener
     }
 }
@@ -156,23 +143,17 @@ enum Found {
 
 impl Found {
     fn at(path: &Path) -> Result<Self, SocketError> {
-        let refused = |cause| SocketError::Refused {
-            path: path.to_owned(),
-            cause,
-        };
         match fs::symlink_metadata(path) {
-            Ok(file) if !file.file_type().is_socket() => {
-                Err(SocketError::NotASocket(path.to_owned()))
-            }
+            Ok(file) if !file.file_type().is_socket() => Err(SocketError::NotASocket),
             Ok(_) => match is_live(path) {
-                Ok(true) => Err(SocketError::InUse(path.to_owned())),
+                Ok(true) => Err(SocketError::InUse),
                 Ok(false) => Ok(Self::Dead),
                 // It has just gone.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Nothing),
-                Err(error) => Err(refused(error)),
+                Err(error) => Err(SocketError::Refused(error)),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Nothing),
-            Err(error) => Err(refused(error)),
+            Err(error) => Err(SocketError::Refused(error)),
         }
     }
 }
@@ -223,26 +204,22 @@ fn lock(path: &Path) -> Option<File> {
 /// `path` now is taken out of everyone's reach first, looked at there, and put back if it is not
 /// dead.
 fn remove_dead(path: &Path, staging: &Staging) -> Result<(), SocketError> {
-    let refused = |cause: io::Error| SocketError::Refused {
-        path: path.to_owned(),
-        cause,
-    };
     let aside = staging.aside();
     match fs::rename(path, &aside) {
         Ok(()) => {}
         // Someone else has removed it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(refused(error)),
+        Err(error) => return Err(SocketError::Refused(error)),
     }
     let found = Found::at(&aside);
     if found.is_err() {
         // If this fails, it stays where it is: it is not ours to remove.
-        fs::hard_link(&aside, path).map_err(refused)?;
+        fs::hard_link(&aside, path).map_err(SocketError::Refused)?;
     }
-    fs::remove_file(&aside).map_err(refused)?;
+    fs::remove_file(&aside).map_err(SocketError::Refused)?;
     match found {
         Ok(_) => Ok(()),
-        Err(_) => Err(SocketError::InUse(path.to_owned())),
+        Err(_) => Err(SocketError::InUse),
     }
 }
 
