@@ -19,6 +19,8 @@ mod limits;
 mod logger;
 mod machine;
 mod memory;
+#[allow(dead_code)] // What uses it comes next.
+mod migration;
 mod signals;
 mod snapshot;
 mod suspension;

@@ -1,0 +1,104 @@
+//! Runs of pages as frames: copied while the guest may write to them, those of zeros by their number.
+
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use super::error::{Result, StreamError};
+use super::outbox::Outbox;
+use super::send::Sent;
+use super::wire::{Kind, PAGE, PIECE, ZEROS_MOST};
+
+/// Most pages of a frame: what a processor's cache holds well.
+const MOST: u64 = 64;
+const _: () = assert!(MOST as usize * PAGE <= PIECE);
+
+/// Puts pages into frames, each frame of as many that follow each other as may be.
+#[derive(Debug, Default)]
+pub(super) struct Pages {
+    open: Option<Open>,
+    sent: Sent,
+}
+
+/// The frame that the next page may belong to.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    is_zeros: bool,
+    start: u64,
+    pages: u64,
+}
+
+impl Open {
+    fn takes(&self, address: u64, is_zeros: bool) -> bool {
+        let most = match self.is_zeros {
+            true => ZEROS_MOST,
+            false => MOST,
+        };
+        let next = self.start.wrapping_add(self.pages * PAGE as u64);
+        self.is_zeros == is_zeros && next == address && self.pages < most
+    }
+}
+
+impl Pages {
+    /// Adds the page at `address`, as it is now.
+    pub(super) fn add<M: GuestMemoryBackend>(
+        &mut self,
+        outbox: &mut Outbox,
+        memory: &M,
+        address: u64,
+    ) -> Result<()> {
+        // The guest may write to it at any time: what is looked at and sent is this copy.
+        let mut page = [0; PAGE];
+        let place = memory.get_slice(GuestAddress(address), PAGE);
+        if !address.is_multiple_of(PAGE as u64) {
+            return Err(StreamError::NoPage(address));
+        }
+        place
+            .map_err(|_| StreamError::NoPage(address))?
+            .copy_to(&mut page);
+        let is_zeros = page == [0; PAGE];
+        if !self.open.is_some_and(|open| open.takes(address, is_zeros)) {
+            self.close(outbox);
+            self.begin(outbox, address, is_zeros);
+        }
+        if let Some(open) = &mut self.open {
+            open.pages += 1;
+        }
+        if is_zeros {
+            self.sent.zeros += 1;
+        } else {
+            outbox.add(&page);
+            self.sent.data += 1;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, outbox: &mut Outbox, start: u64, is_zeros: bool) {
+        outbox.begin();
+        outbox.add(&start.to_le_bytes());
+        if !is_zeros {
+            outbox.add(&0u64.to_le_bytes());
+        }
+        self.open = Some(Open {
+            is_zeros,
+            start,
+            pages: 0,
+        });
+    }
+
+    /// Ends the frame that was begun, if one was. It can be sent then.
+    pub(super) fn close(&mut self, outbox: &mut Outbox) {
+        let Some(open) = self.open.take() else {
+            return;
+        };
+        if open.is_zeros {
+            outbox.add(&open.pages.to_le_bytes());
+            outbox.end(Kind::Zeros);
+        } else {
+            outbox.end(Kind::Pages);
+        }
+    }
+
+    /// What was added so far.
+    pub(super) fn sent(&self) -> Sent {
+        self.sent
+    }
+}
