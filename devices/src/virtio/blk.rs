@@ -12,6 +12,7 @@ mod batch;
 #[cfg(test)]
 mod blk_test;
 mod call;
+mod claim;
 mod engine;
 mod outcome;
 mod pages;
@@ -31,7 +32,7 @@ mod synchronous_test;
 mod target;
 mod uring;
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::mem::offset_of;
 use std::os::fd::RawFd;
@@ -50,6 +51,7 @@ use super::device::{DeviceKind, VirtioDevice};
 use super::error::QueueError;
 use super::feature::{has, mask};
 use super::session::{Progress, Session};
+pub use claim::{Claim, Hold};
 use engine::Engine;
 use request::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS};
 use target::{ID_LENGTH, SECTOR, Target};
@@ -142,6 +144,17 @@ impl Block {
     /// # Errors
     /// When the file cannot be used as asked; the message says what to do.
     pub fn open(options: &BlockOptions) -> Result<Self, BlockError> {
+        let block = Self::open_unlocked(options)?;
+        block.claim().take()?;
+        Ok(block)
+    }
+
+    /// Opens the file, which somebody else may use. Before a guest does, its lock is to be
+    /// [taken](Claim::take).
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), but for the lock.
+    pub fn open_unlocked(options: &BlockOptions) -> Result<Self, BlockError> {
         let path = options.path.as_path();
         let id = identification(options.serial.as_deref())?;
         let mut file = open(path, options.readonly)?;
@@ -155,7 +168,6 @@ impl Block {
         // That was for opening it only: io_uring would take it for a wish never to wait.
         fcntl_setfl(&file, OFlags::empty())
             .map_err(|error| open_error(path, options.readonly, error.into()))?;
-        lock(&file, path, options.readonly)?;
         let size = file
             .seek(SeekFrom::End(0))
             .map_err(|error| open_error(path, options.readonly, error))?;
@@ -185,6 +197,7 @@ impl Block {
         };
         let target = Target {
             file,
+            path: path.to_owned(),
             sectors: size / SECTOR,
             readonly: options.readonly,
             id,
@@ -198,6 +211,12 @@ impl Block {
             synchronous,
             engine: None,
         })
+    }
+
+    /// What takes and gives up the lock of the file.
+    #[must_use]
+    pub fn claim(&self) -> Claim {
+        Claim::new(&self.target)
     }
 
     /// A disk of 64 sectors whose content comes out of a pipe, and goes there, by io_uring: so reads
@@ -215,6 +234,7 @@ impl Block {
         Self {
             target: Arc::new(Target {
                 file,
+                path: path.to_owned(),
                 sectors: 64,
                 readonly: false,
                 id: identification(None).unwrap(),
@@ -410,19 +430,5 @@ fn open_error(path: &Path, readonly: bool, error: io::Error) -> BlockError {
         mode,
         hint,
         error,
-    }
-}
-
-/// Locks the file: shared by readers, exclusive for a writer. A file system without locks is
-/// accepted.
-fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), BlockError> {
-    let result = if readonly {
-        file.try_lock_shared()
-    } else {
-        file.try_lock()
-    };
-    match result {
-        Err(TryLockError::WouldBlock) => Err(BlockError::InUse(path.to_owned())),
-        Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
     }
 }

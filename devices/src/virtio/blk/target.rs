@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 
 use rustix::fs::{Advice, fadvise, fallocate, fstatfs};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
@@ -20,6 +21,8 @@ const RAMFS_MAGIC: libc::c_long = 0x8584_58F6;
 /// What requests work on.
 pub(super) struct Target {
     pub(super) file: File,
+    /// By which it was opened.
+    pub(super) path: PathBuf,
     pub(super) sectors: u64,
     pub(super) readonly: bool,
     pub(super) id: [u8; ID_LENGTH],
@@ -79,6 +82,7 @@ mod tests {
     fn the_node_of_a_device_is_not_in_memory_though_its_file_system_is() {
         let target = |path: &str| Target {
             file: File::open(path).unwrap(),
+            path: path.into(),
             sectors: 1,
             readonly: true,
             id: [0; ID_LENGTH],

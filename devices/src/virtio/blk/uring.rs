@@ -242,6 +242,7 @@ mod tests {
     fn a_ring_that_is_cleared_wakes_nobody_and_a_signal_does() {
         let target = Arc::new(Target {
             file: TempFile::new().unwrap().into_file(),
+            path: std::path::PathBuf::new(),
             sectors: 1,
             readonly: false,
             id: [0; 20],

@@ -99,6 +99,7 @@ fn a_pause_within_a_batch_leaves_the_rest_in_the_queue() {
     session.obey(&park);
     let target = Target {
         file: TempFile::new().unwrap().into_file(),
+        path: std::path::PathBuf::new(),
         sectors: 8,
         readonly: false,
         id: [0x41; 20],
