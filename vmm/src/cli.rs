@@ -203,6 +203,7 @@ fn machine(arguments: Arguments) -> Result<Machine, UsageError> {
         iommu,
         reboot: !arguments.no_reboot,
         control: control.transpose()?,
+        claimed_later: false,
     })))
 }
 

@@ -31,6 +31,9 @@ pub(crate) struct Config {
     pub(crate) reboot: bool,
     /// Path of the control socket, if there is to be one.
     pub(crate) control: Option<PathBuf>,
+    /// Whether the locks of its disks are taken when it is there, and not while it is made: another
+    /// process has them until then. No option asks for it.
+    pub(crate) claimed_later: bool,
 }
 
 /// Guest RAM.

@@ -1,6 +1,9 @@
 //! The machine: everything that a configuration asks for, created and wired.
 
 mod acpi;
+// Until migration asks for all of it.
+#[allow(dead_code)]
+pub(crate) mod claims;
 mod functions;
 mod hotplug;
 mod interrupts;
@@ -37,6 +40,7 @@ use crate::limits;
 use crate::memory::{self, Memory};
 use crate::vcpu::{Current, Shared, Vcpu};
 use crate::{doorbell, kvm};
+use claims::Claims;
 use functions::{Assignment, Platform};
 pub(crate) use hotplug::HotPlug;
 #[cfg(test)]
@@ -60,6 +64,7 @@ pub(crate) struct Machine {
     unit: Option<Arc<Unit>>,
     assigner: Option<Arc<Assigner>>,
     hotplug: Arc<HotPlug>,
+    claims: Arc<Claims>,
     routes: Arc<MessageRoutes>,
     ioapic: Arc<IoApic>,
     serial: Arc<SerialPort>,
@@ -112,6 +117,7 @@ impl Machine {
         let interrupts = Interrupts::new(&vm, local_apics, unit.clone());
         let routes = interrupts.of_assigned_devices(event_loop)?;
         let root = Arc::new(RootComplex::new(apertures(config, physical_bits)));
+        let claims = Claims::new(!config.claimed_later);
         let platform = Platform {
             root: Arc::clone(&root),
             memory: Arc::clone(&memory),
@@ -127,6 +133,7 @@ impl Machine {
             },
             invalidations: OnceLock::new(),
             hotplug: Arc::default(),
+            claims: Arc::clone(&claims),
             cpus: config.cpus,
         };
         let console = platform.add_functions(&config.functions)?;
@@ -152,6 +159,7 @@ impl Machine {
             unit,
             assigner,
             hotplug,
+            claims,
             routes,
             ioapic,
             serial,
@@ -204,6 +212,11 @@ impl Machine {
     /// What is plugged in and out.
     pub(crate) fn hotplug(&self) -> &Arc<HotPlug> {
         &self.hotplug
+    }
+
+    /// The locks of its disks.
+    pub(crate) fn claims(&self) -> &Arc<Claims> {
+        &self.claims
     }
 
     /// Takes what is typed, to where the configuration has the console. Returns how much there was

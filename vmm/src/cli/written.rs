@@ -32,6 +32,8 @@ fn options(config: &Config) -> Vec<String> {
         iommu,
         reboot,
         control,
+        // How it was made is none of its options.
+        claimed_later: _,
     } = config;
     let mut options = vec![
         format!("--kernel={}", kernel.display()),

@@ -18,6 +18,7 @@ use devices::{Dma, Doorbells, InterruptRoutes};
 use intel_vtd::SourceId;
 use pci::{Bdf, MsiSink, PciFunction, RootComplex, RootPort};
 
+use super::claims::Claims;
 use super::hotplug::{HotPlug, Maker};
 use super::settled::places;
 use super::standard_output;
@@ -46,6 +47,8 @@ pub(super) struct Platform {
     pub(super) invalidations: OnceLock<Arc<Invalidations>>,
     /// What this is a part of, once all functions are there.
     pub(super) hotplug: Arc<OnceLock<Weak<HotPlug>>>,
+    /// Of disks.
+    pub(super) claims: Arc<Claims>,
     /// How many vCPUs there are.
     pub(super) cpus: u8,
 }
@@ -104,8 +107,9 @@ impl Platform {
                     serial: disk.id.clone(),
                     queues: disk.queues.unwrap_or(self.usual_queues()),
                 };
-                let block = Block::open(&options)
-                    .with_context(|| format!("--disk path={}", disk.path.display()))?;
+                let option = || format!("--disk path={}", disk.path.display());
+                let block = Block::open_unlocked(&options).with_context(option)?;
+                self.claims.add(block.claim()).with_context(option)?;
                 self.virtio(bdf, block)
             }
             FunctionKind::Net(net) => {

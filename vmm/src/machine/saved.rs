@@ -141,6 +141,7 @@ impl Machine {
         config.functions.retain(|function| function.bus.is_none());
         config.functions.extend(self.hotplug.plugged());
         config.control = None;
+        config.claimed_later = false;
         let paths = [&mut config.kernel]
             .into_iter()
             .chain(&mut config.initramfs);

@@ -4,18 +4,20 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Instant;
 
+use devices::virtio::blk::Claim;
 use state::{MachineState, MemoryFile};
 
 use super::child::Child;
 use super::directory::{NewMemory, Writing};
 use super::progress::{GIVEN_UP, Progress, Snapshots};
 use crate::cli;
-use crate::config::{Config, FunctionKind, SnapshotConfig};
+use crate::config::{Config, SnapshotConfig};
+use crate::machine::claims;
 use crate::machine::{Machine, Work};
 use crate::memory::Memory;
 use crate::memory::saved::Touched;
@@ -42,8 +44,8 @@ pub(crate) trait Still {
 /// What was taken while the guest stood still.
 struct Taken {
     state: Vec<u8>,
-    /// Files of disks, which hold what the guest wrote.
-    disks: Vec<PathBuf>,
+    /// Disks, which hold what the guest wrote.
+    disks: Vec<Claim>,
     memory: Taking,
 }
 
@@ -99,7 +101,8 @@ pub(crate) fn save(
         .file
         .metadata()
         .map_err(|error| saving.refusal(&error))?;
-    sync(&disks)?;
+    // The snapshot's memory knows of what was written to them.
+    claims::sync(&disks).map_err(explain)?;
     let complete = || turn.progress.complete();
     writing.finish(&state, memory, complete).map_err(explain)?;
     Ok(format!(
@@ -136,7 +139,7 @@ impl Saving<'_> {
         let work = move |machine: &mut Machine| {
             let config = machine.config();
             let state = encode(machine, &config, place)?;
-            let disks = written_to(&config);
+            let disks = machine.claims().disks();
             let memory = if live {
                 let child = start(machine, &mut file)?;
                 progress.set_child(Some(child.pid()));
@@ -213,31 +216,6 @@ fn encode(machine: &Machine, config: &Config, memory: MemoryFile) -> Result<Vec<
     state.map_err(|error| error.to_string())
 }
 
-/// The files of disks that the guest writes to.
-fn written_to(config: &Config) -> Vec<PathBuf> {
-    let disks = config
-        .functions
-        .iter()
-        .filter_map(|function| match &function.kind {
-            FunctionKind::Disk(disk) if !disk.readonly => Some(disk.path.clone()),
-            _ => None,
-        });
-    disks.collect()
-}
-
-/// Has the host write to its disks what the guest wrote to these files: its memory knows of it.
-fn sync(disks: &[PathBuf]) -> Result<(), String> {
-    disks.iter().try_for_each(|path| {
-        let synced = File::open(path).and_then(|file| file.sync_data());
-        synced.map_err(|error| {
-            format!(
-                "the disk {} does not become stable: {error}; see whether it is where it was",
-                path.display()
-            )
-        })
-    })
-}
-
 /// Has a child write the machine's memory to `file`. This is the main thread, which lives as long as the
 /// process.
 fn start(machine: &Machine, file: &mut File) -> Result<Child, String> {
@@ -245,16 +223,4 @@ fn start(machine: &Machine, file: &mut File) -> Result<Child, String> {
     Child::start(&touched, file).map_err(|error| {
         format!("the host gives no process that writes memory ({error}); write live=off, which has the guest stand still meanwhile")
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_disk_that_has_gone_is_told_by_its_path() {
-        assert_eq!(sync(&[]), Ok(()));
-        let why = sync(&["/none/such.img".into()]).expect_err("it is not there");
-        assert!(why.contains("/none/such.img"), "{why}");
-    }
 }

@@ -1,0 +1,169 @@
+//! The locks of a machine's disks, which all go together: from this process to the one that has the
+//! machine next, or back.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use devices::virtio::blk::{BlockError, Claim, Hold};
+use parking_lot::Mutex;
+
+/// All disks of a machine that nido serves itself, also those that are plugged in.
+pub(crate) struct Claims {
+    /// A leaf lock. Locks of files are taken and given up under it, which is a question to a file's
+    /// server where there is one: only those wait who make disks, or ask for these. Nothing is opened or
+    /// written under it.
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Whether the machine is to have its disks: so one that comes is locked.
+    held: bool,
+    disks: Vec<Disk>,
+}
+
+struct Disk {
+    claim: Claim,
+    /// How this process has it.
+    hold: Hold,
+}
+
+/// Who can tell whose a guest is that two processes have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arbiter {
+    /// The lock of a disk: one process can have it.
+    Lock,
+    /// Nobody: no disk is held alone.
+    Nobody,
+}
+
+impl Claims {
+    /// Of a machine without disks as yet. `held` tells whether it takes the locks of those that it is
+    /// given, or [later](Self::take_all).
+    pub(super) fn new(held: bool) -> Arc<Self> {
+        let disks = Vec::new();
+        let state = Mutex::new(State { held, disks });
+        Arc::new(Self { state })
+    }
+
+    /// A disk has come. Takes its lock, if the machine has those of the others.
+    ///
+    /// # Errors
+    /// It is in use by another process. It is not the machine's then.
+    pub(super) fn add(&self, claim: Claim) -> Result<(), BlockError> {
+        let mut state = self.state.lock();
+        let hold = if state.held {
+            claim.take()?
+        } else {
+            Hold::None
+        };
+        state.disks.retain(|disk| !disk.claim.is_gone());
+        state.disks.push(Disk { claim, hold });
+        Ok(())
+    }
+
+    /// Takes the locks of all disks, or of none, and has the host forget what it has read of them. Tells
+    /// whether there is one that nobody else can have now.
+    ///
+    /// # Errors
+    /// One of them is in use by another process.
+    pub(crate) fn take_all(&self) -> anyhow::Result<Arbiter> {
+        let mut state = self.state.lock();
+        let mut new = Vec::with_capacity(state.disks.len());
+        for disk in &mut state.disks {
+            let had = disk.hold;
+            match disk.claim.take() {
+                Ok(hold) => {
+                    disk.hold = hold;
+                    if had == Hold::None {
+                        new.push(disk);
+                    }
+                }
+                Err(error) => {
+                    for taken in new {
+                        if let Err(error) = taken.give_up() {
+                            log::warn!("{error:#}");
+                        }
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        // These could be written to by others until now.
+        for disk in new {
+            disk.claim.refresh();
+        }
+        state.held = true;
+        let is_alone = |disk: &Disk| disk.hold == Hold::Alone && !disk.claim.is_gone();
+        Ok(if state.disks.iter().any(is_alone) {
+            Arbiter::Lock
+        } else {
+            Arbiter::Nobody
+        })
+    }
+
+    /// Gives up the locks of all disks, for another process to take them. The guest stands still and
+    /// nothing of what it began is on its way to a disk, from before this until they are taken again.
+    ///
+    /// # Errors
+    /// The lock of one is still held; the others are given up.
+    pub(crate) fn give_up_all(&self) -> anyhow::Result<()> {
+        let mut state = self.state.lock();
+        state.held = false;
+        let mut result = Ok(());
+        for disk in &mut state.disks {
+            let given_up = disk.give_up();
+            result = result.and(given_up);
+        }
+        result
+    }
+
+    /// Has the host write to its storage what the guest wrote to its disks. May take long, and holds
+    /// nothing up.
+    ///
+    /// # Errors
+    /// What one of them said.
+    pub(crate) fn sync_all(&self) -> anyhow::Result<()> {
+        sync(&self.disks())
+    }
+
+    /// Those that are there now, for [`sync`].
+    pub(crate) fn disks(&self) -> Vec<Claim> {
+        let state = self.state.lock();
+        let there = state.disks.iter().filter(|disk| !disk.claim.is_gone());
+        there.map(|disk| disk.claim.clone()).collect()
+    }
+}
+
+impl Disk {
+    /// Gives up the lock, if this process has it.
+    fn give_up(&mut self) -> anyhow::Result<()> {
+        if self.hold != Hold::None {
+            self.claim.give_up().with_context(|| {
+                format!(
+                    "the lock of disk {:?} cannot be given up; see whether the server of its file answers",
+                    self.claim.path()
+                )
+            })?;
+            self.hold = Hold::None;
+        }
+        Ok(())
+    }
+}
+
+/// Has the host write to its storage what the guest wrote to these disks.
+///
+/// # Errors
+/// What one of them said.
+pub(crate) fn sync(disks: &[Claim]) -> anyhow::Result<()> {
+    disks.iter().try_for_each(|disk| {
+        disk.sync().with_context(|| {
+            format!(
+                "the disk {} does not become stable; see whether its storage is in order and has room",
+                disk.path().display()
+            )
+        })
+    })
+}
+
+#[cfg(test)]
+mod claims_test;
