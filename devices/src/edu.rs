@@ -68,6 +68,8 @@ mod edu_test;
 #[cfg(test)]
 mod extension_test;
 #[cfg(test)]
+mod marks_test;
+#[cfg(test)]
 mod registers_test;
 
 use std::io;

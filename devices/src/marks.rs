@@ -88,3 +88,5 @@ impl Bitmap for Marks {
 
 #[cfg(test)]
 mod marks_test;
+#[cfg(test)]
+pub(crate) mod testing;

@@ -40,6 +40,8 @@ mod console_test;
 #[cfg(test)]
 mod iommu_test;
 #[cfg(test)]
+mod marks_test;
+#[cfg(test)]
 mod moving;
 #[cfg(test)]
 mod rng_test;

@@ -12,8 +12,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::{Edu, EduFeatures, EduOptions};
 use crate::Memory;
 
-const SOURCE: u64 = 0x18;
-const PASID: u64 = 5;
+pub(super) const SOURCE: u64 = 0x18;
+pub(super) const PASID: u64 = 5;
 /// An input address, its page table entry, and two pages that it may stand for.
 pub(super) const INPUT: u64 = 0x5000;
 pub(super) const ENTRY: u64 = PAGE_TABLE + 8 * 5;
@@ -24,13 +24,13 @@ const ROOT: u64 = 0x1_0000;
 const CONTEXT: u64 = 0x1_1000;
 const DIRECTORY: u64 = 0x1_2000;
 const PASIDS: u64 = 0x1_3000;
-const PML4: u64 = 0x1_4000;
-const PDPT: u64 = 0x1_5000;
-const PD: u64 = 0x1_6000;
+pub(super) const PML4: u64 = 0x1_4000;
+pub(super) const PDPT: u64 = 0x1_5000;
+pub(super) const PD: u64 = 0x1_6000;
 pub(super) const PAGE_TABLE: u64 = 0x1_7000;
-const QUEUE: u64 = 0x1_8000;
-const PAGE_QUEUE: u64 = 0x1_9000;
-const STATUS: u64 = 0x1_a000;
+pub(super) const QUEUE: u64 = 0x1_8000;
+pub(super) const PAGE_QUEUE: u64 = 0x1_9000;
+pub(super) const STATUS: u64 = 0x1_a000;
 
 pub(super) const WITH_PASID: u32 = 1 << 31;
 pub(super) const TRANSLATE: u32 = 1 << 30;
@@ -76,8 +76,13 @@ pub(super) fn machine() -> Machine {
 
 /// A machine that was just made.
 pub(super) fn fresh(memory: Memory) -> Machine {
+    with_mappings(Arc::clone(&memory), memory)
+}
+
+/// The same, whose unit and device have a mapping of their own of the guest's memory.
+pub(super) fn with_mappings(memory: Memory, device: Memory) -> Machine {
     let config = UnitConfig::svm(40).with_interrupts(Interrupts::Off);
-    let unit = Unit::new(Arc::clone(&memory), &config, Arc::new(Nobody)).expect("valid");
+    let unit = Unit::new(device, &config, Arc::new(Nobody)).expect("valid");
     let source = SourceId(0x18);
     let options = EduOptions {
         dma_mask: u64::MAX,

@@ -133,7 +133,7 @@ pub struct Block {
     /// Which one of them this serves.
     queue: u16,
     /// No io_uring.
-    synchronous: bool,
+    pub(in crate::virtio) synchronous: bool,
     /// Once it has been activated.
     engine: Option<Engine>,
 }

@@ -9,6 +9,8 @@ mod control;
 mod error;
 mod feature;
 #[cfg(test)]
+mod marks_test;
+#[cfg(test)]
 mod multi_queue_test;
 #[cfg(test)]
 mod net_test;

@@ -343,7 +343,7 @@ fn hostile_states_are_refused_with_the_reason() {
         (
             "/state/dma_mask",
             json!(0xfff),
-            "the mask of its addresses is 0xfff in the snapshot and 0xffffffffffffffff here",
+            "the mask of its addresses is 0xfff in the saved machine and 0xffffffffffffffff here",
         ),
         (
             "/state/buffer",
@@ -378,7 +378,7 @@ fn hostile_states_are_refused_with_the_reason() {
         (
             "/state/registers/extension/features",
             json!(1),
-            "the features register is 1 in the snapshot and 7 here",
+            "the features register is 1 in the saved machine and 7 here",
         ),
         (
             "/state/registers/extension/control",

@@ -126,7 +126,7 @@ fn a_disk_of_another_size_or_with_other_queues_is_refused() {
         let refused = driver.restored(again(device), &section);
         refused.map(|_| ()).expect_err("another one").to_string()
     };
-    let text = "its size is 64 sectors in the snapshot and 65 sectors here";
+    let text = "its size is 64 sectors in the saved machine and 65 sectors here";
     assert_eq!(refusal(&disk(&other, 2, false)), text);
     let other = image(SECTORS);
     let text = refusal(&disk(&other, 1, false));

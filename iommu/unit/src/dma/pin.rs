@@ -6,12 +6,15 @@
 //!
 //! I/O that is completed later, and elsewhere, [keeps](Pinned::keep) the pages: they are the device's
 //! until their `DmaPin` is released.
+//!
+//! System calls mark nothing of what they write, and may write at any time up to that. So pages that
+//! are pinned for writing are marked as written when they are released.
 
 use std::ops::Deref;
 use std::ptr;
 use std::sync::Arc;
 
-use vm_memory::bitmap::MS;
+use vm_memory::bitmap::{Bitmap as _, MS};
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, Permissions,
     VolatileSlice,
@@ -38,6 +41,8 @@ pub struct DmaPin<M> {
     /// `None` behind no unit.
     place: Option<Place<M>>,
     runs: Vec<Run>,
+    /// Marks `runs`, if they are pinned for writing.
+    mark: Option<fn(&M, &[Run])>,
     /// For the list in the slot.
     spare: Vec<Run>,
 }
@@ -59,12 +64,17 @@ impl<M> DmaPin<M> {
             memory: None,
             place: None,
             runs: Vec::new(),
+            mark: None,
             spare: Vec::new(),
         }
     }
 
-    /// Gives back what is pinned, if anything is.
+    /// Gives back what is pinned, if anything is. What is pinned for writing is marked in the bitmaps
+    /// of guest memory, written or not: nothing may be written to it any more.
     pub fn release(&mut self) {
+        if let (Some(mark), Some(memory)) = (self.mark.take(), &self.memory) {
+            mark(memory, &self.runs);
+        }
         self.runs.clear();
         if let Some(place) = &self.place {
             self.spare = place.slot.release();
@@ -80,8 +90,8 @@ impl<M> Default for DmaPin<M> {
 
 impl<M> Drop for DmaPin<M> {
     fn drop(&mut self) {
+        self.release();
         if let Some(Place { state, slot }) = self.place.take() {
-            slot.release();
             state.unregister_pin(&slot);
         }
     }
@@ -241,6 +251,7 @@ impl<M: Clone + Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
         {
             pin.memory = Some(memory.clone());
         }
+        pin.mark = access.has_write().then_some(mark::<M>);
         let Path::Translated { state, source } = &port.path else {
             return;
         };
@@ -276,5 +287,18 @@ impl<M: Clone + Deref<Target: GuestMemoryBackend>> DmaTransaction<'_, M> {
             used,
         };
         place.slot.hold(self.generation(), held);
+    }
+}
+
+/// Marks what may have been written.
+fn mark<M: Deref<Target: GuestMemoryBackend>>(memory: &M, runs: &[Run]) {
+    for run in runs {
+        // A run is in one region.
+        if let Some((region, offset)) = memory.to_region_addr(GuestAddress(run.output))
+            && let (Ok(offset), Ok(length)) =
+                (usize::try_from(offset.0), usize::try_from(run.length))
+        {
+            region.bitmap().mark_dirty(offset, length);
+        }
     }
 }

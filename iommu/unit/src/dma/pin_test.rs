@@ -5,10 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use proptest::prelude::*;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap, Permissions};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryError, GuestMemoryMmap,
+    GuestMemoryRegion as _, MmapRegion, Permissions,
+};
 
 use super::dma_test::{Bench, bench, bench_of};
-use super::{DmaPin, DmaPort, DmaState, DrainScope, Pinned};
+use super::{DmaPin, DmaPort, DmaState, DmaView, DrainScope, Pinned};
 use crate::spec::descriptors::{
     ContextScope, IotlbScope, PageBlock, PasidCacheScope, PasidIotlbScope,
 };
@@ -454,6 +458,68 @@ fn what_is_pinned_after_an_invalidation_does_not_hold_it() {
     bench.world.set(leaf, 0);
     let scope: DrainScope = [page(INPUT)].iter().collect();
     assert!(bench.state.drain_pins(&scope, &mut || false));
+}
+
+type Marked = Arc<GuestMemoryMmap<AtomicBitmap>>;
+
+/// The pages that are marked since the last call.
+fn marked(memory: &Marked) -> Vec<u64> {
+    let regions = memory.iter().map(|region| {
+        let marks = MmapRegion::bitmap(region);
+        let pages = (0..marks.len()).filter(|page| marks.is_bit_set(*page));
+        let start = region.start_addr().0;
+        let pages = pages
+            .map(|page| start + page as u64 * 0x1000)
+            .collect::<Vec<_>>();
+        marks.reset();
+        pages
+    });
+    regions.flatten().collect()
+}
+
+#[test]
+fn what_is_pinned_for_writing_is_marked_when_it_is_given_back_and_not_before() {
+    type End = fn(&mut DmaView<Marked>, &mut DmaPin<Marked>);
+    let again: End = |view, pin| {
+        let range = [(GuestAddress(0x3000), 8)];
+        view.begin().pin(pin, range, Permissions::Read).unwrap();
+    };
+    let ends: [End; 3] = [|_, pin| pin.release(), |_, pin| *pin = DmaPin::new(), again];
+    let ranges = [(0, 0x4000), (0x10_0000, 0x4000)];
+    let ranges = ranges.map(|(start, size)| (GuestAddress(start), size));
+    for end in ends {
+        for (access, pages) in [
+            (Permissions::Write, &[0, 0x1000, 0x10_2000][..]),
+            (Permissions::ReadWrite, &[0, 0x1000, 0x10_2000]),
+            (Permissions::Read, &[]),
+        ] {
+            let memory: Marked = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+            let mut view = DmaPort::direct(Arc::clone(&memory)).view();
+            let mut pin = DmaPin::new();
+            let range = [(GuestAddress(0xffe), 4), (GuestAddress(0x10_2fff), 1)];
+            let pinned = view.begin().pin(&mut pin, range, access).unwrap();
+            assert_eq!(pinned.keep(), 5);
+            assert!(marked(&memory).is_empty());
+            end(&mut view, &mut pin);
+            assert_eq!(marked(&memory), pages, "{access:?}");
+            pin.release();
+            assert!(marked(&memory).is_empty(), "{access:?}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_pinned_is_not_marked() {
+    let memory: Marked =
+        Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap());
+    let mut view = DmaPort::direct(Arc::clone(&memory)).view();
+    let mut pin = DmaPin::new();
+    let range = [(GuestAddress(0), 8), (GuestAddress(0x4000), 8)];
+    let begun = view.begin();
+    assert!(begun.pin(&mut pin, range, Permissions::Write).is_err());
+    drop(begun);
+    drop(pin);
+    assert!(marked(&memory).is_empty());
 }
 
 /// A disk: pins the page, and writes to it when the transaction is over.

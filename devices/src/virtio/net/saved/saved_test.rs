@@ -204,7 +204,7 @@ fn another_address_and_odd_packets_are_refused_with_the_reason() {
         (
             "/state/device_config".to_owned(),
             json!("0200000102040100"),
-            "its address is 02:00:00:01:02:04 in the snapshot and 02:00:00:01:02:03 here",
+            "its address is 02:00:00:01:02:04 in the saved machine and 02:00:00:01:02:03 here",
         ),
         (
             format!("{part}/waiting"),

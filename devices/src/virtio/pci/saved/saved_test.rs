@@ -237,7 +237,7 @@ fn hostile_states_are_refused_with_the_reason() {
             0,
             "/kind",
             json!("virtio-blk"),
-            "the snapshot has virtio-blk there, and the machine virtio-rng",
+            "the saved machine has virtio-blk there, and this one virtio-rng",
         ),
         (
             0,
@@ -285,7 +285,7 @@ fn hostile_states_are_refused_with_the_reason() {
             0,
             "/state/transport/queue_vectors",
             json!([]),
-            "its number of queues is 0 in the snapshot and 1 here",
+            "its number of queues is 0 in the saved machine and 1 here",
         ),
         (
             0,
@@ -303,13 +303,13 @@ fn hostile_states_are_refused_with_the_reason() {
             0,
             "/state/device/registers/offered",
             json!(BASE_FEATURES | 1),
-            "what features it offers is 0x0000000300000001 in the snapshot and 0x0000000730000000 here",
+            "what features it offers is 0x0000000300000001 in the saved machine and 0x0000000730000000 here",
         ),
         (
             0,
             "/state/device/registers/queues/0/max_size",
             json!(128),
-            "the largest size of queue 0 is 128 in the snapshot and 64 here",
+            "the largest size of queue 0 is 128 in the saved machine and 64 here",
         ),
         (
             0,
@@ -351,7 +351,7 @@ fn hostile_states_are_refused_with_the_reason() {
             0,
             "/state/device/rings",
             json!([]),
-            "its number of queues is 0 in the snapshot and 1 here",
+            "its number of queues is 0 in the saved machine and 1 here",
         ),
         (
             0,
@@ -375,19 +375,19 @@ fn hostile_states_are_refused_with_the_reason() {
             0,
             "/state/device/parts",
             json!([]),
-            "its number of parts is 0 in the snapshot and 1 here",
+            "its number of parts is 0 in the saved machine and 1 here",
         ),
         (
             0,
             "/state/device/parts/0/kind",
             json!("blk"),
-            "the snapshot has blk there, and the machine rng",
+            "the saved machine has blk there, and this one rng",
         ),
         (
             0,
             "/state/device_config",
             json!("00"),
-            "its configuration is 00 in the snapshot and  here",
+            "its configuration is 00 in the saved machine and  here",
         ),
         (
             0,
