@@ -20,8 +20,8 @@ impl SaveError {
 /// Why a saved state does not become that of the part that is here.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum RestoreError {
-    /// The snapshot has something else in this place.
-    #[error("the snapshot has {saved} there, and the machine {here}")]
+    /// The saved machine has something else in this place.
+    #[error("the saved machine has {saved} there, and this one {here}")]
     Kind {
         /// What was saved.
         saved: String,
@@ -40,8 +40,8 @@ pub enum RestoreError {
         /// The last version that is known here.
         reads: u32,
     },
-    /// The snapshot has nothing that could be put there.
-    #[error("the snapshot has nothing for it")]
+    /// The saved machine has nothing that could be put there.
+    #[error("the saved machine has nothing for it")]
     Missing,
     /// No nido has written this.
     #[error("{what} cannot be: {why}")]
@@ -52,7 +52,7 @@ pub enum RestoreError {
         why: String,
     },
     /// The part that is here is not like the one that was saved.
-    #[error("{what} is {saved} in the snapshot and {here} here")]
+    #[error("{what} is {saved} in the saved machine and {here} here")]
     Differs {
         /// What is compared.
         what: String,

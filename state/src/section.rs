@@ -114,7 +114,7 @@ mod tests {
         let error = section().read::<Timer>("clock", 1).expect_err("no clock");
         assert_eq!(
             error.to_string(),
-            "the snapshot has timer there, and the machine clock"
+            "the saved machine has timer there, and this one clock"
         );
         let later = Section::new("timer", 2, &Timer { count: 7 }).expect("a section");
         let error = later.read::<Timer>("timer", 1).expect_err("too new");

@@ -13,6 +13,7 @@ mod pvh;
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use linux_loader::loader::load_cmdline;
@@ -45,6 +46,16 @@ pub(crate) enum BootError {
         path: PathBuf,
         /// What the kernel said.
         cause: io::Error,
+    },
+    /// It is something else, and may take for ever to be opened or read.
+    #[error(
+        "{option} {path}: this is no regular file, which a machine that comes from elsewhere has to have there; name one beside --incoming"
+    )]
+    NotRegular {
+        /// `--kernel` or `--initramfs`.
+        option: &'static str,
+        /// File name.
+        path: PathBuf,
     },
     /// Neither format.
     #[error(
@@ -133,7 +144,7 @@ struct Initramfs {
 }
 
 impl Images {
-    /// Opens the files.
+    /// Opens the files. One may be slow, such as a pipe: the user has chosen it.
     pub(crate) fn open(
         kernel: &Path,
         initramfs: Option<&Path>,
@@ -146,6 +157,24 @@ impl Images {
                 cause,
             })
         };
+        Self::open_by(open, kernel, initramfs, cmdline)
+    }
+
+    /// The same of regular files only, which somebody else has chosen. It does not wait.
+    pub(crate) fn open_regular(
+        kernel: &Path,
+        initramfs: Option<&Path>,
+        cmdline: &str,
+    ) -> Result<Self, BootError> {
+        Self::open_by(open_regular, kernel, initramfs, cmdline)
+    }
+
+    fn open_by(
+        open: impl Fn(&'static str, &Path) -> Result<File, BootError>,
+        kernel: &Path,
+        initramfs: Option<&Path>,
+        cmdline: &str,
+    ) -> Result<Self, BootError> {
         let initramfs = match initramfs {
             Some(path) => Some((open("--initramfs", path)?, path.to_owned())),
             None => None,
@@ -256,6 +285,30 @@ impl Images {
         let cmdline = cmdline::check(&self.cmdline, limit)?;
         load_cmdline(memory, GuestAddress(layout::boot::CMDLINE), &cmdline)?;
         Ok(self.cmdline.trim().len())
+    }
+}
+
+fn open_regular(option: &'static str, path: &Path) -> Result<File, BootError> {
+    let fail = |cause| BootError::Open {
+        option,
+        path: path.to_owned(),
+        cause,
+    };
+    let no = || BootError::NotRegular {
+        option,
+        path: path.to_owned(),
+    };
+    // Looked at before, as a device may do something when it is opened.
+    if !std::fs::metadata(path).map_err(fail)?.is_file() {
+        return Err(no());
+    }
+    // And after, as there may be another one by now. Opening a pipe would wait.
+    let mut options = File::options();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path).map_err(fail)?;
+    match file.metadata().map_err(fail)?.is_file() {
+        true => Ok(file),
+        false => Err(no()),
     }
 }
 

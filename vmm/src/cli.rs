@@ -1,11 +1,14 @@
 //! Parsing of the command line: strings in, typed values out, nothing opened.
 
 mod assign;
+mod changes;
 mod devices;
 mod edu;
 mod error;
+mod incoming;
 mod intel_iommu;
 mod keys;
+mod migrate;
 mod options;
 mod places;
 mod restore;
@@ -24,7 +27,10 @@ use crate::layout::boot::CMDLINE_MAX;
 use assign::IOMMUFD;
 pub(crate) use devices::{Device, Parsed, parse as parse_device};
 pub(crate) use error::UsageError;
+use incoming::INCOMING;
+pub(crate) use incoming::Incoming;
 use keys::Table;
+pub(crate) use migrate::{Asked as MigrateAsked, migrate as parse_migrate};
 use options::{CONTROL, MEMORY};
 use restore::RESTORE;
 pub(crate) use restore::Restore;
@@ -33,7 +39,9 @@ use virtio::{DISK, NET, VSOCK};
 pub(crate) use written::written;
 
 /// Options that take a list of keys, but for `--device`.
-const KEY_LISTS: [&Table; 7] = [&MEMORY, &DISK, &NET, &VSOCK, &IOMMUFD, &CONTROL, &RESTORE];
+const KEY_LISTS: [&Table; 8] = [
+    &MEMORY, &DISK, &NET, &VSOCK, &IOMMUFD, &CONTROL, &RESTORE, &INCOMING,
+];
 
 const EXIT_CODES: &str = "\
 Keys in the terminal:
@@ -114,6 +122,11 @@ struct Arguments {
     #[arg(long, value_name = "DIR")]
     restore: Option<String>,
 
+    /// Go on with a machine that another nido migrates: unix:PATH or tcp:HOST:PORT to wait at; only what
+    /// the host has to give may be changed beside it (`help` explains)
+    #[arg(long, value_name = "WHERE")]
+    incoming: Option<String>,
+
     /// End with exit code 3 when the guest resets itself, instead of starting it again
     #[arg(long)]
     no_reboot: bool,
@@ -140,6 +153,13 @@ pub(crate) enum Request {
         /// How often `-v` was given.
         verbosity: u8,
     },
+    /// Wait for a machine.
+    Incoming {
+        /// Where, and what changes.
+        incoming: Box<Incoming>,
+        /// How often `-v` was given.
+        verbosity: u8,
+    },
     /// Print this text on standard output and end.
     Print(String),
 }
@@ -156,8 +176,15 @@ where
         return Ok(Request::Print(text));
     }
     let verbosity = arguments.verbose;
+    let given = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
+    if arguments.incoming.is_some() {
+        let incoming = Box::new(incoming::incoming(&arguments, given)?);
+        return Ok(Request::Incoming {
+            incoming,
+            verbosity,
+        });
+    }
     if arguments.restore.is_some() {
-        let given = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
         let restore = Box::new(restore::restore(&arguments, given)?);
         return Ok(Request::Restore { restore, verbosity });
     }
@@ -207,16 +234,20 @@ fn machine(arguments: Arguments) -> Result<Machine, UsageError> {
     })))
 }
 
-/// The machine that `options` of a snapshot describe.
-fn configuration(options: &[String]) -> Result<Config, UsageError> {
+/// The machine that `options` describe, which come from `origin`.
+fn configuration(options: &[String], origin: &str) -> Result<Config, UsageError> {
     let words = std::iter::once("nido").chain(options.iter().map(String::as_str));
-    let arguments = Arguments::try_parse_from(words)
-        .map_err(|error| UsageError::Message(format!("the snapshot's machine: {error}")))?;
+    let arguments = Arguments::try_parse_from(words).map_err(|error| {
+        // What follows the first line is for whoever has typed them.
+        let text = error.to_string();
+        let line = text.lines().next().unwrap_or_default();
+        UsageError::Message(format!("{origin}: {}", line.trim_start_matches("error: ")))
+    })?;
     match machine(arguments)? {
         Machine::Config(config) => Ok(*config),
-        Machine::Help(_) => Err(UsageError::Message(
-            "the snapshot's machine is none: it asks for help".to_owned(),
-        )),
+        Machine::Help(_) => Err(UsageError::Message(format!(
+            "{origin} is none: it asks for help"
+        ))),
     }
 }
 
@@ -273,6 +304,7 @@ fn key_help(arguments: &Arguments) -> Option<String> {
         arguments.object.iter().any(object),
         arguments.control.as_deref() == Some("help"),
         arguments.restore.as_deref() == Some("help"),
+        arguments.incoming.as_deref() == Some("help"),
     ];
     let (table, _) = KEY_LISTS.iter().zip(asked).find(|(_, asked)| *asked)?;
     Some(format!(
@@ -306,4 +338,4 @@ mod cli_test;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

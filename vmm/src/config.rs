@@ -1,12 +1,17 @@
 //! The configuration of a virtual machine, as typed values. Nothing here opens or allocates
 //! anything.
 
+mod movable;
+
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use devices::edu::EduOptions;
 use devices::vfio::HostAddress;
 use intel_vtd::AddressWidth;
+
+use crate::endpoint::Endpoint;
 
 /// A whole virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +37,7 @@ pub(crate) struct Config {
     /// Path of the control socket, if there is to be one.
     pub(crate) control: Option<PathBuf>,
     /// Whether the locks of its disks are taken when it is there, and not while it is made: another
-    /// process has them until then. No option asks for it.
+    /// process has them until then, which has chosen its files, too. No option asks for it.
     pub(crate) claimed_later: bool,
 }
 
@@ -214,6 +219,17 @@ pub(crate) struct SnapshotConfig {
     pub(crate) path: PathBuf,
     /// Whether the guest goes on while its memory is written; `None` where that can be.
     pub(crate) live: Option<bool>,
+}
+
+/// A guest that is to go on in another process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MigrateConfig {
+    /// Where that one waits.
+    pub(crate) to: Endpoint,
+    /// How long the guest is meant to stand still at the most.
+    pub(crate) pause: Duration,
+    /// Whether it may be slowed down before.
+    pub(crate) slow_down: bool,
 }
 
 impl Config {

@@ -39,11 +39,12 @@
 mod commands;
 mod connection;
 mod hotplug;
+mod migrations;
 mod monitor;
 mod parser;
 mod server;
 mod snapshots;
-mod socket;
+mod turns;
 mod workers;
 
 use std::io;
@@ -51,10 +52,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::event_loop::{Handle, Subscription};
+use crate::socket::Socket;
 use server::Server;
 
 pub(crate) use monitor::Monitor;
-pub(crate) use socket::{Place, Socket};
 pub(crate) use workers::Workers;
 
 /// The control socket at work. Dropping it closes all connections and removes the socket.

@@ -22,6 +22,8 @@ pub(crate) enum Event {
     Signal(i32),
     /// Somebody asks for a pause, or for its end.
     Attend,
+    /// The vCPUs are to leave the guest for a moment.
+    Kick,
 }
 
 /// For people: what has happened, which may be several lines.
@@ -35,6 +37,7 @@ impl fmt::Display for Event {
             Self::Quit => f.write_str("the user ends it"),
             Self::Signal(signal) => write!(f, "signal {signal} ends it"),
             Self::Attend => f.write_str("it is to be paused, or to go on"),
+            Self::Kick => f.write_str("it is slowed down"),
         }
     }
 }

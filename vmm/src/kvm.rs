@@ -4,7 +4,6 @@
 #![allow(unsafe_code)] // What kvm-ioctls does not offer.
 
 pub(crate) mod clock;
-#[allow(dead_code)] // Until there is migration.
 pub(crate) mod dirty;
 pub(crate) mod msrs;
 mod slots;

@@ -86,7 +86,7 @@ impl Log for Logger {
             Level::Trace => "trace",
         };
         let _ = writeln!(text, "nido: {level}: {}", record.args());
-        self.lines.push(text);
+        self.lines.push(shown(text));
     }
 
     /// Waits until everything is written, or for a second if that is not read.
@@ -122,13 +122,39 @@ pub(crate) fn install(verbosity: u8) -> io::Result<()> {
 /// The last message of the process, which comes whatever the guest has caused before. Waits for it
 /// as [`Log::flush`] does.
 pub(crate) fn last_words(text: String) {
-    LOGGER.lines.push(text);
+    LOGGER.lines.push(shown(text));
     LOGGER.flush();
+}
+
+/// The same without what a terminal obeys, but for the ends of lines: names of files and what another
+/// process says are in messages as they are.
+fn shown(text: String) -> String {
+    let is_obeyed = |character: char| character.is_control() && character != '\n';
+    if !text.contains(is_obeyed) {
+        return text;
+    }
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match is_obeyed(character) {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
+        }
+    }
+    shown
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_message_is_obeyed_by_a_terminal() {
+        for plain in ["nido: error: \u{e9}t\u{e9}\n", "rip 0x10\n  rsp\n"] {
+            assert_eq!(shown(plain.to_owned()), plain);
+        }
+        let hostile = "a\u{1b}]0;owned\u{7}b\u{9b}2J\rc\n".to_owned();
+        assert_eq!(shown(hostile), "a\\u{1b}]0;owned\\u{7}b\\u{9b}2J\\rc\n");
+    }
 
     #[test]
     fn a_burst_passes_and_then_only_the_rate() {

@@ -1,8 +1,6 @@
 //! The machine: everything that a configuration asks for, created and wired.
 
 mod acpi;
-// Until migration asks for all of it.
-#[allow(dead_code)]
 pub(crate) mod claims;
 mod functions;
 mod hotplug;
@@ -42,13 +40,28 @@ use crate::vcpu::{Current, Shared, Vcpu};
 use crate::{doorbell, kvm};
 use claims::Claims;
 use functions::{Assignment, Platform};
-pub(crate) use hotplug::HotPlug;
 #[cfg(test)]
 pub(crate) use hotplug::Maker;
+pub(crate) use hotplug::{HotPlug, HotPlugHold};
 use interrupts::Interrupts;
 
 /// Work on a machine that stands still. What comes of it is for a client of the control socket.
 pub(crate) type Work = Box<dyn FnOnce(&mut Machine) -> Result<String, String> + Send>;
+
+/// Work that gives the guest of a machine that stands still to another process. It is told whether the
+/// guest is paused, and so is to stand still there as well.
+pub(crate) type HandOver = Box<dyn FnOnce(&mut Machine, bool) -> Handed + Send>;
+
+/// Whose a guest is that was to be handed over, with what a client is told of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Handed {
+    /// Another process runs it: it must not go on here.
+    Away(String),
+    /// It is this one's as before.
+    Back(String),
+    /// Nobody here can tell: it stands still until somebody decides.
+    Unknown(String),
+}
 
 /// A whole machine. While its vCPUs run, only a [`Guest`](crate::vm) has it as `&mut`.
 pub(crate) struct Machine {
@@ -92,7 +105,11 @@ impl Machine {
         let mut settled = config.clone();
         settled.functions = settled::settle(&config.functions)?;
         let config = &settled;
-        let images = Images::open(&config.kernel, config.initramfs.as_deref(), &config.cmdline)?;
+        let open = match config.claimed_later {
+            true => Images::open_regular,
+            false => Images::open,
+        };
+        let images = open(&config.kernel, config.initramfs.as_deref(), &config.cmdline)?;
         let Foundation {
             vm,
             cpuid,
@@ -153,6 +170,7 @@ impl Machine {
                 accesses: Arc::default(),
                 stop: AtomicBool::new(false),
                 park: Arc::default(),
+                brake: Arc::default(),
                 at: (0..config.cpus).map(|_| Current::default()).collect(),
             }),
             root,
@@ -194,7 +212,7 @@ impl Machine {
     }
 
     /// The virtual machine of KVM.
-    pub(crate) fn vm(&self) -> &VmFd {
+    pub(crate) fn vm(&self) -> &Arc<VmFd> {
         &self.vm
     }
 

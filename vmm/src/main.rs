@@ -9,7 +9,9 @@ mod config;
 mod console;
 mod control;
 mod cpuid;
+mod described;
 mod doorbell;
+mod endpoint;
 mod event;
 mod event_loop;
 mod irq;
@@ -19,23 +21,25 @@ mod limits;
 mod logger;
 mod machine;
 mod memory;
-#[allow(dead_code)] // What uses it comes next.
 mod migration;
 mod signals;
 mod snapshot;
+mod socket;
 mod suspension;
 mod terminal;
 mod vcpu;
 mod vm;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use cli::{Request, UsageError};
 use config::Config;
 use event::Outcome;
-use snapshot::Snapshot;
+use socket::Places;
+use vm::Beginning;
 
 /// Exit codes; `--help` documents them.
 mod code {
@@ -51,10 +55,23 @@ mod code {
 fn main() -> ExitCode {
     terminal::restore_on_panic();
     let code = match cli::parse(std::env::args_os()) {
-        Ok(Request::Run { config, verbosity }) => run(verbosity, || Ok((*config, None))),
-        Ok(Request::Restore { restore, verbosity }) => run(verbosity, || {
-            let (config, snapshot) = snapshot::open(&restore)?;
-            Ok((config, Some(snapshot)))
+        Ok(Request::Run { config, verbosity }) => {
+            let control = config.control.clone();
+            run(verbosity, control, |_| Ok((*config, Beginning::Boot)))
+        }
+        Ok(Request::Restore { restore, verbosity }) => {
+            run(verbosity, restore.changes.control.clone(), |_| {
+                let (config, snapshot) = snapshot::open(&restore)?;
+                Ok((config, Beginning::Snapshot(snapshot)))
+            })
+        }
+        Ok(Request::Incoming {
+            incoming,
+            verbosity,
+        }) => run(verbosity, incoming.changes.control.clone(), |places| {
+            let machine = |options: &[String]| Ok(incoming.config(options)?);
+            let (config, arrival) = migration::wait(&incoming.from, machine, places)?;
+            Ok((config, Beginning::Arrival(arrival)))
         }),
         Ok(Request::Print(text)) => {
             // A reader that went away has seen enough.
@@ -70,12 +87,14 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Runs the machine that `choose` says, from where it says.
-fn run(verbosity: u8, choose: impl FnOnce() -> anyhow::Result<(Config, Option<Snapshot>)>) -> u8 {
+/// Runs the machine that `choose` says, from where it says, with clients at `control`.
+fn run(
+    verbosity: u8,
+    control: Option<PathBuf>,
+    choose: impl FnOnce(&Places) -> anyhow::Result<(Config, Beginning)>,
+) -> u8 {
     let guard = terminal::Guard;
-    let result = start(verbosity)
-        .and_then(|()| choose())
-        .and_then(|(config, snapshot)| vm::run(&config, snapshot));
+    let result = start(verbosity).and_then(|()| vm::run(control.as_deref(), choose));
     drop(guard);
     let code = match result {
         Ok(Outcome::Off) => code::OK,

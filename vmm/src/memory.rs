@@ -7,9 +7,7 @@
 
 #![allow(unsafe_code)] // mmap at an address, and madvise, which no library can know to be harmless.
 
-#[allow(dead_code)] // Until there is migration.
 pub(crate) mod dirty;
-#[allow(dead_code)] // As well.
 pub(crate) mod pages;
 pub(crate) mod saved;
 

@@ -1,19 +1,40 @@
 //! Live migration: a guest goes on in another nido, while it runs.
 //!
-//! Two nidos speak over one connection ([`endpoint`]) in [frames](wire). The [source](send) sends all of
-//! memory, then what the guest has written since, round by round; then the guest stands still, and the
-//! rest follows. The [target](receive) writes to a memory of its own, and believes nothing that it is told.
+//! Two nidos speak over one [connection](dial) in [frames](wire). The source ([`leave()`]) [sends](send) all of
+//! memory, then what the guest has written since, round by round; then the guest stands still, the rest
+//! follows, and it is [given](give). The target ([`wait`]) [writes](receive) to a memory of its own, and
+//! believes nothing that it is told.
 
-pub(crate) mod endpoint;
-pub(crate) mod error;
+mod arbiter;
+mod arrive;
+mod begin;
+mod connection;
+mod dial;
+mod error;
+mod give;
+mod holding;
+mod host;
 mod inbox;
-pub(crate) mod link;
+mod leave;
+mod link;
 mod outbox;
+mod pace;
 mod pages;
-pub(crate) mod receive;
-pub(crate) mod send;
-pub(crate) mod socket;
-pub(crate) mod wire;
+mod progress;
+mod receive;
+mod rounds;
+mod send;
+mod syncing;
+mod time_limit;
+mod wire;
+
+pub(crate) use arrive::{Arrival, wait};
+pub(crate) use leave::{Here, leave};
+pub(crate) use progress::Migrations;
 
 #[cfg(test)]
+mod failure_test;
+#[cfg(test)]
 mod stream_test;
+#[cfg(test)]
+mod testing;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::event::Event;
-use crate::machine::Work;
+use crate::machine::{HandOver, Work};
 
 /// How long a request waits for the main thread, which may be stopping vCPUs, or loading a guest.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -20,6 +20,8 @@ pub(crate) enum Wish {
     Resume,
     /// Work while it is paused, for as long as that takes.
     Work(Work),
+    /// The same work, after which the guest may be another process's.
+    HandOver(HandOver),
 }
 
 /// How a wish came out, in words for a client.

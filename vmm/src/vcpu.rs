@@ -1,8 +1,9 @@
 //! A vCPU: its registers at power-on, and the loop that runs it and serves its exits.
 
 mod accesses;
+mod brake;
 mod lapic;
-mod saved;
+pub(crate) mod saved;
 mod state;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::kvm::{KvmError, failed, msrs};
 use crate::signals::Kickable;
 use accesses::Accesses;
 pub(crate) use accesses::{AccessTimes, Current, Target};
+pub(crate) use brake::Brake;
 pub(crate) use lapic::unfinished;
 pub(crate) use saved::{restore_clock, save_clock};
 use state::PowerOn;
@@ -53,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) stop: AtomicBool,
     /// Has the threads stop where they are, when they are kicked.
     pub(crate) park: Arc<Park>,
+    /// Slows them down.
+    pub(crate) brake: Arc<Brake>,
     /// What each vCPU does.
     pub(crate) at: Box<[Current]>,
 }
@@ -146,9 +150,14 @@ impl Vcpu {
 /// Returns an event if it can go no further.
 fn run_on(vcpu: &mut VcpuFd, id: u8, shared: &Shared) -> Option<Event> {
     let mut end = None;
-    while end.is_none() && !shared.stop.load(Ordering::SeqCst) && !shared.park.is_wanted() {
+    let is_wanted = || shared.stop.load(Ordering::SeqCst) || shared.park.is_wanted();
+    while end.is_none() && !is_wanted() {
         end = match step(vcpu, id, shared) {
-            Step::Continue | Step::Interrupted => None,
+            Step::Continue => None,
+            Step::Interrupted => {
+                shared.brake.stay(is_wanted);
+                None
+            }
             Step::Report(event) => Some(event),
         };
     }

@@ -1,9 +1,11 @@
 //! Running a machine: threads for its vCPUs, and what happens when the guest or the user wants
 //! something of the whole.
 
+mod beginning;
 pub(crate) mod suspend;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,69 +16,86 @@ use anyhow::Context as _;
 use vmm_sys_util::signal::Killable;
 
 use crate::config::Config;
-use crate::control::{Control, Monitor, Place, Socket, Workers};
+use crate::control::{Control, Monitor, Workers};
 use crate::event::{Event, Outcome};
 use crate::event_loop::EventLoop;
 use crate::machine::Machine;
-use crate::snapshot::Snapshot;
+use crate::migration::Migrations;
+use crate::socket::{Place, Places, Socket};
 use crate::suspension::Suspension;
 use crate::vcpu::Vcpu;
 use crate::{console, signals, terminal};
+pub(crate) use beginning::Beginning;
 use suspend::{Guest, Pausable as _};
 
-/// Creates a machine and runs it to its end, from where `snapshot` says, or from the guest's start. The
-/// ending signals are blocked.
-pub(crate) fn run(config: &Config, snapshot: Option<Snapshot>) -> anyhow::Result<Outcome> {
+/// Creates the machine that `choose` says and runs it to its end, with clients at `control`. The ending
+/// signals are blocked.
+pub(crate) fn run(
+    control: Option<&Path>,
+    choose: impl FnOnce(&Places) -> anyhow::Result<(Config, Beginning)>,
+) -> anyhow::Result<Outcome> {
     signals::install_kick().context("installing a signal handler")?;
     signals::reset().context("choosing what signals do")?;
     let (sender, events) = channel();
-    let socket = config.control.as_deref().map(|path| {
+    let socket = control.map(|path| {
         Socket::bind(path).with_context(|| format!("--control path={}", path.display()))
     });
     let socket = socket.transpose()?;
     let event_loop = EventLoop::start(sender.clone()).context("starting the event loop")?;
     let started = Arc::<AtomicBool>::default();
+    let places = Places::default();
     let place = socket.as_ref().map(|socket| socket.place().clone());
-    let ending = end_by_signal(Arc::clone(&started), place, sender.clone());
+    places.lock().extend(place);
+    let migrations = Arc::<Migrations>::default();
+    let ending = end_by_signal(
+        Arc::clone(&started),
+        Arc::clone(&places),
+        Arc::clone(&migrations),
+        sender.clone(),
+    );
     let _signals =
         signals::watch_ending(event_loop.handle(), ending).context("waiting for signals")?;
-    let saved = snapshot.as_ref().map(|snapshot| &snapshot.memory);
-    let mut machine = Machine::new(config, saved, &sender, event_loop.handle())?;
-    let mut restored = None;
-    match snapshot {
-        None => machine.boot()?,
-        Some(snapshot) => {
-            let sections = snapshot.sections;
-            machine.restore(sections).context("--restore")?;
-            restored = Some(snapshot.paused);
-        }
-    }
-    terminal::make_raw().context("the terminal cannot be put into raw mode")?;
-    let _input = console::standard_input()
+    let (config, mut beginning) = choose(&places)?;
+    let config = &config;
+    let made = Machine::new(config, beginning.memory(), &sender, event_loop.handle());
+    let mut machine = beginning.told(made)?;
+    let begun = beginning.begin(&mut machine);
+    beginning.told(begun)?;
+    let raw = terminal::make_raw().context("the terminal cannot be put into raw mode");
+    beginning.told(raw)?;
+    let input = console::standard_input()
         .and_then(|input| {
             console::start(event_loop.handle(), input, sender.clone(), machine.input())
         })
-        .context("standard input cannot be read")?;
+        .context("standard input cannot be read");
+    let _input = beginning.told(input)?;
     let suspension = Arc::<Suspension>::default();
+    // Until the guest is this process's, it does not run here.
+    suspension.set_paused(matches!(beginning, Beginning::Arrival(_)));
     // Dropped before the machine: no client sees it half gone.
-    let _control = socket
+    let control = socket
         .map(|socket| {
-            let monitor = monitor(config, &machine, &sender, &suspension)?;
+            let monitor = monitor(config, &machine, &sender, &suspension, &migrations)?;
             Control::start(socket, monitor, event_loop.handle())
         })
         .transpose()
-        .context("--control: serving clients")?;
-    started.store(true, Ordering::Release);
+        .context("--control: serving clients");
+    let _control = beginning.told(control)?;
     loop {
-        let mut running = start(&mut machine, &sender)?;
+        let running = start(&mut machine, &sender);
+        let mut running = beginning.told(running)?;
+        let restored = beginning.take_over(&machine, &events);
+        let restored = beginning.told(restored)?;
+        started.store(true, Ordering::Release);
         let mut guest = Guest::new(&mut machine, &mut running, &sender);
-        if let Some(paused) = restored.take() {
+        if let Some(paused) = restored {
             guest.is_restored();
             suspension.set_paused(paused);
             if !paused {
                 guest.resume();
             }
         }
+        beginning = Beginning::Boot;
         let event = suspend::attend(&mut guest, &events, &suspension)?;
         stop(&mut machine, running)?;
         let event = most_urgent(event, &events);
@@ -109,7 +128,7 @@ pub(crate) fn run(config: &Config, snapshot: Option<Snapshot>) -> anyhow::Result
             // stop as at any other end.
             Event::Failed(message) => Err(anyhow::anyhow!(message)),
             // It was attended to.
-            Event::Attend => continue,
+            Event::Attend | Event::Kick => continue,
         };
         suspension.close();
         machine.reset_devices();
@@ -123,17 +142,20 @@ pub(crate) fn run(config: &Config, snapshot: Option<Snapshot>) -> anyhow::Result
 /// first.
 fn end_by_signal(
     started: Arc<AtomicBool>,
-    socket: Option<Place>,
+    places: Places,
+    migrations: Arc<Migrations>,
     events: Sender<Event>,
 ) -> impl FnMut(i32) + Send {
     move |signal| {
         if started.load(Ordering::Acquire) {
+            // The main thread may be at it, if it is under way.
+            let _ = migrations.cancel();
             // Nobody waits for it any more only when the process ends anyway.
             let _ = events.send(Event::Signal(signal));
             return;
         }
         terminal::restore();
-        socket.iter().for_each(Place::remove);
+        places.lock().iter().for_each(Place::remove);
         log::logger().flush();
         std::process::exit(crate::signal_code(signal).into());
     }
@@ -145,6 +167,7 @@ fn monitor(
     machine: &Machine,
     events: &Sender<Event>,
     suspension: &Arc<Suspension>,
+    migrations: &Arc<Migrations>,
 ) -> io::Result<Monitor> {
     Ok(Monitor {
         cpus: config.cpus,
@@ -158,7 +181,9 @@ fn monitor(
         hotplug: Arc::clone(machine.hotplug()),
         workers: Workers::new()?,
         suspension: Arc::clone(suspension),
+        turns: Arc::default(),
         snapshots: Arc::default(),
+        migrations: Arc::clone(migrations),
         events: events.clone(),
     })
 }

@@ -88,6 +88,27 @@ fn load(kernel: &Path, initramfs: Option<&Path>, memory: &Memory) -> Result<CpuS
 }
 
 #[test]
+fn what_somebody_else_has_chosen_is_a_regular_file_and_is_not_waited_for() {
+    let files = Files::new();
+    let kernel = files.file("kernel", &bzimage());
+    assert!(Images::open_regular(&kernel, Some(&kernel), "").is_ok());
+    let pipe = files.0.as_path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a new name");
+    let whole = files.0.as_path();
+    for odd in [&pipe as &Path, whole, Path::new("/dev/zero")] {
+        for (kernel, initramfs, option) in [
+            (odd, None, "--kernel"),
+            (&kernel as &Path, Some(odd), "--initramfs"),
+        ] {
+            let opened = Images::open_regular(kernel, initramfs, "");
+            let text = opened.err().expect("refused").to_string();
+            let begin = format!("{option} {}: this is no regular file", odd.display());
+            assert!(text.starts_with(&begin), "{text}");
+        }
+    }
+}
+
+#[test]
 fn a_bzimage_gets_boot_params() {
     let (files, memory) = (Files::new(), ram());
     let kernel = files.file("bzImage", &bzimage());

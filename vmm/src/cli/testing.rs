@@ -5,12 +5,12 @@ use super::{Request, parse};
 use crate::config::Config;
 
 /// Parses `line`, whose words are separated by blanks.
-pub(super) fn request(line: &str) -> Result<Request, UsageError> {
+pub(crate) fn request(line: &str) -> Result<Request, UsageError> {
     parse(std::iter::once("nido").chain(line.split_whitespace()))
 }
 
 /// The machine that `line` describes.
-pub(super) fn config(line: &str) -> Config {
+pub(crate) fn config(line: &str) -> Config {
     match request(line).expect(line) {
         Request::Run { config, .. } => *config,
         other => panic!("{line}: {other:?}"),

@@ -16,7 +16,7 @@ use crate::config::{
 /// say: a path that is no text.
 pub(crate) fn written(config: &Config) -> Option<Vec<String>> {
     let options = options(config);
-    let parsed = super::configuration(&options).ok()?;
+    let parsed = super::configuration(&options, "it").ok()?;
     (parsed == *config).then_some(options)
 }
 

@@ -8,6 +8,7 @@ use intel_vtd::SourceId;
 use pci::{Bdf, ECAM_FUNCTION_SHIFT, RootComplex};
 
 use super::hotplug;
+use super::migrations;
 use super::monitor::Monitor;
 use super::parser::{Answer, Argument, Command, Value};
 use super::snapshots;
@@ -28,7 +29,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "status",
         arguments: &[],
-        help: "vCPUs, memory, time since the start, running or paused, a snapshot's progress",
+        help: "vCPUs, memory, time since the start, running or paused, progress of what takes long",
         run: status,
     },
     Command {
@@ -104,6 +105,24 @@ pub(super) const COMMANDS: &[Command] = &[
         run: snapshots::cancel,
     },
     Command {
+        name: "migrate",
+        arguments: &[Argument::Migration],
+        help: "have the guest go on where `nido --incoming` waits: `migrate help` lists keys",
+        run: migrations::leave,
+    },
+    Command {
+        name: "migrate-status",
+        arguments: &[],
+        help: "how far the migration is: rounds, rate, what is left, the pause if it were now",
+        run: migrations::status,
+    },
+    Command {
+        name: "migrate-cancel",
+        arguments: &[],
+        help: "give the migration up; the guest goes on here",
+        run: migrations::cancel,
+    },
+    Command {
         name: "quit",
         arguments: &[],
         help: "end the virtual machine, as Ctrl-A x does",
@@ -121,7 +140,7 @@ fn help(_: &Monitor, _: &[Value]) -> Result<Answer, String> {
 fn status(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
     let uptime = monitor.started.elapsed();
     Ok(format!(
-        "vcpus: {}\nmemory: {} MiB\nuptime: {}.{:03} s\niommu: {}\nstate: {}\n{}",
+        "vcpus: {}\nmemory: {} MiB\nuptime: {}.{:03} s\niommu: {}\nstate: {}\n{}{}",
         monitor.cpus,
         monitor.memory >> 20,
         uptime.as_secs(),
@@ -136,6 +155,10 @@ fn status(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
         },
         match monitor.snapshots.describe() {
             Some(text) => format!("snapshot: {text}\n"),
+            None => String::new(),
+        },
+        match monitor.migrations.describe() {
+            Some(text) => format!("migration: {text}\n"),
             None => String::new(),
         },
     )
@@ -287,7 +310,9 @@ fn suspend(monitor: &Monitor, wish: Wish) -> Result<Answer, String> {
     Ok(monitor.workers.begin_for(Kind::Pause, work)?.into())
 }
 
-fn quit(_: &Monitor, _: &[Value]) -> Result<Answer, String> {
+fn quit(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
+    // The main thread may be at it, if it is under way.
+    let _ = monitor.migrations.cancel();
     Ok(Answer {
         text: "the virtual machine ends\n".to_owned(),
         event: Some(Event::Quit),

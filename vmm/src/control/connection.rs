@@ -41,6 +41,8 @@ pub(super) struct Connection {
     output: Vec<u8>,
     /// Where the answer will come from.
     work: Option<Pending>,
+    /// What follows from the answer, once it is sent.
+    event: Option<Event>,
     /// The client sends nothing more.
     ended: bool,
     /// Close as soon as the answer is sent.
@@ -67,6 +69,7 @@ impl Connection {
             input: Vec::new(),
             output: Vec::new(),
             work: None,
+            event: None,
             ended: false,
             last: false,
             phase: Phase::Idle,
@@ -105,7 +108,13 @@ impl Connection {
         if !self.finish_work(now) {
             return Ok(Wants::Work);
         }
-        if !self.send()? {
+        let sent = self.send();
+        // The client was told, or does not want to be.
+        if let Some(event) = self.event.take() {
+            happen(event);
+            return Ok(Wants::Output);
+        }
+        if !sent? {
             return Ok(Wants::Output);
         }
         if self.last {
@@ -154,7 +163,9 @@ impl Connection {
 
     /// Whether no work is under way. What it has come to is to be sent then.
     fn finish_work(&mut self, now: Instant) -> bool {
-        let Some(work) = &self.work else { return true };
+        let Some(work) = &mut self.work else {
+            return true;
+        };
         let outcome = match work.outcome.try_recv() {
             Err(TryRecvError::Empty) => return false,
             Ok(outcome) => outcome,
@@ -162,6 +173,7 @@ impl Connection {
                 Err("internal error: the request was given up; please report this".to_owned())
             }
         };
+        self.event = work.event.take().filter(|_| outcome.is_ok());
         self.work = None;
         self.output = parser::outcome(outcome).into_bytes();
         self.phase = Phase::Sending;

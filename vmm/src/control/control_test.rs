@@ -3,7 +3,6 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,30 +20,7 @@ use crate::event_loop::EventLoop;
 use crate::irq::Unit;
 use crate::machine::unit::unit_config;
 use crate::machine::{HotPlug, Maker};
-
-/// A directory that goes with its owner.
-pub(super) struct Scratch(PathBuf);
-
-impl Scratch {
-    pub(super) fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let unique = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("nido-control-{}-{unique}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir(&path).expect("a new directory");
-        Self(path)
-    }
-
-    pub(super) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
+use crate::socket::scratch::Scratch;
 
 struct Nobody;
 
@@ -84,7 +60,9 @@ pub(super) fn bare() -> (Monitor, Receiver<Event>) {
         hotplug: HotPlug::new(root, Box::new(NoMaker), Vec::new(), &[]),
         workers: Workers::new().expect("a descriptor"),
         suspension: Arc::default(),
+        turns: Arc::default(),
         snapshots: Arc::default(),
+        migrations: Arc::default(),
         events,
     };
     (monitor, receiver)

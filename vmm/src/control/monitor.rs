@@ -6,11 +6,13 @@ use std::time::Instant;
 
 use pci::RootComplex;
 
+use super::turns::Turns;
 use super::workers::Workers;
 use crate::assign::Assigner;
 use crate::event::Event;
 use crate::irq::Unit;
 use crate::machine::HotPlug;
+use crate::migration::Migrations;
 use crate::snapshot::Snapshots;
 use crate::suspension::Suspension;
 use crate::vcpu::AccessTimes;
@@ -39,8 +41,12 @@ pub(crate) struct Monitor {
     pub(crate) workers: Workers,
     /// Where the wish to pause it goes.
     pub(crate) suspension: Arc<Suspension>,
+    /// Whose turn it is to take long.
+    pub(crate) turns: Arc<Turns>,
     /// The snapshot that is being written.
     pub(crate) snapshots: Arc<Snapshots>,
+    /// The migration that is under way.
+    pub(crate) migrations: Arc<Migrations>,
     /// Where the wish to end the machine goes.
     pub(crate) events: Sender<Event>,
 }

@@ -36,6 +36,8 @@ pub(super) enum Argument {
     Removal,
     /// Where a snapshot goes. The rest of the request.
     Snapshot,
+    /// Where the guest goes. The rest of the request.
+    Migration,
 }
 
 /// An argument's value.
@@ -49,6 +51,8 @@ pub(super) enum Value {
     Device(String),
     /// Where a snapshot goes.
     Snapshot(String),
+    /// Where the guest goes.
+    Migration(String),
     /// The name of a device, and whether it is removed by force.
     Removal(String, bool),
 }
@@ -91,6 +95,7 @@ impl Argument {
             Self::Device => "TYPE,bus=PORT[,key=value]...",
             Self::Removal => "ID[,force=on]",
             Self::Snapshot => "DIR[,live=on|off]",
+            Self::Migration => "unix:PATH|tcp:HOST:PORT[,key=value]...",
         }
     }
 
@@ -101,6 +106,7 @@ impl Argument {
             Self::Device => Some(Value::Device(word.to_owned())),
             Self::Removal => removal(word),
             Self::Snapshot => Some(Value::Snapshot(word.to_owned())),
+            Self::Migration => Some(Value::Migration(word.to_owned())),
         }
     }
 
@@ -113,6 +119,7 @@ impl Argument {
             Self::Address => "a number of at most 64 bits, such as 0xfffff000",
             Self::Device => "what `--device` takes",
             Self::Snapshot => "a directory, and keys that `snapshot help` explains",
+            Self::Migration => "where another nido waits, and keys that `migrate help` explains",
             Self::Removal => {
                 "the id of a device, or of the port that it is behind, and force=on to pull it out"
             }
@@ -200,7 +207,11 @@ fn run(commands: &[Command], monitor: &Monitor, request: &str) -> Result<Answer,
         ));
     };
     let arguments: Vec<&str> = match command.arguments {
-        [Argument::Device | Argument::Snapshot] if !rest.trim().is_empty() => vec![rest.trim()],
+        [Argument::Device | Argument::Snapshot | Argument::Migration]
+            if !rest.trim().is_empty() =>
+        {
+            vec![rest.trim()]
+        }
         _ => rest.split_whitespace().collect(),
     };
     (command.run)(monitor, &command.values(&arguments)?)

@@ -15,8 +15,8 @@ use super::commands::COMMANDS;
 use super::connection::{Connection, Wants};
 use super::monitor::Monitor;
 use super::parser::answer;
-use super::socket::Socket;
 use crate::event_loop::{Timer, io_error};
+use crate::socket::Socket;
 
 /// Greatest number of connections.
 pub(super) const CONNECTIONS: usize = 8;

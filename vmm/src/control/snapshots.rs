@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::monitor::Monitor;
 use super::parser::{Answer, Value};
+use super::turns::Long;
 use super::workers::Kind;
 use crate::cli::{SnapshotAsked, parse_snapshot};
 use crate::event::Event;
@@ -25,10 +26,12 @@ pub(super) fn take(monitor: &Monitor, values: &[Value]) -> Result<Answer, String
         SnapshotAsked::Help(text) => return Ok(text.into()),
         SnapshotAsked::Snapshot(wish) => wish,
     };
+    let turn = monitor.begin(Long::Snapshot)?;
     let (suspension, events) = (Arc::clone(&monitor.suspension), monitor.events.clone());
     let (memory, private) = (monitor.memory, monitor.private_memory);
     let snapshots = Arc::clone(&monitor.snapshots);
     let work = move |client| {
+        let _turn = turn;
         let guest = Guest {
             memory,
             private,

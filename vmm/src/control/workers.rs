@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::event::Event;
+
 /// Most threads of each kind at a time. A client waits for its answer, but those that went away
 /// leave theirs behind.
 const MOST: usize = 8;
@@ -30,10 +32,12 @@ pub(super) enum Kind {
     Pause,
     /// To save the guest.
     Snapshot,
+    /// To have another process go on with the guest.
+    Migration,
 }
 
 impl Kind {
-    const COUNT: usize = 5;
+    const COUNT: usize = 6;
 }
 
 /// What work comes to, when it is done.
@@ -41,6 +45,8 @@ pub(super) struct Pending {
     pub(super) outcome: Receiver<Result<String, String>>,
     /// How long a client waits for it.
     pub(super) patience: Duration,
+    /// What happens to the machine once the client was told of success.
+    pub(super) event: Option<Event>,
     /// Tells the work that somebody waits.
     _client: Arc<()>,
 }
@@ -49,6 +55,12 @@ impl Pending {
     /// The same for a client that waits so long.
     pub(super) fn within(self, patience: Duration) -> Self {
         Self { patience, ..self }
+    }
+
+    /// The same with an event that follows from success.
+    pub(super) fn with_event(self, event: Event) -> Self {
+        let event = Some(event);
+        Self { event, ..self }
     }
 }
 
@@ -95,13 +107,14 @@ impl Workers {
     ) -> Result<Pending, String> {
         let fail =
             |error: io::Error| format!("the host has no thread for this ({error}); try again");
-        let [looks, changes, forced, pauses, snapshots] = &self.running;
+        let [looks, changes, forced, pauses, snapshots, migrations] = &self.running;
         let running = match kind {
             Kind::Look => looks,
             Kind::Change => changes,
             Kind::Force => forced,
             Kind::Pause => pauses,
             Kind::Snapshot => snapshots,
+            Kind::Migration => migrations,
         };
         if running.load(Ordering::Relaxed) >= MOST {
             return Err(format!(
@@ -127,6 +140,7 @@ impl Workers {
         Ok(Pending {
             outcome,
             patience: WORK,
+            event: None,
             _client: client,
         })
     }

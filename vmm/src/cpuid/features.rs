@@ -322,21 +322,21 @@ mod tests {
     fn a_guest_stays_with_its_vendor_its_address_bits_and_its_counters() {
         assert_eq!(
             refusal(&[AMD], &[INTEL]),
-            "the processor's vendor is AMD in the snapshot and GenuineIntel here"
+            "the processor's vendor is AMD in the saved machine and GenuineIntel here"
         );
         assert_eq!(
             refusal(
                 &[INTEL, (0x8000_0008, 0, [0x3028, 0, 0, 0])],
                 &[INTEL, (0x8000_0008, 0, [0x3027, 0, 0, 0])]
             ),
-            "the number of address bits is 40 in the snapshot and 39 here"
+            "the number of address bits is 40 in the saved machine and 39 here"
         );
         assert_eq!(
             refusal(
                 &[INTEL, (0xa, 0, [0x0730_0402, 0, 0, 0])],
                 &[INTEL, (0xa, 0, [0x0730_0202, 0, 0, 0])]
             ),
-            "performance counters is 4 in the snapshot and 2 here"
+            "performance counters is 4 in the saved machine and 2 here"
         );
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use devices::virtio::blk::{BlockError, Claim, Hold};
 use parking_lot::Mutex;
+use pci::Bdf;
 
 /// All disks of a machine that nido serves itself, also those that are plugged in.
 pub(crate) struct Claims {
@@ -18,10 +19,14 @@ pub(crate) struct Claims {
 struct State {
     /// Whether the machine is to have its disks: so one that comes is locked.
     held: bool,
+    /// By their addresses, which are the same in each process that has the machine. Locks are taken in
+    /// this order, so of two processes that want all at the same moment, who has the first one gets the
+    /// others.
     disks: Vec<Disk>,
 }
 
 struct Disk {
+    at: Bdf,
     claim: Claim,
     /// How this process has it.
     hold: Hold,
@@ -39,17 +44,17 @@ pub(crate) enum Arbiter {
 impl Claims {
     /// Of a machine without disks as yet. `held` tells whether it takes the locks of those that it is
     /// given, or [later](Self::take_all).
-    pub(super) fn new(held: bool) -> Arc<Self> {
+    pub(crate) fn new(held: bool) -> Arc<Self> {
         let disks = Vec::new();
         let state = Mutex::new(State { held, disks });
         Arc::new(Self { state })
     }
 
-    /// A disk has come. Takes its lock, if the machine has those of the others.
+    /// A disk has come, to this address. Takes its lock, if the machine has those of the others.
     ///
     /// # Errors
     /// It is in use by another process. It is not the machine's then.
-    pub(super) fn add(&self, claim: Claim) -> Result<(), BlockError> {
+    pub(crate) fn add(&self, at: Bdf, claim: Claim) -> Result<(), BlockError> {
         let mut state = self.state.lock();
         let hold = if state.held {
             claim.take()?
@@ -57,7 +62,8 @@ impl Claims {
             Hold::None
         };
         state.disks.retain(|disk| !disk.claim.is_gone());
-        state.disks.push(Disk { claim, hold });
+        let place = state.disks.partition_point(|disk| disk.at <= at);
+        state.disks.insert(place, Disk { at, claim, hold });
         Ok(())
     }
 
@@ -117,13 +123,15 @@ impl Claims {
         result
     }
 
-    /// Has the host write to its storage what the guest wrote to its disks. May take long, and holds
-    /// nothing up.
-    ///
-    /// # Errors
-    /// What one of them said.
-    pub(crate) fn sync_all(&self) -> anyhow::Result<()> {
-        sync(&self.disks())
+    /// What tells the files of these disks from others on this host, in the order of the disks' addresses.
+    pub(crate) fn files(&self) -> String {
+        let disks = self.disks();
+        let files = disks.iter().map(|disk| match disk.identity() {
+            Some((device, inode)) => format!("{device:x}:{inode:x}"),
+            // Like no other.
+            None => format!("{}?", std::process::id()),
+        });
+        files.collect::<Vec<_>>().join(",")
     }
 
     /// Those that are there now, for [`sync`].

@@ -109,7 +109,7 @@ impl Platform {
                 };
                 let option = || format!("--disk path={}", disk.path.display());
                 let block = Block::open_unlocked(&options).with_context(option)?;
-                self.claims.add(block.claim()).with_context(option)?;
+                self.claims.add(bdf, block.claim()).with_context(option)?;
                 self.virtio(bdf, block)
             }
             FunctionKind::Net(net) => {

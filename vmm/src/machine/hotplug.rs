@@ -51,6 +51,15 @@ pub(crate) struct HotPlug {
     changes: Changes,
 }
 
+/// Keeps devices from coming and going.
+pub(crate) struct HotPlugHold(Arc<HotPlug>);
+
+impl Drop for HotPlugHold {
+    fn drop(&mut self) {
+        self.0.changes.set_held(false);
+    }
+}
+
 struct Port {
     name: String,
     port: Arc<RootPort>,
@@ -144,6 +153,13 @@ impl HotPlug {
     /// Devices may come and go again.
     pub(crate) fn thaw(&self) {
         self.changes.thaw();
+    }
+
+    /// Has nothing come or go while the guest is being migrated, which is paused at the moment, until what
+    /// is returned is dropped.
+    pub(crate) fn hold(self: &Arc<Self>) -> HotPlugHold {
+        self.changes.set_held(true);
+        HotPlugHold(Arc::clone(self))
     }
 
     /// Makes a function and puts it into the slot of the port that it names. The guest is told, and

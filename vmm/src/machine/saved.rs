@@ -122,7 +122,7 @@ impl Machine {
         }
         if let Some((name, section)) = sections.left() {
             anyhow::bail!(
-                "{name}: the snapshot has {} there, and this machine nothing",
+                "{name}: the saved machine has {} there, and this one nothing",
                 section.kind()
             );
         }

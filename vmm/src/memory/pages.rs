@@ -10,8 +10,8 @@ use super::GuestRam;
 /// Pages of the host within a word of a bitmap.
 const WORD: usize = u64::BITS as usize;
 
-/// Some pages of a guest memory. It belongs to a memory with these regions.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Some pages of a guest memory. It belongs to a memory with these regions; by default, to none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pages(Vec<Region>);
 
 /// Those of a region.
@@ -39,6 +39,7 @@ impl Pages {
     }
 
     /// Every page of `memory`.
+    #[cfg(test)]
     pub(crate) fn all(memory: &GuestRam) -> Self {
         let mut pages = Self::none(memory);
         for region in &mut pages.0 {
@@ -70,6 +71,7 @@ impl Pages {
     }
 
     /// Whether there are none.
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         let mut words = self.0.iter().flat_map(|region| &region.words);
         words.all(|word| *word == 0)

@@ -17,6 +17,8 @@ use vm_memory::{
     GuestMemoryBackend, GuestRegionMmap, ReadVolatile, VolatileMemory, VolatileSlice, WriteVolatile,
 };
 
+use super::pages::Pages;
+
 /// Bytes of a page of the host.
 const PAGE: usize = 4096;
 /// Pages that are looked at together.
@@ -72,6 +74,31 @@ impl<'a> Touched<'a> {
             start += region.size() as u64;
         }
         file.set_len(start)
+    }
+
+    /// The pages that may hold anything but zeros: all that were ever touched. Those that are touched
+    /// meanwhile may be missing.
+    ///
+    /// # Errors
+    /// The host does not say what is touched.
+    pub(crate) fn pages(&self) -> io::Result<Pages> {
+        let mut pages = Pages::none(self.memory);
+        let mut start = 0;
+        for (number, region) in self.memory.iter().enumerate() {
+            let mut words = Vec::new();
+            for offset in (0..region.size()).step_by(PIECE) {
+                let touched = self.touched(region, offset, start + offset as u64)?;
+                let word = |bits: &[bool]| {
+                    (0..)
+                        .zip(bits)
+                        .fold(0, |word, (at, bit)| word | u64::from(*bit) << at)
+                };
+                words.extend(touched.chunks(64).map(word));
+            }
+            pages.insert(number, &words);
+            start += region.size() as u64;
+        }
+        Ok(pages)
     }
 
     /// Which pages of the piece at `offset` of `region` may hold anything but zeros. The piece is at

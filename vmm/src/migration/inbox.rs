@@ -4,8 +4,8 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::connection::Connection;
 use super::error::{Result, StreamError};
-use super::socket::Socket;
 use super::wire::{HEADER, Header, Kind, LONGEST};
 
 /// Bytes that are read together, if there are as many: small frames come by one call of the host.
@@ -41,16 +41,14 @@ impl Inbox {
         !self.filled.is_empty()
     }
 
-    /// The next frame, all of which has to be there before `patience` has passed. Says by `counted` how
-    /// many bytes have come.
+    /// The next frame, all of which has to be there before `patience` has passed.
     ///
     /// # Errors
     /// What comes is no frame, or too late, or nothing more comes.
     pub(super) fn next(
         &mut self,
-        mut socket: &Socket,
+        mut socket: &Connection,
         patience: Duration,
-        mut counted: impl FnMut(usize),
     ) -> Result<Frame<'_>> {
         let deadline = Instant::now() + patience;
         let mut fill = |inbox: &mut Self, wanted: usize| -> Result<()> {
@@ -64,10 +62,7 @@ impl Inbox {
                     .map_err(StreamError::Lost)?;
                 match socket.read(inbox.room(wanted)) {
                     Ok(0) => return Err(StreamError::Closed),
-                    Ok(read) => {
-                        counted(read);
-                        inbox.filled.end += read;
-                    }
+                    Ok(read) => inbox.filled.end += read,
                     // The time that is left says what that was.
                     Err(error) if is_passing(error.kind()) => {}
                     Err(error) => return Err(StreamError::Lost(error)),

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::connection::Connection;
 use super::error::{Result, StreamError, wrong};
 use super::inbox::{Frame, Inbox};
 use super::outbox::Outbox;
-use super::socket::Socket;
 use super::wire::Kind;
 
 /// A good time for a send to make no progress in, before the connection counts as lost.
@@ -30,12 +30,11 @@ pub(crate) struct Link {
     outbox: Outbox,
     inbox: Inbox,
     sent: u64,
-    received: u64,
 }
 
 #[derive(Debug)]
 struct Line {
-    socket: Socket,
+    socket: Connection,
     is_given_up: AtomicBool,
 }
 
@@ -59,7 +58,7 @@ impl Link {
     ///
     /// # Errors
     /// The host refuses.
-    pub(crate) fn new(socket: impl Into<Socket>, stall: Duration) -> io::Result<Self> {
+    pub(crate) fn new(socket: impl Into<Connection>, stall: Duration) -> io::Result<Self> {
         let socket = socket.into();
         socket.prepare(stall)?;
         let is_given_up = AtomicBool::new(false);
@@ -72,7 +71,6 @@ impl Link {
             outbox: Outbox::default(),
             inbox: Inbox::new(),
             sent: 0,
-            received: 0,
         })
     }
 
@@ -84,11 +82,6 @@ impl Link {
     /// Bytes that the host has taken.
     pub(crate) fn sent(&self) -> u64 {
         self.sent
-    }
-
-    /// Bytes that have come.
-    pub(crate) fn received(&self) -> u64 {
-        self.received
     }
 
     /// What frames are put into, which go with the next [`flush`](Self::flush).
@@ -150,9 +143,7 @@ impl Link {
     /// # Errors
     /// There is none, or what comes is none.
     pub(super) fn hear(&mut self, patience: Duration) -> Result<Frame<'_>> {
-        let received = &mut self.received;
-        let counted = |bytes: usize| *received += bytes as u64;
-        match self.inbox.next(&self.line.socket, patience, counted) {
+        match self.inbox.next(&self.line.socket, patience) {
             Ok(frame) => Ok(frame),
             Err(_) if self.line.is_given_up.load(Ordering::Acquire) => Err(StreamError::GivenUp),
             Err(StreamError::Lost(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
@@ -165,11 +156,13 @@ impl Link {
     /// Whether something has come, or nothing ever will.
     pub(super) fn has_news(&self) -> bool {
         let fd = match &self.line.socket {
-            Socket::Unix(stream) => stream.as_fd(),
-            Socket::Tcp(stream) => stream.as_fd(),
+            Connection::Unix(stream) => stream.as_fd(),
+            Connection::Tcp(stream) => stream.as_fd(),
         };
-        let polled = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO);
-        self.inbox.has_some() || polled != Ok(0)
+        let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+        // A signal that interrupts it is no news.
+        let polled = poll(&mut fds, PollTimeout::ZERO);
+        self.inbox.has_some() || polled.is_ok_and(|ready| ready > 0)
     }
 
     /// Says a last thing, and waits a moment for the other side to have read it: closing a connection

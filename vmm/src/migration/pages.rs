@@ -9,13 +9,28 @@ use super::wire::{Kind, PAGE, PIECE, ZEROS_MOST};
 
 /// Most pages of a frame: what a processor's cache holds well.
 const MOST: u64 = 64;
-const _: () = assert!(MOST as usize * PAGE <= PIECE);
+const _: () = assert!(MOST * PAGE as u64 <= PIECE as u64);
+
+/// What a page holds that is sent by its number only.
+static ZEROS: [u8; PAGE] = [0; PAGE];
 
 /// Puts pages into frames, each frame of as many that follow each other as may be.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pages {
     open: Option<Open>,
     sent: Sent,
+    /// The page that is looked at.
+    page: Box<[u8; PAGE]>,
+}
+
+impl Default for Pages {
+    fn default() -> Self {
+        Self {
+            open: None,
+            sent: Sent::default(),
+            page: Box::new(ZEROS),
+        }
+    }
 }
 
 /// The frame that the next page may belong to.
@@ -46,15 +61,14 @@ impl Pages {
         address: u64,
     ) -> Result<()> {
         // The guest may write to it at any time: what is looked at and sent is this copy.
-        let mut page = [0; PAGE];
         let place = memory.get_slice(GuestAddress(address), PAGE);
         if !address.is_multiple_of(PAGE as u64) {
             return Err(StreamError::NoPage(address));
         }
         place
             .map_err(|_| StreamError::NoPage(address))?
-            .copy_to(&mut page);
-        let is_zeros = page == [0; PAGE];
+            .copy_to(self.page.as_mut_slice());
+        let is_zeros = *self.page == ZEROS;
         if !self.open.is_some_and(|open| open.takes(address, is_zeros)) {
             self.close(outbox);
             self.begin(outbox, address, is_zeros);
@@ -65,7 +79,7 @@ impl Pages {
         if is_zeros {
             self.sent.zeros += 1;
         } else {
-            outbox.add(&page);
+            outbox.add(self.page.as_slice());
             self.sent.data += 1;
         }
         Ok(())

@@ -14,8 +14,13 @@ use super::wire::{Hello, Kind, PAGE, RUN, STATE_MOST, ZEROS_MOST, encode_text};
 pub(crate) enum Item {
     /// All of this round, which the source was told.
     Round(u32),
-    /// All that there is: memory is complete, and this is the state of the machine, encoded.
-    State(Vec<u8>),
+    /// All that there is: memory is complete.
+    All {
+        /// The state of the machine, encoded.
+        state: Vec<u8>,
+        /// Whether the guest is paused, and is to stay so.
+        paused: bool,
+    },
 }
 
 /// A source that has offered its guest. Dropping it closes the connection, and the guest goes on there.
@@ -31,7 +36,7 @@ pub(crate) struct Receiver {
 
 impl Receiver {
     /// Hears what guest there is, which the source says within `patience`. Then it is to be answered by
-    /// [`accepted`](Self::accepted) or [`failed`](Self::refused).
+    /// [`accepted`](Self::accepted) or [`refused`](Self::refused).
     ///
     /// # Errors
     /// Whoever is there is no nido, or one of another version, which is told so.
@@ -59,17 +64,12 @@ impl Receiver {
         }
     }
 
-    /// Bytes that have come in all.
-    pub(crate) fn received(&self) -> u64 {
-        self.link.received()
-    }
-
-    /// Says that the machine is made.
+    /// Says that the machine is made, at this [place](super::host::place).
     ///
     /// # Errors
     /// The connection fails.
-    pub(crate) fn accepted(&mut self) -> Result<()> {
-        self.link.say(Kind::Accepted, &[])
+    pub(crate) fn accepted(&mut self, place: &str) -> Result<()> {
+        self.link.say(Kind::Accepted, encode_text(place))
     }
 
     /// Says why the machine cannot be made, in place of [`accepted`](Self::accepted).
@@ -116,7 +116,10 @@ impl Receiver {
                 }
                 Kind::Last if !self.state.is_empty() => {
                     self.is_complete = true;
-                    return Ok(Item::State(std::mem::take(&mut self.state)));
+                    return Ok(Item::All {
+                        paused: payload == [1],
+                        state: std::mem::take(&mut self.state),
+                    });
                 }
                 _ if self.state.is_empty() => return unexpected(frame, "memory or state"),
                 _ => return unexpected(frame, "the rest of the state"),
@@ -190,12 +193,12 @@ fn write_zeros<M: GuestMemoryBackend>(memory: &M, payload: &[u8]) -> Result<()> 
     let Some((start, count @ 1..=ZEROS_MOST, [])) = run(payload) else {
         return wrong("ZEROS of no page or of too many");
     };
-    let mut page = [0; PAGE];
+    let mut page = [0_u8; PAGE];
     for index in 0..count {
         with_page(memory, start, index, |place| {
             place.copy_to(&mut page);
             if page != [0; PAGE] {
-                place.copy_from(&[0; PAGE]);
+                place.copy_from(&[0_u8; PAGE]);
             }
         })?;
     }

@@ -7,7 +7,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::error::{Result, StreamError, wrong};
 use super::inbox::Frame;
-use super::link::{Link, unexpected};
+use super::link::{Breaker, Link, unexpected};
 use super::pages::Pages;
 use super::wire::{Hello, Kind, PAGE, PIECE, decode_text};
 
@@ -22,7 +22,7 @@ pub(crate) struct Sent {
 
 /// What became of a guest that was given away.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Handed {
+pub(crate) enum Fate {
     /// It runs there.
     Running,
     /// It certainly does not run there and never will: why. It can go on here.
@@ -36,6 +36,8 @@ pub(crate) enum Handed {
 #[derive(Debug)]
 pub(crate) struct Sender {
     link: Link,
+    /// Where the target says that it is.
+    place: String,
 }
 
 impl Sender {
@@ -45,9 +47,22 @@ impl Sender {
     /// The target refuses, or the connection fails.
     pub(crate) fn hello(mut link: Link, hello: &Hello, patience: Duration) -> Result<Self> {
         link.say(Kind::Hello, &hello.encode()?)?;
-        let mut sender = Self { link };
-        sender.expect(Kind::Accepted, patience)?;
+        let mut sender = Self {
+            link,
+            place: String::new(),
+        };
+        sender.place = decode_text(sender.expect(Kind::Accepted, patience)?.payload);
         Ok(sender)
+    }
+
+    /// Where the target [is](super::host::place), as it says.
+    pub(crate) fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// What another thread can end this by.
+    pub(crate) fn breaker(&self) -> Breaker {
+        self.link.breaker()
     }
 
     /// Bytes that were sent in all.
@@ -111,30 +126,31 @@ impl Sender {
         Ok(())
     }
 
-    /// Ends it, and waits for `patience` at most until the target is ready to run the guest.
+    /// Ends it, and waits for `patience` at most until the target is ready to run the guest, which is to stay
+    /// paused there if it is `paused`.
     ///
     /// # Errors
     /// The target has failed, or the connection has.
-    pub(crate) fn last(&mut self, patience: Duration) -> Result<()> {
-        self.say(Kind::Last, &[])?;
+    pub(crate) fn last(&mut self, paused: bool, patience: Duration) -> Result<()> {
+        self.say(Kind::Last, &[u8::from(paused)])?;
         self.expect(Kind::Ready, patience)?;
         Ok(())
     }
 
     /// Gives the guest away, and waits for `patience` at most to be told that it runs. It is not to run
     /// here from before this is called until what it returns permits it.
-    pub(crate) fn yours(mut self, patience: Duration) -> Handed {
+    pub(crate) fn yours(&mut self, patience: Duration) -> Fate {
         // A target that has not got all of the frame does not run the guest.
         if let Err(error) = self.say(Kind::Yours, &[]) {
-            return Handed::Refused(error.to_string());
+            return Fate::Refused(error.to_string());
         }
         match self.link.hear(patience) {
             Ok(frame) => match frame.kind {
-                Kind::Running => Handed::Running,
-                Kind::Failed => Handed::Refused(said(frame).to_string()),
-                _ => Handed::Lost(format!("the other side says {}", frame.kind.name())),
+                Kind::Running => Fate::Running,
+                Kind::Failed => Fate::Refused(said(frame).to_string()),
+                _ => Fate::Lost(format!("the other side says {}", frame.kind.name())),
             },
-            Err(error) => Handed::Lost(error.to_string()),
+            Err(error) => Fate::Lost(error.to_string()),
         }
     }
 

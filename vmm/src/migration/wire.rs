@@ -15,12 +15,12 @@
 //! | ZEROS | u64 guest-physical address, u64 number of pages that hold zeros |
 //! | ROUND | u32 number of the round that is all sent, from 1 |
 //! | STATE | the next bytes of the state of the machine |
-//! | LAST | |
+//! | LAST | u8: 1 if the guest is paused, and is to stay so |
 //! | YOURS | |
 //!
 //! | target to source | payload |
 //! |---|---|
-//! | ACCEPTED | |
+//! | ACCEPTED | text: what tells the host from others, and the files of disks |
 //! | REFUSED | text |
 //! | HEARD | u32 number of the round |
 //! | READY | |
@@ -69,8 +69,6 @@ pub(crate) struct Hello {
     pub(crate) options: Vec<String>,
     /// Bytes of guest memory.
     pub(crate) memory: u64,
-    /// Whether the guest is paused, and is to stay so.
-    pub(crate) paused: bool,
 }
 
 impl Hello {
@@ -174,8 +172,9 @@ impl Kind {
             Self::Zeros => RUN..=RUN,
             Self::Round | Self::Heard => 4..=4,
             Self::State => 1..=PIECE,
-            Self::Refused | Self::Failed => 0..=TEXT,
-            Self::Last | Self::Yours | Self::Accepted | Self::Ready | Self::Running => 0..=0,
+            Self::Accepted | Self::Refused | Self::Failed => 0..=TEXT,
+            Self::Last => 1..=1,
+            Self::Yours | Self::Ready | Self::Running => 0..=0,
         }
     }
 }

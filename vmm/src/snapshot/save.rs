@@ -10,13 +10,12 @@ use std::sync::mpsc::channel;
 use std::time::Instant;
 
 use devices::virtio::blk::Claim;
-use state::{MachineState, MemoryFile};
 
 use super::child::Child;
 use super::directory::{NewMemory, Writing};
 use super::progress::{GIVEN_UP, Progress, Snapshots};
-use crate::cli;
-use crate::config::{Config, SnapshotConfig};
+use crate::config::SnapshotConfig;
+use crate::described::describe;
 use crate::machine::claims;
 use crate::machine::{Machine, Work};
 use crate::memory::Memory;
@@ -128,17 +127,14 @@ impl Saving<'_> {
         memory: &NewMemory,
         live: bool,
     ) -> Result<Taken, String> {
-        let place = MemoryFile {
-            file: memory.name().to_owned(),
-            bytes: subject.memory(),
-        };
+        let place = memory.name().to_owned();
         let file = memory.file.try_clone();
         let mut file = file.map_err(|error| self.refusal(&error))?;
         let (give, taken) = channel();
         let progress = Arc::clone(self.progress);
         let work = move |machine: &mut Machine| {
-            let config = machine.config();
-            let state = encode(machine, &config, place)?;
+            let state = describe(machine, &place)?;
+            let state = state::encode(&state).map_err(|error| error.to_string())?;
             let disks = machine.claims().disks();
             let memory = if live {
                 let child = start(machine, &mut file)?;
@@ -193,27 +189,6 @@ impl Saving<'_> {
             self.path.display()
         )
     }
-}
-
-/// The state of a machine that stands still, as a file has it.
-fn encode(machine: &Machine, config: &Config, memory: MemoryFile) -> Result<Vec<u8>, String> {
-    if machine.assigner().is_some() {
-        return Err(
-            "a machine with --object iommufd cannot be saved: what its remapping unit offers follows the host's devices"
-                .to_owned(),
-        );
-    }
-    let sections = machine.save()?;
-    let options = cli::written(config).ok_or(
-        "a path of the machine is no text (UTF-8), which a snapshot cannot have: give the file another name",
-    )?;
-    let state = state::encode(&MachineState {
-        writer: concat!("nido ", env!("CARGO_PKG_VERSION")).to_owned(),
-        memory,
-        options,
-        sections,
-    });
-    state.map_err(|error| error.to_string())
 }
 
 /// Has a child write the machine's memory to `file`. This is the main thread, which lives as long as the

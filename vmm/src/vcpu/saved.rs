@@ -276,7 +276,7 @@ fn host(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> RestoreError {
 }
 
 #[cfg(test)]
-mod machine;
+pub(crate) mod machine;
 #[cfg(test)]
 mod moves_test;
 #[cfg(test)]

@@ -95,6 +95,7 @@ fn bench(code: &[u8]) -> Option<Bench> {
         accesses: Arc::default(),
         stop: AtomicBool::new(false),
         park: Arc::default(),
+        brake: Arc::default(),
         at: Box::new([Current::default()]),
     });
     Some(Bench {

@@ -1,19 +1,26 @@
-//! Pausing a guest. Whoever wants that leaves a request ([`Suspension`]); the main thread, which alone
-//! has the machine, carries it out.
+//! Pausing a guest, and giving it away. Whoever wants that leaves a request ([`Suspension`]); the main
+//! thread, which alone has the machine, carries it out.
 
 mod guest;
 
 use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
 use crate::event::Event;
-use crate::machine::Work;
+use crate::machine::{HandOver, Handed, Work};
 use crate::suspension::{Suspension, Wish};
 pub(super) use guest::Guest;
 #[cfg(test)]
 pub(crate) use guest::stop_vcpus;
+
+/// How long the process of a guest that is another's now stays, for whoever had it handed over to be
+/// told.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Why nothing is done with a guest in such a moment.
+const ENDING: &str = "the guest ends, or starts again: try again when it runs";
 
 /// What can be paused.
 pub(super) trait Pausable {
@@ -23,6 +30,12 @@ pub(super) trait Pausable {
     /// Why it cannot be stopped.
     fn pause(&mut self) -> Result<(), String>;
 
+    /// Has the machine have what it may have given away.
+    ///
+    /// # Errors
+    /// Somebody else has it: the guest is not to go on.
+    fn reclaim(&mut self) -> Result<(), String>;
+
     /// Goes on after a pause.
     fn resume(&mut self);
 
@@ -31,6 +44,12 @@ pub(super) trait Pausable {
     /// # Errors
     /// What the work says, or why the guest cannot go on.
     fn work(&mut self, work: Work) -> Result<String, String>;
+
+    /// Has its machine handed over while it is paused.
+    fn hand_over(&mut self, work: HandOver, paused: bool) -> Handed;
+
+    /// Has the vCPUs leave the guest for a moment, if they run.
+    fn kick(&self);
 
     /// Comes to its end, whether it is paused or not. Nothing that has stopped goes on for that.
     fn end(&mut self);
@@ -47,26 +66,33 @@ pub(super) fn attend(
         events,
         waiting: VecDeque::new(),
         later: None,
+        gone: false,
     };
     loop {
         while let Some((wish, client)) = suspension.next() {
             let answer = carry_out(wish, guest, suspension, &mut inbox);
             // The client may have gone.
             let _ = client.send(answer);
+            if inbox.gone {
+                suspension.close();
+                guest.end();
+                return Ok(inbox.farewell());
+            }
         }
         let paused = suspension.is_paused();
-        if !paused && let Some(event) = inbox.later {
-            return Ok(event);
+        if !paused && let Some(event) = inbox.later.take() {
+            return Ok(inbox.most_urgent(event));
         }
         match inbox.next()? {
             Event::Attend => {}
+            Event::Kick => guest.kick(),
             event @ (Event::Quit | Event::Signal(_) | Event::Failed(_)) => {
                 guest.end();
                 suspension.set_paused(false);
                 return Ok(event);
             }
-            event if !paused => return Ok(event),
-            event => inbox.later = inbox.later.or(Some(event)),
+            event if !paused => return Ok(inbox.most_urgent(event)),
+            event => inbox.later = inbox.later.take().or(Some(event)),
         }
     }
 }
@@ -77,6 +103,8 @@ struct Inbox<'a> {
     waiting: VecDeque<Event>,
     /// What the guest has asked for, and waits for it to go on.
     later: Option<Event>,
+    /// The guest is another process's.
+    gone: bool,
 }
 
 impl Inbox<'_> {
@@ -91,7 +119,28 @@ impl Inbox<'_> {
     fn is_ending(&mut self) -> bool {
         self.waiting.extend(self.events.try_iter());
         let mut waiting = self.waiting.iter();
-        self.later.is_some() || waiting.any(|event| *event != Event::Attend)
+        self.later.is_some() || waiting.any(|event| !matches!(event, Event::Attend | Event::Kick))
+    }
+
+    /// The end of the process, if that is among what is not seen to, or else `event`.
+    fn most_urgent(&mut self, event: Event) -> Event {
+        let mut waiting = self.waiting.drain(..);
+        let end = waiting.find(|event| matches!(event, Event::Quit | Event::Signal(_)));
+        end.unwrap_or(event)
+    }
+
+    /// Waits a little for the end of a process whose guest is another's: it comes when a client was
+    /// told. What the guest had asked for is not this one's to do.
+    fn farewell(&self) -> Event {
+        let until = Instant::now() + FAREWELL;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(left) {
+                Ok(event @ (Event::Quit | Event::Signal(_))) => return event,
+                Ok(_) => {}
+                Err(_) => return Event::Quit,
+            }
+        }
     }
 }
 
@@ -103,7 +152,7 @@ fn carry_out(
 ) -> Result<String, String> {
     let mut work = |guest: &mut _, work| {
         if inbox.is_ending() {
-            return Err("the guest ends, or starts again: try again when it runs".to_owned());
+            return Err(ENDING.to_owned());
         }
         Pausable::work(guest, work)
     };
@@ -115,6 +164,7 @@ fn carry_out(
         }
         (Wish::Pause, true) => Err("the guest is paused already; `resume` has it go on".to_owned()),
         (Wish::Resume, true) => {
+            guest.reclaim()?;
             guest.resume();
             suspension.set_paused(false);
             Ok("the guest goes on\n".to_owned())
@@ -126,6 +176,37 @@ fn carry_out(
             let answer = work(guest, what);
             guest.resume();
             answer
+        }
+        (Wish::HandOver(what), paused) => {
+            if !paused {
+                guest.pause()?;
+            }
+            // It does not run here, whoever asks meanwhile, and afterwards if it is away.
+            suspension.set_paused(true);
+            let handed = match inbox.is_ending() {
+                true => Handed::Back(ENDING.to_owned()),
+                false => guest.hand_over(what, paused),
+            };
+            match handed {
+                Handed::Away(text) => {
+                    inbox.gone = true;
+                    Ok(text)
+                }
+                Handed::Back(why) => {
+                    if !paused {
+                        guest.resume();
+                        suspension.set_paused(false);
+                    }
+                    Err(why)
+                }
+                Handed::Unknown(why) => {
+                    // Who has asked for anything meanwhile did not know that.
+                    suspension.refuse(
+                        "a migration has ended, and whose the guest is is not known; see what `migrate` has answered, and ask again",
+                    );
+                    Err(why)
+                }
+            }
         }
     }
 }

@@ -97,55 +97,55 @@ fn the_first_difference_is_named() {
     let cases = [
         (
             0x00,
-            "the vendor id is 0x10421af5 in the snapshot and 0x10421af4 here",
+            "the vendor id is 0x10421af5 in the saved machine and 0x10421af4 here",
         ),
         (
             0x02,
-            "the device id is 0x10431af4 in the snapshot and 0x10421af4 here",
+            "the device id is 0x10431af4 in the saved machine and 0x10421af4 here",
         ),
         (
             0x08,
-            "the revision is 0x01800200 in the snapshot and 0x01800201 here",
+            "the revision is 0x01800200 in the saved machine and 0x01800201 here",
         ),
         (
             0x0b,
-            "the class is 0x00800201 in the snapshot and 0x01800201 here",
+            "the class is 0x00800201 in the saved machine and 0x01800201 here",
         ),
         (
             0x0e,
-            "the header type is 0x00010000 in the snapshot and 0x00000000 here",
+            "the header type is 0x00010000 in the saved machine and 0x00000000 here",
         ),
         (
             0x18,
-            "the kind of BAR 2 is 0x0000000d in the snapshot and 0x0000000c here",
+            "the kind of BAR 2 is 0x0000000d in the saved machine and 0x0000000c here",
         ),
         (
             0x2e,
-            "the subsystem device id is 0x1235abcd in the snapshot and 0x1234abcd here",
+            "the subsystem device id is 0x1235abcd in the saved machine and 0x1234abcd here",
         ),
         (
             0x34,
-            "the place of the first capability is 0x00000041 in the snapshot and 0x00000040 here",
+            "the place of the first capability is 0x00000041 in the saved machine and 0x00000040 here",
         ),
         (
             0x3d,
-            "the interrupt pin is 0x00000000 in the snapshot and 0x00000100 here",
+            "the interrupt pin is 0x00000000 in the saved machine and 0x00000100 here",
         ),
         (
             0x58,
-            "register 0x0 of capability 0x11 (MSI-X) is 0x00026410 in the snapshot and 0x00026411 here",
+            "register 0x0 of capability 0x11 (MSI-X) is 0x00026410 in the saved machine and 0x00026411 here",
         ),
         (
             0x68,
-            "register 0x4 of capability 0x10 (PCI Express) is 0x10008001 in the snapshot and 0x10008000 here",
+            "register 0x4 of capability 0x10 (PCI Express) is 0x10008001 in the saved machine and 0x10008000 here",
         ),
         (
             0x10d,
-            "register 0x4 of extended capability 0x1b (PASID) is 0x00001504 in the snapshot and 0x00001404 here",
+            "register 0x4 of extended capability 0x1b (PASID) is 0x00001504 in the saved machine and 0x00001404 here",
         ),
         (
             0x800,
-            "register 0x6f0 of extended capability 0x13 (PRI) is 0x00000001 in the snapshot and 0x00000000 here",
+            "register 0x6f0 of extended capability 0x13 (PRI) is 0x00000001 in the saved machine and 0x00000000 here",
         ),
     ];
     for (at, expected) in cases {
@@ -161,7 +161,7 @@ fn bars_of_other_sizes_and_other_lengths_are_refused() {
     let mut builder = ConfigBuilder::endpoint(IDENTITY);
     builder.add_bar(0, BarKind::Memory32, 0x1000);
     let error = other.restore(&builder.build().save()).expect_err("smaller");
-    let text = "the size of BAR 0 is 0x1000 in the snapshot and 0x2000 here";
+    let text = "the size of BAR 0 is 0x1000 in the saved machine and 0x2000 here";
     assert_eq!(error.to_string(), text);
     let text = refusal(|state| state.bytes = vec![0; 4095].into());
     assert_eq!(
@@ -179,6 +179,6 @@ fn a_function_without_what_the_saved_one_has_names_it() {
     })
     .build();
     let error = plain.restore(&full().save()).expect_err("another one");
-    let text = "the status register is 0x00100000 in the snapshot and 0x00000000 here";
+    let text = "the status register is 0x00100000 in the saved machine and 0x00000000 here";
     assert_eq!(error.to_string(), text);
 }

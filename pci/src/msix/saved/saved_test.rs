@@ -102,7 +102,7 @@ fn what_no_such_table_is_like_is_refused_with_the_reason() {
     let cases = [
         (
             refusal(&|state| state.entries = entries(16 * 66, 0)),
-            "the number of MSI-X vectors is 66 in the snapshot and 67 here",
+            "the number of MSI-X vectors is 66 in the saved machine and 67 here",
         ),
         (
             refusal(&|state| state.entries = entries(16 * 67 + 1, 0)),

@@ -186,7 +186,7 @@ fn a_machine_with_other_functions_is_refused_by_name() {
         .root
         .restore(&mut saved.sections())
         .expect_err("an empty slot");
-    let text = "the slot is occupied in the snapshot and empty here";
+    let text = "the slot is occupied in the saved machine and empty here";
     assert_eq!(
         (refused.0.as_str(), refused.1.to_string().as_str()),
         ("00:01.0", text)
@@ -210,7 +210,7 @@ fn a_machine_with_other_functions_is_refused_by_name() {
         .root
         .restore(&mut sections)
         .expect_err("none");
-    let text = "the snapshot has nothing for it";
+    let text = "the saved machine has nothing for it";
     assert_eq!(
         (refused.0.as_str(), refused.1.to_string().as_str()),
         ("behind 00:01.0", text)

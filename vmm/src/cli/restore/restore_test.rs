@@ -5,6 +5,7 @@ use std::path::Path;
 use super::*;
 use crate::cli::testing::{error, request};
 use crate::cli::{Request, UsageError};
+use crate::config::FunctionKind;
 
 /// The machine of a snapshot.
 const SAVED: &str = "--kernel /k --cmdline console=ttyS0 --memory 64M --cpus 2 --no-reboot \
@@ -84,12 +85,12 @@ fn what_the_machine_is_cannot() {
 
 #[test]
 fn a_device_that_is_not_there_is_told_with_those_that_are() {
-    let text = "--disk id=lan: the snapshot has no such device; choose one of id=root, addr=2";
+    let text = "--disk id=lan: the snapshot of --restore has no such device; choose one of id=root, addr=2";
     assert_eq!(refusal("--restore /s --disk id=lan,path=/a"), text);
-    let text = "--net addr=1: the snapshot has no such device; choose one of id=lan";
+    let text = "--net addr=1: the snapshot of --restore has no such device; choose one of id=lan";
     assert_eq!(refusal("--restore /s --net addr=1,tap=t"), text);
     for line in ["--disk path=/a", "--disk id=root,addr=1,path=/a"] {
-        let text = "--disk: which device of the snapshot? give either id or addr";
+        let text = "--disk: which device of the snapshot of --restore? give either id or addr";
         assert_eq!(error(&format!("--restore /s {line}")), text);
     }
     assert!(error("--restore /s --disk id=root").contains("key `path` is missing"));

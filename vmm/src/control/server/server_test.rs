@@ -4,8 +4,9 @@ use std::io::Read;
 
 use event_manager::{EventManager, SubscriberOps};
 
-use super::super::control_test::{Scratch, bare};
+use super::super::control_test::bare;
 use super::*;
+use crate::socket::scratch::Scratch;
 
 #[test]
 fn the_wish_to_stop_is_heard_before_the_next_answer() {

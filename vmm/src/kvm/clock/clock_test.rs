@@ -252,5 +252,8 @@ fn another_number_of_vcpus_or_another_frequency_is_refused() {
     }
     state.tscs.pop();
     let error = machine.restore(&state).expect_err("refused").to_string();
-    assert_eq!(error, "the number of vCPUs is 1 in the snapshot and 2 here");
+    assert_eq!(
+        error,
+        "the number of vCPUs is 1 in the saved machine and 2 here"
+    );
 }

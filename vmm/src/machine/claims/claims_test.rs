@@ -3,6 +3,8 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -65,10 +67,14 @@ fn give_up(file: &File) {
 
 fn claims(held: bool, disks: &[Block]) -> Arc<Claims> {
     let claims = Claims::new(held);
-    for disk in disks {
-        claims.add(disk.claim()).expect("nobody has it");
+    for (number, disk) in (1..).zip(disks) {
+        claims.add(at(number), disk.claim()).expect("nobody has it");
     }
     claims
+}
+
+fn at(device: u8) -> Bdf {
+    Bdf::new(0, device, 0).expect("a device number")
 }
 
 #[test]
@@ -100,12 +106,62 @@ fn of_disks_that_cannot_be_had_together_none_is_taken() {
     assert!(files.is_free("a") && files.is_free("r"));
     // Nor is one that comes now.
     let late = files.disks(&["a"]);
-    claims.add(late[0].claim()).expect("it is not locked");
+    claims
+        .add(at(9), late[0].claim())
+        .expect("it is not locked");
     assert!(files.is_free("a"));
     drop(late);
     give_up(&stranger);
     assert_eq!(claims.take_all().expect("all are free"), Arbiter::Lock);
     assert!(!files.is_free("a") && !files.is_free("b") && !files.is_free("r"));
+}
+
+#[test]
+fn of_two_processes_that_want_all_disks_at_the_same_moment_one_gets_them() {
+    let names = ["a", "b", "c", "d", "e", "f", "g", "r"];
+    let files = Files::new(&names);
+    let (here, there) = (files.disks(&names), files.disks(&names));
+    let (one, other) = (Claims::new(false), Claims::new(false));
+    let numbered = || (1..).zip(&here).zip(&there);
+    for ((number, disk), _) in numbered() {
+        one.add(at(number), disk.claim()).expect("it is not locked");
+    }
+    // They came in another order there.
+    for ((number, _), disk) in numbered().collect::<Vec<_>>().into_iter().rev() {
+        other
+            .add(at(number), disk.claim())
+            .expect("it is not locked");
+    }
+    let paths = |claims: &Claims| {
+        let disks = claims.disks();
+        let paths = disks.iter().map(|disk| disk.path().to_owned());
+        paths.collect::<Vec<_>>()
+    };
+    assert_eq!(paths(&one), paths(&other));
+    let (ready, end) = (AtomicUsize::new(0), Barrier::new(2));
+    let rounds = |claims: &Claims| {
+        let taken = (1..=500).map(|round| {
+            // Closer together than a barrier wakes two.
+            ready.fetch_add(1, Ordering::SeqCst);
+            while ready.load(Ordering::SeqCst) < 2 * round {
+                std::hint::spin_loop();
+            }
+            let taken = claims.take_all().is_ok();
+            end.wait();
+            claims.give_up_all().expect("a file system with locks");
+            taken
+        });
+        taken.collect::<Vec<_>>()
+    };
+    let (first, second) = std::thread::scope(|scope| {
+        let second = scope.spawn(|| rounds(&other));
+        (rounds(&one), second.join().expect("no panic"))
+    });
+    let strange = first
+        .iter()
+        .zip(&second)
+        .filter(|(one, other)| one == other);
+    assert_eq!(strange.count(), 0, "both or none had them");
 }
 
 #[test]
@@ -117,7 +173,7 @@ fn only_a_disk_that_is_there_and_held_alone_is_an_arbiter() {
     let claims = claims(false, &readers);
     assert_eq!(taken(&claims), Arbiter::Nobody);
     let writer = files.disks(&["a"]);
-    claims.add(writer[0].claim()).expect("it is free");
+    claims.add(at(9), writer[0].claim()).expect("it is free");
     assert_eq!(taken(&claims), Arbiter::Lock);
     drop(writer);
     assert_eq!(taken(&claims), Arbiter::Nobody);
@@ -129,7 +185,7 @@ fn a_disk_that_comes_is_locked_while_the_others_are() {
     let (first, second) = (files.disks(&["a"]), files.disks(&["b"]));
     let claims = claims(false, &first);
     claims.take_all().expect("it is free");
-    claims.add(second[0].claim()).expect("it is free");
+    claims.add(at(9), second[0].claim()).expect("it is free");
     assert!(!files.is_free("b"));
     // It is one of them now.
     claims.give_up_all().expect("it has them");
@@ -142,7 +198,7 @@ fn a_disk_that_comes_is_locked_while_the_others_are() {
     // One that is another's is none of them.
     let third = files.disks(&["b"]);
     assert!(matches!(
-        claims.add(third[0].claim()),
+        claims.add(at(9), third[0].claim()),
         Err(BlockError::InUse(_))
     ));
     assert_eq!(claims.disks().len(), 2);
@@ -154,7 +210,7 @@ fn disks_that_have_gone_are_forgotten() {
     let claims = claims(true, &files.disks(&["a"]));
     assert!(claims.disks().is_empty());
     let next = files.disks(&["b"]);
-    claims.add(next[0].claim()).expect("it is free");
+    claims.add(at(9), next[0].claim()).expect("it is free");
     let paths: Vec<_> = claims
         .disks()
         .iter()
@@ -163,7 +219,7 @@ fn disks_that_have_gone_are_forgotten() {
     assert_eq!(paths, [files.path("b")]);
     assert_eq!(claims.state.lock().disks.len(), 1);
     claims.give_up_all().expect("it has them");
-    claims.sync_all().expect("a file");
+    sync(&claims.disks()).expect("a file");
 }
 
 #[test]
@@ -185,10 +241,11 @@ fn a_machine_has_all_its_disks_from_the_start_or_once_they_are_taken() {
         eprintln!("skipped: this host has no usable /dev/kvm");
         return;
     }
-    let files = Files::new(&["fixed", "behind", "plugged"]);
+    let files = Files::new(&["fixed", "behind", "plugged", "kernel"]);
     let path = |name| files.path(name).display().to_string();
     let line = format!(
-        "nido --kernel /dev/null --memory 64M --disk path={} --device pcie-root-port,id=p0 --device pcie-root-port,id=p1 --device virtio-blk-pci,path={},bus=p0",
+        "nido --kernel {} --memory 64M --disk path={} --device pcie-root-port,id=p0 --device pcie-root-port,id=p1 --device virtio-blk-pci,path={},bus=p0",
+        path("kernel"),
         path("fixed"),
         path("behind")
     );
@@ -216,7 +273,7 @@ fn a_machine_has_all_its_disks_from_the_start_or_once_they_are_taken() {
             assert_eq!(arbiter, Arbiter::Lock);
         }
         assert!(none_free());
-        machine.claims().sync_all().expect("files");
+        sync(&machine.claims().disks()).expect("files");
         machine.claims().give_up_all().expect("it has them");
         assert!(all_free());
         machine.claims().take_all().expect("they are free");

@@ -15,6 +15,8 @@ pub(super) struct Changes {
 struct State {
     /// Nothing may come or go.
     frozen: bool,
+    /// The same while the guest is being migrated.
+    held: bool,
     /// By the names of ports and devices, in the order in which they began.
     under_way: Vec<String>,
 }
@@ -31,6 +33,9 @@ impl Changes {
         let mut state = self.state.lock();
         if state.frozen {
             return Err(HotPlugError::Paused);
+        }
+        if state.held {
+            return Err(HotPlugError::Leaving);
         }
         state.under_way.push(what.to_owned());
         Ok(UnderWay {
@@ -53,6 +58,11 @@ impl Changes {
         }
         state.frozen = true;
         Ok(())
+    }
+
+    /// Whether none begins while the guest is being migrated. It is paused.
+    pub(super) fn set_held(&self, held: bool) {
+        self.state.lock().held = held;
     }
 
     /// They may begin again.

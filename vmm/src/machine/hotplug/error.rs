@@ -28,6 +28,8 @@ pub(crate) enum HotPlugError {
     },
     #[error("the guest is paused, and could not answer; write `resume` first")]
     Paused,
+    #[error("the guest is being migrated; wait for that to end, or say `migrate-cancel`")]
+    Leaving,
     #[error("{0:#}")]
     Make(anyhow::Error),
     #[error("there is no device `{id}` behind a root port; {there}")]

@@ -148,3 +148,30 @@ fn a_host_that_does_not_show_pages_has_all_of_them_saved() {
     let memory = ram(Backing::Anonymous, Some(&Arc::new(saved)));
     assert_eq!(word(&memory, 0x3008), 1);
 }
+
+#[test]
+fn the_pages_that_were_touched_are_known_and_no_more_of_a_private_memory() {
+    let none = ram(Backing::Anonymous, None);
+    let saved = save(&none, None);
+    for (backing, source) in [
+        (Backing::Anonymous, None),
+        (Backing::Anonymous, Some(&saved)),
+        (Backing::File, None),
+    ] {
+        let memory = ram(backing, source);
+        for place in PLACES {
+            write(&memory, place, 1);
+        }
+        let pages = Touched::new(&memory, source.map(AsRef::as_ref)).pages();
+        let pages = pages.expect("the host tells");
+        let has = |place: u64| {
+            let mut runs = pages.runs(1);
+            runs.any(|(address, _)| address.0 == place & !0xfff)
+        };
+        assert!(PLACES.into_iter().all(has), "{backing:?}");
+        // The host may have given huge pages.
+        let most = PLACES.len() * PIECE_PAGES;
+        assert!(pages.count() <= most as u64, "{backing:?}");
+        assert!(pages.count() < SIZE / PAGE as u64);
+    }
+}

@@ -58,23 +58,24 @@ impl pci::MsiSink for NoMessages {
 }
 
 /// A machine whose vCPUs do not run at the moment.
-pub(super) struct Machine {
-    pub(super) vm: Arc<VmFd>,
-    pub(super) vcpus: Vec<Vcpu>,
-    pub(super) memory: Memory,
+pub(crate) struct Machine {
+    pub(crate) vm: Arc<VmFd>,
+    pub(crate) vcpus: Vec<Vcpu>,
+    pub(crate) memory: Memory,
     shared: Arc<Shared>,
     told: Arc<Told>,
 }
 
 impl Machine {
     /// A fresh one. `None` on a host without KVM.
-    pub(super) fn new(cpus: u8) -> Option<Self> {
+    pub(crate) fn new(cpus: u8) -> Option<Self> {
         let config = MemoryConfig::plain(4 << 20);
         let memory = memory::allocate(&config, memory::Backing::Anonymous, None).expect("memory");
         Self::with_memory(cpus, memory)
     }
 
-    fn with_memory(cpus: u8, memory: Memory) -> Option<Self> {
+    /// The same with this memory.
+    pub(crate) fn with_memory(cpus: u8, memory: Memory) -> Option<Self> {
         let Ok(host) = kvm::open(cpus) else {
             eprintln!("skipped: this host has no usable /dev/kvm");
             return None;
@@ -94,6 +95,7 @@ impl Machine {
             accesses: Arc::default(),
             stop: AtomicBool::new(false),
             park: Arc::default(),
+            brake: Arc::default(),
             at: (0..cpus).map(|_| Current::default()).collect(),
         });
         let _ = told.shared.set(Arc::downgrade(&shared));
@@ -107,7 +109,7 @@ impl Machine {
     }
 
     /// Has all vCPUs begin with `code`, and with what `prepare` puts into their registers.
-    pub(super) fn load(&self, code: &[u8], prepare: impl Fn(u8, &mut kvm_regs)) {
+    pub(crate) fn load(&self, code: &[u8], prepare: impl Fn(u8, &mut kvm_regs)) {
         let at = GuestAddress(CODE);
         self.memory.write_slice(code, at).expect("in RAM");
         for vcpu in &self.vcpus {
@@ -122,7 +124,7 @@ impl Machine {
     }
 
     /// Runs all vCPUs until one tells something, or for a time.
-    pub(super) fn run(&mut self, time: Option<Duration>) {
+    pub(crate) fn run(&mut self, time: Option<Duration>) {
         self.shared.stop.store(false, Ordering::SeqCst);
         let begin = Instant::now();
         let (sender, events) = channel();
@@ -150,12 +152,12 @@ impl Machine {
     }
 
     /// Whether the guest has told `number`.
-    pub(super) fn has_told(&self, number: u32) -> bool {
+    pub(crate) fn has_told(&self, number: u32) -> bool {
         self.told.numbers.load(Ordering::SeqCst) >> number & 1 != 0
     }
 
     /// The state, from a file.
-    pub(super) fn save(&self) -> Sections {
+    pub(crate) fn save(&self) -> Sections {
         let mut sections = Sections::default();
         for vcpu in &self.vcpus {
             sections.add(format!("vcpu{}", vcpu.id), vcpu.save().expect("readable"));
@@ -176,7 +178,7 @@ impl Machine {
     }
 
     /// Another machine with the same memory and that state. This one must not run any more.
-    pub(super) fn restored(&self, mut sections: Sections) -> Self {
+    pub(crate) fn restored(&self, mut sections: Sections) -> Self {
         let cpus = u8::try_from(self.vcpus.len()).expect("few");
         let other = Self::with_memory(cpus, Arc::clone(&self.memory)).expect("there was one");
         let numbers = self.told.numbers.load(Ordering::SeqCst);
@@ -191,12 +193,12 @@ impl Machine {
     }
 
     /// The machine, elsewhere.
-    pub(super) fn moved(self) -> Self {
+    pub(crate) fn moved(self) -> Self {
         self.restored(self.save())
     }
 
     /// The 32-bit number at `address`.
-    pub(super) fn word(&self, address: u64) -> u32 {
+    pub(crate) fn word(&self, address: u64) -> u32 {
         self.memory.read_obj(GuestAddress(address)).expect("in RAM")
     }
 }

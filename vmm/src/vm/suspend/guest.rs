@@ -13,7 +13,7 @@ use pci::Bdf;
 use super::Pausable;
 use crate::event::Event;
 use crate::layout;
-use crate::machine::{Machine, Work};
+use crate::machine::{HandOver, Handed, Machine, Work};
 use crate::vcpu::{Shared, Target, Vcpu};
 use crate::vm;
 
@@ -96,6 +96,28 @@ impl<'a> Guest<'a> {
         }
     }
 
+    /// Has `work` be done with the machine, which is paused and has its vCPUs. Returns what it says, and
+    /// whether the vCPUs have their threads again, without which the machine ends.
+    fn with_machine<T>(
+        &mut self,
+        work: impl FnOnce(&mut Machine) -> T,
+    ) -> (Result<T, String>, Result<(), String>) {
+        self.set_clock();
+        // Their threads give the vCPUs back, and new ones rest at once.
+        let running = mem::take(self.running);
+        let answer = vm::stop(self.machine, running).map(|()| work(self.machine));
+        let started = vm::start(self.machine, self.events);
+        let failed = |error: anyhow::Error| {
+            let text = format!("{error:#}");
+            // The main thread, which this is, hears it next.
+            let _ = self.events.send(Event::Failed(text.clone()));
+            text
+        };
+        let answer = answer.map_err(failed);
+        let started = started.map_err(failed);
+        (answer, started.map(|running| *self.running = running))
+    }
+
     /// Has everything go on that has stopped.
     fn go_on(&mut self) {
         let machine = &*self.machine;
@@ -153,29 +175,33 @@ impl Pausable for Guest<'_> {
         Ok(())
     }
 
+    fn reclaim(&mut self) -> Result<(), String> {
+        let taken = self.machine.claims().take_all();
+        taken.map(drop).map_err(|error| {
+            format!("the guest's disks are not this process's: {error:#}; the guest stays paused")
+        })
+    }
+
     fn resume(&mut self) {
         self.go_on();
         log::info!("the guest goes on");
     }
 
     fn work(&mut self, work: Work) -> Result<String, String> {
-        self.set_clock();
-        // Their threads give the vCPUs back, and new ones rest at once.
-        let running = mem::take(self.running);
-        let outcome = vm::stop(self.machine, running).map(|()| work(self.machine));
-        let started = vm::start(self.machine, self.events);
-        match (outcome, started) {
-            (Ok(answer), Ok(running)) => {
-                *self.running = running;
-                answer
-            }
-            (Err(error), _) | (_, Err(error)) => {
-                let text = format!("{error:#}");
-                // The main thread, which this is, hears it next.
-                let _ = self.events.send(Event::Failed(text.clone()));
-                Err(text)
-            }
+        let (answer, started) = self.with_machine(work);
+        started?;
+        answer?
+    }
+
+    fn hand_over(&mut self, work: HandOver, paused: bool) -> Handed {
+        match self.with_machine(|machine| work(machine, paused)) {
+            (Ok(handed), _) => handed,
+            (Err(why), _) => Handed::Back(why),
         }
+    }
+
+    fn kick(&self) {
+        vm::kick(self.running);
     }
 
     fn end(&mut self) {

@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use parking_lot::Mutex;
 
 use super::*;
+use crate::machine::Work;
 
 /// Counts what has stopped and gone on.
 #[derive(Default)]
@@ -16,7 +17,14 @@ struct Counts {
     resumed: AtomicU32,
     /// How often it had stopped and gone on when it was worked on.
     worked: Mutex<Vec<(u32, u32)>>,
+    /// What comes of handing it over.
+    handed: Mutex<Option<Handed>>,
     ended: AtomicBool,
+    kicks: AtomicU32,
+    /// Whether it was paused when it was handed over.
+    paused: AtomicBool,
+    /// Whether somebody else has what it needs.
+    lost: AtomicBool,
 }
 
 struct Fake {
@@ -44,6 +52,23 @@ impl Pausable for Fake {
         let now = (count(&counts.stopped), count(&counts.resumed));
         counts.worked.lock().push(now);
         Ok("worked".to_owned())
+    }
+
+    fn reclaim(&mut self) -> Result<(), String> {
+        match self.counts.lost.load(Ordering::SeqCst) {
+            true => Err("somebody has it".to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    fn hand_over(&mut self, _work: HandOver, paused: bool) -> Handed {
+        self.counts.paused.store(paused, Ordering::SeqCst);
+        let handed = self.counts.handed.lock().take();
+        handed.expect("it is known what comes of it")
+    }
+
+    fn kick(&self) {
+        self.counts.kicks.fetch_add(1, Ordering::SeqCst);
     }
 
     fn end(&mut self) {
@@ -190,4 +215,153 @@ fn what_the_guest_has_asked_for_waits_until_it_goes_on() {
         assert_eq!(bench.main.join().expect("no panic"), event);
         assert!(!counts.ended.load(Ordering::SeqCst));
     }
+}
+
+/// Has it be handed over, with this outcome.
+fn hand_over(bench: &Bench, handed: Handed) -> Result<String, String> {
+    *bench.counts.handed.lock() = Some(handed);
+    let work = |_: &mut crate::machine::Machine, _| unreachable!("a stand-in has no machine");
+    bench.ask(Wish::HandOver(Box::new(work)))
+}
+
+#[test]
+fn nothing_of_a_guest_that_is_handed_over_goes_on_and_nobody_is_served_any_more() {
+    let bench = bench(None);
+    let answer = hand_over(&bench, Handed::Away("there".to_owned()));
+    assert_eq!(answer, Ok("there".to_owned()));
+    // Its client was told.
+    bench.send(Event::Quit);
+    let Bench {
+        counts,
+        suspension,
+        events,
+        main,
+    } = bench;
+    assert_eq!(main.join().expect("no panic"), Event::Quit);
+    assert!(counts.ended.load(Ordering::SeqCst));
+    assert_eq!(counts.resumed.load(Ordering::SeqCst), 0);
+    let client = Arc::new(());
+    let answer = suspension.ask(Wish::Resume, Arc::downgrade(&client), &events);
+    assert!(answer.expect_err("closed").contains("ends"));
+}
+
+#[test]
+fn a_process_whose_guest_is_gone_ends_though_nobody_says_so() {
+    let bench = bench(None);
+    hand_over(&bench, Handed::Away(String::new())).expect("gone");
+    assert_eq!(bench.main.join().expect("no panic"), Event::Quit);
+}
+
+#[test]
+fn a_guest_that_comes_back_goes_on_unless_it_was_paused_before() {
+    let bench = bench(None);
+    let back = || Handed::Back("no".to_owned());
+    assert_eq!(hand_over(&bench, back()), Err("no".to_owned()));
+    assert_eq!(
+        (bench.counts(), bench.suspension.is_paused()),
+        ((1, 1), false)
+    );
+    assert!(!bench.counts.paused.load(Ordering::SeqCst));
+    bench.ask(Wish::Pause).expect("paused");
+    assert_eq!(hand_over(&bench, back()), Err("no".to_owned()));
+    assert!(bench.counts.paused.load(Ordering::SeqCst));
+    assert_eq!(
+        (bench.counts(), bench.suspension.is_paused()),
+        ((2, 1), true)
+    );
+    bench.send(Event::Quit);
+    bench.main.join().expect("no panic");
+}
+
+#[test]
+fn a_guest_of_whom_nobody_knows_whose_it_is_stands_still_until_somebody_decides() {
+    let bench = bench(None);
+    let answer = hand_over(&bench, Handed::Unknown("who knows".to_owned()));
+    assert_eq!(answer, Err("who knows".to_owned()));
+    assert_eq!(
+        (bench.counts(), bench.suspension.is_paused()),
+        ((1, 0), true)
+    );
+    bench.counts.lost.store(true, Ordering::SeqCst);
+    let why = bench.ask(Wish::Resume).expect_err("another has it");
+    assert_eq!(
+        (why.as_str(), bench.suspension.is_paused()),
+        ("somebody has it", true)
+    );
+    bench.counts.lost.store(false, Ordering::SeqCst);
+    bench.ask(Wish::Resume).expect("decided");
+    assert_eq!(
+        (bench.counts(), bench.suspension.is_paused()),
+        ((1, 1), false)
+    );
+    bench.send(Event::Quit);
+    bench.main.join().expect("no panic");
+}
+
+#[test]
+fn vcpus_are_kicked_when_somebody_asks_and_that_is_no_end_of_anything() {
+    let bench = bench(None);
+    for _ in 0..3 {
+        bench.send(Event::Kick);
+    }
+    bench.ask(Wish::Pause).expect("paused");
+    bench
+        .ask(Wish::Work(Box::new(|_| Ok(String::new()))))
+        .expect("worked");
+    bench.send(Event::Kick);
+    bench.send(Event::Quit);
+    let counts = Arc::clone(&bench.counts);
+    assert_eq!(bench.main.join().expect("no panic"), Event::Quit);
+    assert_eq!(counts.kicks.load(Ordering::SeqCst), 4);
+}
+
+#[test]
+fn who_asks_for_a_resume_before_it_is_known_whose_the_guest_is_does_not_get_it() {
+    let (events, receiver) = channel();
+    let suspension = Suspension::default();
+    let counts = Arc::<Counts>::default();
+    *counts.handed.lock() = Some(Handed::Unknown("who knows".to_owned()));
+    let mut guest = Fake {
+        why: None,
+        counts: Arc::clone(&counts),
+    };
+    let client = Arc::new(());
+    let here = || Arc::downgrade(&client);
+    thread::scope(|scope| {
+        let (suspension, events) = (&suspension, &events);
+        let work = |_: &mut crate::machine::Machine, _: bool| unreachable!("a stand-in has none");
+        let over =
+            scope.spawn(move || suspension.ask(Wish::HandOver(Box::new(work)), here(), events));
+        assert_eq!(receiver.recv(), Ok(Event::Attend));
+        // Both wait when the main thread comes.
+        let resume = scope.spawn(move || suspension.ask(Wish::Resume, here(), events));
+        assert_eq!(receiver.recv(), Ok(Event::Attend));
+        let told = scope.spawn(move || {
+            let (over, resume) = (over.join(), resume.join());
+            events.send(Event::Quit).expect("somebody listens");
+            (over.expect("no panic"), resume.expect("no panic"))
+        });
+        events.send(Event::Attend).expect("somebody listens");
+        attend(&mut guest, &receiver, suspension).expect("an event");
+        let (over, resume) = told.join().expect("no panic");
+        assert_eq!(over, Err("who knows".to_owned()));
+        let why = resume.expect_err("refused");
+        assert!(why.contains("not known"), "{why}");
+    });
+    assert_eq!(counts.resumed.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn the_end_of_the_process_outranks_what_the_guest_asked_for_before() {
+    let bench = bench(None);
+    bench.ask(Wish::Pause).expect("paused");
+    bench.send(Event::Reset);
+    // Looks at what has come, and refuses.
+    let answer = bench.ask(Wish::Work(Box::new(|_| Ok(String::new()))));
+    assert!(answer.expect_err("it restarts").contains("starts again"));
+    bench.send(Event::Signal(15));
+    let answer = bench.ask(Wish::Work(Box::new(|_| Ok(String::new()))));
+    drop(answer);
+    drop(bench.ask(Wish::Resume));
+    assert_eq!(bench.main.join().expect("no panic"), Event::Signal(15));
 }

@@ -1,15 +1,9 @@
-//! Where a target waits for a guest: `unix:PATH` or `tcp:HOST:PORT`.
-//!
-//! A unix socket is its owner's alone. A TCP port is open to whoever reaches it, and neither side proves
-//! who it is: it is for a network that only those use who may have the guest.
+//! How the two sides come to a connection: one waits at an [`Endpoint`], the other connects to it.
 
-use std::fmt;
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
@@ -17,87 +11,16 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::socket::Socket;
-use crate::control;
-
-/// Where a target is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Endpoint {
-    /// A socket in the file system.
-    Unix(PathBuf),
-    /// A name or an address, and a port: `host:4444`, `192.0.2.1:4444`, `[2001:db8::1]:4444`.
-    Tcp(String),
-}
-
-/// Why a text is no endpoint.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum EndpointError {
-    /// Neither kind.
-    #[error("`{0}` is no place for a guest: write unix:PATH or tcp:HOST:PORT")]
-    Unknown(String),
-    /// There is no path.
-    #[error("`{0}` lacks the path of the socket: write unix:PATH")]
-    NoPath(String),
-    /// There is no host.
-    #[error(
-        "`{0}` lacks the host: write tcp:HOST:PORT (tcp:0.0.0.0:PORT waits at all addresses of this host)"
-    )]
-    NoHost(String),
-    /// There is no port, or a number that no port has.
-    #[error("`{0}` lacks a port from 0 to 65535: write tcp:HOST:PORT")]
-    NoPort(String),
-    /// An address of IPv6 as it is.
-    #[error("`{0}`: write an address of IPv6 in brackets, as in tcp:[::1]:PORT")]
-    NoBrackets(String),
-}
-
-impl FromStr for Endpoint {
-    type Err = EndpointError;
-
-    fn from_str(text: &str) -> Result<Self, EndpointError> {
-        let whole = || text.to_owned();
-        if let Some(path) = text.strip_prefix("unix:") {
-            if path.is_empty() {
-                return Err(EndpointError::NoPath(whole()));
-            }
-            return Ok(Self::Unix(path.into()));
-        }
-        let Some(place) = text.strip_prefix("tcp:") else {
-            return Err(EndpointError::Unknown(whole()));
-        };
-        let Some((host, port)) = place.rsplit_once(':') else {
-            return Err(EndpointError::NoPort(whole()));
-        };
-        // A sign is not part of a port, though Rust takes it.
-        let is_number = port.bytes().all(|byte| byte.is_ascii_digit());
-        if !is_number || port.parse::<u16>().is_err() {
-            return Err(EndpointError::NoPort(whole()));
-        }
-        if host.is_empty() {
-            return Err(EndpointError::NoHost(whole()));
-        }
-        if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
-            return Err(EndpointError::NoBrackets(whole()));
-        }
-        Ok(Self::Tcp(place.to_owned()))
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Tcp(place) => write!(f, "tcp:{place}"),
-        }
-    }
-}
+use super::connection::Connection;
+use crate::endpoint::Endpoint;
+use crate::socket::{Place, Socket};
 
 impl Endpoint {
     /// Connects to whoever listens there, for `limit` at most.
     ///
     /// # Errors
     /// Nobody listens there, or takes the connection in that time; or the name has no address.
-    pub(crate) fn connect(&self, limit: Duration) -> io::Result<Socket> {
+    pub(crate) fn connect(&self, limit: Duration) -> io::Result<Connection> {
         let (give, taken) = channel();
         let endpoint = self.clone();
         // Neither looking up a name nor connecting to a full queue can be told a limit. The thread ends
@@ -114,10 +37,10 @@ impl Endpoint {
         })
     }
 
-    fn dial(&self) -> io::Result<Socket> {
+    fn dial(&self) -> io::Result<Connection> {
         match self {
-            Self::Unix(path) => UnixStream::connect(path).map(Socket::Unix),
-            Self::Tcp(place) => TcpStream::connect(place.as_str()).map(Socket::Tcp),
+            Self::Unix(path) => UnixStream::connect(path).map(Connection::Unix),
+            Self::Tcp(place) => TcpStream::connect(place.as_str()).map(Connection::Tcp),
         }
     }
 
@@ -132,7 +55,7 @@ impl Endpoint {
     pub(crate) fn listen(&self) -> io::Result<Listener> {
         match self {
             Self::Unix(path) => {
-                let socket = control::Socket::bind(path).map_err(io::Error::other)?;
+                let socket = Socket::bind(path).map_err(io::Error::other)?;
                 Ok(Listener::Unix(socket))
             }
             Self::Tcp(place) => {
@@ -149,7 +72,7 @@ impl Endpoint {
 /// before it has said what guest there is.
 pub(crate) enum Listener {
     /// A socket in the file system, which is removed when this is dropped.
-    Unix(control::Socket),
+    Unix(Socket),
     /// A port.
     Tcp(TcpListener),
 }
@@ -160,7 +83,7 @@ impl Listener {
     ///
     /// # Errors
     /// The host refuses, which it will do again.
-    pub(crate) fn accept(&self, limit: Duration) -> io::Result<Option<Socket>> {
+    pub(crate) fn accept(&self, limit: Duration) -> io::Result<Option<Connection>> {
         let fd = match self {
             Self::Unix(socket) => socket.listener().as_fd(),
             Self::Tcp(listener) => listener.as_fd(),
@@ -174,12 +97,12 @@ impl Listener {
         let accepted = match self {
             Self::Unix(socket) => {
                 let accepted = socket.listener().accept();
-                accepted.map(|(stream, _)| Socket::Unix(stream))
+                accepted.map(|(stream, _)| Connection::Unix(stream))
             }
-            Self::Tcp(listener) => listener.accept().map(|(stream, _)| Socket::Tcp(stream)),
+            Self::Tcp(listener) => listener.accept().map(|(stream, _)| Connection::Tcp(stream)),
         };
         match accepted {
-            Ok(socket) => Ok(Some(socket)),
+            Ok(connection) => Ok(Some(connection)),
             // The client has gone since.
             Err(error) if is_passing(error.kind()) => Ok(None),
             Err(error) => Err(error),
@@ -187,7 +110,7 @@ impl Listener {
     }
 
     /// The file to remove, for who ends the process without dropping this.
-    pub(crate) fn place(&self) -> Option<&control::Place> {
+    pub(crate) fn place(&self) -> Option<&Place> {
         match self {
             Self::Unix(socket) => Some(socket.place()),
             Self::Tcp(_) => None,
@@ -211,4 +134,4 @@ fn is_passing(kind: io::ErrorKind) -> bool {
 }
 
 #[cfg(test)]
-mod endpoint_test;
+mod dial_test;

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 
-use super::super::control_test::Scratch;
+use super::scratch::Scratch;
 use super::*;
 
 fn error(path: &Path) -> String {

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 /// A connection between two nidos.
 #[derive(Debug)]
-pub(crate) enum Socket {
+pub(crate) enum Connection {
     /// On one host.
     Unix(UnixStream),
     /// By a network.
     Tcp(TcpStream),
 }
 
-impl Socket {
+impl Connection {
     /// Has it block, and send each message at once. A send that makes no progress ends after `stall`.
     pub(super) fn prepare(&self, stall: Duration) -> io::Result<()> {
         match self {
@@ -49,32 +49,32 @@ impl Socket {
     }
 }
 
-impl From<UnixStream> for Socket {
+impl From<UnixStream> for Connection {
     fn from(stream: UnixStream) -> Self {
         Self::Unix(stream)
     }
 }
 
-impl From<TcpStream> for Socket {
+impl From<TcpStream> for Connection {
     fn from(stream: TcpStream) -> Self {
         Self::Tcp(stream)
     }
 }
 
-impl Read for &Socket {
+impl Read for &Connection {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Socket::Unix(stream) => (&*stream).read(buffer),
-            Socket::Tcp(stream) => (&*stream).read(buffer),
+            Connection::Unix(stream) => (&*stream).read(buffer),
+            Connection::Tcp(stream) => (&*stream).read(buffer),
         }
     }
 }
 
-impl Write for &Socket {
+impl Write for &Connection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Socket::Unix(stream) => (&*stream).write(bytes),
-            Socket::Tcp(stream) => (&*stream).write(bytes),
+            Connection::Unix(stream) => (&*stream).write(bytes),
+            Connection::Tcp(stream) => (&*stream).write(bytes),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The socket as a file: made without taking anyone's place, and removed at the end.
+//! A Unix socket as a file: made without taking anyone's place, and removed at the end.
 
 mod staging;
 
@@ -8,10 +8,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use staging::Staging;
 
 /// Bytes of the longest path that a socket can have: those of `sun_path`, but for the one that ends
@@ -57,6 +59,9 @@ pub(crate) struct Place {
     /// Device and inode.
     identity: (u64, u64),
 }
+
+/// All sockets that are to be removed by who ends the process without dropping them.
+pub(crate) type Places = Arc<Mutex<Vec<Place>>>;
 
 impl Place {
     /// Removes the file, unless another has taken its place.
@@ -164,7 +169,7 @@ fn is_live(path: &Path) -> io::Result<bool> {
     let path = path.to_owned();
     // Connecting blocks for as long as a listener has its queue full and does not accept.
     thread::Builder::new()
-        .name("control-probe".to_owned())
+        .name("socket-probe".to_owned())
         .spawn(move || {
             // Nobody waits for it any more if it took too long.
             let _ = sender.send(UnixStream::connect(path));
@@ -223,5 +228,7 @@ fn remove_dead(path: &Path, staging: &Staging) -> Result<(), SocketError> {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod scratch;
 #[cfg(test)]
 mod socket_test;

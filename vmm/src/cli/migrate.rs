@@ -1,0 +1,126 @@
+//! The argument of `migrate`, a command of the control socket.
+
+use std::time::Duration;
+
+use super::error::UsageError;
+use super::keys::{Key, Table, parse_option};
+use super::values::Kind;
+use crate::config::MigrateConfig;
+use crate::endpoint::Endpoint;
+
+/// Longest pause that is wanted, in milliseconds, if none is given.
+const PAUSE: u64 = 100;
+/// The bounds of it.
+const LEAST_PAUSE: u64 = 1;
+const MOST_PAUSE: u64 = 60_000;
+
+/// The keys of `migrate`.
+const MIGRATE: Table = Table {
+    option: "migrate",
+    implied: Some("to"),
+    keys: &[
+        Key {
+            name: "to",
+            aliases: &[],
+            kind: Kind::Text("unix:PATH|tcp:HOST:PORT"),
+            default: "required",
+            help: "where `nido --incoming` waits; write `,,` for a comma",
+        },
+        Key {
+            name: "pause",
+            aliases: &[],
+            kind: Kind::Bounded {
+                least: LEAST_PAUSE,
+                most: MOST_PAUSE,
+            },
+            default: "100",
+            help: "the longest time that the guest is meant to stand still at the end, in milliseconds",
+        },
+        Key {
+            name: "slow-down",
+            aliases: &[],
+            kind: Kind::OnOff,
+            default: "on",
+            help: "slow the guest down if it writes memory faster than the connection takes it",
+        },
+    ],
+};
+
+/// What the argument of `migrate` asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// The keys, explained.
+    Help(String),
+    /// A migration.
+    Migrate(MigrateConfig),
+}
+
+/// Parses the argument of `migrate`.
+pub(crate) fn migrate(argument: &str) -> Result<Asked, UsageError> {
+    if argument == "help" {
+        return Ok(Asked::Help(MIGRATE.help()));
+    }
+    let values = parse_option(&MIGRATE, argument)?;
+    let text = values.required_text("to", "unix:PATH")?;
+    let to: Endpoint = text
+        .parse()
+        .map_err(|error| values.conflict(format!("to=`{text}`: {error}")))?;
+    if let Endpoint::Unix(path) = &to
+        && path.is_relative()
+    {
+        let problem = format!("to=`{text}` is relative, and to what is not clear; write unix:/...");
+        return Err(values.conflict(problem).into());
+    }
+    let pause = values.number("pause").unwrap_or(PAUSE);
+    if !(LEAST_PAUSE..=MOST_PAUSE).contains(&pause) {
+        let problem = format!(
+            "pause={pause} is out of range; write {LEAST_PAUSE} to {MOST_PAUSE} (milliseconds)"
+        );
+        return Err(values.conflict(problem).into());
+    }
+    Ok(Asked::Migrate(MigrateConfig {
+        to,
+        pause: Duration::from_millis(pause),
+        slow_down: values.on_off("slow-down").unwrap_or(true),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_enough() {
+        for (argument, pause, slow_down) in [
+            ("unix:/s", 100, true),
+            ("to=unix:/s,pause=300", 300, true),
+            ("slow-down=off,to=unix:/s", 100, false),
+        ] {
+            let asked = Asked::Migrate(MigrateConfig {
+                to: Endpoint::Unix("/s".into()),
+                pause: Duration::from_millis(pause),
+                slow_down,
+            });
+            assert_eq!(migrate(argument).expect(argument), asked);
+        }
+        assert!(matches!(migrate("help"), Ok(Asked::Help(help)) if help.contains("pause=NUMBER")));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_the_remedy() {
+        for (argument, part) in [
+            ("pause=3", "key `to` is missing"),
+            ("/s", "unix:PATH"),
+            ("unix:s", "write unix:/..."),
+            ("unix:/s,pause=0", "1 to 60000"),
+            ("unix:/s,pause=60001", "1 to 60000"),
+            ("unix:/s,odd=1", "valid keys: to, pause, slow-down"),
+        ] {
+            let error = migrate(argument).expect_err(argument).to_string();
+            assert!(
+                error.starts_with("migrate: ") && error.contains(part),
+                "{error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What takes long, of which there is one at a time: saving the guest, or having it leave.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::monitor::Monitor;
+
+/// What takes long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Long {
+    /// A snapshot.
+    Snapshot,
+    /// A migration.
+    Migration,
+}
+
+/// What is under way, from the command that asks for it to the end of the work. A leaf lock.
+#[derive(Default)]
+pub(crate) struct Turns(Mutex<Option<Long>>);
+
+/// The only one at the time, until this is dropped.
+pub(super) struct Turn(Arc<Turns>);
+
+impl Monitor {
+    /// Begins what takes long.
+    ///
+    /// # Errors
+    /// Something else that takes long is under way.
+    pub(super) fn begin(&self, what: Long) -> Result<Turn, String> {
+        let mut current = self.turns.0.lock();
+        let (kind, progress, remedy) = match *current {
+            None => {
+                *current = Some(what);
+                return Ok(Turn(Arc::clone(&self.turns)));
+            }
+            Some(Long::Snapshot) => (
+                "a snapshot is being written",
+                self.snapshots.describe(),
+                "snapshot-cancel",
+            ),
+            Some(Long::Migration) => (
+                "a migration is under way",
+                self.migrations.describe(),
+                "migrate-cancel",
+            ),
+        };
+        // Its thread may not have got there yet.
+        let progress = progress.map_or_else(String::new, |text| format!(": {text}"));
+        Err(format!(
+            "{kind}{progress}; wait for its end, or say `{remedy}`"
+        ))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *self.0.0.lock() = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::control_test::bare;
+    use super::*;
+
+    #[test]
+    fn a_snapshot_and_a_migration_exclude_each_other_before_their_threads_have_begun() {
+        let (monitor, _events) = bare();
+        for (first, why) in [
+            (Long::Snapshot, "a snapshot is being written; wait"),
+            (Long::Migration, "a migration is under way; wait"),
+        ] {
+            let turn = monitor.begin(first).expect("the only one");
+            for second in [Long::Snapshot, Long::Migration] {
+                let error = monitor.begin(second).err().expect("the second");
+                assert!(error.starts_with(why), "{error}");
+            }
+            drop(turn);
+        }
+        assert!(monitor.begin(Long::Snapshot).is_ok());
+    }
+}

@@ -1,0 +1,86 @@
+//! The beginning at the source: a moment in which nothing is written to memory, from which on what is
+//! written is followed.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use super::leave::Here;
+use super::wire::Hello;
+use crate::described::describe;
+use crate::machine::claims::Claims;
+use crate::machine::{HotPlugHold, Machine};
+use crate::memory::Memory;
+use crate::memory::dirty::DirtyLog;
+use crate::memory::pages::Pages;
+use crate::memory::saved::Touched;
+use crate::suspension::Wish;
+use crate::vcpu::Brake;
+
+/// What a migration needs of the machine.
+pub(super) struct Begun {
+    pub(super) hello: Hello,
+    pub(super) memory: Memory,
+    /// The file of a snapshot that memory came from.
+    source: Option<Arc<File>>,
+    pub(super) log: Arc<DirtyLog>,
+    pub(super) claims: Arc<Claims>,
+    pub(super) brake: Arc<Brake>,
+    /// How long saying the machine's state has taken.
+    pub(super) saving: Duration,
+    /// Nothing is plugged or removed meanwhile.
+    _hold: HotPlugHold,
+}
+
+/// Begins to follow what is written to memory.
+///
+/// # Errors
+/// Why the guest cannot leave.
+pub(super) fn begin(here: &Here<'_>) -> Result<Begun, String> {
+    let (give, begun) = channel();
+    let work = move |machine: &mut Machine| {
+        // Nobody waits for it any more only when the process ends.
+        let _ = give.send(begin_with(machine)?);
+        Ok(String::new())
+    };
+    here.ask(Wish::Work(Box::new(work)))?;
+    begun
+        .recv()
+        .map_err(|_| "the virtual machine ends".to_owned())
+}
+
+fn begin_with(machine: &mut Machine) -> Result<Begun, String> {
+    let began = Instant::now();
+    // What cannot be saved at the end is told at the beginning.
+    let state = describe(machine, "")?;
+    let saving = began.elapsed();
+    let memory = Arc::clone(machine.memory());
+    let log = DirtyLog::start(machine.vm(), &memory)
+        .map_err(|error| format!("KVM does not tell what the guest writes: {error}"))?;
+    Ok(Begun {
+        hello: Hello {
+            writer: state.writer,
+            options: state.options,
+            memory: state.memory.bytes,
+        },
+        memory,
+        source: machine.source().cloned(),
+        log: Arc::new(log),
+        claims: Arc::clone(machine.claims()),
+        brake: Arc::clone(&machine.shared.brake),
+        saving,
+        _hold: machine.hotplug().hold(),
+    })
+}
+
+impl Begun {
+    /// What is to be sent first. The guest runs: what it touches meanwhile is logged.
+    ///
+    /// # Errors
+    /// The host does not say.
+    pub(super) fn touched(&self) -> Result<Pages, String> {
+        let touched = Touched::new(&self.memory, self.source.as_deref()).pages();
+        touched.map_err(|error| format!("the host does not tell what memory is in use: {error}"))
+    }
+}

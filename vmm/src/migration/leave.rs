@@ -1,0 +1,73 @@
+//! The source: a guest leaves for another process.
+//!
+//! It runs while its memory is sent, and what it has written meanwhile is sent again, [round by
+//! round](super::rounds). Then it stands still, and [the rest follows](super::give).
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use super::begin::begin;
+use super::link::{Link, STALL};
+use super::progress::{GIVEN_UP, Migrations, Progress};
+use super::rounds::Rounds;
+use super::send;
+use crate::config::MigrateConfig;
+use crate::event::Event;
+use crate::suspension::{Suspension, Wish};
+
+/// How long to wait for a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long the target may take to make the machine, of which it may allocate all memory.
+const MAKING: Duration = Duration::from_secs(60);
+
+/// The guest that is to leave, by the main thread.
+pub(crate) struct Here<'a> {
+    pub(crate) suspension: &'a Suspension,
+    pub(crate) events: &'a Sender<Event>,
+}
+
+impl Here<'_> {
+    /// Has the main thread do that. A migration outlives its client.
+    pub(super) fn ask(&self, wish: Wish) -> Result<String, String> {
+        let here = Arc::new(());
+        self.suspension
+            .ask(wish, Arc::downgrade(&here), self.events)
+    }
+}
+
+/// Has the guest go on where `wish` says. Returns what to tell the client; the guest is another process's
+/// then, and this one ends.
+///
+/// # Errors
+/// Why not. The guest is here, as before, unless it says otherwise.
+pub(crate) fn leave(
+    wish: &MigrateConfig,
+    here: &Here<'_>,
+    migrations: &Migrations,
+) -> Result<String, String> {
+    let turn = migrations.begin(&wish.to)?;
+    let progress = &turn.progress;
+    let left = run(wish, here, progress);
+    left.inspect(|text| log::info!("{}", text.trim_end()))
+        .map_err(|why| match progress.is_given_up() {
+            true => GIVEN_UP.to_owned(),
+            false => why,
+        })
+        .inspect_err(|why| log::warn!("migrating to {}: {why}", wish.to))
+}
+
+fn run(wish: &MigrateConfig, here: &Here<'_>, progress: &Arc<Progress>) -> Result<String, String> {
+    let to = &wish.to;
+    let failed = |error: super::error::StreamError| format!("{to}: {error}; the guest stays here");
+    let socket = to.connect(CONNECT).map_err(|error| {
+        format!("{to}: {error}; start `nido --incoming` there first, and see whether it can be reached from here")
+    })?;
+    let link = Link::new(socket, STALL).map_err(|error| format!("{to}: {error}"))?;
+    let breaker = link.breaker();
+    progress.set_interrupt(Box::new(move || breaker.give_up()));
+    let begun = begin(here)?;
+    let sender = send::Sender::hello(link, &begun.hello, MAKING).map_err(failed)?;
+    log::debug!("migration: accepted");
+    Rounds::new(wish, here, progress, begun, sender).run()
+}

@@ -1,0 +1,98 @@
+//! What a machine begins with: the guest's start, what a snapshot has, or what another process sends.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use anyhow::Context as _;
+
+use crate::event::Event;
+use crate::machine::Machine;
+use crate::migration::Arrival;
+use crate::snapshot::Snapshot;
+
+/// What a machine begins with.
+pub(crate) enum Beginning {
+    /// The guest's start.
+    Boot,
+    /// What a snapshot has.
+    Snapshot(Snapshot),
+    /// What another process sends.
+    Arrival(Arrival),
+}
+
+impl Beginning {
+    /// The file that guest memory comes from, if it does.
+    pub(super) fn memory(&self) -> Option<&Arc<File>> {
+        match self {
+            Self::Snapshot(snapshot) => Some(&snapshot.memory),
+            Self::Boot | Self::Arrival(_) => None,
+        }
+    }
+
+    /// Has `machine` be as this says, to run when its vCPUs do.
+    pub(super) fn begin(&mut self, machine: &mut Machine) -> anyhow::Result<()> {
+        match self {
+            Self::Boot => machine.boot(),
+            Self::Snapshot(snapshot) => {
+                let sections = std::mem::take(&mut snapshot.sections);
+                machine.restore(sections).context("--restore")
+            }
+            Self::Arrival(arrival) => {
+                let sections = arrival
+                    .receive(machine.memory(), machine.claims())
+                    .context("--incoming")?;
+                machine.restore(sections).context("--incoming")
+            }
+        }
+    }
+
+    /// Has the guest be this process's, if it was not. Whether it is to stay paused, if it is.
+    pub(super) fn take_over(
+        &mut self,
+        machine: &Machine,
+        events: &Receiver<Event>,
+    ) -> anyhow::Result<Option<bool>> {
+        Ok(match self {
+            Self::Boot => None,
+            Self::Snapshot(snapshot) => Some(snapshot.paused),
+            Self::Arrival(arrival) => {
+                let taken = arrival.take_over(machine.claims(), || end(events));
+                taken.context("--incoming")?;
+                Some(arrival.paused)
+            }
+        })
+    }
+
+    /// The same outcome, of which another process is told if it concerns that.
+    pub(super) fn told<T>(&mut self, outcome: anyhow::Result<T>) -> anyhow::Result<T> {
+        match self {
+            Self::Boot | Self::Snapshot(_) => outcome,
+            Self::Arrival(arrival) => arrival.told(outcome),
+        }
+    }
+}
+
+/// What has happened that ends the process, or its guest. Requests of clients are not lost: they are
+/// looked at whatever event comes.
+fn end(events: &Receiver<Event>) -> Option<Event> {
+    let mut events = events.try_iter();
+    events.find(|event| !matches!(event, Event::Attend | Event::Kick))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn whoever_quits_before_the_guest_is_there_is_heard_and_whoever_wants_a_pause_waits() {
+        let (sender, events) = channel();
+        sender.send(Event::Attend).expect("receiver");
+        assert_eq!(end(&events), None);
+        sender.send(Event::Attend).expect("receiver");
+        sender.send(Event::Quit).expect("receiver");
+        assert_eq!(end(&events), Some(Event::Quit));
+    }
+}
