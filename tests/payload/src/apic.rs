@@ -20,8 +20,9 @@ struct Idt([u128; 256]);
 static mut IDT: Idt = Idt([0; 256]);
 static COUNTS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
 
-fn wrmsr(msr: u32, value: u64) {
-    // SAFETY: only APIC registers are written, which do not change memory.
+/// Writes a register of the APIC, or of kvm-clock.
+pub fn wrmsr(msr: u32, value: u64) {
+    // SAFETY: APIC registers do not change memory, and kvm-clock has KVM write to what its caller gives.
     unsafe {
         asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack));
     }
@@ -57,6 +58,13 @@ pub fn interrupted(vector: u64) {
 
 /// Loads the interrupt table, switches to x2APIC mode and takes interrupts.
 pub fn start_local() {
+    prepare_local();
+    // SAFETY: the interrupt table is in place.
+    unsafe { asm!("sti", options(nomem, nostack)) };
+}
+
+/// Loads the interrupt table and switches to x2APIC mode.
+pub fn prepare_local() {
     let stubs = (&raw const trap_stubs) as u64;
     for vector in 0..256u64 {
         let target = stubs + 16 * vector;
@@ -76,8 +84,6 @@ pub fn start_local() {
     unsafe { asm!("lidt [{}]", in(reg) &pointer, options(readonly, nostack)) };
     wrmsr(IA32_APIC_BASE, rdmsr(IA32_APIC_BASE) | 0xc00);
     wrmsr(X2APIC_SPURIOUS, 0x1ff);
-    // SAFETY: the interrupt table is in place.
-    unsafe { asm!("sti", options(nomem, nostack)) };
 }
 
 /// Sends INIT and a start-up IPI (page 8: 0x8000) to every other vCPU.

@@ -1,6 +1,7 @@
 //! A guest without an operating system: it starts every vCPU, has `edu` copy pages in legacy mode and then in scalable
 //! mode, has `edu` interrupt each vCPU through interrupt remapping, by pin and by message, lets all of them use the invalidation queue at once, and moves pages under a device's
-//! DMA while the others invalidate. Each check prints one line for the lab and the guest powers off.
+//! DMA while the others invalidate. Each check prints one line for the lab and the guest powers off. For a benchmark, it writes to
+//! memory instead.
 //!
 //! Everything here is written from the specifications alone and shares nothing with nido's crates: a mistake
 //! there cannot hide behind the same mistake here.
@@ -13,6 +14,7 @@ mod checks;
 mod edu;
 mod ioapic;
 mod legacy;
+mod load;
 mod port;
 mod smp;
 mod storm;
@@ -44,6 +46,11 @@ extern "C" fn boot_main() -> ! {
     // SAFETY: written once by the entry code, before Rust runs.
     let info = unsafe { (&raw const start_info).read_volatile() };
     say!("@nido report payload-start ok");
+    if let Some(wish) = load::wish(info) {
+        // It runs in other machines than nido's, whose firmware may have left interrupts on their way.
+        apic::prepare_local();
+        load::run_boot(&wish);
+    }
     let machine = acpi::Machine::discover(info);
     apic::start_local();
     smp::start_all(&machine);
@@ -55,6 +62,9 @@ extern "C" fn boot_main() -> ! {
 extern "C" fn ap_main() -> ! {
     apic::start_local();
     smp::arrive();
+    if load::is_on() {
+        load::run_other();
+    }
     checks::run_other()
 }
 

@@ -17,6 +17,11 @@ fn out(port: u16, value: u8) {
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) }
 }
 
+/// Sends a byte, whatever else is sent.
+pub fn byte(value: u8) {
+    out(COM1, value);
+}
+
 struct Serial;
 
 impl Write for Serial {
@@ -44,8 +49,13 @@ macro_rules! say {
 /// Powers the machine off by ACPI.
 pub fn power_off() -> ! {
     out(SLEEP_CONTROL, 5 << 2 | 1 << 5);
+    rest()
+}
+
+/// Does nothing any more.
+pub fn rest() -> ! {
     loop {
-        // SAFETY: waits for the power-off to happen.
+        // SAFETY: the vCPU waits for what never comes.
         unsafe { asm!("cli", "hlt", options(nomem, nostack)) }
     }
 }

@@ -72,12 +72,16 @@ pub fn total() -> u32 {
 
 /// Starts every vCPU that the MADT lists and reports how many came.
 pub fn start_all(machine: &Machine) {
+    start(machine.cpus);
+}
+
+/// Starts all vCPUs, which are `expected`, and reports how many came.
+pub fn start(expected: u32) {
     let start = (&raw const ap_trampoline) as u64;
     let length = (&raw const ap_trampoline_end) as u64 - start;
     for offset in 0..length {
         store(0x8000 + offset, crate::load::<u8>(start + offset));
     }
-    let expected = machine.cpus;
     if expected > 1 {
         apic::start_others();
     }

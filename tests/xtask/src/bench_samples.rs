@@ -116,6 +116,28 @@ pub(crate) fn ratio(own: Option<u64>, base: Option<u64>) -> String {
     })
 }
 
+/// `1203 (1190–1250) ×0.57`: the median, the least and the greatest value, and the ratio to `base`.
+pub(crate) fn cell(own: &[u64], base: &[u64], show: fn(u64) -> String) -> String {
+    let Some(middle) = median(own) else {
+        return "-".to_owned();
+    };
+    let mut text = show(middle);
+    if let (Some(least), Some(greatest)) = (own.iter().min(), own.iter().max())
+        && least != greatest
+    {
+        text.push_str(&format!(" ({}–{})", show(*least), show(*greatest)));
+    }
+    let ratio = ratio(Some(middle), median(base));
+    if ratio != "-" {
+        // Two digits of three.
+        text.push_str(&format!(
+            " ×{}",
+            ratio.get(..ratio.len() - 1).unwrap_or(&ratio)
+        ));
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -72,6 +72,17 @@ pub(crate) fn stage(extras: Extras) -> Result<Stage> {
     let kernel = kernel::provide(false)?;
     let directory = paths::logs()?.join("stage");
     fs::create_dir_all(&directory)?;
+    programs(&directory, &["nido", "lab"])?;
+    if extras.payload {
+        payload(&directory)?;
+    }
+    let stage = Stage { directory };
+    stage.fill(&kernel, extras)?;
+    Ok(stage)
+}
+
+/// Builds the programs of `packages` for a release.
+fn programs(directory: &Path, packages: &[&str]) -> Result<()> {
     let log = directory.join("build.log");
     let step = Logged {
         title: "building nido",
@@ -79,20 +90,21 @@ pub(crate) fn stage(extras: Extras) -> Result<Stage> {
         limit: Duration::from_secs(3600),
         count: Some((is_compiled, "crates")),
     };
-    step.run(cargo_here()?.args([
-        "build",
-        "--release",
-        "--package",
-        "nido",
-        "--package",
-        "lab",
-    ]))?;
-    if extras.payload {
-        payload(&directory)?;
+    let mut command = cargo_here()?;
+    command.args(["build", "--release"]);
+    for package in packages {
+        command.args(["--package", package]);
     }
-    let stage = Stage { directory };
-    stage.fill(&kernel, extras)?;
-    Ok(stage)
+    step.run(&mut command)?;
+    Ok(())
+}
+
+/// Builds nido and the bare-metal payload for what needs nothing else, and puts the latter into
+/// `directory`. Returns where both are.
+pub(crate) fn bare(directory: &Path) -> Result<(PathBuf, PathBuf)> {
+    programs(directory, &["nido"])?;
+    payload(directory)?;
+    Ok((paths::release()?.join("nido"), directory.join("payload")))
 }
 
 /// The bare-metal guest is built by its own rules, outside the workspace.

@@ -17,7 +17,7 @@ use crate::paths;
 use crate::process::{Logged, last, seconds};
 
 /// The modules whose tests are run.
-const MODULES: [&str; 2] = ["kvm::", "vcpu::"];
+const MODULES: [&str; 3] = ["kvm::", "memory::dirty::", "vcpu::"];
 /// For all of them.
 const LIMIT: Duration = Duration::from_secs(300);
 

@@ -15,19 +15,26 @@ use crate::{Where, hang, paths};
 
 /// Prints the table.
 pub(crate) fn list() {
-    let width = scenario::all()
-        .map(|scenario| scenario.name.len())
-        .max()
-        .unwrap_or(0);
-    for scenario in scenario::all() {
-        println!("{:width$}  {}", scenario.name, scenario.description);
+    let every = || scenario::all().chain(scenario::on_request());
+    let names = every().map(|scenario| scenario.name.len());
+    let width = names.max().unwrap_or(0);
+    for scenario in every() {
+        println!("{:width$}  {}", scenario.name, description(scenario));
     }
+}
+
+/// What a scenario shows, and whether it has to be asked for.
+fn description(scenario: &Scenario) -> String {
+    let on_request = scenario::on_request().any(|other| other.name == scenario.name);
+    let end = if on_request { " (on request)" } else { "" };
+    format!("{}{end}", scenario.description)
 }
 
 /// The table as docs/lab.md has it.
 pub(crate) fn markdown() -> String {
-    let rows = scenario::all().map(|scenario| {
-        let description = scenario.description.replace('|', "\\|");
+    let every = scenario::all().chain(scenario::on_request());
+    let rows = every.map(|scenario| {
+        let description = description(scenario).replace('|', "\\|");
         format!("| `{}` | {description} |\n", scenario.name)
     });
     [
@@ -39,7 +46,7 @@ pub(crate) fn markdown() -> String {
     .collect()
 }
 
-/// The named scenarios, or all.
+/// The named scenarios, or all that need not be asked for.
 fn select(names: &[String]) -> Result<Vec<&'static Scenario>> {
     if names.is_empty() {
         return Ok(scenario::all().collect());

@@ -5,6 +5,7 @@ mod back_ends;
 mod bench;
 mod bench_compare;
 mod bench_criterion;
+mod bench_migrate;
 mod bench_nested;
 mod bench_samples;
 mod bench_shadow;
@@ -162,6 +163,18 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         firecracker: Option<PathBuf>,
     },
+    /// Live migration between two nidos, beside two QEMUs, on this machine's KVM: how long a guest
+    /// stands still, what is sent, and what it gets done meanwhile; and nido's snapshots.
+    ///
+    /// Prints tables in Markdown. The guest has no operating system, so that any KVM runs it.
+    Migrate {
+        /// Moves of each.
+        #[arg(long, default_value_t = 3, value_name = "N")]
+        rounds: u32,
+        /// Only guests whose names contain this.
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+    },
     /// What a guest's maps and its direct I/O cost with assigned devices and shadowed tables,
     /// beside QEMU's.
     Shadow {
@@ -314,6 +327,9 @@ fn run(arguments: Arguments) -> Result<bool> {
         Command::Bench {
             what: Bench::Host { filter },
         } => bench_criterion::run(&bench_criterion::HOST, filter.as_deref()),
+        Command::Bench {
+            what: Bench::Migrate { rounds, only },
+        } => bench_migrate::run(rounds, only.as_deref()),
         Command::Bench {
             what: Bench::Nested { rounds },
         } => bench_nested::run(rounds),

@@ -2,7 +2,7 @@
 
 use lab::agent::bench_compare::{COUNTERS, Mode, Part, Subject, Vmm};
 
-use crate::bench_samples::{Samples, median, ratio};
+use crate::bench_samples::{Samples, cell, median};
 
 /// A column: its title, the name of what was measured, how a value is shown.
 type Column = (&'static str, &'static str, fn(u64) -> String);
@@ -94,28 +94,6 @@ fn table(
             text.push_str(&format!(" {} |", cell(own, reference, *show)));
         }
         text.push('\n');
-    }
-    text
-}
-
-/// `1203 (1190–1250) 0.57`.
-fn cell(own: &[u64], base: &[u64], show: fn(u64) -> String) -> String {
-    let Some(middle) = median(own) else {
-        return "-".to_owned();
-    };
-    let mut text = show(middle);
-    if let (Some(least), Some(greatest)) = (own.iter().min(), own.iter().max())
-        && least != greatest
-    {
-        text.push_str(&format!(" ({}–{})", show(*least), show(*greatest)));
-    }
-    let ratio = ratio(Some(middle), median(base));
-    if ratio != "-" {
-        // Two digits of three.
-        text.push_str(&format!(
-            " ×{}",
-            ratio.get(..ratio.len() - 1).unwrap_or(&ratio)
-        ));
     }
     text
 }
