@@ -68,6 +68,13 @@ pub fn names(plan: &str, name: &str) -> bool {
     checks.any(|check| check.name == name)
 }
 
+/// Whether its guest goes to another nido while it runs.
+pub fn migrates(plan: &str) -> bool {
+    let steps = parse(plan).unwrap_or_default();
+    let mut checks = steps.iter().flat_map(|step| &step.checks);
+    checks.any(|check| check.name == "moves" && check.argument.contains("/migrate"))
+}
+
 fn parse_step(step: &str) -> Result<Step> {
     let Some((checks, end)) = step.split_once('>') else {
         bail!("step '{step}' has no '>'")

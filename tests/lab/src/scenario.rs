@@ -4,6 +4,7 @@ mod assigned;
 mod bench_nested;
 mod debian;
 mod levels;
+mod migrate;
 
 use std::time::Duration;
 
@@ -378,7 +379,7 @@ const KEEP: &[Exchange] = &[
     },
 ];
 
-/// All scenarios, in the order in which they run.
+/// The scenarios that run if nobody names any, in the order in which they do.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
     // Those that take long come first, so that the others fill the time beside them.
     LEVELS
@@ -386,6 +387,12 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         .chain(ASSIGNED)
         .chain([&debian::DEBIAN])
         .chain(SCENARIOS)
+        .chain(migrate::SCENARIOS)
+}
+
+/// Those that run only if they are named, as they take longer.
+pub fn on_request() -> impl Iterator<Item = &'static Scenario> {
+    migrate::ON_REQUEST.iter()
 }
 
 /// The scenarios whose guests have devices of nido's own.
@@ -695,7 +702,8 @@ const SCENARIOS: &[Scenario] = &[
 
 /// The scenario of this name.
 pub fn find(name: &str) -> Option<&'static Scenario> {
-    all().find(|scenario| scenario.name == name)
+    let mut scenarios = all().chain(on_request());
+    scenarios.find(|scenario| scenario.name == name)
 }
 
 /// What `cargo xtask boot` runs: an interactive shell, or the guest's self-check.
@@ -761,7 +769,8 @@ mod tests {
     fn every_plan_parses_with_known_checks_and_every_name_is_unique() {
         assert_plan_is_known(&BOOT, BOOT.plan);
         assert_plan_is_known(&PROBE, PROBE.plan);
-        for (index, scenario) in all().enumerate() {
+        let every = || all().chain(on_request());
+        for (index, scenario) in every().enumerate() {
             for plan in [scenario.plan].into_iter().chain(scenario.killed) {
                 assert_plan_is_known(scenario, plan);
             }
@@ -771,7 +780,7 @@ mod tests {
                 scenario.name
             );
             assert!(
-                all()
+                every()
                     .skip(index + 1)
                     .all(|other| other.name != scenario.name)
             );

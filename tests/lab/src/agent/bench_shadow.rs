@@ -64,6 +64,7 @@ pub fn run(task: &Task, rounds: u32, report: &mut Report<'_>) -> Result<()> {
             control: &[],
             scratch: &task.scratch,
             messages: &task.output.join(format!("nido-{name}.log")),
+            taps: &[],
             substitute: &str::to_owned,
             look: &|_| Ok(()),
             limit: task.scenario.limit,

@@ -44,9 +44,14 @@ fn talk(socket: &Path, exchanges: &[Exchange], said: &mut String) -> Result<usiz
 
 /// One request; the answer may be an error.
 pub(super) fn request(socket: &Path, text: &str) -> Result<String> {
+    request_within(socket, text, PATIENCE)
+}
+
+/// The same, with a limit for each part of the answer.
+pub(super) fn request_within(socket: &Path, text: &str, patience: Duration) -> Result<String> {
     let mut stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     stream.write_all(format!("{text}\n").as_bytes())?;
     Ok(receive(&mut BufReader::new(stream))?)
 }

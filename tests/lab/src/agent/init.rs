@@ -74,9 +74,11 @@ impl Request {
 
 /// The scenario of a name, including those that are not in the table of the lab.
 pub fn scenario_of(name: &str) -> Result<Scenario> {
-    let own = [BOOT, SHADOW, SHADOW_MAPS, NESTED].into_iter();
-    own.chain(scenario::all().copied())
-        .find(|scenario| scenario.name == name)
+    let own = [BOOT, SHADOW, SHADOW_MAPS, NESTED];
+    let mut own = own.iter().filter(|scenario| scenario.name == name);
+    own.next()
+        .or_else(|| scenario::find(name))
+        .copied()
         .with_context(|| format!("no scenario '{name}'"))
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Surroundings {
     pub(super) arguments: Vec<String>,
     /// Parameters by which the guest learns of them.
     pub(super) command_line: String,
+    /// The taps of its network. The first is in the arguments.
+    pub(super) taps: Vec<String>,
 }
 
 /// nido's arguments and the plan that its guest is given.
@@ -36,6 +38,8 @@ pub(super) struct Surroundings {
 pub(super) struct Invocation {
     pub(super) arguments: Vec<String>,
     pub(super) plan: String,
+    /// As in [`Surroundings`].
+    pub(super) taps: Vec<String>,
 }
 
 /// File name of an initramfs.
@@ -192,7 +196,11 @@ impl Invocation {
                 .map(|argument| (*argument).to_owned()),
         );
         arguments.extend(without_single(&task.extra));
-        Self { arguments, plan }
+        Self {
+            arguments,
+            plan,
+            taps: surroundings.taps.clone(),
+        }
     }
 }
 

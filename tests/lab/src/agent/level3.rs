@@ -61,6 +61,7 @@ pub(crate) fn run(
     let surroundings = Surroundings {
         arguments: Vec::new(),
         command_line: parameters.to_owned(),
+        taps: Vec::new(),
     };
     let mut report = |line: AgentLine| match line {
         AgentLine::Guest(line) if line.contains(MARKER) => show(&line),

@@ -16,13 +16,28 @@ use crate::protocol::GuestLine;
 use crate::sys;
 
 /// Files of disks, and what is written to them after a snapshot is no part of it.
-const DISK: &str = "img";
+pub(super) const DISK: &str = "img";
 
 /// A nido that has gone on with a guest, and the guest's terminal.
 pub(super) struct Moved {
     pub(super) child: Child,
     pub(super) keyboard: ChildStdin,
     pub(super) screen: ChildStdout,
+    /// Where its messages are.
+    pub(super) messages: PathBuf,
+}
+
+impl Moved {
+    /// From a child that [`session::spawn`] has started.
+    pub(super) fn of(mut child: Child, messages: PathBuf) -> Result<Self> {
+        let (keyboard, screen) = (child.stdin.take(), child.stdout.take());
+        Ok(Self {
+            child,
+            keyboard: keyboard.context("no stdin")?,
+            screen: screen.context("no stdout")?,
+            messages,
+        })
+    }
 }
 
 /// Where a guest goes.
@@ -43,13 +58,20 @@ impl Way<'_> {
         self.scratch.join("snapshot")
     }
 
-    fn copies(&self) -> PathBuf {
+    /// The directory of the disks as they were then.
+    pub(super) fn copies(&self) -> PathBuf {
         self.scratch.join("copies")
     }
 
     /// Saves the guest of `nido`, kills that in the same moment, or later if it is `live`, and has another
     /// one go on. Returns what nido says of the snapshot, too.
     pub(super) fn go(&self, nido: &mut Child, live: bool) -> Result<(Moved, String)> {
+        let said = self.save(nido, live)?;
+        Ok((self.restore()?, said))
+    }
+
+    /// Saves it, and kills nido, but has nobody go on.
+    pub(super) fn save(&self, nido: &mut Child, live: bool) -> Result<String> {
         if !live {
             ask(self.socket, "pause", "the guest is paused")?;
         }
@@ -59,23 +81,18 @@ impl Way<'_> {
         copy_disks(self.scratch, &self.copies())?;
         sys::kill(nido.id());
         nido.wait()?;
-        Ok((self.restore()?, said.trim().to_owned()))
+        Ok(said.trim().to_owned())
     }
 
     /// Has a nido go on with the guest that was saved.
-    fn restore(&self) -> Result<Moved> {
+    pub(super) fn restore(&self) -> Result<Moved> {
         let messages = OpenOptions::new().append(true).open(self.messages)?;
         let arguments = [
             format!("--restore={}", self.snapshot().display()),
             format!("--control=path={}", self.socket.display()),
         ];
-        let mut child = session::spawn(self.program, &arguments, messages)?;
-        let (keyboard, screen) = (child.stdin.take(), child.stdout.take());
-        Ok(Moved {
-            child,
-            keyboard: keyboard.context("no stdin")?,
-            screen: screen.context("no stdout")?,
-        })
+        let child = session::spawn(self.program, &arguments, messages)?;
+        Moved::of(child, self.messages.to_owned())
     }
 
     /// Has the guest go on once more where it was saved last, within `limit`: it reports what it has
@@ -132,7 +149,8 @@ pub(super) fn outcome_of(line: &GuestLine) -> Option<String> {
     }
 }
 
-fn copy_disks(from: &Path, to: &Path) -> Result<()> {
+/// Copies the files of disks from one directory to another.
+pub(super) fn copy_disks(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == DISK)

@@ -49,7 +49,7 @@ const WRONG: &[Wrong] = &[
         "a disk of another size",
         other,
         &["--disk=id=counter,path={}/other"],
-        "in the snapshot and",
+        "in the saved machine and",
     ),
 ];
 

@@ -13,9 +13,10 @@ use super::host::Devices;
 use super::inherited::Inherited;
 use super::invocation::{Invocation, Surroundings, quoted};
 use super::level3::Below;
+use super::link::Link;
+use super::migrations::NET;
 use super::session::{Ending, LOOK, Outcome, Session};
 use super::stock::Stock;
-use super::tap::Tap;
 use super::{Report, Task, control, echo, level3, refusal, vsock};
 use crate::guest::disk::COPY;
 use crate::judge::Judge;
@@ -42,13 +43,12 @@ const QUEUES: &str = "net-queues";
 pub(super) struct Environment {
     disks: Disks,
     stock: Option<Stock>,
-    tap: String,
+    link: Link,
     port: u16,
     vhost: bool,
     /// The guest's AF_VSOCK address, and the servers of level 1, if it has any.
     vsock: Option<(u32, vsock::Servers)>,
     back_ends: Option<BackEnds>,
-    _tap: Tap,
 }
 
 impl Environment {
@@ -60,8 +60,11 @@ impl Environment {
         let stock = (task.scenario.kernel == Kernel::Debian).then(|| Stock::create(task));
         let tap = format!("nido{}", std::process::id() % 100_000);
         let several = plan::names(task.scenario.plan, QUEUES);
-        let device = Tap::new(&tap, HOST, PREFIX, several)
-            .with_context(|| format!("cannot make the tap {tap}"))?;
+        let link = match plan::migrates(task.scenario.plan) {
+            true => Link::two(&tap, HOST, PREFIX),
+            false => Link::one(&tap, HOST, PREFIX, several),
+        };
+        let link = link.with_context(|| format!("cannot make the tap {tap}"))?;
         let port = echo::serve(HOST, 0).context("echo server")?;
         let vsock = if plan::names(task.scenario.plan, SOCKETS) {
             let servers = vsock::serve().context("servers on AF_VSOCK")?;
@@ -83,11 +86,10 @@ impl Environment {
             disks,
             stock: stock.transpose()?,
             back_ends,
-            tap,
+            link,
             port,
             vhost: task.scenario.vhost,
             vsock,
-            _tap: device,
         })
     }
 
@@ -112,7 +114,10 @@ impl Environment {
         );
         let mut net = match &self.back_ends {
             Some(back_ends) => format!("vhost-user={}", back_ends.network.socket.display()),
-            None => format!("tap={}", self.tap),
+            None => {
+                let tap = self.link.names.first();
+                format!("tap={},id={NET}", tap.map_or("", String::as_str))
+            }
         };
         if self.vhost {
             net.push_str(",vhost=on");
@@ -125,6 +130,7 @@ impl Environment {
         Surroundings {
             arguments,
             command_line,
+            taps: self.link.names.clone(),
         }
     }
 }
@@ -274,6 +280,7 @@ pub(super) fn session(
         control: scenario.control,
         scratch: &task.scratch,
         messages: &messages,
+        taps: &invocation.taps,
         substitute: &|text| {
             let spare = task.scratch.join(SPARE).display().to_string();
             devices.substitute(text).replace("{spare}", &spare)

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::log::{Line, Log, read_on};
+use super::migrations::Journey;
 use super::moved::{Moved, Way, outcome_of};
 use super::tally::Tally;
 use super::threads::Runs;
@@ -57,6 +58,8 @@ pub(super) struct Session<'a> {
     pub(super) scratch: &'a Path,
     /// Where nido's messages go.
     pub(super) messages: &'a Path,
+    /// The taps of the guest's network.
+    pub(super) taps: &'a [String],
     /// Puts addresses into the guest's requests.
     pub(super) substitute: &'a dyn Fn(&str) -> String,
     /// Looks at what the guest has set up, by the name of what to look at, or none.
@@ -120,6 +123,9 @@ impl Session<'_> {
         let mut before = None;
         let mut runs = None;
         let mut taken = Vec::new();
+        let mut messages = self.messages.to_owned();
+        // How often the guest has migrated.
+        let mut turns = 0;
         // What the guest has reported since it was saved, if it is to go on from there once more.
         let mut saved: Option<Vec<String>> = None;
         loop {
@@ -165,13 +171,17 @@ impl Session<'_> {
                                     huge_pages::check(child.id(), &(self.substitute)(device))
                                 }
                                 ("pauses", rounds) => self.pauses(rounds),
-                                ("move", how) => match self.go(&mut child, how) {
+                                ("move", how) => match self.go(&mut child, how, &mut turns) {
                                     Err(error) => {
                                         // There may be no guest any more that hears of it.
                                         failures.push(format!("{text}: {error:#}"));
                                         break;
                                     }
-                                    Ok((moved, said)) => {
+                                    Ok((None, said)) => {
+                                        details.push((COUNTED.to_owned(), said));
+                                        Ok(())
+                                    }
+                                    Ok((Some(moved), said)) => {
                                         for line in lines.iter() {
                                             log.write(&line);
                                             judge.line(&line.text);
@@ -182,6 +192,7 @@ impl Session<'_> {
                                         reader = read_on(moved.screen, begun, sender);
                                         (child, keyboard, lines) =
                                             (moved.child, moved.keyboard, receiver);
+                                        messages = moved.messages;
                                         details.push((COUNTED.to_owned(), said));
                                         saved = how.contains("twice").then(Vec::new);
                                         Ok(())
@@ -279,10 +290,7 @@ impl Session<'_> {
             Ending::Killed => Ended::Signal(libc::SIGKILL),
         };
         if !killed && ended != expected {
-            failures.push(format!(
-                "nido ended with {ended}: {}",
-                last_line(self.messages)
-            ));
+            failures.push(format!("nido ended with {ended}: {}", last_line(&messages)));
         }
         if let Some(reported) = saved.filter(|_| failures.is_empty())
             && let Err(error) = self
@@ -321,8 +329,20 @@ impl Session<'_> {
         })
     }
 
-    fn go(&self, nido: &mut Child, how: &str) -> Result<(Moved, String)> {
-        self.way()?.go(nido, how.contains("live"))
+    /// Has the guest go on in another nido, if it is to.
+    fn go(&self, nido: &mut Child, how: &str, turns: &mut u32) -> Result<(Option<Moved>, String)> {
+        let way = self.way()?;
+        let Some(how) = how.strip_prefix("migrate") else {
+            let (moved, said) = way.go(nido, how.contains("live"))?;
+            return Ok((Some(moved), said));
+        };
+        let mut journey = Journey {
+            way: &way,
+            output: self.output,
+            taps: self.taps,
+            turns,
+        };
+        journey.go(nido, how.trim())
     }
 
     fn pauses(&self, rounds: &str) -> Result<()> {

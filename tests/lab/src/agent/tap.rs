@@ -23,6 +23,13 @@ impl Tap {
     /// Makes the tap `name`, with an address, up; with `several` it can have several queues. Needs
     /// CAP_NET_ADMIN.
     pub fn new(name: &str, address: Ipv4Addr, prefix: u8, several: bool) -> io::Result<Self> {
+        let tap = Self::unaddressed(name, several)?;
+        set_up(name, address, prefix)?;
+        Ok(tap)
+    }
+
+    /// The same without an address, for a port of a bridge.
+    pub(super) fn unaddressed(name: &str, several: bool) -> io::Result<Self> {
         let control = attach(name, several)?;
         ioctl_value(&control, &ioctl::TUN_SET_PERSIST, 1)?;
         // Closed again, so that nido can attach to it.
@@ -31,7 +38,7 @@ impl Tap {
             name: name.to_owned(),
             several,
         };
-        set_up(name, address, prefix)?;
+        switch(name, true)?;
         Ok(tap)
     }
 }
@@ -73,9 +80,19 @@ pub fn set_up(name: &str, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
         argument.payload[4..8].copy_from_slice(&value.octets());
         ioctl(&socket, &request, &mut argument)?;
     }
+    switch(name, true)
+}
+
+/// Sets interface `name` up or down.
+pub(super) fn switch(name: &str, up: bool) -> io::Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
     let mut flags = InterfaceRequest::new(name)?;
     ioctl(&socket, &ioctl::GET_FLAGS, &mut flags)?;
-    flags.payload[0] |= IFF_UP.to_ne_bytes()[0];
+    let bit = IFF_UP.to_ne_bytes()[0];
+    match up {
+        true => flags.payload[0] |= bit,
+        false => flags.payload[0] &= !bit,
+    }
     ioctl(&socket, &ioctl::SET_FLAGS, &mut flags)?;
     Ok(())
 }

@@ -112,6 +112,15 @@ pub const GET_FLAGS: Request<InterfaceRequest> = Request::new(0x8913);
 /// SIOCSIFFLAGS.
 pub const SET_FLAGS: Request<InterfaceRequest> = Request::new(0x8914);
 
+/// SIOCGIFINDEX.
+pub const GET_INDEX: Request<InterfaceRequest> = Request::new(0x8933);
+/// SIOCBRADDBR: a name.
+pub const BRIDGE_ADD: Request<[u8; 16]> = Request::new(0x89A0);
+/// SIOCBRDELBR: a name.
+pub const BRIDGE_REMOVE: Request<[u8; 16]> = Request::new(0x89A1);
+/// SIOCBRADDIF: the bridge's name, the port's index.
+pub const BRIDGE_ADD_PORT: Request<InterfaceRequest> = Request::new(0x89A2);
+
 // linux/fs.h
 
 /// BLKDISCARD: start and length in bytes.

@@ -1,0 +1,48 @@
+//! A guest that goes to another nido while it runs.
+
+use std::time::Duration;
+
+use super::{DEFAULT, Scenario};
+
+const DEVICES: &[&str] = &[
+    "--device",
+    "edu",
+    "--device",
+    "pcie-root-port,id=rp0",
+    "--device",
+    "virtio-rng-pci,bus=rp0,id=rng",
+    "-v",
+    "-v",
+];
+
+pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "migrate",
+    description: "a guest goes to another nido and back while its disks, its network, edu and its memory are at work, by a unix \
+                  socket and by TCP; before, it stays where it is as nobody listens, a disk is missing, the target dies, somebody cancels",
+    arguments: DEVICES,
+    plan: "scalable,smp=2,translation=first-stage,moves=1/migrate/nobody:memory+edu,moves=1/migrate/diskless:disk+net,\
+           moves=1/migrate/killed:disk+net+edu,moves=1/migrate/cancelled:memory+net+edu,moves=4/migrate:disk+net+edu+memory,\
+           disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
+    limit: Duration::from_secs(240),
+    ..DEFAULT
+}];
+
+pub(super) const ON_REQUEST: &[Scenario] = &[
+    Scenario {
+        name: "migrate-kills",
+        description: "either side of a migration is killed, or their connection is cut, at each step and at moments of chance: \
+                      afterwards one of them runs the guest, or none if it died with its nido",
+        arguments: DEVICES,
+        plan: "scalable,smp=2,translation=first-stage,moves=1/migrate/kills:disk+memory+edu,nofaults>poweroff",
+        limit: Duration::from_secs(1800),
+        ..DEFAULT
+    },
+    Scenario {
+        name: "migrate-busy",
+        description: "a guest writes its memory faster than a slow link takes it: it goes elsewhere only if it may be slowed down",
+        arguments: DEVICES,
+        plan: "scalable,smp=2,translation=first-stage,moves=1/migrate/busy:memory+memory+edu,disk=2,net,edu,nofaults>poweroff",
+        limit: Duration::from_secs(300),
+        ..DEFAULT
+    },
+];
