@@ -171,7 +171,7 @@ pub trait VirtioDevice: Send {
     fn suspend(&mut self, _session: &mut Session) -> Result<(), QueueError> {
         Ok(())
     }
-    /// The thread goes on after [`VirtioDevice::suspend`].
+    /// The thread goes on: after [`VirtioDevice::suspend`], or because it need not stop any more.
     fn go_on(&mut self, _session: &mut Session) -> Result<(), QueueError> {
         Ok(())
     }

@@ -80,13 +80,21 @@ impl VirtQueue {
         }
     }
 
-    /// Of a split queue, the next chain to take is the one at `index` of the available ring.
-    pub(super) fn move_to(&mut self, index: u16) -> Result<(), QueueError> {
+    /// Of a split queue, both sides go on at `index`: somebody else has served it that far.
+    pub(super) fn go_on_at(&mut self, index: u16) -> Result<(), QueueError> {
         match &mut self.kind {
             Kind::Split(queue) => {
-                queue.move_to(index);
+                queue.go_on_at(index);
                 Ok(())
             }
+            Kind::Packed(_) => Err(QueueError::Packed),
+        }
+    }
+
+    /// Of a split queue, the index of the next entry of the available ring.
+    pub(super) fn next(&self) -> Result<u16, QueueError> {
+        match &self.kind {
+            Kind::Split(queue) => Ok(queue.next()),
             Kind::Packed(_) => Err(QueueError::Packed),
         }
     }

@@ -1,13 +1,17 @@
 //! Socket device (section 5.10), with its packets moved by vhost-vsock: AF_VSOCK between the guest
 //! and the host.
 
+mod saved;
+
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use state::{RestoreError, SaveError, Section};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::chain::Chain;
 use super::device::{DeviceKind, Halt, VirtioDevice};
 use super::error::QueueError;
 use super::feature::{SPLIT_RINGS, mask};
@@ -16,10 +20,15 @@ use super::vhost::{Kernel, OpenError, Place, Queues, VsockEngine};
 
 /// `VIRTIO_VSOCK_F_SEQPACKET` of <linux/virtio_vsock.h>, which virtio-bindings lacks.
 const SEQPACKET: u32 = 1;
-/// Receive, transmit, event. Nobody uses the last one: it tells of a migration.
+/// Receive, transmit, event.
 const QUEUE_SIZES: &[u16] = &[256, 256, 16];
 /// Those that the kernel serves: all of them, or it does not start.
 const KERNEL_QUEUES: usize = 2;
+/// The queue that tells of a migration, which the kernel does not know.
+const EVENTS: usize = 2;
+/// `struct virtio_vsock_event` with `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (section 5.10.6.7): all
+/// connections have ended, and the driver is to read the guest's address again.
+const TRANSPORT_RESET: [u8; 4] = 0_u32.to_le_bytes();
 /// What the kernel has to know of the driver's choice.
 const KERNEL_FEATURES: u64 = SPLIT_RINGS | mask(&[SEQPACKET, VIRTIO_F_VERSION_1]);
 
@@ -51,6 +60,11 @@ pub struct Vsock {
     features: u64,
     /// Negotiated.
     accepted: u64,
+    /// There is a driver.
+    active: bool,
+    /// The driver's connections are another process's: it is to be told before it has new ones.
+    reset_owed: bool,
+    chain: Chain,
 }
 
 impl Vsock {
@@ -81,7 +95,24 @@ impl Vsock {
             cid,
             features: kernel_features & mask(&[SEQPACKET]),
             accepted: 0,
+            active: false,
+            reset_owed: false,
+            chain: Chain::default(),
         }
+    }
+
+    /// Tells the driver that its connections have ended, if that is so and it has given a buffer for
+    /// it. One that has none gets it with the next that it gives.
+    fn tell_reset(&mut self, session: &mut Session) -> Result<(), QueueError> {
+        if !self.reset_owed || !session.enabled(EVENTS) || !session.pop(EVENTS, &mut self.chain)? {
+            return Ok(());
+        }
+        if self.chain.writable() < TRANSPORT_RESET.len() as u64 {
+            return Err(QueueError::Length);
+        }
+        session.give(EVENTS, &self.chain, &TRANSPORT_RESET)?;
+        self.reset_owed = false;
+        Ok(())
     }
 }
 
@@ -121,12 +152,19 @@ impl VirtioDevice for Vsock {
     }
 
     fn unsavable(&self) -> Option<&'static str> {
-        Some(
-            "its queues are the kernel's, which cannot be saved yet: start the machine without --vsock",
-        )
+        None
+    }
+
+    fn save(&mut self) -> Result<Section, SaveError> {
+        self.save_part()
+    }
+
+    fn restore(&mut self, state: &Section) -> Result<(), RestoreError> {
+        self.restore_part(state)
     }
 
     fn activate(&mut self, features: u64) -> io::Result<()> {
+        self.active = true;
         self.accepted = features;
         Ok(())
     }
@@ -151,7 +189,10 @@ impl VirtioDevice for Vsock {
         self.queues.sources()
     }
 
-    fn queue_ready(&mut self, _: usize, _: &mut Session) -> Result<Progress, QueueError> {
+    fn queue_ready(&mut self, index: usize, session: &mut Session) -> Result<Progress, QueueError> {
+        if index == EVENTS {
+            self.tell_reset(session)?;
+        }
         Ok(Progress::Idle)
     }
 
@@ -164,10 +205,13 @@ impl VirtioDevice for Vsock {
     }
 
     fn go_on(&mut self, session: &mut Session) -> Result<(), QueueError> {
+        self.tell_reset(session)?;
         self.queues.go_on(session)
     }
 
     fn deactivate(&mut self) {
+        self.active = false;
+        self.reset_owed = false;
         self.queues.take_back();
     }
 }

@@ -27,6 +27,18 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// A reset is looked for that often meanwhile.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// Has `control`, if there is one, give packets to as many pairs as were in use.
+pub(super) fn restore(control: Option<&mut Control>, pairs: u16) -> Result<(), RestoreError> {
+    match control {
+        Some(control) => control.restore(pairs),
+        None if pairs == 1 => Ok(()),
+        None => {
+            let why = format_args!("{pairs} of one");
+            Err(RestoreError::damaged("the queue pairs in use", why))
+        }
+    }
+}
+
 /// What a device does for its control queue.
 pub(super) struct Control {
     steering: Box<dyn Steering>,
@@ -140,7 +152,7 @@ impl Control {
     }
 
     /// Has as many get packets as did, before a driver goes on.
-    pub(super) fn restore(&mut self, pairs: u16) -> Result<(), RestoreError> {
+    fn restore(&mut self, pairs: u16) -> Result<(), RestoreError> {
         if !(1..=self.pairs).contains(&pairs.into()) {
             let why = format_args!("{pairs} of {}", self.pairs);
             return Err(RestoreError::damaged("the queue pairs in use", why));

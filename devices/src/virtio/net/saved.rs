@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use state::{Bytes, RestoreError, SaveError, Section};
 
-use super::control::Control;
+use super::control::{self, Control};
 use super::tap::HEADER;
 use super::{MAX_PACKET, Net};
 
@@ -38,14 +38,7 @@ impl Net {
             let why = format_args!("none has {length} bytes");
             return Err(RestoreError::damaged("the packet that waits", why));
         }
-        match &mut self.control {
-            Some(control) => control.restore(state.pairs)?,
-            None if state.pairs == 1 => {}
-            None => {
-                let why = format_args!("{} of one", state.pairs);
-                return Err(RestoreError::damaged("the queue pairs in use", why));
-            }
-        }
+        control::restore(self.control.as_mut(), state.pairs)?;
         if let Some(received) = self.received.get_mut(..length) {
             received.copy_from_slice(packet);
         }

@@ -1,10 +1,13 @@
 //! Network card (section 5.1) on a tap interface, with its packets moved by vhost-net.
 
+mod saved;
+
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use log::warn;
+use state::{RestoreError, SaveError, Section};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use vmm_sys_util::eventfd::EventFd;
@@ -151,9 +154,15 @@ impl VirtioDevice for VhostNet {
     }
 
     fn unsavable(&self) -> Option<&'static str> {
-        Some(
-            "its queues are the kernel's, which cannot be saved yet: start the machine without vhost=on",
-        )
+        None
+    }
+
+    fn save(&mut self) -> Result<Section, SaveError> {
+        self.save_part()
+    }
+
+    fn restore(&mut self, state: &Section) -> Result<(), RestoreError> {
+        self.restore_part(state)
     }
 
     fn activate(&mut self, features: u64) -> io::Result<()> {

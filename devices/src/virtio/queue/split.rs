@@ -50,9 +50,9 @@ impl Split {
         [queue.desc_table(), queue.avail_ring(), queue.used_ring()]
     }
 
-    /// The next chain to take is the one at `index` of the available ring.
-    pub(super) fn move_to(&mut self, index: u16) {
-        self.queue.set_next_avail(index);
+    /// The index of the next entry of the available ring.
+    pub(super) fn next(&self) -> u16 {
+        self.queue.next_avail()
     }
 
     /// Where both sides go on, if no chain is out: as many were returned as were taken.

@@ -13,6 +13,8 @@ use vmm_sys_util::eventfd::EventFd;
 pub(in crate::virtio) struct Rings {
     /// Entries.
     pub(super) size: u16,
+    /// The index of the next entry of the available ring, where the one before it ends.
+    pub(super) next: u16,
     pub(super) descriptors: u64,
     pub(super) available: u64,
     pub(super) used: u64,
@@ -52,7 +54,7 @@ pub(in crate::virtio) struct Update {
 pub(in crate::virtio) trait Backend: Send + Sync {
     /// Chooses among the features that it has. With `VIRTIO_F_ACCESS_PLATFORM` the IOTLB is empty afterwards.
     fn set_features(&self, features: u64) -> io::Result<()>;
-    /// Sets up queue `index`, of which nothing has been taken yet. Only while stopped.
+    /// Sets up queue `index`. Only while stopped.
     fn set_queue(&self, index: usize, rings: &Rings, events: &Events<'_>) -> io::Result<()>;
     /// Starts `queues`, which are set up. With an IOTLB, their used rings are to be in it by now.
     fn start(&self, queues: &[usize]) -> io::Result<()>;

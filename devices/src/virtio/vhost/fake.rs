@@ -214,7 +214,7 @@ impl Backend for Arc<Fake> {
             rings: *rings,
             call: events.call.try_clone()?,
             error: events.error.try_clone()?,
-            next: 0,
+            next: rings.next,
         });
         Ok(())
     }

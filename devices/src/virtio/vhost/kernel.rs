@@ -112,7 +112,7 @@ impl<E: Engine> Backend for Kernel<E> {
 
     fn set_queue(&self, index: usize, rings: &Rings, events: &Events<'_>) -> io::Result<()> {
         self.set_vring_num(index, rings.size).map_err(io_error)?;
-        self.set_vring_base(index, 0).map_err(io_error)?;
+        self.set_vring_base(index, rings.next).map_err(io_error)?;
         let number = u32::try_from(index).map_err(io::Error::other)?;
         sys::set_ring_addresses(self, number, rings)?;
         self.set_vring_call(index, events.call).map_err(io_error)?;

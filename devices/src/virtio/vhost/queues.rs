@@ -56,8 +56,8 @@ pub(in crate::virtio) struct Queues {
     misses: Vec<Miss>,
     /// One for each enabled queue: it has available buffers.
     kicks: Vec<EventFd>,
-    /// The kernel was stopped for a while.
-    suspended: bool,
+    /// The kernel is to start when the thread goes on.
+    waits: bool,
 }
 
 impl Queues {
@@ -78,7 +78,7 @@ impl Queues {
             sources: Vec::new(),
             misses: Vec::new(),
             kicks: Vec::new(),
-            suspended: false,
+            waits: false,
         })
     }
 
@@ -126,17 +126,27 @@ impl Queues {
         }
         if translated {
             shared.listen();
-            self.start_translated(session)?;
-        } else {
-            // Nothing is translated, but the device's gate may be closed.
-            let transaction = session.begin()?;
-            transaction
-                .grant(0, Permissions::Read)
-                .ok_or(QueueError::Stopped)?;
-            shared.start(&self.enabled)?;
         }
+        // One that was restored goes on with the others.
+        self.waits = session.parking();
+        if self.waits {
+            return Ok(());
+        }
+        self.start(session)?;
         // Buffers that were made available before DRIVER_OK count as well.
         self.kick()
+    }
+
+    fn start(&self, session: &mut Session) -> Result<(), QueueError> {
+        if self.shared.place().is_translated() {
+            return self.start_translated(session);
+        }
+        // Nothing is translated, but the device's gate may be closed.
+        let transaction = session.begin()?;
+        transaction
+            .grant(0, Permissions::Read)
+            .ok_or(QueueError::Stopped)?;
+        self.shared.start(&self.enabled)
     }
 
     /// Sets queue `index` of our device up, if it is one of these and enabled.
@@ -210,9 +220,14 @@ impl Queues {
     }
 
     /// Has the kernel stop for a while. Its IOTLB stays, and what it has asked for. Interrupts that
-    /// the hypervisor does not send are sent.
+    /// the hypervisor does not send are sent, and queues are where the kernel has left them.
     pub(in crate::virtio) fn suspend(&mut self, session: &mut Session) -> Result<(), QueueError> {
-        self.suspended = unless_halted(self.shared.pause())?;
+        self.waits |= unless_halted(self.shared.pause())?;
+        for number in &self.enabled {
+            let position = self.position(*number)?;
+            let queue = session.queue(self.first + number);
+            queue.ok_or(QueueError::Disabled)?.go_on_at(position)?;
+        }
         for source in &self.sources {
             if let Source::Call(number) = source
                 && is_signalled(&self.calls, *number)
@@ -225,19 +240,22 @@ impl Queues {
 
     /// Has it go on where it was.
     pub(in crate::virtio) fn go_on(&mut self, session: &mut Session) -> Result<(), QueueError> {
-        if !std::mem::take(&mut self.suspended) {
+        if !std::mem::take(&mut self.waits) {
             return Ok(());
         }
-        if self.shared.place().is_translated() {
-            unless_halted(self.start_translated(session))?;
-        } else {
-            unless_halted(self.shared.start(&self.enabled))?;
-        }
+        unless_halted(self.start(session))?;
         self.kick()
+    }
+
+    /// Where the kernel goes on in queue `number`, which it has stopped.
+    fn position(&self, number: usize) -> Result<u16, QueueError> {
+        let position = self.shared.backend().position(number);
+        position.map_err(host("VHOST_GET_VRING_BASE"))
     }
 
     /// Takes the queues back. The kernel accesses nothing of the guest when this returns.
     pub(in crate::virtio) fn take_back(&mut self) {
+        self.waits = false;
         self.shared.halt();
         self.shared.leave(&self.misses);
         self.misses.clear();
@@ -335,12 +353,11 @@ impl Queues {
     }
 
     fn retrace(&self, number: usize, session: &mut Session) -> Result<(), QueueError> {
-        let position = self.shared.backend().position(number);
-        let position = position.map_err(host("VHOST_GET_VRING_BASE"))?;
+        let position = self.position(number)?;
         let index = self.first + number;
         let mut chain = Chain::default();
         let queue = session.queue(index).ok_or(QueueError::Disabled)?;
-        queue.move_to(position)?;
+        queue.go_on_at(position)?;
         for _ in 0..session.queue_size(index) {
             if !session.pop(index, &mut chain)? {
                 break;

@@ -28,6 +28,7 @@ pub(super) fn translated(queue: &VirtQueue) -> Result<Rings, QueueError> {
     let [descriptors, available, used] = queue.rings()?;
     Ok(Rings {
         size: queue.size(),
+        next: queue.next()?,
         descriptors,
         available,
         used,
@@ -50,6 +51,7 @@ pub(super) fn direct(queue: &VirtQueue, memory: &Memory) -> Result<Rings, QueueE
     let [descriptors, available, used] = addresses;
     Ok(Rings {
         size: queue.size(),
+        next: queue.next()?,
         descriptors,
         available,
         used,

@@ -11,6 +11,7 @@ use intel_vtd::{
     Unfinished, Unit, UnitConfig,
 };
 use pci::PciFunction as _;
+use state::{RestoreError, SaveError, Section};
 use vm_memory::{Bytes, GuestAddress, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -62,6 +63,18 @@ impl VirtioDevice for Device {
 
     fn calls(&self) -> io::Result<Vec<(usize, EventFd)>> {
         self.0.calls()
+    }
+
+    fn unsavable(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn save(&mut self) -> Result<Section, SaveError> {
+        Section::new("test", 1, &())
+    }
+
+    fn restore(&mut self, state: &Section) -> Result<(), RestoreError> {
+        state.read("test", 1)
     }
 
     fn activate(&mut self, _: u64) -> io::Result<()> {
@@ -173,6 +186,27 @@ impl Machine {
         machine.unit.write(0x18, &0x4000_0000_u32.to_le_bytes());
         machine.unit.write(0x18, &0x8000_0000_u32.to_le_bytes());
         machine
+    }
+
+    /// Another function of the same machine, which nobody has started.
+    fn another(&self) -> Self {
+        let memory = &self.driver.memory;
+        let kernel = Fake::new(memory);
+        let place = Place::Behind {
+            memory: Arc::clone(memory),
+            invalidations: Arc::clone(&self.invalidations),
+            source: SourceId(0x18),
+        };
+        let queues = Queues::new(Arc::clone(&kernel), place, 0..2).unwrap();
+        let device = Box::new(Device(queues, false));
+        let port = self.unit.port(SourceId(0x18));
+        let routes = FakeRoutes::new(64);
+        Self {
+            driver: Driver::with_routes(device, IOVA, Arc::clone(memory), port, routes),
+            unit: Arc::clone(&self.unit),
+            kernel,
+            invalidations: Arc::clone(&self.invalidations),
+        }
     }
 
     fn put(&self, at: u64, value: u64) {
@@ -609,12 +643,49 @@ fn a_kernel_that_was_stopped_before_a_pause_stays_so() {
 }
 
 #[test]
-fn a_device_whose_queues_are_the_kernels_is_not_saved() {
+fn a_kernel_elsewhere_finds_all_of_it_through_the_tables_once_the_device_goes_on() {
+    let mut machine = Machine::new();
+    let rings = machine.driver.start(0, 2);
+    eventually("the kernel has started", || machine.kernel.running());
+    for byte in 1..20 {
+        rings[0].add(&machine.driver, &[(BUFFER, 16, true)]);
+        machine.serve(&rings[0], byte);
+        machine.driver.park();
+        let section = machine.driver.function.save().unwrap();
+        let next = machine.another();
+        next.driver.function.restore(&section).expect("restored");
+        assert!(!next.kernel.running());
+        assert!(next.kernel.state.lock().unwrap().iotlb.is_empty());
+        assert_eq!(next.driver.function.save().as_ref(), Ok(&section));
+        machine = next;
+        machine.driver.function.resume();
+        eventually("the kernel has started", || machine.kernel.running());
+        assert!(machine.kernel.holds(IOVA + rings[0].used));
+        assert_eq!(rings[0].try_used(&machine.driver), None);
+    }
+    assert!(!machine.fault_pending());
+    // It hears of invalidations.
+    rings[0].add(&machine.driver, &[(BUFFER, 16, true)]);
+    machine.serve(&rings[0], 0x77);
+    machine.map(BUFFER, OTHER | 3);
+    invalidate(&machine.unit, IOVA + BUFFER);
+    assert!(!machine.kernel.holds(IOVA + BUFFER));
+}
+
+#[test]
+fn rings_that_lead_nowhere_when_a_restored_device_goes_on_are_a_fault() {
     let machine = Machine::new();
-    let function = &machine.driver.function;
-    let before = function.save().expect_err("before a driver comes");
     machine.driver.start(0, 2);
-    let error = function.save().expect_err("while it runs");
-    assert_eq!(error, before);
-    assert_eq!(error.to_string(), "such a device cannot be saved yet");
+    eventually("the kernel has started", || machine.kernel.running());
+    machine.driver.park();
+    let section = machine.driver.function.save().unwrap();
+    let next = machine.another();
+    next.driver.function.restore(&section).expect("restored");
+    // The used ring of queue 0.
+    next.map(0x1_c000, 0);
+    assert!(!next.fault_pending());
+    next.driver.function.resume();
+    next.driver.expect_needs_reset();
+    assert!(next.fault_pending());
+    assert!(!next.kernel.running());
 }

@@ -147,8 +147,8 @@ impl Run {
             if self.session.stopping() {
                 return Ok(());
             }
-            self.device.go_on(&mut self.session)?;
         }
+        self.device.go_on(&mut self.session)?;
         self.rests = times;
         // No notification is lost, whatever was read and left because of the rest.
         for (index, kick) in &self.kicks {

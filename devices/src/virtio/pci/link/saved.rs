@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use state::RestoreError;
 
 use super::{ISR_CONFIG, ISR_QUEUE, Link, status};
+use crate::virtio::session::Transport as _;
 
 /// All bits of the device status that there are.
 const STATUS: u8 = status::ACKNOWLEDGE
@@ -28,7 +29,10 @@ pub(in crate::virtio::pci) struct LinkState {
 }
 
 impl Link {
+    /// Nobody signals a call at the moment. One that is held back is in the state: what holds it stays
+    /// here.
     pub(in crate::virtio::pci) fn save(&self) -> LinkState {
+        self.calls.collect(|queue| self.queue_interrupt(queue));
         let queues = 0..self.queue_vectors.len();
         LinkState {
             status: self.status.load(Ordering::Acquire),

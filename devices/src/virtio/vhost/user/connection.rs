@@ -336,7 +336,7 @@ impl Backend for Connection {
         let kick = events.kick.try_clone()?;
         peer.talk(PATIENCE, |frontend| {
             frontend.set_vring_num(index, rings.size)?;
-            frontend.set_vring_base(index, 0)?;
+            frontend.set_vring_base(index, rings.next)?;
             frontend.set_vring_addr(
                 index,
                 &VringConfigData {
