@@ -21,6 +21,7 @@ use devices::ioapic::IoApic;
 use devices::output::Output;
 use devices::serial::SerialPort;
 use devices::virtio::console::ConsoleSender;
+use devices::virtio::vhost::WriteLog;
 use devices::vtd::VtdMmio;
 use kvm_ioctls::VmFd;
 use pci::{Apertures, RootComplex};
@@ -78,6 +79,7 @@ pub(crate) struct Machine {
     assigner: Option<Arc<Assigner>>,
     hotplug: Arc<HotPlug>,
     claims: Arc<Claims>,
+    writers: Arc<WriteLog>,
     routes: Arc<MessageRoutes>,
     ioapic: Arc<IoApic>,
     serial: Arc<SerialPort>,
@@ -135,6 +137,7 @@ impl Machine {
         let routes = interrupts.of_assigned_devices(event_loop)?;
         let root = Arc::new(RootComplex::new(apertures(config, physical_bits)));
         let claims = Claims::new(!config.claimed_later);
+        let writers = Arc::<WriteLog>::default();
         let platform = Platform {
             root: Arc::clone(&root),
             memory: Arc::clone(&memory),
@@ -151,6 +154,7 @@ impl Machine {
             invalidations: OnceLock::new(),
             hotplug: Arc::default(),
             claims: Arc::clone(&claims),
+            writers: Arc::clone(&writers),
             cpus: config.cpus,
         };
         let console = platform.add_functions(&config.functions)?;
@@ -178,6 +182,7 @@ impl Machine {
             assigner,
             hotplug,
             claims,
+            writers,
             routes,
             ioapic,
             serial,
@@ -235,6 +240,11 @@ impl Machine {
     /// The locks of its disks.
     pub(crate) fn claims(&self) -> &Arc<Claims> {
         &self.claims
+    }
+
+    /// What the kernel writes to memory for devices that it serves.
+    pub(crate) fn writers(&self) -> &Arc<WriteLog> {
+        &self.writers
     }
 
     /// Takes what is typed, to where the configuration has the console. Returns how much there was

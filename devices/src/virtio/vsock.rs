@@ -16,7 +16,7 @@ use super::device::{DeviceKind, Halt, VirtioDevice};
 use super::error::QueueError;
 use super::feature::{SPLIT_RINGS, mask};
 use super::session::{Progress, Session};
-use super::vhost::{Kernel, OpenError, Place, Queues, VsockEngine};
+use super::vhost::{Kernel, OpenError, Place, Queues, VsockEngine, Writer};
 
 /// `VIRTIO_VSOCK_F_SEQPACKET` of <linux/virtio_vsock.h>, which virtio-bindings lacks.
 const SEQPACKET: u32 = 1;
@@ -87,6 +87,12 @@ impl Vsock {
         let queues =
             Queues::new(kernel, place, 0..KERNEL_QUEUES).map_err(VsockError::Descriptors)?;
         Ok(Self::new(queues, cid, kernel_features))
+    }
+
+    /// For whoever follows what is written to guest memory.
+    #[must_use]
+    pub fn writer(&self) -> Writer {
+        self.queues.writer()
     }
 
     fn new(queues: Queues, cid: u32, kernel_features: u64) -> Self {

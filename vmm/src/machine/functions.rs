@@ -12,7 +12,9 @@ use devices::virtio::console::{Console, ConsoleInput, ConsoleSender};
 use devices::virtio::net::{Net, NetOptions, Pairs, VhostNet};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
-use devices::virtio::vhost::{Invalidations, Place, UserBlockOptions, UserNetOptions, VhostUser};
+use devices::virtio::vhost::{
+    Invalidations, Place, UserBlockOptions, UserNetOptions, VhostUser, WriteLog,
+};
 use devices::virtio::vsock::Vsock;
 use devices::{Dma, Doorbells, InterruptRoutes};
 use intel_vtd::SourceId;
@@ -49,6 +51,8 @@ pub(super) struct Platform {
     pub(super) hotplug: Arc<OnceLock<Weak<HotPlug>>>,
     /// Of disks.
     pub(super) claims: Arc<Claims>,
+    /// What the kernel writes to memory for devices that it serves.
+    pub(super) writers: Arc<WriteLog>,
     /// How many vCPUs there are.
     pub(super) cpus: u8,
 }
@@ -125,6 +129,7 @@ impl Platform {
                 if net.vhost {
                     let net = VhostNet::open(&options, &self.place(bdf))
                         .with_context(|| format!("{},vhost=on", option()))?;
+                    self.writers.add(net.writers());
                     return self.virtio(bdf, net);
                 }
                 self.virtio(bdf, Net::open(&options).with_context(option)?)
@@ -132,6 +137,7 @@ impl Platform {
             FunctionKind::Vsock(cid) => {
                 let vsock = Vsock::open(*cid, self.place(bdf))
                     .with_context(|| format!("--vsock cid={cid}"))?;
+                self.writers.add([vsock.writer()]);
                 self.virtio(bdf, vsock)
             }
             FunctionKind::VhostUser(device) => {

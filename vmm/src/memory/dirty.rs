@@ -1,12 +1,13 @@
-//! Which pages of guest memory are written to while the guest runs: by vCPUs, which KVM logs, and by
-//! devices and the unit, which mark what they write.
+//! Which pages of guest memory are written to while the guest runs: by vCPUs, which KVM logs, by
+//! devices and the unit, which mark what they write, and by devices that the kernel serves, which logs it.
 
 use std::io;
 use std::sync::Arc;
 
 use devices::marks::Marks;
+use devices::virtio::vhost::WriteLog;
 use kvm_ioctls::VmFd;
-use vm_memory::{GuestMemoryBackend as _, MmapRegion};
+use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _, MmapRegion};
 
 use super::pages::Pages;
 use super::{GuestRam, Memory};
@@ -16,22 +17,30 @@ use crate::kvm;
 pub(crate) struct DirtyLog {
     vm: Arc<VmFd>,
     memory: Memory,
+    writers: Arc<WriteLog>,
 }
 
 impl DirtyLog {
-    /// Begins with what is written from here on. `memory` is all RAM of `vm`, and nobody writes to it
-    /// at the moment: the machine is paused, or has not run.
+    /// Begins with what is written from here on. `memory` is all RAM of `vm`, `writers` are the devices
+    /// that the kernel serves, and nobody writes to it at the moment: the machine is paused, or has not
+    /// run.
     ///
     /// # Errors
-    /// KVM cannot log.
-    pub(crate) fn start(vm: &Arc<VmFd>, memory: &Memory) -> io::Result<Self> {
+    /// KVM cannot log, or one of these devices.
+    pub(crate) fn start(
+        vm: &Arc<VmFd>,
+        memory: &Memory,
+        writers: &Arc<WriteLog>,
+    ) -> io::Result<Self> {
         // Its drop ends what has begun if the rest fails.
         let log = Self {
             vm: Arc::clone(vm),
             memory: Arc::clone(memory),
+            writers: Arc::clone(writers),
         };
         kvm::dirty::log(vm, memory, true)?;
         marks(memory).for_each(Marks::begin);
+        writers.begin(memory)?;
         Ok(log)
     }
 
@@ -52,6 +61,10 @@ impl DirtyLog {
             pages.insert(number, &logged?);
             pages.insert(number, &marked);
         }
+        for (number, region) in self.memory.iter().enumerate() {
+            let count = region.size().div_ceil(Marks::PAGE);
+            pages.insert(number, &self.writers.take(region.start_addr(), count));
+        }
         Ok(pages)
     }
 }
@@ -59,6 +72,7 @@ impl DirtyLog {
 impl Drop for DirtyLog {
     fn drop(&mut self) {
         marks(&self.memory).for_each(Marks::end);
+        self.writers.end();
         if let Err(error) = kvm::dirty::log(&self.vm, &self.memory, false) {
             log::warn!("KVM goes on to log what the guest writes, which slows it down: {error}");
         }

@@ -56,8 +56,8 @@ fn begin_with(machine: &mut Machine) -> Result<Begun, String> {
     let state = describe(machine, "")?;
     let saving = began.elapsed();
     let memory = Arc::clone(machine.memory());
-    let log = DirtyLog::start(machine.vm(), &memory)
-        .map_err(|error| format!("KVM does not tell what the guest writes: {error}"))?;
+    let log = DirtyLog::start(machine.vm(), &memory, machine.writers())
+        .map_err(|error| format!("the host does not tell what the guest writes: {error}"))?;
     Ok(Begun {
         hello: Hello {
             writer: state.writer,

@@ -21,7 +21,7 @@ use crate::virtio::device::{DeviceKind, Halt, VirtioDevice};
 use crate::virtio::error::QueueError;
 use crate::virtio::feature::{SPLIT_RINGS, mask};
 use crate::virtio::session::{Progress, Session};
-use crate::virtio::vhost::{Kernel, NetEngine, Place, Queues, Shared};
+use crate::virtio::vhost::{Kernel, NetEngine, Place, Queues, Shared, Writer};
 
 /// What the kernel has to know of the driver's choice. The rest is between driver and tap.
 const KERNEL_FEATURES: u64 = SPLIT_RINGS | mask(&[VIRTIO_NET_F_MRG_RXBUF, VIRTIO_F_VERSION_1]);
@@ -73,6 +73,12 @@ impl VhostNet {
         first.control = control;
         first.others = others;
         Ok(first)
+    }
+
+    /// For whoever follows what is written to guest memory.
+    pub fn writers(&self) -> Vec<Writer> {
+        let parts = std::iter::once(self).chain(&self.others);
+        parts.map(|part| part.queues.writer()).collect()
     }
 
     fn part(pair: Pair, tap: Tap, mac: [u8; 6], place: &Place) -> Result<Self, NetError> {

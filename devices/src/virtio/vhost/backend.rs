@@ -3,9 +3,12 @@
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use vm_memory::Permissions;
 use vmm_sys_util::eventfd::EventFd;
+
+use super::log::Bits;
 
 /// Where the rings of a queue are: device addresses if there is an IOTLB, and else addresses of
 /// this process.
@@ -18,6 +21,9 @@ pub(in crate::virtio) struct Rings {
     pub(super) descriptors: u64,
     pub(super) available: u64,
     pub(super) used: u64,
+    /// The guest-physical address of the used ring, for the log. With an IOTLB the kernel finds it
+    /// itself.
+    pub(super) used_in_guest: u64,
 }
 
 /// The events of a queue.
@@ -70,6 +76,16 @@ pub(in crate::virtio) trait Backend: Send + Sync {
     /// Takes all translations out of the IOTLB that overlap `range`. No access uses one when this
     /// returns.
     fn invalidate(&self, range: RangeInclusive<u64>) -> io::Result<()>;
+    /// Whether it can log what it writes.
+    fn can_log(&self) -> bool {
+        false
+    }
+    /// Has what is written from here on be logged in this, or nothing be logged, also in queues that are
+    /// set up later. It begins while stopped, and may end at any time, at which the IOTLB is emptied. What
+    /// is not used any more when this returns may be dropped.
+    fn set_log(&self, _log: Option<&Arc<Bits>>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Readable when there is a miss, or whoever serves the device has gone.
     fn fd(&self) -> RawFd;
     /// Whether whoever serves the device can go before the device does.

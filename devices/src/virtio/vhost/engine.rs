@@ -18,6 +18,8 @@ pub(in crate::virtio) trait Engine: AsRawFd + Send + Sync {
     const NODE: &'static str;
     /// The version of Linux from which on it has an IOTLB.
     const IOTLB_SINCE: &'static str;
+    /// Whether all that it writes is in its log.
+    const LOGS: bool;
     /// Starts `queues`.
     fn start(&self, queues: &[usize]) -> io::Result<()>;
     /// Stops all queues.
@@ -49,6 +51,7 @@ impl AsRawFd for NetEngine {
 impl Engine for NetEngine {
     const NODE: &'static str = "/dev/vhost-net";
     const IOTLB_SINCE: &'static str = "4.20";
+    const LOGS: bool = true;
 
     fn start(&self, queues: &[usize]) -> io::Result<()> {
         for queue in queues {
@@ -91,6 +94,8 @@ impl AsRawFd for VsockEngine {
 impl Engine for VsockEngine {
     const NODE: &'static str = "/dev/vhost-vsock";
     const IOTLB_SINCE: &'static str = "5.12";
+    // It takes buffers without asking where they are in guest memory: only its rings are logged.
+    const LOGS: bool = false;
 
     /// All of them.
     fn start(&self, _queues: &[usize]) -> io::Result<()> {

@@ -12,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, Perm
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::backend::{Backend, Events, Miss, Rings, Update};
+use super::log::Bits;
 use crate::Memory;
 
 /// ACCESS_PLATFORM.
@@ -30,6 +31,8 @@ pub(in crate::virtio) struct State {
     /// Read, and not answered.
     pending: Vec<Miss>,
     pub(in crate::virtio) updates: usize,
+    pub(in crate::virtio) can_log: bool,
+    pub(in crate::virtio) log: Option<Arc<Bits>>,
 }
 
 struct Queue {
@@ -115,8 +118,14 @@ impl Fake {
             queues,
             running,
             started,
+            log,
             ..
         } = state;
+        let wrote = |address: u64, bytes: u64| {
+            let pages = address >> 12..=(address + bytes - 1) >> 12;
+            log.iter()
+                .for_each(|log| pages.clone().for_each(|page| log.set(page << 12)));
+        };
         let Some(queue) = queues.get_mut(index).and_then(Option::as_mut) else {
             return Ok(false);
         };
@@ -163,6 +172,7 @@ impl Fake {
                 self.memory
                     .write_slice(&bytes, GuestAddress(address))
                     .unwrap();
+                wrote(address, length.into());
             }
             let element = u64::from(head) | u64::from(length) << 32;
             let entry = GuestAddress(used + 4 + 8 * slot);
@@ -171,6 +181,7 @@ impl Fake {
             self.memory
                 .write_obj(queue.next, GuestAddress(used + 2))
                 .unwrap();
+            wrote(used, 6 + 8 * u64::from(rings.size));
             any = true;
         }
         Ok(any)
@@ -275,6 +286,17 @@ impl Backend for Arc<Fake> {
         state.iotlb.retain(|entry| {
             entry.first > *range.end() || entry.first + (entry.size - 1) < *range.start()
         });
+        Ok(())
+    }
+
+    fn can_log(&self) -> bool {
+        self.state.lock().unwrap().can_log
+    }
+
+    fn set_log(&self, log: Option<&Arc<Bits>>) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap();
+        assert!(log.is_none() || !state.running, "some writes are missed");
+        state.log = log.cloned();
         Ok(())
     }
 

@@ -1,9 +1,13 @@
 //! The kernel's devices, by the crate `vhost`.
 
+mod logging;
+
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use vhost::vhost_kern::vhost_binding::VHOST_BACKEND_F_IOTLB_MSG_V2;
 use vhost::vhost_kern::{VhostKernBackend, VhostKernFeatures};
 use vhost::{
@@ -17,10 +21,12 @@ use super::Place;
 use super::backend::{Backend, Events, Miss, Rings, Update};
 use super::engine::Engine;
 use super::error::{OpenError, io_error};
+use super::log::Bits;
 use super::sys;
 use crate::Memory;
 use crate::marks::Marks;
 use crate::virtio::feature::has;
+use logging::Logging;
 
 /// A device of the kernel's that this process owns.
 pub(in crate::virtio) struct Kernel<E> {
@@ -28,6 +34,8 @@ pub(in crate::virtio) struct Kernel<E> {
     memory: Memory,
     /// `VHOST_BACKEND_F_*`.
     backend_features: u64,
+    /// Held while the kernel is told of what is in it. Dropped after `engine`, which writes to the log.
+    logging: Mutex<Logging>,
 }
 
 impl<E: Engine> Kernel<E> {
@@ -37,6 +45,7 @@ impl<E: Engine> Kernel<E> {
             engine,
             memory: place.memory().clone(),
             backend_features: 0,
+            logging: Mutex::default(),
         };
         let call = Self::refused;
         kernel.set_owner().map_err(call("VHOST_SET_OWNER"))?;
@@ -107,14 +116,21 @@ impl<E: Engine> VhostKernFeatures for Kernel<E> {
 
 impl<E: Engine> Backend for Kernel<E> {
     fn set_features(&self, features: u64) -> io::Result<()> {
-        vhost::VhostBackend::set_features(self, features).map_err(io_error)
+        let mut logging = self.logging.lock();
+        logging.features = Some(features);
+        logging.queues.clear();
+        self.choose(&logging)
     }
 
     fn set_queue(&self, index: usize, rings: &Rings, events: &Events<'_>) -> io::Result<()> {
         self.set_vring_num(index, rings.size).map_err(io_error)?;
         self.set_vring_base(index, rings.next).map_err(io_error)?;
         let number = u32::try_from(index).map_err(io::Error::other)?;
-        sys::set_ring_addresses(self, number, rings)?;
+        {
+            let mut logging = self.logging.lock();
+            sys::set_ring_addresses(self, number, rings, logging.log.is_some())?;
+            logging.queues.push((number, *rings));
+        }
         self.set_vring_call(index, events.call).map_err(io_error)?;
         self.set_vring_err(index, events.error).map_err(io_error)?;
         self.set_vring_kick(index, events.kick).map_err(io_error)
@@ -179,6 +195,14 @@ impl<E: Engine> Backend for Kernel<E> {
             perm: VhostAccess::No,
             msg_type: VhostIotlbType::Invalidate,
         })
+    }
+
+    fn can_log(&self) -> bool {
+        E::LOGS
+    }
+
+    fn set_log(&self, log: Option<&Arc<Bits>>) -> io::Result<()> {
+        self.log_to(log)
     }
 
     fn fd(&self) -> RawFd {

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Place;
 use super::backend::{Backend, Events, Miss};
+use super::log::Writer;
 use super::rings;
 use super::shared::{Shared, host};
 use crate::virtio::chain::Chain;
@@ -38,6 +39,8 @@ enum Source {
     Error(usize),
     /// A miss, or the end of who serves the device.
     Backend,
+    /// It need not rest any more.
+    Rested,
 }
 
 /// Queues of a device that the kernel serves as one device of its own. It numbers them from 0 on.
@@ -70,7 +73,7 @@ impl Queues {
         let event = |_| EventFd::new(EFD_NONBLOCK);
         let events = || range.clone().map(event).collect::<io::Result<Vec<_>>>();
         Ok(Self {
-            shared: Arc::new(Shared::new(Box::new(backend), place)),
+            shared: Arc::new(Shared::new(Box::new(backend), place)?),
             first: range.start,
             enabled: Vec::new(),
             calls: events()?,
@@ -92,6 +95,11 @@ impl Queues {
         index
             .checked_sub(self.first)
             .is_some_and(|number| number < self.calls.len())
+    }
+
+    /// For whoever follows what is written to guest memory.
+    pub(in crate::virtio) fn writer(&self) -> Writer {
+        Writer(Arc::downgrade(&self.shared))
     }
 
     /// Their calls, by the index in our device.
@@ -128,7 +136,7 @@ impl Queues {
             shared.listen();
         }
         // One that was restored goes on with the others.
-        self.waits = session.parking();
+        self.waits = session.parking() || self.shared.rests();
         if self.waits {
             return Ok(());
         }
@@ -240,9 +248,10 @@ impl Queues {
 
     /// Has it go on where it was.
     pub(in crate::virtio) fn go_on(&mut self, session: &mut Session) -> Result<(), QueueError> {
-        if !std::mem::take(&mut self.waits) {
+        if !self.waits || self.shared.rests() {
             return Ok(());
         }
+        self.waits = false;
         unless_halted(self.start(session))?;
         self.kick()
     }
@@ -269,6 +278,7 @@ impl Queues {
         if self.shared.place().is_translated() || self.shared.backend().may_go() {
             sources.push(Source::Backend);
         }
+        sources.extend(self.shared.rested().map(|_| Source::Rested));
         self.sources = sources;
     }
 
@@ -278,6 +288,7 @@ impl Queues {
             Source::Call(number) => self.calls.get(*number).map(AsRawFd::as_raw_fd),
             Source::Error(number) => self.errors.get(*number).map(AsRawFd::as_raw_fd),
             Source::Backend => Some(self.shared.backend().fd()),
+            Source::Rested => self.shared.rested().map(AsRawFd::as_raw_fd),
         };
         self.sources.iter().filter_map(fd).collect()
     }
@@ -298,6 +309,10 @@ impl Queues {
             }
             Some(Source::Backend) if self.shared.backend().is_gone() => Err(QueueError::Gone),
             Some(Source::Backend) => self.answer_misses(session),
+            Some(Source::Rested) => {
+                let _ = self.shared.rested().map(EventFd::read);
+                self.go_on(session)
+            }
             _ => Ok(()),
         }
     }
@@ -339,6 +354,10 @@ impl Queues {
             .forget(&self.misses)
             .map_err(host("answering what vhost misses"))?;
         self.misses.clear();
+        if self.shared.rests() {
+            self.waits = true;
+            return Ok(());
+        }
         self.start_translated(session)?;
         self.kick()
     }

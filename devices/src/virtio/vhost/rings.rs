@@ -32,6 +32,7 @@ pub(super) fn translated(queue: &VirtQueue) -> Result<Rings, QueueError> {
         descriptors,
         available,
         used,
+        used_in_guest: 0,
     })
 }
 
@@ -49,11 +50,13 @@ pub(super) fn direct(queue: &VirtQueue, memory: &Memory) -> Result<Rings, QueueE
         *host = slice.ptr_guard_mut().as_ptr().expose_provenance() as u64;
     }
     let [descriptors, available, used] = addresses;
+    let [_, _, used_in_guest] = queue.rings()?;
     Ok(Rings {
         size: queue.size(),
         next: queue.next()?,
         descriptors,
         available,
         used,
+        used_in_guest,
     })
 }

@@ -10,9 +10,11 @@ use parking_lot::Mutex;
 use vm_memory::{
     Address, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, Permissions,
 };
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Place;
 use super::backend::{Backend, Miss, Update};
+use super::log::Bits;
 use super::rings::Ring;
 use crate::Memory;
 use crate::virtio::device::Halt;
@@ -30,8 +32,10 @@ pub(in crate::virtio) struct Shared {
     place: Place,
     /// What the kernel's IOTLB has. A leaf lock.
     held: Mutex<HeldTranslations>,
-    /// Held while the kernel starts or stops.
+    /// Held while the kernel starts or stops, or is told of a log.
     run: Mutex<Run>,
+    /// Of a device that rests while a log is kept: it is over.
+    rested: Option<EventFd>,
 }
 
 #[derive(Default)]
@@ -39,16 +43,21 @@ struct Run {
     running: bool,
     /// It was stopped by somebody else than its thread, since the last start began.
     halted: bool,
+    /// It is not to start.
+    rests: bool,
 }
 
 impl Shared {
-    pub(super) fn new(backend: Box<dyn Backend>, place: Place) -> Self {
-        Self {
+    pub(super) fn new(backend: Box<dyn Backend>, place: Place) -> io::Result<Self> {
+        let rests = !backend.can_log();
+        let rested = rests.then(|| EventFd::new(EFD_NONBLOCK)).transpose()?;
+        Ok(Self {
             backend,
             place,
             held: Mutex::default(),
             run: Mutex::default(),
-        }
+            rested,
+        })
     }
 
     pub(super) fn backend(&self) -> &dyn Backend {
@@ -72,10 +81,37 @@ impl Shared {
         }
     }
 
+    /// Signalled when the device has [rested](Self::rests), if it does that.
+    pub(super) fn rested(&self) -> Option<&EventFd> {
+        self.rested.as_ref()
+    }
+
+    /// Whether the kernel is not to start at the moment, because nobody would know what it writes.
+    pub(super) fn rests(&self) -> bool {
+        self.run.lock().rests
+    }
+
+    /// Has what the kernel writes be logged from here on, or no more: begins while it has stopped. One
+    /// that cannot log does not start meanwhile.
+    pub(super) fn set_log(&self, log: Option<&Arc<Bits>>) -> io::Result<()> {
+        let mut run = self.run.lock();
+        if log.is_some() && run.running {
+            return Err(io::Error::other("vhost is at work; pause the guest before"));
+        }
+        let Some(rested) = &self.rested else {
+            return self.backend.set_log(log);
+        };
+        run.rests = log.is_some();
+        match rested.write(1) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Has the kernel begin with `queues`.
     pub(super) fn start(&self, queues: &[usize]) -> Result<(), QueueError> {
         let mut run = self.run.lock();
-        if run.halted {
+        if run.halted || run.rests {
             return Err(QueueError::Stopped);
         }
         // Whatever part of it has started is to be stopped.

@@ -4,7 +4,9 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use vhost::vhost_kern::vhost_binding::{VHOST_SET_VRING_ADDR, vhost_msg_v2, vhost_vring_addr};
+use vhost::vhost_kern::vhost_binding::{
+    VHOST_SET_VRING_ADDR, VHOST_VRING_F_LOG, vhost_msg_v2, vhost_vring_addr,
+};
 use vhost::{VhostIotlbMsg, VhostIotlbMsgParser};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
@@ -12,18 +14,21 @@ use super::backend::Rings;
 
 /// `VHOST_SET_VRING_ADDR`. The crate's own takes guest-physical addresses only, and not those of an
 /// IOTLB.
+///
+/// What is written to the used ring is logged if `logged`.
 pub(super) fn set_ring_addresses(
     device: &impl AsRawFd,
     index: u32,
     rings: &Rings,
+    logged: bool,
 ) -> io::Result<()> {
     let addresses = vhost_vring_addr {
         index,
-        flags: 0,
+        flags: u32::from(logged) << VHOST_VRING_F_LOG,
         desc_user_addr: rings.descriptors,
         used_user_addr: rings.used,
         avail_user_addr: rings.available,
-        log_guest_addr: 0,
+        log_guest_addr: if logged { rings.used_in_guest } else { 0 },
     };
     // SAFETY: VHOST_SET_VRING_ADDR reads one `struct vhost_vring_addr`, which `addresses` is, and
     // keeps no pointer to it. What the kernel writes to later are addresses of guest memory, which

@@ -38,7 +38,7 @@ const OTHER: u64 = 0x9_0000;
 
 /// A device with nothing but its queues. With the flag, the kernel has used a buffer of queue 0 just
 /// before it is stopped for a while.
-struct Device(Queues, bool);
+pub(super) struct Device(pub(super) Queues, pub(super) bool);
 
 impl VirtioDevice for Device {
     fn kind(&self) -> DeviceKind {

@@ -98,7 +98,7 @@ impl Drop for Ended<'_> {
 fn follow(mut machine: Machine, code: &[u8], time: Option<Duration>) {
     machine.load(code, |_, _| {});
     let memory = Arc::clone(&machine.memory);
-    let log = DirtyLog::start(&machine.vm, &memory).expect("a log");
+    let log = DirtyLog::start(&machine.vm, &memory, &Arc::default()).expect("a log");
     let mut copy = Copy::new(&memory);
     assert!(log.take().expect("a set").is_empty(), "nothing has run");
     let stop = AtomicBool::new(false);
@@ -174,7 +174,7 @@ fn what_is_logged_are_the_pages_that_were_written_and_no_others() {
         return;
     };
     machine.load(SWEEP, |_, _| {});
-    let log = DirtyLog::start(&machine.vm, &machine.memory).expect("a log");
+    let log = DirtyLog::start(&machine.vm, &machine.memory, &Arc::default()).expect("a log");
     let device = GuestAddress(0x18_0000);
     machine.memory.write_obj(1_u8, device).expect("RAM");
     assert_eq!(starts(&log.take().expect("a set")), [0x18_0000]);
@@ -196,7 +196,7 @@ fn a_log_that_is_dropped_leaves_nothing_on_and_another_begins_with_nothing() {
         return;
     };
     machine.load(SWEEP, |_, _| {});
-    let log = DirtyLog::start(&machine.vm, &machine.memory).expect("a log");
+    let log = DirtyLog::start(&machine.vm, &machine.memory, &Arc::default()).expect("a log");
     drop(log);
     machine.run(None);
     let device = GuestAddress(0x18_0000);
@@ -204,6 +204,6 @@ fn a_log_that_is_dropped_leaves_nothing_on_and_another_begins_with_nothing() {
     assert!(marks(&machine.memory).all(|marks| marks.take().iter().all(|word| *word == 0)));
     let logged: io::Result<Vec<_>> = kvm::dirty::logged(&machine.vm, &machine.memory).collect();
     assert!(logged.is_err(), "KVM logs nothing");
-    let log = DirtyLog::start(&machine.vm, &machine.memory).expect("a log");
+    let log = DirtyLog::start(&machine.vm, &machine.memory, &Arc::default()).expect("a log");
     assert!(log.take().expect("a set").is_empty());
 }
