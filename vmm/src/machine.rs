@@ -237,7 +237,7 @@ impl Machine {
         &self.hotplug
     }
 
-    /// The locks of its disks.
+    /// The locks of its disks, and its addresses.
     pub(crate) fn claims(&self) -> &Arc<Claims> {
         &self.claims
     }

@@ -1,6 +1,7 @@
 //! Socket device (section 5.10), with its packets moved by vhost-vsock: AF_VSOCK between the guest
 //! and the host.
 
+mod address;
 mod saved;
 
 use std::io;
@@ -16,7 +17,9 @@ use super::device::{DeviceKind, Halt, VirtioDevice};
 use super::error::QueueError;
 use super::feature::{SPLIT_RINGS, mask};
 use super::session::{Progress, Session};
-use super::vhost::{Kernel, OpenError, Place, Queues, VsockEngine, Writer};
+use super::vhost::{Addressee, Kernel, OpenError, Place, Queues, VsockEngine, Writer};
+
+pub use address::Address;
 
 /// `VIRTIO_VSOCK_F_SEQPACKET` of <linux/virtio_vsock.h>, which virtio-bindings lacks.
 const SEQPACKET: u32 = 1;
@@ -56,6 +59,7 @@ pub enum VsockError {
 /// A socket device.
 pub struct Vsock {
     queues: Queues,
+    device: Addressee,
     cid: u32,
     features: u64,
     /// Negotiated.
@@ -68,25 +72,27 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// Has vhost-vsock serve a guest whose address is `cid`: 3 or more, and not that of another
-    /// guest.
+    /// Has vhost-vsock serve a guest whose address is to be `cid`, once that was [taken](Self::address):
+    /// 3 or more, and not that of another guest.
     ///
     /// # Errors
-    /// When the address cannot be had, or vhost-vsock cannot be used; the message says what to do.
+    /// When vhost-vsock cannot be used; the message says what to do.
     pub fn open(cid: u32, place: Place) -> Result<Self, VsockError> {
         let engine = VsockEngine::open(&place)?;
-        engine
-            .take_address(cid)
-            .map_err(|error| VsockError::Address {
-                cid,
-                remedy: remedy(&error),
-                error,
-            })?;
+        let device = engine.addressee();
         let kernel = Kernel::own(engine, &place)?;
         let kernel_features = kernel.features()?;
         let queues =
             Queues::new(kernel, place, 0..KERNEL_QUEUES).map_err(VsockError::Descriptors)?;
-        Ok(Self::new(queues, cid, kernel_features))
+        let mut vsock = Self::new(queues, cid, kernel_features);
+        vsock.device = device;
+        Ok(vsock)
+    }
+
+    /// Its address, for whoever takes it.
+    #[must_use]
+    pub fn address(&self) -> Address {
+        Address::new(self.device.clone(), self.cid)
     }
 
     /// For whoever follows what is written to guest memory.
@@ -98,6 +104,7 @@ impl Vsock {
     fn new(queues: Queues, cid: u32, kernel_features: u64) -> Self {
         Self {
             queues,
+            device: Addressee::default(),
             cid,
             features: kernel_features & mask(&[SEQPACKET]),
             accepted: 0,

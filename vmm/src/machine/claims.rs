@@ -1,10 +1,11 @@
-//! The locks of a machine's disks, which all go together: from this process to the one that has the
+//! The locks of a machine's disks and its addresses among the host's guests, which all go together: from this process to the one that has the
 //! machine next, or back.
 
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use devices::virtio::blk::{BlockError, Claim, Hold};
+use devices::virtio::vsock::{Address, VsockError};
 use parking_lot::Mutex;
 use pci::Bdf;
 
@@ -23,6 +24,8 @@ struct State {
     /// this order, so of two processes that want all at the same moment, who has the first one gets the
     /// others.
     disks: Vec<Disk>,
+    /// Of socket devices, of which there is one. Gone devices have nothing to take or give up.
+    addresses: Vec<Address>,
 }
 
 struct Disk {
@@ -45,8 +48,11 @@ impl Claims {
     /// Of a machine without disks as yet. `held` tells whether it takes the locks of those that it is
     /// given, or [later](Self::take_all).
     pub(crate) fn new(held: bool) -> Arc<Self> {
-        let disks = Vec::new();
-        let state = Mutex::new(State { held, disks });
+        let state = Mutex::new(State {
+            held,
+            disks: Vec::new(),
+            addresses: Vec::new(),
+        });
         Arc::new(Self { state })
     }
 
@@ -67,13 +73,28 @@ impl Claims {
         Ok(())
     }
 
-    /// Takes the locks of all disks, or of none, and has the host forget what it has read of them. Tells
+    /// A socket device has come. Takes its address, if the machine has the locks of its disks.
+    ///
+    /// # Errors
+    /// Another guest has it.
+    pub(crate) fn add_address(&self, address: Address) -> Result<(), VsockError> {
+        let mut state = self.state.lock();
+        if state.held {
+            address.take()?;
+        }
+        state.addresses.retain(|address| !address.is_gone());
+        state.addresses.push(address);
+        Ok(())
+    }
+
+    /// Takes the locks of all disks and all addresses, or none, and has the host forget what it has read of them. Tells
     /// whether there is one that nobody else can have now.
     ///
     /// # Errors
     /// One of them is in use by another process.
     pub(crate) fn take_all(&self) -> anyhow::Result<Arbiter> {
         let mut state = self.state.lock();
+        let state = &mut *state;
         let mut new = Vec::with_capacity(state.disks.len());
         for disk in &mut state.disks {
             let had = disk.hold;
@@ -93,6 +114,18 @@ impl Claims {
                     return Err(error.into());
                 }
             }
+        }
+        for (index, address) in state.addresses.iter().enumerate() {
+            let Err(error) = address.take() else { continue };
+            for taken in state.addresses.iter().take(index) {
+                give_up_address(taken)?;
+            }
+            for taken in new {
+                if let Err(error) = taken.give_up() {
+                    log::warn!("{error:#}");
+                }
+            }
+            return Err(error.into());
         }
         // These could be written to by others until now.
         for disk in new {
@@ -120,6 +153,9 @@ impl Claims {
             let given_up = disk.give_up();
             result = result.and(given_up);
         }
+        for address in &state.addresses {
+            result = result.and(give_up_address(address));
+        }
         result
     }
 
@@ -140,6 +176,12 @@ impl Claims {
         let there = state.disks.iter().filter(|disk| !disk.claim.is_gone());
         there.map(|disk| disk.claim.clone()).collect()
     }
+}
+
+fn give_up_address(address: &Address) -> anyhow::Result<()> {
+    address
+        .give_up()
+        .context("the guest's address for sockets cannot be given up")
 }
 
 impl Disk {

@@ -135,8 +135,10 @@ impl Platform {
                 self.virtio(bdf, Net::open(&options).with_context(option)?)
             }
             FunctionKind::Vsock(cid) => {
-                let vsock = Vsock::open(*cid, self.place(bdf))
-                    .with_context(|| format!("--vsock cid={cid}"))?;
+                let option = || format!("--vsock cid={cid}");
+                let vsock = Vsock::open(*cid, self.place(bdf)).with_context(option)?;
+                let address = vsock.address();
+                self.claims.add_address(address).with_context(option)?;
                 self.writers.add([vsock.writer()]);
                 self.virtio(bdf, vsock)
             }

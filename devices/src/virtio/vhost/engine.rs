@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Weak};
 
 use vhost::net::VhostNet as _;
 use vhost::vhost_kern::net::Net;
@@ -69,19 +70,37 @@ impl Engine for NetEngine {
 }
 
 /// vhost-vsock with the guest's address.
-pub(in crate::virtio) struct VsockEngine(Vsock<Memory>);
+pub(in crate::virtio) struct VsockEngine(Arc<Vsock<Memory>>);
 
 impl VsockEngine {
     /// Opens `/dev/vhost-vsock`.
     pub(in crate::virtio) fn open(place: &Place) -> Result<Self, OpenError> {
         Vsock::new(place.memory().clone())
-            .map(Self)
+            .map(|vsock| Self(Arc::new(vsock)))
             .map_err(|error| node_error(Self::NODE, "vhost_vsock", error))
     }
 
-    /// Takes the address `cid` for the guest, which is free again when this is dropped.
-    pub(in crate::virtio) fn take_address(&self, cid: u32) -> io::Result<()> {
-        self.0.set_guest_cid(cid.into()).map_err(io_error)
+    /// For whoever gives it its address.
+    pub(in crate::virtio) fn addressee(&self) -> Addressee {
+        Addressee(Arc::downgrade(&self.0))
+    }
+}
+
+/// A device that has an address among those of the host's guests, which is free again when it is gone.
+#[derive(Clone, Default)]
+pub(in crate::virtio) struct Addressee(Weak<Vsock<Memory>>);
+
+impl Addressee {
+    pub(in crate::virtio) fn is_gone(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+
+    /// Has the address `cid` be the guest's, instead of the one that it has.
+    pub(in crate::virtio) fn set(&self, cid: u32) -> io::Result<()> {
+        match self.0.upgrade() {
+            Some(vsock) => vsock.set_guest_cid(cid.into()).map_err(io_error),
+            None => Ok(()),
+        }
     }
 }
 
