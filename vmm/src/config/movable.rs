@@ -20,15 +20,9 @@ impl Config {
                 FunctionKind::VhostUser(device) => {
                     (device.to_string(), "another process serves it")
                 }
-                FunctionKind::Net(net) if net.vhost => (
-                    format!("--net tap={},vhost=on", net.tap),
-                    "its queues are the kernel's",
-                ),
-                FunctionKind::Vsock(cid) => {
-                    (format!("--vsock cid={cid}"), "its queues are the kernel's")
-                }
                 FunctionKind::Disk(_)
                 | FunctionKind::Net(_)
+                | FunctionKind::Vsock(_)
                 | FunctionKind::Rng
                 | FunctionKind::Console
                 | FunctionKind::Edu(_)
@@ -58,15 +52,13 @@ mod tests {
                 &format!("{unit} --device vfio-pci,host=0000:01:00.0,iommufd=i") as &str,
                 "--object iommufd",
             ),
-            ("--net tap=t,vhost=on", "--net tap=t,vhost=on"),
-            ("--vsock cid=3", "--vsock cid=3"),
             ("--disk vhost-user=/s", "--disk vhost-user=/s"),
             ("--net vhost-user=/s", "--net vhost-user=/s"),
         ] {
             let why = config(options).immovable().expect(options);
             assert!(why.contains(named), "{options}: {why}");
         }
-        let whole = "--disk path=/d --net tap=t --device edu --device virtio-rng --device pcie-root-port,id=p \
+        let whole = "--disk path=/d --net tap=t --net tap=u,vhost=on --vsock cid=3 --device edu --device virtio-rng --device pcie-root-port,id=p \
              --device intel-iommu,x-scalable-mode=on --memory 1G,shared=on";
         assert_eq!(config(whole).immovable(), None);
     }

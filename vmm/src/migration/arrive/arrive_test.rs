@@ -52,8 +52,6 @@ fn refused(options: &[&str]) -> (String, String) {
 fn a_machine_that_no_nido_could_send_is_refused_before_anything_of_it_is_opened() {
     for (options, named) in [
         (&["--object=iommufd,id=i,fd=3"] as &[_], "--object iommufd"),
-        (&["--net=tap=t,vhost=on"], "--net tap=t,vhost=on"),
-        (&["--vsock=cid=3"], "--vsock cid=3"),
         (&["--disk=vhost-user=/s"], "--disk vhost-user=/s"),
         (&["--net=vhost-user=/s"], "--net vhost-user=/s"),
     ] {
