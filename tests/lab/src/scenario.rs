@@ -440,10 +440,10 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "vhost",
-        description: "vhost-net with two queue pairs, and vhost-vsock, behind first-stage tables: lazy (paused ten times at work), strict (each packet is remapped), legacy mode",
+        description: "vhost-net with two queue pairs, and vhost-vsock, behind first-stage tables: lazy (paused ten times at work, and going on from two snapshots), strict (each packet is remapped), legacy mode",
         vhost: true,
         initramfs: Initramfs::Kexec,
-        plan: "scalable,groups=DMA-FQ,translation=first-stage,invalidation=lazy,ping,net,net-queues=2,vsock,pauses=10:net+vsock+edu,edu,interrupts=remapped,nofaults>\
+        plan: "scalable,groups=DMA-FQ,translation=first-stage,invalidation=lazy,ping,pauses=10:net+vsock+edu,moves=2:net+edu+vsock-ends,net,net-queues=2,vsock,edu,interrupts=remapped,nofaults>\
                kexec:iommu.strict=1;\
                scalable,groups=DMA,translation=first-stage,invalidation=strict,ping,net,net-queues=2,vsock,nofaults>kexec:intel_iommu=on,sm_off;\
                legacy,translation=legacy,ping,net,vsock,nofaults>poweroff",

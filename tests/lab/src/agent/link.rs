@@ -32,9 +32,14 @@ impl Link {
     }
 
     /// Two taps and a bridge, which has the address. All their names begin with `name`.
-    pub(super) fn two(name: &str, address: Ipv4Addr, prefix: u8) -> io::Result<Self> {
+    pub(super) fn two(
+        name: &str,
+        address: Ipv4Addr,
+        prefix: u8,
+        several: bool,
+    ) -> io::Result<Self> {
         let names: Vec<String> = ["a", "b"].map(|end| format!("{name}{end}")).into();
-        let taps = names.iter().map(|name| Tap::unaddressed(name, false));
+        let taps = names.iter().map(|name| Tap::unaddressed(name, several));
         let taps = taps.collect::<io::Result<_>>()?;
         let bridge = Bridge::new(&format!("{name}br"), &names)?;
         tap::set_up(&bridge.name, address, prefix)?;

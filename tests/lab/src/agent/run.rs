@@ -61,7 +61,7 @@ impl Environment {
         let tap = format!("nido{}", std::process::id() % 100_000);
         let several = plan::names(task.scenario.plan, QUEUES);
         let link = match plan::migrates(task.scenario.plan) {
-            true => Link::two(&tap, HOST, PREFIX),
+            true => Link::two(&tap, HOST, PREFIX, several),
             false => Link::one(&tap, HOST, PREFIX, several),
         };
         let link = link.with_context(|| format!("cannot make the tap {tap}"))?;

@@ -29,6 +29,7 @@ const LOADS: &[(&str, Load)] = &[
     ("net", network::check),
     ("edu", edu::dma_and_msi),
     ("vsock", vsock::check),
+    ("vsock-ends", vsock::ends),
     ("memory", memory),
     ("sva", sva::check),
 ];

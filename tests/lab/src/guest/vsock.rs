@@ -2,7 +2,8 @@
 //!
 //! `lab.vsock=ECHO,CALL` on the command line names the ports of level 1's servers.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -14,6 +15,8 @@ use crate::sys::vsock::{HOST, VsockListener, VsockStream};
 const STREAM: usize = 2 << 20;
 /// Longest wait for one piece of data, in seconds.
 const PATIENCE: i64 = 20;
+/// Longest wait for what need not come, in seconds.
+const SHORT: i64 = 5;
 
 /// A long stream comes back as it was sent, on a connection to the host and on one from it.
 pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
@@ -39,6 +42,34 @@ pub(super) fn check(guest: &Guest, _argument: &str) -> Result<String> {
         "{} KiB of stream both ways, to the host in {to:.1} s, from it in {from:.1} s",
         STREAM / 1024
     ))
+}
+
+/// A connection on which nobody says anything more ends when the guest is moved, and no other way.
+pub(super) fn ends(guest: &Guest, _argument: &str) -> Result<String> {
+    /// Whether one has.
+    static SEEN: AtomicBool = AtomicBool::new(false);
+    let ports = guest.parameter("lab.vsock");
+    let ports = ports.context("lab.vsock= is missing on the command line")?;
+    let (echo, _) = ports.split_once(',').context("lab.vsock= has one port")?;
+    let stream = VsockStream::connect(HOST, echo.parse()?, PATIENCE).context("connecting")?;
+    let mut byte = [7];
+    (&stream.0).write_all(&byte)?;
+    match (&stream.0).read_exact(&mut byte) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+        outcome => outcome.context("the echo")?,
+    }
+    // The guest may have been moved for the last time.
+    let seen = SEEN.load(Ordering::Relaxed);
+    stream.limit(if seen { SHORT } else { PATIENCE })?;
+    match (&stream.0).read(&mut byte) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+            SEEN.store(true, Ordering::Relaxed);
+            Ok(String::new())
+        }
+        Err(error) if seen && error.kind() == ErrorKind::WouldBlock => Ok(String::new()),
+        Err(error) => Err(error).context("a connection that is to end"),
+        Ok(count) => anyhow::bail!("{count} bytes of a connection that is to end"),
+    }
 }
 
 /// Sends, and sees all of it come back.

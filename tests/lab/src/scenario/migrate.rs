@@ -15,7 +15,9 @@ const DEVICES: &[&str] = &[
     "-v",
 ];
 
-pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
+pub(super) const SCENARIOS: &[Scenario] = &[MIGRATE, VHOST, VHOST_NO_UNIT];
+
+const MIGRATE: Scenario = Scenario {
     name: "migrate",
     description: "a guest goes to another nido and back while its disks, its network, edu and its memory are at work, by a unix \
                   socket and by TCP; before, it stays where it is as nobody listens, a disk is missing, the target dies, somebody cancels",
@@ -25,7 +27,33 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
            disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
     limit: Duration::from_secs(240),
     ..DEFAULT
-}];
+};
+
+const VHOST: Scenario = Scenario {
+    name: "migrate-vhost",
+    description: "a guest whose network and sockets level 1's kernel serves goes to another nido and back, behind \
+                  first-stage tables, strict; before, it stays where it is as somebody cancels",
+    arguments: DEVICES,
+    vhost: true,
+    command_line: "intel_iommu=on,sm_on iommu.strict=1",
+    plan: "scalable,smp=2,translation=first-stage,moves=1/migrate/cancelled:net+edu+vsock,\
+           moves=4/migrate:net+edu+memory+vsock-ends,net,net-queues=2,vsock,edu,disk=2,interrupts=remapped,nofaults>poweroff",
+    limit: Duration::from_secs(240),
+    ..DEFAULT
+};
+
+const VHOST_NO_UNIT: Scenario = Scenario {
+    name: "migrate-vhost-no-unit",
+    description: "the same without a unit",
+    unit: None,
+    arguments: DEVICES,
+    vhost: true,
+    command_line: "",
+    plan: "no-unit,smp=2,moves=1/migrate/cancelled:net+memory+vsock,\
+           moves=4/migrate:net+memory+vsock-ends,net,net-queues=2,vsock,disk=2,interrupts=plain,nofaults>poweroff",
+    limit: Duration::from_secs(240),
+    ..DEFAULT
+};
 
 pub(super) const ON_REQUEST: &[Scenario] = &[
     Scenario {
