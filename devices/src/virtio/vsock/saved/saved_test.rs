@@ -201,12 +201,12 @@ fn states_that_cannot_be_are_refused_with_the_reason() {
         (
             "/state/device_config",
             json!("0800000000000000"),
-            "its configuration is 0800000000000000 in the snapshot and 0700000000000000 here",
+            "its configuration is 0800000000000000 in the saved machine and 0700000000000000 here",
         ),
         (
             "/state/device/parts/0/kind",
             json!("rng"),
-            "the snapshot has rng there, and the machine vhost-vsock",
+            "the saved machine has rng there, and this one vhost-vsock",
         ),
     ];
     for (path, value, expected) in cases {
