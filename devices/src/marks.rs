@@ -11,7 +11,7 @@
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vm_memory::bitmap::{AtomicBitmap, Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
+use vm_memory::bitmap::{AtomicBitmap, Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 
 /// Bytes that a mark is for.
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
@@ -63,16 +63,26 @@ impl NewBitmap for Marks {
 }
 
 impl<'a> WithBitmapSlice<'a> for Marks {
-    type S = RefSlice<'a, Self>;
+    type S = MarksSlice<'a>;
+}
+
+impl Marks {
+    /// Apart from what is done without it, so that a write of a guest that nobody follows is no more than a
+    /// write and a look.
+    #[cold]
+    #[inline(never)]
+    fn mark(&self, offset: usize, bytes: usize) {
+        self.pages.set_addr_range(offset, bytes);
+    }
 }
 
 impl Bitmap for Marks {
-    #[inline]
+    #[inline(always)]
     fn mark_dirty(&self, offset: usize, bytes: usize) {
         // Whoever turns marks on does so while no device is at work, and sets them to work again by
         // locks, which show them this.
         if self.is_on.load(Ordering::Relaxed) {
-            self.pages.set_addr_range(offset, bytes);
+            self.mark(offset, bytes);
         }
     }
 
@@ -80,13 +90,53 @@ impl Bitmap for Marks {
         self.pages.is_addr_set(offset)
     }
 
-    #[inline]
-    fn slice_at(&self, offset: usize) -> RefSlice<'_, Self> {
-        RefSlice::new(self, offset)
+    #[inline(always)]
+    fn slice_at(&self, offset: usize) -> MarksSlice<'_> {
+        MarksSlice {
+            marks: self,
+            offset,
+        }
+    }
+}
+
+/// The marks of a part of a region. It is vm-memory's `RefSlice` for [`Marks`], but always a part of whoever
+/// uses it: that one is a call for each access.
+#[derive(Clone, Copy, Debug)]
+pub struct MarksSlice<'a> {
+    marks: &'a Marks,
+    offset: usize,
+}
+
+impl WithBitmapSlice<'_> for MarksSlice<'_> {
+    type S = Self;
+}
+
+impl BitmapSlice for MarksSlice<'_> {}
+
+impl Bitmap for MarksSlice<'_> {
+    #[inline(always)]
+    fn mark_dirty(&self, offset: usize, bytes: usize) {
+        // Whoever accesses memory there has checked that it is there.
+        self.marks
+            .mark_dirty(self.offset.wrapping_add(offset), bytes);
+    }
+
+    fn dirty_at(&self, offset: usize) -> bool {
+        self.marks.dirty_at(self.offset.wrapping_add(offset))
+    }
+
+    #[inline(always)]
+    fn slice_at(&self, offset: usize) -> Self {
+        Self {
+            marks: self.marks,
+            offset: self.offset.wrapping_add(offset),
+        }
     }
 }
 
 #[cfg(test)]
 mod marks_test;
+#[cfg(test)]
+mod speed_test;
 #[cfg(test)]
 pub(crate) mod testing;
