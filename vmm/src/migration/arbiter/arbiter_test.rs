@@ -52,6 +52,14 @@ impl Side {
     }
 }
 
+impl Drop for Side {
+    /// Closing the files would do, but for a child that a test beside this one has just made: that has
+    /// them, too, for a moment.
+    fn drop(&mut self) {
+        self.claims.give_up_all().expect("files");
+    }
+}
+
 /// Forwards what comes from `from` to `to`; after `most` bytes, if any, both connections are cut.
 fn forward(mut from: UnixStream, mut to: UnixStream, most: Option<usize>) {
     let mut left = most;
