@@ -104,6 +104,11 @@ pub enum BlockError {
         "disk {0:?} is in use by another process; stop that one, or give both readonly=on (a writer must be alone, or the image is corrupted)"
     )]
     InUse(PathBuf),
+    /// Whether somebody else uses the file is not known.
+    #[error(
+        "whether disk {0:?} is in use by another process cannot be told ({1}); see whether the server of its file answers"
+    )]
+    Lock(PathBuf, io::Error),
     /// There is nothing in it.
     #[error("disk {0:?} is empty; give it a size, for example: truncate -s 1G {0:?}")]
     Empty(PathBuf),

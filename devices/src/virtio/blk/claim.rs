@@ -70,7 +70,7 @@ impl Claim {
     /// Takes the lock, without waiting for another holder. Who has it already still has it then.
     ///
     /// # Errors
-    /// [`BlockError::InUse`] while somebody else has it.
+    /// [`BlockError::InUse`] while somebody else has it, [`BlockError::Lock`] if the host does not say.
     pub fn take(&self) -> Result<Hold, BlockError> {
         let Some(target) = self.target.upgrade() else {
             return Ok(Hold::None);
@@ -83,8 +83,30 @@ impl Claim {
         match result {
             Ok(()) => Ok(hold),
             Err(TryLockError::WouldBlock) => Err(BlockError::InUse(self.path.clone())),
-            // A file system without locks is accepted.
-            Err(TryLockError::Error(_)) => Ok(Hold::None),
+            Err(TryLockError::Error(error)) => match without_locks(&error) {
+                true => Ok(Hold::None),
+                false => Err(BlockError::Lock(self.path.clone(), error)),
+            },
+        }
+    }
+
+    /// Whether this process could not have the disk, as another one has its lock; `None` if it is for readers, which
+    /// may share it, or gone. Whoever takes it in this moment may find it in use.
+    ///
+    /// # Errors
+    /// [`BlockError::Lock`] if the host does not say.
+    pub fn is_in_use(&self) -> Result<Option<bool>, BlockError> {
+        if self.readonly || self.is_gone() {
+            return Ok(None);
+        }
+        match self.take() {
+            Ok(_) => {
+                // Also where there are no locks.
+                let _ = self.give_up();
+                Ok(Some(false))
+            }
+            Err(BlockError::InUse(_)) => Ok(Some(true)),
+            Err(error) => Err(error),
         }
     }
 
@@ -134,6 +156,14 @@ impl Claim {
         File::open(format!("/proc/self/fd/{}", target.file.as_raw_fd()))
             .or_else(|_| target.file.try_clone())
     }
+}
+
+/// Whether that says that the file system has no locks, which is accepted: flock(2), and `nolock` or no lock manager
+/// of NFS.
+fn without_locks(error: &io::Error) -> bool {
+    [libc::EOPNOTSUPP, libc::ENOSYS, libc::EINVAL, libc::ENOLCK]
+        .map(Some)
+        .contains(&error.raw_os_error())
 }
 
 #[cfg(test)]

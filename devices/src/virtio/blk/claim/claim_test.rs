@@ -130,3 +130,33 @@ fn a_disk_is_written_to_storage_by_its_open_file_and_only_if_the_guest_writes() 
     fs::remove_file(&path).unwrap();
     reader.sync().unwrap();
 }
+
+#[test]
+fn a_writers_disk_is_found_in_use_while_somebody_else_has_it() {
+    let file = image();
+    let (here, there) = (unlocked(&file, false), unlocked(&file, false));
+    let (here, there) = (here.claim(), there.claim());
+    assert_eq!(here.is_in_use().unwrap(), Some(false));
+    there.take().unwrap();
+    assert_eq!(here.is_in_use().unwrap(), Some(true));
+    there.give_up().unwrap();
+    // It was not kept by who has looked.
+    assert_eq!(here.is_in_use().unwrap(), Some(false));
+    there.take().unwrap();
+    let reader = unlocked(&file, true);
+    assert_eq!(reader.claim().is_in_use().unwrap(), None);
+}
+
+#[test]
+fn what_the_host_does_not_know_is_not_taken_for_a_file_without_locks() {
+    for (error, expected) in [
+        (libc::EOPNOTSUPP, true),
+        (libc::ENOLCK, true),
+        (libc::EIO, false),
+        (libc::EINTR, false),
+        (libc::ESTALE, false),
+    ] {
+        let error = std::io::Error::from_raw_os_error(error);
+        assert_eq!(super::without_locks(&error), expected, "{error}");
+    }
+}
