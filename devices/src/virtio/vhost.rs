@@ -41,7 +41,7 @@ mod user;
 #[cfg(test)]
 mod vhost_test;
 
-pub(super) use engine::{Addressee, NetEngine, VsockEngine};
+pub(super) use engine::{Addressee, Engine, NetEngine, VsockEngine};
 pub use error::OpenError;
 pub use invalidations::Invalidations;
 pub(super) use kernel::Kernel;

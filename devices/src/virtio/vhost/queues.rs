@@ -227,7 +227,8 @@ impl Queues {
         Ok(())
     }
 
-    /// Has the kernel stop for a while. Its IOTLB stays, and what it has asked for. Interrupts that
+    /// Has the kernel stop for a while. Its IOTLB stays; what it has asked for it may have forgotten by then (vhost-net
+    /// since Linux 6.2), and asks for once more as all queues are kicked when it goes on. Interrupts that
     /// the hypervisor does not send are sent, and queues are where the kernel has left them.
     pub(in crate::virtio) fn suspend(&mut self, session: &mut Session) -> Result<(), QueueError> {
         self.waits |= unless_halted(self.shared.pause())?;

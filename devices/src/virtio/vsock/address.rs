@@ -1,11 +1,12 @@
 //! The address of a guest among the guests of its host, which one device can have at a time: from the
 //! process that has the machine to the one that has it next, or back.
 
+use std::fs::File;
 use std::io;
 
 use super::{VsockError, remedy};
 use crate::virtio::random;
-use crate::virtio::vhost::Addressee;
+use crate::virtio::vhost::{Addressee, Engine as _, VsockEngine};
 
 /// How many addresses are tried for one that nobody has.
 const TRIES: u32 = 16;
@@ -42,6 +43,17 @@ impl Address {
                 remedy: remedy(&error),
                 error,
             })
+    }
+
+    /// Has the kernel end what connections the host's programs have with a guest of an address that nobody has at the
+    /// moment, as this one before it is taken: their other ends are in the past. It does so whenever a device goes.
+    pub fn end_connections(&self) {
+        if let Err(error) = File::open(VsockEngine::NODE) {
+            log::debug!(
+                "{}: {error}; programs of the host hear of the end of a connection when they write",
+                VsockEngine::NODE
+            );
+        }
     }
 
     /// Gives it up. The kernel has a device keep some address once it had one: this is one that nobody
