@@ -5,13 +5,11 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::event::Event;
 use crate::event_loop::{Handle, Subscription, Timer};
 
 /// Ctrl-A.
@@ -69,14 +67,14 @@ fn reopen(input: &File) -> Option<File> {
 }
 
 /// Reads `input` until it ends. `push` takes what it has room for and returns how much that was.
-/// The key to quit goes to `events`.
+/// The key to quit calls `quit`, once.
 ///
 /// # Errors
 /// When the host has no descriptor left.
 pub(crate) fn start(
     event_loop: &Handle,
     input: File,
-    events: Sender<Event>,
+    quit: impl FnMut() + Send + 'static,
     push: impl Fn(&[u8]) -> usize + Send + 'static,
 ) -> io::Result<Subscription> {
     let mut timer = Timer::new()?;
@@ -89,13 +87,13 @@ pub(crate) fn start(
         timer,
         filter: Filter::default(),
         waiting: Vec::new(),
-        events,
+        quit,
         push,
     };
     event_loop.subscribe(reader, &sources)
 }
 
-struct Reader<P> {
+struct Reader<P, Q> {
     input: File,
     /// The loop tells when there is input. Otherwise the timer says when to look.
     listening: bool,
@@ -103,8 +101,8 @@ struct Reader<P> {
     filter: Filter,
     /// What the guest had no room for. Nothing more is read before it is gone.
     waiting: Vec<u8>,
-    events: Sender<Event>,
     push: P,
+    quit: Q,
 }
 
 /// When to look at the input again.
@@ -114,7 +112,7 @@ enum Next {
     Never,
 }
 
-impl<P: Fn(&[u8]) -> usize> Reader<P> {
+impl<P: Fn(&[u8]) -> usize, Q: FnMut()> Reader<P, Q> {
     /// One look at the input: because it is `ready`, or because the time has come.
     fn look(&mut self, ready: bool, ops: &mut EventOps<'_>) -> Next {
         if !self.deliver() {
@@ -133,7 +131,7 @@ impl<P: Fn(&[u8]) -> usize> Reader<P> {
         };
         let (output, quit) = self.filter.pass(&input);
         if quit {
-            let _ = self.events.send(Event::Quit);
+            (self.quit)();
             return Next::Never;
         }
         self.waiting = output;
@@ -200,7 +198,7 @@ impl<P: Fn(&[u8]) -> usize> Reader<P> {
     }
 }
 
-impl<P: Fn(&[u8]) -> usize> MutEventSubscriber for Reader<P> {
+impl<P: Fn(&[u8]) -> usize, Q: FnMut()> MutEventSubscriber for Reader<P, Q> {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         let ready = events.fd() == self.input.as_raw_fd();
         if !ready {

@@ -65,7 +65,8 @@ pub(crate) fn run(
     beginning.told(raw)?;
     let input = console::standard_input()
         .and_then(|input| {
-            console::start(event_loop.handle(), input, sender.clone(), machine.input())
+            let quit = end_by_key(Arc::clone(&migrations), sender.clone());
+            console::start(event_loop.handle(), input, quit, machine.input())
         })
         .context("standard input cannot be read");
     let _input = beginning.told(input)?;
@@ -158,6 +159,15 @@ fn end_by_signal(
         places.lock().iter().for_each(Place::remove);
         log::logger().flush();
         std::process::exit(crate::signal_code(signal).into());
+    }
+}
+
+/// What the key does that ends the machine.
+fn end_by_key(migrations: Arc<Migrations>, events: Sender<Event>) -> impl FnMut() + Send {
+    move || {
+        // As for a signal.
+        let _ = migrations.cancel();
+        let _ = events.send(Event::Quit);
     }
 }
 

@@ -3,13 +3,14 @@
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use super::*;
+use crate::event::Event;
 use crate::event_loop::EventLoop;
 
 #[test]
@@ -64,7 +65,8 @@ fn reading(input: File, room: usize) -> Bench {
         .handle()
         .subscribe(Teller(tell), &[])
         .expect("it runs");
-    let reading = start(event_loop.handle(), input, sender, push).expect("a timer");
+    let quit = move || drop(sender.send(Event::Quit));
+    let reading = start(event_loop.handle(), input, quit, push).expect("a timer");
     Bench {
         guest,
         events,

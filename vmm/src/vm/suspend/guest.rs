@@ -195,6 +195,9 @@ impl Pausable for Guest<'_> {
 
     fn hand_over(&mut self, work: HandOver, paused: bool) -> Handed {
         match self.with_machine(|machine| work(machine, paused)) {
+            (Ok(Handed::Back(why)), Err(error)) => {
+                Handed::Back(format!("{why}; but it cannot go on, and ends: {error}"))
+            }
             (Ok(handed), _) => handed,
             (Err(why), _) => Handed::Back(why),
         }
