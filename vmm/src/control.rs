@@ -27,9 +27,9 @@
 //! requests of up to 1024 bytes. A connection is closed when a request is not complete, or an
 //! answer not read, within 10 seconds, and after 10 minutes without a request. What asks a device
 //! or the unit, or may take time to carry out, has a thread of its own, whose client waits up to 2
-//! minutes, for a snapshot up to an hour; other clients do not notice. There are 8 of them at most that look, as many that add a
+//! minutes, for a snapshot or a migration up to an hour; other clients do not notice. There are 8 of them at most that look, as many that add a
 //! device or ask for one, as many that take one away by force, and as many that pause the guest or
-//! have it go on. A pause that the machine has not begun within 10 seconds, or before its client went
+//! have it go on; and one that saves the guest or has it leave. A pause that the machine has not begun within 10 seconds, or before its client went
 //! away, does not happen; one that has begun outlives its client. No lock of the machine is held while
 //! a client is talked to, so no client can hold up a vCPU or a device.
 //!

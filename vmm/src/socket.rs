@@ -53,7 +53,7 @@ pub(crate) struct Socket {
 }
 
 /// Where a socket is, for who ends the process without dropping it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Place {
     path: PathBuf,
     /// Device and inode.

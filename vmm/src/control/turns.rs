@@ -15,7 +15,8 @@ pub(super) enum Long {
     Migration,
 }
 
-/// What is under way, from the command that asks for it to the end of the work. A leaf lock.
+/// What is under way, from the command that asks for it to the end of the work. Only leaf locks are taken under this
+/// one, for what is to be told of it.
 #[derive(Default)]
 pub(crate) struct Turns(Mutex<Option<Long>>);
 

@@ -44,6 +44,15 @@ pub(crate) enum Arbiter {
     Nobody,
 }
 
+/// What becomes of the addresses of socket devices when locks are given up: they are a matter of one host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Addresses {
+    /// The process that takes the locks takes them as well.
+    GiveUp,
+    /// Nobody on this host is to have them.
+    Keep,
+}
+
 impl Claims {
     /// Of a machine without disks as yet. `held` tells whether it takes the locks of those that it is
     /// given, or [later](Self::take_all).
@@ -118,7 +127,9 @@ impl Claims {
         for (index, address) in state.addresses.iter().enumerate() {
             let Err(error) = address.take() else { continue };
             for taken in state.addresses.iter().take(index) {
-                give_up_address(taken)?;
+                if let Err(error) = give_up_address(taken) {
+                    log::warn!("{error:#}");
+                }
             }
             for taken in new {
                 if let Err(error) = taken.give_up() {
@@ -141,11 +152,12 @@ impl Claims {
     }
 
     /// Gives up the locks of all disks, for another process to take them. The guest stands still and
-    /// nothing of what it began is on its way to a disk, from before this until they are taken again.
+    /// nothing of what it began is on its way to a disk, from before this until they are taken again. Addresses that
+    /// stay with this process end with it.
     ///
     /// # Errors
     /// The lock of one is still held; the others are given up.
-    pub(crate) fn give_up_all(&self) -> anyhow::Result<()> {
+    pub(crate) fn give_up_all(&self, addresses: Addresses) -> anyhow::Result<()> {
         let mut state = self.state.lock();
         state.held = false;
         let mut result = Ok(());
@@ -153,10 +165,45 @@ impl Claims {
             let given_up = disk.give_up();
             result = result.and(given_up);
         }
-        for address in &state.addresses {
-            result = result.and(give_up_address(address));
+        if addresses == Addresses::GiveUp {
+            for address in &state.addresses {
+                result = result.and(give_up_address(address));
+            }
         }
         result
+    }
+
+    /// Has the host's programs hear that their connections with the guest have ended, while nobody has its addresses: it
+    /// comes from another process.
+    pub(crate) fn end_connections(&self) {
+        self.state
+            .lock()
+            .addresses
+            .iter()
+            .for_each(Address::end_connections);
+    }
+
+    /// Whether another process has each of the disks that can be locked, and there is one: so locks are known to
+    /// that process and to this one, which has none of them.
+    pub(crate) fn are_in_use(&self) -> bool {
+        let found = self
+            .disks()
+            .iter()
+            .map(Claim::is_in_use)
+            .collect::<Vec<_>>();
+        let mut is_one = false;
+        let all = found.into_iter().all(|found| match found {
+            Ok(Some(in_use)) => {
+                is_one = true;
+                in_use
+            }
+            Ok(None) => true,
+            Err(error) => {
+                log::warn!("{error}");
+                false
+            }
+        });
+        all && is_one
     }
 
     /// What tells the files of these disks from others on this host, in the order of the disks' addresses.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::send::{Fate, Sender};
 use crate::endpoint::Endpoint;
 use crate::machine::Handed;
-use crate::machine::claims::{Arbiter, Claims};
+use crate::machine::claims::{Addresses, Arbiter, Claims};
 
 /// How long the target may take to have the guest run when it is given.
 const RUNNING: Duration = Duration::from_secs(10);
@@ -19,14 +19,16 @@ const DYING: Duration = Duration::from_secs(2);
 /// How often to look whether it has.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Gives the locks of the guest's disks to the target, and the guest, which the target is ready to run.
+/// Gives the locks of the guest's disks to the target, and its `addresses` if they are to go as well, and the guest, which
+/// the target is ready to run.
 pub(super) fn hand(
     to: &Endpoint,
     sender: &mut Sender,
     claims: &Claims,
     is_told_by_locks: bool,
+    addresses: Addresses,
 ) -> Handed {
-    if let Err(error) = claims.give_up_all() {
+    if let Err(error) = claims.give_up_all(addresses) {
         return back(claims, &format!("{error:#}"));
     }
     log::debug!("migration: yours");
@@ -36,7 +38,9 @@ pub(super) fn hand(
             Handed::Away(String::new())
         }
         Fate::Refused(why) => back(claims, &format!("{to}: {why}")),
-        Fate::Lost(why) if is_told_by_locks => arbitrate(claims, &format!("{to}: {why}")),
+        Fate::Lost(why) if is_told_by_locks => {
+            arbitrate(claims, addresses, &format!("{to}: {why}"))
+        }
         Fate::Lost(why) => unknown(&format!("{to}: {why}")),
     }
 }
@@ -46,14 +50,14 @@ fn back(claims: &Claims, why: &str) -> Handed {
     match claims.take_all() {
         Ok(_) => Handed::Back(format!("{why}; the guest stays here")),
         Err(error) => Handed::Unknown(format!(
-            "{why}; and its disks cannot be had back ({error:#}), so the guest stands still here: end whoever has them, and write `resume`"
+            "{why}; and what is its own cannot be had back ({error:#}), so the guest stands still here: end whoever has it, and write `resume`"
         )),
     }
 }
 
 /// Nothing is known of the target, which may have the guest: it has if it has taken the disks' locks. A
 /// target that was killed has them for as long as the host takes to end it.
-fn arbitrate(claims: &Claims, why: &str) -> Handed {
+fn arbitrate(claims: &Claims, addresses: Addresses, why: &str) -> Handed {
     let until = Instant::now() + DYING;
     let mut taken = claims.take_all();
     while taken.is_err() && Instant::now() < until {
@@ -66,13 +70,13 @@ fn arbitrate(claims: &Claims, why: &str) -> Handed {
         )),
         Ok(Arbiter::Nobody) => {
             // Nothing is this process's until somebody says so.
-            if let Err(error) = claims.give_up_all() {
+            if let Err(error) = claims.give_up_all(addresses) {
                 log::warn!("{error:#}");
             }
             unknown(why)
         }
         Err(error) => Handed::Unknown(format!(
-            "{why}; its disks are in use ({error:#}), most likely by the guest that runs there: it stands still here; write `quit` if it runs there, or end whoever has the disks, and write `resume`"
+            "{why}; what is its own is in use ({error:#}), most likely by the guest that runs there: it stands still here; write `quit` if it runs there, or end whoever has that, and write `resume`"
         )),
     }
 }

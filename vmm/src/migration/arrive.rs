@@ -56,6 +56,10 @@ pub(crate) fn wait(
         None => log::info!("waiting for a machine at {from}"),
     }
     let (receiver, hello) = first_guest(&listener).with_context(place)?;
+    // What comes to have that name is somebody else's.
+    places
+        .lock()
+        .retain(|place| Some(place) != listener.place());
     drop(listener);
     log::info!("a machine comes from {}", shown(&hello.writer));
     let mut arrival = Arrival {
@@ -139,7 +143,7 @@ impl Arrival {
     /// What came is wrong, or there is no more.
     pub(crate) fn receive(&mut self, memory: &Memory, claims: &Claims) -> anyhow::Result<Sections> {
         let receiver = self.receiver()?;
-        receiver.accepted(&host::place(claims))?;
+        receiver.accepted(&host::place(claims, claims.are_in_use()))?;
         log::debug!("migration: accepted");
         self.is_accepted = true;
         let receiver = self.receiver()?;
@@ -176,6 +180,7 @@ impl Arrival {
         if let Some(event) = end() {
             anyhow::bail!("this nido is to end before the guest is there: {event}");
         }
+        claims.end_connections();
         claims.take_all()?;
         let receiver = self.receiver.take().context("the guest was not given")?;
         // Said before the guest runs: a source that does not hear it, and sees this process end, knows that

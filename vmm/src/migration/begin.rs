@@ -1,5 +1,5 @@
-//! The beginning at the source: a moment in which nothing is written to memory, from which on what is
-//! written is followed.
+//! The beginning at the source: a moment in which it is found what machine there is, and, once somebody takes
+//! it, another one in which nothing is written to memory, from which on what is written is followed.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -18,9 +18,17 @@ use crate::memory::saved::Touched;
 use crate::suspension::Wish;
 use crate::vcpu::Brake;
 
+/// What machine there is.
+pub(super) struct Found {
+    pub(super) hello: Hello,
+    /// How long saying the machine's state has taken.
+    saving: Duration,
+    /// Nothing is plugged or removed meanwhile.
+    hold: HotPlugHold,
+}
+
 /// What a migration needs of the machine.
 pub(super) struct Begun {
-    pub(super) hello: Hello,
     pub(super) memory: Memory,
     /// The file of a snapshot that memory came from.
     source: Option<Arc<File>>,
@@ -33,45 +41,63 @@ pub(super) struct Begun {
     _hold: HotPlugHold,
 }
 
-/// Begins to follow what is written to memory.
+/// Finds out what is to be sent.
 ///
 /// # Errors
 /// Why the guest cannot leave.
-pub(super) fn begin(here: &Here<'_>) -> Result<Begun, String> {
-    let (give, begun) = channel();
+pub(super) fn find(here: &Here<'_>) -> Result<Found, String> {
+    work(here, |machine| {
+        let began = Instant::now();
+        // What cannot be saved at the end is told at the beginning.
+        let state = describe(machine, "")?;
+        Ok(Found {
+            hello: Hello {
+                writer: state.writer,
+                options: state.options,
+                memory: state.memory.bytes,
+            },
+            saving: began.elapsed(),
+            hold: machine.hotplug().hold(),
+        })
+    })
+}
+
+/// Begins to follow what is written to memory. Connections of sockets rest from here on.
+///
+/// # Errors
+/// The host cannot.
+pub(super) fn begin(here: &Here<'_>, found: Found) -> Result<Begun, String> {
+    work(here, move |machine| {
+        let memory = Arc::clone(machine.memory());
+        let log = DirtyLog::start(machine.vm(), &memory, machine.writers())
+            .map_err(|error| format!("the host does not tell what the guest writes: {error}"))?;
+        Ok(Begun {
+            memory,
+            source: machine.source().cloned(),
+            log: Arc::new(log),
+            claims: Arc::clone(machine.claims()),
+            brake: Arc::clone(&machine.shared.brake),
+            saving: found.saving,
+            _hold: found.hold,
+        })
+    })
+}
+
+/// Has the main thread do `what` with the machine, which stands still for it.
+fn work<T: Send + 'static>(
+    here: &Here<'_>,
+    what: impl FnOnce(&mut Machine) -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let (give, outcome) = channel();
     let work = move |machine: &mut Machine| {
         // Nobody waits for it any more only when the process ends.
-        let _ = give.send(begin_with(machine)?);
+        let _ = give.send(what(machine)?);
         Ok(String::new())
     };
     here.ask(Wish::Work(Box::new(work)))?;
-    begun
+    outcome
         .recv()
         .map_err(|_| "the virtual machine ends".to_owned())
-}
-
-fn begin_with(machine: &mut Machine) -> Result<Begun, String> {
-    let began = Instant::now();
-    // What cannot be saved at the end is told at the beginning.
-    let state = describe(machine, "")?;
-    let saving = began.elapsed();
-    let memory = Arc::clone(machine.memory());
-    let log = DirtyLog::start(machine.vm(), &memory, machine.writers())
-        .map_err(|error| format!("the host does not tell what the guest writes: {error}"))?;
-    Ok(Begun {
-        hello: Hello {
-            writer: state.writer,
-            options: state.options,
-            memory: state.memory.bytes,
-        },
-        memory,
-        source: machine.source().cloned(),
-        log: Arc::new(log),
-        claims: Arc::clone(machine.claims()),
-        brake: Arc::clone(&machine.shared.brake),
-        saving,
-        _hold: machine.hotplug().hold(),
-    })
 }
 
 impl Begun {

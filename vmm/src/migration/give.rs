@@ -21,6 +21,7 @@ use super::wire::PAGE;
 use crate::config::MigrateConfig;
 use crate::described::describe;
 use crate::endpoint::Endpoint;
+use crate::machine::claims::Addresses;
 use crate::machine::{Handed, Machine};
 use crate::memory::dirty::DirtyLog;
 use crate::memory::pages::Pages;
@@ -29,6 +30,10 @@ use crate::memory::pages::Pages;
 /// the target is ready.
 const LONGEST: Duration = Duration::from_secs(10);
 const TIMES: u32 = 20;
+/// Storage may take no longer than this of it. The target hears nothing meanwhile, and waits for longer.
+const STORAGE: Duration = Duration::from_secs(40);
+/// How long to wait for it before looking whether the guest is to go anywhere.
+const LOOK: Duration = Duration::from_millis(10);
 /// What is left may be so many times what seemed to be, and so much more.
 const MORE: u64 = 4;
 const SLACK: u64 = 16 << 20;
@@ -43,10 +48,9 @@ pub(super) struct Parcel {
     pub(super) rounds: u32,
     pub(super) end: End,
     progress: Arc<Progress>,
-    /// Whether the target is on this host: then both see the same files.
-    is_same_host: bool,
-    /// Whether one of both alone can have the locks of the disks.
+    /// Whether one of both alone can have the locks of the disks. Then both see the same files, too.
     is_told_by_locks: bool,
+    addresses: Addresses,
     /// How long the guest may stand still until the target is ready.
     limit: Duration,
     /// Most bytes that may be left.
@@ -74,7 +78,10 @@ impl Parcel {
     ) -> Self {
         Self {
             to: wish.to.clone(),
-            is_same_host: host::is_same_host(place, sender.place()),
+            addresses: match host::is_same_host(place, sender.place()) {
+                true => Addresses::GiveUp,
+                false => Addresses::Keep,
+            },
             is_told_by_locks: host::is_told_by_locks(place, sender.place()),
             sender,
             pages: Pages::default(),
@@ -89,6 +96,7 @@ impl Parcel {
 
     /// The guest is about to be asked to stand still: `room` bytes are expected to be left at the most.
     pub(super) fn prepare(&mut self, room: u64) {
+        // The guest may not even stop.
         self.end = End::Early;
         self.most = room.saturating_mul(MORE).saturating_add(SLACK);
         self.asked = Instant::now();
@@ -97,6 +105,7 @@ impl Parcel {
     /// Gives the guest of `machine`, which stands still, and is to stay so if it was `paused`.
     pub(super) fn give(&mut self, machine: &mut Machine, log: &DirtyLog, paused: bool) -> Handed {
         log::debug!("migration: paused");
+        self.end = End::Final;
         if let Err(why) = self.send_rest(machine, log, paused) {
             return Handed::Back(format!("{why}; the guest stays here"));
         }
@@ -106,7 +115,8 @@ impl Parcel {
             return Handed::Back(why);
         }
         let claims = machine.claims();
-        match hand(&self.to, &mut self.sender, claims, self.is_told_by_locks) {
+        let (locks, addresses) = (self.is_told_by_locks, self.addresses);
+        match hand(&self.to, &mut self.sender, claims, locks, addresses) {
             Handed::Away(_) => Handed::Away(self.farewell()),
             handed => handed,
         }
@@ -128,13 +138,14 @@ impl Parcel {
         self.pages.merge(&written);
         let left = self.pages.count() * PAGE as u64;
         if left > self.most {
+            // All that was taken is still to be sent, and is.
+            self.end = End::Early;
             return Err(format!(
                 "{} MiB were written in the moment before the guest stood still, which take too long",
                 left >> 20
             ));
         }
         // From here on the stream has an end, which can be no round.
-        self.end = End::Final;
         let limit = TimeLimit::start(self.limit, self.sender.breaker())?;
         let sent = self.send_all(machine, &state, paused);
         match limit.stop() {
@@ -152,9 +163,10 @@ impl Parcel {
         let failed = |error: StreamError| format!("{to}: {error}");
         // What was written since the last round.
         let mut syncing = Syncing::new(machine.claims());
-        if !self.is_same_host {
+        if !self.is_told_by_locks {
             syncing.begin()?;
         }
+        let until = Instant::now() + self.limit.min(STORAGE);
         let progress = &self.progress;
         let advance = |_| match progress.is_given_up() {
             true => ControlFlow::Break(()),
@@ -166,11 +178,16 @@ impl Parcel {
             .map_err(failed)?;
         self.sender.state(state).map_err(failed)?;
         log::debug!("migration: state sent");
-        if !syncing.is_done(self.limit)? {
-            return Err(
-                "the guest's disks do not become stable while it stands still; see whether their storage is busy"
-                    .to_owned(),
-            );
+        while !self.is_told_by_locks && !syncing.is_done(LOOK)? {
+            if progress.is_given_up() {
+                return Err(failed(StreamError::GivenUp));
+            }
+            if Instant::now() >= until {
+                return Err(
+                    "the guest's disks do not become stable while it stands still; see whether their storage is busy"
+                        .to_owned(),
+                );
+            }
         }
         self.sender.last(paused, self.limit).map_err(failed)
     }

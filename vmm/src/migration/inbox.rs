@@ -41,7 +41,8 @@ impl Inbox {
         !self.filled.is_empty()
     }
 
-    /// The next frame, all of which has to be there before `patience` has passed.
+    /// The next frame, all of which has to be there before `patience` has passed. What is there by then counts, also
+    /// if this process comes to look at it later, as it did not run.
     ///
     /// # Errors
     /// What comes is no frame, or too late, or nothing more comes.
@@ -52,9 +53,11 @@ impl Inbox {
     ) -> Result<Frame<'_>> {
         let deadline = Instant::now() + patience;
         let mut fill = |inbox: &mut Self, wanted: usize| -> Result<()> {
+            let mut is_late = false;
             while inbox.filled.len() < wanted {
                 let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
+                // One look after the deadline: it finds all that is there.
+                if left.is_zero() && std::mem::replace(&mut is_late, true) {
                     return Err(StreamError::Silent(patience));
                 }
                 socket

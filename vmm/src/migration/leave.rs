@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::begin::begin;
+use super::begin::{begin, find};
 use super::link::{Link, STALL};
 use super::progress::{GIVEN_UP, Migrations, Progress};
 use super::rounds::Rounds;
@@ -66,8 +66,9 @@ fn run(wish: &MigrateConfig, here: &Here<'_>, progress: &Arc<Progress>) -> Resul
     let link = Link::new(socket, STALL).map_err(|error| format!("{to}: {error}"))?;
     let breaker = link.breaker();
     progress.set_interrupt(Box::new(move || breaker.give_up()));
-    let begun = begin(here)?;
-    let sender = send::Sender::hello(link, &begun.hello, MAKING).map_err(failed)?;
+    let found = find(here)?;
+    let sender = send::Sender::hello(link, &found.hello, MAKING).map_err(failed)?;
     log::debug!("migration: accepted");
+    let begun = begin(here, found)?;
     Rounds::new(wish, here, progress, begun, sender).run()
 }

@@ -9,8 +9,8 @@ use super::wire::PAGE;
 const SHRINKS: u64 = 2;
 /// A round of fewer pages says only that the connection takes at least so much.
 const TELLING: u64 = 256;
-/// So many pages of zeros take the time of one with data: they are looked at, and not sent.
-const ZEROS: u64 = 8;
+/// Of what is left, at least this part is expected not to be zeros, in thousandths.
+const LEAST_DATA: u64 = 250;
 /// How much of the time vCPUs are held first, and how much more after each round that does not help, in
 /// percent.
 const FIRST_HOLD: u32 = 20;
@@ -29,6 +29,8 @@ pub(super) struct Round {
     /// Sent by their number.
     pub(super) zeros: u64,
     pub(super) took: Duration,
+    /// How much of that the connection and the target took.
+    pub(super) waited: Duration,
     /// Written meanwhile.
     pub(super) left: u64,
 }
@@ -55,8 +57,12 @@ pub(super) struct Pace {
     /// How much of that is taken whatever is left to be sent.
     fixed: Duration,
     slow_down: bool,
-    /// Bytes per second that the connection takes.
+    /// Bytes per second that the connection takes, of pages with data.
     rate: u64,
+    /// Nanoseconds in which a page is looked at and made ready, whatever it holds.
+    looking: u64,
+    /// How many of a thousand pages had data.
+    data: u64,
     held: u32,
     /// Rounds that brought nothing since something was done about it.
     futile: u32,
@@ -70,6 +76,8 @@ impl Pace {
             fixed,
             slow_down,
             rate: 0,
+            looking: 0,
+            data: 1000,
             held: 0,
             futile: 0,
             rounds: 0,
@@ -88,8 +96,10 @@ impl Pace {
 
     /// How many bytes can be sent while the guest stands still.
     pub(super) fn room(&self) -> u64 {
-        let bytes = u128::from(self.rate) * self.time().as_micros() / 1_000_000;
-        u64::try_from(bytes).unwrap_or(u64::MAX)
+        let pages = self.time().as_nanos() / self.of_page().max(1);
+        u64::try_from(pages)
+            .unwrap_or(u64::MAX)
+            .saturating_mul(PAGE as u64)
     }
 
     /// What no round can shorten does not keep the guest from being handed over.
@@ -98,17 +108,34 @@ impl Pace {
     }
 
     fn sending(&self, left: u64) -> Duration {
-        let micros = u128::from(left) * 1_000_000 / u128::from(self.rate.max(1));
-        Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+        let looking = u128::from(left / PAGE as u64) * u128::from(self.looking);
+        let nanos = looking + self.going(u128::from(left));
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
+    /// How many nanoseconds a page takes of those that are left, on average.
+    fn of_page(&self) -> u128 {
+        u128::from(self.looking) + self.going(PAGE as u128)
+    }
+
+    /// How many nanoseconds the connection takes for so many bytes of pages.
+    fn going(&self, bytes: u128) -> u128 {
+        bytes * u128::from(self.data) * 1_000_000 / u128::from(self.rate.max(1))
+    }
+
+    /// Pages of zeros are looked at, and not sent: they say nothing of the connection.
     fn learn(&mut self, round: &Round) {
-        let pages = round.data + round.zeros / ZEROS;
-        let bytes = u128::from(pages) * PAGE as u128;
-        let rate = bytes * 1_000_000 / round.took.as_micros().max(1);
+        let bytes = u128::from(round.data) * PAGE as u128;
+        let rate = bytes * 1_000_000 / round.waited.as_micros().max(1);
         let rate = u64::try_from(rate).unwrap_or(u64::MAX);
-        if pages >= TELLING || rate > self.rate {
+        if round.data >= TELLING || rate > self.rate {
             self.rate = rate;
+        }
+        let pages = round.data + round.zeros;
+        if pages >= TELLING {
+            let looking = round.took.saturating_sub(round.waited).as_nanos() / u128::from(pages);
+            self.looking = u64::try_from(looking).unwrap_or(u64::MAX);
+            self.data = (round.data * 1000 / pages).max(LEAST_DATA);
         }
     }
 
@@ -163,6 +190,7 @@ mod tests {
             data,
             zeros: 0,
             took,
+            waited: took,
             left,
         }
     }
@@ -207,9 +235,10 @@ mod tests {
     fn a_guest_whose_memory_holds_mostly_zeros_is_not_taken_for_one_behind_a_slow_connection() {
         let mut pace = pace(100, 0, true);
         let mostly_zeros = Round {
-            data: 10,
+            data: 1000,
             zeros: 8000 * MIB,
             took: SECOND,
+            waited: Duration::from_millis(10),
             left: 50 * MIB,
         };
         assert_eq!(pace.next(&mostly_zeros, true), Next::HandOver);
@@ -218,9 +247,34 @@ mod tests {
             data: 0,
             zeros: 2000 * MIB,
             took: SECOND,
+            waited: Duration::from_millis(1),
             left: 900 * MIB,
         };
         assert_eq!(pace.next(&zeros, true), Next::Round);
+    }
+
+    #[test]
+    fn zeros_do_not_make_a_slow_connection_a_fast_one() {
+        let mut pace = pace(100, 0, true);
+        // 63 GiB of zeros are looked at in 12 s; 100 MiB take 80 s.
+        let first = Round {
+            data: 100 * MIB,
+            zeros: 63 << 18,
+            took: 92 * SECOND,
+            waited: 80 * SECOND,
+            left: 9 * MIB,
+        };
+        assert_ne!(pace.next(&first, true), Next::HandOver);
+        assert_eq!(pace.rate(), (100 << 20) / 80);
+        assert!(pace.room() < 1 << 20, "{}", pace.room());
+        let few = Round {
+            data: 0,
+            zeros: 200,
+            took: Duration::from_millis(1),
+            waited: Duration::from_micros(1),
+            left: 9 * MIB,
+        };
+        assert_ne!(pace.next(&few, true), Next::HandOver);
     }
 
     #[test]

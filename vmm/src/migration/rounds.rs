@@ -39,7 +39,7 @@ pub(super) struct Rounds<'a> {
     begun: Begun,
     /// What the main thread takes at the end, and may give back.
     parcel: Arc<Mutex<Parcel>>,
-    /// If the target is on another host.
+    /// If the target may not see what the guest wrote before it is on storage.
     syncing: Option<Syncing>,
     pace: Pace,
     holding: Option<Holding>,
@@ -53,8 +53,8 @@ impl<'a> Rounds<'a> {
         begun: Begun,
         sender: send::Sender,
     ) -> Self {
-        let place = host::place(&begun.claims);
-        let syncing = !host::is_same_host(&place, sender.place());
+        let place = host::place(&begun.claims, false);
+        let syncing = !host::is_told_by_locks(&place, sender.place());
         let parcel = Parcel::new(wish, progress, sender, &place);
         Self {
             wish,
@@ -99,10 +99,7 @@ impl<'a> Rounds<'a> {
         loop {
             let round = self.round()?;
             let left = round.left * PAGE as u64;
-            let is_ready = match &mut self.syncing {
-                Some(syncing) => syncing.is_done(Duration::ZERO)?,
-                None => true,
-            };
+            let is_ready = self.is_on_storage(Duration::ZERO)?;
             let next = self.pace.next(&round, is_ready);
             self.progress.tell(|figures| {
                 figures.rate = self.pace.rate();
@@ -110,17 +107,34 @@ impl<'a> Rounds<'a> {
                 figures.remaining = left;
             })?;
             match next {
-                Next::Round => {}
-                Next::Wait => drop(
-                    self.syncing
-                        .as_mut()
-                        .map(|syncing| syncing.is_done(LOOK))
-                        .transpose()?,
-                ),
-                Next::Hold(percent) => self.hold(percent)?,
-                Next::HandOver => return Ok(()),
+                Next::Round => self.not_yet(),
+                Next::Wait => drop(self.is_on_storage(LOOK)?),
+                Next::Hold(percent) => {
+                    self.hold(percent)?;
+                    self.not_yet();
+                }
+                Next::HandOver => {
+                    // Should it come back, there is more to be written.
+                    self.not_yet();
+                    return Ok(());
+                }
                 Next::Never => return Err(self.never(left)),
             }
+        }
+    }
+
+    /// Waits for `limit` at most. Whether nothing but the guest has to be waited for.
+    fn is_on_storage(&mut self, limit: Duration) -> Result<bool, String> {
+        match &mut self.syncing {
+            Some(syncing) => syncing.is_done(limit),
+            None => Ok(true),
+        }
+    }
+
+    /// The end is further away: what the guest writes to its disks until then is worth to be written.
+    fn not_yet(&mut self) {
+        if let Some(syncing) = &mut self.syncing {
+            syncing.again();
         }
     }
 
@@ -139,7 +153,7 @@ impl<'a> Rounds<'a> {
             rounds,
             ..
         } = &mut *parcel;
-        let began = Instant::now();
+        let (began, waited) = (Instant::now(), sender.waited());
         *rounds += 1;
         let total = pages.count() * PAGE as u64;
         progress.tell(|figures| {
@@ -170,6 +184,7 @@ impl<'a> Rounds<'a> {
         Ok(Round {
             data: sent.data,
             zeros: sent.zeros,
+            waited: sender.waited().saturating_sub(waited),
             took,
             left: pages.count(),
         })

@@ -70,6 +70,11 @@ impl Sender {
         self.link.sent()
     }
 
+    /// How long the connection and the target were waited for, in all.
+    pub(crate) fn waited(&self) -> Duration {
+        self.link.waited()
+    }
+
     /// Sends these runs of pages (guest-physical address, number), which are aligned and within guest
     /// memory. The guest may write to them meanwhile: then what arrives is neither, and they are to be
     /// sent again. `progress` is told again and again how many pages of them were sent, and may give up.

@@ -85,10 +85,10 @@ fn the_disks_of_a_machine_go_to_another_and_come_back() {
     let why = target.take_all().expect_err("the source has them");
     assert!(format!("{why:#}").contains("in use"), "{why:#}");
     for _ in 0..2 {
-        source.give_up_all().expect("it has them");
+        source.give_up_all(Addresses::GiveUp).expect("it has them");
         assert_eq!(target.take_all().expect("they are free"), Arbiter::Lock);
         assert!(source.take_all().is_err());
-        target.give_up_all().expect("it has them");
+        target.give_up_all(Addresses::GiveUp).expect("it has them");
         assert_eq!(source.take_all().expect("they are free"), Arbiter::Lock);
         assert!(target.take_all().is_err());
     }
@@ -148,7 +148,9 @@ fn of_two_processes_that_want_all_disks_at_the_same_moment_one_gets_them() {
             }
             let taken = claims.take_all().is_ok();
             end.wait();
-            claims.give_up_all().expect("a file system with locks");
+            claims
+                .give_up_all(Addresses::GiveUp)
+                .expect("a file system with locks");
             taken
         });
         taken.collect::<Vec<_>>()
@@ -188,7 +190,7 @@ fn a_disk_that_comes_is_locked_while_the_others_are() {
     claims.add(at(9), second[0].claim()).expect("it is free");
     assert!(!files.is_free("b"));
     // It is one of them now.
-    claims.give_up_all().expect("it has them");
+    claims.give_up_all(Addresses::GiveUp).expect("it has them");
     assert!(files.is_free("a") && files.is_free("b"));
     let stranger = File::open(files.path("b")).expect("a file");
     stranger.try_lock().expect("it is free");
@@ -218,7 +220,7 @@ fn disks_that_have_gone_are_forgotten() {
         .collect();
     assert_eq!(paths, [files.path("b")]);
     assert_eq!(claims.state.lock().disks.len(), 1);
-    claims.give_up_all().expect("it has them");
+    claims.give_up_all(Addresses::GiveUp).expect("it has them");
     sync(&claims.disks()).expect("a file");
 }
 
@@ -274,7 +276,10 @@ fn a_machine_has_all_its_disks_from_the_start_or_once_they_are_taken() {
         }
         assert!(none_free());
         sync(&machine.claims().disks()).expect("files");
-        machine.claims().give_up_all().expect("it has them");
+        machine
+            .claims()
+            .give_up_all(Addresses::GiveUp)
+            .expect("it has them");
         assert!(all_free());
         machine.claims().take_all().expect("they are free");
         assert!(none_free());
@@ -285,6 +290,9 @@ fn a_machine_has_all_its_disks_from_the_start_or_once_they_are_taken() {
             assert!(began.elapsed() < Duration::from_secs(10), "still locked");
         }
         assert_eq!(machine.claims().disks().len(), 2);
-        machine.claims().give_up_all().expect("it has them");
+        machine
+            .claims()
+            .give_up_all(Addresses::GiveUp)
+            .expect("it has them");
     }
 }

@@ -56,7 +56,7 @@ impl Drop for Side {
     /// Closing the files would do, but for a child that a test beside this one has just made: that has
     /// them, too, for a moment.
     fn drop(&mut self) {
-        self.claims.give_up_all().expect("files");
+        self.claims.give_up_all(Addresses::GiveUp).expect("files");
     }
 }
 
@@ -132,7 +132,7 @@ fn hand_over(
         let ready = sender.last(false, LONG);
         let to = "unix:/there".parse().expect("an endpoint");
         let handed = match ready {
-            Ok(()) => hand(&to, &mut sender, &source.claims, true),
+            Ok(()) => hand(&to, &mut sender, &source.claims, true, Addresses::GiveUp),
             Err(error) => {
                 // The connection is dropped, as by a source that goes on.
                 drop(sender);
