@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,7 +24,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::MsFlags;
-use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::reboot::RebootMode;
 use nix::sys::signal::{self, Signal, killpg};
@@ -171,6 +172,26 @@ pub fn die_with_parent(command: &mut Command) {
     // SAFETY: the closure calls only prctl, which is async-signal-safe, and allocates nothing.
     unsafe { command.pre_exec(before_exec) };
 }
+
+/// Has `command` see the file at `boot_id` where the kernel says which of its starts this is, so that it takes this host
+/// for another one. Both paths are short.
+pub fn pretend_another_host(command: &mut Command, boot_id: &Path) {
+    let boot_id = boot_id.to_owned();
+    let before_exec = move || {
+        let none = None::<&Path>;
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        nix::mount::mount(none, "/", none, private, none)?;
+        nix::mount::mount(Some(&*boot_id), BOOT_ID, none, MsFlags::MS_BIND, none)?;
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls only, which are async-signal-safe; short paths are copied to the stack, so it
+    // allocates nothing.
+    unsafe { command.pre_exec(before_exec) };
+}
+
+/// Where the kernel says which of its starts this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Leaves `file` open, under its number, in the programs that are started from now on.
 pub fn inherit(file: &File) -> io::Result<()> {

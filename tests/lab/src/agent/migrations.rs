@@ -50,7 +50,8 @@ impl Journey<'_> {
     /// if it is another one, and what is to be said of it.
     pub(super) fn go(&mut self, nido: &mut Child, how: &str) -> Result<(Option<Moved>, String)> {
         let (moved, said) = match how {
-            "" => self.elsewhere(nido)?,
+            "" => self.elsewhere(nido, false)?,
+            "far" => self.elsewhere(nido, true)?,
             "busy" => busy::go(self, nido)?,
             "kills" => kills::go(self, nido)?,
             name => return Ok((None, attempts::stay(self, nido, name)?)),
@@ -58,8 +59,8 @@ impl Journey<'_> {
         Ok((Some(moved), said))
     }
 
-    /// By a unix socket and by TCP in turn.
-    fn elsewhere(&mut self, nido: &mut Child) -> Result<(Moved, String)> {
+    /// By a unix socket and by TCP in turn; to what seems to be another host, if it is `far`.
+    fn elsewhere(&mut self, nido: &mut Child, far: bool) -> Result<(Moved, String)> {
         let place = match self.turns.is_multiple_of(2) {
             true => self.unix("incoming"),
             false => {
@@ -67,7 +68,11 @@ impl Journey<'_> {
                 format!("tcp:{}", listener.local_addr()?)
             }
         };
-        let target = self.target(&format!("nido-{}", *self.turns + 1), &place, &[])?;
+        let boot_id = self.way.scratch.join("boot-id");
+        fs::write(&boot_id, format!("another-host-{}\n", self.turns))?;
+        let host = far.then_some(&*boot_id);
+        let name = format!("nido-{}", *self.turns + 1);
+        let target = self.target_on(host, &name, &place, &[])?;
         let answer = control::request(self.way.socket, &format!("migrate to={place}"))?;
         self.arrived(nido, target, &place, &answer)
     }
@@ -104,6 +109,17 @@ impl Journey<'_> {
     /// A nido that waits at `place`, with the tap that is not in use. Its messages are in a log of this
     /// name.
     fn target(&self, name: &str, place: &str, further: &[String]) -> Result<Nido> {
+        self.target_on(None, name, place, further)
+    }
+
+    /// As [`target`](Self::target), [on that host](Nido::start).
+    fn target_on(
+        &self,
+        host: Option<&Path>,
+        name: &str,
+        place: &str,
+        further: &[String],
+    ) -> Result<Nido> {
         let mut taps = self.taps.iter().cycle().skip(*self.turns as usize + 1);
         let tap = taps.next().context("no tap")?;
         let mut arguments = vec![
@@ -112,7 +128,13 @@ impl Journey<'_> {
         ];
         arguments.extend_from_slice(further);
         let messages = self.output.join(format!("{name}.log"));
-        let target = Nido::start(self.way.program, arguments, self.path("target"), messages)?;
+        let target = Nido::start(
+            self.way.program,
+            arguments,
+            self.path("target"),
+            messages,
+            host,
+        )?;
         target.wait_to_say(&format!("{WAITING}{place}"), SOON)?;
         Ok(target)
     }

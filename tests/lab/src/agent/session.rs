@@ -375,6 +375,11 @@ impl Session<'_> {
 
 /// Starts nido with a terminal of ours and its messages in a file.
 pub(super) fn spawn(program: &Path, arguments: &[String], messages: File) -> Result<Child> {
+    start(program, command(program, arguments, messages))
+}
+
+/// What [`spawn`] starts, for whoever has something to add.
+pub(super) fn command(program: &Path, arguments: &[String], messages: File) -> Command {
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -383,6 +388,11 @@ pub(super) fn spawn(program: &Path, arguments: &[String], messages: File) -> Res
         .stderr(messages)
         .process_group(0);
     sys::die_with_parent(&mut command);
+    command
+}
+
+/// Starts it.
+pub(super) fn start(program: &Path, mut command: Command) -> Result<Child> {
     command
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))

@@ -20,10 +20,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[MIGRATE, VHOST, VHOST_NO_UNIT];
 const MIGRATE: Scenario = Scenario {
     name: "migrate",
     description: "a guest goes to another nido and back while its disks, its network, edu and its memory are at work, by a unix \
-                  socket and by TCP; before, it stays where it is as nobody listens, a disk is missing, the target dies, somebody cancels",
+                  socket, by TCP, and to what seems to be another host; before, it stays where it is as nobody listens, a disk is missing, the target dies, somebody cancels",
     arguments: DEVICES,
     plan: "scalable,smp=2,translation=first-stage,moves=1/migrate/nobody:memory+edu,moves=1/migrate/diskless:disk+net,\
-           moves=1/migrate/killed:disk+net+edu,moves=1/migrate/cancelled:memory+net+edu,moves=4/migrate:disk+net+edu+memory,\
+           moves=1/migrate/killed:disk+net+edu,moves=1/migrate/cancelled:memory+net+edu,moves=2/migrate:disk+net+edu+memory,moves=2/migrate/far:disk+net+edu+memory,\
            disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
     limit: Duration::from_secs(240),
     ..DEFAULT

@@ -12,6 +12,7 @@ use super::{LOOK, WAITING, wait_for_end};
 use crate::agent::control;
 use crate::agent::moved::Moved;
 use crate::agent::session::{self, last_line};
+use crate::sys;
 
 /// Time for what nido knows at once.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -27,17 +28,23 @@ pub(super) struct Nido {
 }
 
 impl Nido {
+    /// Has it run here, or, as far as it can tell, on the host that this file has the boot id of.
     pub(super) fn start(
         program: &Path,
         mut arguments: Vec<String>,
         socket: PathBuf,
         messages: PathBuf,
+        host: Option<&Path>,
     ) -> Result<Self> {
         arguments.push(format!("--control=path={}", socket.display()));
         arguments.extend(["-v", "-v"].map(str::to_owned));
         let log = File::create(&messages).with_context(|| messages.display().to_string())?;
+        let mut command = session::command(program, &arguments, log);
+        if let Some(boot_id) = host {
+            sys::pretend_another_host(&mut command, boot_id);
+        }
         Ok(Self {
-            child: Some(session::spawn(program, &arguments, log)?),
+            child: Some(session::start(program, command)?),
             socket,
             messages,
         })

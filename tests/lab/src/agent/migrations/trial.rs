@@ -181,6 +181,7 @@ impl Trials<'_> {
             restore,
             journey.path("source"),
             log("source.log"),
+            None,
         )?;
         let mut source = Party::of(source)?;
         source.nido.wait_to_run(SOON)?;
