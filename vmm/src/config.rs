@@ -230,6 +230,13 @@ pub(crate) struct MigrateConfig {
     pub(crate) pause: Duration,
     /// Whether it may be slowed down before.
     pub(crate) slow_down: bool,
+    /// How many connections carry its memory: from 1 to [`Self::STREAMS_MOST`].
+    pub(crate) streams: u32,
+}
+
+impl MigrateConfig {
+    /// Most connections of a migration.
+    pub(crate) const STREAMS_MOST: u32 = 16;
 }
 
 impl Config {

@@ -37,4 +37,6 @@ mod failure_test;
 #[cfg(test)]
 mod stream_test;
 #[cfg(test)]
+mod streams_test;
+#[cfg(test)]
 mod testing;

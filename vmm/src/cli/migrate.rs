@@ -13,6 +13,8 @@ const PAUSE: u64 = 100;
 /// The bounds of it.
 const LEAST_PAUSE: u64 = 1;
 const MOST_PAUSE: u64 = 60_000;
+/// Most connections.
+const STREAMS_MOST: u64 = MigrateConfig::STREAMS_MOST as u64;
 
 /// The keys of `migrate`.
 const MIGRATE: Table = Table {
@@ -42,6 +44,16 @@ const MIGRATE: Table = Table {
             kind: Kind::OnOff,
             default: "on",
             help: "slow the guest down if it writes memory faster than the connection takes it",
+        },
+        Key {
+            name: "streams",
+            aliases: &[],
+            kind: Kind::Bounded {
+                least: 1,
+                most: STREAMS_MOST,
+            },
+            default: "1",
+            help: "connections that carry memory at the same time",
         },
     ],
 };
@@ -78,10 +90,19 @@ pub(crate) fn migrate(argument: &str) -> Result<Asked, UsageError> {
         );
         return Err(values.conflict(problem).into());
     }
+    let streams = values.number("streams").unwrap_or(1);
+    let streams = u32::try_from(streams)
+        .ok()
+        .filter(|streams| (1..=STREAMS_MOST).contains(&u64::from(*streams)));
+    let Some(streams) = streams else {
+        let problem = format!("streams is out of range; write 1 to {STREAMS_MOST}");
+        return Err(values.conflict(problem).into());
+    };
     Ok(Asked::Migrate(MigrateConfig {
         to,
         pause: Duration::from_millis(pause),
         slow_down: values.on_off("slow-down").unwrap_or(true),
+        streams,
     }))
 }
 
@@ -91,15 +112,16 @@ mod tests {
 
     #[test]
     fn a_place_is_enough() {
-        for (argument, pause, slow_down) in [
-            ("unix:/s", 100, true),
-            ("to=unix:/s,pause=300", 300, true),
-            ("slow-down=off,to=unix:/s", 100, false),
+        for (argument, pause, slow_down, streams) in [
+            ("unix:/s", 100, true, 1),
+            ("to=unix:/s,pause=300", 300, true, 1),
+            ("slow-down=off,to=unix:/s,streams=16", 100, false, 16),
         ] {
             let asked = Asked::Migrate(MigrateConfig {
                 to: Endpoint::Unix("/s".into()),
                 pause: Duration::from_millis(pause),
                 slow_down,
+                streams,
             });
             assert_eq!(migrate(argument).expect(argument), asked);
         }
@@ -114,7 +136,9 @@ mod tests {
             ("unix:s", "write unix:/..."),
             ("unix:/s,pause=0", "1 to 60000"),
             ("unix:/s,pause=60001", "1 to 60000"),
-            ("unix:/s,odd=1", "valid keys: to, pause, slow-down"),
+            ("unix:/s,odd=1", "valid keys: to, pause, slow-down, streams"),
+            ("unix:/s,streams=0", "1 to 16"),
+            ("unix:/s,streams=17", "1 to 16"),
         ] {
             let error = migrate(argument).expect_err(argument).to_string();
             assert!(

@@ -1,6 +1,6 @@
 //! The target: a guest arrives from another process.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use state::Sections;
@@ -9,8 +9,9 @@ use super::dial::Listener;
 use super::error::StreamError;
 use super::host;
 use super::link::{Link, STALL};
+use super::receive::beside::{Side, beside};
 use super::receive::{Item, Receiver};
-use super::wire::{self, Hello};
+use super::wire::{self, Hello, Others};
 use crate::config::Config;
 use crate::endpoint::Endpoint;
 use crate::event::Event;
@@ -32,6 +33,8 @@ const LOOK: Duration = Duration::from_secs(3600);
 pub(crate) struct Arrival {
     /// Until the source was told that nothing comes of it.
     receiver: Option<Receiver>,
+    /// Connections beside that one.
+    sides: Vec<Side>,
     /// Whether the source has been told that there is such a machine.
     is_accepted: bool,
     /// Whether the guest was paused, and is to stay so.
@@ -56,6 +59,10 @@ pub(crate) fn wait(
         None => log::info!("waiting for a machine at {from}"),
     }
     let (receiver, hello) = first_guest(&listener).with_context(place)?;
+    let sides = match &hello.others {
+        Some(others) => join(&listener, others).with_context(place)?,
+        None => Vec::new(),
+    };
     // What comes to have that name is somebody else's.
     places
         .lock()
@@ -64,6 +71,7 @@ pub(crate) fn wait(
     log::info!("a machine comes from {}", shown(&hello.writer));
     let mut arrival = Arrival {
         receiver: Some(receiver),
+        sides,
         is_accepted: false,
         paused: false,
     };
@@ -104,6 +112,31 @@ fn first_guest(listener: &Listener) -> anyhow::Result<(Receiver, Hello)> {
     }
 }
 
+/// The connections beside the first one. Others may come in between.
+fn join(listener: &Listener, others: &Others) -> anyhow::Result<Vec<Side>> {
+    let (mut sides, until) = (Vec::new(), Instant::now() + GREETING);
+    for _ in 0..others.count {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            anyhow::ensure!(
+                !left.is_zero(),
+                "the source has told of {} connections more, and made {} within {} s",
+                others.count,
+                sides.len(),
+                GREETING.as_secs()
+            );
+            let Some(socket) = listener.accept(left)? else {
+                continue;
+            };
+            match Side::join(Link::new(socket, STALL)?, &others.key, left) {
+                Ok(side) => break sides.push(side),
+                Err(error) => log::debug!("not of this machine: {}", shown(&error.to_string())),
+            }
+        }
+    }
+    Ok(sides)
+}
+
 /// A text that may have words of the other side in it: not too many, and nothing that a terminal obeys.
 fn shown(text: &str) -> String {
     wire::decode_text(wire::encode_text(text))
@@ -115,6 +148,7 @@ impl Arrival {
     pub(super) fn of(receiver: Receiver) -> Self {
         Self {
             receiver: Some(receiver),
+            sides: Vec::new(),
             is_accepted: true,
             paused: false,
         }
@@ -146,16 +180,17 @@ impl Arrival {
         receiver.accepted(&host::place(claims, claims.are_in_use()))?;
         log::debug!("migration: accepted");
         self.is_accepted = true;
+        let sides = std::mem::take(&mut self.sides);
         let receiver = self.receiver()?;
-        let state = loop {
-            match receiver.next(&**memory, PATIENCE)? {
-                Item::Round(number) => log::debug!("migration: round {number}"),
-                Item::All { state, paused } => {
-                    self.paused = paused;
-                    break state;
+        let (state, paused) = beside(sides, &**memory, PATIENCE, || {
+            loop {
+                match receiver.next(&**memory, PATIENCE)? {
+                    Item::Round(number) => log::debug!("migration: round {number}"),
+                    Item::All { state, paused } => return Ok((state, paused)),
                 }
             }
-        };
+        })?;
+        self.paused = paused;
         Ok(state::decode(&state)?.sections)
     }
 

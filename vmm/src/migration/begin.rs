@@ -55,6 +55,7 @@ pub(super) fn find(here: &Here<'_>) -> Result<Found, String> {
                 writer: state.writer,
                 options: state.options,
                 memory: state.memory.bytes,
+                others: None,
             },
             saving: began.elapsed(),
             hold: machine.hotplug().hold(),

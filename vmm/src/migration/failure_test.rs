@@ -14,7 +14,8 @@ use super::link::Link;
 use super::receive::Receiver;
 use super::send::{Fate, Sender};
 use super::testing::{
-    ALL, LONG, Numbers, connections, fill, frame, go_on, hello, memory, pair, sender, take, target,
+    ALL, LONG, Numbers, connections, fill, frame, go_on, memory, offered, pair, sender, take,
+    target,
 };
 
 const SHORT: Duration = Duration::from_millis(100);
@@ -28,7 +29,7 @@ fn the_source_is_told_why_it_is_refused() {
             receiver.refused("--disk path=/none: it is not there\x07")
         });
         let link = Link::new(ours, LONG).expect("a socket");
-        let refused = Sender::hello(link, &hello(), LONG).expect_err("refused");
+        let refused = offered(link, LONG).expect_err("refused");
         assert_eq!(
             refused.to_string(),
             "the other side says: --disk path=/none: it is not there\\u{7}"
@@ -102,7 +103,7 @@ fn a_source_that_is_dropped_ends_the_target_at_once() {
 fn a_target_that_says_nothing_is_left_after_patience() {
     let (link, _peer) = pair();
     let began = Instant::now();
-    let outcome = Sender::hello(link, &hello(), SHORT);
+    let outcome = offered(link, SHORT);
     assert!(
         matches!(outcome, Err(StreamError::Silent(SHORT))),
         "{outcome:?}"
@@ -115,7 +116,7 @@ fn played(stall: Duration) -> (Sender, UnixStream) {
     let (ours, mut theirs) = UnixStream::pair().expect("descriptors");
     theirs.write_all(&frame(0x81, b"")).expect("there is room");
     let link = Link::new(ours, stall).expect("a socket");
-    let sender = Sender::hello(link, &hello(), LONG).expect("accepted");
+    let sender = offered(link, LONG).expect("accepted");
     (sender, theirs)
 }
 
@@ -175,7 +176,7 @@ fn another_thread_can_end_each_side_in_any_wait() {
     // Waiting to be accepted, to send, and to receive.
     let (link, _peer) = pair();
     let breaker = link.breaker();
-    let waiting = thread::spawn(move || Sender::hello(link, &hello(), LONG).map(drop));
+    let waiting = thread::spawn(move || offered(link, LONG).map(drop));
     thread::sleep(SHORT);
     breaker.give_up();
     let outcome = waiting.join().expect("no panic");
@@ -185,7 +186,7 @@ fn another_thread_can_end_each_side_in_any_wait() {
     theirs.write_all(&frame(0x81, b"")).expect("there is room");
     let link = Link::new(ours, LONG).expect("a socket");
     let breaker = link.breaker();
-    let mut sender = Sender::hello(link, &hello(), LONG).expect("accepted");
+    let mut sender = offered(link, LONG).expect("accepted");
     let sending = thread::spawn(move || send_for_ever(&mut sender));
     thread::sleep(SHORT);
     breaker.give_up();
@@ -261,7 +262,7 @@ fn a_source_takes_any_answer_for_an_error() {
         let (link, mut peer) = pair();
         peer.write_all(&bytes).expect("there is room");
         peer.shutdown(Shutdown::Write).expect("connected");
-        let Ok(mut sender) = Sender::hello(link, &hello(), LONG) else {
+        let Ok(mut sender) = offered(link, LONG) else {
             continue;
         };
         let heard = sender.round(1, LONG).is_ok();

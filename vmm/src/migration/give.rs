@@ -176,6 +176,7 @@ impl Parcel {
         self.sender
             .pages(&**machine.memory(), runs, advance)
             .map_err(failed)?;
+        self.sender.gather(self.limit).map_err(failed)?;
         self.sender.state(state).map_err(failed)?;
         log::debug!("migration: state sent");
         while !self.is_told_by_locks && !syncing.is_done(LOOK)? {

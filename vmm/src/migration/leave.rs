@@ -3,6 +3,7 @@
 //! It runs while its memory is sent, and what it has written meanwhile is sent again, [round by
 //! round](super::rounds). Then it stands still, and [the rest follows](super::give).
 
+use std::fs;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -12,7 +13,9 @@ use super::link::{Link, STALL};
 use super::progress::{GIVEN_UP, Migrations, Progress};
 use super::rounds::Rounds;
 use super::send;
+use super::wire::Others;
 use crate::config::MigrateConfig;
+use crate::endpoint::Endpoint;
 use crate::event::Event;
 use crate::suspension::{Suspension, Wish};
 
@@ -20,6 +23,9 @@ use crate::suspension::{Suspension, Wish};
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long the target may take to make the machine, of which it may allocate all memory.
 const MAKING: Duration = Duration::from_secs(60);
+
+/// Where the kernel gives random texts, each time another one.
+const UUID: &str = "/proc/sys/kernel/random/uuid";
 
 /// The guest that is to leave, by the main thread.
 pub(crate) struct Here<'a> {
@@ -60,15 +66,39 @@ pub(crate) fn leave(
 fn run(wish: &MigrateConfig, here: &Here<'_>, progress: &Arc<Progress>) -> Result<String, String> {
     let to = &wish.to;
     let failed = |error: super::error::StreamError| format!("{to}: {error}; the guest stays here");
-    let socket = to.connect(CONNECT).map_err(|error| {
-        format!("{to}: {error}; start `nido --incoming` there first, and see whether it can be reached from here")
-    })?;
-    let link = Link::new(socket, STALL).map_err(|error| format!("{to}: {error}"))?;
+    let link = connect(to)?;
     let breaker = link.breaker();
     progress.set_interrupt(Box::new(move || breaker.give_up()));
-    let found = find(here)?;
-    let sender = send::Sender::hello(link, &found.hello, MAKING).map_err(failed)?;
+    let mut found = find(here)?;
+    found.hello.others = others(wish.streams)?;
+    let mut sender = send::Sender::offer(link, &found.hello).map_err(failed)?;
+    if let Some(others) = &found.hello.others {
+        for _ in 0..others.count {
+            sender.join(connect(to)?, &others.key).map_err(failed)?;
+        }
+        let breaker = sender.breaker();
+        progress.set_interrupt(Box::new(move || breaker.give_up()));
+    }
+    sender.accepted(MAKING).map_err(failed)?;
     log::debug!("migration: accepted");
     let begun = begin(here, found)?;
     Rounds::new(wish, here, progress, begun, sender).run()
+}
+
+fn connect(to: &Endpoint) -> Result<Link, String> {
+    let socket = to.connect(CONNECT).map_err(|error| {
+        format!("{to}: {error}; start `nido --incoming` there first, and see whether it can be reached from here")
+    })?;
+    Link::new(socket, STALL).map_err(|error| format!("{to}: {error}"))
+}
+
+/// What the target is told of connections beside the first one.
+fn others(streams: u32) -> Result<Option<Others>, String> {
+    let Some(count) = streams.checked_sub(1).filter(|count| *count != 0) else {
+        return Ok(None);
+    };
+    let key = fs::read_to_string(UUID)
+        .map_err(|error| format!("{UUID}: {error}; mount /proc, or migrate without `streams`"))?;
+    let key = key.trim().to_owned();
+    Ok(Some(Others { count, key }))
 }

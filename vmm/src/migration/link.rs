@@ -39,15 +39,21 @@ struct Line {
     is_given_up: AtomicBool,
 }
 
-/// Ends a [`Link`] from another thread. It may outlive it.
+/// Ends [`Link`]s from another thread. It may outlive them.
 #[derive(Clone, Debug)]
-pub(crate) struct Breaker(Weak<Line>);
+pub(crate) struct Breaker(Vec<Weak<Line>>);
 
 impl Breaker {
-    /// Has the thread that uses the link fail with [`StreamError::GivenUp`], now or at its next call,
+    /// Ends those of `other` as well.
+    pub(super) fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
+    /// Has the thread that uses a link fail with [`StreamError::GivenUp`], now or at its next call,
     /// and the other side with [`StreamError::Closed`].
     pub(crate) fn give_up(&self) {
-        if let Some(line) = self.0.upgrade() {
+        for line in self.0.iter().filter_map(Weak::upgrade) {
             line.is_given_up.store(true, Ordering::Release);
             line.socket.shutdown(Shutdown::Both);
         }
@@ -78,7 +84,7 @@ impl Link {
 
     /// What another thread can end this by.
     pub(crate) fn breaker(&self) -> Breaker {
-        Breaker(Arc::downgrade(&self.line))
+        Breaker(vec![Arc::downgrade(&self.line)])
     }
 
     /// Bytes that the host has taken.

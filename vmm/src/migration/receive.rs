@@ -1,5 +1,7 @@
 //! The target's side of a stream. The source is not trusted: nothing that comes is more than an error.
 
+pub(super) mod beside;
+
 use std::time::Duration;
 
 use vm_memory::bitmap::MS;

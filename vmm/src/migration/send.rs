@@ -1,5 +1,7 @@
 //! The source's side of a stream.
 
+mod beside;
+
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use super::inbox::Frame;
 use super::link::{Breaker, Link, unexpected};
 use super::pages::Pages;
 use super::wire::{Hello, Kind, PAGE, PIECE, decode_text};
+use beside::Beside;
 
 /// Pages that were sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,23 +39,41 @@ pub(crate) enum Fate {
 #[derive(Debug)]
 pub(crate) struct Sender {
     link: Link,
+    beside: Beside,
     /// Where the target says that it is.
     place: String,
 }
 
 impl Sender {
-    /// Offers a guest, and waits for `patience` at most until the target has made the machine.
+    /// Offers a guest. Connections may [join](Self::join) then, and the target [answers](Self::accepted).
+    ///
+    /// # Errors
+    /// The connection fails.
+    pub(crate) fn offer(mut link: Link, hello: &Hello) -> Result<Self> {
+        link.say(Kind::Hello, &hello.encode()?)?;
+        Ok(Self {
+            link,
+            beside: Beside::default(),
+            place: String::new(),
+        })
+    }
+
+    /// Has `link` carry pages as well, as one of those that HELLO has told of with this key.
+    ///
+    /// # Errors
+    /// The connection fails.
+    pub(crate) fn join(&mut self, link: Link, key: &str) -> Result<()> {
+        self.beside.add(link, key)
+    }
+
+    /// Waits for `patience` at most until the target has made the machine.
     ///
     /// # Errors
     /// The target refuses, or the connection fails.
-    pub(crate) fn hello(mut link: Link, hello: &Hello, patience: Duration) -> Result<Self> {
-        link.say(Kind::Hello, &hello.encode()?)?;
-        let mut sender = Self {
-            link,
-            place: String::new(),
-        };
-        sender.place = decode_text(sender.expect(Kind::Accepted, patience)?.payload);
-        Ok(sender)
+    pub(crate) fn accepted(&mut self, patience: Duration) -> Result<()> {
+        let frame = expect(&mut self.link, Kind::Accepted, patience)?;
+        self.place = decode_text(frame.payload);
+        Ok(())
     }
 
     /// Where the target [is](super::host::place), as it says.
@@ -62,17 +83,34 @@ impl Sender {
 
     /// What another thread can end this by.
     pub(crate) fn breaker(&self) -> Breaker {
-        self.link.breaker()
+        let others = self.beside.links().iter().map(Link::breaker);
+        others.fold(self.link.breaker(), Breaker::and)
     }
 
     /// Bytes that were sent in all.
     pub(crate) fn sent(&self) -> u64 {
-        self.link.sent()
+        let others = self.beside.links().iter().map(Link::sent);
+        self.link.sent() + others.sum::<u64>()
     }
 
-    /// How long the connection and the target were waited for, in all.
+    /// The same for each connection.
+    #[cfg(test)]
+    pub(crate) fn sent_by_each(&self) -> Vec<u64> {
+        let others = self.beside.links().iter().map(Link::sent);
+        std::iter::once(self.link.sent()).chain(others).collect()
+    }
+
+    /// Has `link` carry pages, which has joined already.
+    #[cfg(test)]
+    pub(crate) fn adopt(&mut self, link: Link) {
+        self.beside.adopt(link);
+    }
+
+    /// How long connections and the target were waited for, in all, on average.
     pub(crate) fn waited(&self) -> Duration {
-        self.link.waited()
+        let others = self.beside.links();
+        let all = self.link.waited() + others.iter().map(Link::waited).sum::<Duration>();
+        all / u32::try_from(others.len() + 1).unwrap_or(u32::MAX)
     }
 
     /// Sends these runs of pages (guest-physical address, number), which are aligned and within guest
@@ -81,29 +119,40 @@ impl Sender {
     ///
     /// # Errors
     /// It was given up, the target has failed, or the connection has.
-    pub(crate) fn pages<M: GuestMemoryBackend>(
+    pub(crate) fn pages<M: GuestMemoryBackend + Sync>(
         &mut self,
         memory: &M,
-        runs: impl IntoIterator<Item = (GuestAddress, usize)>,
+        runs: impl IntoIterator<Item = (GuestAddress, usize), IntoIter: Send>,
         mut progress: impl FnMut(u64) -> ControlFlow<()>,
     ) -> Result<Sent> {
-        let mut pages = Pages::default();
-        for (start, count) in runs {
-            for page in 0..count {
-                let address = start.0.wrapping_add((page * PAGE) as u64);
-                pages.add(self.link.outbox(), memory, address)?;
-                if self.link.is_full() {
-                    pages.close(self.link.outbox());
-                    self.flush()?;
-                    self.listen()?;
-                    if progress(pages.sent().data + pages.sent().zeros).is_break() {
-                        return Err(StreamError::GivenUp);
-                    }
-                }
-            }
+        let mut runs = runs.into_iter();
+        if !self.beside.links().is_empty() {
+            return self.beside.pages(&mut self.link, memory, runs, progress);
         }
-        pages.close(self.link.outbox());
-        Ok(pages.sent())
+        send_runs(
+            &mut self.link,
+            memory,
+            || runs.next(),
+            |link, pages| {
+                listen(link)?;
+                match progress(pages) {
+                    ControlFlow::Continue(()) => Ok(()),
+                    ControlFlow::Break(()) => Err(StreamError::GivenUp),
+                }
+            },
+        )
+    }
+
+    /// Waits for `patience` at most until what went by other connections than the first is written to the target's
+    /// memory.
+    ///
+    /// # Errors
+    /// The target has failed, or a connection has.
+    pub(crate) fn gather(&mut self, patience: Duration) -> Result<()> {
+        match self.beside.links() {
+            [] => Ok(()),
+            _ => self.beside.round(patience),
+        }
     }
 
     /// Ends a round, the first of which is 1, and waits for `patience` at most until the target has
@@ -113,7 +162,8 @@ impl Sender {
     /// The target has failed, or the connection has.
     pub(crate) fn round(&mut self, number: u32, patience: Duration) -> Result<()> {
         self.say(Kind::Round, &number.to_le_bytes())?;
-        let heard = self.expect(Kind::Heard, patience)?;
+        self.gather(patience)?;
+        let heard = expect(&mut self.link, Kind::Heard, patience)?;
         match heard.payload == number.to_le_bytes() {
             true => Ok(()),
             false => wrong(format!("HEARD of another round than {number}")),
@@ -138,7 +188,7 @@ impl Sender {
     /// The target has failed, or the connection has.
     pub(crate) fn last(&mut self, paused: bool, patience: Duration) -> Result<()> {
         self.say(Kind::Last, &[u8::from(paused)])?;
-        self.expect(Kind::Ready, patience)?;
+        expect(&mut self.link, Kind::Ready, patience)?;
         Ok(())
     }
 
@@ -162,38 +212,62 @@ impl Sender {
     /// Sends a frame, and those that are ready.
     fn say(&mut self, kind: Kind, payload: &[u8]) -> Result<()> {
         self.link.outbox().frame(kind, payload);
-        self.flush()
+        flush(&mut self.link)
     }
+}
 
-    /// Sends what is ready. A target that is there no more may have said why.
-    fn flush(&mut self) -> Result<()> {
-        let Err(error) = self.link.flush() else {
-            return Ok(());
-        };
-        if matches!(error, StreamError::Closed) {
-            self.listen()?;
+/// Sends the runs that `next` has by `link`, of which the last pages are ready and not sent then. `flushed` is told
+/// again and again how many pages of them were sent, and may give up.
+fn send_runs<M: GuestMemoryBackend>(
+    link: &mut Link,
+    memory: &M,
+    mut next: impl FnMut() -> Option<(GuestAddress, usize)>,
+    mut flushed: impl FnMut(&mut Link, u64) -> Result<()>,
+) -> Result<Sent> {
+    let mut pages = Pages::default();
+    while let Some((start, count)) = next() {
+        for page in 0..count {
+            let address = start.0.wrapping_add((page * PAGE) as u64);
+            pages.add(link.outbox(), memory, address)?;
+            if link.is_full() {
+                pages.close(link.outbox());
+                flush(link)?;
+                flushed(link, pages.sent().data + pages.sent().zeros)?;
+            }
         }
-        Err(error)
     }
+    pages.close(link.outbox());
+    Ok(pages.sent())
+}
 
-    /// Hears whether the target has failed, if it has said anything: it does not speak unasked else.
-    fn listen(&mut self) -> Result<()> {
-        match self.link.has_news() {
-            false => Ok(()),
-            true => match self.link.hear(LISTEN)? {
-                frame if frame.kind == Kind::Failed => Err(said(frame)),
-                frame => unexpected(frame, "FAILED or nothing"),
-            },
-        }
+/// Sends what is ready. A target that is there no more may have said why.
+fn flush(link: &mut Link) -> Result<()> {
+    let Err(error) = link.flush() else {
+        return Ok(());
+    };
+    if matches!(error, StreamError::Closed) {
+        listen(link)?;
     }
+    Err(error)
+}
 
-    /// Waits for this, and that the target says nothing else.
-    fn expect(&mut self, kind: Kind, patience: Duration) -> Result<Frame<'_>> {
-        match self.link.hear(patience)? {
-            frame if frame.kind == kind => Ok(frame),
-            frame if matches!(frame.kind, Kind::Failed | Kind::Refused) => Err(said(frame)),
-            frame => unexpected(frame, kind.name()),
-        }
+/// Hears whether the target has failed, if it has said anything: it does not speak unasked else.
+fn listen(link: &mut Link) -> Result<()> {
+    match link.has_news() {
+        false => Ok(()),
+        true => match link.hear(LISTEN)? {
+            frame if frame.kind == Kind::Failed => Err(said(frame)),
+            frame => unexpected(frame, "FAILED or nothing"),
+        },
+    }
+}
+
+/// Waits for this, and that the target says nothing else.
+fn expect(link: &mut Link, kind: Kind, patience: Duration) -> Result<Frame<'_>> {
+    match link.hear(patience)? {
+        frame if frame.kind == kind => Ok(frame),
+        frame if matches!(frame.kind, Kind::Failed | Kind::Refused) => Err(said(frame)),
+        frame => unexpected(frame, kind.name()),
     }
 }
 

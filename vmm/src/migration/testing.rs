@@ -57,6 +57,7 @@ pub(super) fn hello() -> Hello {
             "--memory=128K".to_owned(),
         ],
         memory: 0x20_000,
+        others: None,
     }
 }
 
@@ -171,7 +172,14 @@ pub(super) fn target<T: Send + 'static>(
 
 pub(super) fn sender(socket: Connection) -> Sender {
     let link = Link::new(socket, LONG).expect("a socket");
-    Sender::hello(link, &hello(), LONG).expect("it is accepted")
+    offered(link, LONG).expect("it is accepted")
+}
+
+/// A target that has accepted the machine of [`hello`].
+pub(super) fn offered(link: Link, patience: Duration) -> Result<Sender> {
+    let mut sender = Sender::offer(link, &hello())?;
+    sender.accepted(patience)?;
+    Ok(sender)
 }
 
 /// Takes all that comes until the guest is given. Returns the rounds and the state.

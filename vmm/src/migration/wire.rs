@@ -18,6 +18,12 @@
 //! | LAST | u8: 1 if the guest is paused, and is to stay so |
 //! | YOURS | |
 //!
+//! | source to target, on a connection beside the first | payload |
+//! |---|---|
+//! | JOIN | [`Others::key`] |
+//! | PAGES, ZEROS | as above |
+//! | ROUND | u32 how often the source has waited for this connection, from 1; answered by HEARD |
+//!
 //! | target to source | payload |
 //! |---|---|
 //! | ACCEPTED | text: what tells the host from others, and the files of disks |
@@ -36,6 +42,7 @@ use crc32fast::Hasher;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Result, StreamError, wrong};
+use crate::config::MigrateConfig;
 
 /// What HELLO begins with.
 pub(crate) const MAGIC: [u8; 8] = *b"nidomove";
@@ -69,7 +76,23 @@ pub(crate) struct Hello {
     pub(crate) options: Vec<String>,
     /// Bytes of guest memory.
     pub(crate) memory: u64,
+    /// Connections beside this one, if there are to be some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) others: Option<Others>,
 }
+
+/// Connections that carry pages beside the first one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Others {
+    /// How many.
+    pub(crate) count: u32,
+    /// What they begin with, which nobody else knows.
+    pub(crate) key: String,
+}
+
+/// Bytes of a key.
+pub(super) const KEY: usize = 36;
 
 impl Hello {
     /// The payload of HELLO.
@@ -101,8 +124,16 @@ impl Hello {
                 "version {version} of migration, where this nido has {VERSION}"
             ));
         }
-        serde_json::from_slice(json)
-            .or_else(|error| wrong(format!("a description of no machine ({error})")))
+        let hello: Self = serde_json::from_slice(json)
+            .or_else(|error| wrong(format!("a description of no machine ({error})")))?;
+        match &hello.others {
+            Some(others)
+                if others.count >= MigrateConfig::STREAMS_MOST || others.key.len() != KEY =>
+            {
+                wrong("connections beside it of another number, or by another key")
+            }
+            _ => Ok(hello),
+        }
     }
 }
 
@@ -117,6 +148,7 @@ pub(super) enum Kind {
     State = 0x05,
     Last = 0x06,
     Yours = 0x07,
+    Join = 0x08,
     Accepted = 0x81,
     Refused = 0x82,
     Heard = 0x83,
@@ -135,6 +167,7 @@ impl Kind {
             0x05 => Self::State,
             0x06 => Self::Last,
             0x07 => Self::Yours,
+            0x08 => Self::Join,
             0x81 => Self::Accepted,
             0x82 => Self::Refused,
             0x83 => Self::Heard,
@@ -155,6 +188,7 @@ impl Kind {
             Self::State => "STATE",
             Self::Last => "LAST",
             Self::Yours => "YOURS",
+            Self::Join => "JOIN",
             Self::Accepted => "ACCEPTED",
             Self::Refused => "REFUSED",
             Self::Heard => "HEARD",
@@ -174,6 +208,7 @@ impl Kind {
             Self::State => 1..=PIECE,
             Self::Accepted | Self::Refused | Self::Failed => 0..=TEXT,
             Self::Last => 1..=1,
+            Self::Join => KEY..=KEY,
             Self::Yours | Self::Ready | Self::Running => 0..=0,
         }
     }

@@ -59,7 +59,7 @@ impl Journey<'_> {
         Ok((Some(moved), said))
     }
 
-    /// By a unix socket and by TCP in turn; to what seems to be another host, if it is `far`.
+    /// By a unix socket and by TCP in turn; to what seems to be another host, and by several connections, if it is `far`.
     fn elsewhere(&mut self, nido: &mut Child, far: bool) -> Result<(Moved, String)> {
         let place = match self.turns.is_multiple_of(2) {
             true => self.unix("incoming"),
@@ -73,7 +73,9 @@ impl Journey<'_> {
         let host = far.then_some(&*boot_id);
         let name = format!("nido-{}", *self.turns + 1);
         let target = self.target_on(host, &name, &place, &[])?;
-        let answer = control::request(self.way.socket, &format!("migrate to={place}"))?;
+        let streams = if far { 4 } else { 1 };
+        let wish = format!("migrate to={place},streams={streams}");
+        let answer = control::request(self.way.socket, &wish)?;
         self.arrived(nido, target, &place, &answer)
     }
 

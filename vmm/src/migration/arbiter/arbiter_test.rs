@@ -15,7 +15,7 @@ use super::*;
 use crate::migration::arrive::Arrival;
 use crate::migration::link::Link;
 use crate::migration::receive::{Item, Receiver};
-use crate::migration::testing::{LONG, hello, hello_frame, memory};
+use crate::migration::testing::{LONG, hello_frame, memory, offered};
 
 /// Bytes of a frame that has no payload, as READY, YOURS and RUNNING are.
 const FRAME: usize = 12;
@@ -127,7 +127,7 @@ fn hand_over(
         scope.spawn(move || forward(to_target.0, to_target.1, yours.map(|cut| before + cut)));
         let before = 2 * FRAME + HOST.len();
         scope.spawn(move || forward(to_source.0, to_source.1, running.map(|cut| before + cut)));
-        let mut sender = Sender::hello(link(ours), &hello(), LONG).expect("accepted");
+        let mut sender = offered(link(ours), LONG).expect("accepted");
         sender.state(b"state").expect("connected");
         let ready = sender.last(false, LONG);
         let to = "unix:/there".parse().expect("an endpoint");
