@@ -56,6 +56,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("crash-kernel", restart::crash_kernel),
     ("taken-back", taken::check),
     ("power", power::check),
+    ("plugged", hot_plug::plugged),
     ("pauses", pauses::check),
     ("moves", pauses::moves),
     ("hot-plug", hot_plug::check),

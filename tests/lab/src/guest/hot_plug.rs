@@ -86,6 +86,32 @@ pub(super) fn map_by_address(_guest: &Guest, _argument: &str) -> Result<String> 
     Ok(disk.disk.to_owned())
 }
 
+/// A random number generator comes (`on`), or goes (`off`), and Linux has one more, or one less.
+pub(super) fn plugged(_guest: &Guest, argument: &str) -> Result<String> {
+    const ID: &str = "plugged-rng";
+    let (request, change) = match argument {
+        "on" => (format!("device-add virtio-rng-pci,id={ID},bus=rp1"), 1),
+        "off" => (format!("device-del {ID}"), -1),
+        _ => anyhow::bail!("plugged=on|off"),
+    };
+    let before = generators()?;
+    Agent::open()?.request(&request)?;
+    let deadline = Instant::now() + PATIENCE;
+    while generators()? != before + change {
+        ensure!(Instant::now() < deadline, "{} of {before}", generators()?);
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(format!("{} generators", before + change))
+}
+
+/// How many virtio devices Linux takes random numbers from.
+fn generators() -> Result<i64> {
+    let devices = fs::read_dir("/sys/bus/virtio/drivers/virtio_rng")?;
+    let names = devices.flatten().map(|entry| entry.file_name());
+    let devices = names.filter(|name| name.to_string_lossy().starts_with("virtio"));
+    Ok(i64::try_from(devices.count())?)
+}
+
 /// At the same time for all of `disks`.
 fn request_each(
     agent: &mut Agent,

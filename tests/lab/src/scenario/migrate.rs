@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{DEFAULT, Scenario};
+use super::{DEFAULT, Initramfs, Scenario};
 
 const DEVICES: &[&str] = &[
     "--device",
@@ -63,6 +63,31 @@ pub(super) const ON_REQUEST: &[Scenario] = &[
         arguments: DEVICES,
         plan: "scalable,smp=2,translation=first-stage,moves=1/migrate/kills:disk+memory+edu,nofaults>poweroff",
         limit: Duration::from_secs(1800),
+        ..DEFAULT
+    },
+    Scenario {
+        name: "migrate-often",
+        description: "a guest goes to another nido ten times, with its addresses used by edu, a device plugged before and \
+                      unplugged after, and reboots of both kinds between",
+        unit: Some("intel-iommu,x-flts=on,device-iotlb=on,pasid-bits=20,svm=on"),
+        arguments: &[
+            "--device",
+            "edu,ats=on,pasid=on,pri=on,dma_mask=0xffffffffffffffff",
+            "--device",
+            "pcie-root-port,id=rp0",
+            "--device",
+            "pcie-root-port,id=rp1",
+            "--device",
+            "virtio-rng-pci,bus=rp0,id=rng",
+            "-v",
+            "-v",
+        ],
+        initramfs: Initramfs::Kexec,
+        plan: "scalable,smp=2,translation=first-stage,moves=3/migrate:disk+net+sva,plugged=on,moves=2/migrate:disk+sva,rng,nofaults>restart;\
+               scalable,translation=first-stage,moves=2/migrate:disk+sva,plugged=off,disk=2,nofaults>kexec:intel_iommu=on,sm_off;\
+               legacy,translation=legacy,moves=2/migrate:disk+net+edu,disk=2,nofaults>restart;\
+               scalable,translation=first-stage,moves=3/migrate/far:disk+net+memory+sva,disk=2,net,rng,nofaults>poweroff",
+        limit: Duration::from_secs(600),
         ..DEFAULT
     },
     Scenario {
