@@ -12,7 +12,7 @@ use pci::Bdf;
 /// All disks of a machine that nido serves itself, also those that are plugged in.
 pub(crate) struct Claims {
     /// A leaf lock. Locks of files are taken and given up under it, which is a question to a file's
-    /// server where there is one: only those wait who make disks, or ask for these. Nothing is opened or
+    /// server where there is one: only those wait who make disks, or ask for these. No disk is opened or
     /// written under it.
     state: Mutex<State>,
 }
@@ -102,6 +102,11 @@ impl Claims {
     /// # Errors
     /// One of them is in use by another process.
     pub(crate) fn take_all(&self) -> anyhow::Result<Arbiter> {
+        self.take(|_| ())
+    }
+
+    /// Does `before` with each address, when the disks are there.
+    fn take(&self, before: fn(&Address)) -> anyhow::Result<Arbiter> {
         let mut state = self.state.lock();
         let state = &mut *state;
         let mut new = Vec::with_capacity(state.disks.len());
@@ -125,6 +130,7 @@ impl Claims {
             }
         }
         for (index, address) in state.addresses.iter().enumerate() {
+            before(address);
             let Err(error) = address.take() else { continue };
             for taken in state.addresses.iter().take(index) {
                 if let Err(error) = give_up_address(taken) {
@@ -173,14 +179,18 @@ impl Claims {
         result
     }
 
-    /// Has the host's programs hear that their connections with the guest have ended, while nobody has its addresses: it
-    /// comes from another process.
-    pub(crate) fn end_connections(&self) {
-        self.state
-            .lock()
-            .addresses
-            .iter()
-            .for_each(Address::end_connections);
+    /// As [`take_all`](Self::take_all), for a guest that comes from another process: the host's programs hear that their
+    /// connections with it have ended, while nobody has its addresses.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn take_over(&self) -> anyhow::Result<Arbiter> {
+        self.take(Address::end_connections)
+    }
+
+    /// Whether the machine has what is its own. If not, nobody here knows whose its guest is.
+    pub(crate) fn are_held(&self) -> bool {
+        self.state.lock().held
     }
 
     /// Whether another process has each of the disks that can be locked, and there is one: so locks are known to

@@ -23,6 +23,8 @@ use crate::socket::Places;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long it may take to say what it is. Others wait meanwhile.
 const GREETING: Duration = Duration::from_secs(10);
+/// How long one that wants to carry memory as well may take to say so. It comes with that.
+const JOINING: Duration = Duration::from_secs(1);
 /// How long it may take to answer, as its guest stands still.
 const SOON: Duration = Duration::from_secs(10);
 
@@ -59,22 +61,22 @@ pub(crate) fn wait(
         None => log::info!("waiting for a machine at {from}"),
     }
     let (receiver, hello) = first_guest(&listener).with_context(place)?;
-    let sides = match &hello.others {
-        Some(others) => join(&listener, others).with_context(place)?,
-        None => Vec::new(),
+    log::info!("a machine comes from {}", shown(&hello.writer));
+    let mut arrival = Arrival {
+        receiver: Some(receiver),
+        sides: Vec::new(),
+        is_accepted: false,
+        paused: false,
     };
+    if let Some(others) = &hello.others {
+        let joined = join(&listener, others).with_context(place);
+        arrival.sides = arrival.told(joined)?;
+    }
     // What comes to have that name is somebody else's.
     places
         .lock()
         .retain(|place| Some(place) != listener.place());
     drop(listener);
-    log::info!("a machine comes from {}", shown(&hello.writer));
-    let mut arrival = Arrival {
-        receiver: Some(receiver),
-        sides,
-        is_accepted: false,
-        paused: false,
-    };
     let config = machine(&hello.options).and_then(|config| {
         if let Some(why) = config.immovable() {
             anyhow::bail!("the machine of --incoming: {why}");
@@ -114,7 +116,8 @@ fn first_guest(listener: &Listener) -> anyhow::Result<(Receiver, Hello)> {
 
 /// The connections beside the first one. Others may come in between.
 fn join(listener: &Listener, others: &Others) -> anyhow::Result<Vec<Side>> {
-    let (mut sides, until) = (Vec::new(), Instant::now() + GREETING);
+    let limit = GREETING + JOINING * others.count;
+    let (mut sides, until) = (Vec::new(), Instant::now() + limit);
     for _ in 0..others.count {
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -123,12 +126,12 @@ fn join(listener: &Listener, others: &Others) -> anyhow::Result<Vec<Side>> {
                 "the source has told of {} connections more, and made {} within {} s",
                 others.count,
                 sides.len(),
-                GREETING.as_secs()
+                limit.as_secs()
             );
             let Some(socket) = listener.accept(left)? else {
                 continue;
             };
-            match Side::join(Link::new(socket, STALL)?, &others.key, left) {
+            match Side::join(Link::new(socket, STALL)?, &others.key, left.min(JOINING)) {
                 Ok(side) => break sides.push(side),
                 Err(error) => log::debug!("not of this machine: {}", shown(&error.to_string())),
             }
@@ -215,8 +218,7 @@ impl Arrival {
         if let Some(event) = end() {
             anyhow::bail!("this nido is to end before the guest is there: {event}");
         }
-        claims.end_connections();
-        claims.take_all()?;
+        claims.take_over()?;
         let receiver = self.receiver.take().context("the guest was not given")?;
         // Said before the guest runs: a source that does not hear it, and sees this process end, knows that
         // nothing has run.

@@ -22,9 +22,9 @@ use crate::vcpu::Brake;
 pub(super) struct Found {
     pub(super) hello: Hello,
     /// How long saying the machine's state has taken.
-    saving: Duration,
-    /// Nothing is plugged or removed meanwhile.
-    hold: HotPlugHold,
+    pub(super) saving: Duration,
+    /// Nothing is plugged or removed while this is there.
+    _hold: HotPlugHold,
 }
 
 /// What a migration needs of the machine.
@@ -35,10 +35,6 @@ pub(super) struct Begun {
     pub(super) log: Arc<DirtyLog>,
     pub(super) claims: Arc<Claims>,
     pub(super) brake: Arc<Brake>,
-    /// How long saying the machine's state has taken.
-    pub(super) saving: Duration,
-    /// Nothing is plugged or removed meanwhile.
-    _hold: HotPlugHold,
 }
 
 /// Finds out what is to be sent.
@@ -47,6 +43,13 @@ pub(super) struct Begun {
 /// Why the guest cannot leave.
 pub(super) fn find(here: &Here<'_>) -> Result<Found, String> {
     work(here, |machine| {
+        if !machine.claims().are_held() {
+            return Err(
+                "whose the guest is is not known since another migration; see what that has answered, and write `resume` if the \
+                 guest is to go on here"
+                    .to_owned(),
+            );
+        }
         let began = Instant::now();
         // What cannot be saved at the end is told at the beginning.
         let state = describe(machine, "")?;
@@ -58,7 +61,7 @@ pub(super) fn find(here: &Here<'_>) -> Result<Found, String> {
                 others: None,
             },
             saving: began.elapsed(),
-            hold: machine.hotplug().hold(),
+            _hold: machine.hotplug().hold(),
         })
     })
 }
@@ -67,8 +70,8 @@ pub(super) fn find(here: &Here<'_>) -> Result<Found, String> {
 ///
 /// # Errors
 /// The host cannot.
-pub(super) fn begin(here: &Here<'_>, found: Found) -> Result<Begun, String> {
-    work(here, move |machine| {
+pub(super) fn begin(here: &Here<'_>) -> Result<Begun, String> {
+    work(here, |machine| {
         let memory = Arc::clone(machine.memory());
         let log = DirtyLog::start(machine.vm(), &memory, machine.writers())
             .map_err(|error| format!("the host does not tell what the guest writes: {error}"))?;
@@ -78,8 +81,6 @@ pub(super) fn begin(here: &Here<'_>, found: Found) -> Result<Begun, String> {
             log: Arc::new(log),
             claims: Arc::clone(machine.claims()),
             brake: Arc::clone(&machine.shared.brake),
-            saving: found.saving,
-            _hold: found.hold,
         })
     })
 }

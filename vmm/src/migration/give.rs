@@ -13,7 +13,7 @@ use super::arbiter::hand;
 use super::error::StreamError;
 use super::host;
 use super::progress::Progress;
-use super::rounds::TOGETHER;
+use super::rounds::together;
 use super::send;
 use super::syncing::Syncing;
 use super::time_limit::TimeLimit;
@@ -46,6 +46,8 @@ pub(super) struct Parcel {
     /// Pages that are still to be sent, besides what the log has.
     pub(super) pages: Pages,
     pub(super) rounds: u32,
+    /// Most pages that are sent together.
+    together: usize,
     pub(super) end: End,
     progress: Arc<Progress>,
     /// Whether one of both alone can have the locks of the disks. Then both see the same files, too.
@@ -86,6 +88,7 @@ impl Parcel {
             sender,
             pages: Pages::default(),
             rounds: 0,
+            together: together(wish.streams),
             end: End::Early,
             progress: Arc::clone(progress),
             limit: LONGEST.max(wish.pause * TIMES),
@@ -172,7 +175,7 @@ impl Parcel {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         };
-        let runs = self.pages.runs(TOGETHER);
+        let runs = self.pages.runs(self.together);
         self.sender
             .pages(&**machine.memory(), runs, advance)
             .map_err(failed)?;

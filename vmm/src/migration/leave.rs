@@ -6,9 +6,10 @@
 use std::fs;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::thread;
 use std::time::Duration;
 
-use super::begin::{begin, find};
+use super::begin::{Begun, begin, find};
 use super::link::{Link, STALL};
 use super::progress::{GIVEN_UP, Migrations, Progress};
 use super::rounds::Rounds;
@@ -24,6 +25,9 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// How long the target may take to make the machine, of which it may allocate all memory.
 const MAKING: Duration = Duration::from_secs(60);
 
+/// How often it is tried to begin, once the target has made the machine, and after how long.
+const BEGINNINGS: u32 = 3;
+const AGAIN: Duration = Duration::from_secs(1);
 /// Where the kernel gives random texts, each time another one.
 const UUID: &str = "/proc/sys/kernel/random/uuid";
 
@@ -74,6 +78,8 @@ fn run(wish: &MigrateConfig, here: &Here<'_>, progress: &Arc<Progress>) -> Resul
     let mut sender = send::Sender::offer(link, &found.hello).map_err(failed)?;
     if let Some(others) = &found.hello.others {
         for _ in 0..others.count {
+            // Whoever gives it up meanwhile ends the first connection only.
+            progress.tell(|_| ())?;
             sender.join(connect(to)?, &others.key).map_err(failed)?;
         }
         let breaker = sender.breaker();
@@ -81,8 +87,23 @@ fn run(wish: &MigrateConfig, here: &Here<'_>, progress: &Arc<Progress>) -> Resul
     }
     sender.accepted(MAKING).map_err(failed)?;
     log::debug!("migration: accepted");
-    let begun = begin(here, found)?;
-    Rounds::new(wish, here, progress, begun, sender).run()
+    let begun = begin_soon(here, progress)?;
+    Rounds::new(wish, here, progress, begun, found.saving, sender).run()
+}
+
+/// Begins as soon as the guest stands still for a moment, which it may be too busy for.
+fn begin_soon(here: &Here<'_>, progress: &Progress) -> Result<Begun, String> {
+    let mut tries = BEGINNINGS;
+    loop {
+        match begin(here) {
+            Err(why) if tries > 1 && !progress.is_given_up() => {
+                log::debug!("migration: once more, as {why}");
+                thread::sleep(AGAIN);
+                tries -= 1;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn connect(to: &Endpoint) -> Result<Link, String> {

@@ -30,7 +30,6 @@ pub(crate) struct Link {
     outbox: Outbox,
     inbox: Inbox,
     sent: u64,
-    waited: Duration,
 }
 
 #[derive(Debug)]
@@ -78,7 +77,6 @@ impl Link {
             outbox: Outbox::default(),
             inbox: Inbox::new(),
             sent: 0,
-            waited: Duration::ZERO,
         })
     }
 
@@ -90,11 +88,6 @@ impl Link {
     /// Bytes that the host has taken.
     pub(crate) fn sent(&self) -> u64 {
         self.sent
-    }
-
-    /// How long the host and the other side were waited for, in all.
-    pub(super) fn waited(&self) -> Duration {
-        self.waited
     }
 
     /// What frames are put into, which go with the next [`flush`](Self::flush).
@@ -112,9 +105,7 @@ impl Link {
     /// # Errors
     /// The connection is lost, or it made no progress.
     pub(super) fn flush(&mut self) -> Result<()> {
-        let since = Instant::now();
         let outcome = self.send();
-        self.waited += since.elapsed();
         self.outbox.clear();
         outcome
     }
@@ -158,10 +149,7 @@ impl Link {
     /// # Errors
     /// There is none, or what comes is none.
     pub(super) fn hear(&mut self, patience: Duration) -> Result<Frame<'_>> {
-        let since = Instant::now();
-        let next = self.inbox.next(&self.line.socket, patience);
-        self.waited += since.elapsed();
-        match next {
+        match self.inbox.next(&self.line.socket, patience) {
             Ok(frame) => Ok(frame),
             Err(_) if self.line.is_given_up.load(Ordering::Acquire) => Err(StreamError::GivenUp),
             Err(StreamError::Lost(error)) if error.kind() == io::ErrorKind::ConnectionReset => {

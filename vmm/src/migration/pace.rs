@@ -11,6 +11,8 @@ const SHRINKS: u64 = 2;
 const TELLING: u64 = 256;
 /// Of what is left, at least this part is expected not to be zeros, in thousandths.
 const LEAST_DATA: u64 = 250;
+/// So many pages of zeros take the time of one with data, as far as nothing is known: they are looked at, and not sent.
+const ZEROS: u64 = 8;
 /// How much of the time vCPUs are held first, and how much more after each round that does not help, in
 /// percent.
 const FIRST_HOLD: u32 = 20;
@@ -29,8 +31,6 @@ pub(super) struct Round {
     /// Sent by their number.
     pub(super) zeros: u64,
     pub(super) took: Duration,
-    /// How much of that the connection and the target took.
-    pub(super) waited: Duration,
     /// Written meanwhile.
     pub(super) left: u64,
 }
@@ -59,10 +59,10 @@ pub(super) struct Pace {
     slow_down: bool,
     /// Bytes per second that the connection takes, of pages with data.
     rate: u64,
-    /// Nanoseconds in which a page is looked at and made ready, whatever it holds.
-    looking: u64,
-    /// How many of a thousand pages had data.
+    /// How many of a thousand pages that the guest wrote meanwhile had data.
     data: u64,
+    /// Whether something was learnt: the first round has what the guest has ever touched, of which much may be zeros.
+    has_begun: bool,
     held: u32,
     /// Rounds that brought nothing since something was done about it.
     futile: u32,
@@ -76,8 +76,8 @@ impl Pace {
             fixed,
             slow_down,
             rate: 0,
-            looking: 0,
             data: 1000,
+            has_begun: false,
             held: 0,
             futile: 0,
             rounds: 0,
@@ -96,10 +96,8 @@ impl Pace {
 
     /// How many bytes can be sent while the guest stands still.
     pub(super) fn room(&self) -> u64 {
-        let pages = self.time().as_nanos() / self.of_page().max(1);
-        u64::try_from(pages)
-            .unwrap_or(u64::MAX)
-            .saturating_mul(PAGE as u64)
+        let bytes = u128::from(self.rate) * self.time().as_micros() / 1000;
+        u64::try_from(bytes / u128::from(self.data)).unwrap_or(u64::MAX)
     }
 
     /// What no round can shorten does not keep the guest from being handed over.
@@ -108,33 +106,26 @@ impl Pace {
     }
 
     fn sending(&self, left: u64) -> Duration {
-        let looking = u128::from(left / PAGE as u64) * u128::from(self.looking);
-        let nanos = looking + self.going(u128::from(left));
-        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+        let bytes = u128::from(left) * u128::from(self.data);
+        let micros = bytes * 1000 / u128::from(self.rate.max(1));
+        Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
     }
 
-    /// How many nanoseconds a page takes of those that are left, on average.
-    fn of_page(&self) -> u128 {
-        u128::from(self.looking) + self.going(PAGE as u128)
-    }
-
-    /// How many nanoseconds the connection takes for so many bytes of pages.
-    fn going(&self, bytes: u128) -> u128 {
-        bytes * u128::from(self.data) * 1_000_000 / u128::from(self.rate.max(1))
-    }
-
-    /// Pages of zeros are looked at, and not sent: they say nothing of the connection.
     fn learn(&mut self, round: &Round) {
-        let bytes = u128::from(round.data) * PAGE as u128;
-        let rate = bytes * 1_000_000 / round.waited.as_micros().max(1);
-        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
-        if round.data >= TELLING || rate > self.rate {
-            self.rate = rate;
+        let rate = |pages: u64| {
+            let bytes = u128::from(pages) * PAGE as u128 * 1_000_000;
+            u64::try_from(bytes / round.took.as_micros().max(1)).unwrap_or(u64::MAX)
+        };
+        let (pages, of_data) = (round.data + round.zeros, rate(round.data));
+        // Pages of zeros take time, too: what a round of many of them has sent can only be too little.
+        let tells = round.data >= TELLING && round.data >= round.zeros;
+        if tells || of_data > self.rate {
+            self.rate = of_data;
         }
-        let pages = round.data + round.zeros;
-        if pages >= TELLING {
-            let looking = round.took.saturating_sub(round.waited).as_nanos() / u128::from(pages);
-            self.looking = u64::try_from(looking).unwrap_or(u64::MAX);
+        if self.rate == 0 {
+            self.rate = rate(pages / ZEROS);
+        }
+        if pages >= TELLING && std::mem::replace(&mut self.has_begun, true) {
             self.data = (round.data * 1000 / pages).max(LEAST_DATA);
         }
     }

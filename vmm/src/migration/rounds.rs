@@ -27,7 +27,12 @@ const WRITING_MORE: Duration = Duration::from_secs(2);
 /// How long to wait for disks before the guest is looked at again.
 const LOOK: Duration = Duration::from_millis(50);
 /// Most pages that are sent together.
-pub(super) const TOGETHER: usize = 512;
+const TOGETHER: usize = 512;
+/// How many are, so that each of so many connections has some, but a frame's worth.
+pub(super) fn together(streams: u32) -> usize {
+    (TOGETHER / usize::try_from(streams).unwrap_or(1).max(1)).max(64)
+}
+
 /// How often the guest may turn out to be not as quiet as it seemed, or not stop.
 const ENDS: u32 = 5;
 
@@ -51,6 +56,7 @@ impl<'a> Rounds<'a> {
         here: &'a Here<'a>,
         progress: &'a Arc<Progress>,
         begun: Begun,
+        saving: Duration,
         sender: send::Sender,
     ) -> Self {
         let place = host::place(&begun.claims, false);
@@ -62,7 +68,7 @@ impl<'a> Rounds<'a> {
             progress,
             parcel: Arc::new(Mutex::new(parcel)),
             syncing: syncing.then(|| Syncing::new(&begun.claims)),
-            pace: Pace::new(wish.pause, begun.saving * 2, wish.slow_down),
+            pace: Pace::new(wish.pause, saving * 2, wish.slow_down),
             holding: None,
             begun,
         }
@@ -153,7 +159,7 @@ impl<'a> Rounds<'a> {
             rounds,
             ..
         } = &mut *parcel;
-        let (began, waited) = (Instant::now(), sender.waited());
+        let began = Instant::now();
         *rounds += 1;
         let total = pages.count() * PAGE as u64;
         progress.tell(|figures| {
@@ -168,7 +174,11 @@ impl<'a> Rounds<'a> {
             }
         };
         let sent = sender
-            .pages(&*self.begun.memory, pages.runs(TOGETHER), advance)
+            .pages(
+                &*self.begun.memory,
+                pages.runs(together(self.wish.streams)),
+                advance,
+            )
             .map_err(failed)?;
         let gib = u32::try_from(total >> 30).unwrap_or(u32::MAX);
         let writing = WRITING.saturating_add(WRITING_MORE.saturating_mul(gib));
@@ -184,7 +194,6 @@ impl<'a> Rounds<'a> {
         Ok(Round {
             data: sent.data,
             zeros: sent.zeros,
-            waited: sender.waited().saturating_sub(waited),
             took,
             left: pages.count(),
         })

@@ -106,13 +106,6 @@ impl Sender {
         self.beside.adopt(link);
     }
 
-    /// How long connections and the target were waited for, in all, on average.
-    pub(crate) fn waited(&self) -> Duration {
-        let others = self.beside.links();
-        let all = self.link.waited() + others.iter().map(Link::waited).sum::<Duration>();
-        all / u32::try_from(others.len() + 1).unwrap_or(u32::MAX)
-    }
-
     /// Sends these runs of pages (guest-physical address, number), which are aligned and within guest
     /// memory. The guest may write to them meanwhile: then what arrives is neither, and they are to be
     /// sent again. `progress` is told again and again how many pages of them were sent, and may give up.

@@ -68,7 +68,7 @@ impl Journey<'_> {
                 format!("tcp:{}", listener.local_addr()?)
             }
         };
-        let boot_id = self.way.scratch.join("boot-id");
+        let boot_id = self.way.scratch.join(format!("boot-id-{}", self.turns));
         fs::write(&boot_id, format!("another-host-{}\n", self.turns))?;
         let host = far.then_some(&*boot_id);
         let name = format!("nido-{}", *self.turns + 1);

@@ -17,7 +17,6 @@ fn round(data: u64, took: Duration, left: u64) -> Round {
         data,
         zeros: 0,
         took,
-        waited: took,
         left,
     }
 }
@@ -58,50 +57,55 @@ fn a_small_round_makes_a_connection_faster_but_not_slower() {
     assert_eq!(pace.rate(), 409_600_000);
 }
 
+/// A round that has sent so many pages with data, and so many of zeros.
+fn mixed(data: u64, zeros: u64, took: Duration, left: u64) -> Round {
+    Round {
+        data,
+        zeros,
+        took,
+        left,
+    }
+}
+
 #[test]
-fn a_guest_whose_memory_holds_mostly_zeros_is_not_taken_for_one_behind_a_slow_connection() {
-    let mut pace = pace(100, 0, true);
-    let mostly_zeros = Round {
-        data: 1000,
-        zeros: 8000 * MIB,
-        took: SECOND,
-        waited: Duration::from_millis(10),
-        left: 50 * MIB,
-    };
-    assert_eq!(pace.next(&mostly_zeros, true), Next::HandOver);
-    // One that writes zeros does not write more than is sent.
-    let zeros = Round {
-        data: 0,
-        zeros: 2000 * MIB,
-        took: SECOND,
-        waited: Duration::from_millis(1),
-        left: 900 * MIB,
-    };
-    assert_eq!(pace.next(&zeros, true), Next::Round);
+fn what_a_guest_has_ever_touched_says_little_of_what_it_writes() {
+    for (data, zeros, took, left) in [
+        // Looking takes as long as sending does, and longer.
+        (1024 * MIB, 63 << 18, 22 * SECOND, 400 * MIB),
+        (1000, 8000 * MIB, SECOND, 50 * MIB),
+    ] {
+        let mut pace = pace(100, 0, true);
+        let first = mixed(data, zeros, took, left);
+        assert_eq!(pace.next(&first, true), Next::Round);
+        // The next one tells.
+        let second = mixed(40 * MIB, 0, Duration::from_millis(400), 9 * MIB);
+        assert_eq!(pace.next(&second, true), Next::HandOver);
+        assert_eq!(pace.rate(), 100 << 20);
+    }
+}
+
+#[test]
+fn a_guest_that_writes_zeros_is_handed_over() {
+    let mut pace = pace(100, 0, false);
+    // 800 MiB/s are looked at, an eighth of which would be sent.
+    let zeros = |left| mixed(0, 80 * MIB, Duration::from_millis(100), left);
+    assert_eq!(pace.next(&zeros(60 * MIB), true), Next::Round);
+    assert_eq!(pace.rate(), 100 << 20);
+    assert_eq!(pace.next(&zeros(41 * MIB), true), Next::Round);
+    assert_eq!(pace.next(&zeros(40 * MIB), true), Next::HandOver);
 }
 
 #[test]
 fn zeros_do_not_make_a_slow_connection_a_fast_one() {
     let mut pace = pace(100, 0, true);
     // 63 GiB of zeros are looked at in 12 s; 100 MiB take 80 s.
-    let first = Round {
-        data: 100 * MIB,
-        zeros: 63 << 18,
-        took: 92 * SECOND,
-        waited: 80 * SECOND,
-        left: 9 * MIB,
-    };
+    let first = mixed(100 * MIB, 63 << 18, 92 * SECOND, 9 * MIB);
     assert_ne!(pace.next(&first, true), Next::HandOver);
-    assert_eq!(pace.rate(), (100 << 20) / 80);
+    assert_eq!(pace.rate(), (100 << 20) / 92);
     assert!(pace.room() < 1 << 20, "{}", pace.room());
-    let few = Round {
-        data: 0,
-        zeros: 200,
-        took: Duration::from_millis(1),
-        waited: Duration::from_micros(1),
-        left: 9 * MIB,
-    };
+    let few = mixed(0, 255, Duration::from_millis(1), 9 * MIB);
     assert_ne!(pace.next(&few, true), Next::HandOver);
+    assert_eq!(pace.rate(), (100 << 20) / 92);
 }
 
 #[test]

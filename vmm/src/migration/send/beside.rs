@@ -58,6 +58,9 @@ impl Beside {
             let mut before = 0;
             let flushed = |link: &mut Link, pages: u64| {
                 listen(link)?;
+                if stop.load(Ordering::Relaxed) {
+                    return Err(StreamError::GivenUp);
+                }
                 let new = pages - std::mem::replace(&mut before, pages);
                 match tell(done.fetch_add(new, Ordering::Relaxed) + new) {
                     ControlFlow::Continue(()) => Ok(()),
@@ -115,7 +118,8 @@ fn both(one: Result<Sent>, other: Result<Sent>) -> Result<Sent> {
             data: one.data + other.data,
             zeros: one.zeros + other.zeros,
         }),
-        (Err(StreamError::Closed), Err(other)) => Err(other),
+        // These are what comes of the other.
+        (Err(StreamError::Closed | StreamError::GivenUp), Err(other)) => Err(other),
         (Err(one), Err(StreamError::Refused(why))) if !matches!(one, StreamError::Refused(_)) => {
             Err(StreamError::Refused(why))
         }
