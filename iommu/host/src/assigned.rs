@@ -258,10 +258,10 @@ where
         hosts.resources.dirty = None;
         let outcome = hosts
             .ioases()
-            .try_for_each(|(ioas, _)| tracking::switch(ioas, true));
+            .try_for_each(|(ioas, _)| tracking::start(ioas));
         match outcome {
             Ok(()) => hosts.resources.dirty = Some(DirtyPages::new(&hosts.resources.ram)),
-            Err(_) => stop(&hosts),
+            Err(_) => stop(&mut hosts),
         }
         outcome
     }
@@ -270,12 +270,13 @@ where
     pub fn stop_dirty_tracking(&self) {
         let mut hosts = self.hosts.lock();
         hosts.resources.dirty = None;
-        stop(&hosts);
+        stop(&mut hosts);
     }
 
     /// Calls `found` with the guest-physical address and the number of pages of 4 KiB for each run
     /// of pages that devices have written since tracking was started, or since this was called
-    /// last. Where the host did not say, all that a device could write counts as written.
+    /// last. Where the host did not say, all that a device could write counts as written, and so does all of
+    /// a huge page of the host's page tables of which something was.
     ///
     /// # Errors
     /// Tracking is off.
@@ -375,10 +376,12 @@ impl DeviceTlb for HostDeviceTlb {
     }
 }
 
-fn stop(hosts: &Hosts) {
-    for (ioas, _) in hosts.ioases() {
-        // What has none of it needs none of this.
-        let _ = tracking::switch(ioas, false);
+fn stop(hosts: &mut Hosts) {
+    let stopped = hosts.ioases().map(|(ioas, _)| tracking::stop(ioas));
+    let failed: Vec<_> = stopped.filter_map(Result::err).collect();
+    for error in failed {
+        // It costs time, and nothing else.
+        hosts.resources.report(|| error.to_string());
     }
 }
 
@@ -391,6 +394,8 @@ mod assigned_test;
 mod busy_test;
 #[cfg(test)]
 mod cost_test;
+#[cfg(test)]
+mod dirty_test;
 #[cfg(test)]
 mod first_stage_property_test;
 #[cfg(test)]

@@ -743,10 +743,17 @@ impl HostIommu for FakeHost {
         self.call(call, |state| {
             let on = state.tables.get(&table).ok_or(ENOENT)?.on;
             if page_size != 4096 || !state.ioas(on)?.is_mapped(address, length) {
+                // Linux tells what comes before a hole, and no error; nobody is to rely on that.
                 return Err(EINVAL);
             }
-            let dirty = state.tables.get_mut(&table).ok_or(ENOENT)?.dirty.as_mut();
-            let dirty = dirty.ok_or(EINVAL)?;
+            let of_table = state.tables.get_mut(&table).ok_or(ENOENT)?;
+            if !of_table.options.dirty_tracking {
+                return Err(EOPNOTSUPP);
+            }
+            // Of a table that is not tracked Linux says that nothing was written.
+            let Some(dirty) = of_table.dirty.as_mut() else {
+                return Ok(());
+            };
             let mut asked = dirty.split_off(&address);
             dirty.append(&mut asked.split_off(&(address + length)));
             for page in asked {

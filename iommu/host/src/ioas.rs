@@ -1,5 +1,6 @@
 //! An I/O address space of the host, with the page tables that translate by it.
 
+use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -31,6 +32,9 @@ pub(crate) struct Hwpt {
     pub(crate) made_for: Arc<str>,
     /// Others that are made for it could tell which pages were written.
     pub(crate) can_track: bool,
+    /// It tells which pages were written since it was asked for last. The kernel does not say whether it
+    /// does: of a table that does not, it says that nothing was written.
+    pub(crate) is_tracked: Cell<bool>,
     /// What is writable is not readable just for that.
     exact_rights: bool,
 }
@@ -107,6 +111,7 @@ impl Ioas {
             options,
             made_for: Arc::clone(client.name),
             can_track: client.info.dirty_tracking,
+            is_tracked: Cell::new(false),
             exact_rights,
         });
         self.update_aperture()?;

@@ -19,7 +19,7 @@ use std::io;
 use std::ops::Range;
 
 use crate::budget::{self, CALL, Spent};
-use crate::dirty::tracking::collect_unmapped;
+use crate::dirty::tracking::{collect_unmapped, mark_all};
 use crate::footprint::AREA;
 use crate::host_iommu::IoasId;
 use crate::ioas::Ioas;
@@ -315,7 +315,7 @@ impl Shadow {
         let mut left = areas;
         while let Some((first, rest)) = left.split_first() {
             resources.exit.budget.steps(CALL)?;
-            let mut last = *first;
+            let (all, mut last) = (left, *first);
             left = rest;
             self.forget(first, resources);
             while let Some((next, rest)) = left.split_first()
@@ -331,10 +331,16 @@ impl Shadow {
                 left = rest;
                 self.forget(next, resources);
             }
-            self.ioas
-                .host
-                .unmap(self.ioas.id, first.input, last.end() - first.input)
-                .map_err(Trouble::Host)?;
+            let unmapped =
+                self.ioas
+                    .host
+                    .unmap(self.ioas.id, first.input, last.end() - first.input);
+            if let Err(error) = unmapped {
+                // They stay until who is behind them is detached.
+                let count = all.len() - left.len();
+                mark_all(all.iter().take(count), resources);
+                return Err(Trouble::Host(error));
+            }
             resources.statistics.unmaps += 1;
         }
         Ok(())

@@ -14,7 +14,7 @@ use super::users::Users;
 use crate::attach::{AttachError, EADDRINUSE, EBUSY, EINVAL};
 use crate::blocked::Blocked;
 use crate::budget::Spent;
-use crate::dirty::tracking::{collect_guest_physical, switch};
+use crate::dirty::tracking::{collect_guest_physical, start};
 use crate::host_iommu::HwptId;
 use crate::ioas::Ioas;
 use crate::resources::Resources;
@@ -84,7 +84,7 @@ impl Backing {
     /// Nothing but `memory`, which maps all guest memory.
     pub(super) fn new(memory: Ioas, resources: &mut Resources) -> Self {
         if resources.dirty.is_some()
-            && let Err(error) = switch(&memory, true)
+            && let Err(error) = start(&memory)
         {
             // All that it can write counts as written then.
             resources.report(|| error.to_string());
@@ -221,7 +221,8 @@ impl Backing {
 
     /// Every IOAS in use, and the shadow that it is of; the one with all guest memory first.
     pub(super) fn ioases(&self) -> impl Iterator<Item = (&Ioas, Option<&Shadow>)> {
-        let shadows = self.shadows.values();
+        // From those that are still to be given back, pages are to be taken that were written.
+        let shadows = self.shadows.values().chain(&self.abandoned);
         let shadows = shadows.map(|shadow| (&shadow.ioas, Some(shadow)));
         std::iter::once((&self.memory, None)).chain(shadows)
     }

@@ -1,6 +1,17 @@
 //! Dirty tracking in the host: which pages its page tables say that devices have written
 //! (`IOMMU_HWPT_GET_DIRTY_BITMAP`).
+//!
+//! # What Linux 7.3 does
+//! * One bit of a page table stands for all of a huge page. Asked for a part of one, the kernel clears
+//!   the bit, and tells nothing, or writes beyond what it was given. So no huge page is asked for in parts.
+//! * Where nothing is mapped it stops, without an error. So nothing is asked for but what one area maps.
+//! * Of a page table that is not tracked it says that nothing was written, without an error, too. So what
+//!   could not be switched on is remembered, and counts as written.
+//! * It does not read the bits of what it unmaps, so they are read just before. A write in between, by a
+//!   device that goes on with what the guest is about to take away, may be missed: there is no call that
+//!   does both.
 
+use std::iter;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -12,7 +23,7 @@ use crate::ram::Ram;
 use crate::resources::Resources;
 use crate::run::{PAGE, Run};
 
-/// Bytes that are asked for at a time.
+/// Bytes that are asked for at a time, which begin at a multiple of it: the largest page of a host.
 const PIECE: u64 = 1 << 30;
 
 /// Why it is not known which pages were written.
@@ -63,16 +74,32 @@ pub(crate) fn collect(ioas: &Ioas, area: &Run, dirty: &mut DirtyPages) {
         return;
     }
     for hwpt in &ioas.hwpts {
-        let mut start = area.input;
-        while start < area.end() {
-            let end = area.end().min(start + PIECE);
-            let piece = area.part(&(start..end));
-            if query(ioas, hwpt.id, &piece, dirty).is_err() {
+        for piece in pieces(area) {
+            if !hwpt.is_tracked.get() || query(ioas, hwpt.id, &piece, dirty).is_err() {
                 dirty.mark(&(piece.output..piece.output + piece.length));
             }
-            start = end;
         }
     }
+}
+
+/// Nobody knows whether devices have written to what `areas` map: all of it counts as written.
+pub(crate) fn mark_all<'a>(areas: impl Iterator<Item = &'a Run>, resources: &mut Resources) {
+    if let Some(dirty) = &mut resources.dirty {
+        let writable = areas.filter(|area| area.rights.write);
+        writable.for_each(|area| dirty.mark(&(area.output..area.output + area.length)));
+    }
+}
+
+/// `area` in parts of which none has a part of a huge page.
+fn pieces(area: &Run) -> impl Iterator<Item = Run> {
+    let (area, mut start) = (*area, area.input);
+    iter::from_fn(move || {
+        let next = (start / PIECE).saturating_add(1).saturating_mul(PIECE);
+        let end = area.end().min(next);
+        let piece = (start < end).then(|| area.part(&(start..end)));
+        start = end;
+        piece
+    })
 }
 
 fn query(ioas: &Ioas, table: HwptId, piece: &Run, dirty: &mut DirtyPages) -> std::io::Result<()> {
@@ -100,15 +127,21 @@ pub(crate) fn collect_guest_physical(ioas: &Ioas, ram: &Ram, dirty: &mut DirtyPa
     }
 }
 
-/// Has all page tables of `ioas` tell what is written, beginning with nothing, or stop to.
-pub(crate) fn switch(ioas: &Ioas, on: bool) -> Result<(), DirtyTrackingError> {
-    ioas.hwpts
-        .iter()
-        .try_for_each(|hwpt| switch_hwpt(ioas, hwpt, on))
+/// Has all page tables of `ioas` tell what is written, beginning with nothing.
+pub(crate) fn start(ioas: &Ioas) -> Result<(), DirtyTrackingError> {
+    let mut hwpts = ioas.hwpts.iter();
+    hwpts.try_for_each(|hwpt| start_hwpt(ioas, hwpt))
 }
 
-/// As [`switch`], for one of them.
-pub(crate) fn switch_hwpt(ioas: &Ioas, hwpt: &Hwpt, on: bool) -> Result<(), DirtyTrackingError> {
+/// Has those of them tell nothing any more that do.
+pub(crate) fn stop(ioas: &Ioas) -> Result<(), DirtyTrackingError> {
+    let tracked = ioas.hwpts.iter().filter(|hwpt| hwpt.is_tracked.take());
+    // However many do not stop.
+    tracked.fold(Ok(()), |outcome, hwpt| outcome.and(set(ioas, hwpt, false)))
+}
+
+/// As [`start`], for one of them.
+pub(crate) fn start_hwpt(ioas: &Ioas, hwpt: &Hwpt) -> Result<(), DirtyTrackingError> {
     let device = || Arc::clone(&hwpt.made_for);
     if !hwpt.options.dirty_tracking && hwpt.options.pasid && hwpt.can_track {
         return Err(DirtyTrackingError::Pasids { device: device() });
@@ -116,9 +149,18 @@ pub(crate) fn switch_hwpt(ioas: &Ioas, hwpt: &Hwpt, on: bool) -> Result<(), Dirt
     if !hwpt.options.dirty_tracking {
         return Err(DirtyTrackingError::Unsupported { device: device() });
     }
+    set(ioas, hwpt, true)?;
+    hwpt.is_tracked.set(true);
+    Ok(())
+}
+
+fn set(ioas: &Ioas, hwpt: &Hwpt, on: bool) -> Result<(), DirtyTrackingError> {
     let outcome = ioas.host.set_dirty_tracking(hwpt.id, on);
     outcome.map_err(|cause| DirtyTrackingError::Host {
-        device: device(),
+        device: Arc::clone(&hwpt.made_for),
         cause,
     })
 }
+
+#[cfg(test)]
+mod tracking_test;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::dirty::tracking::switch_hwpt;
+use crate::dirty::tracking::start_hwpt;
 use crate::host_iommu::{HwptId, HwptOptions};
 use crate::ioas::{Client, Ioas};
 use crate::resources::Resources;
@@ -79,7 +79,7 @@ fn add_hwpt(
     let added = make_hwpt(ioas, client, kinds)?;
     if resources.dirty.is_some()
         && let Some(hwpt) = ioas.hwpts.last()
-        && let Err(error) = switch_hwpt(ioas, hwpt, true)
+        && let Err(error) = start_hwpt(ioas, hwpt)
     {
         // All that it can write counts as written then.
         resources.report(|| format!("{}: {error}", client.name));
