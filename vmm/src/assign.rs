@@ -105,6 +105,11 @@ impl Assigner {
         }))
     }
 
+    /// The devices, where the guest's tables put them.
+    pub(crate) fn devices(&self) -> &Arc<AssignedDevices<Memory>> {
+        &self.assigned
+    }
+
     /// A device that is bound, and that goes with this machine.
     pub(crate) fn bind(&self, config: &VfioConfig) -> Result<BoundDevice, AssignError> {
         let mut waiting = self.waiting.lock();

@@ -3,6 +3,7 @@
 mod assign;
 mod changes;
 mod devices;
+mod dirty_pages;
 mod edu;
 mod error;
 mod incoming;
@@ -26,6 +27,7 @@ use crate::config::{Config, FunctionConfig, IommuConfig};
 use crate::layout::boot::CMDLINE_MAX;
 use assign::IOMMUFD;
 pub(crate) use devices::{Device, Parsed, parse as parse_device};
+pub(crate) use dirty_pages::{Asked as DirtyPagesAsked, dirty_pages as parse_dirty_pages};
 pub(crate) use error::UsageError;
 use incoming::INCOMING;
 pub(crate) use incoming::Incoming;

@@ -221,6 +221,43 @@ pub(crate) struct SnapshotConfig {
     pub(crate) live: Option<bool>,
 }
 
+/// Following what is written to guest memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FollowConfig {
+    /// How long a round takes.
+    pub(crate) time: Duration,
+    /// How many rounds, each of which has what was written since the one before.
+    pub(crate) rounds: u32,
+    /// Whose pages are wanted; `None` for all.
+    pub(crate) of: Option<WriterKind>,
+}
+
+/// Who writes to guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WriterKind {
+    Vcpus,
+    /// Devices of this process, and the remapping unit.
+    Devices,
+    /// Devices that the kernel serves.
+    Vhost,
+    /// Devices of the host.
+    HostDevices,
+}
+
+impl WriterKind {
+    pub(crate) const ALL: [Self; 4] = [Self::Vcpus, Self::Devices, Self::Vhost, Self::HostDevices];
+
+    /// What users call it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Vcpus => "vcpus",
+            Self::Devices => "devices",
+            Self::Vhost => "vhost",
+            Self::HostDevices => "host-devices",
+        }
+    }
+}
+
 /// A guest that is to go on in another process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MigrateConfig {
@@ -281,6 +318,8 @@ pub(crate) struct IommufdConfig {
     pub(crate) id: String,
     /// Where it comes from.
     pub(crate) source: FileSource,
+    /// Its page tables have huge pages.
+    pub(crate) huge_pages: bool,
 }
 
 /// Where an open file comes from.

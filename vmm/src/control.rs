@@ -38,6 +38,7 @@
 
 mod commands;
 mod connection;
+mod dirty_pages;
 mod hotplug;
 mod migrations;
 mod monitor;

@@ -36,6 +36,7 @@ use crate::event_loop::Handle;
 use crate::irq::{LocalApics, MessageRoutes, Unit};
 use crate::layout;
 use crate::limits;
+use crate::memory::dirty::Writers;
 use crate::memory::{self, Memory};
 use crate::vcpu::{Current, Shared, Vcpu};
 use crate::{doorbell, kvm};
@@ -242,9 +243,15 @@ impl Machine {
         &self.claims
     }
 
-    /// What the kernel writes to memory for devices that it serves.
-    pub(crate) fn writers(&self) -> &Arc<WriteLog> {
-        &self.writers
+    /// All that writes to its memory.
+    pub(crate) fn writers(&self) -> Writers {
+        let assigner = self.assigner.as_ref();
+        Writers {
+            vm: Arc::clone(&self.vm),
+            memory: Arc::clone(&self.memory),
+            served: Arc::clone(&self.writers),
+            assigned: assigner.map(|assigner| Arc::clone(assigner.devices())),
+        }
     }
 
     /// Takes what is typed, to where the configuration has the console. Returns how much there was

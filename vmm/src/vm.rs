@@ -188,6 +188,7 @@ fn monitor(
         unit: machine.unit().cloned(),
         accesses: Arc::clone(&machine.shared.accesses),
         assigner: machine.assigner().cloned(),
+        writers: Arc::new(machine.writers()),
         hotplug: Arc::clone(machine.hotplug()),
         workers: Workers::new()?,
         suspension: Arc::clone(suspension),

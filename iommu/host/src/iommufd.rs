@@ -33,6 +33,8 @@ pub struct Iommufd {
     file: File,
     /// Cleared when the kernel turned out not to map files.
     maps_files: AtomicBool,
+    /// Its page tables have huge pages.
+    huge_pages: bool,
     counters: Counters,
 }
 
@@ -66,8 +68,28 @@ impl Iommufd {
         Self {
             file,
             maps_files: AtomicBool::new(true),
+            huge_pages: true,
             counters: Counters::default(),
         }
+    }
+
+    /// The same with page tables without huge pages, or with. Without, each page of 4 KiB is known by itself of
+    /// which something was written, and DMA is slower.
+    #[must_use]
+    pub fn with_huge_pages(self, huge_pages: bool) -> Self {
+        Self { huge_pages, ..self }
+    }
+
+    /// Has page tables over this space, in which nothing is mapped yet, have no huge pages.
+    fn forbid_huge_pages(&self, ioas: IoasId) -> io::Result<()> {
+        self.call(&mut uapi::iommu_option {
+            size: size_of::<uapi::iommu_option>(),
+            option_id: uapi::iommufd_option_IOMMU_OPTION_HUGE_PAGES,
+            op: 0, // IOMMU_OPTION_OP_SET
+            object_id: ioas.0,
+            val64: 0,
+            ..Default::default()
+        })
     }
 
     /// How many ioctls of each kind were issued so far, those that failed included.

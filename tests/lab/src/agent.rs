@@ -6,6 +6,7 @@ pub mod bench_compare;
 pub mod bench_nested;
 pub mod bench_shadow;
 mod control;
+mod dirty;
 mod disks;
 mod echo;
 mod host;

@@ -6,6 +6,7 @@ mod asleep;
 mod assigned_edu;
 pub(crate) mod checks;
 mod console;
+mod dirty_pages;
 pub(crate) mod disk;
 mod disk_bench;
 mod disk_queues;

@@ -15,6 +15,7 @@ fn iommufd(id: &str, source: FileSource) -> String {
     let config = IommufdConfig {
         id: id.to_owned(),
         source,
+        huge_pages: true,
     };
     files::iommufd(&config)
         .err()

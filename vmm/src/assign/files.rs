@@ -17,7 +17,7 @@ use crate::config::{FileSource, IommufdConfig};
 pub(super) fn iommufd(config: &IommufdConfig) -> Result<(Iommufd, Arc<VfioIommufd>), AssignError> {
     let shared = |iommufd: Iommufd| {
         let shared = share_iommufd(iommufd.as_fd())?;
-        Ok((iommufd, shared))
+        Ok((iommufd.with_huge_pages(config.huge_pages), shared))
     };
     match &config.source {
         FileSource::Path(path) => {

@@ -45,6 +45,14 @@ pub(super) const IOMMUFD: Table = Table {
             help: "device node of the host's iommufd",
         },
         FD,
+        Key {
+            name: "hugepages",
+            aliases: &[],
+            kind: Kind::OnOff,
+            default: "on",
+            help: "map memory for devices by huge pages where that can be; off: DMA is slower, and it is known of each page of \
+                   4 KiB whether a device has written it, which a guest that is migrated with its devices has less sent for",
+        },
     ],
 };
 
@@ -135,6 +143,7 @@ pub(super) fn object(argument: &str) -> Result<IommufdConfig, UsageError> {
     Ok(IommufdConfig {
         id: values.required_text("id", "iommufd0")?.to_owned(),
         source,
+        huge_pages: values.on_off("hugepages").unwrap_or(true),
     })
 }
 

@@ -124,10 +124,11 @@ fn memory(config: MemoryConfig) -> String {
 
 fn iommufd(config: &IommufdConfig) -> String {
     let list = List::of("iommufd").key("id", &config.id);
-    match &config.source {
-        FileSource::Path(path) => list.path("path", path).0,
-        FileSource::Descriptor(fd) => list.key("fd", fd).0,
-    }
+    let list = match &config.source {
+        FileSource::Path(path) => list.path("path", path),
+        FileSource::Descriptor(fd) => list.key("fd", fd),
+    };
+    list.switch("hugepages", config.huge_pages).0
 }
 
 fn iommu(config: &IommuConfig) -> String {
@@ -282,7 +283,7 @@ mod tests {
             "--kernel k --device intel-iommu",
             "--kernel k --device intel-iommu,aw-bits=57,x-flts=on,intremap=off,caching-mode=on,device-iotlb=on,pasid-bits=20,svm=on",
             "--kernel k --device intel-iommu,aw-bits=39,x-scalable-mode=off,x-snoop-control=off,x-page-walk-coherency=off,x-keep-translations=on,caching-mode=off",
-            "--kernel k --object iommufd,id=i --object iommufd,id=j,fd=7 --device vfio-pci,host=0000:01:00.0,iommufd=i,needs-reset=off,pasid=on,ats=off,pri=on --device vfio-pci,fd=8,iommufd=j",
+            "--kernel k --object iommufd,id=i --object iommufd,id=j,fd=7,hugepages=off --device vfio-pci,host=0000:01:00.0,iommufd=i,needs-reset=off,pasid=on,ats=off,pri=on --device vfio-pci,fd=8,iommufd=j",
             "--kernel k --object iommufd,id=i,path=/dev/i,,1 --device intel-iommu,shadow-memory=64M,bound-pasids=7",
         ] {
             let config = config(line);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use intel_vtd::SourceId;
 use pci::{Bdf, ECAM_FUNCTION_SHIFT, RootComplex};
 
+use super::dirty_pages;
 use super::hotplug;
 use super::migrations;
 use super::monitor::Monitor;
@@ -121,6 +122,12 @@ pub(super) const COMMANDS: &[Command] = &[
         arguments: &[],
         help: "give the migration up; the guest goes on here",
         run: migrations::cancel,
+    },
+    Command {
+        name: "dirty-pages",
+        arguments: &[Argument::DirtyPages],
+        help: "which pages of guest memory are written, and by whom: `dirty-pages help` lists keys",
+        run: dirty_pages::look,
     },
     Command {
         name: "quit",

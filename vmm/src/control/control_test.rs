@@ -14,12 +14,13 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::cli::{self, Request};
-use crate::config::{FunctionConfig, FunctionKind};
+use crate::config::{FunctionConfig, FunctionKind, WriterKind};
 use crate::event::Event;
 use crate::event_loop::EventLoop;
 use crate::irq::Unit;
 use crate::machine::unit::unit_config;
 use crate::machine::{HotPlug, Maker};
+use crate::memory::dirty::{Follow, Following};
 use crate::socket::scratch::Scratch;
 
 struct Nobody;
@@ -36,6 +37,19 @@ impl Maker for NoMaker {
     }
 
     fn release(&self, _bdf: Bdf) {}
+}
+
+/// Whose memory nobody writes to.
+struct NoWriters;
+
+impl Follow for NoWriters {
+    fn has_host_devices(&self) -> bool {
+        false
+    }
+
+    fn follow(&self, _of: Option<WriterKind>) -> io::Result<Box<dyn Following>> {
+        Err(io::Error::other("there is nobody to be followed"))
+    }
 }
 
 /// A machine with nothing but a host bridge.
@@ -57,6 +71,7 @@ pub(super) fn bare() -> (Monitor, Receiver<Event>) {
         unit: None,
         accesses: Arc::default(),
         assigner: None,
+        writers: Arc::new(NoWriters),
         hotplug: HotPlug::new(root, Box::new(NoMaker), Vec::new(), &[]),
         workers: Workers::new().expect("a descriptor"),
         suspension: Arc::default(),

@@ -12,6 +12,7 @@ use crate::assign::Assigner;
 use crate::event::Event;
 use crate::irq::Unit;
 use crate::machine::HotPlug;
+use crate::memory::dirty::Follow;
 use crate::migration::Migrations;
 use crate::snapshot::Snapshots;
 use crate::suspension::Suspension;
@@ -35,6 +36,8 @@ pub(crate) struct Monitor {
     pub(crate) accesses: Arc<AccessTimes>,
     /// What assigns devices of the host, if there are iommufds.
     pub(crate) assigner: Option<Arc<Assigner>>,
+    /// What writes to guest memory.
+    pub(crate) writers: Arc<dyn Follow>,
     /// What can be plugged in and out.
     pub(crate) hotplug: Arc<HotPlug>,
     /// For what takes time.

@@ -38,6 +38,8 @@ pub(super) enum Argument {
     Snapshot,
     /// Where the guest goes. The rest of the request.
     Migration,
+    /// For how long and by whom. The rest of the request, which may be nothing.
+    DirtyPages,
 }
 
 /// An argument's value.
@@ -53,6 +55,8 @@ pub(super) enum Value {
     Snapshot(String),
     /// Where the guest goes.
     Migration(String),
+    /// For how long and by whom.
+    DirtyPages(String),
     /// The name of a device, and whether it is removed by force.
     Removal(String, bool),
 }
@@ -96,6 +100,7 @@ impl Argument {
             Self::Removal => "ID[,force=on]",
             Self::Snapshot => "DIR[,live=on|off]",
             Self::Migration => "unix:PATH|tcp:HOST:PORT[,key=value]...",
+            Self::DirtyPages => "[key=value,...]",
         }
     }
 
@@ -107,6 +112,7 @@ impl Argument {
             Self::Removal => removal(word),
             Self::Snapshot => Some(Value::Snapshot(word.to_owned())),
             Self::Migration => Some(Value::Migration(word.to_owned())),
+            Self::DirtyPages => Some(Value::DirtyPages(word.to_owned())),
         }
     }
 
@@ -120,6 +126,7 @@ impl Argument {
             Self::Device => "what `--device` takes",
             Self::Snapshot => "a directory, and keys that `snapshot help` explains",
             Self::Migration => "where another nido waits, and keys that `migrate help` explains",
+            Self::DirtyPages => "keys that `dirty-pages help` explains",
             Self::Removal => {
                 "the id of a device, or of the port that it is behind, and force=on to pull it out"
             }
@@ -212,6 +219,7 @@ fn run(commands: &[Command], monitor: &Monitor, request: &str) -> Result<Answer,
         {
             vec![rest.trim()]
         }
+        [Argument::DirtyPages] => vec![rest.trim()],
         _ => rest.split_whitespace().collect(),
     };
     (command.run)(monitor, &command.values(&arguments)?)

@@ -1,4 +1,5 @@
-//! What takes long, of which there is one at a time: saving the guest, or having it leave.
+//! What takes long, of which there is one at a time: saving the guest, having it leave, or following what it
+//! writes.
 
 use std::sync::Arc;
 
@@ -13,6 +14,8 @@ pub(super) enum Long {
     Snapshot,
     /// A migration.
     Migration,
+    /// Following what is written to memory.
+    DirtyPages,
 }
 
 /// What is under way, from the command that asks for it to the end of the work. Only leaf locks are taken under this
@@ -45,6 +48,11 @@ impl Monitor {
                 self.migrations.describe(),
                 "migrate-cancel",
             ),
+            Some(Long::DirtyPages) => {
+                return Err(
+                    "`dirty-pages` follows what the guest writes; wait for its end".to_owned(),
+                );
+            }
         };
         // Its thread may not have got there yet.
         let progress = progress.map_or_else(String::new, |text| format!(": {text}"));
@@ -66,14 +74,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshot_and_a_migration_exclude_each_other_before_their_threads_have_begun() {
+    fn what_takes_long_excludes_the_rest_before_its_thread_has_begun() {
         let (monitor, _events) = bare();
         for (first, why) in [
             (Long::Snapshot, "a snapshot is being written; wait"),
             (Long::Migration, "a migration is under way; wait"),
+            (Long::DirtyPages, "`dirty-pages` follows"),
         ] {
             let turn = monitor.begin(first).expect("the only one");
-            for second in [Long::Snapshot, Long::Migration] {
+            for second in [Long::Snapshot, Long::Migration, Long::DirtyPages] {
                 let error = monitor.begin(second).err().expect("the second");
                 assert!(error.starts_with(why), "{error}");
             }

@@ -1,5 +1,9 @@
 //! Which pages of guest memory are written to while the guest runs: by vCPUs, which KVM logs, by
-//! devices and the unit, which mark what they write, and by devices that the kernel serves, which logs it.
+//! devices and the unit, which mark what they write, by devices that the kernel serves, which logs it, and
+//! by devices of the host, of which its IOMMU tells.
+
+mod host;
+mod writers;
 
 use std::io;
 use std::sync::Arc;
@@ -12,18 +16,22 @@ use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _, MmapRegion};
 use super::pages::Pages;
 use super::{GuestRam, Memory};
 use crate::kvm;
+use host::HostLog;
+pub(crate) use writers::{Follow, Following, Writers, Written};
 
 /// Follows what is written, until it is dropped.
 pub(crate) struct DirtyLog {
     vm: Arc<VmFd>,
     memory: Memory,
     writers: Arc<WriteLog>,
+    /// If devices of the host can be assigned.
+    host: Option<HostLog>,
 }
 
 impl DirtyLog {
-    /// Begins with what is written from here on. `memory` is all RAM of `vm`, `writers` are the devices
-    /// that the kernel serves, and nobody writes to it at the moment: the machine is paused, or has not
-    /// run.
+    /// Begins with what is written from here on, but for devices of the host. `memory` is all RAM of `vm`,
+    /// `writers` are the devices that the kernel serves, and nobody writes to it at the moment: the machine
+    /// is paused, or has not run.
     ///
     /// # Errors
     /// KVM cannot log, or one of these devices.
@@ -37,6 +45,7 @@ impl DirtyLog {
             vm: Arc::clone(vm),
             memory: Arc::clone(memory),
             writers: Arc::clone(writers),
+            host: None,
         };
         kvm::dirty::log(vm, memory, true)?;
         marks(memory).for_each(Marks::begin);
@@ -52,20 +61,32 @@ impl DirtyLog {
     /// KVM does not tell. What it has told before of other pieces of memory is lost then, so the log is
     /// of no more use.
     pub(crate) fn take(&self) -> io::Result<Pages> {
-        let mut pages = Pages::none(&self.memory);
+        Ok(self.take_each()?.all())
+    }
+
+    /// The same by who has written it.
+    ///
+    /// # Errors
+    /// As for [`take`](Self::take).
+    pub(crate) fn take_each(&self) -> io::Result<Written> {
+        let mut written = Written::none(&self.memory);
         let marked = marks(&self.memory).map(Marks::take);
         for (number, (logged, marked)) in kvm::dirty::logged(&self.vm, &self.memory)
             .zip(marked)
             .enumerate()
         {
-            pages.insert(number, &logged?);
-            pages.insert(number, &marked);
+            written.vcpus.insert(number, &logged?);
+            written.devices.insert(number, &marked);
         }
         for (number, region) in self.memory.iter().enumerate() {
             let count = region.size().div_ceil(Marks::PAGE);
-            pages.insert(number, &self.writers.take(region.start_addr(), count));
+            let logged = self.writers.take(region.start_addr(), count);
+            written.vhost.insert(number, &logged);
         }
-        Ok(pages)
+        if let Some(host) = &self.host {
+            written.host_devices = host.pages().map_err(io::Error::other)?;
+        }
+        Ok(written)
     }
 }
 

@@ -57,6 +57,14 @@ impl Pages {
         }
     }
 
+    /// Adds `count` pages from the one on that begins at `start`. What is not in its region is left out.
+    pub(crate) fn add(&mut self, start: GuestAddress, count: u64) {
+        let regions = self.0.iter_mut().rev();
+        if let Some(region) = regions.skip_while(|region| region.start > start).next() {
+            region.add(start, count);
+        }
+    }
+
     /// Adds the pages of `other`, which is of the same memory.
     pub(crate) fn merge(&mut self, other: &Self) {
         for (region, other) in self.0.iter_mut().zip(&other.0) {
@@ -85,6 +93,17 @@ impl Pages {
 }
 
 impl Region {
+    fn add(&mut self, start: GuestAddress, count: u64) {
+        let page = start.0.saturating_sub(self.start.0) / Marks::PAGE as u64;
+        let end = page.saturating_add(count).min(self.size as u64);
+        for page in page..end {
+            let word = usize::try_from(page).unwrap_or(usize::MAX) / WORD;
+            if let Some(word) = self.words.get_mut(word) {
+                *word |= 1 << (page % WORD as u64);
+            }
+        }
+    }
+
     fn insert(&mut self, words: &[u64]) {
         for (word, other) in self.words.iter_mut().zip(words) {
             *word |= other;

@@ -53,6 +53,10 @@ pub(super) fn find(here: &Here<'_>) -> Result<Found, String> {
         let began = Instant::now();
         // What cannot be saved at the end is told at the beginning.
         let state = describe(machine, "")?;
+        machine
+            .writers()
+            .check_host_devices()
+            .map_err(|error| error.to_string())?;
         Ok(Found {
             hello: Hello {
                 writer: state.writer,
@@ -73,7 +77,9 @@ pub(super) fn find(here: &Here<'_>) -> Result<Found, String> {
 pub(super) fn begin(here: &Here<'_>) -> Result<Begun, String> {
     work(here, |machine| {
         let memory = Arc::clone(machine.memory());
-        let log = DirtyLog::start(machine.vm(), &memory, machine.writers())
+        let log = machine
+            .writers()
+            .follow_all()
             .map_err(|error| format!("the host does not tell what the guest writes: {error}"))?;
         Ok(Begun {
             memory,

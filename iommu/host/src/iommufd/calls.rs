@@ -21,7 +21,15 @@ impl HostIommu for Iommufd {
             ..Default::default()
         };
         self.call(&mut request)?;
-        Ok(IoasId(request.out_ioas_id))
+        let ioas = IoasId(request.out_ioas_id);
+        if !self.huge_pages
+            && let Err(error) = self.forbid_huge_pages(ioas)
+        {
+            // Nothing refers to it.
+            let _ = self.destroy(ioas.into());
+            return Err(error);
+        }
+        Ok(ioas)
     }
 
     fn destroy(&self, object: ObjectId) -> io::Result<()> {

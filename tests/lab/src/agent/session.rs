@@ -16,7 +16,7 @@ use super::migrations::Journey;
 use super::moved::{Moved, Way, outcome_of};
 use super::tally::Tally;
 use super::threads::Runs;
-use super::{Report, control, huge_pages, pauses};
+use super::{Report, control, dirty, huge_pages, pauses};
 use crate::judge::Judge;
 use crate::protocol::{AgentLine, GuestLine};
 use crate::scenario::Exchange;
@@ -123,6 +123,7 @@ impl Session<'_> {
         let mut before = None;
         let mut runs = None;
         let mut taken = Vec::new();
+        let mut following = None;
         let mut messages = self.messages.to_owned();
         // How often the guest has migrated.
         let mut turns = 0;
@@ -171,6 +172,9 @@ impl Session<'_> {
                                     huge_pages::check(child.id(), &(self.substitute)(device))
                                 }
                                 ("pauses", rounds) => self.pauses(rounds),
+                                ("dirty", words) => {
+                                    dirty::follow(&mut following, self.socket, &messages, words)
+                                }
                                 ("move", how) => match self.go(&mut child, how, &mut turns) {
                                     Err(error) => {
                                         // There may be no guest any more that hears of it.

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Guest, asleep, assigned_edu, console, disk, disk_bench, disk_queues, disk_speed, edu,
-    edu_group, edu_msi, fio, hot_plug, hot_plug_levels, huge_pages, interrupts, iommu, level3,
+    Guest, asleep, assigned_edu, console, dirty_pages, disk, disk_bench, disk_queues, disk_speed,
+    edu, edu_group, edu_msi, fio, hot_plug, hot_plug_levels, huge_pages, interrupts, iommu, level3,
     map_benchmark, net_bench, net_queues, network, nvme, pasid, pauses, power, random, restart,
     service, sva, taken, vsock,
 };
@@ -53,6 +53,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("edu-isolation", assigned_edu::isolation),
     ("edu-unmap", assigned_edu::unmap),
     ("edu-remap", assigned_edu::remap),
+    ("dirty-pages", dirty_pages::check),
     ("crash-kernel", restart::crash_kernel),
     ("taken-back", taken::check),
     ("power", power::check),

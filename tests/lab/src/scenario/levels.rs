@@ -81,6 +81,16 @@ const ON_TWO_IOMMUFDS: &[&str] = &[
     "vfio-pci,host={edu0},iommufd=iommufd1",
 ];
 
+/// Edu alone, of which each page of 4 KiB is followed. The agent reads in the log when a round begins.
+const FOLLOWED: &[&str] = &[
+    "-v",
+    "-v",
+    "--object",
+    "iommufd,id=iommufd0,hugepages=off",
+    "--device",
+    "vfio-pci,host={edu0},iommufd=iommufd0",
+];
+
 /// Level 1's requests: what its unit holds of the devices that level 3 has.
 const SHADOWED: &[Exchange] = &[
     Exchange {
@@ -291,6 +301,23 @@ pub const LEVELS: &[Scenario] = &[
         plan: "scalable,level3=killed,look=kept,nofaults>poweroff",
         unit: Some(KEEPING),
         looks: &[("crashed", CRASHED), ("on", ALL_ON), NEVER_STALE],
+        ..HOST
+    },
+    Scenario {
+        name: "levels-dirty-shadow",
+        description: "three levels, x-flts=off: the pages that level 3's edu writes are those that level 2's nido names, by the dirty \
+                      bits of level 1's unit, also of what is unmapped meanwhile",
+        unit: Some(KEEPING),
+        plan: "scalable,level3=dirty-shadow,look=kept,nofaults>poweroff",
+        looks: KEPT,
+        ..HOST
+    },
+    Scenario {
+        name: "levels-dirty-nested",
+        description: "three levels, x-flts=on: the same through nested page tables",
+        unit: Some(KEEPING),
+        plan: "scalable,level3=dirty-nested,look=kept,nofaults>poweroff",
+        looks: KEPT,
         ..HOST
     },
     Scenario {
@@ -523,6 +550,20 @@ const THIRD: &[Scenario] = &[
         plan: "scalable,translation=first-stage,disk,net=32,edu,edu-stays-mapped,nofaults>kdump;\
                crash-kernel,scalable,look=crashed,disk,net=32,edu,look=on,nofaults>poweroff",
         looks: &[("crashed", CRASHED_ON), ("on", REBOOT_ON)],
+        ..GUEST
+    },
+    Scenario {
+        name: "dirty-shadow",
+        unit: Some(SECOND_STAGE),
+        arguments: FOLLOWED,
+        plan: "scalable,translation=second-stage,dirty-pages=2500,nofaults>poweroff",
+        ..GUEST
+    },
+    Scenario {
+        name: "dirty-nested",
+        unit: Some(FIRST_STAGE),
+        arguments: FOLLOWED,
+        plan: "scalable,translation=first-stage,dirty-pages=2500,nofaults>poweroff",
         ..GUEST
     },
     Scenario {

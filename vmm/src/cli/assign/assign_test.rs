@@ -30,12 +30,13 @@ fn device(line: &str) -> VfioConfig {
 #[test]
 fn objects_and_devices_become_typed_values() {
     let config = config(
-        "--object iommufd,id=a --object iommufd,id=b,path=/tmp/iommu --object iommufd,id=c,fd=9 \
+        "--object iommufd,id=a --object iommufd,id=b,path=/tmp/iommu --object iommufd,id=c,fd=9,hugepages=off \
          --device vfio-pci,host=0000:01:00.0,iommufd=b,addr=4,id=disk",
     );
     let object = |id: &str, source| IommufdConfig {
         id: id.to_owned(),
         source,
+        huge_pages: id != "c",
     };
     assert_eq!(
         config.iommufds,

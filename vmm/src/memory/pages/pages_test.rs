@@ -65,6 +65,24 @@ fn what_is_beyond_a_region_is_left_out() {
 }
 
 #[test]
+fn a_run_that_is_added_ends_with_its_region() {
+    let mut pages = Pages::none(&memory());
+    for (start, count) in [
+        (0x1000, 1),
+        (0x3_e000, 3),
+        (0x8_1000, 5),
+        (HIGH, u64::MAX),
+        (HIGH + 0x1000, 1),
+        (0xffff_f000, 1),
+        (u64::MAX - 0xfff, u64::MAX),
+    ] {
+        pages.add(GuestAddress(start), count);
+    }
+    let expected = [(0x1000, 1), (0x3_e000, 3), (0x8_1000, 1), (HIGH, 1)];
+    assert_eq!(runs(&pages, 99), expected);
+}
+
+#[test]
 fn a_merged_set_has_the_pages_of_both() {
     let mut pages = Pages::none(&memory());
     pages.insert(0, &[0b101]);

@@ -1,0 +1,179 @@
+//! Which pages nido says that a guest's devices of the host have written, beside what the guest had them
+//! write.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use super::control;
+
+/// What nido's log says when a round begins.
+const ROUND: &str = "dirty-pages: round ";
+/// Longest time for a round to begin, besides what it takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A request to nido, while the guest has its devices write.
+pub(super) struct Following {
+    messages: PathBuf,
+    /// Rounds that had begun before, in all.
+    before: usize,
+    rounds: usize,
+    asking: JoinHandle<Result<String>>,
+}
+
+/// What the guest asks for: `begin MILLISECONDS ROUNDS`; `next ROUND`, when it has done all of one; and
+/// `is A+B;C`, the pages that are expected of each round.
+pub(super) fn follow(
+    following: &mut Option<Following>,
+    socket: Option<&Path>,
+    messages: &Path,
+    words: &str,
+) -> Result<()> {
+    let socket = socket.context("no control socket")?;
+    let (word, rest) = words.split_once(' ').context("dirty WORD ...")?;
+    if word == "begin" {
+        let (time, rounds) = rest.split_once(' ').context("begin MILLISECONDS ROUNDS")?;
+        let begun = Following::begin(socket, messages, time, rounds.parse()?)?;
+        *following = Some(begun);
+        return Ok(());
+    }
+    let is = following.as_ref().context("nothing is followed")?;
+    match word {
+        "next" => is.next(rest.parse()?),
+        "is" => {
+            let taken = following.take().context("nothing is followed")?;
+            compare(&taken.answer()?, rest)
+        }
+        other => bail!("dirty {other}?"),
+    }
+}
+
+impl Following {
+    fn begin(socket: &Path, messages: &Path, time: &str, rounds: usize) -> Result<Self> {
+        let request = format!("dirty-pages for={time},rounds={rounds},of=host-devices");
+        let socket = socket.to_owned();
+        let following = Self {
+            messages: messages.to_owned(),
+            before: begun(messages)?,
+            rounds,
+            asking: thread::spawn(move || control::request(&socket, &request)),
+        };
+        following.wait_for(1)?;
+        Ok(following)
+    }
+
+    /// The guest has done all that it does in `round`, which is not over yet; waits for its end.
+    fn next(&self, round: usize) -> Result<()> {
+        let late = begun(&self.messages)? > self.before + round || self.asking.is_finished();
+        ensure!(
+            !late,
+            "round {round} was over before the guest had done all"
+        );
+        self.wait_for(round + 1)
+    }
+
+    /// Waits for the beginning of a round, or the end of all.
+    fn wait_for(&self, round: usize) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        let is_begun = || Ok::<_, anyhow::Error>(begun(&self.messages)? >= self.before + round);
+        while !is_begun()? && !(self.asking.is_finished() && round > self.rounds) {
+            ensure!(Instant::now() < until, "round {round} does not begin");
+            ensure!(
+                round > self.rounds || !self.asking.is_finished(),
+                "`dirty-pages` has ended before round {round}"
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    fn answer(self) -> Result<String> {
+        let answer = self.asking.join();
+        answer.map_err(|_| anyhow!("a thread panicked"))?
+    }
+}
+
+/// Rounds that have begun, as the log says.
+fn begun(messages: &Path) -> Result<usize> {
+    let text = fs::read(messages).with_context(|| messages.display().to_string())?;
+    Ok(String::from_utf8_lossy(&text).matches(ROUND).count())
+}
+
+/// Both name the same pages, round by round.
+fn compare(answer: &str, expected: &str) -> Result<()> {
+    ensure!(!answer.starts_with("error"), "{}", answer.trim());
+    let found = rounds(answer)?;
+    let expected = expected.split(';').map(|round| {
+        let pages = round.split('+').filter(|page| !page.is_empty());
+        pages.map(number).collect::<Result<BTreeSet<_>>>()
+    });
+    let expected = expected.collect::<Result<Vec<_>>>()?;
+    ensure!(
+        found.len() == expected.len(),
+        "{} rounds, not {}: {answer}",
+        found.len(),
+        expected.len()
+    );
+    for (round, (found, expected)) in (1..).zip(found.iter().zip(&expected)) {
+        let more: Vec<_> = found.difference(expected).map(hexadecimal).collect();
+        let less: Vec<_> = expected.difference(found).map(hexadecimal).collect();
+        ensure!(
+            more.is_empty() && less.is_empty(),
+            "round {round}: besides {}, without {}",
+            more.join(" "),
+            less.join(" ")
+        );
+    }
+    Ok(())
+}
+
+fn hexadecimal(page: &u64) -> String {
+    format!("{page:#x}")
+}
+
+/// The pages of each round.
+fn rounds(answer: &str) -> Result<Vec<BTreeSet<u64>>> {
+    let mut rounds = Vec::new();
+    for line in answer.lines() {
+        if line.starts_with("round ") {
+            rounds.push(BTreeSet::new());
+        } else if line.starts_with("0x") {
+            let (start, count) = line.split_once(' ').context("ADDRESS COUNT")?;
+            let (start, count) = (number(start)?, count.parse::<u64>()?);
+            let round = rounds.last_mut().context("no round")?;
+            round.extend((0..count).map(|page| start + page * 4096));
+        } else {
+            ensure!(line.starts_with("host-devices: "), "{line}");
+        }
+    }
+    Ok(rounds)
+}
+
+fn number(text: &str) -> Result<u64> {
+    let digits = text.strip_prefix("0x").context("0x...")?;
+    Ok(u64::from_str_radix(digits, 16)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANSWER: &str =
+        "round 1\nhost-devices: 3 pages\n0x1000 2\n0x8000 1\nround 2\nhost-devices: 0 pages\n";
+
+    #[test]
+    fn sets_are_equal_or_the_difference_is_told() {
+        compare(ANSWER, "0x1000+0x2000+0x8000;").unwrap();
+        let more = compare(ANSWER, "0x1000+0x8000;").unwrap_err().to_string();
+        assert_eq!(more, "round 1: besides 0x2000, without ");
+        let less = compare(ANSWER, "0x1000+0x2000+0x8000;0x9000").unwrap_err();
+        assert_eq!(less.to_string(), "round 2: besides , without 0x9000");
+        assert!(compare(ANSWER, "0x1000+0x2000+0x8000").is_err());
+        assert!(compare("error: no\n", ";").is_err());
+        assert!(compare("round 1\nand 6 more\n", "").is_err());
+    }
+}
