@@ -233,6 +233,7 @@ fn machine(arguments: Arguments) -> Result<Machine, UsageError> {
         reboot: !arguments.no_reboot,
         control: control.transpose()?,
         claimed_later: false,
+        plugged_later: Vec::new(),
     })))
 }
 

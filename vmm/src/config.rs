@@ -39,6 +39,8 @@ pub(crate) struct Config {
     /// Whether the locks of its disks are taken when it is there, and not while it is made: another
     /// process has them until then, which has chosen its files, too. No option asks for it.
     pub(crate) claimed_later: bool,
+    /// Devices that are plugged in once it runs. Of those of the host it is seen before whether they go with it.
+    pub(crate) plugged_later: Vec<FunctionConfig>,
 }
 
 /// Guest RAM.
@@ -210,6 +212,24 @@ pub(crate) struct IommuConfig {
     pub(crate) shadow_memory: Option<u64>,
     /// PASIDs of each assigned device that are bound at a time; `None` for the default.
     pub(crate) bound_pasids: Option<usize>,
+    /// It has been decided before what it is: nothing of it follows the devices of the host. `None` to decide by
+    /// them.
+    pub(crate) settled: Option<SettledUnit>,
+}
+
+/// What was decided of a unit by the devices of a host, besides what a user can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SettledUnit {
+    /// Bits of address that it translates.
+    pub(crate) address_bits: u8,
+    /// Its walks of first-stage tables have pages of 1 GiB.
+    pub(crate) pages_of_1g: bool,
+    /// They take requests of supervisors.
+    pub(crate) supervisor_requests: bool,
+    /// They set the extended accessed flag.
+    pub(crate) extended_accessed: bool,
+    /// They snoop caches, as all walks of scalable mode.
+    pub(crate) snooped_walks: bool,
 }
 
 /// A snapshot to be taken.
@@ -269,6 +289,8 @@ pub(crate) struct MigrateConfig {
     pub(crate) slow_down: bool,
     /// How many connections carry its memory: from 1 to [`Self::STREAMS_MOST`].
     pub(crate) streams: u32,
+    /// Devices that it lets go of before.
+    pub(crate) unplug: Vec<String>,
 }
 
 impl MigrateConfig {

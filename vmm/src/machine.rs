@@ -44,7 +44,7 @@ use claims::Claims;
 use functions::{Assignment, Platform};
 #[cfg(test)]
 pub(crate) use hotplug::Maker;
-pub(crate) use hotplug::{HotPlug, HotPlugHold};
+pub(crate) use hotplug::{HotPlug, HotPlugHold, Unplugged, plug_later};
 use interrupts::Interrupts;
 
 /// Work on a machine that stands still. What comes of it is for a client of the control socket.
@@ -125,6 +125,11 @@ impl Machine {
         let (host, devices) = open_host(config, &vm)?;
         let local_apics = Arc::new(LocalApics::new(Arc::clone(&vm)));
         let unit = unit::create(config, &devices, &memory, &local_apics, physical_bits)?;
+        // Whoever goes on with the machine may have other devices, or none.
+        let open = config.iommu.filter(|_| config.assigns());
+        let iommu = open
+            .zip(unit.as_ref())
+            .map(|(open, (_, unit))| unit::settle(open, unit));
         let assigner = if config.assigns() {
             let unit = unit.as_ref().map(|(unit, config)| (unit, config.clone()));
             let iommu = config.iommu.as_ref();
@@ -193,7 +198,10 @@ impl Machine {
             vm,
             memory,
             source: saved.cloned(),
-            config: settled,
+            config: Config {
+                iommu: iommu.or(settled.iommu),
+                ..settled
+            },
         })
     }
 
@@ -349,7 +357,8 @@ fn backing(config: &Config) -> memory::Backing {
 fn open_host(config: &Config, vm: &Arc<VmFd>) -> anyhow::Result<(assign::Host, Vec<BoundDevice>)> {
     let kvm = Arc::new(kvm::KvmVfio::new(Arc::clone(vm)));
     let host = assign::Host::open(&config.iommufds, kvm)?;
-    let devices = host.bind_all(&config.functions)?;
+    let mut devices = host.bind_all(&config.functions)?;
+    devices.extend(host.bind_all(&config.plugged_later)?);
     Ok((host, devices))
 }
 

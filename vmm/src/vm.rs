@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::control::{Control, Monitor, Workers};
 use crate::event::{Event, Outcome};
 use crate::event_loop::EventLoop;
-use crate::machine::Machine;
+use crate::machine::{Machine, plug_later};
 use crate::migration::Migrations;
 use crate::socket::{Place, Places, Socket};
 use crate::suspension::Suspension;
@@ -88,6 +88,7 @@ pub(crate) fn run(
         let restored = beginning.take_over(&machine, &events);
         let restored = beginning.told(restored)?;
         started.store(true, Ordering::Release);
+        let hotplug = Arc::clone(machine.hotplug());
         let mut guest = Guest::new(&mut machine, &mut running, &sender);
         if let Some(paused) = restored {
             guest.is_restored();
@@ -95,6 +96,7 @@ pub(crate) fn run(
             if !paused {
                 guest.resume();
             }
+            plug_later(&hotplug, config.plugged_later.clone());
         }
         beginning = Beginning::Boot;
         let event = suspend::attend(&mut guest, &events, &suspension)?;

@@ -9,11 +9,11 @@ use super::keys::{Table, parse_option};
 use super::places::{ADDR, ID};
 use super::values::Value;
 use super::virtio::{DISK, NET};
-use super::{Arguments, options};
-use crate::config::{Config, FunctionConfig, FunctionKind};
+use super::{Arguments, assign, options};
+use crate::config::{Config, FileSource, FunctionConfig, FunctionKind, IommufdConfig};
 
 /// Options that say what the machine is, by their names.
-const OF_THE_MACHINE: [&str; 6] = ["cmdline", "memory", "cpus", "vsock", "device", "object"];
+const OF_THE_MACHINE: [&str; 5] = ["cmdline", "memory", "cpus", "vsock", "device"];
 
 /// What is not as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,7 @@ pub(crate) struct Changes {
     no_reboot: bool,
     disks: Vec<(Which, PathBuf)>,
     taps: Vec<(Which, String)>,
+    iommufds: Vec<IommufdConfig>,
 }
 
 /// Names a device of the machine.
@@ -65,6 +66,8 @@ pub(super) fn changes(
     let disks = disks.map(|argument| change(&DISK, argument, ("path", "FILE"), origin));
     let taps = arguments.net.iter();
     let taps = taps.map(|argument| change(&NET, argument, ("tap", "NAME"), origin));
+    let objects = arguments.object.iter();
+    let objects = objects.map(|argument| assign::object(argument));
     Ok(Changes {
         origin,
         kernel: arguments.kernel.clone(),
@@ -75,6 +78,7 @@ pub(super) fn changes(
             .map(|change| change.map(|(which, path)| (which, path.into())))
             .collect::<Result<_, _>>()?,
         taps: taps.collect::<Result<_, _>>()?,
+        iommufds: objects.collect::<Result<_, _>>()?,
     })
 }
 
@@ -119,6 +123,7 @@ impl Changes {
         }
         config.control.clone_from(&self.control);
         config.reboot &= !self.no_reboot;
+        self.replace_iommufds(&mut config.iommufds)?;
         let functions = &mut config.functions;
         for (which, path) in &self.disks {
             match find(functions, which) {
@@ -131,6 +136,31 @@ impl Changes {
                 Some(FunctionKind::Net(net)) => net.tap.clone_from(tap),
                 _ => return Err(self.unknown("--net", which, functions, is_net)),
             }
+        }
+        Ok(())
+    }
+
+    /// Only whoever starts nido says which file of the host, or which of the descriptors that are open, is an
+    /// iommufd, but for the node that is one everywhere.
+    fn replace_iommufds(&self, iommufds: &mut [IommufdConfig]) -> Result<(), UsageError> {
+        let usual = FileSource::Path(intel_vtd_host::IOMMUFD_PATH.into());
+        if let Some(other) = iommufds.iter().find(|iommufd| iommufd.source != usual) {
+            return Err(UsageError::Message(format!(
+                "{}: its iommufd `{}` is not {}",
+                self.origin,
+                other.id,
+                intel_vtd_host::IOMMUFD_PATH
+            )));
+        }
+        for wanted in &self.iommufds {
+            let found = iommufds.iter_mut().find(|one| one.id == wanted.id);
+            let Some(iommufd) = found else {
+                return Err(UsageError::Message(format!(
+                    "--object iommufd,id={}: {} has no such iommufd",
+                    wanted.id, self.origin
+                )));
+            };
+            iommufd.clone_from(wanted);
         }
         Ok(())
     }

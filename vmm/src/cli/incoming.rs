@@ -2,10 +2,11 @@
 
 use super::Arguments;
 use super::changes::{Changes, changes};
+use super::devices::{self, Device, Parsed};
 use super::error::UsageError;
 use super::keys::{Key, Table, parse_option};
 use super::values::Kind;
-use crate::config::Config;
+use crate::config::{Config, FunctionConfig, FunctionKind};
 use crate::endpoint::Endpoint;
 
 /// The keys of `--incoming`.
@@ -28,6 +29,8 @@ pub(crate) struct Incoming {
     pub(crate) from: Endpoint,
     /// What is not as it was.
     pub(crate) changes: Changes,
+    /// Devices of this host that are plugged in once the guest runs.
+    pub(crate) devices: Vec<FunctionConfig>,
 }
 
 /// What `arguments` say about it. `given` tells whether an option is there.
@@ -41,14 +44,39 @@ pub(super) fn incoming(
                 .to_owned(),
         ));
     }
+    // Those of the machine come with it.
+    let given = |name: &str| name != "device" && given(name);
     let changes = changes(arguments, given, "the machine of --incoming")?;
+    let devices = arguments.device.iter().map(|argument| device(argument));
+    let devices = devices.collect::<Result<_, _>>()?;
     let argument = arguments.incoming.as_deref().unwrap_or_default();
     let values = parse_option(&INCOMING, argument)?;
     let from = values.required_text("from", "unix:PATH")?;
     let from = from
         .parse()
         .map_err(|error| values.conflict(format!("from=`{from}`: {error}")))?;
-    Ok(Incoming { from, changes })
+    Ok(Incoming {
+        from,
+        changes,
+        devices,
+    })
+}
+
+/// A device of this host that is to be plugged in.
+fn device(argument: &str) -> Result<FunctionConfig, UsageError> {
+    let problem = match devices::parse(argument)? {
+        Parsed::Device(Device::Function(function)) => match (&function.kind, &function.bus) {
+            (FunctionKind::Vfio(_), Some(_)) => return Ok(function),
+            (FunctionKind::Vfio(_), None) => {
+                "it is plugged in once the guest runs: name a port of the machine, by bus=PORT"
+            }
+            _ => "it is part of the machine, which the machine of --incoming has; leave it out",
+        },
+        _ => "it is part of the machine, which the machine of --incoming has; leave it out",
+    };
+    Err(UsageError::Message(format!(
+        "--device {argument}: {problem}"
+    )))
 }
 
 impl Incoming {
@@ -59,6 +87,11 @@ impl Incoming {
     pub(crate) fn config(&self, options: &[String]) -> Result<Config, UsageError> {
         let mut config = super::configuration(options, "the machine of --incoming")?;
         self.changes.apply(&mut config)?;
+        let mut all = config.functions.clone();
+        all.extend(self.devices.iter().cloned());
+        super::places::check(&all)?;
+        super::assign::check(&config.iommufds, &all, config.iommu.as_ref())?;
+        config.plugged_later.clone_from(&self.devices);
         Ok(config)
     }
 }
@@ -84,6 +117,59 @@ mod tests {
     }
 
     #[test]
+    fn devices_of_the_host_are_plugged_into_the_machine_that_comes() {
+        let incoming =
+            |line: &str| match request(&format!("--incoming unix:/s {line}")).expect(line) {
+                Request::Incoming { incoming, .. } => incoming,
+                other => panic!("{other:?}"),
+            };
+        let edu = "--device vfio-pci,id=e,host=0000:00:05.0,iommufd=i,bus=p";
+        let there = [
+            "--kernel=/k",
+            "--object=iommufd,id=i",
+            "--device=pcie-root-port,id=p",
+        ];
+        let there = there.map(str::to_owned);
+        let config = incoming(edu).config(&there).expect("a machine");
+        assert_eq!(config.plugged_later.len(), 1);
+        assert_eq!(config.functions.len(), 1);
+        let line = format!("{edu} --object iommufd,id=i,fd=7,hugepages=off");
+        let config = incoming(&line).config(&there).expect("a machine");
+        assert_eq!(
+            config.iommufds.first().expect("one").source,
+            crate::config::FileSource::Descriptor(7)
+        );
+        let taken = "--device=edu,bus=p".to_owned();
+        let full: Vec<_> = there.iter().cloned().chain([taken]).collect();
+        for (line, machine, part) in [
+            (edu, &full[..], "p"),
+            (edu, &there[..2], "p"),
+            (edu, &[there[0].clone(), there[2].clone()], "iommufd"),
+            ("--object iommufd,id=j", &there, "id=j"),
+            // What a source says is no file of this host, and no descriptor.
+            (
+                "",
+                &[
+                    "--kernel=/k".to_owned(),
+                    "--object=iommufd,id=i,fd=3".to_owned(),
+                ],
+                "/dev/iommu",
+            ),
+            (
+                "",
+                &[
+                    "--kernel=/k".to_owned(),
+                    "--object=iommufd,id=i,path=/dev/sda".to_owned(),
+                ],
+                "/dev/iommu",
+            ),
+        ] {
+            let error = incoming(line).config(machine).expect_err(line).to_string();
+            assert!(error.contains(part), "{line}: {error}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_told_with_the_remedy() {
         for (line, part) in [
             ("--incoming udp:1", "unix:PATH"),
@@ -93,6 +179,11 @@ mod tests {
                 "--memory is part of the machine",
             ),
             ("--incoming unix:/s --restore /d", "leave one of them out"),
+            ("--incoming unix:/s --device edu", "part of the machine"),
+            (
+                "--incoming unix:/s --device vfio-pci,host=0000:00:05.0,iommufd=i",
+                "bus=PORT",
+            ),
         ] {
             let text = error(line);
             assert!(text.contains(part), "{line}: {text}");

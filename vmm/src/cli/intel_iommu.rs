@@ -4,7 +4,7 @@ use intel_vtd::AddressWidth;
 
 use super::keys::{Key, ListError, Table, Values};
 use super::values::Kind;
-use crate::config::IommuConfig;
+use crate::config::{IommuConfig, SettledUnit};
 
 /// Widest PASID: what the PASID prefix of a PCI Express request has room for.
 const MOST_PASID_BITS: u64 = 20;
@@ -120,6 +120,14 @@ pub(super) const TABLE: Table = Table {
             default: "off",
             help: "keep translations until the guest invalidates them, to find invalidations that it forgot; slow",
         },
+        Key {
+            name: "x-settled",
+            aliases: &[],
+            kind: Kind::Text("BITS[+1g][+srs][+eafs][+snooped]"),
+            default: "none: the unit offers what the devices of the host can",
+            help: "what the unit of a machine that is moved was decided to be: bits of address, and what its walks can; devices of \
+                   the host that lack something of it are refused",
+        },
     ],
 };
 
@@ -145,6 +153,7 @@ pub(super) fn unit(values: &Values) -> Result<IommuConfig, ListError> {
         keep_translations: values.on_off("x-keep-translations").unwrap_or(false),
         shadow_memory: shadow_memory(values)?,
         bound_pasids: bound_pasids(values)?,
+        settled: settled(values)?,
     };
     check_needs(values, &unit)?;
     Ok(unit)
@@ -201,6 +210,68 @@ fn bound_pasids(values: &Values) -> Result<Option<usize>, ListError> {
             "bound-pasids={number} is not possible; write 1 to {MOST_BOUND_PASIDS}"
         ))
     })
+}
+
+/// Names of what walks can.
+const PAGES_OF_1G: &str = "1g";
+const SUPERVISOR_REQUESTS: &str = "srs";
+const EXTENDED_ACCESSED: &str = "eafs";
+const SNOOPED_WALKS: &str = "snooped";
+
+fn settled(values: &Values) -> Result<Option<SettledUnit>, ListError> {
+    let Some(text) = values.text("x-settled") else {
+        return Ok(None);
+    };
+    let mut words = text.split('+');
+    let bits = words.next().and_then(|bits| bits.parse().ok());
+    let mut unit = bits.map(|address_bits| SettledUnit {
+        address_bits,
+        pages_of_1g: false,
+        supervisor_requests: false,
+        extended_accessed: false,
+        snooped_walks: false,
+    });
+    for word in words {
+        let has = unit.as_mut().and_then(|unit| match word {
+            PAGES_OF_1G => Some(&mut unit.pages_of_1g),
+            SUPERVISOR_REQUESTS => Some(&mut unit.supervisor_requests),
+            EXTENDED_ACCESSED => Some(&mut unit.extended_accessed),
+            SNOOPED_WALKS => Some(&mut unit.snooped_walks),
+            _ => None,
+        });
+        match has {
+            Some(has) => *has = true,
+            None => unit = None,
+        }
+    }
+    unit.map(Some).ok_or_else(|| {
+        values.conflict(format!(
+            "x-settled=`{text}` is no unit; write it as in 48+1g+srs+eafs+snooped"
+        ))
+    })
+}
+
+/// As `x-settled` has it.
+pub(super) fn settled_text(unit: &SettledUnit) -> String {
+    let SettledUnit {
+        address_bits,
+        pages_of_1g,
+        supervisor_requests,
+        extended_accessed,
+        snooped_walks,
+    } = *unit;
+    let walks = [
+        (pages_of_1g, PAGES_OF_1G),
+        (supervisor_requests, SUPERVISOR_REQUESTS),
+        (extended_accessed, EXTENDED_ACCESSED),
+        (snooped_walks, SNOOPED_WALKS),
+    ];
+    let mut text = address_bits.to_string();
+    for (_, name) in walks.iter().filter(|(has, _)| *has) {
+        text.push('+');
+        text.push_str(name);
+    }
+    text
 }
 
 /// Refuses a unit that lacks what another part of it is built on.

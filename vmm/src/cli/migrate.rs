@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::error::UsageError;
-use super::keys::{Key, Table, parse_option};
+use super::keys::{Key, Table, split};
 use super::values::Kind;
 use crate::config::MigrateConfig;
 use crate::endpoint::Endpoint;
@@ -15,6 +15,9 @@ const LEAST_PAUSE: u64 = 1;
 const MOST_PAUSE: u64 = 60_000;
 /// Most connections.
 const STREAMS_MOST: u64 = MigrateConfig::STREAMS_MOST as u64;
+
+/// The key that may be given several times.
+const UNPLUG: &str = "unplug";
 
 /// The keys of `migrate`.
 const MIGRATE: Table = Table {
@@ -55,6 +58,14 @@ const MIGRATE: Table = Table {
             default: "1",
             help: "connections that carry memory at the same time",
         },
+        Key {
+            name: UNPLUG,
+            aliases: &[],
+            kind: Kind::Text("ID"),
+            default: "none",
+            help: "have the guest let go of this device of the host before, which is plugged in again if the guest stays; may be \
+                   given several times",
+        },
     ],
 };
 
@@ -72,7 +83,18 @@ pub(crate) fn migrate(argument: &str) -> Result<Asked, UsageError> {
     if argument == "help" {
         return Ok(Asked::Help(MIGRATE.help()));
     }
-    let values = parse_option(&MIGRATE, argument)?;
+    let (unplug, others): (Vec<_>, Vec<_>) = split(argument).into_iter().partition(|element| {
+        element
+            .split_once('=')
+            .is_some_and(|(key, _)| key == UNPLUG)
+    });
+    let values = MIGRATE.parse(&others)?;
+    let unplug = unplug.iter().filter_map(|element| element.split_once('='));
+    let unplug: Vec<_> = unplug.map(|(_, id)| id.to_owned()).collect();
+    if unplug.iter().any(String::is_empty) {
+        let problem = "unplug= names no device; write its id".to_owned();
+        return Err(values.conflict(problem).into());
+    }
     let text = values.required_text("to", "unix:PATH")?;
     let to: Endpoint = text
         .parse()
@@ -103,6 +125,7 @@ pub(crate) fn migrate(argument: &str) -> Result<Asked, UsageError> {
         pause: Duration::from_millis(pause),
         slow_down: values.on_off("slow-down").unwrap_or(true),
         streams,
+        unplug,
     }))
 }
 
@@ -112,16 +135,19 @@ mod tests {
 
     #[test]
     fn a_place_is_enough() {
-        for (argument, pause, slow_down, streams) in [
-            ("unix:/s", 100, true, 1),
-            ("to=unix:/s,pause=300", 300, true, 1),
-            ("slow-down=off,to=unix:/s,streams=16", 100, false, 16),
+        for (argument, pause, slow_down, streams, unplug) in [
+            ("unix:/s", 100, true, 1, &[][..]),
+            ("to=unix:/s,pause=300", 300, true, 1, &[]),
+            ("slow-down=off,to=unix:/s,streams=16", 100, false, 16, &[]),
+            ("unix:/s,unplug=a,,b,unplug=c", 100, true, 1, &["a,b", "c"]),
+            ("unplug=a,to=unix:/s", 100, true, 1, &["a"]),
         ] {
             let asked = Asked::Migrate(MigrateConfig {
                 to: Endpoint::Unix("/s".into()),
                 pause: Duration::from_millis(pause),
                 slow_down,
                 streams,
+                unplug: unplug.iter().map(|id| (*id).to_owned()).collect(),
             });
             assert_eq!(migrate(argument).expect(argument), asked);
         }
@@ -136,9 +162,11 @@ mod tests {
             ("unix:s", "write unix:/..."),
             ("unix:/s,pause=0", "1 to 60000"),
             ("unix:/s,pause=60001", "1 to 60000"),
-            ("unix:/s,odd=1", "valid keys: to, pause, slow-down, streams"),
+            ("unix:/s,odd=1", "valid keys: to, pause, slow-down, streams, unplug"),
             ("unix:/s,streams=0", "1 to 16"),
             ("unix:/s,streams=17", "1 to 16"),
+            ("unix:/s,unplug=", "write its id"),
+            ("unplug=a", "key `to` is missing"),
         ] {
             let error = migrate(argument).expect_err(argument).to_string();
             assert!(

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use devices::edu::EduOptions;
 
+use super::intel_iommu::settled_text;
 use crate::config::{
     Config, DiskConfig, FileSource, FunctionConfig, FunctionKind, HostDevice, IommuConfig,
     IommufdConfig, MemoryConfig, NetConfig, Served, VfioConfig, VhostUserConfig,
@@ -34,6 +35,7 @@ fn options(config: &Config) -> Vec<String> {
         control,
         // How it was made is none of its options.
         claimed_later: _,
+        plugged_later: _,
     } = config;
     let mut options = vec![
         format!("--kernel={}", kernel.display()),
@@ -146,6 +148,7 @@ fn iommu(config: &IommuConfig) -> String {
         keep_translations,
         shadow_memory,
         bound_pasids,
+        settled,
     } = *config;
     List::of("intel-iommu")
         .key("aw-bits", address_width.bits())
@@ -161,6 +164,7 @@ fn iommu(config: &IommuConfig) -> String {
         .switch("x-keep-translations", keep_translations)
         .some("shadow-memory", shadow_memory)
         .some("bound-pasids", bound_pasids)
+        .some("x-settled", settled.as_ref().map(settled_text))
         .0
 }
 
@@ -282,6 +286,8 @@ mod tests {
             "--kernel k --device pcie-root-port,id=a,,b --device edu,bus=a,,b --device pcie-root-port,id=c,addr=5",
             "--kernel k --device intel-iommu",
             "--kernel k --device intel-iommu,aw-bits=57,x-flts=on,intremap=off,caching-mode=on,device-iotlb=on,pasid-bits=20,svm=on",
+            "--kernel k --device intel-iommu,x-settled=47",
+            "--kernel k --device intel-iommu,x-settled=48+1g+srs+eafs+snooped,x-flts=on",
             "--kernel k --device intel-iommu,aw-bits=39,x-scalable-mode=off,x-snoop-control=off,x-page-walk-coherency=off,x-keep-translations=on,caching-mode=off",
             "--kernel k --object iommufd,id=i --object iommufd,id=j,fd=7,hugepages=off --device vfio-pci,host=0000:01:00.0,iommufd=i,needs-reset=off,pasid=on,ats=off,pri=on --device vfio-pci,fd=8,iommufd=j",
             "--kernel k --object iommufd,id=i,path=/dev/i,,1 --device intel-iommu,shadow-memory=64M,bound-pasids=7",

@@ -7,19 +7,22 @@ impl Config {
     ///
     /// Whoever sends a machine looks, and whoever is sent one, before anything of it is opened.
     pub(crate) fn immovable(&self) -> Option<String> {
-        if self.assigns() {
-            return Some(
-                "a machine with --object iommufd cannot be saved or moved: what its remapping unit offers follows the host's devices"
-                    .to_owned(),
-            );
-        }
-        let mut kinds = self.functions.iter().map(|function| &function.kind);
-        kinds.find_map(|kind| {
-            let (option, why) = match kind {
-                FunctionKind::Vfio(device) => (device.to_string(), "it is the host's"),
-                FunctionKind::VhostUser(device) => {
-                    (device.to_string(), "another process serves it")
-                }
+        self.functions.iter().find_map(|function| {
+            let (option, why, remedy) = match &function.kind {
+                FunctionKind::Vfio(device) => (
+                    device.to_string(),
+                    "it is the host's",
+                    match (&function.bus, &function.id) {
+                        (Some(_), Some(id)) => format!("write `device-del {id}` before, or `unplug={id}` behind `migrate`"),
+                        (Some(bus), None) => format!("write `device-del {bus}` before, or `unplug={bus}` behind `migrate`"),
+                        (None, _) => "start it with that behind a pcie-root-port, from where it can be taken before".to_owned(),
+                    },
+                ),
+                FunctionKind::VhostUser(device) => (
+                    device.to_string(),
+                    "another process serves it",
+                    "start it without that".to_owned(),
+                ),
                 FunctionKind::Disk(_)
                 | FunctionKind::Net(_)
                 | FunctionKind::Vsock(_)
@@ -29,7 +32,7 @@ impl Config {
                 | FunctionKind::RootPort => return None,
             };
             Some(format!(
-                "a machine with {option} cannot be saved or moved: {why}; start it without that"
+                "a machine with {option} cannot be saved or moved: {why}; {remedy}"
             ))
         })
     }
@@ -46,11 +49,21 @@ mod tests {
     #[test]
     fn what_is_somebody_elses_keeps_a_machine_where_it_is_and_is_named() {
         let unit = "--object iommufd,id=i --device intel-iommu";
+        let port = "--device pcie-root-port,id=p";
         for (options, named) in [
-            ("--object iommufd,id=i", "--object iommufd"),
             (
                 &format!("{unit} --device vfio-pci,host=0000:01:00.0,iommufd=i") as &str,
-                "--object iommufd",
+                "--device vfio-pci,host=0000:01:00.0",
+            ),
+            (
+                &format!(
+                    "{unit} {port} --device vfio-pci,host=0000:01:00.0,iommufd=i,bus=p,id=one"
+                ),
+                "unplug=one",
+            ),
+            (
+                &format!("{unit} {port} --device vfio-pci,host=0000:01:00.0,iommufd=i,bus=p"),
+                "unplug=p",
             ),
             ("--disk vhost-user=/s", "--disk vhost-user=/s"),
             ("--net vhost-user=/s", "--net vhost-user=/s"),
@@ -61,5 +74,6 @@ mod tests {
         let whole = "--disk path=/d --net tap=t --net tap=u,vhost=on --vsock cid=3 --device edu --device virtio-rng --device pcie-root-port,id=p \
              --device intel-iommu,x-scalable-mode=on --memory 1G,shared=on";
         assert_eq!(config(whole).immovable(), None);
+        assert_eq!(config(unit).immovable(), None);
     }
 }

@@ -27,11 +27,13 @@ pub(super) fn leave(monitor: &Monitor, values: &[Value]) -> Result<Answer, Strin
     let turn = monitor.begin(Long::Migration)?;
     let (suspension, events) = (Arc::clone(&monitor.suspension), monitor.events.clone());
     let migrations = Arc::clone(&monitor.migrations);
+    let hotplug = Arc::clone(&monitor.hotplug);
     let work = move || {
         let _turn = turn;
         let here = Here {
             suspension: &suspension,
             events: &events,
+            hotplug: &hotplug,
         };
         migration::leave(&wish, &here, &migrations)
     };

@@ -6,6 +6,8 @@
 
 mod changes;
 mod error;
+mod later;
+mod unplugged;
 
 use std::sync::Arc;
 use std::thread;
@@ -18,6 +20,8 @@ use super::settled::addressed;
 use crate::config::{FunctionConfig, FunctionKind};
 use changes::Changes;
 pub(crate) use error::HotPlugError;
+pub(crate) use later::plug_later;
+pub(crate) use unplugged::Unplugged;
 
 /// How long a guest has to let go of a device. Linux waits five seconds before it begins, and one
 /// before it is done.

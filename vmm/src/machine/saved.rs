@@ -142,6 +142,7 @@ impl Machine {
         config.functions.extend(self.hotplug.plugged());
         config.control = None;
         config.claimed_later = false;
+        config.plugged_later.clear();
         let paths = [&mut config.kernel]
             .into_iter()
             .chain(&mut config.initramfs);
@@ -154,9 +155,8 @@ impl Machine {
             }
         }
         for iommufd in &mut config.iommufds {
-            if let FileSource::Path(path) = &mut iommufd.source {
-                make_absolute(path);
-            }
+            // Which one is the host's to say.
+            iommufd.source = FileSource::Path(intel_vtd_host::IOMMUFD_PATH.into());
         }
         config
     }

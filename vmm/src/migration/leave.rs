@@ -18,6 +18,7 @@ use super::wire::Others;
 use crate::config::MigrateConfig;
 use crate::endpoint::Endpoint;
 use crate::event::Event;
+use crate::machine::{HotPlug, Unplugged};
 use crate::suspension::{Suspension, Wish};
 
 /// How long to wait for a connection.
@@ -35,6 +36,7 @@ const UUID: &str = "/proc/sys/kernel/random/uuid";
 pub(crate) struct Here<'a> {
     pub(crate) suspension: &'a Suspension,
     pub(crate) events: &'a Sender<Event>,
+    pub(crate) hotplug: &'a Arc<HotPlug>,
 }
 
 impl Here<'_> {
@@ -58,13 +60,39 @@ pub(crate) fn leave(
 ) -> Result<String, String> {
     let turn = migrations.begin(&wish.to)?;
     let progress = &turn.progress;
-    let left = run(wish, here, progress);
+    let left = without_devices(wish, here, progress);
     left.inspect(|text| log::info!("{}", text.trim_end()))
         .map_err(|why| match progress.is_given_up() {
-            true => GIVEN_UP.to_owned(),
-            false => why,
+            // Something may be said of devices behind it.
+            true if !why.starts_with(GIVEN_UP) => GIVEN_UP.to_owned(),
+            _ => why,
         })
         .inspect_err(|why| log::warn!("migrating to {}: {why}", wish.to))
+}
+
+/// Has the guest let go of the devices that are not to come along before it goes, and has it have them again if
+/// it stays.
+fn without_devices(
+    wish: &MigrateConfig,
+    here: &Here<'_>,
+    progress: &Arc<Progress>,
+) -> Result<String, String> {
+    if wish.unplug.is_empty() {
+        return run(wish, here, progress);
+    }
+    // Nobody is disturbed for a place that is not there.
+    drop(connect(&wish.to)?);
+    let mut unplugged = Unplugged::new(here.hotplug);
+    let outcome = unplugged
+        .take_all(&wish.unplug, || progress.tell(|_| {}))
+        .and_then(|()| run(wish, here, progress));
+    outcome.map_err(|why| {
+        let why = match progress.is_given_up() {
+            true => GIVEN_UP.to_owned(),
+            false => why,
+        };
+        why + &unplugged.give_back()
+    })
 }
 
 fn run(wish: &MigrateConfig, here: &Here<'_>, progress: &Arc<Progress>) -> Result<String, String> {

@@ -60,7 +60,8 @@ pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     let time: u64 = argument.parse().context("dirty-pages=MILLISECONDS")?;
     let mut agent = Agent::open()?;
     let space = Rc::new(Space::new()?);
-    let edu = Edu::open_polled(&edu::find()?, Rc::clone(&space))?;
+    let address = edu::find()?;
+    let edu = Edu::open_polled(&address, Rc::clone(&space))?;
     let mut bench = Bench {
         space,
         edu,
@@ -106,6 +107,8 @@ pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
     bench.unmap(4)?;
     agent.request("dirty next 2")?;
 
+    let bdf = address.strip_prefix("0000:").unwrap_or(&address);
+    agent.request(&format!("dirty tables {bdf} {:#x}", iova(0)))?;
     let text = |pages: &BTreeSet<u64>| {
         let pages: Vec<_> = pages.iter().map(|page| format!("{page:#x}")).collect();
         pages.join("+")

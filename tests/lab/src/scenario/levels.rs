@@ -308,7 +308,7 @@ pub const LEVELS: &[Scenario] = &[
         description: "three levels, x-flts=off: the pages that level 3's edu writes are those that level 2's nido names, by the dirty \
                       bits of level 1's unit, also of what is unmapped meanwhile",
         unit: Some(KEEPING),
-        plan: "scalable,level3=dirty-shadow,look=kept,nofaults>poweroff",
+        plan: "scalable,disk,level3=dirty-shadow,look=kept,nofaults>poweroff",
         looks: KEPT,
         ..HOST
     },
@@ -316,7 +316,7 @@ pub const LEVELS: &[Scenario] = &[
         name: "levels-dirty-nested",
         description: "three levels, x-flts=on: the same through nested page tables",
         unit: Some(KEEPING),
-        plan: "scalable,level3=dirty-nested,look=kept,nofaults>poweroff",
+        plan: "scalable,disk,level3=dirty-nested,look=kept,nofaults>poweroff",
         looks: KEPT,
         ..HOST
     },

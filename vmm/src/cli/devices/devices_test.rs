@@ -38,6 +38,7 @@ fn defaults_are_those_that_help_prints() {
         keep_translations: false,
         shadow_memory: None,
         bound_pasids: None,
+        settled: None,
     };
     assert_eq!(
         parse("intel-iommu").expect("valid"),

@@ -533,3 +533,73 @@ fn nothing_comes_or_goes_while_the_guest_is_paused_and_what_is_on_its_way_preven
     });
     bench.plug.freeze().expect("nothing is on its way");
 }
+
+#[test]
+fn what_a_guest_lets_go_of_to_move_is_plugged_in_again_if_it_stays() {
+    let bench = bench();
+    for (device, config) in [(1, rng("r0", "left")), (2, edu("", "right"))] {
+        bench.plug.add(&config).expect("room");
+        bench.root.write_ecam(device << 15 | 0x7a, &[1, 0]);
+        bench.power(device, true);
+    }
+    let before = bench.plug.plugged();
+    let mut unplugged = Unplugged::new(&bench.plug);
+    let names = ["r0", "right"].map(str::to_owned);
+    let asked = AtomicU32::new(0);
+    let go_on = || {
+        asked.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    };
+    let taken = bench.obey(1, || bench.obey(2, || unplugged.take_all(&names, go_on)));
+    taken.expect("let go");
+    assert_eq!(bench.plug.plugged(), []);
+    assert_eq!(asked.load(Ordering::Relaxed), 3);
+    assert_eq!(
+        unplugged.give_back(),
+        "; `r0` is plugged in again; `right` is plugged in again"
+    );
+    assert_eq!(bench.plug.plugged(), before);
+}
+
+#[test]
+fn what_is_in_the_way_of_a_move_is_told_and_what_was_taken_before_is_given_back() {
+    let bench = bench();
+    bench.plug.add(&rng("r0", "left")).expect("room");
+    bench.root.write_ecam(1 << 15 | 0x7a, &[1, 0]);
+    bench.power(1, true);
+    let names = ["r0", "other"].map(str::to_owned);
+    let mut unplugged = Unplugged::new(&bench.plug);
+    let taken = bench.obey(1, || unplugged.take_all(&names, || Ok(())));
+    let why = taken.expect_err("there is no such device");
+    assert!(why.starts_with("unplug=other: "), "{why}");
+    bench.parts.fails.store(true, Ordering::Relaxed);
+    let said = unplugged.give_back();
+    assert!(
+        said.contains("`r0` cannot be plugged in again: no such file"),
+        "{said}"
+    );
+    // Nobody wants it any more.
+    bench.parts.fails.store(false, Ordering::Relaxed);
+    bench.plug.add(&rng("r0", "left")).expect("room");
+    let mut unplugged = Unplugged::new(&bench.plug);
+    let taken = unplugged.take_all(&names, || Err("given up".to_owned()));
+    assert_eq!(taken, Err("given up".to_owned()));
+    assert_eq!(unplugged.give_back(), "");
+    assert_eq!(bench.plug.plugged().len(), 1);
+}
+
+#[test]
+fn a_guest_that_has_come_gets_devices_when_it_runs_and_runs_without_those_that_fail() {
+    let bench = bench();
+    bench.plug.freeze().expect("nothing comes");
+    let devices = vec![rng("r0", "nowhere"), rng("r1", "right")];
+    plug_later(&bench.plug, devices);
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(bench.plug.plugged(), [], "it is paused");
+    bench.plug.thaw();
+    let until = Instant::now() + Duration::from_secs(60);
+    while bench.plug.plugged() != [rng("r1", "right")] {
+        assert!(Instant::now() < until, "{:?}", bench.plug.plugged());
+        thread::sleep(Duration::from_millis(5));
+    }
+}
