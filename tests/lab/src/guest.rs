@@ -23,6 +23,7 @@ pub(crate) mod ioas_speed;
 mod iommu;
 mod level3;
 mod map_benchmark;
+mod moves_unplug;
 mod net_bench;
 mod net_queues;
 mod network;

@@ -7,17 +7,21 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::Task;
+use super::disks::{self, Disks};
 use super::host::Devices;
 pub(crate) use super::invocation::CPUS;
 use super::invocation::{Invocation, Surroundings};
 use super::run::session;
 pub(crate) use super::session::MEASURED;
 use super::session::{Ending, Outcome};
+use crate::plan;
 use crate::protocol::{AgentLine, MARKER, RELAYED};
 use crate::scenario::Scenario;
 
 /// The check by which level 2 runs it.
 pub(crate) const CHECK: &str = "level3";
+/// The check of a guest that goes to another nido without its devices.
+pub(crate) const MOVES: &str = "moves-unplug";
 /// Where level 2 finds nido, a kernel and the initramfs for level 3.
 const FILES: &str = "/level3";
 /// Where level 2 leaves the logs.
@@ -58,11 +62,23 @@ pub(crate) fn run(
     };
     fs::create_dir_all(&task.scratch).with_context(|| task.scratch.display().to_string())?;
     let devices = Devices::of_level2()?;
-    let surroundings = Surroundings {
+    let mut surroundings = Surroundings {
         arguments: Vec::new(),
         command_line: parameters.to_owned(),
         taps: Vec::new(),
     };
+    // One that goes to another nido has disks of nido's own, and none of level 2's.
+    let disks = plan::names(scenario.plan, MOVES).then(|| Disks::create(&task.scratch));
+    let disks = disks.transpose()?;
+    if let Some(disks) = &disks {
+        for (path, name) in disks.paths.iter().zip(disks::NAMES) {
+            let option = format!("--disk=path={},id={name}", path.display());
+            surroundings.arguments.push(option);
+        }
+        surroundings
+            .command_line
+            .push_str(&format!(" lab.disk={}", disks.hash));
+    }
     let mut report = |line: AgentLine| match line {
         AgentLine::Guest(line) if line.contains(MARKER) => show(&line),
         _ => {}
@@ -97,6 +113,11 @@ pub(crate) fn run(
         outcome.time += last.time;
         outcome.failures = last.failures;
         outcome.details = last.details;
+    }
+    if let Some(disks) = disks
+        && outcome.failures.is_empty()
+    {
+        outcome.failures.extend(disks.verify()?);
     }
     Ok(Verdict {
         passed: outcome.passed,

@@ -7,6 +7,7 @@ mod kills;
 mod nido;
 mod proxy;
 mod trial;
+mod unplug;
 
 use std::fs;
 use std::net::TcpListener;
@@ -43,6 +44,8 @@ pub(super) struct Journey<'a> {
     pub(super) taps: &'a [String],
     /// How often it has gone so far.
     pub(super) turns: &'a mut u32,
+    /// Puts addresses of devices of this host in place of their names.
+    pub(super) substitute: &'a dyn Fn(&str) -> String,
 }
 
 impl Journey<'_> {
@@ -54,6 +57,8 @@ impl Journey<'_> {
             "far" => self.elsewhere(nido, true)?,
             "busy" => busy::go(self, nido)?,
             "kills" => kills::go(self, nido)?,
+            "unplug" => unplug::go(self, nido)?,
+            "unplug-in-vain" => return Ok((None, unplug::stay(self, nido)?)),
             name => return Ok((None, attempts::stay(self, nido, name)?)),
         };
         Ok((Some(moved), said))
@@ -123,11 +128,9 @@ impl Journey<'_> {
         further: &[String],
     ) -> Result<Nido> {
         let mut taps = self.taps.iter().cycle().skip(*self.turns as usize + 1);
-        let tap = taps.next().context("no tap")?;
-        let mut arguments = vec![
-            format!("--incoming={place}"),
-            format!("--net=id={NET},tap={tap}"),
-        ];
+        let mut arguments = vec![format!("--incoming={place}")];
+        let tap = taps.next().map(|tap| format!("--net=id={NET},tap={tap}"));
+        arguments.extend(tap);
         arguments.extend_from_slice(further);
         let messages = self.output.join(format!("{name}.log"));
         let target = Nido::start(

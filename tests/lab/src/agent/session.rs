@@ -345,6 +345,7 @@ impl Session<'_> {
             output: self.output,
             taps: self.taps,
             turns,
+            substitute: self.substitute,
         };
         journey.go(nido, how.trim())
     }

@@ -5,8 +5,8 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{
     Guest, asleep, assigned_edu, console, dirty_pages, disk, disk_bench, disk_queues, disk_speed,
     edu, edu_group, edu_msi, fio, hot_plug, hot_plug_levels, huge_pages, interrupts, iommu, level3,
-    map_benchmark, net_bench, net_queues, network, nvme, pasid, pauses, power, random, restart,
-    service, sva, taken, vsock,
+    map_benchmark, moves_unplug, net_bench, net_queues, network, nvme, pasid, pauses, power,
+    random, restart, service, sva, taken, vsock,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -60,6 +60,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("plugged", hot_plug::plugged),
     ("pauses", pauses::check),
     ("moves", pauses::moves),
+    ("moves-unplug", moves_unplug::check),
     ("hot-plug", hot_plug::check),
     ("map-by-address", hot_plug::map_by_address),
     ("hot-plug-levels", hot_plug_levels::check),

@@ -53,13 +53,7 @@ fn come_and_go(agent: &mut Agent, round: u64) -> Result<()> {
         nvme::wait_for(DISK)?;
         nvme::exercise(DISK, DISK_SIZE).context(DISK)?;
     }
-    wait("edu does not come", || Ok(!edu::find_all()?.is_empty()))?;
-    let address = edu::find()?;
-    // A function can be seen a moment before a driver can have it.
-    wait("edu gets no driver", || {
-        pci::bind(&address, DRIVER)?;
-        Ok(pci::driver(&address).as_deref() == Some(DRIVER))
-    })?;
+    let address = edu_with_driver()?;
     let space = Rc::new(Space::new()?);
     let edu = Edu::open_in(&address, Rc::clone(&space))?;
     let buffer = use_edu(&edu, &space, round).context("edu")?;
@@ -82,8 +76,20 @@ fn come_and_go(agent: &mut Agent, round: u64) -> Result<()> {
     agent.request("look gone")
 }
 
+/// Waits for edu to be there, and gives it to a driver. Returns its address.
+pub(super) fn edu_with_driver() -> Result<String> {
+    wait("edu does not come", || Ok(!edu::find_all()?.is_empty()))?;
+    let address = edu::find()?;
+    // A function can be seen a moment before a driver can have it.
+    wait("edu gets no driver", || {
+        pci::bind(&address, DRIVER)?;
+        Ok(pci::driver(&address).as_deref() == Some(DRIVER))
+    })?;
+    Ok(address)
+}
+
 /// DMA both ways, and what it brings back is what it took; the mapping stays.
-fn use_edu(edu: &Edu, space: &Space, round: u64) -> Result<Buffer> {
+pub(super) fn use_edu(edu: &Edu, space: &Space, round: u64) -> Result<Buffer> {
     let mut buffer = Buffer::new(4096)?;
     space.map(&buffer, IOVA, Access::ReadWrite)?;
     for seed in [round, round + 100] {

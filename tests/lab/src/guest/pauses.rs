@@ -80,7 +80,7 @@ fn memory(_guest: &Guest, _argument: &str) -> Result<String> {
 }
 
 /// Has the agent do something while `loads`, joined by `+`, are at work.
-fn at_work(
+pub(super) fn at_work(
     guest: &Guest,
     loads: &str,
     ask: impl FnOnce(&mut Agent) -> Result<()>,

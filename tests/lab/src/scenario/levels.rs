@@ -91,6 +91,18 @@ const FOLLOWED: &[&str] = &[
     "vfio-pci,host={edu0},iommufd=iommufd0",
 ];
 
+/// One edu, which the guest can let go of. The guest's disks are of level 2's nido.
+const MOVING: &[&str] = &[
+    "-v",
+    "-v",
+    "--object",
+    "iommufd,id=iommufd0",
+    "--device",
+    "pcie-root-port,id=rp0",
+    "--device",
+    "vfio-pci,id=moved,host={edu0},iommufd=iommufd0,bus=rp0",
+];
+
 /// Level 1's requests: what its unit holds of the devices that level 3 has.
 const SHADOWED: &[Exchange] = &[
     Exchange {
@@ -317,6 +329,23 @@ pub const LEVELS: &[Scenario] = &[
         description: "three levels, x-flts=on: the same through nested page tables",
         unit: Some(KEEPING),
         plan: "scalable,disk,level3=dirty-nested,look=kept,nofaults>poweroff",
+        looks: KEPT,
+        ..HOST
+    },
+    Scenario {
+        name: "migrate-unplug",
+        description: "three levels: level 3 goes from one nido of level 2 to another and back while its disks are at work; it has an \
+                      assigned edu before and after, and lets go of it in between",
+        unit: Some(KEEPING),
+        arguments: &[
+            "--device",
+            "edu",
+            "--device",
+            "edu",
+            "--device",
+            "virtio-console",
+        ],
+        plan: "scalable,disk,level3=migrate-unplug,look=kept,nofaults>poweroff",
         looks: KEPT,
         ..HOST
     },
@@ -557,6 +586,15 @@ const THIRD: &[Scenario] = &[
         unit: Some(SECOND_STAGE),
         arguments: FOLLOWED,
         plan: "scalable,translation=second-stage,dirty-pages=2500,nofaults>poweroff",
+        ..GUEST
+    },
+    Scenario {
+        name: "migrate-unplug",
+        unit: Some(FIRST_STAGE),
+        arguments: MOVING,
+        // There are two nidos at a time.
+        memory: "128M,hugepages=on",
+        plan: "scalable,translation=first-stage,disk,moves-unplug=4,disk,interrupts=remapped,nofaults>poweroff",
         ..GUEST
     },
     Scenario {

@@ -144,7 +144,7 @@ fn sockets_need_an_address_that_a_guest_can_have() {
 fn an_unknown_key_lists_the_valid_ones() {
     assert_eq!(
         error("intel-iommu,awbits=48"),
-        "--device intel-iommu: unknown key `awbits`; valid keys: x-flts, aw-bits, intremap, caching-mode, x-scalable-mode, device-iotlb, pasid-bits, svm, shadow-memory, bound-pasids, x-snoop-control, x-page-walk-coherency, x-keep-translations"
+        "--device intel-iommu: unknown key `awbits`; valid keys: x-flts, aw-bits, intremap, caching-mode, x-scalable-mode, device-iotlb, pasid-bits, svm, shadow-memory, bound-pasids, x-snoop-control, x-page-walk-coherency, x-keep-translations, x-settled"
     );
 }
 

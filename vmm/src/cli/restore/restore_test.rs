@@ -69,7 +69,6 @@ fn what_the_machine_is_cannot() {
         ("cpus", "1"),
         ("vsock", "cid=3"),
         ("device", "rng"),
-        ("object", "iommufd,id=i"),
     ] {
         let text = format!(
             "--{option} is part of the machine, which the snapshot of --restore has; leave it out"
