@@ -377,8 +377,8 @@ impl DeviceTlb for HostDeviceTlb {
 }
 
 fn stop(hosts: &mut Hosts) {
-    let stopped = hosts.ioases().map(|(ioas, _)| tracking::stop(ioas));
-    let failed: Vec<_> = stopped.filter_map(Result::err).collect();
+    let ioases = hosts.ioases();
+    let failed: Vec<_> = ioases.flat_map(|(ioas, _)| tracking::stop(ioas)).collect();
     for error in failed {
         // It costs time, and nothing else.
         hosts.resources.report(|| error.to_string());

@@ -59,8 +59,8 @@ impl Pages {
 
     /// Adds `count` pages from the one on that begins at `start`. What is not in its region is left out.
     pub(crate) fn add(&mut self, start: GuestAddress, count: u64) {
-        let regions = self.0.iter_mut().rev();
-        if let Some(region) = regions.skip_while(|region| region.start > start).next() {
+        let mut regions = self.0.iter_mut().rev();
+        if let Some(region) = regions.find(|region| region.start <= start) {
             region.add(start, count);
         }
     }

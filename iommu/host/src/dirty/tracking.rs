@@ -133,11 +133,12 @@ pub(crate) fn start(ioas: &Ioas) -> Result<(), DirtyTrackingError> {
     hwpts.try_for_each(|hwpt| start_hwpt(ioas, hwpt))
 }
 
-/// Has those of them tell nothing any more that do.
-pub(crate) fn stop(ioas: &Ioas) -> Result<(), DirtyTrackingError> {
+/// Has those of them tell nothing any more that do. Returns which of them go on.
+pub(crate) fn stop(ioas: &Ioas) -> Vec<DirtyTrackingError> {
     let tracked = ioas.hwpts.iter().filter(|hwpt| hwpt.is_tracked.take());
-    // However many do not stop.
-    tracked.fold(Ok(()), |outcome, hwpt| outcome.and(set(ioas, hwpt, false)))
+    tracked
+        .filter_map(|hwpt| set(ioas, hwpt, false).err())
+        .collect()
 }
 
 /// As [`start`], for one of them.

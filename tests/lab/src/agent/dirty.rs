@@ -89,16 +89,16 @@ impl Following {
     /// Waits for the beginning of a round, or the end of all.
     fn wait_for(&self, round: usize) -> Result<()> {
         let until = Instant::now() + PATIENCE;
-        let is_begun = || Ok::<_, anyhow::Error>(begun(&self.messages)? >= self.before + round);
-        while !is_begun()? && !(self.asking.is_finished() && round > self.rounds) {
+        loop {
+            // What was said before the end is in the log then.
+            let is_over = self.asking.is_finished();
+            if begun(&self.messages)? >= self.before + round || is_over && round > self.rounds {
+                return Ok(());
+            }
+            ensure!(!is_over, "`dirty-pages` has ended before round {round}");
             ensure!(Instant::now() < until, "round {round} does not begin");
-            ensure!(
-                round > self.rounds || !self.asking.is_finished(),
-                "`dirty-pages` has ended before round {round}"
-            );
             thread::sleep(Duration::from_millis(10));
         }
-        Ok(())
     }
 
     fn answer(self) -> Result<String> {

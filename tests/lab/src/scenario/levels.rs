@@ -350,6 +350,23 @@ pub const LEVELS: &[Scenario] = &[
         ..HOST
     },
     Scenario {
+        name: "migrate-unplug-fails",
+        description: "the same of a guest that is refused as it has a device, and of one that lets go of it for a target that lacks a disk, and \
+                      has it again; then it is saved without it, goes on, and goes",
+        unit: Some(KEEPING),
+        arguments: &[
+            "--device",
+            "edu",
+            "--device",
+            "edu",
+            "--device",
+            "virtio-console",
+        ],
+        plan: "scalable,disk,level3=migrate-unplug-fails,look=kept,nofaults>poweroff",
+        looks: KEPT,
+        ..HOST
+    },
+    Scenario {
         name: "levels-pasid",
         description: "three levels, x-flts=on: page tables for PASIDs of level 3's edu, and a process's own addresses",
         unit: Some(KEEPING_PASIDS),
@@ -594,7 +611,16 @@ const THIRD: &[Scenario] = &[
         arguments: MOVING,
         // There are two nidos at a time.
         memory: "128M,hugepages=on",
-        plan: "scalable,translation=first-stage,disk,moves-unplug=4,disk,interrupts=remapped,nofaults>poweroff",
+        plan: "scalable,translation=first-stage,moves-unplug=4,disk,interrupts=remapped,nofaults>poweroff",
+        ..GUEST
+    },
+    Scenario {
+        name: "migrate-unplug-fails",
+        unit: Some(FIRST_STAGE),
+        arguments: MOVING,
+        // There are two nidos at a time.
+        memory: "128M,hugepages=on",
+        plan: "scalable,translation=first-stage,moves-unplug=1/in-vain/saved,disk,interrupts=remapped,nofaults>poweroff",
         ..GUEST
     },
     Scenario {
