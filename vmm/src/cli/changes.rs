@@ -146,9 +146,10 @@ impl Changes {
         let usual = FileSource::Path(intel_vtd_host::IOMMUFD_PATH.into());
         if let Some(other) = iommufds.iter().find(|iommufd| iommufd.source != usual) {
             return Err(UsageError::Message(format!(
-                "{}: its iommufd `{}` is not {}",
-                self.origin,
+                "--object iommufd,id={}: {} says which file or descriptor of this host that is, which only whoever starts nido does; it has \
+                 to be {} there",
                 other.id,
+                self.origin,
                 intel_vtd_host::IOMMUFD_PATH
             )));
         }

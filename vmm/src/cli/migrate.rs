@@ -162,7 +162,10 @@ mod tests {
             ("unix:s", "write unix:/..."),
             ("unix:/s,pause=0", "1 to 60000"),
             ("unix:/s,pause=60001", "1 to 60000"),
-            ("unix:/s,odd=1", "valid keys: to, pause, slow-down, streams, unplug"),
+            (
+                "unix:/s,odd=1",
+                "valid keys: to, pause, slow-down, streams, unplug",
+            ),
             ("unix:/s,streams=0", "1 to 16"),
             ("unix:/s,streams=17", "1 to 16"),
             ("unix:/s,unplug=", "write its id"),

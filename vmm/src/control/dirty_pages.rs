@@ -53,8 +53,14 @@ fn begin(
     client: &Weak<()>,
 ) -> Result<Box<dyn Following>, String> {
     let failed = |error: io::Error| format!("it is not known what is written: {error}");
-    if wish.of == Some(WriterKind::HostDevices) || writers.has_host_devices() {
+    if wish.of == Some(WriterKind::HostDevices) {
         return writers.follow(wish.of).map_err(failed);
+    }
+    if writers.has_host_devices() {
+        // Others may need a pause that there cannot be.
+        return writers.follow(wish.of).map_err(|error| {
+            failed(error) + "; `dirty-pages of=host-devices` follows devices of the host alone"
+        });
     }
     let (give, begun) = channel();
     let (writers, of) = (Arc::clone(writers), wish.of);

@@ -95,13 +95,27 @@ fn without_devices(
     })
 }
 
+/// What is said of a device that is in the way, and can be out of it for a migration.
+fn with_remedy(why: String, hotplug: &HotPlug) -> String {
+    let mut plugged = hotplug.plugged().into_iter();
+    let name = plugged.find_map(|device| {
+        let name = device.id.or(device.bus)?;
+        let is_named = why.contains(&format!("`device-del {name}`"));
+        (is_named && !why.contains("unplug=")).then_some(name)
+    });
+    match name {
+        Some(name) => format!("{why}, or `unplug={name}` behind `migrate`"),
+        None => why,
+    }
+}
+
 fn run(wish: &MigrateConfig, here: &Here<'_>, progress: &Arc<Progress>) -> Result<String, String> {
     let to = &wish.to;
     let failed = |error: super::error::StreamError| format!("{to}: {error}; the guest stays here");
     let link = connect(to)?;
     let breaker = link.breaker();
     progress.set_interrupt(Box::new(move || breaker.give_up()));
-    let mut found = find(here)?;
+    let mut found = find(here).map_err(|why| with_remedy(why, here.hotplug))?;
     found.hello.others = others(wish.streams)?;
     let mut sender = send::Sender::offer(link, &found.hello).map_err(failed)?;
     if let Some(others) = &found.hello.others {

@@ -50,15 +50,44 @@ fn refused(options: &[&str]) -> (String, String) {
 
 #[test]
 fn a_machine_that_no_nido_could_send_is_refused_before_anything_of_it_is_opened() {
-    for (options, named) in [
-        (&["--object=iommufd,id=i,fd=3"] as &[_], "--object iommufd"),
-        (&["--disk=vhost-user=/s"], "--disk vhost-user=/s"),
-        (&["--net=vhost-user=/s"], "--net vhost-user=/s"),
+    let iommufd = "--object=iommufd,id=i";
+    let device = |from| ["--device=vfio-pci,iommufd=i,", from].concat();
+    for (options, named, why) in [
+        (
+            &["--object=iommufd,id=i,fd=3"] as &[&str],
+            "--object iommufd,id=i",
+            "whoever starts",
+        ),
+        (
+            &["--object=iommufd,id=i,path=/dev/sda"],
+            "--object iommufd,id=i",
+            "whoever starts",
+        ),
+        (
+            &[iommufd, &device("fd=4")],
+            "--device vfio-pci,fd=4",
+            "cannot be saved or moved",
+        ),
+        (
+            &[iommufd, &device("host=0000:01:00.0")],
+            "--device vfio-pci,host=0000:01:00.0",
+            "cannot be saved or moved",
+        ),
+        (
+            &["--disk=vhost-user=/s"],
+            "--disk vhost-user=/s",
+            "cannot be saved or moved",
+        ),
+        (
+            &["--net=vhost-user=/s"],
+            "--net vhost-user=/s",
+            "cannot be saved or moved",
+        ),
     ] {
         let (there, here) = refused(&[&["--kernel=/k"], options].concat());
         for text in [there, here] {
             assert!(text.contains(named), "{text}");
-            assert!(text.contains("cannot be saved or moved"), "{text}");
+            assert!(text.contains(why), "{text}");
         }
     }
 }

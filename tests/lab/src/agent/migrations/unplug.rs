@@ -44,7 +44,8 @@ pub(super) fn stay(journey: &Journey<'_>, nido: &mut Child) -> Result<String> {
     let socket = journey.way.socket;
     let said = control::request(socket, &format!("migrate to={place}"))?;
     ensure!(said.starts_with("error: "), "migrate: {}", said.trim());
-    ensure!(said.contains(DEVICE), "it is not named: {}", said.trim());
+    let remedy = format!("`unplug={DEVICE}`");
+    ensure!(said.contains(&remedy), "no {remedy}: {}", said.trim());
     ensure!(target.waits(), "the target has heard of it");
     let said = control::request(socket, &format!("migrate to={place},unplug={DEVICE}"))?;
     ensure!(said.starts_with("error: "), "migrate: {}", said.trim());
