@@ -22,6 +22,10 @@
 //! `snapshot DIR` saves the machine in a directory, and answers when all of it is written; `status` tells
 //! how far it is, and `snapshot-cancel` gives it up. There is one at a time.
 //!
+//! # Pages that are written
+//! `dirty-pages` lets the guest run for a while, and answers which pages of its memory were written, by whom. It ends
+//! when its client goes away, and excludes snapshots and migrations.
+//!
 //! # Bounds
 //! The machine's event loop serves all clients and never waits for one: up to 8 connections,
 //! requests of up to 1024 bytes. A connection is closed when a request is not complete, or an
