@@ -53,6 +53,10 @@
 //! | 5 | a page request was answered as invalid or failed |
 //! | 6 | a page request was not answered within 10 s |
 //! | 7 | a capability that the command needs is not enabled |
+//!
+//! # Migration
+//! With [`EduOptions::migration`] there is BAR 2, for a driver of the host that has the device migrate
+//! with a guest; `edu/window.rs` has its map. Such a device has no extension.
 
 mod atc;
 mod copier;
@@ -61,6 +65,7 @@ mod pri;
 mod registers;
 mod saved;
 mod shared;
+mod window;
 mod worker;
 
 #[cfg(test)]
@@ -71,6 +76,8 @@ mod extension_test;
 mod marks_test;
 #[cfg(test)]
 mod registers_test;
+#[cfg(test)]
+mod window_test;
 
 use std::io;
 use std::sync::Arc;
@@ -92,6 +99,7 @@ use copier::Link;
 use pri::Capabilities;
 use registers::Action;
 use shared::{Inner, Shared};
+use window::{Fixed, Mode, WINDOW_SIZE, Window};
 
 /// Bytes of BAR 0.
 const BAR_SIZE: u64 = 1 << 20;
@@ -104,8 +112,30 @@ pub struct EduOptions {
     pub dma_mask: u64,
     /// MSI vectors that it offers: 1, 2, 4, 8, 16 or 32. Others are rounded down to such a number.
     pub msi_vectors: u8,
-    /// The extension.
+    /// The extension. Without effect where [`migration`](Self::migration) is on: none of that is in
+    /// an image.
     pub features: EduFeatures,
+    /// BAR 2 has the device stand still, tells what it is like, and has it become like another one:
+    /// for a driver of the host that has it migrate with a guest.
+    pub migration: bool,
+}
+
+impl EduOptions {
+    /// What of the extension there is.
+    fn extension(&self) -> EduFeatures {
+        match self.migration {
+            true => EduFeatures::default(),
+            false => self.features,
+        }
+    }
+
+    /// What is in an image, and has to be so where that goes.
+    fn fixed(&self) -> Fixed {
+        Fixed {
+            dma_mask: self.dma_mask,
+            msi_vectors: 1 << self.msi_vectors.clamp(1, 32).ilog2(),
+        }
+    }
 }
 
 impl Default for EduOptions {
@@ -115,6 +145,7 @@ impl Default for EduOptions {
             dma_mask: 0x0fff_ffff,
             msi_vectors: 1,
             features: EduFeatures::default(),
+            migration: false,
         }
     }
 }
@@ -145,17 +176,21 @@ impl Edu {
         let unit = unit.map(|unit| (unit, SourceId(bdf.as_u16())));
         let shared = Arc::new(Shared {
             bdf,
-            dma_mask: options.dma_mask,
+            fixed: options.fixed(),
             link: Link { atc, unit },
             capabilities,
             msi,
             intx,
-            inner: Mutex::new(Inner::new(config, options.features)),
+            inner: Mutex::new(Inner::new(
+                config,
+                options.extension(),
+                options.migration.then(Window::default),
+            )),
             changed: Condvar::new(),
         });
         let worker = worker::start(Arc::clone(&shared), dma)?;
         let link = &shared.link;
-        if let Some((unit, source)) = link.unit.as_ref().filter(|_| options.features.ats) {
+        if let Some((unit, source)) = link.unit.as_ref().filter(|_| options.extension().ats) {
             unit.attach_device_tlb(*source, Arc::clone(&link.atc) as Arc<dyn DeviceTlb>);
         }
         Ok(Arc::new(Self {
@@ -190,11 +225,14 @@ fn config_space(options: &EduOptions) -> (ConfigSpace, Capabilities) {
         subsystem_device: 0x1100,
     });
     builder.add_bar(0, BarKind::Memory32, BAR_SIZE);
+    if options.migration {
+        builder.add_bar(2, BarKind::Memory32, WINDOW_SIZE);
+    }
     builder.set_interrupt_pin(1);
-    let log2_vectors = options.msi_vectors.clamp(1, 32).ilog2();
+    let log2_vectors = options.fixed().msi_vectors.ilog2();
     builder.add_msi(u8::try_from(log2_vectors).unwrap_or(0));
     builder.add_pcie_endpoint();
-    let capabilities = Capabilities::add(&mut builder, options.features);
+    let capabilities = Capabilities::add(&mut builder, options.extension());
     (builder.build(), capabilities)
 }
 
@@ -223,8 +261,10 @@ impl PciFunction for Edu {
         change
     }
 
-    fn read_bar(&self, _bar: usize, offset: u64, data: &mut [u8]) {
-        let value = {
+    fn read_bar(&self, bar: usize, offset: u64, data: &mut [u8]) {
+        let value = if bar != 0 {
+            self.shared.read_window(offset, data.len())
+        } else {
             let inner = self.shared.inner.lock();
             let (registers, size) = (&inner.registers, data.len());
             if registers.extension.has(offset) {
@@ -240,9 +280,15 @@ impl PciFunction for Edu {
             .for_each(|(byte, value)| *byte = value);
     }
 
-    fn write_bar(&self, _bar: usize, offset: u64, data: &[u8]) {
+    fn write_bar(&self, bar: usize, offset: u64, data: &[u8]) {
         let shared = &self.shared;
+        if bar != 0 {
+            return shared.write_window(offset, data);
+        }
         let mut inner = shared.inner.lock();
+        if inner.mode() == Mode::StandsStill {
+            return;
+        }
         let mut message = None;
         match inner.registers.write(offset, data) {
             Action::None => {}

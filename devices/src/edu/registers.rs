@@ -162,29 +162,39 @@ impl Registers {
     }
 
     fn start(&mut self, command: u64) -> Action {
+        let Some(copy) = self.copy(command) else {
+            return Action::OutOfBounds;
+        };
+        self.command = command;
+        Action::Copy(copy)
+    }
+
+    /// What `command` asks for; nothing if that leaves the buffer.
+    fn copy(&self, command: u64) -> Option<Copy> {
         let (direction, own, address) = if command & COMMAND_TO_MEMORY == 0 {
             (Direction::FromMemory, self.destination, self.source)
         } else {
             (Direction::ToMemory, self.source, self.destination)
         };
-        let inside = own.checked_sub(BUFFER_ADDRESS).and_then(|offset| {
-            let (offset, length) = (
-                usize::try_from(offset).ok()?,
-                usize::try_from(self.count).ok()?,
-            );
-            (offset.checked_add(length)? <= BUFFER_SIZE).then_some((offset, length))
-        });
-        let Some((offset, length)) = inside else {
-            return Action::OutOfBounds;
-        };
-        self.command = command;
-        Action::Copy(Copy {
+        let offset = usize::try_from(own.checked_sub(BUFFER_ADDRESS)?).ok()?;
+        let length = usize::try_from(self.count).ok()?;
+        (offset.checked_add(length)? <= BUFFER_SIZE).then_some(Copy {
             direction,
             address,
             offset,
             length,
             manner: self.extension.manner(),
         })
+    }
+
+    /// What they say is to be computed, and to be copied. `None` if they say what they never do: a copy
+    /// that leaves the buffer.
+    pub(super) fn under_way(&self) -> Option<(Option<u32>, Option<Copy>)> {
+        let copy = match self.is_copying() {
+            true => Some(self.copy(self.command)?),
+            false => None,
+        };
+        Some((self.is_computing().then_some(self.factorial), copy))
     }
 
     /// A factorial is finished. Returns the interrupt to raise.
@@ -221,15 +231,15 @@ impl Registers {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RegistersState {
-    liveness: u32,
-    factorial: u32,
-    status: u32,
-    interrupt_status: u32,
-    source: u64,
-    destination: u64,
-    count: u64,
-    command: u64,
-    extension: ExtensionState,
+    pub(super) liveness: u32,
+    pub(super) factorial: u32,
+    pub(super) status: u32,
+    pub(super) interrupt_status: u32,
+    pub(super) source: u64,
+    pub(super) destination: u64,
+    pub(super) count: u64,
+    pub(super) command: u64,
+    pub(super) extension: ExtensionState,
 }
 
 impl Registers {

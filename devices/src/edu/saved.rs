@@ -10,6 +10,7 @@ use state::{Bytes, RestoreError, SaveError, Section};
 
 use super::Edu;
 use super::registers::{BUFFER_SIZE, RegistersState};
+use super::window::{Window, WindowState};
 use copy::CopyState;
 use translations::TranslationState;
 
@@ -35,6 +36,9 @@ struct EduState {
     next_group: u16,
     /// A response came that answers nothing, which the guest has not seen yet.
     unexpected: bool,
+    /// BAR 2, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    window: Option<WindowState>,
 }
 
 impl Edu {
@@ -55,7 +59,7 @@ impl Edu {
         };
         let state = EduState {
             config: inner.config.save(),
-            dma_mask: shared.dma_mask,
+            dma_mask: shared.fixed.dma_mask,
             registers: inner.registers.save(),
             buffer: Bytes::new(&inner.buffer[..]),
             factorial: inner.factorial,
@@ -68,6 +72,7 @@ impl Edu {
             invalidations: atc.cached().invalidations,
             next_group,
             unexpected,
+            window: inner.window.as_ref().map(Window::save),
         };
         drop(inner);
         Section::new(KIND, VERSION, &state)
@@ -77,7 +82,8 @@ impl Edu {
     pub(super) fn restore_function(&self, section: &Section) -> Result<(), RestoreError> {
         let state: EduState = section.read(KIND, VERSION)?;
         let shared = &self.shared;
-        let [saved, here] = [state.dma_mask, shared.dma_mask].map(|mask| format!("{mask:#x}"));
+        let [saved, here] =
+            [state.dma_mask, shared.fixed.dma_mask].map(|mask| format!("{mask:#x}"));
         RestoreError::unless_equal("the mask of its addresses", saved, here)?;
         if state.next_group >= GROUPS {
             let why = format_args!("{} of {GROUPS}", state.next_group);
@@ -87,6 +93,8 @@ impl Edu {
         let translations = translations::read(&state.translations)?;
         shared.set_parking(true);
         let mut inner = shared.inner.lock();
+        let [saved, here] = [state.window.is_some(), inner.window.is_some()];
+        RestoreError::unless_equal("whether it has BAR 2", saved, here)?;
         inner.config.restore(&state.config)?;
         inner.registers.restore(&state.registers)?;
         let begun = inner.registers.is_computing();
@@ -94,11 +102,12 @@ impl Edu {
         agree("a copy", inner.registers.is_copying(), state.copy.is_some())?;
         let copy = state.copy.as_ref().map(|copy| {
             let features = inner.registers.extension.features;
-            copy.read(features, shared.dma_mask)
+            copy.read(features, shared.fixed.dma_mask)
         });
         let (copy, carried) = copy.transpose()?.unzip();
         let carried = carried.flatten();
         *inner.buffer = buffer;
+        inner.window = state.window.as_ref().map(Window::restore).transpose()?;
         inner.factorial = state.factorial;
         inner.dma = copy;
         inner.carried.clone_from(&carried);

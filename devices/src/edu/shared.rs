@@ -11,12 +11,13 @@ use super::copier::{Link, PageCounts};
 use super::extension::EduFeatures;
 use super::pri::Capabilities;
 use super::registers::{self, BUFFER_SIZE, Registers};
+use super::window::{self, Asked, Fixed, Load, Mode, Window};
 use crate::limit::LogLimit;
 
 /// What vCPU threads and the worker share.
 pub(super) struct Shared {
     pub(super) bdf: Bdf,
-    pub(super) dma_mask: u64,
+    pub(super) fixed: Fixed,
     pub(super) link: Link,
     pub(super) capabilities: Capabilities,
     pub(super) msi: Arc<dyn MsiSink>,
@@ -51,6 +52,8 @@ pub(super) struct Inner {
     pub(super) resets: usize,
     /// The worker is to begin nothing.
     pub(super) parking: bool,
+    /// BAR 2, if there is one.
+    pub(super) window: Option<Window>,
     /// The device goes away.
     pub(super) ending: bool,
     pub(super) limit: LogLimit,
@@ -133,15 +136,64 @@ impl Shared {
         let features = inner.registers.extension.features;
         inner.registers = Registers::new(features);
         inner.config.reset();
+        if let Some(window) = &mut inner.window {
+            *window = Window::default();
+        }
         self.link.atc.take_unexpected();
         self.update_capabilities(&mut inner);
         self.drive(&mut inner);
+    }
+
+    /// Reads the window, of which all is ones if there is none.
+    pub(super) fn read_window(&self, offset: u64, size: usize) -> u64 {
+        let inner = self.inner.lock();
+        let Some(window) = &inner.window else {
+            return u64::MAX;
+        };
+        window.read(offset, size, inner.working, || {
+            window::encode(self.fixed, &inner.registers, &inner.buffer)
+        })
+    }
+
+    pub(super) fn write_window(&self, offset: u64, data: &[u8]) {
+        let mut inner = self.inner.lock();
+        let Some(window) = &mut inner.window else {
+            return;
+        };
+        match window.write(offset, data) {
+            Asked::Nothing => {}
+            Asked::Mode => drop(self.changed.notify_all()),
+            Asked::Load => self.load(&mut inner),
+        }
+    }
+
+    /// Has the device become what was written to the window.
+    fn load(&self, inner: &mut Inner) {
+        let is_still = !inner.working && inner.resets == 0;
+        let registers = inner.registers;
+        let Some(window) = &mut inner.window else {
+            return;
+        };
+        if window.mode != Mode::StandsStill || !is_still {
+            window.load = Load::NotNow;
+            return;
+        }
+        let Some(image) = window::decode(&window.staged, self.fixed, &registers) else {
+            window.load = Load::Refused;
+            return;
+        };
+        window.load = Load::Done;
+        inner.registers = image.registers;
+        *inner.buffer = image.buffer;
+        inner.factorial = image.factorial;
+        inner.dma = image.copy;
+        self.drive(inner);
     }
 }
 
 impl Inner {
     /// A device out of reset, with nothing to do.
-    pub(super) fn new(config: ConfigSpace, features: EduFeatures) -> Self {
+    pub(super) fn new(config: ConfigSpace, features: EduFeatures, window: Option<Window>) -> Self {
         Self {
             config,
             registers: Registers::new(features),
@@ -154,9 +206,21 @@ impl Inner {
             epoch: 0,
             resets: 0,
             parking: false,
+            window,
             ending: false,
             limit: LogLimit::default(),
         }
+    }
+
+    /// Whether the worker is to begin nothing, for the machine or for the window.
+    pub(super) fn is_held(&self) -> bool {
+        self.parking || self.mode() != Mode::Runs
+    }
+
+    /// What the window has asked for.
+    pub(super) fn mode(&self) -> Mode {
+        let window = self.window.as_ref();
+        window.map_or(Mode::Runs, |window| window.mode)
     }
 
     pub(super) fn complain(&mut self, what: &str) {

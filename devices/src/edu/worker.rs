@@ -17,7 +17,7 @@ pub(super) fn start(shared: Arc<Shared>, dma: Dma) -> io::Result<JoinHandle<()>>
     Builder::new()
         .name(format!("edu-{}", shared.bdf))
         .spawn(move || {
-            let copier = Copier::new(dma.view(), shared.dma_mask, shared.link.clone());
+            let copier = Copier::new(dma.view(), shared.fixed.dma_mask, shared.link.clone());
             run(&shared, copier);
         })
 }
@@ -65,7 +65,7 @@ impl Work {
 fn run(shared: &Shared, mut copier: Copier) {
     let mut inner = shared.inner.lock();
     while !inner.ending {
-        let work = match inner.parking {
+        let work = match inner.is_held() {
             true => None,
             false => Work::take(&mut inner),
         };

@@ -1,7 +1,8 @@
 //! The lab's kernel: built once from Debian's source package, kept in the cache.
 //!
-//! The cache is keyed by the package's version and by the configuration. What is complete there is
-//! used without asking anybody: no network, no package tools.
+//! The cache is keyed by the package's version, by the configuration, and by what is changed of the
+//! source and added to it. What is complete there is used without asking anybody: no network, no
+//! package tools.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -42,11 +43,28 @@ const LONGEST: Duration = Duration::from_secs(4 * 3600);
 /// a type, whether or not its valid bit is set (APM volume 2, 15.7.2). QEMU's emulation of SVM
 /// clears only the valid bit after delivery, so that in level 1 KVM refuses to emulate the first
 /// MMIO access after any exception, and the guest is lost.
-const QUIRKS: &[(&str, &str, &str)] = &[(
-    "arch/x86/kvm/svm/svm.c",
-    "control.exit_int_info & SVM_EXITINTINFO_TYPE_MASK) &&",
-    "control.exit_int_info & SVM_EXITINTINFO_VALID) &&",
-)];
+///
+/// The others make [the driver that is added](DRIVERS) part of the kernel.
+const QUIRKS: &[(&str, &str, &str)] = &[
+    (
+        "arch/x86/kvm/svm/svm.c",
+        "control.exit_int_info & SVM_EXITINTINFO_TYPE_MASK) &&",
+        "control.exit_int_info & SVM_EXITINTINFO_VALID) &&",
+    ),
+    (
+        "drivers/vfio/pci/Kconfig",
+        "source \"drivers/vfio/pci/mlx5/Kconfig\"",
+        "config EDU_VFIO_PCI\n\tbool \"VFIO support for the educational device, with migration\"\n\tselect VFIO_PCI_CORE\n\n\
+         source \"drivers/vfio/pci/mlx5/Kconfig\"",
+    ),
+    (
+        "drivers/vfio/pci/Makefile",
+        "obj-$(CONFIG_MLX5_VFIO_PCI)",
+        "obj-$(CONFIG_EDU_VFIO_PCI) += edu-vfio-pci.o\n\nobj-$(CONFIG_MLX5_VFIO_PCI)",
+    ),
+];
+/// Drivers of our own: a file of `resources/kernel`, and the directory of the source that it goes to.
+const DRIVERS: &[(&str, &str)] = &[("edu-vfio-pci.c", "drivers/vfio/pci")];
 
 /// A built kernel.
 pub(crate) struct Kernel {
@@ -68,6 +86,22 @@ impl Kernel {
 
 fn config_path() -> PathBuf {
     paths::root().join("resources/kernel.config")
+}
+
+fn driver_path(name: &str) -> PathBuf {
+    paths::root().join("resources/kernel").join(name)
+}
+
+/// What the cache is keyed by, besides the version: all that is not the package's.
+fn ingredients() -> Result<String> {
+    let read =
+        |path: PathBuf| fs::read_to_string(&path).with_context(|| path.display().to_string());
+    let mut all = format!("{}{QUIRKS:?}", read(config_path())?);
+    for (name, directory) in DRIVERS {
+        all.push_str(directory);
+        all.push_str(&read(driver_path(name))?);
+    }
+    Ok(all)
 }
 
 /// The newest cached kernel of this configuration.
@@ -96,9 +130,7 @@ fn numbers(text: &str) -> Vec<u64> {
 /// The kernel, from the cache or built now. With `update`, from the newest source package that
 /// there is.
 pub(crate) fn provide(update: bool) -> Result<Kernel> {
-    let config =
-        fs::read_to_string(config_path()).with_context(|| config_path().display().to_string())?;
-    let hash = lab::hash::sha256(format!("{config}{QUIRKS:?}").as_bytes());
+    let hash = lab::hash::sha256(ingredients()?.as_bytes());
     let key = format!("-config-{}", hash.get(..12).unwrap_or(&hash));
     let kernels = paths::cache()?.join("kernel");
     fs::create_dir_all(&kernels)?;
@@ -270,6 +302,10 @@ fn build(state: &State, package: &str, work: &Path) -> Result<()> {
         let path = tree.join(file);
         let source = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         fs::write(&path, source.replace(text, replacement))?;
+    }
+    for (name, directory) in DRIVERS {
+        let path = tree.join(directory).join(name);
+        fs::copy(driver_path(name), &path).with_context(|| path.display().to_string())?;
     }
 
     let make = || {

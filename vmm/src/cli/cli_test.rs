@@ -80,6 +80,7 @@ fn a_full_command_line_becomes_typed_values() {
                     dma_mask: 0xff,
                     msi_vectors: 4,
                     features: Default::default(),
+                    migration: false,
                 })
             },
             FunctionConfig {

@@ -46,6 +46,13 @@ pub(super) const TABLE: Table = Table {
             default: "off",
             help: "extension: asks for pages; needs ats=on",
         },
+        Key {
+            name: "migration",
+            aliases: &[],
+            kind: Kind::OnOff,
+            default: "off",
+            help: "BAR 2 saves and restores the device, for a guest whose VFIO driver has it move on; without ats, pasid and pri",
+        },
         ID,
         BUS,
         ADDR,
@@ -64,6 +71,13 @@ pub(super) fn options(values: &Values) -> Result<EduOptions, ListError> {
             values.conflict("pri=on needs ats=on; add `ats=on` or drop `pri=on`".to_owned())
         );
     }
+    let migration = values.on_off("migration").unwrap_or(false);
+    if migration && features.any() {
+        return Err(values.conflict(
+            "migration=on goes without ats, pasid and pri; drop them or drop `migration=on`"
+                .to_owned(),
+        ));
+    }
     let default = EduOptions::default();
     let msi_vectors = values.number("msi-vectors").map(u8::try_from);
     Ok(EduOptions {
@@ -72,5 +86,6 @@ pub(super) fn options(values: &Values) -> Result<EduOptions, ListError> {
             .and_then(Result::ok)
             .unwrap_or(default.msi_vectors),
         features,
+        migration,
     })
 }

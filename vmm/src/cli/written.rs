@@ -229,13 +229,19 @@ fn edu(options: &EduOptions) -> List {
         dma_mask,
         msi_vectors,
         features,
+        migration,
     } = *options;
-    List::of("edu")
+    let list = List::of("edu")
         .key("dma_mask", format_args!("{dma_mask:#x}"))
         .key("msi-vectors", msi_vectors)
         .switch("ats", features.ats)
         .switch("pasid", features.pasid)
-        .switch("pri", features.pri)
+        .switch("pri", features.pri);
+    match migration {
+        // Said only where it is so: an earlier nido does not know it.
+        true => list.switch("migration", true),
+        false => list,
+    }
 }
 
 fn vfio(config: &VfioConfig) -> List {
@@ -282,7 +288,7 @@ mod tests {
             "--kernel k --disk path=/a,,b,readonly=on,id=root,queues=3 --disk path=/b --device rng --disk path=/c,addr=1f",
             "--kernel k --net tap=t,mac=52:54:00:12:34:56,queues=2 --net tap=u,vhost=on,id=lan",
             "--kernel k --vsock cid=7 --disk vhost-user=/a,queues=2 --net vhost-user=/b,mac=02:00:00:00:00:01",
-            "--kernel k --device console --device edu,dma_mask=0xff,msi-vectors=4,ats=on,pasid=on,pri=on",
+            "--kernel k --device console --device edu,dma_mask=0xff,msi-vectors=4,ats=on,pasid=on,pri=on --device edu,migration=on",
             "--kernel k --device pcie-root-port,id=a,,b --device edu,bus=a,,b --device pcie-root-port,id=c,addr=5",
             "--kernel k --device intel-iommu",
             "--kernel k --device intel-iommu,aw-bits=57,x-flts=on,intremap=off,caching-mode=on,device-iotlb=on,pasid-bits=20,svm=on",

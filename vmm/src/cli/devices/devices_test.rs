@@ -176,7 +176,7 @@ fn a_bad_value_says_what_is_expected() {
 fn a_key_without_value_says_how_to_write_it() {
     assert_eq!(
         error("edu,dma_mask"),
-        "--device edu: `dma_mask` has no value; write `dma_mask=VALUE` (valid keys: dma_mask, msi-vectors, ats, pasid, pri, id, bus, addr)"
+        "--device edu: `dma_mask` has no value; write `dma_mask=VALUE` (valid keys: dma_mask, msi-vectors, ats, pasid, pri, migration, id, bus, addr)"
     );
 }
 
