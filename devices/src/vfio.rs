@@ -20,11 +20,14 @@ mod direct;
 mod fake;
 #[cfg(test)]
 mod fake_loop;
+#[cfg(test)]
+mod fake_migration;
 mod function;
 mod host;
 mod image;
 mod intx;
 mod messages;
+mod migration;
 mod node;
 mod platform;
 mod requester;

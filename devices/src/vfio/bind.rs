@@ -186,8 +186,9 @@ pub(super) fn io_error(error: VfioError) -> io::Error {
         | VfioError::VfioDeviceAttachIommufdPt(error)
         | VfioError::VfioDeviceDetachIommufdPt(error)
         | VfioError::VfioDeviceGetInfo(error)
+        | VfioError::VfioDeviceFeature(error)
         | VfioError::NewVfioIommufd(IommufdError::IommuIoasAlloc(error)) => error.into(),
-        VfioError::OpenDeviceCdev(error) => error,
+        VfioError::OpenDeviceCdev(error) | VfioError::VfioMigrationDataIo(error) => error,
         error => io::Error::other(error),
     }
 }

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use intel_vtd::Pasid;
 use intel_vtd_host::{Attachment, HwptId};
 use vfio_bindings::bindings::vfio::{
-    VFIO_IRQ_INFO_NORESIZE, VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ,
-    VFIO_REGION_INFO_FLAG_WRITE,
+    VFIO_IRQ_INFO_NORESIZE, VFIO_MIGRATION_P2P, VFIO_MIGRATION_STOP_COPY,
+    VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
 };
 use vfio_ioctls::{VfioDevice, VfioRegionInfoCap};
 use vm_memory::{FileOffset, MmapRegion};
@@ -25,7 +25,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::address::HostAddress;
 use super::bind::io_error;
 use super::capabilities;
-use super::host::{Armed, CONFIG_REGION, HostDevice, IrqKind, Irqs, Region};
+use super::host::{
+    Armed, CONFIG_REGION, HostDevice, IrqKind, Irqs, MigrationFeatures, MigrationState, Region,
+};
 use super::image::read_image;
 use super::retry::{PAUSES, retry};
 use super::services::HostServices;
@@ -218,6 +220,34 @@ impl HostDevice for VfioCdev {
         retry(PAUSES, &[libc::EAGAIN, libc::EBUSY], || {
             sys::reset(&self.file)
         })
+    }
+
+    fn migration(&self) -> io::Result<Option<MigrationFeatures>> {
+        // The crate takes what older kernels and drivers without it say for none.
+        let flags = self.device.query_migration_support().map_err(io_error)?;
+        let has = |flags: u64, flag: u32| flags & u64::from(flag) != 0;
+        Ok(flags.map(|flags| MigrationFeatures {
+            stop_copy: has(flags, VFIO_MIGRATION_STOP_COPY),
+            p2p: has(flags, VFIO_MIGRATION_P2P),
+        }))
+    }
+
+    fn migration_state(&self) -> io::Result<MigrationState> {
+        let number = self.device.get_migration_state().map_err(io_error)?;
+        MigrationState::from_number(number).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    fn set_migration_state(&self, state: MigrationState) -> io::Result<()> {
+        let outcome = self.device.set_migration_state(state.number());
+        outcome.map_err(io_error)
+    }
+
+    fn read_migration(&self, data: &mut [u8]) -> io::Result<usize> {
+        self.device.read_migration_data(data).map_err(io_error)
+    }
+
+    fn write_migration(&self, data: &[u8]) -> io::Result<()> {
+        self.device.write_migration_data(data).map_err(io_error)
     }
 }
 

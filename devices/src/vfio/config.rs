@@ -1,6 +1,8 @@
 //! The configuration space that the guest sees of an assigned device: bytes of our own, with masks
 //! that say what the guest may change, what is read from the host's device, and what goes to it.
 
+mod saved;
+
 use pci::capability::{msi, msix, pcie, pri};
 use pci::header::{BAR_END, BAR0, COMMAND, INTERRUPT_PIN};
 use pci::{BarKind, BarWindow, CONFIG_SPACE_SIZE, Command};

@@ -11,7 +11,10 @@ use pci::{Bdf, IntxSink, MsiMessage};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::host::{Armed, CONFIG_REGION, HostDevice, IrqKind, Irqs, Region};
+use super::fake_migration::FakeMigration;
+use super::host::{
+    Armed, CONFIG_REGION, HostDevice, IrqKind, Irqs, MigrationFeatures, MigrationState, Region,
+};
 use super::image::Image;
 use super::platform::GuestMappings;
 use crate::{InterruptRoute, InterruptRoutes};
@@ -83,6 +86,8 @@ pub(super) struct FakeHost {
     pub(super) hold: Mutex<()>,
     pub(super) calls: Mutex<Vec<Call>>,
     pub(super) events: Mutex<BTreeMap<(IrqKind, u32), EventFd>>,
+    /// It cannot be migrated at first.
+    pub(super) migration: Mutex<FakeMigration>,
 }
 
 impl FakeHost {
@@ -115,6 +120,15 @@ impl FakeHost {
             hold: Mutex::default(),
             calls: Mutex::default(),
             events: Mutex::default(),
+            migration: Mutex::default(),
+        }
+    }
+
+    /// One that can be migrated.
+    pub(super) fn movable() -> Self {
+        Self {
+            migration: Mutex::new(FakeMigration::whole()),
+            ..Self::new()
         }
     }
 
@@ -231,7 +245,28 @@ impl HostDevice for FakeHost {
     fn reset(&self) -> io::Result<()> {
         self.record(Call::Reset)?;
         let _hold = self.hold.lock().expect("hold");
+        self.migration.lock().expect("migration").reset();
         Ok(())
+    }
+
+    fn migration(&self) -> io::Result<Option<MigrationFeatures>> {
+        Ok(self.migration.lock().expect("migration").features)
+    }
+
+    fn migration_state(&self) -> io::Result<MigrationState> {
+        self.migration.lock().expect("migration").state()
+    }
+
+    fn set_migration_state(&self, state: MigrationState) -> io::Result<()> {
+        self.migration.lock().expect("migration").set(state)
+    }
+
+    fn read_migration(&self, data: &mut [u8]) -> io::Result<usize> {
+        self.migration.lock().expect("migration").read(data)
+    }
+
+    fn write_migration(&self, data: &[u8]) -> io::Result<()> {
+        self.migration.lock().expect("migration").write(data)
     }
 }
 

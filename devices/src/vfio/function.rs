@@ -4,6 +4,8 @@ mod bus;
 mod describe;
 mod error;
 mod interrupts;
+mod motion;
+mod saved;
 mod wanted;
 
 use std::any::Any;
@@ -23,6 +25,7 @@ use super::host::{CONFIG_REGION, HostDevice};
 use super::image::{MsiLayout, MsixLayout, PM_CONTROL, PM_STATE};
 use super::intx::Intx;
 use super::messages::Messages;
+use super::migration::Migration;
 use super::platform::GuestMappings;
 use super::services::Shown;
 use super::watcher::{EventLoop, HostListener, Watcher};
@@ -31,6 +34,10 @@ use crate::ioapic::EndOfInterrupt;
 use crate::limit::LogLimit;
 use describe::{Described, describe};
 pub use error::VfioPciError;
+use motion::Motion;
+
+/// Why a device cannot be stopped with its guest.
+const CANNOT_MOVE: &str = "it is a device of the host whose driver there cannot stop and save it (VFIO migration), so its DMA would go on";
 
 /// What an assigned function is made of.
 pub struct VfioPciParts {
@@ -77,6 +84,10 @@ pub struct VfioPci {
     name: String,
     host: Arc<dyn HostDevice>,
     has_reset: bool,
+    /// If its driver in the host can have it migrate.
+    migration: Option<Migration>,
+    /// No other lock of the function is taken under it.
+    motion: Motion,
     routes: Arc<dyn InterruptRoutes>,
     direct: Direct,
     msix: Option<(MsixLayout, MsixTable)>,
@@ -130,6 +141,7 @@ impl VfioPci {
             command,
         } = describe(&*host, bdf, shown)?;
         let failed = |what| VfioPciError::failed(&name, what);
+        let migration = Migration::of(&host).map_err(failed("VFIO_DEVICE_FEATURE_MIGRATION"))?;
         let intx = Intx::new(Arc::clone(&host)).map_err(failed("creating an eventfd"))?;
         let intx = Arc::new(intx);
         let watcher = Watcher::start(&host, Arc::clone(&intx), listener, event_loop)
@@ -141,6 +153,8 @@ impl VfioPci {
         let function = Self {
             bdf,
             has_reset,
+            migration,
+            motion: Motion::default(),
             routes,
             direct: Direct::new(parts, mappings),
             msix: config.layout.msix.map(table),
@@ -247,7 +261,7 @@ impl VfioPci {
             }
             self.update_host(power + PM_CONTROL, PM_STATE, state);
             if state == 0 {
-                self.resume(control);
+                self.answers_again(control);
             }
         }
         if let (true, Some(offset)) = (effects.device_control, control.config.layout.pcie) {
@@ -299,13 +313,13 @@ impl VfioPci {
             self.update_host(register, CONTROL_FORWARDED, value);
         }
         self.write_host_command(control);
-        self.resume(control);
+        self.answers_again(control);
     }
 
     /// Lets the guest reach the BARs directly again, if the device answers: a device that a failed
     /// reset or power state has left without memory would make each access an error of the
     /// hypervisor's, and end the machine. Trapped accesses to it read as ones.
-    fn resume(&self, control: &Control) {
+    fn answers_again(&self, control: &Control) {
         let mut command = [0; 2];
         self.read_host(COMMAND, &mut command);
         let command = u16::from_le_bytes(command);

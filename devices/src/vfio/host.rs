@@ -1,6 +1,7 @@
 //! The interface of a host's device to its model: regions, interrupts, reset. A trait, so that
 //! tests can be the device.
 
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,6 +9,14 @@ use std::sync::Arc;
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX,
     VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX,
+    vfio_device_mig_state_VFIO_DEVICE_STATE_ERROR,
+    vfio_device_mig_state_VFIO_DEVICE_STATE_PRE_COPY,
+    vfio_device_mig_state_VFIO_DEVICE_STATE_PRE_COPY_P2P,
+    vfio_device_mig_state_VFIO_DEVICE_STATE_RESUMING,
+    vfio_device_mig_state_VFIO_DEVICE_STATE_RUNNING,
+    vfio_device_mig_state_VFIO_DEVICE_STATE_RUNNING_P2P,
+    vfio_device_mig_state_VFIO_DEVICE_STATE_STOP,
+    vfio_device_mig_state_VFIO_DEVICE_STATE_STOP_COPY,
 };
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
@@ -69,6 +78,99 @@ pub(super) enum Armed {
     Only(u32),
 }
 
+/// What a device's driver in the host can do to have it migrate (`VFIO_DEVICE_FEATURE_MIGRATION`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct MigrationFeatures {
+    /// `VFIO_MIGRATION_STOP_COPY`: it can be stopped, saved and restored.
+    pub(super) stop_copy: bool,
+    /// `VFIO_MIGRATION_P2P`: there is `RUNNING_P2P`.
+    pub(super) p2p: bool,
+}
+
+/// The state of a device that can be migrated (`enum vfio_device_mig_state`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MigrationState {
+    /// It has failed, until it is reset.
+    Error,
+    /// Nothing of it changes.
+    Stop,
+    /// It works.
+    Running,
+    /// It is stopped, and what it is like can be read.
+    StopCopy,
+    /// It is stopped, and takes what it is to be like.
+    Resuming,
+    /// It works, but for DMA to other devices.
+    RunningP2p,
+    /// It works, and what it is like can be read, and changes.
+    PreCopy,
+    /// The same without DMA to other devices.
+    PreCopyP2p,
+}
+
+impl MigrationState {
+    /// As VFIO numbers them.
+    const ALL: [(Self, u32); 8] = [
+        (Self::Error, vfio_device_mig_state_VFIO_DEVICE_STATE_ERROR),
+        (Self::Stop, vfio_device_mig_state_VFIO_DEVICE_STATE_STOP),
+        (
+            Self::Running,
+            vfio_device_mig_state_VFIO_DEVICE_STATE_RUNNING,
+        ),
+        (
+            Self::StopCopy,
+            vfio_device_mig_state_VFIO_DEVICE_STATE_STOP_COPY,
+        ),
+        (
+            Self::Resuming,
+            vfio_device_mig_state_VFIO_DEVICE_STATE_RESUMING,
+        ),
+        (
+            Self::RunningP2p,
+            vfio_device_mig_state_VFIO_DEVICE_STATE_RUNNING_P2P,
+        ),
+        (
+            Self::PreCopy,
+            vfio_device_mig_state_VFIO_DEVICE_STATE_PRE_COPY,
+        ),
+        (
+            Self::PreCopyP2p,
+            vfio_device_mig_state_VFIO_DEVICE_STATE_PRE_COPY_P2P,
+        ),
+    ];
+
+    /// Its number.
+    pub(super) fn number(self) -> u32 {
+        let mut all = Self::ALL.into_iter();
+        all.find(|(state, _)| *state == self).map_or(
+            vfio_device_mig_state_VFIO_DEVICE_STATE_ERROR,
+            |(_, number)| number,
+        )
+    }
+
+    /// The state with this number, if there is one.
+    pub(super) fn from_number(number: u32) -> Option<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|(_, known)| *known == number)
+            .map(|(state, _)| state)
+    }
+}
+
+impl fmt::Display for MigrationState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Error => "ERROR",
+            Self::Stop => "STOP",
+            Self::Running => "RUNNING",
+            Self::StopCopy => "STOP_COPY",
+            Self::Resuming => "RESUMING",
+            Self::RunningP2p => "RUNNING_P2P",
+            Self::PreCopy => "PRE_COPY",
+            Self::PreCopyP2p => "PRE_COPY_P2P",
+        })
+    }
+}
+
 /// A device that is bound to an iommufd.
 pub(super) trait HostDevice: Send + Sync {
     /// Names the device, for messages.
@@ -101,6 +203,22 @@ pub(super) trait HostDevice: Send + Sync {
     /// Whether [`reset`](Self::reset) can work.
     fn has_reset(&self) -> io::Result<bool>;
 
-    /// Resets the function.
+    /// Resets the function. One that can be migrated is `RUNNING` then, whatever it was.
     fn reset(&self) -> io::Result<()>;
+
+    /// What its driver can do to have it migrate; `None` if that is nothing.
+    fn migration(&self) -> io::Result<Option<MigrationFeatures>>;
+
+    /// The state of a device that can be migrated.
+    fn migration_state(&self) -> io::Result<MigrationState>;
+
+    /// Brings a device that can be migrated into `state`, by all steps that lead there. If that fails, it
+    /// is in one of the states between, or in `ERROR`.
+    fn set_migration_state(&self, state: MigrationState) -> io::Result<()>;
+
+    /// Reads on in what a device in `STOP_COPY` is like; nothing is left if that is no byte.
+    fn read_migration(&self, data: &mut [u8]) -> io::Result<usize>;
+
+    /// Writes on, to a device in `RESUMING`, what it is to be like.
+    fn write_migration(&self, data: &[u8]) -> io::Result<()>;
 }

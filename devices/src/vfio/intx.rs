@@ -103,6 +103,21 @@ impl Intx {
         }
     }
 
+    /// Whether the line is high.
+    pub(super) fn is_asserted(&self) -> bool {
+        self.state.lock().asserted
+    }
+
+    /// Has the line be high, of an interrupt that is to be ended. The host may have more of them, which
+    /// are taken for the same one.
+    pub(super) fn restore_asserted(&self) {
+        let mut state = self.state.lock();
+        if state.armed && !state.quiet && !state.asserted {
+            state.asserted = true;
+            self.drive(true);
+        }
+    }
+
     fn lower(&self, state: &mut State) {
         if state.asserted {
             state.asserted = false;

@@ -183,6 +183,29 @@ impl Messages {
             .is_some_and(|vector| vector.message.is_none() && is_signalled(&vector.event))
     }
 
+    /// Vectors that the device has signalled while they were masked.
+    pub(super) fn pending(&self) -> Vec<u16> {
+        let vectors = self.vectors.keys().copied();
+        vectors.filter(|vector| self.is_pending(*vector)).collect()
+    }
+
+    /// Has `vector` be pending, as if the device had signalled it.
+    pub(super) fn restore_pending(&mut self, vector: u16) -> Result<(), MessageError> {
+        if !self.vectors.contains_key(&vector) {
+            // MSI's were all made when it was enabled.
+            if self.kind == IrqKind::Msi {
+                return Err(MessageError::Limit(self.available));
+            }
+            self.add(vector)?;
+            self.arm(&[vector])
+                .inspect_err(|_| drop(self.vectors.remove(&vector)))?;
+        }
+        match self.vectors.get(&vector) {
+            Some(known) => known.event.write(1).map_err(MessageError::Event),
+            None => Ok(()),
+        }
+    }
+
     /// Makes the means of a vector, which sends nothing yet.
     fn add(&mut self, vector: u16) -> Result<(), MessageError> {
         if self.kind == IrqKind::Msix && u32::from(vector) >= self.available {

@@ -2,7 +2,7 @@
 
 use pci::header::COMMAND;
 use pci::{BarKind, BarWindow, Command, ConfigChange, PciFunction};
-use state::{SaveError, Section};
+use state::{RestoreError, SaveError, Section};
 
 use super::{Mode, VfioPci};
 use crate::vfio::image::MsiLayout;
@@ -122,13 +122,28 @@ impl PciFunction for VfioPci {
         self.write_host(COMMAND, &control.command.to_le_bytes());
     }
 
-    fn save(&self) -> Result<Section, SaveError> {
-        let why = "a device of the host is not saved yet; remove it with `device-del`";
-        Err(SaveError::new(why))
+    fn parkable(&self) -> Result<(), String> {
+        self.can_stop()
     }
 
-    fn parkable(&self) -> Result<(), String> {
-        Err("it is a device of the host, whose DMA would go on".to_owned())
+    fn park(&self) {
+        self.quiet_down();
+    }
+
+    fn parked(&self) -> Result<(), String> {
+        self.stand_still()
+    }
+
+    fn resume(&self) {
+        self.go_on();
+    }
+
+    fn save(&self) -> Result<Section, SaveError> {
+        self.save_function()
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        self.restore_function(section)
     }
 
     fn reset(&self) {
