@@ -1,6 +1,7 @@
 //! Parsing of the command line: strings in, typed values out, nothing opened.
 
 mod assign;
+mod brought;
 mod changes;
 mod devices;
 mod dirty_pages;

@@ -12,6 +12,7 @@ use devices::vfio::HostAddress;
 use intel_vtd::AddressWidth;
 
 use crate::endpoint::Endpoint;
+pub(crate) use movable::Way;
 
 /// A whole virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq)]

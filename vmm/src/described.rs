@@ -3,6 +3,7 @@
 use state::{MachineState, MemoryFile};
 
 use crate::cli;
+use crate::config::Way;
 use crate::machine::Machine;
 
 /// What describes `machine`, whose memory is in `file`, if it is in one. What the guest has asked of the remapping unit
@@ -12,7 +13,11 @@ use crate::machine::Machine;
 /// The part that cannot be described, and why.
 pub(crate) fn describe(machine: &Machine, file: &str) -> Result<MachineState, String> {
     let config = machine.config();
-    if let Some(why) = config.immovable() {
+    let way = match file {
+        "" => Way::Moved,
+        _ => Way::Saved,
+    };
+    if let Some(why) = config.immovable(way) {
         return Err(why);
     }
     let sections = machine.save()?;

@@ -1,6 +1,7 @@
 //! `--incoming`: a machine that another nido migrates.
 
 use super::Arguments;
+use super::brought;
 use super::changes::{Changes, changes};
 use super::devices::{self, Device, Parsed};
 use super::error::UsageError;
@@ -29,7 +30,7 @@ pub(crate) struct Incoming {
     pub(crate) from: Endpoint,
     /// What is not as it was.
     pub(crate) changes: Changes,
-    /// Devices of this host that are plugged in once the guest runs.
+    /// Devices of this host: in the place of those that the machine had, or to be plugged in once the guest runs.
     pub(crate) devices: Vec<FunctionConfig>,
 }
 
@@ -62,14 +63,11 @@ pub(super) fn incoming(
     })
 }
 
-/// A device of this host that is to be plugged in.
+/// A device of this host.
 fn device(argument: &str) -> Result<FunctionConfig, UsageError> {
     let problem = match devices::parse(argument)? {
-        Parsed::Device(Device::Function(function)) => match (&function.kind, &function.bus) {
-            (FunctionKind::Vfio(_), Some(_)) => return Ok(function),
-            (FunctionKind::Vfio(_), None) => {
-                "it is plugged in once the guest runs: name a port of the machine, by bus=PORT"
-            }
+        Parsed::Device(Device::Function(function)) => match &function.kind {
+            FunctionKind::Vfio(_) => return Ok(function),
             _ => "it is part of the machine, which the machine of --incoming has; leave it out",
         },
         _ => "it is part of the machine, which the machine of --incoming has; leave it out",
@@ -87,11 +85,12 @@ impl Incoming {
     pub(crate) fn config(&self, options: &[String]) -> Result<Config, UsageError> {
         let mut config = super::configuration(options, "the machine of --incoming")?;
         self.changes.apply(&mut config)?;
+        let later = brought::place(&self.devices, &mut config.functions)?;
         let mut all = config.functions.clone();
-        all.extend(self.devices.iter().cloned());
+        all.extend(later.iter().cloned());
         super::places::check(&all)?;
         super::assign::check(&config.iommufds, &all, config.iommu.as_ref())?;
-        config.plugged_later.clone_from(&self.devices);
+        config.plugged_later = later;
         Ok(config)
     }
 }
@@ -180,10 +179,6 @@ mod tests {
             ),
             ("--incoming unix:/s --restore /d", "leave one of them out"),
             ("--incoming unix:/s --device edu", "part of the machine"),
-            (
-                "--incoming unix:/s --device vfio-pci,host=0000:00:05.0,iommufd=i",
-                "bus=PORT",
-            ),
         ] {
             let text = error(line);
             assert!(text.contains(part), "{line}: {text}");

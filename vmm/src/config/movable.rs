@@ -2,19 +2,30 @@
 
 use super::{Config, FunctionKind};
 
+/// How a machine is to go on elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By a snapshot, whenever somebody wants that.
+    Saved,
+    /// By a migration: devices of the host have others in their place there. Whether their drivers can do it is known
+    /// when they are open.
+    Moved,
+}
+
 impl Config {
     /// Why such a machine cannot be saved or moved, with the option that it is for, if that is so.
     ///
     /// Whoever sends a machine looks, and whoever is sent one, before anything of it is opened.
-    pub(crate) fn immovable(&self) -> Option<String> {
+    pub(crate) fn immovable(&self, way: Way) -> Option<String> {
         self.functions.iter().find_map(|function| {
             let (option, why, remedy) = match &function.kind {
+                FunctionKind::Vfio(_) if way == Way::Moved => return None,
                 FunctionKind::Vfio(device) => (
                     device.to_string(),
                     "it is the host's",
                     match (&function.bus, &function.id) {
-                        (Some(_), Some(id)) => format!("write `device-del {id}` before, or `unplug={id}` behind `migrate`"),
-                        (Some(bus), None) => format!("write `device-del {bus}` before, or `unplug={bus}` behind `migrate`"),
+                        (Some(_), Some(id)) => format!("write `device-del {id}` before, or have it migrate"),
+                        (Some(bus), None) => format!("write `device-del {bus}` before, or have it migrate"),
                         (None, _) => "start it with that behind a pcie-root-port, from where it can be taken before".to_owned(),
                     },
                 ),
@@ -32,7 +43,11 @@ impl Config {
                 | FunctionKind::RootPort => return None,
             };
             Some(format!(
-                "a machine with {option} cannot be saved or moved: {why}; {remedy}"
+                "a machine with {option} cannot be {}: {why}; {remedy}",
+                match way {
+                    Way::Saved => "saved",
+                    Way::Moved => "moved",
+                }
             ))
         })
     }
@@ -40,6 +55,7 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use super::Way;
     use crate::cli::testing;
 
     fn config(options: &str) -> super::Config {
@@ -59,21 +75,23 @@ mod tests {
                 &format!(
                     "{unit} {port} --device vfio-pci,host=0000:01:00.0,iommufd=i,bus=p,id=one"
                 ),
-                "unplug=one",
+                "device-del one",
             ),
             (
                 &format!("{unit} {port} --device vfio-pci,host=0000:01:00.0,iommufd=i,bus=p"),
-                "unplug=p",
+                "device-del p",
             ),
             ("--disk vhost-user=/s", "--disk vhost-user=/s"),
             ("--net vhost-user=/s", "--net vhost-user=/s"),
         ] {
-            let why = config(options).immovable().expect(options);
+            let why = config(options).immovable(Way::Saved).expect(options);
             assert!(why.contains(named), "{options}: {why}");
+            let moved = config(options).immovable(Way::Moved);
+            assert_eq!(moved.is_none(), options.contains("vfio-pci"), "{options}");
         }
         let whole = "--disk path=/d --net tap=t --net tap=u,vhost=on --vsock cid=3 --device edu --device virtio-rng --device pcie-root-port,id=p \
              --device intel-iommu,x-scalable-mode=on --memory 1G,shared=on";
-        assert_eq!(config(whole).immovable(), None);
-        assert_eq!(config(unit).immovable(), None);
+        assert_eq!(config(whole).immovable(Way::Saved), None);
+        assert_eq!(config(unit).immovable(Way::Saved), None);
     }
 }

@@ -12,7 +12,7 @@ use super::link::{Link, STALL};
 use super::receive::beside::{Side, beside};
 use super::receive::{Item, Receiver};
 use super::wire::{self, Hello, Others};
-use crate::config::Config;
+use crate::config::{Config, Way};
 use crate::endpoint::Endpoint;
 use crate::event::Event;
 use crate::machine::claims::Claims;
@@ -78,7 +78,7 @@ pub(crate) fn wait(
         .retain(|place| Some(place) != listener.place());
     drop(listener);
     let config = machine(&hello.options).and_then(|config| {
-        if let Some(why) = config.immovable() {
+        if let Some(why) = config.immovable(Way::Moved) {
             anyhow::bail!("the machine of --incoming: {why}");
         }
         anyhow::ensure!(

@@ -39,6 +39,7 @@ impl Beginning {
                 machine.restore(sections).context("--restore")
             }
             Self::Arrival(arrival) => {
+                can_go_on(machine).context("--incoming")?;
                 let sections = arrival
                     .receive(machine.memory(), machine.claims())
                     .context("--incoming")?;
@@ -71,6 +72,14 @@ impl Beginning {
             Self::Arrival(arrival) => arrival.told(outcome),
         }
     }
+}
+
+/// Whether all devices of `machine` can become like others: those of the host depend on their drivers there.
+fn can_go_on(machine: &Machine) -> anyhow::Result<()> {
+    machine.root().parkable().map_err(|(bdf, why)| {
+        let name = machine.hotplug().describe(bdf);
+        anyhow::anyhow!("{bdf}{name}: {why}; give the machine another one, or have the source unplug it (`unplug=ID`)")
+    })
 }
 
 /// What has happened that ends the process, or its guest. Requests of clients are not lost: they are

@@ -66,22 +66,22 @@ fn a_machine_that_no_nido_could_send_is_refused_before_anything_of_it_is_opened(
         (
             &[iommufd, &device("fd=4")],
             "--device vfio-pci,fd=4",
-            "cannot be saved or moved",
+            "give it a device of this host",
         ),
         (
             &[iommufd, &device("host=0000:01:00.0")],
             "--device vfio-pci,host=0000:01:00.0",
-            "cannot be saved or moved",
+            "give it a device of this host",
         ),
         (
             &["--disk=vhost-user=/s"],
             "--disk vhost-user=/s",
-            "cannot be saved or moved",
+            "cannot be moved",
         ),
         (
             &["--net=vhost-user=/s"],
             "--net vhost-user=/s",
-            "cannot be saved or moved",
+            "cannot be moved",
         ),
     ] {
         let (there, here) = refused(&[&["--kernel=/k"], options].concat());
