@@ -65,6 +65,7 @@ pub fn run(task: &Task, rounds: u32, report: &mut Report<'_>) -> Result<()> {
             scratch: &task.scratch,
             messages: &task.output.join(format!("nido-{name}.log")),
             taps: &[],
+            moving: &[],
             substitute: &str::to_owned,
             look: &|_| Ok(()),
             limit: task.scenario.limit,

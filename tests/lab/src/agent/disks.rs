@@ -39,6 +39,15 @@ impl Disks {
         Ok(Self { paths, hash })
     }
 
+    /// nido's options for them.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let disks = self.paths.iter().zip(NAMES);
+        let options = disks.map(|(path, name)| format!("path={},id={name}", path.display()));
+        options
+            .flat_map(|option| ["--disk".to_owned(), option])
+            .collect()
+    }
+
     /// What is wrong with the files after a guest has run the check `disk`.
     pub(super) fn verify(&self) -> Result<Option<String>> {
         let [source, copy, _] = &self.paths;

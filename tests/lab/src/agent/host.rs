@@ -19,6 +19,10 @@ const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 const PREFIX: u8 = 24;
 const DRIVER: &str = "vfio-pci";
+/// The lab's own, which can have edu migrate.
+const MOVING_DRIVER: &str = "edu-vfio-pci";
+/// What it has.
+const MOVING: &str = "edu";
 /// Time in which the kernel gives back what a process that was killed had.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -35,6 +39,8 @@ pub(super) struct Devices {
     addresses: BTreeMap<String, String>,
     /// By what level 1's unit knows them, in the same way.
     requesters: BTreeMap<String, String>,
+    /// Who drives them for nido.
+    driver: &'static str,
     /// Devices whose blocked DMA is expected.
     faults: &'static [&'static str],
     /// Port of the echo server on the link of the assigned interface.
@@ -77,23 +83,30 @@ impl Devices {
         Ok(Self {
             addresses,
             requesters,
+            driver: DRIVER,
             faults: host.faults,
             port,
         })
     }
 
-    /// What level 2 finds: nido's own functions, which it gives to vfio-pci.
-    pub(super) fn of_level2() -> Result<Self> {
+    /// What level 2 finds: nido's own functions, which it gives to vfio-pci; or those that can migrate, if the
+    /// guest that gets them `moves`.
+    pub(super) fn of_level2(moves: bool) -> Result<Self> {
+        let driver = if moves { MOVING_DRIVER } else { DRIVER };
         let mut addresses = BTreeMap::new();
         for (name, (vendor, device)) in LEVEL2 {
+            if moves && name != MOVING {
+                continue;
+            }
             for (index, address) in pci::find_all(vendor, device)?.into_iter().enumerate() {
-                pci::bind(&address, DRIVER).with_context(|| address.clone())?;
+                pci::bind(&address, driver).with_context(|| address.clone())?;
                 addresses.insert(format!("{name}{index}"), address);
             }
         }
         Ok(Self {
             requesters: addresses.clone(),
             addresses,
+            driver,
             faults: &[],
             port: None,
         })
@@ -112,6 +125,15 @@ impl Devices {
     pub(super) fn address(&self, name: &str) -> Result<&str> {
         let address = self.addresses.get(name);
         Ok(address.with_context(|| format!("level 1 has no {name}"))?)
+    }
+
+    /// Those that a guest can have in turn when it migrates.
+    pub(super) fn moving(&self) -> Vec<String> {
+        let known = self.addresses.iter();
+        known
+            .filter(|_| self.driver == MOVING_DRIVER)
+            .map(|(_, address)| address.clone())
+            .collect()
     }
 
     /// Parameters by which the guest learns of the link.
@@ -189,7 +211,7 @@ impl Devices {
             ensure!(pages == 0, "{name} still reaches {pages} pages");
             let driver = pci::driver(address);
             ensure!(
-                driver.as_deref() == Some(DRIVER),
+                driver.as_deref() == Some(self.driver),
                 "{name} is driven by {driver:?}"
             );
         }

@@ -2,18 +2,19 @@
 //! away.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::Task;
-use super::disks::{self, Disks};
+use super::disks::Disks;
 use super::host::Devices;
 pub(crate) use super::invocation::CPUS;
 use super::invocation::{Invocation, Surroundings};
 use super::run::session;
 pub(crate) use super::session::MEASURED;
 use super::session::{Ending, Outcome};
+use super::{Task, tap};
 use crate::plan;
 use crate::protocol::{AgentLine, MARKER, RELAYED};
 use crate::scenario::Scenario;
@@ -61,24 +62,25 @@ pub(crate) fn run(
         show_guest: true,
     };
     fs::create_dir_all(&task.scratch).with_context(|| task.scratch.display().to_string())?;
-    let devices = Devices::of_level2()?;
+    // With its devices, or without them.
+    let moves = plan::migrates(scenario.plan);
+    let leaves = plan::names(scenario.plan, MOVES);
+    let devices = Devices::of_level2(moves)?;
     let mut surroundings = Surroundings {
         arguments: Vec::new(),
         command_line: parameters.to_owned(),
         taps: Vec::new(),
     };
-    // One that goes to another nido has disks of nido's own, and none of level 2's.
-    let disks = plan::names(scenario.plan, MOVES).then(|| Disks::create(&task.scratch));
-    let disks = disks.transpose()?;
-    if let Some(disks) = &disks {
-        for (path, name) in disks.paths.iter().zip(disks::NAMES) {
-            let option = format!("--disk=path={},id={name}", path.display());
-            surroundings.arguments.push(option);
-        }
-        surroundings
-            .command_line
-            .push_str(&format!(" lab.disk={}", disks.hash));
-    }
+    // Those of level 2 cannot be of two of its processes.
+    let disks = if moves || leaves {
+        tap::set_up("lo", Ipv4Addr::LOCALHOST, 8).context("lo")?;
+        let disks = Disks::create(&task.scratch)?;
+        surroundings.arguments = disks.arguments();
+        surroundings.command_line = format!("lab.disk={}", disks.hash);
+        Some(disks)
+    } else {
+        None
+    };
     let mut report = |line: AgentLine| match line {
         AgentLine::Guest(line) if line.contains(MARKER) => show(&line),
         _ => {}
@@ -114,9 +116,7 @@ pub(crate) fn run(
         outcome.failures = last.failures;
         outcome.details = last.details;
     }
-    if let Some(disks) = disks
-        && outcome.failures.is_empty()
-    {
+    if let Some(disks) = disks.filter(|_| outcome.failures.is_empty()) {
         outcome.failures.extend(disks.verify()?);
     }
     Ok(Verdict {

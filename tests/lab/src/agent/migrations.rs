@@ -42,6 +42,8 @@ pub(super) struct Journey<'a> {
     pub(super) output: &'a Path,
     /// Taps of one network: it has the first, then the second, and so on in turn.
     pub(super) taps: &'a [String],
+    /// Devices that it has in turn in the same way, if any is assigned to it.
+    pub(super) moving: &'a [String],
     /// How often it has gone so far.
     pub(super) turns: &'a mut u32,
     /// Puts addresses of devices of this host in place of their names.
@@ -127,10 +129,14 @@ impl Journey<'_> {
         place: &str,
         further: &[String],
     ) -> Result<Nido> {
-        let mut taps = self.taps.iter().cycle().skip(*self.turns as usize + 1);
         let mut arguments = vec![format!("--incoming={place}")];
-        let tap = taps.next().map(|tap| format!("--net=id={NET},tap={tap}"));
-        arguments.extend(tap);
+        let next = |all: &[String]| {
+            let mut all = all.iter().cycle();
+            all.nth(*self.turns as usize + 1).cloned()
+        };
+        arguments.extend(next(self.taps).map(|tap| format!("--net=id={NET},tap={tap}")));
+        let device = |host| format!("--device=vfio-pci,id=edu,host={host},iommufd=iommufd0");
+        arguments.extend(next(self.moving).map(device));
         arguments.extend_from_slice(further);
         let messages = self.output.join(format!("{name}.log"));
         let target = Nido::start(

@@ -283,6 +283,7 @@ pub(super) fn session(
         scratch: &task.scratch,
         messages: &messages,
         taps: &invocation.taps,
+        moving: &devices.moving(),
         substitute: &|text| {
             let spare = task.scratch.join(SPARE).display().to_string();
             devices.substitute(text).replace("{spare}", &spare)

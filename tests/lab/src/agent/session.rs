@@ -60,6 +60,8 @@ pub(super) struct Session<'a> {
     pub(super) messages: &'a Path,
     /// The taps of the guest's network.
     pub(super) taps: &'a [String],
+    /// Devices that it has in turn when it migrates.
+    pub(super) moving: &'a [String],
     /// Puts addresses into the guest's requests.
     pub(super) substitute: &'a dyn Fn(&str) -> String,
     /// Looks at what the guest has set up, by the name of what to look at, or none.
@@ -344,6 +346,7 @@ impl Session<'_> {
             way: &way,
             output: self.output,
             taps: self.taps,
+            moving: self.moving,
             turns,
             substitute: self.substitute,
         };

@@ -3,6 +3,7 @@
 //! finds that in level 1's log.
 
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -230,6 +231,48 @@ pub(super) fn remap(_guest: &Guest, argument: &str) -> Result<String> {
         std::mem::forget((edu, mapped));
     }
     Ok(detail)
+}
+
+/// Rounds after which the pages of a steady load are others.
+const SAME: u32 = 32;
+
+/// Until that is `over`: the device takes a page and writes it to another one, which holds that then, and what it had
+/// beyond. It is opened once, so that it is at work most of the time. Every other transfer is told of by an
+/// interrupt; now and then the pages are mapped anew. Returns how often.
+pub(super) fn steady(over: &AtomicBool) -> Result<u32> {
+    let space = Rc::new(Space::new()?);
+    let edu = Edu::open_in(&edu::find()?, Rc::clone(&space))?;
+    let mut rounds = 0;
+    while rounds == 0 || !over.load(Ordering::Acquire) {
+        let seed = u64::from(rounds);
+        let mut source = page(&space, IOVA, seed, Access::ReadWrite)?;
+        let mut target = page(&space, IOVA + PAGE, !seed, Access::ReadWrite)?;
+        for _ in 0..SAME {
+            rounds += 1;
+            fill(&mut source, u64::from(rounds));
+            fill(&mut target, !u64::from(rounds));
+            let mut expected = target.read(0, target.len());
+            let sent = source.read(0, INTERNAL_SIZE);
+            if let Some(begin) = expected.get_mut(..INTERNAL_SIZE) {
+                begin.copy_from_slice(&sent);
+            }
+            let step = |from, to, command| match rounds % 2 {
+                0 => edu.transfer(from, to, INTERNAL_SIZE, command),
+                _ => edu.transfer_quietly(from, to, INTERNAL_SIZE, command),
+            };
+            let in_round = || format!("round {rounds}");
+            step(IOVA, INTERNAL, 0).with_context(in_round)?;
+            step(INTERNAL, IOVA + PAGE, FROM_DEVICE).with_context(in_round)?;
+            ensure_equal(
+                &target.read(0, target.len()),
+                &expected,
+                "the page that it has written",
+            )
+            .with_context(in_round)?;
+        }
+        space.unmap(IOVA, 2 * PAGE)?;
+    }
+    Ok(rounds)
 }
 
 /// How long something took in all.

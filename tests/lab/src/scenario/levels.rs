@@ -399,7 +399,36 @@ pub const LEVELS: &[Scenario] = &[
         looks: KEPT,
         ..HOST
     },
+    Scenario {
+        name: "migrate-assigned",
+        description: "three levels, x-flts=on: level 3 goes to another nido of level 2 and back, while level 2's edu, which it has by \
+                      VFIO, is at work through nested page tables, and a disk",
+        plan: "scalable,disk,level3=moving-nested,look=kept,nofaults>poweroff",
+        ..MOVING_HOST
+    },
+    Scenario {
+        name: "migrate-assigned-shadow",
+        description: "three levels, x-flts=off: the same through shadows",
+        plan: "scalable,disk,level3=moving-shadow,look=kept,nofaults>poweroff",
+        ..MOVING_HOST
+    },
 ];
+
+/// Level 2 with two devices that can migrate, one for each of its processes that level 3 goes between.
+const MOVING_HOST: Scenario = Scenario {
+    arguments: &[
+        "--device",
+        "edu,migration=on",
+        "--device",
+        "edu,migration=on",
+        "--device",
+        "virtio-console",
+    ],
+    command_line: "intel_iommu=on,sm_on kvm.tsc_tolerance_ppm=100000 quiet",
+    unit: Some(KEEPING),
+    looks: KEPT,
+    ..HOST
+};
 
 /// What level 2's nido says of itself.
 const ALL_SHADOWED: &[Exchange] = &[Exchange {
@@ -656,7 +685,32 @@ const THIRD: &[Scenario] = &[
         ],
         ..GUEST
     },
+    Scenario {
+        name: "moving-nested",
+        unit: Some(FIRST_STAGE),
+        plan: "scalable,translation=first-stage,moves=2/migrate:edu-steady+disk,edu,interrupts=remapped,nofaults>poweroff",
+        ..GOING
+    },
+    Scenario {
+        name: "moving-shadow",
+        unit: Some(SECOND_STAGE),
+        plan: "scalable,translation=second-stage,moves=2/migrate:edu-steady+disk,edu,interrupts=remapped,nofaults>poweroff",
+        ..GOING
+    },
 ];
+
+/// Level 3 with one of them.
+const GOING: Scenario = Scenario {
+    memory: "160M",
+    arguments: &[
+        "-v",
+        "--object",
+        "iommufd,id=iommufd0,hugepages=off",
+        "--device",
+        "vfio-pci,id=edu,host={edu0},iommufd=iommufd0",
+    ],
+    ..GUEST
+};
 
 /// The scenario of level 3 of this name.
 pub fn third(name: &str) -> Option<&'static Scenario> {
