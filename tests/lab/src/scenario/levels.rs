@@ -402,7 +402,8 @@ pub const LEVELS: &[Scenario] = &[
     Scenario {
         name: "migrate-assigned",
         description: "three levels, x-flts=on: level 3 goes to another nido of level 2 and back, while level 2's edu, which it has by \
-                      VFIO, is at work through nested page tables, and a disk",
+                      VFIO, is at work through nested page tables, and a disk; before, it stays where it is as the target has no \
+                      device for it, or one that cannot migrate, or the connection is cut when its device has been stopped",
         plan: "scalable,disk,level3=moving-nested,look=kept,nofaults>poweroff",
         ..MOVING_HOST
     },
@@ -688,7 +689,7 @@ const THIRD: &[Scenario] = &[
     Scenario {
         name: "moving-nested",
         unit: Some(FIRST_STAGE),
-        plan: "scalable,translation=first-stage,moves=2/migrate:edu-steady+disk,edu,interrupts=remapped,nofaults>poweroff",
+        plan: "scalable,translation=first-stage,moves=1/migrate/stopped:edu-steady+disk,moves=2/migrate:edu-steady+disk,edu,interrupts=remapped,nofaults>poweroff",
         ..GOING
     },
     Scenario {

@@ -1,5 +1,7 @@
 //! Migrations that come to nothing: each time nido says why, and the guest goes on where it was.
 
+mod stopped;
+
 use std::net::TcpListener;
 use std::process::Child;
 use std::time::Duration;
@@ -24,6 +26,7 @@ pub(super) fn stay(journey: &Journey<'_>, nido: &mut Child, name: &str) -> Resul
         "diskless" => diskless(journey),
         "killed" => killed(journey),
         "cancelled" => cancelled(journey),
+        "stopped" => stopped::attempt(journey),
         other => bail!("no attempt is called {other}"),
     }?;
     journey.stays(nido)?;
