@@ -3,6 +3,7 @@
 use parking_lot::Mutex;
 
 use super::VfioPci;
+use crate::vfio::migration::MigrationError;
 
 /// How far a device is on its way to stand still.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,7 +60,7 @@ impl VfioPci {
         if let (Some(migration), Stage::Runs) = (&self.migration, &*stage) {
             *stage = match migration.quiet() {
                 Ok(()) => Stage::Quiet,
-                Err(error) => Stage::Failed(error.to_string()),
+                Err(error) => self.failed(&error),
             };
         }
     }
@@ -70,13 +71,19 @@ impl VfioPci {
         if let (Some(migration), Stage::Quiet) = (&self.migration, &*stage) {
             *stage = match migration.stop() {
                 Ok(()) => Stage::Stopped,
-                Err(error) => Stage::Failed(error.to_string()),
+                Err(error) => self.failed(&error),
             };
         }
         match &*stage {
             Stage::Failed(why) => Err(why.clone()),
             Stage::Runs | Stage::Quiet | Stage::Stopped => Ok(()),
         }
+    }
+
+    /// What is wrong may concern the guest even if nobody waits for it to stop any more.
+    fn failed(&self, error: &MigrationError) -> Stage {
+        log::error!("{}: {error}", self.name);
+        Stage::Failed(error.to_string())
     }
 
     /// Has it run again. One that does not is reset.
