@@ -8,7 +8,7 @@
 //! a thread, a view and queues of its own (`workers`).
 //!
 //! Every access to guest memory goes through the IOMMU: `VIRTIO_F_ACCESS_PLATFORM` is not optional
-//! for the driver.
+//! for the driver. But for the [balloon](balloon), which is not behind one.
 //!
 //! A guest that breaks the rules of the rings gets `DEVICE_NEEDS_RESET` (section 2.1.1) and a
 //! device that does nothing more until it is reset; a request that merely asks for something
@@ -16,6 +16,7 @@
 //!
 //! Section numbers are those of the Virtio specification, version 1.2.
 
+pub mod balloon;
 pub mod blk;
 mod chain;
 pub mod console;
@@ -51,7 +52,7 @@ mod testing;
 mod workers_test;
 
 pub use chain::Chain;
-pub use device::{DeviceKind, Halt, VirtioDevice};
+pub use device::{DeviceKind, Halt, LiveConfig, VirtioDevice};
 pub use error::QueueError;
 pub use queue::VirtQueue;
 pub use session::{Progress, Session, Transport};

@@ -5,7 +5,8 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::{
-    VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET, VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
+    VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET, VIRTIO_ID_RNG,
+    VIRTIO_ID_VSOCK,
 };
 
 use state::{RestoreError, SaveError, Section};
@@ -28,6 +29,8 @@ pub enum DeviceKind {
     Console = VIRTIO_ID_CONSOLE as u16,
     /// Entropy source, section 5.4.
     Entropy = VIRTIO_ID_RNG as u16,
+    /// Memory balloon, section 5.5.
+    Balloon = VIRTIO_ID_BALLOON as u16,
     /// Socket device, section 5.10.
     Vsock = VIRTIO_ID_VSOCK as u16,
 }
@@ -37,6 +40,14 @@ pub trait Halt: Send + Sync {
     /// No access is made when this returns, nor later, until the device is activated again. Tells
     /// whether there was anything to stop.
     fn halt(&self) -> bool;
+}
+
+/// Device-specific configuration that changes, or that the driver writes.
+pub trait LiveConfig: Send + Sync {
+    /// Reads from `offset` on; what is beyond its end is left as it is.
+    fn read(&self, offset: u64, data: &mut [u8]);
+    /// The driver writes from `offset` on. What it cannot write keeps its value.
+    fn write(&self, offset: u64, data: &[u8]);
 }
 
 /// A device model, independent of the transport.
@@ -62,6 +73,11 @@ pub trait VirtioDevice: Send {
             feature::RINGS
         }
     }
+    /// Features without which there is no negotiation, on offer as well. A device for which they do not
+    /// have `VIRTIO_F_ACCESS_PLATFORM` is to be given a port that does not translate.
+    fn mandatory_features(&self) -> u64 {
+        feature::MANDATORY
+    }
     /// Whether the driver's choice is consistent. `accepted` is a subset of what was offered.
     fn check_features(&self, _accepted: u64) -> bool {
         true
@@ -79,8 +95,13 @@ pub trait VirtioDevice: Send {
         Vec::new()
     }
     /// The device-specific configuration, at most 256 bytes. It is read once: these devices never
-    /// change it.
+    /// change it, but for those that have a [live one](Self::live_config).
     fn config(&self) -> Vec<u8>;
+    /// What takes the place of [`config`](Self::config) if it changes. Whoever changes it tells the driver
+    /// by [`Session::config_changed`].
+    fn live_config(&self) -> Option<Arc<dyn LiveConfig>> {
+        None
+    }
 
     /// What accesses guest memory besides the device's thread, if anything does.
     fn halt(&self) -> Option<Arc<dyn Halt>> {

@@ -10,6 +10,9 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 /// are translated would hand out wrong ones (section 6.1).
 pub(super) const MANDATORY: u64 = mask(&[VIRTIO_F_VERSION_1, VIRTIO_F_ACCESS_PLATFORM]);
 
+/// The same of a device that takes physical addresses, in front of which there is no unit.
+pub(super) const PHYSICAL: u64 = mask(&[VIRTIO_F_VERSION_1]);
+
 /// Features that the queues here have.
 pub(super) const RINGS: u64 = SPLIT_RINGS | mask(&[VIRTIO_F_RING_PACKED]);
 

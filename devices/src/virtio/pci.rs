@@ -32,7 +32,7 @@ use pci::{BarKind, BarWindow, Bdf, ConfigChange, ConfigSpace, MsiSink, MsixTable
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::state::{DRIVER_WAIT, Parts, RESET_WAIT, State};
-use super::device::{DeviceKind, Halt, VirtioDevice};
+use super::device::{DeviceKind, Halt, LiveConfig, VirtioDevice};
 use super::session::Transport as _;
 use crate::limit::LogLimit;
 use crate::{Dma, Doorbells, InterruptRoutes};
@@ -49,6 +49,8 @@ pub struct VirtioPci {
     state: Mutex<State>,
     link: Arc<Link>,
     device_config: Vec<u8>,
+    /// What is there in its place, if it changes.
+    live_config: Option<Arc<dyn LiveConfig>>,
     /// One per queue. The device's thread waits for them, whoever signals them.
     kicks: Vec<EventFd>,
     doorbells: Arc<dyn Doorbells>,
@@ -82,12 +84,12 @@ impl VirtioPci {
         let kicks = (0..queues)
             .map(|_| EventFd::new(EFD_NONBLOCK))
             .collect::<io::Result<Vec<_>>>()?;
-        let device_config = device.config();
+        let (device_config, live_config) = (device.config(), device.live_config());
         // One vector for configuration changes, one per queue.
         let vectors = u16::try_from(queues + 1).map_err(|_| io::ErrorKind::InvalidInput)?;
 
-        let (config, access) =
-            config_space(device.kind(), queues, vectors, !device_config.is_empty());
+        let has_config = !device_config.is_empty() || live_config.is_some();
+        let (config, access) = config_space(device.kind(), queues, vectors, has_config);
         let bus_master = config.bus_master_flag();
         let msix = MsixTable::new(vectors, bdf, msi).gated(Arc::clone(&bus_master));
         let calls = Calls::new(bdf, routes, device.calls()?);
@@ -108,6 +110,7 @@ impl VirtioPci {
             link: Arc::new(Link::new(msix, calls, queues)),
             state: Mutex::new(State::new(device, parts)),
             device_config,
+            live_config,
             kicks,
             doorbells,
             bus_master,
@@ -257,12 +260,16 @@ impl PciFunction for VirtioPci {
                     *first = self.link.take_isr();
                 }
             }
-            Region::Device => {
-                let start = usize::try_from(at).unwrap_or(usize::MAX);
-                for (byte, value) in data.iter_mut().zip(self.device_config.iter().skip(start)) {
-                    *byte = *value;
+            Region::Device => match &self.live_config {
+                Some(config) => config.read(at, data),
+                None => {
+                    let start = usize::try_from(at).unwrap_or(usize::MAX);
+                    let config = self.device_config.iter().skip(start);
+                    for (byte, value) in data.iter_mut().zip(config) {
+                        *byte = *value;
+                    }
                 }
-            }
+            },
             Region::MsixTable => self.link.read_table(at, data),
             Region::MsixPba => self.link.read_pba(at, data),
             Region::Notify(_) | Region::Hole => {}
@@ -278,8 +285,13 @@ impl PciFunction for VirtioPci {
             Region::Common => self.state.lock().write_common(at, data, &self.link),
             Region::Notify(queue) => self.kick(queue),
             Region::MsixTable => self.link.write_table(at, data),
-            // No device here has a writable field in its configuration.
-            Region::Isr | Region::Device | Region::MsixPba | Region::Hole => {}
+            Region::Device => {
+                // One that does not change has no field that can be written either.
+                if let Some(config) = &self.live_config {
+                    config.write(at, data);
+                }
+            }
+            Region::Isr | Region::MsixPba | Region::Hole => {}
         }
     }
 

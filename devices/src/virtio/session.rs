@@ -45,6 +45,8 @@ pub trait Transport: Send + Sync {
     }
     /// The device cannot go on: sets `DEVICE_NEEDS_RESET` and reports a configuration change.
     fn needs_reset(&self);
+    /// The device-specific configuration has changed.
+    fn config_changed(&self) {}
 }
 
 /// One activation of a device, or of a part of one that has a thread of its own.
@@ -153,6 +155,11 @@ impl Session {
     /// Interrupts the driver for queue `index`, which somebody else serves.
     pub(super) fn interrupt(&self, index: usize) {
         self.transport.queue_interrupt(index);
+    }
+
+    /// Tells the driver that the device-specific configuration has changed.
+    pub(super) fn config_changed(&self) {
+        self.transport.config_changed();
     }
 
     /// Whether the driver is interrupted for queue `index` without us when its call is signalled.

@@ -161,8 +161,7 @@ impl CommonRegisters {
             Field::ConfigVector => link.config_vector().into(),
             Field::NumQueues => self.queues.len() as u64,
             Field::Status => link.status.load(Ordering::Acquire).into(),
-            // The device configuration never changes.
-            Field::ConfigGeneration => 0,
+            Field::ConfigGeneration => link.generation().into(),
             Field::QueueSelect => self.queue_select.into(),
             // 4.1.4.3.1: a queue that does not exist has size 0.
             Field::QueueSize => queue.map_or(0, |queue| queue.size).into(),

@@ -48,6 +48,8 @@ fn class(kind: DeviceKind) -> [u8; 3] {
         DeviceKind::Console => [0x07, 0x80, 0x00],
         DeviceKind::Entropy => [0x10, 0x00, 0x00],
         DeviceKind::Vsock => [0x07, 0x80, 0x00],
+        // What fits no class.
+        DeviceKind::Balloon => [0x00, 0xff, 0x00],
     }
 }
 
@@ -60,5 +62,6 @@ pub(super) fn thread_name(kind: DeviceKind) -> &'static str {
         DeviceKind::Console => "con",
         DeviceKind::Entropy => "rng",
         DeviceKind::Vsock => "vsk",
+        DeviceKind::Balloon => "bln",
     }
 }

@@ -44,6 +44,8 @@ pub(super) struct Link {
     msix: MsixTable,
     calls: Calls,
     isr: AtomicU8,
+    /// Changes with the device-specific configuration.
+    generation: AtomicU8,
     config_vector: AtomicU16,
     queue_vectors: Box<[AtomicU16]>,
 }
@@ -55,6 +57,7 @@ impl Link {
             msix,
             calls,
             isr: AtomicU8::new(0),
+            generation: AtomicU8::new(0),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
         }
@@ -64,6 +67,12 @@ impl Link {
     pub(super) fn take_isr(&self) -> u8 {
         self.calls.collect(|queue| self.queue_interrupt(queue));
         self.isr.swap(0, Ordering::AcqRel)
+    }
+
+    /// Another one than before each change of the device-specific configuration of which the driver is
+    /// told (section 2.5.1). Its fields are read whole, each by itself.
+    pub(super) fn generation(&self) -> u8 {
+        self.generation.load(Ordering::Acquire)
     }
 
     pub(super) fn config_vector(&self) -> u16 {
@@ -175,5 +184,10 @@ impl Transport for Link {
         if before & status::DRIVER_OK != 0 && before & status::NEEDS_RESET == 0 {
             self.interrupt(ISR_CONFIG, self.config_vector());
         }
+    }
+
+    fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.interrupt(ISR_CONFIG, self.config_vector());
     }
 }

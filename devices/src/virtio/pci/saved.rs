@@ -17,7 +17,7 @@ struct VirtioState {
     config: ConfigState,
     transport: LinkState,
     device: DeviceState,
-    /// The device's configuration: it never changes.
+    /// The device's configuration, if it never changes; one that does is part of the device.
     device_config: Bytes,
 }
 
@@ -89,6 +89,7 @@ fn name(kind: DeviceKind) -> &'static str {
         DeviceKind::Console => "virtio-console",
         DeviceKind::Entropy => "virtio-rng",
         DeviceKind::Vsock => "virtio-vsock",
+        DeviceKind::Balloon => "virtio-balloon",
     }
 }
 

@@ -18,7 +18,6 @@ use crate::Dma;
 use crate::limit::LogLimit;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::error::QueueError;
-use crate::virtio::feature;
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::session::{Session, Transport as _};
 use crate::virtio::worker::{Job, Returned};
@@ -61,6 +60,8 @@ pub(super) struct State {
     pub(super) registers: CommonRegisters,
     slot: Slot,
     parts: Parts,
+    /// Features that the driver has to accept.
+    mandatory: u64,
     limit: LogLimit,
     /// For how long the device's thread may have been waited for.
     #[cfg(test)]
@@ -69,7 +70,8 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(mut device: Box<dyn VirtioDevice>, parts: Parts) -> Self {
-        let features = device.features() | device.ring_features() | feature::MANDATORY;
+        let mandatory = device.mandatory_features();
+        let features = device.features() | device.ring_features() | mandatory;
         let registers = CommonRegisters::new(features, device.queue_sizes());
         let others = device.take_parts();
         let all = std::iter::once(device).chain(others);
@@ -78,6 +80,7 @@ impl State {
             registers,
             slot,
             parts,
+            mandatory,
             limit: LogLimit::default(),
             #[cfg(test)]
             waited: Duration::ZERO,
@@ -230,7 +233,7 @@ impl State {
         };
         status & status::DRIVER != 0
             && accepted & !self.registers.offered() == 0
-            && accepted & feature::MANDATORY == feature::MANDATORY
+            && accepted & self.mandatory == self.mandatory
             && parts
                 .first()
                 .is_some_and(|part| part.device.check_features(accepted))
