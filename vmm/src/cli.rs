@@ -1,6 +1,7 @@
 //! Parsing of the command line: strings in, typed values out, nothing opened.
 
 mod assign;
+mod balloon;
 mod brought;
 mod changes;
 mod devices;
@@ -38,6 +39,7 @@ use options::{CONTROL, MEMORY};
 use restore::RESTORE;
 pub(crate) use restore::Restore;
 pub(crate) use snapshot::{Asked as SnapshotAsked, snapshot as parse_snapshot};
+pub(crate) use values::size as parse_size;
 use virtio::{DISK, NET, VSOCK};
 pub(crate) use written::written;
 
@@ -214,6 +216,8 @@ fn machine(arguments: Arguments) -> Result<Machine, UsageError> {
     };
     places::check(&functions)?;
     virtio::check(&functions, iommu.is_some())?;
+    let memory = options::memory(&arguments.memory)?;
+    balloon::check(&functions, &memory, !iommufds.is_empty())?;
     assign::check(&iommufds, &functions, iommu.as_ref())?;
 
     let kernel = arguments.kernel.ok_or_else(|| {
@@ -226,7 +230,7 @@ fn machine(arguments: Arguments) -> Result<Machine, UsageError> {
         kernel,
         initramfs: arguments.initramfs,
         cmdline: cmdline(arguments.cmdline)?,
-        memory: options::memory(&arguments.memory)?,
+        memory,
         cpus: cpus(&arguments.cpus)?,
         functions,
         iommufds,

@@ -2,6 +2,7 @@
 //! anything.
 
 mod movable;
+mod stays;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use devices::edu::EduOptions;
 use devices::vfio::HostAddress;
+use devices::virtio::balloon::BalloonOptions;
 use intel_vtd::AddressWidth;
 
 use crate::endpoint::Endpoint;
@@ -96,6 +98,8 @@ pub(crate) enum FunctionKind {
     VhostUser(VhostUserConfig),
     /// virtio entropy source.
     Rng,
+    /// virtio memory balloon.
+    Balloon(BalloonOptions),
     /// virtio console on the standard streams.
     Console,
     /// The educational device.

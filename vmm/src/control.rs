@@ -26,6 +26,11 @@
 //! `dirty-pages` lets the guest run for a while, and answers which pages of its memory were written, by whom. It ends
 //! when its client goes away, and excludes snapshots and migrations.
 //!
+//! # Memory given back
+//! `balloon size=SIZE` asks the guest to have a balloon of that size (`--device virtio-balloon`), and answers
+//! at once: the guest does that in its own time. `balloon-status` asks it for its statistics, and waits a
+//! second for them.
+//!
 //! # Bounds
 //! The machine's event loop serves all clients and never waits for one: up to 8 connections,
 //! requests of up to 1024 bytes. A connection is closed when a request is not complete, or an
@@ -40,6 +45,7 @@
 //! The socket is its owner's alone (mode 0600): who can connect to it can end the machine, and see
 //! where the guest's tables are.
 
+mod balloon;
 mod commands;
 mod connection;
 mod dirty_pages;

@@ -1,6 +1,7 @@
 //! The machine: everything that a configuration asks for, created and wired.
 
 mod acpi;
+mod balloon;
 pub(crate) mod claims;
 mod functions;
 mod hotplug;
@@ -40,6 +41,7 @@ use crate::memory::dirty::Writers;
 use crate::memory::{self, Memory};
 use crate::vcpu::{Current, Shared, Vcpu};
 use crate::{doorbell, kvm};
+pub(crate) use balloon::BalloonSlot;
 use claims::Claims;
 use functions::{Assignment, Platform};
 #[cfg(test)]
@@ -81,6 +83,7 @@ pub(crate) struct Machine {
     hotplug: Arc<HotPlug>,
     claims: Arc<Claims>,
     writers: Arc<WriteLog>,
+    balloon: Arc<BalloonSlot>,
     routes: Arc<MessageRoutes>,
     ioapic: Arc<IoApic>,
     serial: Arc<SerialPort>,
@@ -144,6 +147,7 @@ impl Machine {
         let root = Arc::new(RootComplex::new(apertures(config, physical_bits)));
         let claims = Claims::new(!config.claimed_later);
         let writers = Arc::<WriteLog>::default();
+        let balloon = Arc::<BalloonSlot>::default();
         let platform = Platform {
             root: Arc::clone(&root),
             memory: Arc::clone(&memory),
@@ -161,6 +165,9 @@ impl Machine {
             hotplug: Arc::default(),
             claims: Arc::clone(&claims),
             writers: Arc::clone(&writers),
+            balloon: Arc::clone(&balloon),
+            memory_stays: config.memory.stays(config.assigns()),
+            source: saved.cloned(),
             cpus: config.cpus,
         };
         let console = platform.add_functions(&config.functions)?;
@@ -189,6 +196,7 @@ impl Machine {
             hotplug,
             claims,
             writers,
+            balloon,
             routes,
             ioapic,
             serial,
@@ -249,6 +257,11 @@ impl Machine {
     /// The locks of its disks, and its addresses.
     pub(crate) fn claims(&self) -> &Arc<Claims> {
         &self.claims
+    }
+
+    /// Its balloon, if it has one.
+    pub(crate) fn balloon(&self) -> &Arc<BalloonSlot> {
+        &self.balloon
     }
 
     /// All that writes to its memory.

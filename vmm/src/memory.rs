@@ -9,6 +9,7 @@
 
 pub(crate) mod dirty;
 pub(crate) mod pages;
+pub(crate) mod reclaim;
 pub(crate) mod saved;
 
 use std::fs::File;

@@ -192,6 +192,7 @@ fn monitor(
         assigner: machine.assigner().cloned(),
         writers: Arc::new(machine.writers()),
         hotplug: Arc::clone(machine.hotplug()),
+        balloon: Arc::clone(machine.balloon()),
         workers: Workers::new()?,
         suspension: Arc::clone(suspension),
         turns: Arc::default(),

@@ -3,7 +3,7 @@
 use super::error::DeviceError;
 use super::keys::{Key, ListError, Table, Values, split};
 use super::places::{ADDR, ID, PLACE, placed};
-use super::{assign, edu, intel_iommu, virtio};
+use super::{assign, balloon, edu, intel_iommu, virtio};
 use crate::config::{FunctionConfig, FunctionKind, IommuConfig};
 
 /// A device type.
@@ -114,6 +114,13 @@ pub(super) const TYPES: &[DeviceType] = &[
             keys: PLACE,
         },
         build: |values| function(values, FunctionKind::Rng),
+    },
+    DeviceType {
+        name: "virtio-balloon-pci",
+        aliases: &["virtio-balloon", "balloon"],
+        help: "memory balloon: the guest gives memory back to the host (`balloon` on the control socket)",
+        table: balloon::TABLE,
+        build: |values| function(values, FunctionKind::Balloon(balloon::options(values))),
     },
     DeviceType {
         name: "virtio-console",

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use devices::edu::EduOptions;
+use devices::virtio::balloon::BalloonOptions;
 
 use super::intel_iommu::settled_text;
 use crate::config::{
@@ -195,6 +196,7 @@ fn kind(kind: &FunctionKind) -> List {
                 .mac(*mac),
         },
         FunctionKind::Rng => List::of("virtio-rng-pci"),
+        FunctionKind::Balloon(options) => balloon(*options),
         FunctionKind::Console => List::of("virtio-console"),
         FunctionKind::Edu(options) => edu(options),
         FunctionKind::RootPort => List::of("pcie-root-port"),
@@ -222,6 +224,16 @@ fn net(config: &NetConfig) -> List {
     } = config;
     let list = List::of("virtio-net-pci").key("tap", tap).mac(*mac);
     list.some("queues", *queues).switch("vhost", *vhost)
+}
+
+fn balloon(options: BalloonOptions) -> List {
+    let BalloonOptions {
+        deflate_on_oom,
+        free_page_reporting,
+    } = options;
+    List::of("virtio-balloon-pci")
+        .switch("deflate-on-oom", deflate_on_oom)
+        .switch("free-page-reporting", free_page_reporting)
 }
 
 fn edu(options: &EduOptions) -> List {
@@ -290,7 +302,8 @@ mod tests {
             "--kernel k --vsock cid=7 --disk vhost-user=/a,queues=2 --net vhost-user=/b,mac=02:00:00:00:00:01",
             "--kernel k --device console --device edu,dma_mask=0xff,msi-vectors=4,ats=on,pasid=on,pri=on --device edu,migration=on",
             "--kernel k --device pcie-root-port,id=a,,b --device edu,bus=a,,b --device pcie-root-port,id=c,addr=5",
-            "--kernel k --device intel-iommu",
+            "--kernel k --device virtio-balloon,free-page-reporting=on --device intel-iommu",
+            "--kernel k --device virtio-balloon,deflate-on-oom=on,id=b,addr=9",
             "--kernel k --device intel-iommu,aw-bits=57,x-flts=on,intremap=off,caching-mode=on,device-iotlb=on,pasid-bits=20,svm=on",
             "--kernel k --device intel-iommu,x-settled=47",
             "--kernel k --device intel-iommu,x-settled=48+1g+srs+eafs+snooped,x-flts=on",

@@ -38,6 +38,7 @@ impl Config {
                 | FunctionKind::Net(_)
                 | FunctionKind::Vsock(_)
                 | FunctionKind::Rng
+                | FunctionKind::Balloon(_)
                 | FunctionKind::Console
                 | FunctionKind::Edu(_)
                 | FunctionKind::RootPort => return None,
@@ -89,7 +90,7 @@ mod tests {
             let moved = config(options).immovable(Way::Moved);
             assert_eq!(moved.is_none(), options.contains("vfio-pci"), "{options}");
         }
-        let whole = "--disk path=/d --net tap=t --net tap=u,vhost=on --vsock cid=3 --device edu --device virtio-rng --device pcie-root-port,id=p \
+        let whole = "--disk path=/d --net tap=t --net tap=u,vhost=on --vsock cid=3 --device edu --device virtio-rng --device virtio-balloon --device pcie-root-port,id=p \
              --device intel-iommu,x-scalable-mode=on --memory 1G,shared=on";
         assert_eq!(config(whole).immovable(Way::Saved), None);
         assert_eq!(config(unit).immovable(Way::Saved), None);

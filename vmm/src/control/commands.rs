@@ -7,6 +7,7 @@ use std::time::Duration;
 use intel_vtd::SourceId;
 use pci::{Bdf, ECAM_FUNCTION_SHIFT, RootComplex};
 
+use super::balloon;
 use super::dirty_pages;
 use super::hotplug;
 use super::migrations;
@@ -82,6 +83,18 @@ pub(super) const COMMANDS: &[Command] = &[
         run: hotplug::remove,
     },
     Command {
+        name: "balloon",
+        arguments: &[Argument::Size],
+        help: "have the guest give so much memory back, or take some again: the size of the balloon",
+        run: balloon::set,
+    },
+    Command {
+        name: "balloon-status",
+        arguments: &[],
+        help: "size of the balloon, what was given back, and what the guest says of its memory",
+        run: balloon::status,
+    },
+    Command {
         name: "pause",
         arguments: &[],
         help: "stop vCPUs, devices and the remapping unit where they are",
@@ -147,7 +160,7 @@ fn help(_: &Monitor, _: &[Value]) -> Result<Answer, String> {
 fn status(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
     let uptime = monitor.started.elapsed();
     Ok(format!(
-        "vcpus: {}\nmemory: {} MiB\nuptime: {}.{:03} s\niommu: {}\nstate: {}\n{}{}",
+        "vcpus: {}\nmemory: {} MiB\nuptime: {}.{:03} s\niommu: {}\nstate: {}\n{}{}{}",
         monitor.cpus,
         monitor.memory >> 20,
         uptime.as_secs(),
@@ -160,6 +173,7 @@ fn status(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
             true => "paused",
             false => "running",
         },
+        balloon::line(monitor),
         match monitor.snapshots.describe() {
             Some(text) => format!("snapshot: {text}\n"),
             None => String::new(),
@@ -216,6 +230,7 @@ fn kind(vendor: u16, device: u16) -> &'static str {
         (0x1af4, 0x1042) => "virtio-blk",
         (0x1af4, 0x1043) => "virtio-console",
         (0x1af4, 0x1044) => "virtio-rng",
+        (0x1af4, 0x1045) => "virtio-balloon",
         (0x1234, 0x11e8) => "edu",
         (0x1b36, 0x000c) => "pcie-root-port",
         _ => "other",

@@ -73,6 +73,7 @@ pub(super) fn bare() -> (Monitor, Receiver<Event>) {
         assigner: None,
         writers: Arc::new(NoWriters),
         hotplug: HotPlug::new(root, Box::new(NoMaker), Vec::new(), &[]),
+        balloon: Arc::default(),
         workers: Workers::new().expect("a descriptor"),
         suspension: Arc::default(),
         turns: Arc::default(),

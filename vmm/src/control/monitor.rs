@@ -11,7 +11,7 @@ use super::workers::Workers;
 use crate::assign::Assigner;
 use crate::event::Event;
 use crate::irq::Unit;
-use crate::machine::HotPlug;
+use crate::machine::{BalloonSlot, HotPlug};
 use crate::memory::dirty::Follow;
 use crate::migration::Migrations;
 use crate::snapshot::Snapshots;
@@ -40,6 +40,8 @@ pub(crate) struct Monitor {
     pub(crate) writers: Arc<dyn Follow>,
     /// What can be plugged in and out.
     pub(crate) hotplug: Arc<HotPlug>,
+    /// The balloon, if there is one.
+    pub(crate) balloon: Arc<BalloonSlot>,
     /// For what takes time.
     pub(crate) workers: Workers,
     /// Where the wish to pause it goes.

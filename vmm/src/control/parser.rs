@@ -8,6 +8,7 @@ use pci::Bdf;
 
 use super::monitor::Monitor;
 use super::workers::Pending;
+use crate::cli::parse_size;
 use crate::event::Event;
 
 /// A command.
@@ -40,6 +41,8 @@ pub(super) enum Argument {
     Migration,
     /// For how long and by whom. The rest of the request, which may be nothing.
     DirtyPages,
+    /// A number of bytes.
+    Size,
 }
 
 /// An argument's value.
@@ -57,6 +60,8 @@ pub(super) enum Value {
     Migration(String),
     /// For how long and by whom.
     DirtyPages(String),
+    /// A number of bytes.
+    Size(u64),
     /// The name of a device, and whether it is removed by force.
     Removal(String, bool),
 }
@@ -101,6 +106,7 @@ impl Argument {
             Self::Snapshot => "DIR[,live=on|off]",
             Self::Migration => "unix:PATH|tcp:HOST:PORT[,key=value]...",
             Self::DirtyPages => "[key=value,...]",
+            Self::Size => "size=SIZE",
         }
     }
 
@@ -113,6 +119,7 @@ impl Argument {
             Self::Snapshot => Some(Value::Snapshot(word.to_owned())),
             Self::Migration => Some(Value::Migration(word.to_owned())),
             Self::DirtyPages => Some(Value::DirtyPages(word.to_owned())),
+            Self::Size => parse_size(word.strip_prefix("size=").unwrap_or(word)).map(Value::Size),
         }
     }
 
@@ -127,6 +134,7 @@ impl Argument {
             Self::Snapshot => "a directory, and keys that `snapshot help` explains",
             Self::Migration => "where another nido waits, and keys that `migrate help` explains",
             Self::DirtyPages => "keys that `dirty-pages help` explains",
+            Self::Size => "a number of bytes, such as 512M or 2G",
             Self::Removal => {
                 "the id of a device, or of the port that it is behind, and force=on to pull it out"
             }

@@ -1,5 +1,6 @@
 //! The functions on the PCI bus.
 
+use std::fs::File;
 use std::sync::{Arc, OnceLock, Weak};
 
 use anyhow::Context as _;
@@ -7,6 +8,7 @@ use devices::edu::Edu;
 use devices::ioapic::IoApic;
 use devices::vfio::{EventLoop, GuestMappings, HostEvent, HostListener, VfioPci, VfioPciParts};
 use devices::virtio::VirtioDevice;
+use devices::virtio::balloon::{Balloon, BalloonOptions};
 use devices::virtio::blk::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSender};
 use devices::virtio::net::{Net, NetOptions, Pairs, VhostNet};
@@ -20,6 +22,7 @@ use devices::{Dma, Doorbells, InterruptRoutes};
 use intel_vtd::SourceId;
 use pci::{Bdf, MsiSink, PciFunction, RootComplex, RootPort};
 
+use super::balloon::BalloonSlot;
 use super::claims::Claims;
 use super::hotplug::{HotPlug, Maker};
 use super::settled::places;
@@ -28,6 +31,7 @@ use crate::assign::Assigner;
 use crate::config::{FunctionConfig, FunctionKind, Served, VfioConfig, VhostUserConfig};
 use crate::irq::{self, Unit};
 use crate::memory::Memory;
+use crate::memory::reclaim::Reclaimer;
 
 /// INTA#, the only pin that functions here use.
 const INTA: u8 = 0;
@@ -53,6 +57,12 @@ pub(super) struct Platform {
     pub(super) claims: Arc<Claims>,
     /// What the kernel writes to memory for devices that it serves.
     pub(super) writers: Arc<WriteLog>,
+    /// The balloon, if there is one.
+    pub(super) balloon: Arc<BalloonSlot>,
+    /// Why no memory can be given back to the host, if that is so.
+    pub(super) memory_stays: Option<&'static str>,
+    /// The file of a snapshot that memory came from.
+    pub(super) source: Option<Arc<File>>,
     /// How many vCPUs there are.
     pub(super) cpus: u8,
 }
@@ -147,6 +157,10 @@ impl Platform {
                 self.virtio(bdf, device)
             }
             FunctionKind::Rng => self.virtio(bdf, Rng::new()),
+            FunctionKind::Balloon(options) => {
+                let balloon = self.balloon(*options);
+                self.physical(bdf, balloon.context("--device virtio-balloon")?)
+            }
             FunctionKind::Console => {
                 let (sender, input) = ConsoleInput::channel().context("--device virtio-console")?;
                 *console = Some(sender);
@@ -188,14 +202,43 @@ impl Platform {
         })
     }
 
+    /// The balloon, of which there is one.
+    fn balloon(&self, options: BalloonOptions) -> anyhow::Result<Balloon> {
+        if let Some(why) = self.memory_stays {
+            anyhow::bail!(why);
+        }
+        let memory = Reclaimer::new(&self.memory, self.source.as_ref());
+        let balloon = Balloon::new(options, Arc::new(memory))?;
+        self.balloon.set(balloon.control())?;
+        Ok(balloon)
+    }
+
     fn virtio(
         &self,
         bdf: Bdf,
         device: impl VirtioDevice + 'static,
     ) -> anyhow::Result<Arc<dyn PciFunction>> {
+        self.virtio_by(bdf, self.dma(bdf), device)
+    }
+
+    /// A virtio device that takes physical addresses: in front of it there is no unit.
+    fn physical(
+        &self,
+        bdf: Bdf,
+        device: impl VirtioDevice + 'static,
+    ) -> anyhow::Result<Arc<dyn PciFunction>> {
+        self.virtio_by(bdf, Dma::direct(Arc::clone(&self.memory)), device)
+    }
+
+    fn virtio_by(
+        &self,
+        bdf: Bdf,
+        dma: Dma,
+        device: impl VirtioDevice + 'static,
+    ) -> anyhow::Result<Arc<dyn PciFunction>> {
         let (msi, doorbells) = (Arc::clone(&self.msi), Arc::clone(&self.doorbells));
         let routes = Arc::clone(&self.assignment.interrupts);
-        let (dma, device) = (self.dma(bdf), Box::new(device));
+        let device = Box::new(device);
         Ok(VirtioPci::new(bdf, dma, msi, routes, doorbells, device).context("virtio device")?)
     }
 

@@ -118,6 +118,11 @@ fn write(parent: Pid, touched: &Touched<'_>, file: &mut File, end: &mut File) ->
         return 1;
     }
     let [pagemap, source] = touched.descriptors();
+    if let Some(pagemap) = pagemap
+        && !becomes_own(pagemap)
+    {
+        return 1;
+    }
     let ours = file.as_raw_fd();
     let others = [pagemap.unwrap_or(ours), source.unwrap_or(ours)];
     close_all_but(&mut [ours, end.as_raw_fd(), others[0], others[1]]);
@@ -130,6 +135,18 @@ fn write(parent: Pid, touched: &Touched<'_>, file: &mut File, end: &mut File) ->
     // If that fails, the exit code tells as much.
     let _ = tell(-i64::from(number));
     1
+}
+
+/// Has the parent's pagemap, which this child has open as `fd`, be the child's own: the parent gives pages
+/// back to the host meanwhile (virtio-balloon), which the child still has. Returns whether it is.
+fn becomes_own(fd: RawFd) -> bool {
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+    // SAFETY: the path ends with a zero. The descriptor is looked at by nobody but the child's own code, which
+    // expects such a file there.
+    unsafe {
+        let own = libc::open(c"/proc/self/pagemap".as_ptr(), flags);
+        own >= 0 && libc::dup2(own, fd) == fd
+    }
 }
 
 /// Closes all files but those: the locks of disks, taps and the machine of KVM stay the parent's alone.

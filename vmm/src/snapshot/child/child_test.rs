@@ -2,11 +2,13 @@
 
 use std::os::unix::fs::FileExt as _;
 
+use devices::virtio::balloon::Reclaim as _;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
 use crate::config::MemoryConfig;
+use crate::memory::reclaim::Reclaimer;
 use crate::memory::{Backing, Memory, allocate};
 
 const SIZE: u64 = 64 << 20;
@@ -49,6 +51,27 @@ fn the_file_shows_the_moment_whatever_is_written_since() {
         let mut word = [0; 8];
         file.read_exact_at(&mut word, page).expect("data");
         assert_eq!(u64::from_le_bytes(word), page | 1);
+    }
+}
+
+#[test]
+fn the_file_shows_pages_that_were_given_back_to_the_host_since() {
+    let memory = ram();
+    let touched = Touched::new(&memory, None);
+    let mut file = file();
+    let mut child = Child::start(&touched, &mut file).expect("a child");
+    kill(child.pid(), Signal::SIGSTOP).expect("a child");
+    let reclaimer = Reclaimer::new(&memory, None);
+    let given = reclaimer.reclaim(GuestAddress(0), SIZE).expect("given");
+    assert_eq!(given, SIZE);
+    kill(child.pid(), Signal::SIGCONT).expect("a child");
+    child.follow(|_| {}).expect("written");
+    child.end().expect("written");
+    for page in (0..SIZE).step_by(4096) {
+        let mut word = [0; 8];
+        file.read_exact_at(&mut word, page).expect("data");
+        assert_eq!(u64::from_le_bytes(word), page | 1);
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(page)).expect("RAM"), 0);
     }
 }
 
