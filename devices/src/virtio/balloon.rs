@@ -19,6 +19,7 @@ mod shared;
 mod statistics;
 
 use std::io;
+use std::iter::from_fn;
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -258,10 +259,13 @@ impl Balloon {
 /// The whole pages of a range, so many at a time.
 fn pieces(start: u64, length: u64) -> impl Iterator<Item = (GuestAddress, u64)> {
     let end = start.saturating_add(length) / PAGE * PAGE;
-    let first = start.checked_next_multiple_of(PAGE).unwrap_or(end);
-    (first..end)
-        .step_by(PIECE as usize)
-        .map(move |at| (GuestAddress(at), PIECE.min(end - at)))
+    let mut at = start.checked_next_multiple_of(PAGE).unwrap_or(end);
+    from_fn(move || {
+        let length = end.checked_sub(at).filter(|left| *left != 0)?.min(PIECE);
+        let piece = (GuestAddress(at), length);
+        at += length;
+        Some(piece)
+    })
 }
 
 impl VirtioDevice for Balloon {

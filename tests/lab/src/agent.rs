@@ -9,6 +9,7 @@ mod control;
 mod dirty;
 mod disks;
 mod echo;
+mod given_back;
 mod host;
 mod huge_pages;
 mod inherited;

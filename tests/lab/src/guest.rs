@@ -4,6 +4,7 @@
 mod agent;
 mod asleep;
 mod assigned_edu;
+mod balloon;
 pub(crate) mod checks;
 mod console;
 mod dirty_pages;

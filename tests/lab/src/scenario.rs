@@ -3,6 +3,7 @@
 mod assigned;
 mod bench_nested;
 mod debian;
+mod given_back;
 mod levels;
 mod migrate;
 
@@ -388,6 +389,7 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         .chain([&debian::DEBIAN])
         .chain(SCENARIOS)
         .chain(migrate::SCENARIOS)
+        .chain(given_back::SCENARIOS)
 }
 
 /// Those that run only if they are named, as they take longer.

@@ -141,12 +141,11 @@ fn write(parent: Pid, touched: &Touched<'_>, file: &mut File, end: &mut File) ->
 /// back to the host meanwhile (virtio-balloon), which the child still has. Returns whether it is.
 fn becomes_own(fd: RawFd) -> bool {
     let flags = libc::O_RDONLY | libc::O_CLOEXEC;
-    // SAFETY: the path ends with a zero. The descriptor is looked at by nobody but the child's own code, which
-    // expects such a file there.
-    unsafe {
-        let own = libc::open(c"/proc/self/pagemap".as_ptr(), flags);
-        own >= 0 && libc::dup2(own, fd) == fd
-    }
+    // SAFETY: the path ends with a zero.
+    let own = unsafe { libc::open(c"/proc/self/pagemap".as_ptr(), flags) };
+    // SAFETY: the descriptor is looked at by nobody but the child's own code, which expects such a file
+    // there.
+    own >= 0 && unsafe { libc::dup2(own, fd) } == fd
 }
 
 /// Closes all files but those: the locks of disks, taps and the machine of KVM stay the parent's alone.

@@ -14,7 +14,7 @@ use crate::virtio::device::LiveConfig;
 use crate::virtio::feature::has;
 
 /// Bytes of `struct virtio_balloon_config` (section 5.5.4).
-const LENGTH: u64 = 16;
+const LENGTH: usize = 16;
 /// Where the fields are that the driver writes.
 const ACTUAL: u64 = 4;
 const POISON: u64 = 12;
@@ -133,9 +133,9 @@ impl Shared {
     }
 
     /// `struct virtio_balloon_config`.
-    fn bytes(&self) -> [u8; LENGTH as usize] {
+    fn bytes(&self) -> [u8; LENGTH] {
         let fields = [self.target(), self.actual(), 0, self.poison()];
-        let mut bytes = [0; LENGTH as usize];
+        let mut bytes = [0; LENGTH];
         for (place, field) in bytes.as_chunks_mut().0.iter_mut().zip(fields) {
             *place = field.to_le_bytes();
         }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use super::given_back::GivenBack;
 use super::log::{Line, Log, read_on};
 use super::migrations::Journey;
 use super::moved::{Moved, Way, outcome_of};
@@ -126,6 +127,7 @@ impl Session<'_> {
         let mut runs = None;
         let mut taken = Vec::new();
         let mut following = None;
+        let mut given_back = GivenBack::default();
         let mut messages = self.messages.to_owned();
         // How often the guest has migrated.
         let mut turns = 0;
@@ -176,6 +178,9 @@ impl Session<'_> {
                                 ("pauses", rounds) => self.pauses(rounds),
                                 ("dirty", words) => {
                                     dirty::follow(&mut following, self.socket, &messages, words)
+                                }
+                                ("given-back", what) => {
+                                    given_back.see(child.id(), self.socket, what)
                                 }
                                 ("move", how) => match self.go(&mut child, how, &mut turns) {
                                     Err(error) => {

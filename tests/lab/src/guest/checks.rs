@@ -3,10 +3,10 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Guest, asleep, assigned_edu, console, dirty_pages, disk, disk_bench, disk_queues, disk_speed,
-    edu, edu_group, edu_msi, fio, hot_plug, hot_plug_levels, huge_pages, interrupts, iommu, level3,
-    map_benchmark, moves_unplug, net_bench, net_queues, network, nvme, pasid, pauses, power,
-    random, restart, service, sva, taken, vsock,
+    Guest, asleep, assigned_edu, balloon, console, dirty_pages, disk, disk_bench, disk_queues,
+    disk_speed, edu, edu_group, edu_msi, fio, hot_plug, hot_plug_levels, huge_pages, interrupts,
+    iommu, level3, map_benchmark, moves_unplug, net_bench, net_queues, network, nvme, pasid,
+    pauses, power, random, restart, service, sva, taken, vsock,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -59,6 +59,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("power", power::check),
     ("plugged", hot_plug::plugged),
     ("pauses", pauses::check),
+    ("balloon", balloon::check),
     ("moves", pauses::moves),
     ("moves-unplug", moves_unplug::check),
     ("hot-plug", hot_plug::check),
