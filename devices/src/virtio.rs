@@ -23,6 +23,7 @@ pub mod console;
 mod device;
 mod error;
 mod feature;
+pub mod mem;
 pub mod net;
 pub mod pci;
 mod queue;

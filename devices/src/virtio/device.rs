@@ -5,8 +5,8 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::{
-    VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET, VIRTIO_ID_RNG,
-    VIRTIO_ID_VSOCK,
+    VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_MEM, VIRTIO_ID_NET,
+    VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
 };
 
 use state::{RestoreError, SaveError, Section};
@@ -31,6 +31,8 @@ pub enum DeviceKind {
     Entropy = VIRTIO_ID_RNG as u16,
     /// Memory balloon, section 5.5.
     Balloon = VIRTIO_ID_BALLOON as u16,
+    /// Memory device, section 5.15.
+    Memory = VIRTIO_ID_MEM as u16,
     /// Socket device, section 5.10.
     Vsock = VIRTIO_ID_VSOCK as u16,
 }

@@ -49,7 +49,7 @@ fn class(kind: DeviceKind) -> [u8; 3] {
         DeviceKind::Entropy => [0x10, 0x00, 0x00],
         DeviceKind::Vsock => [0x07, 0x80, 0x00],
         // What fits no class.
-        DeviceKind::Balloon => [0x00, 0xff, 0x00],
+        DeviceKind::Balloon | DeviceKind::Memory => [0x00, 0xff, 0x00],
     }
 }
 
@@ -63,5 +63,6 @@ pub(super) fn thread_name(kind: DeviceKind) -> &'static str {
         DeviceKind::Entropy => "rng",
         DeviceKind::Vsock => "vsk",
         DeviceKind::Balloon => "bln",
+        DeviceKind::Memory => "mem",
     }
 }

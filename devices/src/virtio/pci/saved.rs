@@ -90,6 +90,7 @@ fn name(kind: DeviceKind) -> &'static str {
         DeviceKind::Entropy => "virtio-rng",
         DeviceKind::Vsock => "virtio-vsock",
         DeviceKind::Balloon => "virtio-balloon",
+        DeviceKind::Memory => "virtio-mem",
     }
 }
 

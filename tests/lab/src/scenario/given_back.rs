@@ -21,8 +21,8 @@ const BALLOON: Scenario = Scenario {
         "-v",
     ],
     plan: "scalable,smp=2,translation=first-stage,balloon=reports:160,balloon=grow:224,moves=2/migrate:disk+net+edu,\
-           balloon=held:224:512,moves=1:disk+net+edu,balloon=held:224:512,balloon=shrink:300,balloon=reports:160,\
-           moves=1/migrate:memory+edu,balloon=grow:160,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
+           balloon=held:224:512,moves=1:disk+net+edu,balloon=held:224:500,balloon=shrink:300,balloon=reports:150,\
+           moves=1/migrate:memory+edu,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
     limit: Duration::from_secs(240),
     ..DEFAULT
 };
