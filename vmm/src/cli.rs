@@ -11,6 +11,7 @@ mod error;
 mod incoming;
 mod intel_iommu;
 mod keys;
+mod memory;
 mod migrate;
 mod options;
 mod places;
@@ -218,6 +219,7 @@ fn machine(arguments: Arguments) -> Result<Machine, UsageError> {
     virtio::check(&functions, iommu.is_some())?;
     let memory = options::memory(&arguments.memory)?;
     balloon::check(&functions, &memory, !iommufds.is_empty())?;
+    memory::check(&functions, &memory, !iommufds.is_empty())?;
     assign::check(&iommufds, &functions, iommu.as_ref())?;
 
     let kernel = arguments.kernel.ok_or_else(|| {

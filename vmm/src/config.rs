@@ -100,6 +100,8 @@ pub(crate) enum FunctionKind {
     Rng,
     /// virtio memory balloon.
     Balloon(BalloonOptions),
+    /// virtio memory device.
+    Memory(MemoryDeviceConfig),
     /// virtio console on the standard streams.
     Console,
     /// The educational device.
@@ -121,6 +123,17 @@ pub(crate) struct DiskConfig {
     pub(crate) id: Option<String>,
     /// Queues; `None` decides by the number of vCPUs.
     pub(crate) queues: Option<u16>,
+}
+
+/// A virtio memory device: a region of memory in blocks that the guest plugs and unplugs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryDeviceConfig {
+    /// Bytes of the region.
+    pub(crate) size: u64,
+    /// Bytes that the guest is asked to plug at first.
+    pub(crate) requested: u64,
+    /// Bytes of a block.
+    pub(crate) block: u64,
 }
 
 /// A virtio network device.
@@ -314,6 +327,20 @@ impl Config {
         let served =
             |function: &FunctionConfig| matches!(function.kind, FunctionKind::VhostUser(_));
         self.memory.shared || self.assigns() || self.functions.iter().any(served)
+    }
+
+    /// Bytes of the region of the memory device, if there is one.
+    pub(crate) fn further_memory(&self) -> u64 {
+        let size = |function: &FunctionConfig| match &function.kind {
+            FunctionKind::Memory(device) => Some(device.size),
+            _ => None,
+        };
+        self.functions.iter().find_map(size).unwrap_or(0)
+    }
+
+    /// Bytes of RAM, and of that region.
+    pub(crate) fn all_memory(&self) -> u64 {
+        self.memory.size.saturating_add(self.further_memory())
     }
 
     /// The last PCI bus: behind bus 0, each root port has one. Linux looks for functions in all 32

@@ -28,7 +28,7 @@
 //!
 //! # Memory given back
 //! `balloon size=SIZE` asks the guest to have a balloon of that size (`--device virtio-balloon`), and answers
-//! at once: the guest does that in its own time. `balloon-status` asks it for its statistics, and waits a
+//! at once: the guest does that in its own time, as it does what `memory size=SIZE` asks for. `balloon-status` asks it for its statistics, and waits a
 //! second for them.
 //!
 //! # Bounds
@@ -50,6 +50,7 @@ mod commands;
 mod connection;
 mod dirty_pages;
 mod hotplug;
+mod memory;
 mod migrations;
 mod monitor;
 mod parser;

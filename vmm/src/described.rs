@@ -28,7 +28,7 @@ pub(crate) fn describe(machine: &Machine, file: &str) -> Result<MachineState, St
         writer: concat!("nido ", env!("CARGO_PKG_VERSION")).to_owned(),
         memory: MemoryFile {
             file: file.to_owned(),
-            bytes: config.memory.size,
+            bytes: config.all_memory(),
         },
         options,
         sections,

@@ -6,6 +6,7 @@
 //! E000_0000  PCI ECAM, 1 MiB per bus
 //! FEC0_0000  IOAPIC      FED9_0000  VT-d      FEE0_0000  local APICs
 //! 1_0000_0000  rest of RAM
+//! next GiB  memory that is plugged (virtio-mem)
 //! upper half of the guest-physical space (at most 512 GiB..1 TiB): 64-bit PCI aperture
 //! ```
 
@@ -82,6 +83,14 @@ pub(crate) fn ram(size: u64) -> Vec<(u64, u64)> {
     regions
 }
 
+/// Where `further` bytes of memory are that are not RAM to firmware, in a machine with `size` bytes of RAM:
+/// above all of it, so that a kernel's blocks of memory are not shared with it. None are nowhere.
+pub(crate) fn further(size: u64, further: u64) -> Option<(u64, u64)> {
+    let end = ram(size).last().map_or(0, |(address, size)| address + size);
+    let start = end.max(RAM_HOLE.end).next_multiple_of(GIB);
+    (further != 0).then_some((start, further))
+}
+
 /// The end of RAM below 4 GiB.
 pub(crate) fn low_ram_end(size: u64) -> u64 {
     size.min(RAM_HOLE.start)
@@ -104,6 +113,16 @@ mod tests {
             [(0, 0xc000_0000), (0x1_0000_0000, 0x20_0000)]
         );
         assert_eq!(low_ram_end(0x2_0000_0000), 0xc000_0000);
+    }
+
+    #[test]
+    fn memory_that_is_plugged_begins_with_a_gibibyte_above_all_ram() {
+        assert_eq!(further(0x1000_0000, 0), None);
+        let start = |size| further(size, 0x4000_0000);
+        assert_eq!(start(0x1000_0000), Some((0x1_0000_0000, 0x4000_0000)));
+        assert_eq!(start(0xc000_0000), Some((0x1_0000_0000, 0x4000_0000)));
+        assert_eq!(start(0xc020_0000), Some((0x1_4000_0000, 0x4000_0000)));
+        assert_eq!(start(0x1_0000_0000), Some((0x1_4000_0000, 0x4000_0000)));
     }
 
     #[test]

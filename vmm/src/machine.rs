@@ -22,6 +22,7 @@ use devices::ioapic::IoApic;
 use devices::output::Output;
 use devices::serial::SerialPort;
 use devices::virtio::console::ConsoleSender;
+use devices::virtio::mem::MemControl;
 use devices::virtio::vhost::WriteLog;
 use devices::vtd::VtdMmio;
 use kvm_ioctls::VmFd;
@@ -38,6 +39,7 @@ use crate::irq::{LocalApics, MessageRoutes, Unit};
 use crate::layout;
 use crate::limits;
 use crate::memory::dirty::Writers;
+use crate::memory::reclaim::Reclaimer;
 use crate::memory::{self, Memory};
 use crate::vcpu::{Current, Shared, Vcpu};
 use crate::{doorbell, kvm};
@@ -84,6 +86,7 @@ pub(crate) struct Machine {
     claims: Arc<Claims>,
     writers: Arc<WriteLog>,
     balloon: Arc<BalloonSlot>,
+    plugged: Arc<OnceLock<MemControl>>,
     routes: Arc<MessageRoutes>,
     ioapic: Arc<IoApic>,
     serial: Arc<SerialPort>,
@@ -148,6 +151,7 @@ impl Machine {
         let claims = Claims::new(!config.claimed_later);
         let writers = Arc::<WriteLog>::default();
         let balloon = Arc::<BalloonSlot>::default();
+        let plugged = Arc::<OnceLock<MemControl>>::default();
         let platform = Platform {
             root: Arc::clone(&root),
             memory: Arc::clone(&memory),
@@ -167,7 +171,8 @@ impl Machine {
             writers: Arc::clone(&writers),
             balloon: Arc::clone(&balloon),
             memory_stays: config.memory.stays(config.assigns()),
-            source: saved.cloned(),
+            reclaimer: Arc::new(Reclaimer::new(&memory, saved)),
+            plugged: Arc::clone(&plugged),
             cpus: config.cpus,
         };
         let console = platform.add_functions(&config.functions)?;
@@ -197,6 +202,7 @@ impl Machine {
             claims,
             writers,
             balloon,
+            plugged,
             routes,
             ioapic,
             serial,
@@ -262,6 +268,11 @@ impl Machine {
     /// Its balloon, if it has one.
     pub(crate) fn balloon(&self) -> &Arc<BalloonSlot> {
         &self.balloon
+    }
+
+    /// Memory that the guest plugs and unplugs, if there is any.
+    pub(crate) fn plugged_memory(&self) -> Option<&MemControl> {
+        self.plugged.get()
     }
 
     /// All that writes to its memory.
@@ -345,8 +356,9 @@ impl Foundation {
         let cpuid =
             Template::new(&kvm, config.cpus).map_err(kvm::failed("reading the supported CPUID"))?;
         let physical_bits = cpuid.physical_bits();
-        check_address_space(config.memory.size, physical_bits)?;
-        let memory = memory::allocate(&config.memory, backing(config), saved)?;
+        let further = config.further_memory();
+        check_address_space(config.memory.size, further, physical_bits)?;
+        let memory = memory::allocate(&config.memory, further, backing(config), saved)?;
         Ok(Self {
             vm: kvm::create_vm(&kvm, &memory)?,
             cpuid,
@@ -386,7 +398,7 @@ fn apertures(config: &Config, physical_bits: u8) -> Apertures {
 }
 
 /// RAM and PCI windows must not meet.
-fn check_address_space(ram_size: u64, physical_bits: u8) -> anyhow::Result<()> {
+fn check_address_space(ram_size: u64, further: u64, physical_bits: u8) -> anyhow::Result<()> {
     let limit = layout::pci_mmio64(physical_bits).start;
     let end = layout::ram(ram_size)
         .last()
@@ -397,6 +409,15 @@ fn check_address_space(ram_size: u64, physical_bits: u8) -> anyhow::Result<()> {
         ram_size / layout::MIB,
         (limit - (layout::RAM_HOLE.end - layout::RAM_HOLE.start)) / layout::MIB
     );
+    if let Some((start, size)) = layout::further(ram_size, further) {
+        anyhow::ensure!(
+            start.saturating_add(size) <= limit,
+            "--device virtio-mem-pci,size={}M: guests of this CPU have {physical_bits} address bits, which leave room for {}M beside --memory {}M; write a smaller size",
+            size / layout::MIB,
+            limit.saturating_sub(start) / layout::MIB,
+            ram_size / layout::MIB
+        );
+    }
     Ok(())
 }
 

@@ -88,8 +88,11 @@ pub(crate) enum Backing {
 /// Allocates guest RAM as the configuration asks, at the addresses of the machine's map. Reserved
 /// huge pages are always in a file. What it holds comes from `saved`, if that is given: memory of this
 /// process is a private mapping of it, so that nothing is read before the guest does; a file gets a copy.
+///
+/// Behind RAM there are `further` bytes, if any: not before the guest touches them.
 pub(crate) fn allocate(
     config: &MemoryConfig,
+    further: u64,
     backing: Backing,
     saved: Option<&Arc<File>>,
 ) -> Result<Memory, MemoryError> {
@@ -97,7 +100,7 @@ pub(crate) fn allocate(
     let failure = Failure(config);
     let is_file = backing == Backing::File || config.hugepages;
     let file = is_file
-        .then(|| make_file(config))
+        .then(|| make_file(config, further))
         .transpose()?
         .map(Arc::new);
     let source = match (&file, saved) {
@@ -107,13 +110,16 @@ pub(crate) fn allocate(
     };
     let mut offset = 0;
     let mut regions = Vec::new();
-    for (address, size) in layout::ram(config.size) {
+    let ram = layout::ram(config.size).into_iter();
+    let ram = ram.map(|place| (place, config.prefault));
+    let further = layout::further(config.size, further).map(|place| (place, false));
+    for ((address, size), prefault) in ram.chain(further) {
         let region = map(source, offset, size, config.hugepages)
             .map_err(failure.reserving("mapping the memory", ", or raise the limit `ulimit -v`"))?;
         if !config.hugepages {
             prefer_huge_pages(&region);
         }
-        if config.prefault {
+        if prefault {
             if region.file_offset().is_some() && !config.hugepages {
                 collapse_region(&region);
             }
@@ -205,10 +211,10 @@ fn check_total(config: &MemoryConfig) -> Result<(), MemoryError> {
     Ok(())
 }
 
-fn make_file(config: &MemoryConfig) -> Result<File, MemoryError> {
+fn make_file(config: &MemoryConfig, further: u64) -> Result<File, MemoryError> {
     let failure = Failure(config);
     let file = memfd(config.hugepages).map_err(failure.reserving("creating a memory file", ""))?;
-    file.set_len(config.size)
+    file.set_len(config.size.saturating_add(further))
         .map_err(failure.of("sizing the memory file", ", or raise the limit `ulimit -f`"))?;
     Ok(file)
 }

@@ -39,10 +39,10 @@ pub(crate) fn open(restore: &Restore) -> anyhow::Result<(Config, Snapshot)> {
     let (state, memory) = directory::open(&restore.path).with_context(place)?;
     let config = restore.config(&state.options)?;
     anyhow::ensure!(
-        config.memory.size == state.memory.bytes,
+        config.all_memory() == state.memory.bytes,
         "{}: it is damaged: the machine has {} bytes of memory, and the snapshot {}",
         place(),
-        config.memory.size,
+        config.all_memory(),
         state.memory.bytes
     );
     let snapshot = Snapshot {

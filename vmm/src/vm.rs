@@ -184,6 +184,7 @@ fn monitor(
     Ok(Monitor {
         cpus: config.cpus,
         memory: config.memory.size,
+        all_memory: config.all_memory(),
         private_memory: machine.has_private_memory(),
         started: Instant::now(),
         root: Arc::clone(machine.root()),
@@ -193,6 +194,7 @@ fn monitor(
         writers: Arc::new(machine.writers()),
         hotplug: Arc::clone(machine.hotplug()),
         balloon: Arc::clone(machine.balloon()),
+        plugged: machine.plugged_memory().cloned(),
         workers: Workers::new()?,
         suspension: Arc::clone(suspension),
         turns: Arc::default(),

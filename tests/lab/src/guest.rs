@@ -31,6 +31,7 @@ mod network;
 mod nvme;
 mod pasid;
 mod pauses;
+mod plugged;
 mod power;
 mod random;
 mod restart;

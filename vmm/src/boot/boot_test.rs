@@ -26,7 +26,13 @@ impl Files {
 }
 
 fn ram() -> Memory {
-    memory::allocate(&MemoryConfig::plain(RAM), memory::Backing::Anonymous, None).expect("memory")
+    memory::allocate(
+        &MemoryConfig::plain(RAM),
+        0,
+        memory::Backing::Anonymous,
+        None,
+    )
+    .expect("memory")
 }
 
 /// A bzImage of two setup sectors and 0x40 bytes of protected-mode code.

@@ -3,7 +3,7 @@
 use super::error::DeviceError;
 use super::keys::{Key, ListError, Table, Values, split};
 use super::places::{ADDR, ID, PLACE, placed};
-use super::{assign, balloon, edu, intel_iommu, virtio};
+use super::{assign, balloon, edu, intel_iommu, memory, virtio};
 use crate::config::{FunctionConfig, FunctionKind, IommuConfig};
 
 /// A device type.
@@ -121,6 +121,13 @@ pub(super) const TYPES: &[DeviceType] = &[
         help: "memory balloon: the guest gives memory back to the host (`balloon` on the control socket)",
         table: balloon::TABLE,
         build: |values| function(values, FunctionKind::Balloon(balloon::options(values))),
+    },
+    DeviceType {
+        name: "virtio-mem-pci",
+        aliases: &["virtio-mem"],
+        help: "memory that comes and goes while the guest runs (`memory` on the control socket)",
+        table: memory::TABLE,
+        build: |values| function(values, FunctionKind::Memory(memory::device(values)?)),
     },
     DeviceType {
         name: "virtio-console",

@@ -11,7 +11,8 @@ use devices::virtio::balloon::BalloonOptions;
 use super::intel_iommu::settled_text;
 use crate::config::{
     Config, DiskConfig, FileSource, FunctionConfig, FunctionKind, HostDevice, IommuConfig,
-    IommufdConfig, MemoryConfig, NetConfig, Served, VfioConfig, VhostUserConfig,
+    IommufdConfig, MemoryConfig, MemoryDeviceConfig, NetConfig, Served, VfioConfig,
+    VhostUserConfig,
 };
 
 /// The options that describe `config`: parsed, they are it again. `None` if it has what no option can
@@ -197,6 +198,7 @@ fn kind(kind: &FunctionKind) -> List {
         },
         FunctionKind::Rng => List::of("virtio-rng-pci"),
         FunctionKind::Balloon(options) => balloon(*options),
+        FunctionKind::Memory(device) => memory_device(*device),
         FunctionKind::Console => List::of("virtio-console"),
         FunctionKind::Edu(options) => edu(options),
         FunctionKind::RootPort => List::of("pcie-root-port"),
@@ -234,6 +236,16 @@ fn balloon(options: BalloonOptions) -> List {
     List::of("virtio-balloon-pci")
         .switch("deflate-on-oom", deflate_on_oom)
         .switch("free-page-reporting", free_page_reporting)
+}
+
+fn memory_device(config: MemoryDeviceConfig) -> List {
+    let MemoryDeviceConfig {
+        size,
+        requested,
+        block,
+    } = config;
+    let list = List::of("virtio-mem-pci").key("size", size);
+    list.key("requested", requested).key("block-size", block)
 }
 
 fn edu(options: &EduOptions) -> List {
@@ -304,6 +316,7 @@ mod tests {
             "--kernel k --device pcie-root-port,id=a,,b --device edu,bus=a,,b --device pcie-root-port,id=c,addr=5",
             "--kernel k --device virtio-balloon,free-page-reporting=on --device intel-iommu",
             "--kernel k --device virtio-balloon,deflate-on-oom=on,id=b,addr=9",
+            "--kernel k --device virtio-mem,size=4G,requested=128M,block-size=4M,id=m,addr=a",
             "--kernel k --device intel-iommu,aw-bits=57,x-flts=on,intremap=off,caching-mode=on,device-iotlb=on,pasid-bits=20,svm=on",
             "--kernel k --device intel-iommu,x-settled=47",
             "--kernel k --device intel-iommu,x-settled=48+1g+srs+eafs+snooped,x-flts=on",

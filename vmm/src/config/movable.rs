@@ -39,6 +39,7 @@ impl Config {
                 | FunctionKind::Vsock(_)
                 | FunctionKind::Rng
                 | FunctionKind::Balloon(_)
+                | FunctionKind::Memory(_)
                 | FunctionKind::Console
                 | FunctionKind::Edu(_)
                 | FunctionKind::RootPort => return None,
@@ -90,7 +91,7 @@ mod tests {
             let moved = config(options).immovable(Way::Moved);
             assert_eq!(moved.is_none(), options.contains("vfio-pci"), "{options}");
         }
-        let whole = "--disk path=/d --net tap=t --net tap=u,vhost=on --vsock cid=3 --device edu --device virtio-rng --device virtio-balloon --device pcie-root-port,id=p \
+        let whole = "--disk path=/d --net tap=t --net tap=u,vhost=on --vsock cid=3 --device edu --device virtio-rng --device virtio-balloon --device virtio-mem,size=1G --device pcie-root-port,id=p \
              --device intel-iommu,x-scalable-mode=on --memory 1G,shared=on";
         assert_eq!(config(whole).immovable(Way::Saved), None);
         assert_eq!(config(unit).immovable(Way::Saved), None);

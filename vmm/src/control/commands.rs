@@ -10,6 +10,7 @@ use pci::{Bdf, ECAM_FUNCTION_SHIFT, RootComplex};
 use super::balloon;
 use super::dirty_pages;
 use super::hotplug;
+use super::memory;
 use super::migrations;
 use super::monitor::Monitor;
 use super::parser::{Answer, Argument, Command, Value};
@@ -95,6 +96,12 @@ pub(super) const COMMANDS: &[Command] = &[
         run: balloon::status,
     },
     Command {
+        name: "memory",
+        arguments: &[Argument::Size],
+        help: "have the guest plug memory until it has so much of its virtio-mem, or unplug some",
+        run: memory::set,
+    },
+    Command {
         name: "pause",
         arguments: &[],
         help: "stop vCPUs, devices and the remapping unit where they are",
@@ -160,7 +167,7 @@ fn help(_: &Monitor, _: &[Value]) -> Result<Answer, String> {
 fn status(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
     let uptime = monitor.started.elapsed();
     Ok(format!(
-        "vcpus: {}\nmemory: {} MiB\nuptime: {}.{:03} s\niommu: {}\nstate: {}\n{}{}{}",
+        "vcpus: {}\nmemory: {} MiB\nuptime: {}.{:03} s\niommu: {}\nstate: {}\n{}{}{}{}",
         monitor.cpus,
         monitor.memory >> 20,
         uptime.as_secs(),
@@ -173,6 +180,7 @@ fn status(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
             true => "paused",
             false => "running",
         },
+        memory::line(monitor),
         balloon::line(monitor),
         match monitor.snapshots.describe() {
             Some(text) => format!("snapshot: {text}\n"),
@@ -231,6 +239,7 @@ fn kind(vendor: u16, device: u16) -> &'static str {
         (0x1af4, 0x1043) => "virtio-console",
         (0x1af4, 0x1044) => "virtio-rng",
         (0x1af4, 0x1045) => "virtio-balloon",
+        (0x1af4, 0x1058) => "virtio-mem",
         (0x1234, 0x11e8) => "edu",
         (0x1b36, 0x000c) => "pcie-root-port",
         _ => "other",

@@ -65,6 +65,7 @@ pub(super) fn bare() -> (Monitor, Receiver<Event>) {
     let monitor = Monitor {
         cpus: 2,
         memory: 1 << 30,
+        all_memory: 1 << 30,
         private_memory: true,
         started: Instant::now(),
         root: Arc::clone(&root),
@@ -74,6 +75,7 @@ pub(super) fn bare() -> (Monitor, Receiver<Event>) {
         writers: Arc::new(NoWriters),
         hotplug: HotPlug::new(root, Box::new(NoMaker), Vec::new(), &[]),
         balloon: Arc::default(),
+        plugged: None,
         workers: Workers::new().expect("a descriptor"),
         suspension: Arc::default(),
         turns: Arc::default(),

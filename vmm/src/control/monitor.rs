@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
+use devices::virtio::mem::MemControl;
 use pci::RootComplex;
 
 use super::turns::Turns;
@@ -22,8 +23,10 @@ use crate::vcpu::AccessTimes;
 pub(crate) struct Monitor {
     /// Number of vCPUs.
     pub(crate) cpus: u8,
-    /// Bytes of guest memory.
+    /// Bytes of RAM.
     pub(crate) memory: u64,
+    /// The same with what can be plugged.
+    pub(crate) all_memory: u64,
     /// Whether nobody but this process maps it.
     pub(crate) private_memory: bool,
     /// When the machine was started.
@@ -42,6 +45,8 @@ pub(crate) struct Monitor {
     pub(crate) hotplug: Arc<HotPlug>,
     /// The balloon, if there is one.
     pub(crate) balloon: Arc<BalloonSlot>,
+    /// Memory that can be plugged, if there is any.
+    pub(crate) plugged: Option<MemControl>,
     /// For what takes time.
     pub(crate) workers: Workers,
     /// Where the wish to pause it goes.

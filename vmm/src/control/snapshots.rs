@@ -28,7 +28,7 @@ pub(super) fn take(monitor: &Monitor, values: &[Value]) -> Result<Answer, String
     };
     let turn = monitor.begin(Long::Snapshot)?;
     let (suspension, events) = (Arc::clone(&monitor.suspension), monitor.events.clone());
-    let (memory, private) = (monitor.memory, monitor.private_memory);
+    let (memory, private) = (monitor.all_memory, monitor.private_memory);
     let snapshots = Arc::clone(&monitor.snapshots);
     let work = move |client| {
         let _turn = turn;

@@ -1,6 +1,5 @@
 //! The functions on the PCI bus.
 
-use std::fs::File;
 use std::sync::{Arc, OnceLock, Weak};
 
 use anyhow::Context as _;
@@ -11,6 +10,7 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, BalloonOptions};
 use devices::virtio::blk::{Block, BlockOptions};
 use devices::virtio::console::{Console, ConsoleInput, ConsoleSender};
+use devices::virtio::mem::{Mem, MemControl, MemOptions};
 use devices::virtio::net::{Net, NetOptions, Pairs, VhostNet};
 use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
@@ -22,13 +22,17 @@ use devices::{Dma, Doorbells, InterruptRoutes};
 use intel_vtd::SourceId;
 use pci::{Bdf, MsiSink, PciFunction, RootComplex, RootPort};
 
+use vm_memory::{Address as _, GuestMemoryBackend as _, GuestMemoryRegion as _};
+
 use super::balloon::BalloonSlot;
 use super::claims::Claims;
 use super::hotplug::{HotPlug, Maker};
 use super::settled::places;
 use super::standard_output;
 use crate::assign::Assigner;
-use crate::config::{FunctionConfig, FunctionKind, Served, VfioConfig, VhostUserConfig};
+use crate::config::{
+    FunctionConfig, FunctionKind, MemoryDeviceConfig, Served, VfioConfig, VhostUserConfig,
+};
 use crate::irq::{self, Unit};
 use crate::memory::Memory;
 use crate::memory::reclaim::Reclaimer;
@@ -61,8 +65,10 @@ pub(super) struct Platform {
     pub(super) balloon: Arc<BalloonSlot>,
     /// Why no memory can be given back to the host, if that is so.
     pub(super) memory_stays: Option<&'static str>,
-    /// The file of a snapshot that memory came from.
-    pub(super) source: Option<Arc<File>>,
+    /// What gives it back, if it can be.
+    pub(super) reclaimer: Arc<Reclaimer>,
+    /// Memory that is plugged and unplugged, if there is a device for that.
+    pub(super) plugged: Arc<OnceLock<MemControl>>,
     /// How many vCPUs there are.
     pub(super) cpus: u8,
 }
@@ -161,6 +167,10 @@ impl Platform {
                 let balloon = self.balloon(*options);
                 self.physical(bdf, balloon.context("--device virtio-balloon")?)
             }
+            FunctionKind::Memory(config) => {
+                let device = self.memory_device(*config);
+                self.virtio(bdf, device.context("--device virtio-mem-pci")?)
+            }
             FunctionKind::Console => {
                 let (sender, input) = ConsoleInput::channel().context("--device virtio-console")?;
                 *console = Some(sender);
@@ -207,10 +217,27 @@ impl Platform {
         if let Some(why) = self.memory_stays {
             anyhow::bail!(why);
         }
-        let memory = Reclaimer::new(&self.memory, self.source.as_ref());
-        let balloon = Balloon::new(options, Arc::new(memory))?;
+        let balloon = Balloon::new(options, Arc::clone(&self.reclaimer) as _)?;
         self.balloon.set(balloon.control())?;
         Ok(balloon)
+    }
+
+    /// The device whose region of memory is behind RAM.
+    fn memory_device(&self, config: MemoryDeviceConfig) -> anyhow::Result<Mem> {
+        if let Some(why) = self.memory_stays {
+            anyhow::bail!(why);
+        }
+        let region = self.memory.iter().last().context("no memory")?;
+        let options = MemOptions {
+            address: region.start_addr().raw_value(),
+            size: config.size,
+            block: config.block,
+            requested: config.requested,
+        };
+        let device = Mem::new(&options, Arc::clone(&self.reclaimer) as _)?;
+        let is_first = self.plugged.set(device.control()).is_ok();
+        anyhow::ensure!(is_first, "there is one already");
+        Ok(device)
     }
 
     fn virtio(

@@ -518,6 +518,10 @@ fn pluggable(kind: &FunctionKind) -> Result<(), HotPlugError> {
             "a pcie-root-port",
             "the machine's buses are set when nido starts; give it on the command line",
         ),
+        FunctionKind::Memory(_) => (
+            "a virtio-mem",
+            "its region of memory is there from the start; give it on the command line",
+        ),
         _ => return Ok(()),
     };
     Err(HotPlugError::NotPluggable { what, why })

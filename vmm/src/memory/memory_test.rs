@@ -7,7 +7,7 @@ use super::*;
 #[test]
 fn memory_beyond_what_the_machine_has_is_refused_with_a_remedy() {
     let config = MemoryConfig::plain(1 << 60);
-    let message = allocate(&config, Backing::File, None)
+    let message = allocate(&config, 0, Backing::File, None)
         .expect_err("too much")
         .to_string();
     assert!(
@@ -20,7 +20,7 @@ fn memory_beyond_what_the_machine_has_is_refused_with_a_remedy() {
 #[test]
 fn both_sides_of_the_hole_are_backed_and_the_hole_is_not() {
     let config = MemoryConfig::plain(0xc020_0000);
-    let memory = allocate(&config, Backing::Anonymous, None).expect("memory");
+    let memory = allocate(&config, 0, Backing::Anonymous, None).expect("memory");
     memory
         .write_obj(1u64, GuestAddress(0xbfff_fff8))
         .expect("last word below the hole");
@@ -40,7 +40,7 @@ fn both_sides_of_the_hole_are_backed_and_the_hole_is_not() {
 fn pieces_tell_where_each_byte_is_in_the_file() {
     use std::os::unix::fs::FileExt;
     let config = MemoryConfig::plain(0xc020_0000);
-    let memory = allocate(&config, Backing::File, None).expect("memory");
+    let memory = allocate(&config, 0, Backing::File, None).expect("memory");
     let pieces = pieces(&memory);
     assert_eq!(
         pieces.iter().map(|piece| piece.length).sum::<u64>(),
@@ -70,14 +70,14 @@ fn prefaulted_memory_is_resident() {
         ..MemoryConfig::plain(0x100_0000)
     };
     for backing in [Backing::Anonymous, Backing::File] {
-        assert!(allocate(&config, backing, None).is_ok());
+        assert!(allocate(&config, 0, backing, None).is_ok());
     }
 }
 
 #[test]
 fn anonymous_memory_is_zero_and_has_no_file() {
     let config = MemoryConfig::plain(0x100_0000);
-    let memory = allocate(&config, Backing::Anonymous, None).expect("memory");
+    let memory = allocate(&config, 0, Backing::Anonymous, None).expect("memory");
     assert!(pieces(&memory).is_empty());
     let word: u64 = memory.read_obj(GuestAddress(0)).expect("memory");
     assert_eq!(word, 0);
@@ -87,7 +87,7 @@ fn anonymous_memory_is_zero_and_has_no_file() {
 fn memory_is_mapped_where_huge_pages_can_be() {
     let config = MemoryConfig::plain(0xc020_0000);
     for backing in [Backing::Anonymous, Backing::File] {
-        let memory = allocate(&config, backing, None).expect("memory");
+        let memory = allocate(&config, 0, backing, None).expect("memory");
         for region in memory.iter() {
             assert_eq!(region.as_ptr().addr() % 0x20_0000, 0);
             assert_eq!(region.start_addr().raw_value() % 0x20_0000, 0);
@@ -100,7 +100,7 @@ fn memory_is_mapped_where_huge_pages_can_be() {
 #[test]
 fn memory_keeps_its_contents_when_it_is_put_into_huge_pages() {
     let config = MemoryConfig::plain(0x100_0000);
-    let memory = allocate(&config, Backing::File, None).expect("memory");
+    let memory = allocate(&config, 0, Backing::File, None).expect("memory");
     for page in (0..config.size).step_by(0x5000) {
         memory
             .write_obj(page | 1, GuestAddress(page))
@@ -112,5 +112,25 @@ fn memory_keeps_its_contents_when_it_is_put_into_huge_pages() {
         assert_eq!(word, page | 1);
         let word: u64 = memory.read_obj(GuestAddress(page + 8)).expect("memory");
         assert_eq!(word, 0);
+    }
+}
+
+#[test]
+fn memory_that_is_to_be_plugged_is_behind_all_ram_and_takes_none_of_the_host() {
+    use vm_memory::GuestMemoryBackend as _;
+    let config = MemoryConfig {
+        prefault: true,
+        ..MemoryConfig::plain(4 << 20)
+    };
+    for backing in [Backing::Anonymous, Backing::File] {
+        let memory = allocate(&config, 64 << 20, backing, None).expect("memory");
+        let touched = saved::Touched::new(&memory, None).pages().expect("pagemap");
+        assert_eq!(touched.count(), 1024, "{backing:?}");
+        let region = memory.iter().last().expect("a region");
+        assert_eq!(region.start_addr(), GuestAddress(0x1_0000_0000));
+        assert_eq!(region.len(), 64 << 20);
+        let last = GuestAddress(0x1_03ff_fff8);
+        memory.write_obj(7_u64, last).expect("memory");
+        assert_eq!(memory.read_obj::<u64>(last).expect("memory"), 7);
     }
 }

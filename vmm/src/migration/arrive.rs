@@ -82,9 +82,9 @@ pub(crate) fn wait(
             anyhow::bail!("the machine of --incoming: {why}");
         }
         anyhow::ensure!(
-            config.memory.size == hello.memory,
+            config.all_memory() == hello.memory,
             "the machine of --incoming has {} bytes of memory by its options, and {} by its source",
-            config.memory.size,
+            config.all_memory(),
             hello.memory
         );
         Ok(Config {

@@ -73,7 +73,7 @@ fn bench(code: &[u8]) -> Option<Bench> {
         return None;
     };
     let config = MemoryConfig::plain(4 << 20);
-    let memory = memory::allocate(&config, memory::Backing::Anonymous, None).expect("memory");
+    let memory = memory::allocate(&config, 0, memory::Backing::Anonymous, None).expect("memory");
     let vm = kvm::create_vm(&host, &memory).expect("a virtual machine");
     let template = Template::new(&host, 1).expect("a CPUID table");
     let vcpu = Vcpu::new(&vm, 0, &template).expect("a vCPU");

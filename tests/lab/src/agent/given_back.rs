@@ -24,7 +24,8 @@ pub(super) struct GivenBack {
 
 impl GivenBack {
     /// Does what the guest asks for: `remember` what nido has, see that it has at the `most` so many MiB, or
-    /// that it gets so much `less` than was remembered, or has the balloon `grow` or shrink `to` so many.
+    /// that it gets so much `less` than was remembered, has the balloon go `to` so many, or has so many be
+    /// `plug`ged, or sees that they are `plugged`.
     pub(super) fn see(&mut self, process: u32, socket: Option<&Path>, what: &str) -> Result<()> {
         let (word, number) = what.split_once(' ').unwrap_or((what, "0"));
         let number: u64 = number.parse().with_context(|| what.to_owned())?;
@@ -47,6 +48,13 @@ impl GivenBack {
                     Ok((now <= most).then_some(()).ok_or(why))
                 })?;
             }
+            "plug" => {
+                let socket = socket.context("no control socket")?;
+                let request = format!("memory size={number}M");
+                control::ask(socket, &request, "the guest is asked to have")?;
+                plugged(socket, number)?;
+            }
+            "plugged" => plugged(socket.context("no control socket")?, number)?,
             "to" => resize(socket.context("no control socket")?, number)?,
             other => bail!("{other} is nothing to see"),
         }
@@ -81,6 +89,16 @@ fn resize(socket: &Path, mib: u64) -> Result<()> {
         status.trim()
     );
     Ok(())
+}
+
+/// Sees that the guest has so many MiB plugged.
+fn plugged(socket: &Path, mib: u64) -> Result<()> {
+    let line = format!("plugged: {mib} MiB, of {mib} MiB that are asked for");
+    eventually(|| {
+        let status = control::ask(socket, "status", "vcpus: ")?;
+        let is_so = status.lines().any(|other| other.starts_with(&line));
+        Ok(is_so.then_some(()).ok_or(status.trim().replace('\n', ", ")))
+    })
 }
 
 /// Of `balloon-status`.

@@ -47,10 +47,10 @@ pub(super) fn check(_guest: &Guest, argument: &str) -> Result<String> {
 }
 
 /// Memory that is in use.
-struct InUse(Vec<u8>);
+pub(super) struct InUse(Vec<u8>);
 
 /// Uses so much memory: each page holds something, and nothing else.
-fn used(mib: usize) -> Result<InUse> {
+pub(super) fn used(mib: usize) -> Result<InUse> {
     let mut memory = vec![0_u8; mib * MIB];
     for (page, number) in memory.chunks_mut(PAGE).zip(1_u64..) {
         ensure!(

@@ -6,7 +6,7 @@ use super::{
     Guest, asleep, assigned_edu, balloon, console, dirty_pages, disk, disk_bench, disk_queues,
     disk_speed, edu, edu_group, edu_msi, fio, hot_plug, hot_plug_levels, huge_pages, interrupts,
     iommu, level3, map_benchmark, moves_unplug, net_bench, net_queues, network, nvme, pasid,
-    pauses, power, random, restart, service, sva, taken, vsock,
+    pauses, plugged, power, random, restart, service, sva, taken, vsock,
 };
 use crate::kernel_log;
 use crate::plan::Check;
@@ -57,9 +57,10 @@ const CHECKS: &[(&str, Run)] = &[
     ("crash-kernel", restart::crash_kernel),
     ("taken-back", taken::check),
     ("power", power::check),
-    ("plugged", hot_plug::plugged),
+    ("plugged-rng", hot_plug::plugged_rng),
     ("pauses", pauses::check),
     ("balloon", balloon::check),
+    ("plugged", plugged::check),
     ("moves", pauses::moves),
     ("moves-unplug", moves_unplug::check),
     ("hot-plug", hot_plug::check),

@@ -87,12 +87,12 @@ pub(super) fn map_by_address(_guest: &Guest, _argument: &str) -> Result<String> 
 }
 
 /// A random number generator comes (`on`), or goes (`off`), and Linux has one more, or one less.
-pub(super) fn plugged(_guest: &Guest, argument: &str) -> Result<String> {
+pub(super) fn plugged_rng(_guest: &Guest, argument: &str) -> Result<String> {
     const ID: &str = "plugged-rng";
     let (request, change) = match argument {
         "on" => (format!("device-add virtio-rng-pci,id={ID},bus=rp1"), 1),
         "off" => (format!("device-del {ID}"), -1),
-        _ => anyhow::bail!("plugged=on|off"),
+        _ => anyhow::bail!("plugged-rng=on|off"),
     };
     let before = generators()?;
     Agent::open()?.request(&request)?;

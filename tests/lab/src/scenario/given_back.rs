@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{DEFAULT, Scenario};
 
-pub(super) const SCENARIOS: &[Scenario] = &[BALLOON];
+pub(super) const SCENARIOS: &[Scenario] = &[BALLOON, PLUGGED];
 
 const BALLOON: Scenario = Scenario {
     name: "balloon",
@@ -23,6 +23,28 @@ const BALLOON: Scenario = Scenario {
     plan: "scalable,smp=2,translation=first-stage,balloon=reports:160,balloon=grow:224,moves=2/migrate:disk+net+edu,\
            balloon=held:224:512,moves=1:disk+net+edu,balloon=held:224:500,balloon=shrink:300,balloon=reports:150,\
            moves=1/migrate:memory+edu,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
+    limit: Duration::from_secs(240),
+    ..DEFAULT
+};
+
+const PLUGGED: Scenario = Scenario {
+    name: "virtio-mem",
+    description: "a guest plugs memory and uses it, goes to another nido with it, unplugs some while its disks and its network are at \
+                  work, goes back, and reboots; it has what is asked for each time",
+    arguments: &[
+        "--device",
+        "edu",
+        "--device",
+        "virtio-rng-pci",
+        "--device",
+        "virtio-mem,size=1G",
+        "-v",
+        "-v",
+    ],
+    memory: "256M",
+    plan: "scalable,smp=2,translation=first-stage,plugged=grow:0:512:400,moves=1/migrate:disk+net+edu,plugged=grow:512:640:500,\
+           plugged=shrink:640:256:disk+net+edu,moves=1/migrate:disk+memory,plugged=has:256,disk=2,net,edu,nofaults>restart;\
+           scalable,plugged=has:256,plugged=grow:256:384:300,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
     limit: Duration::from_secs(240),
     ..DEFAULT
 };

@@ -83,8 +83,8 @@ pub(super) const ON_REQUEST: &[Scenario] = &[
             "-v",
         ],
         initramfs: Initramfs::Kexec,
-        plan: "scalable,smp=2,translation=first-stage,moves=3/migrate:disk+net+sva,plugged=on,moves=2/migrate:disk+sva,rng,nofaults>restart;\
-               scalable,translation=first-stage,moves=2/migrate:disk+sva,plugged=off,disk=2,nofaults>kexec:intel_iommu=on,sm_off;\
+        plan: "scalable,smp=2,translation=first-stage,moves=3/migrate:disk+net+sva,plugged-rng=on,moves=2/migrate:disk+sva,rng,nofaults>restart;\
+               scalable,translation=first-stage,moves=2/migrate:disk+sva,plugged-rng=off,disk=2,nofaults>kexec:intel_iommu=on,sm_off;\
                legacy,translation=legacy,moves=2/migrate:disk+net+edu,disk=2,nofaults>restart;\
                scalable,translation=first-stage,moves=3/migrate/far:disk+net+memory+sva,disk=2,net,rng,nofaults>poweroff",
         limit: Duration::from_secs(600),

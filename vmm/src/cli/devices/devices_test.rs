@@ -69,7 +69,7 @@ fn an_unknown_type_lists_the_valid_ones() {
     assert_eq!(
         error("intel-vtd"),
         "--device: unknown type `intel-vtd`; valid types: intel-iommu, edu, pcie-root-port, virtio-blk-pci, virtio-net-pci, \
-         vhost-vsock-pci, virtio-rng-pci, virtio-balloon-pci, virtio-console, vfio-pci (`--device help` describes them)"
+         vhost-vsock-pci, virtio-rng-pci, virtio-balloon-pci, virtio-mem-pci, virtio-console, vfio-pci (`--device help` describes them)"
     );
 }
 

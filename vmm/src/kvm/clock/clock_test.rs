@@ -95,7 +95,8 @@ impl Machine {
             return None;
         };
         let config = MemoryConfig::plain(4 << 20);
-        let memory = memory::allocate(&config, memory::Backing::Anonymous, None).expect("memory");
+        let memory =
+            memory::allocate(&config, 0, memory::Backing::Anonymous, None).expect("memory");
         let vm = kvm::create_vm(&host, &memory).expect("a virtual machine");
         let vcpu = |id| {
             let vcpu = vm.create_vcpu(id).expect("a vCPU");

@@ -160,7 +160,7 @@ fn memory_that_is_a_file_or_comes_from_one_is_followed_as_well() {
         (Backing::File, None),
     ] {
         let config = MemoryConfig::plain(SIZE as u64);
-        let memory = allocate(&config, backing, saved).expect("memory");
+        let memory = allocate(&config, 0, backing, saved).expect("memory");
         let Some(machine) = Machine::with_memory(1, memory) else {
             return;
         };

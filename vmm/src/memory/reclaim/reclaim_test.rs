@@ -16,7 +16,7 @@ const SIZE: u64 = 8 << 20;
 const DATA: std::ops::Range<u64> = 0x30_0000..0x50_0000;
 
 fn ram(backing: Backing, source: Option<&Arc<File>>) -> Memory {
-    allocate(&MemoryConfig::plain(SIZE), backing, source).expect("memory")
+    allocate(&MemoryConfig::plain(SIZE), 0, backing, source).expect("memory")
 }
 
 /// A file of a snapshot, with 0x11 in each byte of [`DATA`].
@@ -118,7 +118,7 @@ fn what_is_not_memory_is_passed_over() {
 fn memory_in_two_pieces_goes_back_on_both_sides_of_the_hole() {
     // More than there is below the hole: it costs addresses only.
     let size = (3 << 30) + SIZE;
-    let memory = allocate(&MemoryConfig::plain(size), Backing::Anonymous, None);
+    let memory = allocate(&MemoryConfig::plain(size), 0, Backing::Anonymous, None);
     // A small host cannot.
     let Ok(memory) = memory else { return };
     let places = [0xbfff_f000, 0x1_0000_0000];

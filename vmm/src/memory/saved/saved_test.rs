@@ -22,7 +22,7 @@ fn file() -> File {
 
 fn ram(backing: Backing, source: Option<&Arc<File>>) -> Memory {
     let config = MemoryConfig::plain(SIZE);
-    allocate(&config, backing, source).expect("memory")
+    allocate(&config, 0, backing, source).expect("memory")
 }
 
 fn save(memory: &Memory, source: Option<&File>) -> Arc<File> {

@@ -15,7 +15,7 @@ const SIZE: u64 = 64 << 20;
 
 fn ram() -> Memory {
     let config = MemoryConfig::plain(SIZE);
-    let memory = allocate(&config, Backing::Anonymous, None).expect("memory");
+    let memory = allocate(&config, 0, Backing::Anonymous, None).expect("memory");
     for page in (0..SIZE).step_by(4096) {
         set(&memory, page, page | 1);
     }

@@ -70,7 +70,8 @@ impl Machine {
     /// A fresh one. `None` on a host without KVM.
     pub(crate) fn new(cpus: u8) -> Option<Self> {
         let config = MemoryConfig::plain(4 << 20);
-        let memory = memory::allocate(&config, memory::Backing::Anonymous, None).expect("memory");
+        let memory =
+            memory::allocate(&config, 0, memory::Backing::Anonymous, None).expect("memory");
         Self::with_memory(cpus, memory)
     }
 
