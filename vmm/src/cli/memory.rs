@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn sizes_that_cannot_be_are_refused_with_those_that_can() {
         for (keys, says) in [
-            ("", "key `size` is missing"),
+            ("id=m", "key `size` is missing"),
             ("size=0", "write a larger size"),
             (
                 "size=3M",

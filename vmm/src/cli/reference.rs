@@ -177,6 +177,11 @@ fn line_with(option: &str, key: &str) -> &'static str {
         ("--device virtio-blk-pci", "vhost-user") => "--device virtio-blk-pci,vhost-user={}",
         ("--device virtio-net-pci", "tap") => "--device virtio-net-pci,tap={}",
         ("--device virtio-net-pci", "queues") => "--device virtio-net-pci,tap=t,queues={}",
+        ("--device virtio-mem-pci", "size") => "--device virtio-mem-pci,size={}",
+        ("--device virtio-mem-pci", "requested") => "--device virtio-mem-pci,size=1G,requested={}",
+        ("--device virtio-mem-pci", "block-size") => {
+            "--device virtio-mem-pci,size=1G,block-size={}"
+        }
         ("--device vfio-pci", "fd") => "--object iommufd,id=a --device vfio-pci,iommufd=a,fd={}",
         _ => panic!("{option}: {key} has bounds; add a command line for it"),
     }
@@ -193,7 +198,10 @@ fn bounds_that_are_printed_are_those_that_are_enforced() {
                     vec![number(*least), number(*most)],
                     vec![least.checked_sub(1).and_then(number), number(most + 1)],
                 ),
-                Kind::Size { least } => (vec![number(*least)], vec![number(least - 4096)]),
+                Kind::Size { least } => (
+                    vec![number(*least)],
+                    vec![least.checked_sub(4096).and_then(number)],
+                ),
                 Kind::ShortText(_, most) => {
                     let (longest, longer) = ("x".repeat(*most), "x".repeat(most + 1));
                     (vec![Some(longest)], vec![Some(longer)])

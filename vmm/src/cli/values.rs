@@ -75,6 +75,7 @@ impl Kind {
             Kind::OnOff | Kind::OnOffAuto | Kind::OneOf(_) => None,
             Kind::Number | Kind::Mac | Kind::Text(_) => None,
             Kind::Bounded { least, most } => Some(format!("{least} to {most}")),
+            Kind::Size { least: 0 } => None,
             Kind::Size { least } => Some(format!("{}M or more", least >> 20)),
             Kind::Slot => Some("1 to 1f".to_owned()),
             Kind::ShortText(_, most) => Some(format!("at most {most} bytes")),
