@@ -58,6 +58,7 @@ mod memory;
 mod moves;
 mod pasids;
 mod placement;
+mod plugging;
 mod report;
 mod retry;
 mod slot;
@@ -79,6 +80,7 @@ pub use device::AssignedDevice;
 use device::Device;
 pub use error::AddError;
 pub use placement::Placement;
+pub use plugging::PlugError;
 pub use report::{DeviceReport, PlacementReport};
 
 use crate::dirty::{DirtyPages, tracking};
@@ -112,8 +114,7 @@ pub struct AssignedDevices<M> {
     device_tlbs: Weak<Unit<M>>,
     /// For the thread that tries again.
     this: Weak<Self>,
-    ram: Arc<Ram>,
-    /// Held while a device is added or removed, with all that is mapped and unmapped for it. Before
+    /// Held while a device is added or removed, or memory, with all that is mapped and unmapped for it. Before
     /// the other in the order of locks, and after no lock that a register access takes.
     changes: Mutex<()>,
     hosts: Mutex<Hosts>,
@@ -133,7 +134,6 @@ where
             device_tlbs: unit.map_or_else(Weak::new, Arc::downgrade),
             changes: Mutex::new(()),
             hosts: Mutex::new(Hosts::new(Resources::new(Arc::clone(&ram), limits))),
-            ram,
         });
         if let Some(unit) = unit {
             unit.observe_translations(Arc::clone(&devices) as _);
@@ -207,7 +207,9 @@ where
     /// Maps all guest memory on an iommufd that has no devices yet.
     fn map_all(&self, iommu: &Arc<dyn HostIommu>, device: &Device) -> Result<Ioas, AddError> {
         let mut left = Vec::new();
-        let outcome = memory::map_all(iommu, device, &self.ram, &mut left);
+        // It changes under `changes` only, which the caller has.
+        let ram = Arc::clone(&self.hosts_at_once().resources.ram);
+        let outcome = memory::map_all(iommu, device, &ram, &mut left);
         self.give_back(left);
         outcome
     }
@@ -412,6 +414,8 @@ mod memory_test;
 mod page_requests_test;
 #[cfg(test)]
 mod pasid_test;
+#[cfg(test)]
+mod plugging_test;
 #[cfg(test)]
 mod property_test;
 #[cfg(test)]

@@ -10,7 +10,7 @@
 //!
 //! | purpose | names |
 //! |---|---|
-//! | the devices of a machine | [`AssignedDevices`], [`AssignedDevice`], [`RamPiece`], [`Limits`], [`AddError`] |
+//! | the devices of a machine | [`AssignedDevices`], [`AssignedDevice`], [`RamPiece`], [`Limits`], [`AddError`], [`PlugError`] |
 //! | what the host can follow | [`HostCapabilities`], [`TableReach`], [`Incompatible`], [`NoNesting`] |
 //! | where devices are | [`Placement`], [`Blocked`], [`DeviceReport`], [`PlacementReport`], [`AssignedStatistics`], [`DirtyTrackingError`] |
 //! | iommufd | [`Iommufd`], [`IOMMUFD_PATH`], [`FaultQueue`], [`IoctlCounts`], [`IoctlKind`], [`IOCTL_KINDS`] |
@@ -40,7 +40,7 @@ mod statistics;
 
 pub use assigned::{
     AddError, AssignedDevice, AssignedDevices, AssignedStatistics, Blocked, DeviceReport,
-    DirtyTrackingError, Limits, Placement, PlacementReport, RamPiece,
+    DirtyTrackingError, Limits, Placement, PlacementReport, PlugError, RamPiece,
 };
 pub use capabilities::{HostCapabilities, Incompatible, NoNesting, TableReach};
 pub use host_iommu::{

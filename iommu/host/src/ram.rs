@@ -67,6 +67,38 @@ impl Ram {
         Self { parts }
     }
 
+    /// The same with `pieces` besides.
+    ///
+    /// # Errors
+    /// The first of them that there is something of already.
+    pub(crate) fn with(&self, pieces: &[RamPiece]) -> Result<Self, Range<u64>> {
+        let old = self.parts.iter().cloned();
+        let new = Self::new(pieces.to_vec()).parts;
+        let mut parts: Vec<_> = old.chain(new).collect();
+        parts.sort_by_key(|(range, _)| range.start);
+        let mut neighbours = parts.iter().zip(parts.iter().skip(1));
+        match neighbours.find(|((one, _), (next, _))| next.start < one.end) {
+            Some((_, (range, _))) => Err(range.clone()),
+            None => Ok(Self { parts }),
+        }
+    }
+
+    /// The same without what is in `range`.
+    ///
+    /// # Errors
+    /// The first part of which something is in it, and something is not.
+    pub(crate) fn without(&self, range: &Range<u64>) -> Result<Self, Range<u64>> {
+        let mut left = Vec::new();
+        for (part, piece) in &self.parts {
+            if part.end <= range.start || range.end <= part.start {
+                left.push((part.clone(), piece.clone()));
+            } else if part.start < range.start || range.end < part.end {
+                return Err(part.clone());
+            }
+        }
+        Ok(Self { parts: left })
+    }
+
     /// The pieces of guest-physical addresses that are mapped, and what backs each.
     pub(crate) fn parts(&self) -> impl Iterator<Item = (&Range<u64>, HostMemory<'_>)> {
         self.parts

@@ -9,7 +9,7 @@ use super::moves::Moves;
 use super::report::DeviceReport;
 use crate::host_iommu::HostIommu;
 use crate::ioas::Ioas;
-use crate::resources::Resources;
+use crate::resources::{Exit, Resources};
 use crate::shadow::Shadow;
 use crate::shadow::named::Named;
 use intel_vtd::{GuestTables, Invalidation, Patience, SourceId, TableMemory, Unfinished};
@@ -234,6 +234,27 @@ impl Hosts {
     pub(super) fn nested(&self) -> usize {
         let hosts = self.list.iter();
         hosts.map(|host| host.backing.nested.len()).sum()
+    }
+
+    /// The address spaces that map all guest memory.
+    pub(super) fn memories(&self) -> impl Iterator<Item = &Ioas> {
+        self.list.iter().map(|host| &host.backing.memory)
+    }
+
+    /// Has shadows map what the guest's tables map to RAM, which is another one now: what is RAM no more is in
+    /// none of them when this returns. It is no exit of the guest.
+    pub(super) fn ram_has_changed<T: TableMemory>(&mut self, tables: &GuestTables<'_, T>) {
+        let number = self.resources.exit.number.wrapping_add(1);
+        let next = Exit::new(number, &self.resources.limits);
+        let mut of_guest = std::mem::replace(&mut self.resources.exit, next);
+        of_guest.number = number;
+        let patience = Patience::endless();
+        // Nobody is as patient, so it is done at once.
+        while self
+            .update(tables, &[Invalidation::All], &patience)
+            .is_err()
+        {}
+        self.resources.exit = of_guest;
     }
 
     /// Every IOAS in use, and the shadow that it is of.
