@@ -34,6 +34,11 @@ impl Marks {
         self.is_on.store(true, Ordering::SeqCst);
     }
 
+    /// Whether pages are marked at the moment.
+    pub fn is_on(&self) -> bool {
+        self.is_on.load(Ordering::SeqCst)
+    }
+
     /// Has no page be marked any more.
     pub fn end(&self) {
         self.is_on.store(false, Ordering::SeqCst);

@@ -14,11 +14,12 @@ mod services;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::ops::Range;
 use std::sync::{Arc, Once};
 
 use intel_vtd::{SourceId, UnitConfig};
 use intel_vtd_host::PageRequestPath;
-use intel_vtd_host::{AssignedDevice, AssignedDevices, Limits};
+use intel_vtd_host::{AssignedDevice, AssignedDevices, Limits, PlugError, RamPiece};
 use parking_lot::Mutex;
 
 use crate::config::{HostDevice, IommuConfig, VfioConfig};
@@ -57,6 +58,8 @@ pub(crate) struct Assigner {
     memory: Memory,
     ram_end: u64,
     ram_size: u64,
+    /// Of memory, those that are there from the start.
+    regions: usize,
     /// Guest memory is in huge pages, as far as it can be.
     collapsed: Once,
     /// Bound before the machine was made, and not part of it yet. Leaf lock.
@@ -66,7 +69,7 @@ pub(crate) struct Assigner {
 }
 
 impl Assigner {
-    /// For a machine with this memory and this unit, which was asked to be what is beside it, by
+    /// For a machine with this memory, of which so many regions are there from the start, and this unit, which was asked to be what is beside it, by
     /// `iommu`. `devices` are the first to be assigned.
     ///
     /// # Errors
@@ -74,17 +77,19 @@ impl Assigner {
     pub(crate) fn new(
         host: Host,
         mut devices: Vec<BoundDevice>,
-        memory: &Memory,
+        (memory, ram): (&Memory, usize),
         unit: Option<(&Arc<Unit>, UnitConfig)>,
         iommu: Option<&IommuConfig>,
         event_loop: &event_loop::Handle,
     ) -> Result<Arc<Self>, AssignError> {
-        let ram = memory::pieces(memory);
-        let ram_end = ram
+        let regions = ram;
+        let ram = memory::pieces(memory, regions);
+        let all = memory::pieces(memory, usize::MAX);
+        let ram_end = all
             .iter()
             .map(|piece| piece.guest_address.saturating_add(piece.length));
         let ram_end = ram_end.max().unwrap_or(0);
-        let ram_size = ram.iter().map(|piece| piece.length).sum();
+        let ram_size = all.iter().map(|piece| piece.length).sum();
         let config = unit.as_ref().map(|(_, config)| config);
         for device in &mut devices {
             device.check(config, ram_end)?;
@@ -99,6 +104,7 @@ impl Assigner {
             memory: Arc::clone(memory),
             ram_end,
             ram_size,
+            regions,
             collapsed: Once::new(),
             waiting: Mutex::new(devices),
             devices: Mutex::default(),
@@ -128,7 +134,8 @@ impl Assigner {
     pub(crate) fn add(&self, source: SourceId, device: BoundDevice) -> Result<(), AssignError> {
         let page_requests = self.page_requests(source, &device)?;
         // The first device has all of it pinned, and so allocated.
-        self.collapsed.call_once(|| memory::collapse(&self.memory));
+        self.collapsed
+            .call_once(|| memory::collapse(&self.memory, self.regions));
         let outcome = self.assigned.add(AssignedDevice {
             source,
             name: device.config.to_string(),
@@ -149,6 +156,16 @@ impl Assigner {
         }
         self.devices.lock().insert(source.0, device);
         Ok(())
+    }
+
+    /// Has devices reach these pieces of memory as well.
+    pub(crate) fn plug(&self, pieces: &[RamPiece]) -> Result<(), PlugError> {
+        self.assigned.plug(pieces)
+    }
+
+    /// Has no device reach what was plugged in this range.
+    pub(crate) fn unplug(&self, range: &Range<u64>) -> Result<(), PlugError> {
+        self.assigned.unplug(range)
     }
 
     /// Where page requests of a device go to the guest, if it is shown with them.

@@ -219,7 +219,7 @@ fn machine(arguments: Arguments) -> Result<Machine, UsageError> {
     virtio::check(&functions, iommu.is_some())?;
     let memory = options::memory(&arguments.memory)?;
     balloon::check(&functions, &memory, !iommufds.is_empty())?;
-    memory::check(&functions, &memory, !iommufds.is_empty())?;
+    memory::check(&functions, &memory)?;
     assign::check(&iommufds, &functions, iommu.as_ref())?;
 
     let kernel = arguments.kernel.ok_or_else(|| {

@@ -2,7 +2,7 @@
 //! anything.
 
 mod movable;
-mod stays;
+pub(crate) mod stays;
 
 use std::fmt;
 use std::path::PathBuf;

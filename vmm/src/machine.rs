@@ -7,6 +7,7 @@ mod functions;
 mod hotplug;
 mod interrupts;
 mod map;
+mod plugged;
 mod saved;
 mod settled;
 pub(crate) mod unit;
@@ -139,7 +140,8 @@ impl Machine {
         let assigner = if config.assigns() {
             let unit = unit.as_ref().map(|(unit, config)| (unit, config.clone()));
             let iommu = config.iommu.as_ref();
-            let assigner = Assigner::new(host, devices, &memory, unit, iommu, event_loop)?;
+            let ram = (&memory, layout::ram(config.memory.size).len());
+            let assigner = Assigner::new(host, devices, ram, unit, iommu, event_loop)?;
             Some(assigner)
         } else {
             None
@@ -170,7 +172,8 @@ impl Machine {
             claims: Arc::clone(&claims),
             writers: Arc::clone(&writers),
             balloon: Arc::clone(&balloon),
-            memory_stays: config.memory.stays(config.assigns()),
+            memory_stays: config.memory.stays(&config.functions, config.assigns()),
+            is_served: AtomicBool::new(false),
             reclaimer: Arc::new(Reclaimer::new(&memory, saved)),
             plugged: Arc::clone(&plugged),
             cpus: config.cpus,

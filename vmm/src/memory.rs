@@ -8,6 +8,7 @@
 #![allow(unsafe_code)] // mmap at an address, and madvise, which no library can know to be harmless.
 
 pub(crate) mod dirty;
+pub(crate) mod holes;
 pub(crate) mod pages;
 pub(crate) mod reclaim;
 pub(crate) mod saved;
@@ -301,8 +302,10 @@ fn io_error(error: MmapRegionError) -> io::Error {
 /// Puts guest memory that is in a file into huge pages, as far as the host can, and allocates what
 /// of it was not yet: for memory that is about to be pinned as a whole. Its contents stay, and it
 /// may be in use meanwhile.
-pub(crate) fn collapse(memory: &GuestRam) {
-    for region in memory.iter() {
+///
+/// It is for the first `ram` regions: what follows is not there yet.
+pub(crate) fn collapse(memory: &GuestRam, ram: usize) {
+    for region in memory.iter().take(ram) {
         if region.file_offset().is_some() && region.is_hugetlbfs() != Some(true) {
             collapse_region(region);
         }
@@ -362,8 +365,8 @@ pub(crate) fn regions(memory: &GuestRam) -> impl Iterator<Item = (u64, u64, u64)
     })
 }
 
-/// All regions that are in a file, for whoever gives guest memory to devices of the host.
-pub(crate) fn pieces(memory: &GuestRam) -> Vec<RamPiece> {
+/// The first `ram` regions, if they are in a file, for whoever gives guest memory to devices of the host.
+pub(crate) fn pieces(memory: &GuestRam, ram: usize) -> Vec<RamPiece> {
     use vm_memory::{Address, GuestMemoryRegion};
     let piece = |region: &GuestRegionMmap<Marks>| {
         let file = region.file_offset()?;
@@ -375,7 +378,35 @@ pub(crate) fn pieces(memory: &GuestRam) -> Vec<RamPiece> {
             length: region.len(),
         })
     };
-    memory.iter().filter_map(piece).collect()
+    memory.iter().take(ram).filter_map(piece).collect()
+}
+
+/// The blocks of so many bytes that `length` bytes from `start` on consist of, in one region, if that is in a
+/// file: each as a piece of its own.
+pub(crate) fn blocks(
+    memory: &GuestRam,
+    start: GuestAddress,
+    length: u64,
+    block: u64,
+) -> Vec<RamPiece> {
+    let all = pieces(memory, usize::MAX);
+    let of_region = |piece: &&RamPiece| {
+        (piece.guest_address..piece.guest_address + piece.length).contains(&start.0)
+    };
+    let Some(region) = all.iter().find(of_region) else {
+        return Vec::new();
+    };
+    let skipped = start.0 - region.guest_address;
+    let most = length.min(region.length - skipped);
+    let offsets = (0..most / block.max(1)).map(|number| skipped + number * block);
+    let piece = |offset| RamPiece {
+        guest_address: region.guest_address + offset,
+        file: Arc::clone(&region.file),
+        offset: region.offset + offset,
+        host_address: region.host_address + offset,
+        length: block,
+    };
+    offsets.map(piece).collect()
 }
 
 #[cfg(test)]

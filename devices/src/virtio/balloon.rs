@@ -55,7 +55,7 @@ const PAGE_REPORTING: u32 = 5;
 /// Bytes of a page, as the driver counts (section 5.5.6).
 const PAGE: u64 = 4096;
 /// Most bytes that are given back between two looks whether the device is to stop.
-const PIECE: u64 = 64 << 20;
+const PIECE: u64 = 4 << 20;
 
 /// Guest memory, as far as the host can have it back.
 pub trait Reclaim: Send + Sync {
@@ -66,6 +66,12 @@ pub trait Reclaim: Send + Sync {
     /// # Errors
     /// The host refuses. Some of it may have been given back.
     fn reclaim(&self, start: GuestAddress, length: u64) -> io::Result<u64>;
+
+    /// Whether somebody follows what is written: a page that is given back is one more to be looked at. What need not
+    /// be given back stays where it is then.
+    fn is_followed(&self) -> bool {
+        false
+    }
 }
 
 /// What is offered to the driver.
@@ -93,12 +99,14 @@ pub struct Balloon {
     options: BalloonOptions,
     memory: Arc<dyn Reclaim>,
     shared: Arc<Shared>,
-    /// The target that the driver was last told to look at.
-    told: u32,
+    /// How often the target had changed when the driver was last told to look at it.
+    told: u64,
     chain: Chain,
     /// The buffer of the statistics queue, which goes back when there is to be another.
     held: Option<Chain>,
     wanted: Wanted,
+    /// The buffer that comes next was there before: what it says is known, or older than can be told.
+    retaken: bool,
     numbers: Vec<u32>,
     limit: LogLimit,
 }
@@ -117,6 +125,7 @@ impl Balloon {
             chain: Chain::default(),
             held: None,
             wanted: Wanted::default(),
+            retaken: false,
             numbers: Vec::new(),
             limit: LogLimit::default(),
         })
@@ -135,16 +144,21 @@ impl Balloon {
         }
         self.read_numbers(session)?;
         let mut numbers = std::mem::take(&mut self.numbers);
-        for (start, length) in runs(&mut numbers) {
-            if session.stopping() {
-                return Ok(false);
+        let mut given = 0;
+        let mut pieces = runs(&mut numbers).flat_map(|(start, length)| pieces(start.0, length));
+        let is_done = loop {
+            let Some((start, length)) = pieces.next() else {
+                break true;
+            };
+            if !session.goes_on()? {
+                break false;
             }
-            let given = self.reclaim(start, length);
-            self.shared.add_inflated(given);
-        }
+            given += self.reclaim(start, length);
+        };
+        drop(pieces);
         self.numbers = numbers;
-        session.complete(INFLATE, &self.chain, 0)?;
-        Ok(true)
+        self.shared.add_inflated(given);
+        Self::end(INFLATE, &self.chain, is_done, session)
     }
 
     /// Reads the page numbers of the chain.
@@ -173,24 +187,39 @@ impl Balloon {
                 .chain
                 .writable_ranges(0, self.chain.writable())
                 .collect();
-            for (start, length) in ranges {
-                for (start, length) in pieces(start.0, length as u64) {
-                    if session.stopping() {
-                        return Ok(false);
-                    }
-                    let given = self.reclaim(start, length);
-                    self.shared.add_reported(given);
+            let ranges = ranges.into_iter();
+            for (start, length) in ranges.flat_map(|(start, length)| pieces(start.0, length as u64))
+            {
+                if !session.goes_on()? {
+                    return Self::end(index, &self.chain, false, session);
                 }
+                let given = self.reclaim(start, length);
+                self.shared.add_reported(given);
             }
         }
-        session.complete(index, &self.chain, 0)?;
-        Ok(true)
+        Self::end(index, &self.chain, true, session)
     }
 
-    /// Whether pages that are reported may hold zeros afterwards (section 5.5.6.7): the driver may want
-    /// another pattern in them.
+    /// Returns a chain whose pages have gone back, or leaves it in its queue: to give them back once more
+    /// does no harm, as the driver has not got it. Whether to go on.
+    fn end(
+        index: usize,
+        chain: &Chain,
+        is_done: bool,
+        session: &mut Session,
+    ) -> Result<bool, QueueError> {
+        match is_done {
+            true => session.complete(index, chain, 0)?,
+            false => session.undo(index, 1),
+        }
+        Ok(is_done)
+    }
+
+    /// Whether pages that are reported are to go back, and may hold zeros afterwards (section 5.5.6.7): the
+    /// driver may want another pattern in them.
     fn may_zero(&self, features: u64) -> bool {
-        !has(features, PAGE_POISON) || self.shared.poison() == 0
+        let holds_zeros = !has(features, PAGE_POISON) || self.shared.poison() == 0;
+        holds_zeros && !self.memory.is_followed()
     }
 
     fn reclaim(&mut self, start: GuestAddress, length: u64) -> u64 {
@@ -219,7 +248,9 @@ impl Balloon {
             session.read(&self.chain, 0, part)?;
             let statistics = Statistics::decode(part, Instant::now());
             let wanted = std::mem::take(&mut self.wanted);
-            self.shared.hear(statistics, wanted == Wanted::Next);
+            if !std::mem::take(&mut self.retaken) {
+                self.shared.hear(statistics, wanted == Wanted::Next);
+            }
             if wanted == Wanted::AfterNext {
                 session.complete(STATISTICS, &self.chain, 0)?;
                 self.wanted = Wanted::Next;
@@ -248,9 +279,9 @@ impl Balloon {
 
     /// Has the driver look at the target, if it has not looked at this one.
     fn tell(&mut self, session: &Session) {
-        let target = self.shared.target();
-        if self.told != target {
-            self.told = target;
+        let changes = self.shared.changes();
+        if self.told != changes {
+            self.told = changes;
             session.config_changed();
         }
     }
@@ -360,6 +391,7 @@ impl VirtioDevice for Balloon {
         // No chain is out while the device is at rest. It is taken again when all queues are looked at.
         if self.held.take().is_some() {
             session.undo(STATISTICS, 1);
+            self.retaken = true;
         }
         Ok(())
     }
@@ -368,6 +400,7 @@ impl VirtioDevice for Balloon {
         self.held = None;
         self.wanted = Wanted::default();
         self.told = 0;
+        self.retaken = false;
         self.shared.reset();
     }
 }

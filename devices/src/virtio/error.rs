@@ -70,6 +70,9 @@ pub enum QueueError {
     /// The device looked at a queue that the driver has not enabled.
     #[error("queue is not enabled")]
     Disabled,
+    /// The driver has taken the right to access memory from the device.
+    #[error("bus mastering is off")]
+    Closed,
     /// The device is being reset.
     #[error("device is being reset")]
     Stopped,

@@ -41,7 +41,22 @@ const QUEUE_SIZES: &[u16] = &[128];
 const UNPLUGGED_INACCESSIBLE: u32 = 1;
 
 /// Most bytes that are given back between two looks whether the device is to stop.
-const PIECE: u64 = 64 << 20;
+const PIECE: u64 = 4 << 20;
+
+/// What is behind the region: memory that can be given back, and others than the guest that reach it.
+pub trait Plug: Reclaim {
+    /// Devices of the host reach these blocks as well from here on, each of `block` bytes, which may go by itself.
+    ///
+    /// # Errors
+    /// The host refuses; nothing has changed.
+    fn hold(&self, start: GuestAddress, length: u64, block: u64) -> io::Result<()>;
+
+    /// No device of the host reaches these blocks when this returns, or it did not before.
+    ///
+    /// # Errors
+    /// The host refuses; it may be tried again.
+    fn release(&self, start: GuestAddress, length: u64) -> io::Result<()>;
+}
 
 /// Where the region is, and what it is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +73,10 @@ pub struct MemOptions {
 
 /// A memory device.
 pub struct Mem {
-    memory: Arc<dyn Reclaim>,
+    memory: Arc<dyn Plug>,
     shared: Arc<Shared>,
     blocks: Blocks,
-    /// The size that the driver was last told to look at.
+    /// How often the size that is asked for had changed when the driver was last told to look at it.
     told: u64,
     chain: Chain,
     limit: LogLimit,
@@ -72,12 +87,12 @@ impl Mem {
     ///
     /// # Errors
     /// When the host gives no eventfd.
-    pub fn new(options: &MemOptions, memory: Arc<dyn Reclaim>) -> io::Result<Self> {
+    pub fn new(options: &MemOptions, memory: Arc<dyn Plug>) -> io::Result<Self> {
         Ok(Self {
             memory,
             shared: Arc::new(Shared::new(options)?),
             blocks: Blocks::new(options),
-            told: options.requested,
+            told: Shared::FIRST,
             chain: Chain::default(),
             limit: LogLimit::default(),
         })
@@ -100,32 +115,38 @@ impl Mem {
         let mut bytes = [0; REQUEST];
         session.read(&self.chain, 0, &mut bytes)?;
         let answer = match Request::decode(bytes) {
-            Some(request) => self.carry_out(request, session),
+            Some(request) => self.carry_out(request, session)?,
             None => Some(Response::Error.into()),
         };
-        // None: the device is to stop.
         let Some(answer) = answer else {
+            // To stop, for a while or for good. It is carried out once more then: nothing of it counts yet.
+            session.undo(QUEUE, 1);
             return Ok(false);
         };
         session.give(QUEUE, &self.chain, &answer.encode())?;
         Ok(true)
     }
 
-    fn carry_out(&mut self, request: Request, session: &Session) -> Option<Answer> {
-        Some(match request {
+    /// `None` if the device is to stop before that is done.
+    fn carry_out(
+        &mut self,
+        request: Request,
+        session: &mut Session,
+    ) -> Result<Option<Answer>, QueueError> {
+        Ok(Some(match request {
             Request::Plug { address, count } => self.plug(address, count).into(),
             Request::Unplug { address, count } => match self.blocks.range(address, count) {
                 Some(range) if self.blocks.state(range) == State::Plugged => {
-                    self.unplug(range, session)?.into()
+                    return self.unplug(range, session);
                 }
                 _ => Response::Error.into(),
             },
-            Request::UnplugAll => self.unplug(self.blocks.all(), session)?.into(),
+            Request::UnplugAll => return self.unplug(self.blocks.all(), session),
             Request::State { address, count } => match self.blocks.range(address, count) {
                 Some(range) => Answer::state(self.blocks.state(range)),
                 None => Response::Error.into(),
             },
-        })
+        }))
     }
 
     /// Plugs blocks that are not, as far as there are to be so many.
@@ -140,37 +161,84 @@ impl Mem {
         if self.blocks.plugged().saturating_add(size) > self.shared.requested() {
             return Response::Nack;
         }
+        // Before the guest is told, which uses them for its devices at once.
+        if let Err(error) = self.hold(range) {
+            self.warn(range, "plug", &error);
+            return Response::Busy;
+        }
         self.blocks.set(range, true);
         self.shared.set_plugged(self.blocks.plugged());
         Response::Ack
     }
 
-    /// Gives blocks back to the host. `None` if the device is to stop before that is done.
-    fn unplug(&mut self, range: blocks::Range, session: &Session) -> Option<Response> {
-        for piece in self.blocks.pieces(range, PIECE) {
-            if session.stopping() {
-                return None;
-            }
-            let (start, length) = (self.blocks.address(piece), self.blocks.bytes(piece));
-            if let Err(error) = self.memory.reclaim(GuestAddress(start), length) {
-                if let Some(held_back) = self.limit.pass() {
-                    warn!(
-                        "virtio-mem: the host does not take {length:#x} bytes at {start:#x} back: {error} ({held_back} messages held back)"
-                    );
-                }
-                return Some(Response::Busy);
-            }
-            self.blocks.set(piece, false);
-            self.shared.set_plugged(self.blocks.plugged());
+    /// Has devices of the host reach these blocks.
+    fn hold(&self, range: blocks::Range) -> io::Result<()> {
+        let start = GuestAddress(self.blocks.address(range));
+        let (bytes, block) = (self.blocks.bytes(range), self.shared.block());
+        self.memory.hold(start, bytes, block)
+    }
+
+    fn warn(&mut self, range: blocks::Range, what: &str, error: &io::Error) {
+        if let Some(held_back) = self.limit.pass() {
+            warn!(
+                "virtio-mem: the host does not {what} {:#x} bytes at {:#x}: {error} ({held_back} messages held back)",
+                self.blocks.bytes(range),
+                self.blocks.address(range)
+            );
         }
-        Some(Response::Ack)
+    }
+
+    /// Gives blocks back to the host, which are unplugged when all of them have gone: from devices first, which
+    /// keep them pinned.
+    fn unplug(
+        &mut self,
+        range: blocks::Range,
+        session: &mut Session,
+    ) -> Result<Option<Answer>, QueueError> {
+        let outcome = self.give_back(range, session);
+        if !matches!(outcome, Ok(Some(Response::Ack))) {
+            // What is plugged still is devices' to reach.
+            for range in self.blocks.plugged_of(range) {
+                if let Err(error) = self.hold(range) {
+                    self.warn(range, "have devices reach again", &error);
+                }
+            }
+            return Ok(outcome?.map(Answer::from));
+        }
+        self.blocks.set(range, false);
+        self.shared.set_plugged(self.blocks.plugged());
+        Ok(Some(Response::Ack.into()))
+    }
+
+    /// `None` if the device is to stop before that is done.
+    fn give_back(
+        &mut self,
+        range: blocks::Range,
+        session: &mut Session,
+    ) -> Result<Option<Response>, QueueError> {
+        let start = GuestAddress(self.blocks.address(range));
+        if let Err(error) = self.memory.release(start, self.blocks.bytes(range)) {
+            self.warn(range, "take from devices", &error);
+            return Ok(Some(Response::Busy));
+        }
+        for piece in self.blocks.pieces(range, PIECE) {
+            if !session.goes_on()? {
+                return Ok(None);
+            }
+            let start = GuestAddress(self.blocks.address(piece));
+            if let Err(error) = self.memory.reclaim(start, self.blocks.bytes(piece)) {
+                self.warn(piece, "take back", &error);
+                return Ok(Some(Response::Busy));
+            }
+        }
+        Ok(Some(Response::Ack))
     }
 
     /// Has the driver look at the size that is asked for, if it has not looked at this one.
     fn tell(&mut self, session: &Session) {
-        let requested = self.shared.requested();
-        if self.told != requested {
-            self.told = requested;
+        let changes = self.shared.changes();
+        if self.told != changes {
+            self.told = changes;
             session.config_changed();
         }
     }

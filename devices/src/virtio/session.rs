@@ -138,6 +138,21 @@ impl Session {
             .map_or(0, VirtQueue::size)
     }
 
+    /// Whether a device model goes on that changes guest memory by other ways than its transactions, piece by
+    /// piece: not if it is to stop, for a while or for good.
+    ///
+    /// # Errors
+    /// The device may make no accesses to memory at the moment.
+    pub(super) fn goes_on(&mut self) -> Result<bool, QueueError> {
+        if self.parking() || self.stopping() {
+            return Ok(false);
+        }
+        match self.dma.begin()?.is_open() {
+            true => Ok(true),
+            false => Err(QueueError::Closed),
+        }
+    }
+
     /// Queue `index`, if the driver enabled it, for a device model that has somebody else serve it.
     pub(super) fn queue(&mut self, index: usize) -> Option<&mut VirtQueue> {
         self.queues.get_mut(index)?.as_mut()

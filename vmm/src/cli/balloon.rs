@@ -52,7 +52,7 @@ pub(super) fn check(
         .filter(|function| matches!(function.kind, FunctionKind::Balloon(_)));
     let why = match balloons.count() {
         0 => return Ok(()),
-        1 => memory.stays(has_iommufd),
+        1 => memory.stays(functions, has_iommufd),
         _ => Some("it is given twice; a guest has one balloon, so keep one of them"),
     };
     why.map_or(Ok(()), |why| {
@@ -95,7 +95,8 @@ mod tests {
         for (further, says) in [
             ("--device balloon", "it is given twice"),
             ("--memory 1G,hugepages=on", "write hugepages=off"),
-            ("--object iommufd,id=i", "beside --object iommufd"),
+            ("--object iommufd,id=i", "by --device virtio-mem"),
+            ("--disk vhost-user=/s", "beside vhost-user"),
         ] {
             let error = error(&format!("{balloon} {further}"));
             assert!(

@@ -72,17 +72,13 @@ pub(super) fn device(values: &Values) -> Result<MemoryDeviceConfig, ListError> {
 }
 
 /// Refuses a second memory device, and one whose machine cannot give memory back.
-pub(super) fn check(
-    functions: &[FunctionConfig],
-    memory: &MemoryConfig,
-    has_iommufd: bool,
-) -> Result<(), UsageError> {
+pub(super) fn check(functions: &[FunctionConfig], memory: &MemoryConfig) -> Result<(), UsageError> {
     let devices = functions
         .iter()
         .filter(|function| matches!(function.kind, FunctionKind::Memory(_)));
     let why = match devices.count() {
         0 => return Ok(()),
-        1 => memory.stays(has_iommufd),
+        1 => memory.cannot_be_plugged(functions),
         _ => Some("it is given twice; a guest has one memory device, so make that larger"),
     };
     why.map_or(Ok(()), |why| {
@@ -150,11 +146,12 @@ mod tests {
         for (further, says) in [
             ("--device virtio-mem,size=1G", "it is given twice"),
             ("--memory 1G,hugepages=on", "write hugepages=off"),
-            ("--object iommufd,id=i", "beside --object iommufd"),
+            ("--net vhost-user=/s", "beside vhost-user"),
         ] {
             let error = error(&format!("{device} {further}"));
             assert!(error.contains(says), "{error}");
         }
+        config(&format!("{device} --object iommufd,id=i"));
         config(&format!(
             "{device} --memory 1G,shared=on,prefault=on --device balloon"
         ));

@@ -53,7 +53,7 @@ mod tests {
     use std::sync::Arc;
 
     use devices::virtio::balloon::Reclaim;
-    use devices::virtio::mem::{Mem, MemOptions};
+    use devices::virtio::mem::{Mem, MemOptions, Plug};
     use vm_memory::GuestAddress;
 
     use super::super::commands::COMMANDS;
@@ -66,6 +66,16 @@ mod tests {
     impl Reclaim for Nothing {
         fn reclaim(&self, _start: GuestAddress, _length: u64) -> io::Result<u64> {
             Ok(0)
+        }
+    }
+
+    impl Plug for Nothing {
+        fn hold(&self, _start: GuestAddress, _length: u64, _block: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn release(&self, _start: GuestAddress, _length: u64) -> io::Result<()> {
+            Ok(())
         }
     }
 

@@ -1,5 +1,6 @@
 //! The functions on the PCI bus.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use anyhow::Context as _;
@@ -27,9 +28,11 @@ use vm_memory::{Address as _, GuestMemoryBackend as _, GuestMemoryRegion as _};
 use super::balloon::BalloonSlot;
 use super::claims::Claims;
 use super::hotplug::{HotPlug, Maker};
+use super::plugged::PluggedMemory;
 use super::settled::places;
 use super::standard_output;
 use crate::assign::Assigner;
+use crate::config::stays::SERVED;
 use crate::config::{
     FunctionConfig, FunctionKind, MemoryDeviceConfig, Served, VfioConfig, VhostUserConfig,
 };
@@ -63,7 +66,9 @@ pub(super) struct Platform {
     pub(super) writers: Arc<WriteLog>,
     /// The balloon, if there is one.
     pub(super) balloon: Arc<BalloonSlot>,
-    /// Why no memory can be given back to the host, if that is so.
+    /// Another process serves a device, or has served one.
+    pub(super) is_served: AtomicBool,
+    /// Why no memory can be given back to the host page by page, if that is so.
     pub(super) memory_stays: Option<&'static str>,
     /// What gives it back, if it can be.
     pub(super) reclaimer: Arc<Reclaimer>,
@@ -202,6 +207,9 @@ impl Platform {
         if self.unit.is_some() {
             anyhow::bail!("{}", config.with_a_unit());
         }
+        let gives_back = self.balloon.get().is_some() || self.plugged.get().is_some();
+        anyhow::ensure!(!gives_back, SERVED);
+        self.is_served.store(true, Ordering::Relaxed);
         let (socket, memory) = (config.socket.clone(), Arc::clone(&self.memory));
         Ok(match config.device {
             Served::Disk { queues } => {
@@ -217,6 +225,7 @@ impl Platform {
         if let Some(why) = self.memory_stays {
             anyhow::bail!(why);
         }
+        anyhow::ensure!(!self.is_served.load(Ordering::Relaxed), SERVED);
         let balloon = Balloon::new(options, Arc::clone(&self.reclaimer) as _)?;
         self.balloon.set(balloon.control())?;
         Ok(balloon)
@@ -224,9 +233,6 @@ impl Platform {
 
     /// The device whose region of memory is behind RAM.
     fn memory_device(&self, config: MemoryDeviceConfig) -> anyhow::Result<Mem> {
-        if let Some(why) = self.memory_stays {
-            anyhow::bail!(why);
-        }
         let region = self.memory.iter().last().context("no memory")?;
         let options = MemOptions {
             address: region.start_addr().raw_value(),
@@ -234,7 +240,12 @@ impl Platform {
             block: config.block,
             requested: config.requested,
         };
-        let device = Mem::new(&options, Arc::clone(&self.reclaimer) as _)?;
+        let memory = PluggedMemory {
+            reclaimer: Arc::clone(&self.reclaimer),
+            assigner: self.assignment.assigner.clone(),
+            memory: Arc::clone(&self.memory),
+        };
+        let device = Mem::new(&options, Arc::new(memory))?;
         let is_first = self.plugged.set(device.control()).is_ok();
         anyhow::ensure!(is_first, "there is one already");
         Ok(device)

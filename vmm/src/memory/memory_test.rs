@@ -41,7 +41,7 @@ fn pieces_tell_where_each_byte_is_in_the_file() {
     use std::os::unix::fs::FileExt;
     let config = MemoryConfig::plain(0xc020_0000);
     let memory = allocate(&config, 0, Backing::File, None).expect("memory");
-    let pieces = pieces(&memory);
+    let pieces = pieces(&memory, 2);
     assert_eq!(
         pieces.iter().map(|piece| piece.length).sum::<u64>(),
         config.size
@@ -78,7 +78,7 @@ fn prefaulted_memory_is_resident() {
 fn anonymous_memory_is_zero_and_has_no_file() {
     let config = MemoryConfig::plain(0x100_0000);
     let memory = allocate(&config, 0, Backing::Anonymous, None).expect("memory");
-    assert!(pieces(&memory).is_empty());
+    assert!(pieces(&memory, 2).is_empty());
     let word: u64 = memory.read_obj(GuestAddress(0)).expect("memory");
     assert_eq!(word, 0);
 }
@@ -106,7 +106,7 @@ fn memory_keeps_its_contents_when_it_is_put_into_huge_pages() {
             .write_obj(page | 1, GuestAddress(page))
             .expect("memory");
     }
-    collapse(&memory);
+    collapse(&memory, 1);
     for page in (0..config.size).step_by(0x5000) {
         let word: u64 = memory.read_obj(GuestAddress(page)).expect("memory");
         assert_eq!(word, page | 1);
@@ -133,4 +133,34 @@ fn memory_that_is_to_be_plugged_is_behind_all_ram_and_takes_none_of_the_host() {
         memory.write_obj(7_u64, last).expect("memory");
         assert_eq!(memory.read_obj::<u64>(last).expect("memory"), 7);
     }
+}
+
+#[test]
+fn blocks_of_plugged_memory_are_pieces_of_their_own_of_its_file() {
+    use std::os::unix::fs::FileExt as _;
+    let config = MemoryConfig::plain(4 << 20);
+    let memory = allocate(&config, 64 << 20, Backing::File, None).expect("memory");
+    assert_eq!(pieces(&memory, 1).len(), 1);
+    let start = GuestAddress(0x1_0040_0000);
+    let blocks = blocks(&memory, start, 6 << 20, 2 << 20);
+    let places = blocks
+        .iter()
+        .map(|block| (block.guest_address, block.offset, block.length));
+    assert_eq!(
+        places.collect::<Vec<_>>(),
+        [
+            (0x1_0040_0000, 8 << 20, 2 << 20),
+            (0x1_0060_0000, 10 << 20, 2 << 20),
+            (0x1_0080_0000, 12 << 20, 2 << 20)
+        ]
+    );
+    memory
+        .write_obj(5_u8, GuestAddress(0x1_0060_0000))
+        .expect("memory");
+    let mut byte = [0];
+    blocks[1]
+        .file
+        .read_exact_at(&mut byte, blocks[1].offset)
+        .expect("data");
+    assert_eq!(byte, [5]);
 }

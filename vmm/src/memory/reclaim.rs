@@ -14,21 +14,20 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::ops::Range;
 use std::sync::Arc;
 
 use devices::marks::Marks;
 use devices::virtio::balloon::Reclaim;
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
-use nix::unistd::{Whence, lseek};
+use nix::unistd::Whence;
 use parking_lot::Mutex;
 use vm_memory::bitmap::Bitmap as _;
 use vm_memory::{
     Address as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _, GuestRegionMmap,
+    MmapRegion,
 };
 
-use super::Memory;
+use super::{Memory, holes};
 
 /// Bytes of a page of the host.
 const PAGE: u64 = 4096;
@@ -54,6 +53,7 @@ struct Replaced {
     /// A bit for each, in the order of the file, as far as one is set.
     pages: Vec<u64>,
     pieces: usize,
+    told: bool,
 }
 
 impl Replaced {
@@ -63,8 +63,29 @@ impl Replaced {
         word.is_some_and(|word| word & 1 << (page % 64) != 0)
     }
 
-    fn add(&mut self, pages: std::ops::Range<u64>) {
-        self.pieces += 1;
+    /// Whether one more piece can be; says it once if not.
+    fn has_room(&mut self, pages: Range<u64>) -> bool {
+        if self.is_alone(&pages) && self.pieces >= MOST_PIECES {
+            if !std::mem::replace(&mut self.told, true) {
+                log::warn!(
+                    "memory that came from a snapshot is in {MOST_PIECES} pieces, and what else the snapshot has of it is not given back to the host; take a new snapshot, and restore that"
+                );
+            }
+            return false;
+        }
+        true
+    }
+
+    /// Whether there is no piece beside it that it becomes a part of.
+    fn is_alone(&self, pages: &Range<u64>) -> bool {
+        let before = pages.start.checked_sub(1);
+        !before.is_some_and(|page| self.has(page)) && !self.has(pages.end)
+    }
+
+    fn add(&mut self, pages: Range<u64>) {
+        if self.is_alone(&pages) {
+            self.pieces += 1;
+        }
         for page in pages {
             let Ok(word) = usize::try_from(page / 64) else {
                 return;
@@ -101,39 +122,18 @@ impl Reclaimer {
         length: u64,
         place: u64,
     ) -> io::Result<u64> {
-        if let Some(file) = region.file_offset() {
-            let signed = |number| libc::off_t::try_from(number).map_err(io::Error::other);
-            let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            let start = signed(file.start() + offset)?;
-            fallocate(file.file().as_fd(), hole, start, signed(length)?)?;
-            mark(region, offset, length);
-            return Ok(length);
-        }
-        let Some(origin) = &self.origin else {
-            forget(region, offset, length)?;
-            mark(region, offset, length);
-            return Ok(length);
-        };
-        let mut replaced = origin.replaced.lock();
-        let mut given = 0;
-        let mut done = 0;
-        while done < length {
-            let (kind, run) = origin.run(&replaced, place + done, length - done)?;
-            let at = offset + done;
-            done += run;
-            match kind {
-                Page::Empty => forget(region, at, run)?,
-                Page::OfFile if replaced.pieces < MOST_PIECES => {
-                    replace(region, at, run)?;
-                    let first = (place + done - run) / PAGE;
-                    replaced.add(first..first + run / PAGE);
-                }
-                Page::OfFile => continue,
+        // What was given back has changed, even if the rest could not be. And after it has: a mark that was taken
+        // before would stand for what was there until then.
+        let outcome = match (region.file_offset(), &self.origin) {
+            (Some(file), _) => {
+                let place = file.start() + offset;
+                holes::punch_range(file.file(), place, length).map(|()| length)
             }
-            mark(region, at, run);
-            given += run;
-        }
-        Ok(given)
+            (None, None) => forget(region, offset, length).map(|()| length),
+            (None, Some(origin)) => origin.forget(region, offset, length, place),
+        };
+        mark(region, offset, length);
+        outcome
     }
 }
 
@@ -147,33 +147,54 @@ enum Page {
 }
 
 impl Origin {
+    /// Forgets a part of a region, so that it holds zeros and not what the file has, as far as there is room.
+    fn forget(
+        &self,
+        region: &GuestRegionMmap<Marks>,
+        offset: u64,
+        length: u64,
+        place: u64,
+    ) -> io::Result<u64> {
+        let mut replaced = self.replaced.lock();
+        let mut given = 0;
+        let mut done = 0;
+        while done < length {
+            let (kind, run) = self.run(&replaced, place + done, length - done)?;
+            let (at, first) = (offset + done, (place + done) / PAGE);
+            done += run;
+            match kind {
+                Page::Empty => forget(region, at, run)?,
+                Page::OfFile if replaced.has_room(first..first + run / PAGE) => {
+                    replace(region, at, run)?;
+                    replaced.add(first..first + run / PAGE);
+                }
+                Page::OfFile => continue,
+            }
+            given += run;
+        }
+        Ok(given)
+    }
+
     /// What the page at `place` is, and for how many bytes that goes on, of `most`, which are whole pages.
     fn run(&self, replaced: &Replaced, place: u64, most: u64) -> io::Result<(Page, u64)> {
         let first = place / PAGE;
-        let count = most / PAGE;
-        let is_replaced = replaced.has(first);
-        let same = (first..first + count).take_while(|page| replaced.has(*page) == is_replaced);
-        let most = same.count() as u64 * PAGE;
-        if is_replaced {
-            return Ok((Page::Empty, most));
+        let same = |most: u64, is_replaced: bool| {
+            let pages = first..first + most / PAGE;
+            let same = pages.take_while(|page| replaced.has(*page) == is_replaced);
+            same.count() as u64 * PAGE
+        };
+        if replaced.has(first) {
+            return Ok((Page::Empty, same(most, true)));
         }
-        let data = self.seek(place, Whence::SeekData)?.unwrap_or(u64::MAX) / PAGE * PAGE;
+        let data = holes::seek(&self.file, place, Whence::SeekData)?;
+        let data = data.unwrap_or(u64::MAX) / PAGE * PAGE;
         if data > place {
-            return Ok((Page::Empty, most.min(data - place)));
+            return Ok((Page::Empty, same(most.min(data - place), false)));
         }
-        let hole = self.seek(place, Whence::SeekHole)?.unwrap_or(u64::MAX);
+        let hole = holes::seek(&self.file, place, Whence::SeekHole)?.unwrap_or(u64::MAX);
         let hole = hole.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX);
-        Ok((Page::OfFile, most.min(hole.saturating_sub(place)).max(PAGE)))
-    }
-
-    fn seek(&self, place: u64, whence: Whence) -> io::Result<Option<u64>> {
-        let from = i64::try_from(place).map_err(io::Error::other)?;
-        match lseek(&self.file, from, whence) {
-            Ok(found) => Ok(u64::try_from(found).ok()),
-            // There is nothing behind it.
-            Err(Errno::ENXIO) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let most = most.min(hole.saturating_sub(place)).max(PAGE);
+        Ok((Page::OfFile, same(most, false)))
     }
 }
 
@@ -194,10 +215,14 @@ impl Reclaim for Reclaimer {
         }
         Ok(given)
     }
+
+    fn is_followed(&self) -> bool {
+        let mut regions = self.memory.iter();
+        regions.any(|region| MmapRegion::bitmap(region).is_on())
+    }
 }
 
-/// What was given back has changed. After it has: a mark that was taken before would stand for what was
-/// there until then.
+/// Marks a part of a region as written to.
 fn mark(region: &GuestRegionMmap<Marks>, offset: u64, length: u64) {
     if let (Ok(offset), Ok(length)) = (usize::try_from(offset), usize::try_from(length)) {
         region.bitmap().mark_dirty(offset, length);
@@ -236,12 +261,14 @@ fn replace(region: &GuestRegionMmap<Marks>, offset: u64, length: u64) -> io::Res
     let (at, length) = mapped(region, offset, length)?;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
     let access = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: as above; the range is mapped with the same access before and after, and at no time in between
-    // not at all. KVM and others who know it by its address see the new memory.
-    let found = unsafe { libc::mmap(at.cast(), length, access, flags, -1, 0) };
-    match found == libc::MAP_FAILED {
-        true => Err(io::Error::last_os_error()),
-        false => Ok(()),
+    // SAFETY: as above; the range is mapped with the same access before and after. KVM and others who know it by
+    // its address see the new memory.
+    let mapped = || unsafe { libc::mmap(at.cast(), length, access, flags, -1, 0) };
+    // A host that was out of memory may have taken what was there away before it gave up: guest memory has no
+    // holes, so it is asked once more.
+    match mapped() != libc::MAP_FAILED || mapped() != libc::MAP_FAILED {
+        true => Ok(()),
+        false => Err(io::Error::last_os_error()),
     }
 }
 

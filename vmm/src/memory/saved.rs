@@ -17,6 +17,7 @@ use vm_memory::{
     GuestMemoryBackend, GuestRegionMmap, ReadVolatile, VolatileMemory, VolatileSlice, WriteVolatile,
 };
 
+use super::holes;
 use super::pages::Pages;
 
 /// Bytes of a page of the host.
@@ -113,8 +114,7 @@ impl<'a> Touched<'a> {
             return Ok([true; PIECE_PAGES]);
         }
         if let Some(file) = region.file_offset() {
-            let data = has_data(file.file(), file.start() + offset as u64)?;
-            return Ok([data; PIECE_PAGES]);
+            return data_pages(file.file(), file.start() + offset as u64);
         }
         if let Some(source) = self.source
             && has_data(source, place)?
@@ -193,6 +193,27 @@ fn write_piece(
         page += 1;
     }
     Ok(())
+}
+
+/// Which pages of the piece at `place` of `file` are no holes.
+fn data_pages(file: &File, place: u64) -> io::Result<[bool; PIECE_PAGES]> {
+    let mut pages = [false; PIECE_PAGES];
+    let page_of = |at: u64| usize::try_from((at - place) / PAGE as u64).unwrap_or(PIECE_PAGES);
+    let end = place + PIECE as u64;
+    let mut at = place;
+    while at < end
+        && let Some(data) = holes::seek(file, at, Whence::SeekData)?.filter(|data| *data < end)
+    {
+        let hole = holes::seek(file, data, Whence::SeekHole)?
+            .unwrap_or(end)
+            .min(end);
+        let past = page_of(hole.saturating_sub(1).max(data)) + 1;
+        if let Some(pages) = pages.get_mut(page_of(data)..past) {
+            pages.fill(true);
+        }
+        at = hole.max(data + PAGE as u64);
+    }
+    Ok(pages)
 }
 
 /// Whether there is anything but a hole in the piece at `place` of `file`.

@@ -6,6 +6,7 @@ use super::error::{Result, StreamError};
 use super::outbox::Outbox;
 use super::send::Sent;
 use super::wire::{Kind, PAGE, PIECE, ZEROS_MOST};
+use crate::memory::holes;
 
 /// Most pages of a frame: what a processor's cache holds well.
 const MOST: u64 = 64;
@@ -65,9 +66,13 @@ impl Pages {
         if !address.is_multiple_of(PAGE as u64) {
             return Err(StreamError::NoPage(address));
         }
-        place
-            .map_err(|_| StreamError::NoPage(address))?
-            .copy_to(self.page.as_mut_slice());
+        let place = place.map_err(|_| StreamError::NoPage(address))?;
+        // What the host has given no memory is not looked at, or it would get some.
+        if holes::is_hole(memory, address) {
+            *self.page = ZEROS;
+        } else {
+            place.copy_to(self.page.as_mut_slice());
+        }
         let is_zeros = *self.page == ZEROS;
         if !self.open.is_some_and(|open| open.takes(address, is_zeros)) {
             self.close(outbox);

@@ -10,6 +10,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 use super::error::{Result, wrong};
 use super::link::{Link, unexpected};
 use super::wire::{Hello, Kind, PAGE, RUN, STATE_MOST, ZEROS_MOST, encode_text};
+use crate::memory::holes;
 
 /// What has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,9 +198,14 @@ fn write_zeros<M: GuestMemoryBackend>(memory: &M, payload: &[u8]) -> Result<()> 
     };
     let mut page = [0_u8; PAGE];
     for index in 0..count {
+        // If it is too large, there is no such page.
+        let address = start.wrapping_add(index.wrapping_mul(PAGE as u64));
         with_page(memory, start, index, |place| {
+            if holes::is_hole(memory, address) {
+                return;
+            }
             place.copy_to(&mut page);
-            if page != [0; PAGE] {
+            if page != [0; PAGE] && !holes::punch(memory, address) {
                 place.copy_from(&[0_u8; PAGE]);
             }
         })?;

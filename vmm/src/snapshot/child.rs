@@ -118,14 +118,15 @@ fn write(parent: Pid, touched: &Touched<'_>, file: &mut File, end: &mut File) ->
         return 1;
     }
     let [pagemap, source] = touched.descriptors();
+    let ours = file.as_raw_fd();
+    let others = [pagemap.unwrap_or(ours), source.unwrap_or(ours)];
+    close_all_but(&mut [ours, end.as_raw_fd(), others[0], others[1]]);
+    // Now there are descriptors to be had.
     if let Some(pagemap) = pagemap
         && !becomes_own(pagemap)
     {
         return 1;
     }
-    let ours = file.as_raw_fd();
-    let others = [pagemap.unwrap_or(ours), source.unwrap_or(ours)];
-    close_all_but(&mut [ours, end.as_raw_fd(), others[0], others[1]]);
     let mut tell = |number: i64| end.write_all(&number.to_ne_bytes());
     let outcome = touched.write(file, |bytes| tell(i64::try_from(bytes).unwrap_or(i64::MAX)));
     let Err(error) = outcome else {

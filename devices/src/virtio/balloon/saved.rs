@@ -14,8 +14,10 @@ const VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 struct BalloonState {
     target: u32,
-    /// The target that the driver was told to look at.
-    told: u32,
+    /// The driver was told to look at it.
+    told: bool,
+    /// A buffer of statistics is in the queue whose contents were read.
+    known: bool,
     /// What it has written to the configuration.
     actual: u32,
     poison: u32,
@@ -26,7 +28,8 @@ impl Balloon {
         let shared = &self.shared;
         let state = BalloonState {
             target: shared.target(),
-            told: self.told,
+            told: self.told == shared.changes(),
+            known: self.retaken || self.held.is_some(),
             actual: shared.actual(),
             poison: shared.poison(),
         };
@@ -37,7 +40,9 @@ impl Balloon {
         let state: BalloonState = section.read(KIND, VERSION)?;
         self.shared.set_target(state.target);
         self.shared.set_written(state.actual, state.poison);
-        self.told = state.told;
+        let changes = self.shared.changes();
+        self.told = if state.told { changes } else { 0 };
+        self.retaken = state.known;
         Ok(())
     }
 }

@@ -23,6 +23,8 @@ const POISON: u64 = 12;
 pub(super) struct Shared {
     /// Pages that the driver is to have in the balloon.
     target: AtomicU32,
+    /// How often that has changed, from 1 on.
+    changes: AtomicU64,
     /// Those that it has, by its own account.
     actual: AtomicU32,
     /// What it wants free pages to hold.
@@ -53,6 +55,7 @@ impl Shared {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             target: AtomicU32::new(0),
+            changes: AtomicU64::new(1),
             actual: AtomicU32::new(0),
             poison: AtomicU32::new(0),
             asked: EventFd::new(EFD_NONBLOCK)?,
@@ -71,7 +74,13 @@ impl Shared {
     }
 
     pub(super) fn set_target(&self, pages: u32) {
-        self.target.store(pages, Ordering::Release);
+        if self.target.swap(pages, Ordering::AcqRel) != pages {
+            self.changes.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     pub(super) fn actual(&self) -> u32 {

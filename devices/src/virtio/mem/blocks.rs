@@ -119,16 +119,25 @@ impl Blocks {
         }
     }
 
-    /// Those that are plugged, as numbers of the first and of the one after the last.
-    pub(super) fn runs(&self) -> Vec<(u64, u64)> {
-        let mut runs: Vec<(u64, u64)> = Vec::new();
-        for block in (0..self.count).filter(|block| self.is_plugged(*block)) {
+    /// Those of a range that are plugged, as ranges of neighbours.
+    pub(super) fn plugged_of(&self, range: Range) -> Vec<Range> {
+        let mut runs: Vec<Range> = Vec::new();
+        for block in (range.first..range.end).filter(|block| self.is_plugged(*block)) {
             match runs.last_mut() {
-                Some((_, end)) if *end == block => *end += 1,
-                _ => runs.push((block, block + 1)),
+                Some(last) if last.end == block => last.end += 1,
+                _ => runs.push(Range {
+                    first: block,
+                    end: block + 1,
+                }),
             }
         }
         runs
+    }
+
+    /// Those that are plugged, as numbers of the first and of the one after the last.
+    pub(super) fn runs(&self) -> Vec<(u64, u64)> {
+        let runs = self.plugged_of(self.all()).into_iter();
+        runs.map(|run| (run.first, run.end)).collect()
     }
 
     /// Has those be plugged that [`runs`](Self::runs) has told, and no others.

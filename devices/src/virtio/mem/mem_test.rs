@@ -8,7 +8,7 @@ use std::thread::sleep;
 use parking_lot::Mutex;
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::{Mem, MemControl, MemOptions};
+use super::{Mem, MemControl, MemOptions, Plug};
 use crate::virtio::balloon::Reclaim;
 use crate::virtio::testing::{A_WHILE, Driver, Ring, eventually};
 
@@ -31,16 +31,41 @@ const STATE: u16 = 3;
 #[derive(Default)]
 pub(super) struct Host {
     given: Mutex<Vec<(u64, u64)>>,
+    /// Blocks that devices of the host reach, by their addresses.
+    pub(super) held: Mutex<std::collections::BTreeSet<u64>>,
+    refuses_to_hold: AtomicBool,
     refuses: AtomicBool,
 }
 
 impl Reclaim for Host {
     fn reclaim(&self, start: GuestAddress, length: u64) -> io::Result<u64> {
         self.given.lock().push((start.0, length));
+        let end = start.0 + length;
+        let held = self.held.lock().range(start.0..end).count();
+        assert_eq!(held, 0, "a device reaches it still");
         match self.refuses.load(Ordering::Relaxed) {
             true => Err(io::ErrorKind::OutOfMemory.into()),
             false => Ok(length),
         }
+    }
+}
+
+impl Plug for Host {
+    fn hold(&self, start: GuestAddress, length: u64, block: u64) -> io::Result<()> {
+        if self.refuses_to_hold.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let mut held = self.held.lock();
+        for at in (0..length / block).map(|number| start.0 + number * block) {
+            assert!(held.insert(at), "{at:#x} is held");
+        }
+        Ok(())
+    }
+
+    fn release(&self, start: GuestAddress, length: u64) -> io::Result<()> {
+        let end = start.0 + length;
+        self.held.lock().retain(|at| *at < start.0 || end <= *at);
+        Ok(())
     }
 }
 
@@ -121,6 +146,10 @@ impl Bench {
         std::mem::take(&mut *self.host.given.lock())
     }
 
+    fn held(&self) -> Vec<u64> {
+        self.host.held.lock().iter().copied().collect()
+    }
+
     fn field(&self, at: u64) -> u64 {
         u64::from_le_bytes(self.driver.read(0x200 + at))
     }
@@ -163,6 +192,8 @@ fn blocks_are_plugged_and_unplugged_and_those_that_are_not_go_back_to_the_host()
     assert_eq!(bench.state(&ring, 15, 85), 1);
     assert_eq!(bench.blocks(&ring, UNPLUG, 11, 2), ACK);
     assert_eq!(bench.given(), [(REGION + 11 * BLOCK, 2 * BLOCK)]);
+    let held = [10, 13, 14].map(|number| REGION + number * BLOCK);
+    assert_eq!(bench.held(), held);
     assert_eq!(bench.state(&ring, 10, 5), 2);
     assert_eq!(bench.control.figures().unwrap().plugged, 3 * BLOCK);
     assert_eq!(bench.ask(&ring, UNPLUG_ALL, 1, 0).0, ACK);
@@ -239,8 +270,21 @@ fn a_host_that_refuses_has_blocks_stay_plugged() {
     assert_eq!(bench.blocks(&ring, UNPLUG, 0, 1), BUSY);
     assert_eq!(bench.ask(&ring, UNPLUG_ALL, 0, 0).0, BUSY);
     assert_eq!(bench.state(&ring, 0, 2), 0);
+    assert_eq!(bench.held(), [REGION, REGION + BLOCK]);
     bench.host.refuses.store(false, Ordering::Relaxed);
     assert_eq!(bench.blocks(&ring, UNPLUG, 0, 2), ACK);
+}
+
+#[test]
+fn blocks_that_devices_cannot_reach_are_not_plugged() {
+    let bench = bench();
+    let ring = bench.start();
+    bench.host.refuses_to_hold.store(true, Ordering::Relaxed);
+    assert_eq!(bench.plug(&ring, 0, 2), BUSY);
+    assert_eq!(bench.state(&ring, 0, 2), 1);
+    bench.host.refuses_to_hold.store(false, Ordering::Relaxed);
+    assert_eq!(bench.plug(&ring, 0, 2), ACK);
+    assert_eq!(bench.held(), [REGION, REGION + BLOCK]);
 }
 
 #[test]

@@ -11,9 +11,10 @@ const VERSION: u32 = 1;
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct MemState {
-    /// Bytes that are asked for, and those that the driver was told to look at.
+    /// Bytes that are asked for.
     requested: u64,
-    told: u64,
+    /// The driver was told to look at that.
+    told: bool,
     /// Blocks that are plugged: of each run the number of the first, and of the one after the last.
     plugged: Vec<(u64, u64)>,
 }
@@ -22,7 +23,7 @@ impl Mem {
     pub(super) fn save_part(&self) -> Result<Section, SaveError> {
         let state = MemState {
             requested: self.shared.requested(),
-            told: self.told,
+            told: self.told == self.shared.changes(),
             plugged: self.blocks.runs(),
         };
         Section::new(KIND, VERSION, &state)
@@ -35,9 +36,13 @@ impl Mem {
             return Err(RestoreError::damaged("the size of the memory", why));
         }
         self.blocks.restore(&state.plugged)?;
+        for range in self.blocks.plugged_of(self.blocks.all()) {
+            let held = self.hold(range);
+            held.map_err(|error| RestoreError::host("memory that is plugged", error))?;
+        }
         self.shared.set_plugged(self.blocks.plugged());
         self.shared.set_requested(state.requested);
-        self.told = state.told;
+        self.told = if state.told { self.shared.changes() } else { 0 };
         Ok(())
     }
 }

@@ -16,6 +16,8 @@ pub(super) struct Shared {
     block: u64,
     /// What the guest is asked to have plugged.
     requested: AtomicU64,
+    /// How often that has changed, from [`FIRST`](Self::FIRST) on.
+    changes: AtomicU64,
     plugged: AtomicU64,
     /// Readable while the thread is to look at the size that is asked for.
     asked: EventFd,
@@ -23,16 +25,23 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    pub(super) const FIRST: u64 = 1;
+
     pub(super) fn new(options: &MemOptions) -> io::Result<Self> {
         Ok(Self {
             address: options.address,
             size: options.size,
             block: options.block,
             requested: AtomicU64::new(options.requested),
+            changes: AtomicU64::new(Self::FIRST),
             plugged: AtomicU64::new(0),
             asked: EventFd::new(EFD_NONBLOCK)?,
             driver: AtomicBool::new(false),
         })
+    }
+
+    pub(super) fn block(&self) -> u64 {
+        self.block
     }
 
     pub(super) fn requested(&self) -> u64 {
@@ -45,7 +54,13 @@ impl Shared {
     }
 
     pub(super) fn set_requested(&self, bytes: u64) {
-        self.requested.store(bytes, Ordering::Release);
+        if self.requested.swap(bytes, Ordering::AcqRel) != bytes {
+            self.changes.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     pub(super) fn set_plugged(&self, bytes: u64) {

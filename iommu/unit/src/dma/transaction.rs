@@ -106,8 +106,8 @@ impl<M: Deref<Target: GuestMemoryBackend>> Drop for DmaTransaction<'_, M> {
 }
 
 impl<'v, M: Deref<Target: GuestMemoryBackend>> DmaTransaction<'v, M> {
-    /// Whether the gate of the port lets requests out.
-    pub(super) fn is_open(&self) -> bool {
+    /// Whether the gate of the port lets requests out: without that, no access succeeds.
+    pub fn is_open(&self) -> bool {
         self.view.port.is_open()
     }
 

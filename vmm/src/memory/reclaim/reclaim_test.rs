@@ -13,7 +13,7 @@ use crate::memory::{Backing, allocate};
 
 const SIZE: u64 = 8 << 20;
 /// From 3 MiB on there are data in the file of a snapshot, up to 5 MiB, and holes besides.
-const DATA: std::ops::Range<u64> = 0x30_0000..0x50_0000;
+const DATA: Range<u64> = 0x30_0000..0x50_0000;
 
 fn ram(backing: Backing, source: Option<&Arc<File>>) -> Memory {
     allocate(&MemoryConfig::plain(SIZE), 0, backing, source).expect("memory")

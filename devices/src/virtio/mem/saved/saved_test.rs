@@ -1,16 +1,25 @@
 //! A memory device that goes on in another one.
 
+use std::sync::Arc;
+
 use state::Section;
 
-use crate::virtio::mem::mem_test::{BLOCK, Bench, bench, device};
+use crate::virtio::mem::mem_test::{BLOCK, Bench, Host, bench, device};
 use crate::virtio::testing::eventually;
 
 /// The guest of `bench`, with another device.
 fn moved(mut bench: Bench) -> Bench {
-    let twin = device(&bench.host);
+    let host = Arc::<Host>::default();
+    let twin = device(&host);
     let control = twin.control();
+    let held = bench.host.held.lock().clone();
     bench.driver.move_to(Box::new(twin));
-    Bench { control, ..bench }
+    assert_eq!(*host.held.lock(), held, "devices reach what they did");
+    Bench {
+        control,
+        host,
+        ..bench
+    }
 }
 
 #[test]
@@ -57,14 +66,14 @@ fn blocks_that_cannot_be_are_refused() {
         "[[4,6],[0,1]]",
         "[[0,18446744073709551615]]",
     ] {
-        let text = format!("{{\"requested\":0,\"told\":0,\"plugged\":{plugged}}}");
+        let text = format!("{{\"requested\":0,\"told\":true,\"plugged\":{plugged}}}");
         let state: serde_json::Value = serde_json::from_str(&text).unwrap();
         let section = Section::new("mem", 1, &state).unwrap();
         let mut device = device(&host);
         assert!(device.restore_part(&section).is_err(), "{plugged}");
     }
     for requested in [BLOCK + 1, 101 * BLOCK] {
-        let text = format!("{{\"requested\":{requested},\"told\":0,\"plugged\":[]}}");
+        let text = format!("{{\"requested\":{requested},\"told\":true,\"plugged\":[]}}");
         let state: serde_json::Value = serde_json::from_str(&text).unwrap();
         let section = Section::new("mem", 1, &state).unwrap();
         assert!(device(&host).restore_part(&section).is_err(), "{requested}");

@@ -1,0 +1,59 @@
+//! Pages of guest memory in a file that have no memory of the host: a look at one by its mapping would
+//! have the host give it some.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd as _;
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion as _};
+
+/// Bytes of a page of the host.
+const PAGE: u64 = 4096;
+
+/// Whether the page at guest-physical `address` is known to have none: it holds zeros.
+pub(crate) fn is_hole<M: GuestMemoryBackend>(memory: &M, address: u64) -> bool {
+    let Some((file, place)) = place(memory, address) else {
+        return false;
+    };
+    seek(file, place, Whence::SeekData)
+        .is_ok_and(|data| data.is_none_or(|data| data >= place + PAGE))
+}
+
+/// Has the page at guest-physical `address` have none, so that it holds zeros. Returns whether that can be.
+pub(crate) fn punch<M: GuestMemoryBackend>(memory: &M, address: u64) -> bool {
+    place(memory, address).is_some_and(|(file, place)| punch_range(file, place, PAGE).is_ok())
+}
+
+/// Has these bytes of a file have none.
+pub(super) fn punch_range(file: &File, place: u64, length: u64) -> io::Result<()> {
+    let signed = |number| libc::off_t::try_from(number).map_err(io::Error::other);
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    Ok(fallocate(
+        file.as_fd(),
+        hole,
+        signed(place)?,
+        signed(length)?,
+    )?)
+}
+
+/// Where the next data of `file` are, or the next hole, from `place` on; `None` if nothing follows.
+pub(super) fn seek(file: &File, place: u64, whence: Whence) -> io::Result<Option<u64>> {
+    let from = i64::try_from(place).map_err(io::Error::other)?;
+    match lseek(file, from, whence) {
+        Ok(found) => Ok(u64::try_from(found).ok()),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The file of a page, and where it is there. Huge pages that are reserved are left alone: one that is given
+/// back could not be had again.
+fn place<M: GuestMemoryBackend>(memory: &M, address: u64) -> Option<(&File, u64)> {
+    let (region, offset) = memory.to_region_addr(GuestAddress(address))?;
+    let file = region.file_offset()?;
+    let is_huge = region.is_hugetlbfs() == Some(true);
+    (!is_huge).then(|| (file.file(), file.start() + offset.0))
+}
