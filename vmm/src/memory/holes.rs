@@ -57,3 +57,44 @@ fn place<M: GuestMemoryBackend>(memory: &M, address: u64) -> Option<(&File, u64)
     let is_huge = region.is_hugetlbfs() == Some(true);
     (!is_huge).then(|| (file.file(), file.start() + offset.0))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use vm_memory::Bytes as _;
+
+    use super::*;
+    use crate::config::MemoryConfig;
+    use crate::memory::{Backing, allocate};
+
+    #[test]
+    fn a_page_of_a_file_that_was_never_touched_is_a_hole_and_stays_one() {
+        let config = MemoryConfig::plain(8 << 20);
+        let memory = allocate(&config, 0, Backing::File, None).expect("memory");
+        let region = memory.iter().next().expect("a region");
+        let file = region.file_offset().expect("a file").file();
+        let blocks = || file.metadata().expect("metadata").blocks();
+        for page in [1, 3, 2047] {
+            let address = GuestAddress(page * PAGE);
+            memory.write_obj(7_u8, address).expect("memory");
+        }
+        let before = blocks();
+        let holes = (0..2048).filter(|page| is_hole(&*memory, page * PAGE));
+        assert_eq!(holes.count(), 2045);
+        assert!(!is_hole(&*memory, 3 * PAGE));
+        assert!(!is_hole(&*memory, 8 << 20), "no memory at all");
+        assert_eq!(blocks(), before);
+        assert!(punch(&*memory, 3 * PAGE));
+        assert!(is_hole(&*memory, 3 * PAGE));
+        assert_eq!(blocks(), before - 8);
+    }
+
+    #[test]
+    fn memory_of_this_process_has_no_holes() {
+        let config = MemoryConfig::plain(8 << 20);
+        let memory = allocate(&config, 0, Backing::Anonymous, None).expect("memory");
+        assert!(!is_hole(&*memory, 0));
+        assert!(!punch(&*memory, 0));
+    }
+}

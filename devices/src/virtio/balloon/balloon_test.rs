@@ -25,11 +25,24 @@ const CONFIG: u64 = 0x200;
 pub(super) struct Host {
     pub(super) given: Mutex<Vec<(u64, u64)>>,
     refuses: bool,
+    is_followed: bool,
+    /// What happens when a page of the range that begins there is given back.
+    then: Mutex<Option<(u64, Then)>>,
 }
 
+type Then = Box<dyn FnOnce() + Send>;
+
 impl Reclaim for Host {
+    fn is_followed(&self) -> bool {
+        self.is_followed
+    }
+
     fn reclaim(&self, start: GuestAddress, length: u64) -> io::Result<u64> {
         self.given.lock().push((start.0, length));
+        let mut then = self.then.lock();
+        if let Some((_, then)) = then.take_if(|(at, _)| *at == start.0) {
+            then();
+        }
         match self.refuses {
             true => Err(io::ErrorKind::OutOfMemory.into()),
             false => Ok(length),
@@ -271,6 +284,64 @@ fn free_pages_that_are_to_hold_something_stay_as_they_are() {
 }
 
 #[test]
+fn a_chain_is_left_for_a_pause_and_taken_once_more_after_it() {
+    for queue in [0, 4] {
+        let bench = bench();
+        let rings = bench.start(STATS | REPORTING);
+        let function = Arc::clone(&bench.driver.function);
+        let park: Then = Box::new(move || pci::PciFunction::park(&*function));
+        *bench.host.then.lock() = Some((0x80_0000, park));
+        let numbers: Vec<u8> = (0..0x1000_u32).flat_map(u32::to_le_bytes).collect();
+        let buffer = GuestAddress(BUFFER);
+        bench.driver.memory.write_slice(&numbers, buffer).unwrap();
+        let buffers = match queue {
+            0 => [(BUFFER, 0x4000, false)],
+            _ => [(0, 16 << 20, true)],
+        };
+        rings[queue].add(&bench.driver, &buffers);
+        bench.driver.kick(&rings[queue]);
+        eventually("it is half done", || bench.host.then.lock().is_none());
+        bench.driver.park();
+        let pieces = |count| (0..count).map(|piece| (piece << 22, 4 << 20));
+        assert_eq!(bench.given(), pieces(3).collect::<Vec<_>>());
+        assert_eq!(rings[queue].try_used(&bench.driver), None);
+        pci::PciFunction::resume(&*bench.driver.function);
+        rings[queue].used(&bench.driver);
+        assert_eq!(bench.given(), pieces(4).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn without_bus_mastering_no_more_goes_back() {
+    let bench = bench();
+    let rings = bench.start(STATS | REPORTING);
+    let function = Arc::clone(&bench.driver.function);
+    let disable: Then = Box::new(move || {
+        pci::PciFunction::write_config(&*function, 4, &2_u16.to_le_bytes());
+    });
+    *bench.host.then.lock() = Some((0x40_0000, disable));
+    rings[4].add(&bench.driver, &[(0, 16 << 20, true)]);
+    bench.driver.kick(&rings[4]);
+    bench.driver.expect_needs_reset();
+    assert_eq!(bench.given(), [(0, 4 << 20), (4 << 20, 4 << 20)]);
+}
+
+#[test]
+fn while_somebody_follows_memory_the_balloon_grows_and_reports_are_acknowledged() {
+    let bench = bench_with(Host {
+        is_followed: true,
+        ..Host::default()
+    });
+    let rings = bench.start(STATS | REPORTING);
+    rings[4].add(&bench.driver, &[(0x20_0000, 2 << 20, true)]);
+    bench.driver.kick(&rings[4]);
+    rings[4].used(&bench.driver);
+    assert_eq!(bench.given(), []);
+    bench.give(&rings[0], &[1]);
+    assert_eq!(bench.given(), [(0x1000, 0x1000)]);
+}
+
+#[test]
 fn a_new_target_is_told_and_the_driver_says_how_far_it_is() {
     let bench = bench();
     bench.start(ON_OOM);
@@ -300,6 +371,12 @@ fn a_new_target_is_told_and_the_driver_says_how_far_it_is() {
     assert!(bench.control.set_target(0x123_4567));
     sleep(A_WHILE);
     assert_eq!(bench.driver.interrupts(0), 1);
+    // Another one in between is.
+    bench.driver.park();
+    assert!(bench.control.set_target(0));
+    assert!(bench.control.set_target(0x123_4567));
+    pci::PciFunction::resume(&*bench.driver.function);
+    eventually("told", || bench.driver.interrupts(0) == 2);
 }
 
 #[test]

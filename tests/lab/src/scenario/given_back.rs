@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{DEFAULT, Scenario};
+use super::{DEFAULT, Host, Initramfs, Model, SECOND_STAGE, Scenario};
 
-pub(super) const SCENARIOS: &[Scenario] = &[BALLOON, PLUGGED];
+pub(super) const SCENARIOS: &[Scenario] = &[BALLOON, PLUGGED, ASSIGNED];
 
 const BALLOON: Scenario = Scenario {
     name: "balloon",
@@ -45,6 +45,33 @@ const PLUGGED: Scenario = Scenario {
     plan: "scalable,smp=2,translation=first-stage,plugged=grow:0:512:400,moves=1/migrate:disk+net+edu,plugged=grow:512:640:500,\
            plugged=shrink:640:256:disk+net+edu,moves=1/migrate:disk+memory,plugged=has:256,disk=2,net,edu,nofaults>restart;\
            scalable,plugged=has:256,plugged=grow:256:384:300,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
+    limit: Duration::from_secs(240),
+    ..DEFAULT
+};
+
+const ASSIGNED: Scenario = Scenario {
+    name: "assigned-plugged",
+    description: "a guest with an nvme disk and an edu of level 1 plugs memory, which they reach, and unplugs some while they are at \
+                  work; the same once more",
+    unit: Some(SECOND_STAGE),
+    initramfs: Initramfs::Tools,
+    host: Host {
+        devices: &[Model::Nvme, Model::Edu],
+        ..DEFAULT.host
+    },
+    arguments: &[
+        "--object",
+        "iommufd,id=iommufd0",
+        "--device",
+        "vfio-pci,host={nvme0},iommufd=iommufd0",
+        "--device",
+        "vfio-pci,host={edu0},iommufd=iommufd0",
+        "--device",
+        "virtio-mem,size=1G",
+    ],
+    memory: "256M",
+    plan: "scalable,edu,plugged=grow:0:512:400,nvme,edu,plugged=shrink:512:128:disk+edu,nvme,plugged=grow:128:384:300,edu,\
+           disk=2,nofaults>poweroff",
     limit: Duration::from_secs(240),
     ..DEFAULT
 };

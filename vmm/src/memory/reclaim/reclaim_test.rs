@@ -160,7 +160,7 @@ fn what_came_from_a_snapshot_does_not_come_back() {
         .expect("RAM");
     assert!(rest.iter().all(|byte| *byte == 0));
     let origin = reclaimer.origin.as_ref().expect("a file");
-    assert_eq!(origin.replaced.lock().pieces, 2);
+    assert_eq!(origin.replaced.lock().pieces, 1);
     // The snapshot has what it had.
     let mut data = [0; 4096];
     file.read_exact_at(&mut data, DATA.start).expect("data");
@@ -174,17 +174,18 @@ fn a_host_without_room_for_more_pieces_leaves_what_came_from_a_snapshot_as_it_is
     let reclaimer = Reclaimer::new(&memory, Some(&file));
     let origin = reclaimer.origin.as_ref().expect("a file");
     origin.replaced.lock().pieces = MOST_PIECES - 1;
-    let region = memory.iter().next().expect("a region");
-    MmapRegion::bitmap(region).begin();
     let given = |start, length| reclaimer.reclaim(GuestAddress(start), length).ok();
     assert_eq!(given(DATA.start, 4096), Some(4096));
     assert_eq!(given(DATA.start + 0x2000, 4096), Some(0));
     assert_eq!(byte(&memory, DATA.start), 0);
     assert_eq!(byte(&memory, DATA.start + 0x2000), 0x11);
-    // Where the file has nothing, it needs no room.
-    assert_eq!(given(0, SIZE), Some(SIZE - (DATA.end - DATA.start) + 4096));
+    // Where the file has nothing, it needs no room, nor beside a piece.
+    assert_eq!(given(0, DATA.start), Some(DATA.start));
+    assert_eq!(given(DATA.end, SIZE), Some(SIZE - DATA.end));
     assert_eq!(byte(&memory, DATA.end - 1), 0x11);
-    assert!(!marked(&memory).contains(&(DATA.start / 4096 + 2)));
+    assert_eq!(given(DATA.start + 0x1000, 4096), Some(4096));
+    assert_eq!(byte(&memory, DATA.start + 0x1000), 0);
+    assert_eq!(byte(&memory, DATA.start + 0x2000), 0x11);
 }
 
 #[test]
@@ -224,4 +225,16 @@ fn a_page_that_a_device_has_pinned_goes_back_and_what_the_device_writes_is_the_g
         assert_eq!(byte(&memory, 0x5010), 0);
         assert_eq!(byte(&memory, 0x6000), 0xaa);
     }
+}
+
+#[test]
+fn neighbours_that_go_back_one_by_one_are_one_piece() {
+    let file = snapshot();
+    let memory = ram(Backing::Anonymous, Some(&file));
+    let reclaimer = Reclaimer::new(&memory, Some(&file));
+    let origin = reclaimer.origin.as_ref().expect("a file");
+    for page in DATA.step_by(0x1000) {
+        reclaimer.reclaim(GuestAddress(page), 4096).expect("given");
+    }
+    assert_eq!(origin.replaced.lock().pieces, 1);
 }

@@ -175,3 +175,23 @@ fn the_pages_that_were_touched_are_known_and_no_more_of_a_private_memory() {
         assert!(pages.count() < SIZE / PAGE as u64);
     }
 }
+
+#[test]
+fn holes_of_a_file_that_is_memory_are_not_touched_and_not_read() {
+    let memory = ram(Backing::File, None);
+    // Every other page of a piece and the beginning of the next.
+    for page in (0..700_u64).filter(|page| page % 2 == 1) {
+        write(&memory, page * PAGE as u64, page);
+    }
+    write(&memory, SIZE - 8, 1);
+    let region = memory.iter().next().expect("a region");
+    let file = region.file_offset().expect("a file").file();
+    let before = occupied(file);
+    let pages = Touched::new(&memory, None).pages().expect("pages");
+    assert_eq!(pages.count(), 351);
+    let runs: Vec<_> = pages.runs(8).take(2).collect();
+    assert_eq!(runs, [(GuestAddress(0x1000), 1), (GuestAddress(0x3000), 1)]);
+    let saved = save(&memory, None);
+    assert_eq!(occupied(file), before);
+    assert_eq!(occupied(&saved), 351 * PAGE as u64);
+}

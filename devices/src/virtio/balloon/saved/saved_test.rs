@@ -1,7 +1,7 @@
 //! A balloon that goes on in another device.
 
 use crate::virtio::balloon::balloon_test::{Bench, STATS, balloon, bench};
-use crate::virtio::testing::eventually;
+use crate::virtio::testing::{A_WHILE, eventually};
 
 /// The guest of `bench`, with another device.
 fn moved(mut bench: Bench) -> Bench {
@@ -44,7 +44,17 @@ fn a_buffer_of_statistics_that_the_device_has_kept_is_returned_by_the_other_one(
     let bench = bench();
     let rings = bench.start(STATS);
     bench.give_statistics(&rings[2], 0x1000);
+    // The device takes it.
+    std::thread::sleep(A_WHILE);
     let bench = moved(bench);
+    let short = std::time::Duration::ZERO;
+    assert_eq!(
+        bench.control.statistics(short),
+        None,
+        "it is older than can be told"
+    );
+    rings[2].used(&bench.driver);
+    bench.give_statistics(&rings[2], 0x2000);
     assert_eq!(bench.statistics(&rings[2], 0x3000), [("free", 0x3000)]);
     // Twice at rest: what is taken again is kept again.
     let bench = moved(moved(bench));
