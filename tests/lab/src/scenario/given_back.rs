@@ -70,8 +70,8 @@ const ASSIGNED: Scenario = Scenario {
         "virtio-mem,size=1G",
     ],
     memory: "256M",
-    plan: "scalable,edu,plugged=grow:0:512:400,nvme,edu,plugged=shrink:512:128:disk+edu,nvme,plugged=grow:128:384:300,edu,\
-           disk=2,nofaults>poweroff",
+    plan: "scalable,plugged=grow:0:512:400,nvme=64,edu,plugged=shrink:512:128:disk+edu,nvme=32,plugged=grow:128:384:300,\
+           plugged=shrink:384:256:edu,disk=2,nofaults>poweroff",
     limit: Duration::from_secs(240),
     ..DEFAULT
 };
