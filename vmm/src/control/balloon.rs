@@ -18,10 +18,10 @@ pub(super) fn set(monitor: &Monitor, values: &[Value]) -> Result<Answer, String>
         return Err("balloon: the argument is missing".to_owned());
     };
     let balloon = balloon(monitor)?;
-    if *size > monitor.memory {
+    if *size > monitor.all_memory {
         return Err(format!(
             "balloon: the guest has {} MiB of memory, and cannot give {} MiB back; write a smaller size",
-            monitor.memory >> 20,
+            monitor.all_memory >> 20,
             size >> 20
         ));
     }
