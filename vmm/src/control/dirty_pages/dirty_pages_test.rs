@@ -11,7 +11,7 @@ use crate::memory::{Backing, Memory, allocate};
 const SIZE: u64 = 16 << 20;
 
 fn memory() -> Memory {
-    allocate(&MemoryConfig::plain(SIZE), Backing::Anonymous, None).expect("memory")
+    allocate(&MemoryConfig::plain(SIZE), 0, Backing::Anonymous, None).expect("memory")
 }
 
 fn pages(memory: &Memory, runs: &[(u64, u64)]) -> Pages {
