@@ -169,6 +169,29 @@ impl Images {
         Self::open_by(open_regular, kernel, initramfs, cmdline)
     }
 
+    /// The files themselves, for another process that is to restart the guest.
+    ///
+    /// # Errors
+    /// The host has no descriptors left.
+    pub(crate) fn files(&self) -> io::Result<(File, Option<File>)> {
+        let initramfs = self.initramfs.as_ref().map(|(file, _)| file.try_clone());
+        Ok((self.kernel.try_clone()?, initramfs.transpose()?))
+    }
+
+    /// Of files that are open already, by these names.
+    pub(crate) fn of(
+        kernel: (File, &Path),
+        initramfs: Option<(File, &Path)>,
+        cmdline: &str,
+    ) -> Self {
+        Self {
+            kernel: kernel.0,
+            kernel_path: kernel.1.to_owned(),
+            initramfs: initramfs.map(|(file, path)| (file, path.to_owned())),
+            cmdline: cmdline.to_owned(),
+        }
+    }
+
     fn open_by(
         open: impl Fn(&'static str, &Path) -> Result<File, BootError>,
         kernel: &Path,

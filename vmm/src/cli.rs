@@ -17,6 +17,7 @@ mod options;
 mod places;
 mod restore;
 mod snapshot;
+mod upgrade;
 mod values;
 mod virtio;
 mod written;
@@ -40,6 +41,7 @@ use options::{CONTROL, MEMORY};
 use restore::RESTORE;
 pub(crate) use restore::Restore;
 pub(crate) use snapshot::{Asked as SnapshotAsked, snapshot as parse_snapshot};
+pub(crate) use upgrade::{Asked as UpgradeAsked, upgrade as parse_upgrade};
 pub(crate) use values::size as parse_size;
 use virtio::{DISK, NET, VSOCK};
 pub(crate) use written::written;
@@ -245,7 +247,7 @@ fn machine(arguments: Arguments) -> Result<Machine, UsageError> {
 }
 
 /// The machine that `options` describe, which come from `origin`.
-fn configuration(options: &[String], origin: &str) -> Result<Config, UsageError> {
+pub(crate) fn configuration(options: &[String], origin: &str) -> Result<Config, UsageError> {
     let words = std::iter::once("nido").chain(options.iter().map(String::as_str));
     let arguments = Arguments::try_parse_from(words).map_err(|error| {
         // What follows the first line is for whoever has typed them.

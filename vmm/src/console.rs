@@ -5,11 +5,13 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::sync::Arc;
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::entrance::{Entrance, Typed};
 use crate::event_loop::{Handle, Subscription, Timer};
 
 /// Ctrl-A.
@@ -20,18 +22,17 @@ const RETRY: Duration = Duration::from_millis(10);
 const PIECE: usize = 4096;
 
 /// Recognizes `Ctrl-A x` (quit) and `Ctrl-A Ctrl-A` (one Ctrl-A for the guest).
-#[derive(Default)]
-struct Filter {
-    escaped: bool,
+struct Filter<'a> {
+    escaped: &'a mut bool,
 }
 
-impl Filter {
+impl Filter<'_> {
     /// What of `input` is for the guest, and whether the user wants to quit.
-    fn pass(&mut self, input: &[u8]) -> (Vec<u8>, bool) {
+    fn pass(self, input: &[u8]) -> (Vec<u8>, bool) {
         let mut output = Vec::with_capacity(input.len());
         for &byte in input {
-            match (std::mem::take(&mut self.escaped), byte) {
-                (false, ESCAPE) => self.escaped = true,
+            match (std::mem::take(self.escaped), byte) {
+                (false, ESCAPE) => *self.escaped = true,
                 (true, b'x' | b'X') => return (output, true),
                 (true, ESCAPE) | (false, _) => output.push(byte),
                 (true, _) => output.extend([ESCAPE, byte]),
@@ -66,8 +67,8 @@ fn reopen(input: &File) -> Option<File> {
         .ok()
 }
 
-/// Reads `input` until it ends. `push` takes what it has room for and returns how much that was.
-/// The key to quit calls `quit`, once.
+/// Reads `input` until it ends, while the `entrance` is open. `push` takes what it has room for and returns how
+/// much that was. The key to quit calls `quit`, once.
 ///
 /// # Errors
 /// When the host has no descriptor left.
@@ -75,6 +76,7 @@ pub(crate) fn start(
     event_loop: &Handle,
     input: File,
     quit: impl FnMut() + Send + 'static,
+    entrance: Arc<Entrance>,
     push: impl Fn(&[u8]) -> usize + Send + 'static,
 ) -> io::Result<Subscription> {
     let mut timer = Timer::new()?;
@@ -85,8 +87,7 @@ pub(crate) fn start(
         input,
         listening: false,
         timer,
-        filter: Filter::default(),
-        waiting: Vec::new(),
+        entrance,
         quit,
         push,
     };
@@ -98,9 +99,8 @@ struct Reader<P, Q> {
     /// The loop tells when there is input. Otherwise the timer says when to look.
     listening: bool,
     timer: Timer,
-    filter: Filter,
-    /// What the guest had no room for. Nothing more is read before it is gone.
-    waiting: Vec<u8>,
+    /// Has what the guest had no room for. Nothing more is read before it is gone.
+    entrance: Arc<Entrance>,
     push: P,
     quit: Q,
 }
@@ -115,7 +115,17 @@ enum Next {
 impl<P: Fn(&[u8]) -> usize, Q: FnMut()> Reader<P, Q> {
     /// One look at the input: because it is `ready`, or because the time has come.
     fn look(&mut self, ready: bool, ops: &mut EventOps<'_>) -> Next {
-        if !self.deliver() {
+        if self.entrance.is_closed() {
+            return Next::After(RETRY);
+        }
+        let mut typed = self.entrance.take_typed();
+        let next = self.move_on(&mut typed, ready, ops);
+        self.entrance.put_typed(typed);
+        next
+    }
+
+    fn move_on(&mut self, typed: &mut Typed, ready: bool, ops: &mut EventOps<'_>) -> Next {
+        if !self.deliver(typed) {
             return Next::After(RETRY);
         }
         if !ready && self.listen(ops) {
@@ -129,13 +139,16 @@ impl<P: Fn(&[u8]) -> usize, Q: FnMut()> Reader<P, Q> {
                 return Next::Never;
             }
         };
-        let (output, quit) = self.filter.pass(&input);
+        let filter = Filter {
+            escaped: &mut typed.escaped,
+        };
+        let (output, quit) = filter.pass(&input);
         if quit {
             (self.quit)();
             return Next::Never;
         }
-        self.waiting = output;
-        match (self.deliver(), self.listening) {
+        typed.waiting = output;
+        match (self.deliver(typed), self.listening) {
             (true, true) => Next::WhenReady,
             (true, false) if !input.is_empty() => Next::After(Duration::ZERO),
             _ => Next::After(RETRY),
@@ -143,12 +156,13 @@ impl<P: Fn(&[u8]) -> usize, Q: FnMut()> Reader<P, Q> {
     }
 
     /// Gives the guest what waits. Whether nothing is left.
-    fn deliver(&mut self) -> bool {
-        if !self.waiting.is_empty() {
-            let taken = (self.push)(&self.waiting).min(self.waiting.len());
-            self.waiting.drain(..taken);
+    fn deliver(&self, typed: &mut Typed) -> bool {
+        let waiting = &mut typed.waiting;
+        if !waiting.is_empty() {
+            let taken = (self.push)(waiting).min(waiting.len());
+            waiting.drain(..taken);
         }
-        self.waiting.is_empty()
+        waiting.is_empty()
     }
 
     /// Reads what is there, which is nothing at the end. `None` if there may be something later.

@@ -31,6 +31,10 @@
 //! at once: the guest does that in its own time, as it does what `memory size=SIZE` asks for. `balloon-status` asks it for its statistics, and waits a
 //! second for them.
 //!
+//! # Upgrades
+//! `upgrade FILE` has another nido go on with the guest, on this socket. It runs a program, so it is for the
+//! user that nido runs as, and for root, whoever else was let in.
+//!
 //! # Bounds
 //! The machine's event loop serves all clients and never waits for one: up to 8 connections,
 //! requests of up to 1024 bytes. A connection is closed when a request is not complete, or an
@@ -57,6 +61,7 @@ mod parser;
 mod server;
 mod snapshots;
 mod turns;
+mod upgrades;
 mod workers;
 
 use std::io;

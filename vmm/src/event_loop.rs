@@ -108,6 +108,14 @@ impl Handle {
         self.subscribe_boxed(Box::new(subscriber), sources.to_vec())
     }
 
+    /// Waits until the loop is done with the event that it is at, if there is one. Not for its own thread.
+    pub(crate) fn settle(&self) {
+        if !self.is_current() {
+            // It fails only when the loop has ended.
+            let _ = self.endpoint.call_blocking(|_| Ok::<_, Error>(()));
+        }
+    }
+
     fn subscribe_boxed(
         &self,
         subscriber: Subscriber,
@@ -166,10 +174,7 @@ impl Subscription {
     /// Waits until the subscriber is done with the event that it is processing, if there is one. Not
     /// for the loop's own thread.
     pub(crate) fn settle(&self) {
-        if !self.handle.is_current() {
-            // It fails only when the loop has ended.
-            let _ = self.handle.endpoint.call_blocking(|_| Ok::<_, Error>(()));
-        }
+        self.handle.settle();
     }
 }
 

@@ -36,6 +36,7 @@ use crate::config::Config;
 use crate::cpuid::Template;
 use crate::event::Event;
 use crate::event_loop::Handle;
+use crate::host_files::{DeviceFiles, Given, Role};
 use crate::irq::{LocalApics, MessageRoutes, Unit};
 use crate::layout;
 use crate::limits;
@@ -101,31 +102,31 @@ pub(crate) struct Machine {
     memory: Memory,
     /// The file of a snapshot that memory came from.
     source: Option<Arc<File>>,
+    /// What its devices have open.
+    files: Arc<DeviceFiles>,
 }
 
 impl Machine {
-    /// Creates the machine, whose memory holds what `saved` does, if that is given. What the guest asks
-    /// of it as a whole goes to `events`; `event_loop` serves its devices.
+    /// Creates the machine, whose memory holds what `saved` does, if that is given, and that has what is
+    /// `given` in place of what it would open. What the guest asks of it as a whole goes to `events`;
+    /// `event_loop` serves its devices.
     pub(crate) fn new(
         config: &Config,
         saved: Option<&Arc<File>>,
+        given: Given,
         events: &Sender<Event>,
         event_loop: &Handle,
     ) -> anyhow::Result<Self> {
         let mut settled = config.clone();
         settled.functions = settled::settle(&config.functions)?;
         let config = &settled;
-        let open = match config.claimed_later {
-            true => Images::open_regular,
-            false => Images::open,
-        };
-        let images = open(&config.kernel, config.initramfs.as_deref(), &config.cmdline)?;
+        let images = images(config, &given)?;
         let Foundation {
             vm,
             cpuid,
             physical_bits,
             memory,
-        } = Foundation::new(config, saved)?;
+        } = Foundation::new(config, saved, &given)?;
         limits::raise_file_limit();
         // Devices of the host come first: the unit promises nothing that the host's IOMMU does not
         // keep.
@@ -154,6 +155,7 @@ impl Machine {
         let writers = Arc::<WriteLog>::default();
         let balloon = Arc::<BalloonSlot>::default();
         let plugged = Arc::<OnceLock<MemControl>>::default();
+        let files = Arc::<DeviceFiles>::default();
         let platform = Platform {
             root: Arc::clone(&root),
             memory: Arc::clone(&memory),
@@ -176,6 +178,8 @@ impl Machine {
             is_served: AtomicBool::new(false),
             reclaimer: Arc::new(Reclaimer::new(&memory, saved)),
             plugged: Arc::clone(&plugged),
+            files: Arc::clone(&files),
+            given,
             cpus: config.cpus,
         };
         let console = platform.add_functions(&config.functions)?;
@@ -215,6 +219,7 @@ impl Machine {
             vm,
             memory,
             source: saved.cloned(),
+            files,
             config: Config {
                 iommu: iommu.or(settled.iommu),
                 ..settled
@@ -354,14 +359,17 @@ struct Foundation {
 }
 
 impl Foundation {
-    fn new(config: &Config, saved: Option<&Arc<File>>) -> anyhow::Result<Self> {
+    fn new(config: &Config, saved: Option<&Arc<File>>, given: &Given) -> anyhow::Result<Self> {
         let kvm = kvm::open(config.cpus)?;
         let cpuid =
             Template::new(&kvm, config.cpus).map_err(kvm::failed("reading the supported CPUID"))?;
         let physical_bits = cpuid.physical_bits();
         let further = config.further_memory();
         check_address_space(config.memory.size, further, physical_bits)?;
-        let memory = memory::allocate(&config.memory, further, backing(config), saved)?;
+        let memory = match given.take(&Role::Memory).map(Arc::new) {
+            Some(file) => memory::shared::map_again(&config.memory, further, &file)?,
+            None => memory::allocate(&config.memory, further, backing(config), saved)?,
+        };
         Ok(Self {
             vm: kvm::create_vm(&kvm, &memory)?,
             cpuid,
@@ -369,6 +377,30 @@ impl Foundation {
             memory,
         })
     }
+}
+
+/// What the guest boots from: what is given, or what is at the paths of the configuration.
+fn images(config: &Config, given: &Given) -> anyhow::Result<Images> {
+    let initramfs = config.initramfs.as_deref();
+    if let Some(kernel) = given.take(&Role::Kernel) {
+        let initramfs = match initramfs {
+            Some(path) => {
+                let file = given.take(&Role::Initramfs);
+                Some((file.context("the initramfs is missing")?, path))
+            }
+            None => None,
+        };
+        return Ok(Images::of(
+            (kernel, &config.kernel),
+            initramfs,
+            &config.cmdline,
+        ));
+    }
+    let open = match config.claimed_later {
+        true => Images::open_regular,
+        false => Images::open,
+    };
+    Ok(open(&config.kernel, initramfs, &config.cmdline)?)
 }
 
 /// What guest memory is made of. Devices of the host are bound to an iommufd that is there from the

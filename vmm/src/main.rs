@@ -12,8 +12,10 @@ mod cpuid;
 mod described;
 mod doorbell;
 mod endpoint;
+mod entrance;
 mod event;
 mod event_loop;
+mod host_files;
 mod irq;
 mod kvm;
 mod layout;
@@ -27,11 +29,11 @@ mod snapshot;
 mod socket;
 mod suspension;
 mod terminal;
+mod upgrade;
 mod vcpu;
 mod vm;
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -39,7 +41,8 @@ use cli::{Request, UsageError};
 use config::Config;
 use event::Outcome;
 use socket::Places;
-use vm::Beginning;
+use upgrade::Asked;
+use vm::{Beginning, Door};
 
 /// Exit codes; `--help` documents them.
 mod code {
@@ -54,13 +57,18 @@ mod code {
 
 fn main() -> ExitCode {
     terminal::restore_on_panic();
+    if let Some(asked) = upgrade::asked(std::env::args_os()) {
+        return ExitCode::from(serve_nido(asked));
+    }
     let code = match cli::parse(std::env::args_os()) {
         Ok(Request::Run { config, verbosity }) => {
             let control = config.control.clone();
-            run(verbosity, control, |_| Ok((*config, Beginning::Boot)))
+            run(verbosity, Door::At(control), |_| {
+                Ok((*config, Beginning::Boot))
+            })
         }
         Ok(Request::Restore { restore, verbosity }) => {
-            run(verbosity, restore.changes.control.clone(), |_| {
+            run(verbosity, Door::At(restore.changes.control.clone()), |_| {
                 let (config, snapshot) = snapshot::open(&restore)?;
                 Ok((config, Beginning::Snapshot(snapshot)))
             })
@@ -68,11 +76,15 @@ fn main() -> ExitCode {
         Ok(Request::Incoming {
             incoming,
             verbosity,
-        }) => run(verbosity, incoming.changes.control.clone(), |places| {
-            let machine = |options: &[String]| Ok(incoming.config(options)?);
-            let (config, arrival) = migration::wait(&incoming.from, machine, places)?;
-            Ok((config, Beginning::Arrival(arrival)))
-        }),
+        }) => run(
+            verbosity,
+            Door::At(incoming.changes.control.clone()),
+            |places| {
+                let machine = |options: &[String]| Ok(incoming.config(options)?);
+                let (config, arrival) = migration::wait(&incoming.from, machine, places)?;
+                Ok((config, Beginning::Arrival(arrival)))
+            },
+        ),
         Ok(Request::Print(text)) => {
             // A reader that went away has seen enough.
             let _ = std::io::stdout().write_all(text.as_bytes());
@@ -87,14 +99,36 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Runs the machine that `choose` says, from where it says, with clients at `control`.
+/// Does what another nido has started this one for. Returns the code to end with.
+fn serve_nido(asked: Asked) -> u8 {
+    let failed = |error: anyhow::Error| {
+        eprintln!("nido: error: {error:#}");
+        code::FAILED
+    };
+    match asked {
+        Asked::Version => {
+            // A reader that went away has seen enough.
+            let _ = std::io::stdout().write_all(upgrade::version().as_bytes());
+            code::OK
+        }
+        Asked::TakeOver(number) => match upgrade::receive(number) {
+            Ok(mut heir) => run(heir.verbosity(), Door::Given(heir.socket()), move |_| {
+                Ok((heir.config()?, Beginning::Heir(Box::new(heir))))
+            }),
+            Err(error) => failed(error),
+        },
+        Asked::Keep(number) => upgrade::keep(number).unwrap_or_else(|error| failed(error.into())),
+    }
+}
+
+/// Runs the machine that `choose` says, from where it says, with clients at `door`.
 fn run(
     verbosity: u8,
-    control: Option<PathBuf>,
+    door: Door,
     choose: impl FnOnce(&Places) -> anyhow::Result<(Config, Beginning)>,
 ) -> u8 {
     let guard = terminal::Guard;
-    let result = start(verbosity).and_then(|()| vm::run(control.as_deref(), choose));
+    let result = start(verbosity).and_then(|()| vm::run(door, choose));
     drop(guard);
     let code = match result {
         Ok(Outcome::Off) => code::OK,

@@ -12,6 +12,7 @@ pub(crate) mod holes;
 pub(crate) mod pages;
 pub(crate) mod reclaim;
 pub(crate) mod saved;
+pub(crate) mod shared;
 
 use std::fs::File;
 use std::io;
@@ -109,6 +110,20 @@ pub(crate) fn allocate(
         (None, Some(saved)) => Source::Private(saved),
         (None, None) => Source::Nothing,
     };
+    let memory = lay_out(config, further, source)?;
+    if let (Source::Shared(_), Some(saved)) = (source, saved) {
+        saved::fill(&memory, saved).map_err(failure.of("reading the snapshot", ""))?;
+    }
+    Ok(Arc::new(memory))
+}
+
+/// Maps `source` at the addresses of the machine's map, with `further` bytes behind RAM.
+fn lay_out(
+    config: &MemoryConfig,
+    further: u64,
+    source: Source<'_>,
+) -> Result<GuestRam, MemoryError> {
+    let failure = Failure(config);
     let mut offset = 0;
     let mut regions = Vec::new();
     let ram = layout::ram(config.size).into_iter();
@@ -130,13 +145,9 @@ pub(crate) fn allocate(
         regions.extend(GuestRegionMmap::new(region, GuestAddress(address)));
         offset += size;
     }
-    let memory = GuestRam::from_regions(regions)
+    GuestRam::from_regions(regions)
         .map_err(io::Error::other)
-        .map_err(failure.of("laying out the memory", ""))?;
-    if let (Source::Shared(_), Some(saved)) = (source, saved) {
-        saved::fill(&memory, saved).map_err(failure.of("reading the snapshot", ""))?;
-    }
-    Ok(Arc::new(memory))
+        .map_err(failure.of("laying out the memory", ""))
 }
 
 /// What is mapped.
@@ -217,11 +228,12 @@ fn make_file(config: &MemoryConfig, further: u64) -> Result<File, MemoryError> {
     let file = memfd(config.hugepages).map_err(failure.reserving("creating a memory file", ""))?;
     file.set_len(config.size.saturating_add(further))
         .map_err(failure.of("sizing the memory file", ", or raise the limit `ulimit -f`"))?;
+    shared::seal(&file).map_err(failure.of("sealing the memory file", ""))?;
     Ok(file)
 }
 
 fn memfd(hugepages: bool) -> io::Result<File> {
-    let mut flags = MFdFlags::MFD_CLOEXEC;
+    let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     if hugepages {
         flags |= MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
     }

@@ -29,8 +29,13 @@ mod time_limit;
 mod wire;
 
 pub(crate) use arrive::{Arrival, wait};
+pub(crate) use error::StreamError;
 pub(crate) use leave::{Here, leave};
+pub(crate) use link::Link;
 pub(crate) use progress::Migrations;
+pub(crate) use receive::{Item, Receiver};
+pub(crate) use send::{Fate, Sender};
+pub(crate) use wire::Hello;
 
 #[cfg(test)]
 mod failure_test;

@@ -112,7 +112,8 @@ pub(crate) fn watch_ending(
     event_loop.subscribe(Watcher { signals, arrived }, &sources)
 }
 
-fn ending() -> SigSet {
+/// Those that end the process.
+pub(crate) fn ending() -> SigSet {
     ENDING.into_iter().collect()
 }
 

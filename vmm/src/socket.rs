@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -53,27 +54,60 @@ pub(crate) struct Socket {
 }
 
 /// Where a socket is, for who ends the process without dropping it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub(crate) struct Place {
     path: PathBuf,
     /// Device and inode.
     identity: (u64, u64),
+    /// Whether this process is the one that removes it.
+    is_ours: Arc<AtomicBool>,
 }
 
 /// All sockets that are to be removed by who ends the process without dropping them.
 pub(crate) type Places = Arc<Mutex<Vec<Place>>>;
 
+/// The same file.
+impl PartialEq for Place {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.path, self.identity) == (&other.path, other.identity)
+    }
+}
+
 impl Place {
     /// Removes the file, unless another has taken its place.
     pub(crate) fn remove(&self) {
+        if !self.is_ours.load(Ordering::Acquire) {
+            return;
+        }
         if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
             // It may be gone already, and there is nobody to tell.
             let _ = fs::remove_file(&self.path);
         }
     }
+
+    /// Where it is in the file system: path, device and inode.
+    pub(crate) fn identity(&self) -> (&Path, (u64, u64)) {
+        (&self.path, self.identity)
+    }
+
+    /// Whether this process is the one that removes it from here on. Another one may have the same socket.
+    pub(crate) fn set_ours(&self, is_ours: bool) {
+        self.is_ours.store(is_ours, Ordering::Release);
+    }
 }
 
 impl Socket {
+    /// A socket that another process has made, and is to remove unless this one takes its
+    /// [place](Place::set_ours).
+    pub(crate) fn of_another(listener: UnixListener, path: PathBuf, identity: (u64, u64)) -> Self {
+        let place = Place {
+            path,
+            identity,
+            is_ours: Arc::default(),
+        };
+        Self { listener, place }
+    }
+
     /// Makes a socket at `path`. One that a process has left behind is replaced.
     ///
     /// It gets its mode before its name, so nobody but the owner can connect to it at any time,
@@ -109,6 +143,7 @@ impl Socket {
             place: Place {
                 path: path.to_owned(),
                 identity,
+                is_ours: Arc::new(AtomicBool::new(true)),
             },
         })
     }

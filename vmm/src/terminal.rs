@@ -8,6 +8,7 @@ use nix::sys::termios::{
     InputFlags, LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr,
 };
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 /// What standard input was before; `None` when there is nothing to restore. Leaf lock.
 static ORIGINAL: Mutex<Option<Termios>> = Mutex::new(None);
@@ -33,6 +34,54 @@ pub(crate) fn make_raw() -> io::Result<()> {
     raw.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
     *ORIGINAL.lock() = Some(original);
     set(&raw)
+}
+
+/// What a terminal is like, in numbers that another process of this host understands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Saved {
+    /// `c_iflag`, `c_oflag`, `c_cflag`, `c_lflag`.
+    flags: [u32; 4],
+    line: u8,
+    /// `c_cc`.
+    characters: Vec<u8>,
+    /// Of input and output.
+    speeds: [u32; 2],
+}
+
+/// What the terminal is to be like at the end, if it is not like that now.
+pub(crate) fn saved() -> Option<Saved> {
+    let original = libc::termios::from(ORIGINAL.lock().clone()?);
+    Some(Saved {
+        flags: [
+            original.c_iflag,
+            original.c_oflag,
+            original.c_cflag,
+            original.c_lflag,
+        ],
+        line: original.c_line,
+        characters: original.c_cc.to_vec(),
+        speeds: [original.c_ispeed, original.c_ospeed],
+    })
+}
+
+/// The terminal is raw, and is to be like that at the end.
+pub(crate) fn take_over(saved: &Saved) {
+    let Ok(terminal) = tcgetattr(io::stdin()) else {
+        return;
+    };
+    let mut original = libc::termios::from(terminal);
+    let [input, output, control, local] = saved.flags;
+    original.c_iflag = input;
+    original.c_oflag = output;
+    original.c_cflag = control;
+    original.c_lflag = local;
+    original.c_line = saved.line;
+    for (place, character) in original.c_cc.iter_mut().zip(&saved.characters) {
+        *place = *character;
+    }
+    [original.c_ispeed, original.c_ospeed] = saved.speeds;
+    *ORIGINAL.lock() = Some(original.into());
 }
 
 /// Puts the terminal back. May be called at any time and any number of times.

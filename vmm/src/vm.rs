@@ -4,8 +4,9 @@
 mod beginning;
 pub(crate) mod suspend;
 
+use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -18,74 +19,112 @@ use vmm_sys_util::signal::Killable;
 use crate::config::Config;
 use crate::control::{Control, Monitor, Workers};
 use crate::event::{Event, Outcome};
-use crate::event_loop::EventLoop;
+use crate::event_loop::{EventLoop, Handle, Subscription};
 use crate::machine::{Machine, plug_later};
 use crate::migration::Migrations;
 use crate::socket::{Place, Places, Socket};
 use crate::suspension::Suspension;
+use crate::upgrade::{self, Upgrades};
 use crate::vcpu::Vcpu;
 use crate::{console, signals, terminal};
 pub(crate) use beginning::Beginning;
 use suspend::{Guest, Pausable as _};
 
-/// Creates the machine that `choose` says and runs it to its end, with clients at `control`. The ending
+/// Where clients come in, if they can.
+pub(crate) enum Door {
+    /// At a socket that is to be made.
+    At(Option<PathBuf>),
+    /// At one that there is.
+    Given(Option<Socket>),
+}
+
+impl Door {
+    fn socket(self) -> anyhow::Result<Option<Socket>> {
+        match self {
+            Self::Given(socket) => Ok(socket),
+            Self::At(None) => Ok(None),
+            Self::At(Some(path)) => Socket::bind(&path)
+                .map(Some)
+                .with_context(|| format!("--control path={}", path.display())),
+        }
+    }
+}
+
+/// Creates the machine that `choose` says and runs it to its end, with clients at `door`. The ending
 /// signals are blocked.
 pub(crate) fn run(
-    control: Option<&Path>,
+    door: Door,
     choose: impl FnOnce(&Places) -> anyhow::Result<(Config, Beginning)>,
 ) -> anyhow::Result<Outcome> {
     signals::install_kick().context("installing a signal handler")?;
     signals::reset().context("choosing what signals do")?;
     let (sender, events) = channel();
-    let socket = control.map(|path| {
-        Socket::bind(path).with_context(|| format!("--control path={}", path.display()))
-    });
-    let socket = socket.transpose()?;
+    let socket = door.socket()?;
     let event_loop = EventLoop::start(sender.clone()).context("starting the event loop")?;
     let started = Arc::<AtomicBool>::default();
     let places = Places::default();
     let place = socket.as_ref().map(|socket| socket.place().clone());
     places.lock().extend(place);
     let migrations = Arc::<Migrations>::default();
+    let upgrades = Arc::<Upgrades>::default();
+    upgrades.set_event_loop(event_loop.handle());
+    if let Some(socket) = &socket {
+        let outcome = upgrades.set_control(socket);
+        outcome.context("the control socket")?;
+    }
     let ending = end_by_signal(
         Arc::clone(&started),
         Arc::clone(&places),
         Arc::clone(&migrations),
         sender.clone(),
     );
-    let _signals =
+    let signals =
         signals::watch_ending(event_loop.handle(), ending).context("waiting for signals")?;
     let (config, mut beginning) = choose(&places)?;
+    beginning.prepare(&upgrades);
     let config = &config;
-    let made = Machine::new(config, beginning.memory(), &sender, event_loop.handle());
+    let given = beginning.given();
+    let made = Machine::new(
+        config,
+        beginning.memory(),
+        given,
+        &sender,
+        event_loop.handle(),
+    );
     let mut machine = beginning.told(made)?;
-    let begun = beginning.begin(&mut machine);
+    let begun = beginning.begin(&mut machine, &upgrades);
     beginning.told(begun)?;
-    let raw = terminal::make_raw().context("the terminal cannot be put into raw mode");
+    let raw = beginning.make_raw();
     beginning.told(raw)?;
     let input = console::standard_input()
         .and_then(|input| {
             let quit = end_by_key(Arc::clone(&migrations), sender.clone());
-            console::start(event_loop.handle(), input, quit, machine.input())
+            let entrance = Arc::clone(&upgrades.entrance);
+            console::start(event_loop.handle(), input, quit, entrance, machine.input())
         })
         .context("standard input cannot be read");
     let _input = beginning.told(input)?;
     let suspension = Arc::<Suspension>::default();
     // Until the guest is this process's, it does not run here.
-    suspension.set_paused(matches!(beginning, Beginning::Arrival(_)));
+    suspension.set_paused(beginning.is_anothers());
     // Dropped before the machine: no client sees it half gone.
     let control = socket
         .map(|socket| {
-            let monitor = monitor(config, &machine, &sender, &suspension, &migrations)?;
+            let monitor = Monitor {
+                started: beginning.started(),
+                upgrades: Arc::clone(&upgrades),
+                ..monitor(config, &machine, &sender, &suspension, &migrations)?
+            };
             Control::start(socket, monitor, event_loop.handle())
         })
         .transpose()
         .context("--control: serving clients");
     let _control = beginning.told(control)?;
+    let mut keeper = None;
     loop {
         let running = start(&mut machine, &sender);
         let mut running = beginning.told(running)?;
-        let restored = beginning.take_over(&machine, &events);
+        let restored = beginning.take_over(&machine, &events, &upgrades);
         let restored = beginning.told(restored)?;
         started.store(true, Ordering::Release);
         let hotplug = Arc::clone(machine.hotplug());
@@ -99,7 +138,20 @@ pub(crate) fn run(
             plug_later(&hotplug, config.plugged_later.clone());
         }
         beginning = Beginning::Boot;
+        if let (None, Some(line)) = (&keeper, upgrades.keeper()) {
+            let watching = watch_keeper(event_loop.handle(), line, sender.clone());
+            keeper = Some(watching.context("waiting for the process that was started first")?);
+        }
         let event = suspend::attend(&mut guest, &events, &suspension)?;
+        if let Some(successor) = upgrades.take_successor() {
+            // None is lost: those that come from here on wait for whoever stays.
+            drop(signals);
+            let signal = |event| match event {
+                Event::Signal(signal) => Some(signal),
+                _ => None,
+            };
+            successor.leave(signal(event).or_else(|| events.try_iter().find_map(signal)));
+        }
         stop(&mut machine, running)?;
         let event = most_urgent(event, &events);
         log::info!("the guest has stopped: {event}");
@@ -137,6 +189,23 @@ pub(crate) fn run(
         machine.reset_devices();
         return outcome;
     }
+}
+
+/// Has the machine end when the process that was started first does, or is told to.
+fn watch_keeper(
+    event_loop: &Handle,
+    line: &File,
+    events: Sender<Event>,
+) -> io::Result<Subscription> {
+    upgrade::watch_keeper(event_loop, line, move |signal| {
+        let gone = || {
+            "the process that was started first, and waits for this one since an upgrade, is gone"
+                .to_owned()
+        };
+        let event = signal.map_or_else(|| Event::Failed(gone()), Event::Signal);
+        // Nobody waits for it any more only when the process ends anyway.
+        let _ = events.send(event);
+    })
 }
 
 /// What a signal does that asks the process to end: an event once vCPUs have started. Before that
@@ -200,6 +269,7 @@ fn monitor(
         turns: Arc::default(),
         snapshots: Arc::default(),
         migrations: Arc::clone(migrations),
+        upgrades: Arc::default(),
         events: events.clone(),
     })
 }

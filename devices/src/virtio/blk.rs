@@ -160,9 +160,16 @@ impl Block {
     /// # Errors
     /// Those of [`open`](Self::open), but for the lock.
     pub fn open_unlocked(options: &BlockOptions) -> Result<Self, BlockError> {
+        Self::of(open(&options.path, options.readonly)?, options)
+    }
+
+    /// Of a `file` that is open, with the lock that it may have: as [`Claim::file`] gives it.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), but for the lock.
+    pub fn of(mut file: File, options: &BlockOptions) -> Result<Self, BlockError> {
         let path = options.path.as_path();
         let id = identification(options.serial.as_deref())?;
-        let mut file = open(path, options.readonly)?;
         let kind = file
             .metadata()
             .map_err(|error| open_error(path, options.readonly, error))?

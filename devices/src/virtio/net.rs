@@ -4,6 +4,7 @@
 //! serves the control queue as well. A received packet that finds no room is kept, and the tap is
 //! not polled until the driver adds buffers; the tap's own queue holds what comes meanwhile.
 
+mod attached;
 mod buffers;
 mod control;
 mod error;
@@ -21,6 +22,7 @@ mod sys;
 mod tap;
 mod vhost;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 
@@ -35,16 +37,17 @@ use super::feature::has;
 use super::random;
 use super::session::{Progress, Session};
 use crate::limit::LogLimit;
+use attached::Attached;
 use buffers::{Buffers, Room};
 use control::Control;
 use feature::offloads;
 use pairs::Pair;
-use steering::TapQueues;
-use tap::{Backend, HEADER, NUM_BUFFERS, Tap};
+use tap::{Backend, HEADER, NUM_BUFFERS};
 
 pub use error::NetError;
 pub(super) use feature::{FEATURES, consistent};
 pub use pairs::{MAX_PAIRS, Pairs};
+pub use tap::QueueFile;
 pub use vhost::VhostNet;
 
 /// Size of each queue.
@@ -77,6 +80,8 @@ pub struct Net {
     control: Option<Control>,
     /// The other parts, which the first has until they are taken.
     others: Vec<Net>,
+    /// The queues of the tap, which the first part knows.
+    files: Vec<QueueFile>,
     backend: Box<dyn Backend>,
     mac: [u8; 6],
     merge: bool,
@@ -99,11 +104,35 @@ impl Net {
     /// # Errors
     /// When there is no such tap, or it cannot be used; the message says what to do.
     pub fn open(options: &NetOptions) -> Result<Self, NetError> {
+        Self::on(options, Attached::open(options)?)
+    }
+
+    /// Of the open queues of the tap, which another process may have as well, as [`files`](Self::files)
+    /// gives them. Nothing changes for that one before this device goes on with its state.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn of(options: &NetOptions, queues: Vec<File>) -> Result<Self, NetError> {
+        Self::on(options, Attached::of(options, queues)?)
+    }
+
+    /// The queues of the tap, in their order.
+    #[must_use]
+    pub fn files(&self) -> Vec<QueueFile> {
+        self.files.clone()
+    }
+
+    fn on(options: &NetOptions, attached: Attached) -> Result<Self, NetError> {
         let mac = mac_of(options.mac).map_err(NetError::Mac)?;
-        let (tap, others) = Tap::open(&options.tap, options.pairs)?;
-        let control = control(&options.tap, &others)?;
+        let files = attached.files();
+        let Attached {
+            first,
+            others,
+            control,
+        } = attached;
         let others = others.into_iter().map(|tap| Box::new(tap) as _);
-        Ok(Self::new(Box::new(tap), others.collect(), control, mac))
+        let net = Self::new(Box::new(first), others.collect(), control, mac);
+        Ok(Self { files, ..net })
     }
 
     /// Of a pair for each backend. If there are others than the first, `control` is there.
@@ -127,6 +156,7 @@ impl Net {
             pair,
             control: None,
             others: Vec::new(),
+            files: Vec::new(),
             backend,
             mac,
             merge: false,
@@ -350,18 +380,6 @@ fn drop_stale(backend: &mut dyn Backend, buffer: &mut [u8]) {
             break;
         }
     }
-}
-
-/// What the control queue of a device on the tap `name` does, if that has `others` besides its first
-/// queue. They are not used from here on.
-fn control(name: &str, others: &[Tap]) -> Result<Option<Control>, NetError> {
-    if others.is_empty() {
-        return Ok(None);
-    }
-    let files = others.iter().map(Tap::file).collect::<io::Result<_>>();
-    let queues = TapQueues::new(files.map_err(NetError::Descriptors)?);
-    let queues = queues.map_err(|error| NetError::attach(name, error))?;
-    Ok(Some(Control::new(Box::new(queues), others.len() + 1)))
 }
 
 /// `struct virtio_net_config` (section 5.1.4): address, status with the link up, and how many queue

@@ -10,6 +10,8 @@ pub(crate) enum Way {
     /// By a migration: devices of the host have others in their place there. Whether their drivers can do it is known
     /// when they are open.
     Moved,
+    /// By an upgrade: it is another process of this host that has it then.
+    Upgraded,
 }
 
 impl Config {
@@ -17,6 +19,13 @@ impl Config {
     ///
     /// Whoever sends a machine looks, and whoever is sent one, before anything of it is opened.
     pub(crate) fn immovable(&self, way: Way) -> Option<String> {
+        if way == Way::Upgraded && self.assigns() {
+            return Some(
+                "a machine with --object iommufd cannot be upgraded: what the host's IOMMU has of it is this process's; have it migrate \
+                 to a nido on this host"
+                    .to_owned(),
+            );
+        }
         self.functions.iter().find_map(|function| {
             let (option, why, remedy) = match &function.kind {
                 FunctionKind::Vfio(_) if way == Way::Moved => return None,
@@ -49,6 +58,7 @@ impl Config {
                 match way {
                     Way::Saved => "saved",
                     Way::Moved => "moved",
+                    Way::Upgraded => "upgraded",
                 }
             ))
         })
@@ -95,5 +105,8 @@ mod tests {
              --device intel-iommu,x-scalable-mode=on --memory 1G,shared=on";
         assert_eq!(config(whole).immovable(Way::Saved), None);
         assert_eq!(config(unit).immovable(Way::Saved), None);
+        assert_eq!(config(whole).immovable(Way::Upgraded), None);
+        let why = config(unit).immovable(Way::Upgraded).expect("iommufd");
+        assert!(why.contains("--object iommufd"), "{why}");
     }
 }

@@ -15,6 +15,7 @@ use super::migrations;
 use super::monitor::Monitor;
 use super::parser::{Answer, Argument, Command, Value};
 use super::snapshots;
+use super::upgrades;
 use super::workers::Kind;
 use crate::event::Event;
 use crate::irq::Unit;
@@ -148,6 +149,12 @@ pub(super) const COMMANDS: &[Command] = &[
         arguments: &[Argument::DirtyPages],
         help: "which pages of guest memory are written, and by whom: `dirty-pages help` lists keys",
         run: dirty_pages::look,
+    },
+    Command {
+        name: upgrades::UPGRADE,
+        arguments: &[Argument::Upgrade],
+        help: "have another nido go on with the guest in place of this one: `upgrade help` explains",
+        run: upgrades::replace,
     },
     Command {
         name: "quit",
@@ -342,6 +349,12 @@ fn suspend(monitor: &Monitor, wish: Wish) -> Result<Answer, String> {
 }
 
 fn quit(monitor: &Monitor, _: &[Value]) -> Result<Answer, String> {
+    if monitor.upgrades.entrance.is_closed() {
+        return Err(
+            "another nido takes the guest over at this moment: connect again, and ask that one"
+                .to_owned(),
+        );
+    }
     // The main thread may be at it, if it is under way.
     let _ = monitor.migrations.cancel();
     Ok(Answer {

@@ -6,6 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::TryRecvError;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::unistd::geteuid;
+
 use super::parser::{self, Answer};
 use super::workers::Pending;
 use crate::event::Event;
@@ -35,6 +39,7 @@ pub(super) enum Wants {
 /// A connection. Nothing here blocks.
 pub(super) struct Connection {
     stream: UnixStream,
+    is_owners: bool,
     /// At most one request, and what came with its last bytes.
     input: Vec<u8>,
     /// What is left of the answer.
@@ -64,7 +69,9 @@ impl Connection {
     /// Takes over a client.
     pub(super) fn new(stream: UnixStream, now: Instant) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
+        let client = getsockopt(&stream, PeerCredentials)?;
         Ok(Self {
+            is_owners: [0, geteuid().as_raw()].contains(&client.uid()),
             stream,
             input: Vec::new(),
             output: Vec::new(),
@@ -75,6 +82,11 @@ impl Connection {
             phase: Phase::Idle,
             deadline: now + IDLE,
         })
+    }
+
+    /// Whether the client is of the user that this process runs as, or of root.
+    pub(super) fn is_owners(&self) -> bool {
+        self.is_owners
     }
 
     /// When it has to have got further.

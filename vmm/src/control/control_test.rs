@@ -81,6 +81,7 @@ pub(super) fn bare() -> (Monitor, Receiver<Event>) {
         turns: Arc::default(),
         snapshots: Arc::default(),
         migrations: Arc::default(),
+        upgrades: Arc::default(),
         events,
     };
     (monitor, receiver)

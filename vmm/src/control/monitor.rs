@@ -17,6 +17,7 @@ use crate::memory::dirty::Follow;
 use crate::migration::Migrations;
 use crate::snapshot::Snapshots;
 use crate::suspension::Suspension;
+use crate::upgrade::Upgrades;
 use crate::vcpu::AccessTimes;
 
 /// What commands look at.
@@ -57,6 +58,8 @@ pub(crate) struct Monitor {
     pub(crate) snapshots: Arc<Snapshots>,
     /// The migration that is under way.
     pub(crate) migrations: Arc<Migrations>,
+    /// What has another nido go on with the guest.
+    pub(crate) upgrades: Arc<Upgrades>,
     /// Where the wish to end the machine goes.
     pub(crate) events: Sender<Event>,
 }

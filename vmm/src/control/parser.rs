@@ -43,6 +43,8 @@ pub(super) enum Argument {
     DirtyPages,
     /// A number of bytes.
     Size,
+    /// The nido that takes it. The rest of the request.
+    Upgrade,
 }
 
 /// An argument's value.
@@ -62,6 +64,8 @@ pub(super) enum Value {
     DirtyPages(String),
     /// A number of bytes.
     Size(u64),
+    /// The nido that takes it.
+    Upgrade(String),
     /// The name of a device, and whether it is removed by force.
     Removal(String, bool),
 }
@@ -107,6 +111,7 @@ impl Argument {
             Self::Migration => "unix:PATH|tcp:HOST:PORT[,key=value]...",
             Self::DirtyPages => "[key=value,...]",
             Self::Size => "size=SIZE",
+            Self::Upgrade => "FILE",
         }
     }
 
@@ -120,6 +125,7 @@ impl Argument {
             Self::Migration => Some(Value::Migration(word.to_owned())),
             Self::DirtyPages => Some(Value::DirtyPages(word.to_owned())),
             Self::Size => parse_size(word.strip_prefix("size=").unwrap_or(word)).map(Value::Size),
+            Self::Upgrade => Some(Value::Upgrade(word.to_owned())),
         }
     }
 
@@ -135,6 +141,7 @@ impl Argument {
             Self::Migration => "where another nido waits, and keys that `migrate help` explains",
             Self::DirtyPages => "keys that `dirty-pages help` explains",
             Self::Size => "a number of bytes, such as 512M or 2G",
+            Self::Upgrade => "the path of a nido",
             Self::Removal => {
                 "the id of a device, or of the port that it is behind, and force=on to pull it out"
             }

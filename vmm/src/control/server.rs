@@ -14,7 +14,8 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use super::commands::COMMANDS;
 use super::connection::{Connection, Wants};
 use super::monitor::Monitor;
-use super::parser::answer;
+use super::parser::{self, answer};
+use super::upgrades;
 use crate::event_loop::{Timer, io_error};
 use crate::socket::Socket;
 
@@ -22,6 +23,8 @@ use crate::socket::Socket;
 pub(super) const CONNECTIONS: usize = 8;
 /// How long to wait when the host has no descriptor left for a new client.
 const RETRY: Duration = Duration::from_millis(100);
+/// How long to wait when none is to be let in.
+const CLOSED: Duration = Duration::from_millis(10);
 
 /// What an event is about.
 mod token {
@@ -83,6 +86,13 @@ impl Server {
     }
 
     fn accept(&mut self, ops: &mut EventOps<'_>) {
+        if self.monitor.upgrades.entrance.is_closed() {
+            // They wait for whoever has the guest then.
+            if ops.remove(self.listener()).is_ok() {
+                self.accept_again = Some(Instant::now() + CLOSED);
+            }
+            return;
+        }
         match self.socket.listener().accept() {
             Ok((stream, _)) if self.connections.len() >= CONNECTIONS => refuse(stream),
             Ok((stream, _)) => {
@@ -144,9 +154,13 @@ impl Server {
                 return true;
             }
             let before = *wants;
+            let is_owner = connection.is_owners();
             *wants = connection.step(
                 Instant::now(),
-                |request| answer(COMMANDS, monitor, request),
+                |request| match upgrades::refusal(request, || is_owner) {
+                    Some(why) => parser::outcome(Err(why)).into(),
+                    None => answer(COMMANDS, monitor, request),
+                },
                 |event| {
                     // Nobody waits for events any more only when the machine ends anyway.
                     let _ = monitor.events.send(event);

@@ -1,5 +1,5 @@
-//! What takes long, of which there is one at a time: saving the guest, having it leave, or following what it
-//! writes.
+//! What takes long, of which there is one at a time: saving the guest, having it leave or be another nido's, or
+//! following what it writes.
 
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ pub(super) enum Long {
     Migration,
     /// Following what is written to memory.
     DirtyPages,
+    /// An upgrade.
+    Upgrade,
 }
 
 /// What is under way, from the command that asks for it to the end of the work. Only leaf locks are taken under this
@@ -41,24 +43,23 @@ impl Monitor {
             Some(Long::Snapshot) => (
                 "a snapshot is being written",
                 self.snapshots.describe(),
-                "snapshot-cancel",
+                ", or say `snapshot-cancel`",
             ),
             Some(Long::Migration) => (
                 "a migration is under way",
                 self.migrations.describe(),
-                "migrate-cancel",
+                ", or say `migrate-cancel`",
             ),
             Some(Long::DirtyPages) => {
                 return Err(
                     "`dirty-pages` follows what the guest writes; wait for its end".to_owned(),
                 );
             }
+            Some(Long::Upgrade) => ("an upgrade is under way", None, ""),
         };
         // Its thread may not have got there yet.
         let progress = progress.map_or_else(String::new, |text| format!(": {text}"));
-        Err(format!(
-            "{kind}{progress}; wait for its end, or say `{remedy}`"
-        ))
+        Err(format!("{kind}{progress}; wait for its end{remedy}"))
     }
 }
 
@@ -80,9 +81,15 @@ mod tests {
             (Long::Snapshot, "a snapshot is being written; wait"),
             (Long::Migration, "a migration is under way; wait"),
             (Long::DirtyPages, "`dirty-pages` follows"),
+            (Long::Upgrade, "an upgrade is under way; wait"),
         ] {
             let turn = monitor.begin(first).expect("the only one");
-            for second in [Long::Snapshot, Long::Migration, Long::DirtyPages] {
+            for second in [
+                Long::Snapshot,
+                Long::Migration,
+                Long::DirtyPages,
+                Long::Upgrade,
+            ] {
                 let error = monitor.begin(second).err().expect("the second");
                 assert!(error.starts_with(why), "{error}");
             }

@@ -34,10 +34,12 @@ pub(super) enum Kind {
     Snapshot,
     /// To have another process go on with the guest.
     Migration,
+    /// To have another nido take the place of this one.
+    Upgrade,
 }
 
 impl Kind {
-    const COUNT: usize = 6;
+    const COUNT: usize = 7;
 }
 
 /// What work comes to, when it is done.
@@ -107,7 +109,15 @@ impl Workers {
     ) -> Result<Pending, String> {
         let fail =
             |error: io::Error| format!("the host has no thread for this ({error}); try again");
-        let [looks, changes, forced, pauses, snapshots, migrations] = &self.running;
+        let [
+            looks,
+            changes,
+            forced,
+            pauses,
+            snapshots,
+            migrations,
+            upgrades,
+        ] = &self.running;
         let running = match kind {
             Kind::Look => looks,
             Kind::Change => changes,
@@ -115,6 +125,7 @@ impl Workers {
             Kind::Pause => pauses,
             Kind::Snapshot => snapshots,
             Kind::Migration => migrations,
+            Kind::Upgrade => upgrades,
         };
         if running.load(Ordering::Relaxed) >= MOST {
             return Err(format!(

@@ -102,11 +102,17 @@ impl Claims {
     /// # Errors
     /// One of them is in use by another process.
     pub(crate) fn take_all(&self) -> anyhow::Result<Arbiter> {
-        self.take(|_| ())
+        self.take(Claim::refresh, |_| ())
     }
 
-    /// Does `before` with each address, when the disks are there.
-    fn take(&self, before: fn(&Address)) -> anyhow::Result<Arbiter> {
+    /// The same of open files that this process was given with their locks: nobody else could write to
+    /// them meanwhile. Connections of sockets end, as in [`take_over`](Self::take_over).
+    pub(crate) fn take_given(&self) -> anyhow::Result<()> {
+        self.take(|_| {}, Address::end_connections).map(drop)
+    }
+
+    /// Does `begin` with each disk that is new, and `before` with each address, when the disks are there.
+    fn take(&self, begin: impl Fn(&Claim), before: impl Fn(&Address)) -> anyhow::Result<Arbiter> {
         let mut state = self.state.lock();
         let state = &mut *state;
         let mut new = Vec::with_capacity(state.disks.len());
@@ -146,7 +152,7 @@ impl Claims {
         }
         // These could be written to by others until now.
         for disk in new {
-            disk.claim.refresh();
+            begin(&disk.claim);
         }
         state.held = true;
         let is_alone = |disk: &Disk| disk.hold == Hold::Alone && !disk.claim.is_gone();
@@ -185,7 +191,7 @@ impl Claims {
     /// # Errors
     /// As there.
     pub(crate) fn take_over(&self) -> anyhow::Result<Arbiter> {
-        self.take(Address::end_connections)
+        self.take(Claim::refresh, Address::end_connections)
     }
 
     /// Whether the machine has what is its own. If not, nobody here knows whose its guest is.
@@ -214,6 +220,16 @@ impl Claims {
             }
         });
         all && is_one
+    }
+
+    /// Gives up the addresses alone, for a process that has the same open files, and so has the locks of
+    /// the disks already.
+    ///
+    /// # Errors
+    /// One of them is still held.
+    pub(crate) fn give_up_addresses(&self) -> anyhow::Result<()> {
+        let state = self.state.lock();
+        state.addresses.iter().try_for_each(give_up_address)
     }
 
     /// What tells the files of these disks from others on this host, in the order of the disks' addresses.

@@ -36,6 +36,7 @@ use crate::config::stays::SERVED;
 use crate::config::{
     FunctionConfig, FunctionKind, MemoryDeviceConfig, Served, VfioConfig, VhostUserConfig,
 };
+use crate::host_files::{DeviceFiles, Given};
 use crate::irq::{self, Unit};
 use crate::memory::Memory;
 use crate::memory::reclaim::Reclaimer;
@@ -74,6 +75,10 @@ pub(super) struct Platform {
     pub(super) reclaimer: Arc<Reclaimer>,
     /// Memory that is plugged and unplugged, if there is a device for that.
     pub(super) plugged: Arc<OnceLock<MemControl>>,
+    /// What devices have open.
+    pub(super) files: Arc<DeviceFiles>,
+    /// What they have in place of what they would open.
+    pub(super) given: Given,
     /// How many vCPUs there are.
     pub(super) cpus: u8,
 }
@@ -133,8 +138,13 @@ impl Platform {
                     queues: disk.queues.unwrap_or(self.usual_queues()),
                 };
                 let option = || format!("--disk path={}", disk.path.display());
-                let block = Block::open_unlocked(&options).with_context(option)?;
+                let block = match self.given.disk(&disk.path) {
+                    Some(file) => Block::of(file, &options),
+                    None => Block::open_unlocked(&options),
+                };
+                let block = block.with_context(option)?;
                 self.claims.add(bdf, block.claim()).with_context(option)?;
+                self.files.add_disk(block.claim());
                 self.virtio(bdf, block)
             }
             FunctionKind::Net(net) => {
@@ -147,13 +157,25 @@ impl Platform {
                     },
                 };
                 let option = || format!("--net tap={}", net.tap);
+                let given = self.given.tap(&net.tap);
                 if net.vhost {
-                    let net = VhostNet::open(&options, &self.place(bdf))
-                        .with_context(|| format!("{},vhost=on", option()))?;
-                    self.writers.add(net.writers());
-                    return self.virtio(bdf, net);
+                    let place = self.place(bdf);
+                    let device = match given {
+                        Some(queues) => VhostNet::of(&options, &place, queues),
+                        None => VhostNet::open(&options, &place),
+                    };
+                    let device = device.with_context(|| format!("{},vhost=on", option()))?;
+                    self.writers.add(device.writers());
+                    self.files.add_tap(&net.tap, device.files());
+                    return self.virtio(bdf, device);
                 }
-                self.virtio(bdf, Net::open(&options).with_context(option)?)
+                let device = match given {
+                    Some(queues) => Net::of(&options, queues),
+                    None => Net::open(&options),
+                };
+                let device = device.with_context(option)?;
+                self.files.add_tap(&net.tap, device.files());
+                self.virtio(bdf, device)
             }
             FunctionKind::Vsock(cid) => {
                 let option = || format!("--vsock cid={cid}");

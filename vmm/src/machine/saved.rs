@@ -4,6 +4,7 @@
 //! last. It is restored in the same order, before anything runs.
 
 use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use vm_memory::GuestMemoryBackend as _;
 
 use super::Machine;
 use crate::config::{Config, FileSource, FunctionKind};
+use crate::host_files::Role;
 use crate::memory::Memory;
 use crate::vcpu;
 
@@ -164,6 +166,23 @@ impl Machine {
     /// Guest memory.
     pub(crate) fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// What it has open that another process of this host needs to have the machine: its memory, if that is in
+    /// a file of its own, what it boots from, and what its devices have.
+    ///
+    /// # Errors
+    /// The host has no descriptors left.
+    pub(crate) fn open_files(&self) -> io::Result<Vec<(Role, File)>> {
+        let mut files = Vec::new();
+        if let Some(file) = crate::memory::shared::file(&self.memory) {
+            files.push((Role::Memory, file.try_clone()?));
+        }
+        let (kernel, initramfs) = self.images.files()?;
+        files.push((Role::Kernel, kernel));
+        files.extend(initramfs.map(|file| (Role::Initramfs, file)));
+        files.extend(self.files.open());
+        Ok(files)
     }
 
     /// The file of a snapshot that memory came from.

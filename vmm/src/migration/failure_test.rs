@@ -271,3 +271,59 @@ fn a_source_takes_any_answer_for_an_error() {
         assert!(!(heard && ready && handed == Fate::Running), "by chance?");
     }
 }
+
+/// A target that has all, and does `work` when the guest is its own, and what the source makes of it.
+fn given(work: impl FnOnce(Receiver) + Send + 'static) -> (Fate, Duration) {
+    let (ours, theirs) = UnixStream::pair().expect("descriptors");
+    let target = target(theirs.into(), move |mut receiver| {
+        take(&mut receiver, &memory()).expect("all of it");
+        work(receiver);
+    });
+    let mut sender = sender(ours.into());
+    sender.state(b"state").expect("there is a target");
+    sender.last(false, LONG).expect("it is ready");
+    let began = Instant::now();
+    let fate = sender.yours_or_never(SHORT);
+    let took = began.elapsed();
+    target.join().expect("no panic");
+    (fate, took)
+}
+
+#[test]
+fn a_child_that_does_not_say_in_time_that_it_runs_the_guest_cannot_say_so_any_more() {
+    let (fate, _) = given(|receiver| receiver.running().expect("it is heard"));
+    assert_eq!(fate, Fate::Running);
+    let (fate, took) = given(|receiver| {
+        thread::sleep(3 * SHORT);
+        receiver.running().expect_err("nobody hears it any more");
+    });
+    assert!(
+        matches!(&fate, Fate::Refused(why) if why.contains("did nothing for 100 ms")),
+        "{fate:?}"
+    );
+    assert!(took < 3 * SHORT, "{took:?}");
+    let (fate, _) = given(drop);
+    assert!(
+        matches!(&fate, Fate::Refused(why) if why.contains("closed")),
+        "{fate:?}"
+    );
+    let (fate, _) = given(|receiver| receiver.failed("no address").expect("it is heard"));
+    assert!(
+        matches!(&fate, Fate::Refused(why) if why.contains("no address")),
+        "{fate:?}"
+    );
+}
+
+/// Whatever the moment in which it says so: either both think that it runs there, or neither.
+#[test]
+fn of_a_child_that_says_at_the_limit_that_it_runs_the_guest_both_sides_think_the_same() {
+    for microseconds in (99_000..101_500).step_by(50) {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (fate, _) = given(move |receiver| {
+            thread::sleep(Duration::from_micros(microseconds));
+            tell.send(receiver.running().is_ok()).expect("the test");
+        });
+        let runs = told.recv().expect("it tells");
+        assert_eq!(fate == Fate::Running, runs, "{microseconds} us: {fate:?}");
+    }
+}

@@ -41,7 +41,7 @@ pub(crate) struct Here<'a> {
 
 impl Here<'_> {
     /// Has the main thread do that. A migration outlives its client.
-    pub(super) fn ask(&self, wish: Wish) -> Result<String, String> {
+    pub(crate) fn ask(&self, wish: Wish) -> Result<String, String> {
         let here = Arc::new(());
         self.suspension
             .ask(wish, Arc::downgrade(&here), self.events)

@@ -171,6 +171,11 @@ impl Link {
         self.inbox.has_some() || polled.is_ok_and(|ready| ready > 0)
     }
 
+    /// Has nothing come any more: the other side, which is of this host, fails to send from here on.
+    pub(super) fn refuse(&self) {
+        self.line.socket.shutdown(Shutdown::Read);
+    }
+
     /// Says a last thing, and waits a moment for the other side to have read it: closing a connection
     /// on which something came that was not read can take from the other side what was sent.
     pub(super) fn say_farewell(mut self, kind: Kind, payload: &[u8]) -> Result<()> {

@@ -202,6 +202,22 @@ impl Sender {
         }
     }
 
+    /// The same to a process of this host, of which all is known: if it does not say in time that the guest
+    /// runs, it cannot say so any more, and so does not run it. Never [`Fate::Lost`].
+    pub(crate) fn yours_or_never(&mut self, patience: Duration) -> Fate {
+        let why = match self.yours(patience) {
+            Fate::Lost(why) => why,
+            fate => return fate,
+        };
+        // What has come until now can still be read, and nothing can come any more.
+        self.link.refuse();
+        match self.link.hear(LISTEN) {
+            Ok(frame) if frame.kind == Kind::Running => Fate::Running,
+            Ok(frame) if frame.kind == Kind::Failed => Fate::Refused(said(frame).to_string()),
+            Ok(_) | Err(_) => Fate::Refused(why),
+        }
+    }
+
     /// Sends a frame, and those that are ready.
     fn say(&mut self, kind: Kind, payload: &[u8]) -> Result<()> {
         self.link.outbox().frame(kind, payload);

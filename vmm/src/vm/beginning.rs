@@ -1,15 +1,20 @@
-//! What a machine begins with: the guest's start, what a snapshot has, or what another process sends.
+//! What a machine begins with: the guest's start, what a snapshot has, or what another process sends, from
+//! elsewhere or as the one whose place this takes.
 
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Instant;
 
 use anyhow::Context as _;
 
 use crate::event::Event;
+use crate::host_files::Given;
 use crate::machine::Machine;
 use crate::migration::Arrival;
 use crate::snapshot::Snapshot;
+use crate::terminal;
+use crate::upgrade::{Heir, Upgrades};
 
 /// What a machine begins with.
 pub(crate) enum Beginning {
@@ -19,6 +24,8 @@ pub(crate) enum Beginning {
     Snapshot(Snapshot),
     /// What another process sends.
     Arrival(Arrival),
+    /// What the process has whose place this one takes.
+    Heir(Box<Heir>),
 }
 
 impl Beginning {
@@ -26,12 +33,54 @@ impl Beginning {
     pub(super) fn memory(&self) -> Option<&Arc<File>> {
         match self {
             Self::Snapshot(snapshot) => Some(&snapshot.memory),
-            Self::Boot | Self::Arrival(_) => None,
+            Self::Boot | Self::Arrival(_) | Self::Heir(_) => None,
         }
     }
 
+    /// What the machine is to have in place of what it would open.
+    pub(super) fn given(&mut self) -> Given {
+        match self {
+            Self::Boot | Self::Snapshot(_) | Self::Arrival(_) => Given::default(),
+            Self::Heir(heir) => heir.take_given(),
+        }
+    }
+
+    /// When the machine was started.
+    pub(super) fn started(&self) -> Instant {
+        match self {
+            Self::Boot | Self::Snapshot(_) | Self::Arrival(_) => Instant::now(),
+            Self::Heir(heir) => heir.started(),
+        }
+    }
+
+    /// Takes nothing from outside until the guest is this process's, if another one does.
+    pub(super) fn prepare(&self, upgrades: &Upgrades) {
+        if let Self::Heir(heir) = self {
+            heir.prepare(upgrades);
+        }
+    }
+
+    /// Puts the terminal into raw mode, if it is not.
+    pub(super) fn make_raw(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Boot | Self::Snapshot(_) | Self::Arrival(_) => {
+                terminal::make_raw().context("the terminal cannot be put into raw mode")
+            }
+            Self::Heir(_) => Ok(()),
+        }
+    }
+
+    /// Whether the guest is another process's until it is [taken over](Self::take_over).
+    pub(super) fn is_anothers(&self) -> bool {
+        matches!(self, Self::Arrival(_) | Self::Heir(_))
+    }
+
     /// Has `machine` be as this says, to run when its vCPUs do.
-    pub(super) fn begin(&mut self, machine: &mut Machine) -> anyhow::Result<()> {
+    pub(super) fn begin(
+        &mut self,
+        machine: &mut Machine,
+        upgrades: &Upgrades,
+    ) -> anyhow::Result<()> {
         match self {
             Self::Boot => machine.boot(),
             Self::Snapshot(snapshot) => {
@@ -45,6 +94,10 @@ impl Beginning {
                     .context("--incoming")?;
                 machine.restore(sections).context("--incoming")
             }
+            Self::Heir(heir) => {
+                let sections = heir.receive(machine.memory(), upgrades)?;
+                machine.restore(sections)
+            }
         }
     }
 
@@ -53,6 +106,7 @@ impl Beginning {
         &mut self,
         machine: &Machine,
         events: &Receiver<Event>,
+        upgrades: &Upgrades,
     ) -> anyhow::Result<Option<bool>> {
         Ok(match self {
             Self::Boot => None,
@@ -62,6 +116,10 @@ impl Beginning {
                 taken.context("--incoming")?;
                 Some(arrival.paused)
             }
+            Self::Heir(heir) => {
+                let taken = heir.take_over(machine.claims(), upgrades);
+                Some(self.told(taken)?)
+            }
         })
     }
 
@@ -70,6 +128,7 @@ impl Beginning {
         match self {
             Self::Boot | Self::Snapshot(_) => outcome,
             Self::Arrival(arrival) => arrival.told(outcome),
+            Self::Heir(heir) => heir.told(outcome),
         }
     }
 }

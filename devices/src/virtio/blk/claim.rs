@@ -50,6 +50,12 @@ impl Claim {
         &self.path
     }
 
+    /// The open file itself, if the disk is there: whoever has it has the lock as well, and keeps it.
+    #[must_use]
+    pub fn file(&self) -> Option<File> {
+        self.target.upgrade()?.file.try_clone().ok()
+    }
+
     /// What tells the file from others of the host: device and inode, if the disk is there. A block device
     /// is told by its number.
     #[must_use]

@@ -18,7 +18,8 @@ pub(super) struct TapQueues(Vec<TapQueue>);
 
 struct TapQueue {
     file: File,
-    attached: bool,
+    /// `None` if it is not known.
+    attached: Option<bool>,
 }
 
 impl TapQueues {
@@ -26,11 +27,18 @@ impl TapQueues {
     pub(super) fn new(others: Vec<File>) -> io::Result<Self> {
         let queues = others.into_iter().map(|file| TapQueue {
             file,
-            attached: true,
+            attached: Some(true),
         });
         let mut queues = Self(queues.collect());
         queues.steer(1)?;
         Ok(queues)
+    }
+
+    /// Of queues that another process has in use, or not: they stay so for now.
+    pub(super) fn of_others(others: Vec<File>) -> Self {
+        let attached = None;
+        let queues = others.into_iter();
+        Self(queues.map(|file| TapQueue { file, attached }).collect())
     }
 }
 
@@ -39,9 +47,15 @@ impl Steering for TapQueues {
         let used = usize::from(pairs).saturating_sub(1);
         for (index, queue) in self.0.iter_mut().enumerate() {
             let wanted = index < used;
-            if queue.attached != wanted {
-                sys::attach_tap_queue(&queue.file, wanted)?;
-                queue.attached = wanted;
+            if queue.attached != Some(wanted) {
+                match sys::attach_tap_queue(&queue.file, wanted) {
+                    // It is so already.
+                    Err(error)
+                        if queue.attached.is_none()
+                            && error.raw_os_error() == Some(libc::EINVAL) => {}
+                    outcome => outcome?,
+                }
+                queue.attached = Some(wanted);
             }
         }
         Ok(())

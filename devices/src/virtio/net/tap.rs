@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, Weak};
 
 use libc::IFNAMSIZ;
 use log::info;
@@ -33,7 +34,19 @@ pub(super) trait Backend: Send {
 }
 
 /// A queue of a tap that we are attached to.
-pub(super) struct Tap(File);
+pub(super) struct Tap(Arc<File>);
+
+/// A queue of a tap that a device has, for as long as it is there.
+#[derive(Clone, Debug)]
+pub struct QueueFile(Weak<File>);
+
+impl QueueFile {
+    /// The open file, if the device is there.
+    #[must_use]
+    pub fn file(&self) -> Option<File> {
+        self.0.upgrade()?.try_clone().ok()
+    }
+}
 
 impl Tap {
     /// Attaches to as many queues as there are to be of the tap `name`, which must exist: one that
@@ -66,28 +79,38 @@ impl Tap {
         let other = |_| {
             let other = tun(name)?;
             sys::set_tap_interface(&other, zero_terminated, true).map_err(attach)?;
-            Ok::<_, NetError>(Self(other))
+            Ok::<_, NetError>(Self::of(other))
         };
         Ok((
-            Self(first),
+            Self::of(first),
             (1..count).map(other).collect::<Result<_, _>>()?,
         ))
+    }
+
+    /// A queue that is attached, and as this device wants it.
+    pub(super) fn of(queue: File) -> Self {
+        Self(Arc::new(queue))
     }
 
     /// The tap for whoever else moves its packets.
     pub(super) fn file(&self) -> io::Result<File> {
         self.0.try_clone()
     }
+
+    /// The same for whoever is not to keep it.
+    pub(super) fn queue(&self) -> QueueFile {
+        QueueFile(Arc::downgrade(&self.0))
+    }
 }
 
 impl Backend for Tap {
     fn receive(&mut self, packet: &mut [u8]) -> io::Result<usize> {
-        self.0.read(packet)
+        (&*self.0).read(packet)
     }
 
     fn send(&mut self, packet: &[u8]) -> io::Result<()> {
         // One write is one packet.
-        self.0.write(packet).map(|_| ())
+        (&*self.0).write(packet).map(|_| ())
     }
 
     fn set_offload(&mut self, flags: u32) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 mod saved;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -12,11 +13,12 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::attached::Attached;
 use super::control::Control;
 use super::feature::{consistent, offloads};
 use super::pairs::Pair;
-use super::tap::{Backend as _, Tap};
-use super::{MAX_PACKET, NetError, NetOptions, config, control, drop_stale, mac_of};
+use super::tap::{Backend as _, QueueFile, Tap};
+use super::{MAX_PACKET, NetError, NetOptions, config, drop_stale, mac_of};
 use crate::virtio::device::{DeviceKind, Halt, VirtioDevice};
 use crate::virtio::error::QueueError;
 use crate::virtio::feature::{SPLIT_RINGS, mask};
@@ -52,9 +54,31 @@ impl VhostNet {
     /// When there is no such tap, or it cannot be used, or vhost-net cannot; the message says what
     /// to do.
     pub fn open(options: &NetOptions, place: &Place) -> Result<Self, NetError> {
+        Self::on(options, place, Attached::open(options)?)
+    }
+
+    /// Of the open queues of the tap, as [`Net::of`](super::Net::of).
+    ///
+    /// # Errors
+    /// vhost-net cannot serve it.
+    pub fn of(options: &NetOptions, place: &Place, queues: Vec<File>) -> Result<Self, NetError> {
+        Self::on(options, place, Attached::of(options, queues)?)
+    }
+
+    /// The queues of the tap, in their order.
+    #[must_use]
+    pub fn files(&self) -> Vec<QueueFile> {
+        let parts = std::iter::once(self).chain(&self.others);
+        parts.map(|part| part.tap.queue()).collect()
+    }
+
+    fn on(options: &NetOptions, place: &Place, attached: Attached) -> Result<Self, NetError> {
         let mac = mac_of(options.mac).map_err(NetError::Mac)?;
-        let (tap, others) = Tap::open(&options.tap, options.pairs)?;
-        let control = control(&options.tap, &others)?;
+        let Attached {
+            first: tap,
+            others,
+            control,
+        } = attached;
         let (pair, pairs) = Pair::all(others.len());
         let part = |(pair, tap)| Self::part(pair, tap, mac, place);
         let mut first = part((pair, tap))?;

@@ -23,7 +23,9 @@ fn an_answer_ends_with_its_only_empty_line() {
         let mut request = command.name.to_owned();
         match command.name {
             "translate" => request.push_str(" 00:01.0 0x1000"),
-            "device-add" | "snapshot" | "migrate" | "dirty-pages" => request.push_str(" help"),
+            "device-add" | "snapshot" | "migrate" | "dirty-pages" | "upgrade" => {
+                request.push_str(" help");
+            }
             // It is answered later.
             "device-del" | "pause" | "resume" => continue,
             // There is none.

@@ -14,6 +14,7 @@ use vmm_sys_util::tempdir::TempDir;
 use super::*;
 use crate::cli::{self, Device, Parsed, Request};
 use crate::event_loop::EventLoop;
+use crate::host_files::Given;
 use crate::machine::Machine;
 
 /// Files of disks.
@@ -268,7 +269,14 @@ fn a_machine_has_all_its_disks_from_the_start_or_once_they_are_taken() {
         config.claimed_later = later;
         let (events, _) = channel();
         let event_loop = EventLoop::start(events.clone()).expect("a thread");
-        let machine = Machine::new(&config, None, &events, event_loop.handle()).expect("created");
+        let machine = Machine::new(
+            &config,
+            None,
+            Given::default(),
+            &events,
+            event_loop.handle(),
+        )
+        .expect("created");
         let hotplug = machine.hotplug();
         hotplug.add(&plugged).expect("there is a port");
         assert!(!machine.config().claimed_later);

@@ -9,6 +9,7 @@ use pci::{ConfigChange, PciFunction};
 use super::*;
 use crate::cli::{self, Device, Parsed, Request};
 use crate::event_loop::EventLoop;
+use crate::host_files::Given;
 
 /// A function that counts.
 #[derive(Default)]
@@ -79,7 +80,14 @@ fn bench() -> Option<Bench> {
     };
     let (events, _) = channel();
     let event_loop = EventLoop::start(events.clone()).expect("a thread");
-    let machine = Machine::new(&config, None, &events, event_loop.handle()).expect("created");
+    let machine = Machine::new(
+        &config,
+        None,
+        Given::default(),
+        &events,
+        event_loop.handle(),
+    )
+    .expect("created");
     let function = Arc::<Function>::default();
     let bdf = Bdf::new(0, 30, 0).expect("in range");
     let added = Arc::clone(&function) as _;
