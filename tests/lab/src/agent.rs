@@ -12,6 +12,7 @@ mod echo;
 mod given_back;
 mod host;
 mod huge_pages;
+mod impostor;
 mod inherited;
 pub mod init;
 mod invocation;
@@ -31,6 +32,7 @@ mod tally;
 pub mod tap;
 mod threads;
 pub mod unit_tests;
+mod upgrades;
 mod vsock;
 
 use std::path::PathBuf;

@@ -6,6 +6,7 @@ mod debian;
 mod given_back;
 mod levels;
 mod migrate;
+mod upgrade;
 
 use std::time::Duration;
 
@@ -390,11 +391,12 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         .chain(SCENARIOS)
         .chain(migrate::SCENARIOS)
         .chain(given_back::SCENARIOS)
+        .chain(upgrade::SCENARIOS)
 }
 
 /// Those that run only if they are named, as they take longer.
 pub fn on_request() -> impl Iterator<Item = &'static Scenario> {
-    migrate::ON_REQUEST.iter()
+    migrate::ON_REQUEST.iter().chain(upgrade::ON_REQUEST)
 }
 
 /// The scenarios whose guests have devices of nido's own.

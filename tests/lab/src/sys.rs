@@ -12,9 +12,8 @@ pub mod trace;
 pub mod vsock;
 
 use std::ffi::CString;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -193,8 +192,14 @@ pub fn pretend_another_host(command: &mut Command, boot_id: &Path) {
 /// Where the kernel says which of its starts this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// The descriptor of this number, which this process was started with, and which nobody else uses.
+pub fn inherited(number: RawFd) -> OwnedFd {
+    // SAFETY: whoever has started this process has said the number, and it is asked for once.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
 /// Leaves `file` open, under its number, in the programs that are started from now on.
-pub fn inherit(file: &File) -> io::Result<()> {
+pub fn inherit(file: &impl AsFd) -> io::Result<()> {
     fcntl(file, FcntlArg::F_SETFD(FdFlag::empty()))?;
     Ok(())
 }

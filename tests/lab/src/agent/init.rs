@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::bench_compare::{Bench, Part, Subject};
-use super::{Task, bench_nested, bench_shadow, stock, unit_tests};
+use super::{Task, bench_nested, bench_shadow, impostor, stock, unit_tests};
 use crate::protocol::AgentLine;
 use crate::scenario::{self, BOOT, Initramfs, Kernel, NESTED, SHADOW, SHADOW_MAPS, Scenario};
 use crate::sys;
@@ -84,6 +84,9 @@ pub fn scenario_of(name: &str) -> Result<Scenario> {
 
 /// The life of lab-agent.
 pub fn main() {
+    if let Some((path, name)) = impostor::name() {
+        std::process::exit(impostor::be(&path, &name));
+    }
     if std::process::id() != 1 {
         eprintln!(
             "lab-agent is the first process of level 1 of the lab; see `cargo xtask lab --help`"

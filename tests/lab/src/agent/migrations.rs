@@ -227,7 +227,7 @@ fn wait_for_end(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>
 }
 
 /// Nobody else can open the disks of the guest now: what `flock` tells of files is what nido asks for.
-fn disks_are_locked(scratch: &Path) -> Result<()> {
+pub(super) fn disks_are_locked(scratch: &Path) -> Result<()> {
     for name in disks::NAMES {
         let path = scratch.join(name).with_extension(super::moved::DISK);
         let file = fs::File::open(&path).with_context(|| path.display().to_string())?;

@@ -252,7 +252,7 @@ pub(super) fn session(
         || plan::names(&invocation.plan, "moves")
         || plan::names(&invocation.plan, "dirty-pages")
         || plan::names(&invocation.plan, level3::MOVES)
-        || plan::names(&invocation.plan, "plugged");
+        || plan::names(&invocation.plan, "virtio-mem");
     if has_socket {
         // Bare metal has no disks there, so nothing else has made it.
         fs::create_dir_all(&task.scratch).with_context(|| task.scratch.display().to_string())?;

@@ -17,7 +17,7 @@ use super::migrations::Journey;
 use super::moved::{Moved, Way, outcome_of};
 use super::tally::Tally;
 use super::threads::Runs;
-use super::{Report, control, dirty, huge_pages, pauses};
+use super::{Report, control, dirty, huge_pages, pauses, upgrades};
 use crate::judge::Judge;
 use crate::protocol::{AgentLine, GuestLine};
 use crate::scenario::Exchange;
@@ -343,6 +343,9 @@ impl Session<'_> {
     /// Has the guest go on in another nido, if it is to.
     fn go(&self, nido: &mut Child, how: &str, turns: &mut u32) -> Result<(Option<Moved>, String)> {
         let way = self.way()?;
+        if let Some(how) = how.strip_prefix("upgrade") {
+            return Ok((None, upgrades::go(&way, nido, how.trim())?));
+        }
         let Some(how) = how.strip_prefix("migrate") else {
             let (moved, said) = way.go(nido, how.contains("live"))?;
             return Ok((Some(moved), said));

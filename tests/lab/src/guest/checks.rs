@@ -60,7 +60,7 @@ const CHECKS: &[(&str, Run)] = &[
     ("plugged-rng", hot_plug::plugged_rng),
     ("pauses", pauses::check),
     ("balloon", balloon::check),
-    ("plugged", plugged::check),
+    ("virtio-mem", plugged::check),
     ("moves", pauses::moves),
     ("moves-unplug", moves_unplug::check),
     ("hot-plug", hot_plug::check),

@@ -1,6 +1,8 @@
 //! Memory that comes and goes (virtio-mem), as level 1 asks for it.
 
 use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -12,6 +14,9 @@ use super::pauses::at_work;
 const ONLINE: &str = "/sys/devices/system/memory/auto_online_blocks";
 /// MiB that the kernel takes of what is plugged, to keep account of it, and for itself.
 const KEPT: u64 = 16;
+/// How long it takes to put to use what was plugged.
+const PATIENCE: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// `grow:FROM:TO:USED`: there are FROM MiB plugged, and then TO, with which so many can be used.
 /// `shrink:FROM:TO:LOAD+LOAD`: the same with less while these are at work, as in `moves`. `has:MIB`: so many
@@ -29,11 +34,8 @@ pub(super) fn check(guest: &Guest, argument: &str) -> Result<String> {
             agent.request(&format!("given-back plugged {from}"))?;
             agent.request(&format!("given-back plug {to}"))?;
             let more = number(to)? - number(from)?;
-            let now = total()?;
-            ensure!(
-                now >= before + more.saturating_sub(KEPT),
-                "{before} MiB have become {now}"
-            );
+            let least = before + more.saturating_sub(KEPT);
+            eventually(before, |now| now >= least)?;
             drop(used(usize::try_from(number(mib)?)?)?);
         }
         ["shrink", from, to, loads] => {
@@ -45,15 +47,25 @@ pub(super) fn check(guest: &Guest, argument: &str) -> Result<String> {
                 // What the guest had not touched of it had no memory.
                 agent.request(&format!("given-back less {}", less / 3))
             })?;
-            let now = total()?;
-            ensure!(
-                now <= (before + KEPT).saturating_sub(less),
-                "{before} MiB have become {now}"
-            );
+            let most = (before + KEPT).saturating_sub(less);
+            eventually(before, |now| now <= most)?;
         }
-        _ => bail!("plugged=grow:FROM:TO:USED, shrink:FROM:TO:LOADS or has:MIB"),
+        _ => bail!("virtio-mem=grow:FROM:TO:USED, shrink:FROM:TO:LOADS or has:MIB"),
     }
     Ok(format!("{before} MiB, and then {}", total()?))
+}
+
+/// Waits until the kernel has so much: it is told of a block before it puts that to use.
+fn eventually(before: u64, is_enough: impl Fn(u64) -> bool) -> Result<()> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let now = total()?;
+        if is_enough(now) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "{before} MiB have become {now}");
+        thread::sleep(LOOK);
+    }
 }
 
 fn number(word: &str) -> Result<u64> {

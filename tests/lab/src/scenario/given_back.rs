@@ -20,9 +20,9 @@ const BALLOON: Scenario = Scenario {
         "-v",
         "-v",
     ],
-    plan: "scalable,smp=2,translation=first-stage,balloon=reports:160,balloon=grow:224,moves=2/migrate:disk+net+edu,\
+    plan: "scalable,smp=2,translation=first-stage,balloon=reports:160,balloon=grow:224,moves=1/migrate:disk+net+edu,\
            balloon=held:224:512,moves=1:disk+net+edu,balloon=held:224:500,balloon=shrink:300,balloon=reports:150,\
-           moves=1/migrate:memory+edu,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
+           moves=1/migrate:memory,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
     limit: Duration::from_secs(240),
     ..DEFAULT
 };
@@ -42,9 +42,9 @@ const PLUGGED: Scenario = Scenario {
         "-v",
     ],
     memory: "256M",
-    plan: "scalable,smp=2,translation=first-stage,plugged=grow:0:512:400,moves=1/migrate:disk+net+edu,plugged=grow:512:640:500,\
-           plugged=shrink:640:256:disk+net+edu,moves=1/migrate:disk+memory,plugged=has:256,disk=2,net,edu,nofaults>restart;\
-           scalable,plugged=has:256,plugged=grow:256:384:300,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
+    plan: "scalable,smp=2,translation=first-stage,virtio-mem=grow:0:256:300,moves=1/migrate:disk+net+edu,virtio-mem=grow:256:384:300,\
+           virtio-mem=shrink:384:128:disk+net+edu,moves=1/migrate:disk+memory,virtio-mem=has:128,net,edu,nofaults>restart;\
+           scalable,virtio-mem=has:128,virtio-mem=grow:128:256:250,disk=2,net,edu,rng,interrupts=remapped,nofaults>poweroff",
     limit: Duration::from_secs(240),
     ..DEFAULT
 };
@@ -70,8 +70,8 @@ const ASSIGNED: Scenario = Scenario {
         "virtio-mem,size=1G",
     ],
     memory: "256M",
-    plan: "scalable,plugged=grow:0:512:400,nvme=64,edu,plugged=shrink:512:128:disk+edu,nvme=32,plugged=grow:128:384:300,\
-           plugged=shrink:384:256:edu,disk=2,nofaults>poweroff",
+    plan: "scalable,virtio-mem=grow:0:512:400,nvme=32,edu,virtio-mem=shrink:512:128:disk+edu,nvme=16,virtio-mem=grow:128:384:300,\
+           virtio-mem=shrink:384:256:edu,disk=2,nofaults>poweroff",
     limit: Duration::from_secs(240),
     ..DEFAULT
 };
