@@ -8,7 +8,7 @@
 //! a thread, a view and queues of its own (`workers`).
 //!
 //! Every access to guest memory goes through the IOMMU: `VIRTIO_F_ACCESS_PLATFORM` is not optional
-//! for the driver. But for the [balloon](balloon), which is not behind one.
+//! for the driver. But for the [`balloon`], which is not behind one.
 //!
 //! A guest that breaks the rules of the rings gets `DEVICE_NEEDS_RESET` (section 2.1.1) and a
 //! device that does nothing more until it is reset; a request that merely asks for something

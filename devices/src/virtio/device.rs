@@ -100,7 +100,7 @@ pub trait VirtioDevice: Send {
     /// change it, but for those that have a [live one](Self::live_config).
     fn config(&self) -> Vec<u8>;
     /// What takes the place of [`config`](Self::config) if it changes. Whoever changes it tells the driver
-    /// by [`Session::config_changed`].
+    /// by `Session::config_changed`.
     fn live_config(&self) -> Option<Arc<dyn LiveConfig>> {
         None
     }
