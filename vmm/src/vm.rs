@@ -2,16 +2,16 @@
 //! something of the whole.
 
 mod beginning;
+mod endings;
 pub(crate) mod suspend;
 
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use vmm_sys_util::signal::Killable;
@@ -19,15 +19,16 @@ use vmm_sys_util::signal::Killable;
 use crate::config::Config;
 use crate::control::{Control, Monitor, Workers};
 use crate::event::{Event, Outcome};
-use crate::event_loop::{EventLoop, Handle, Subscription};
+use crate::event_loop::EventLoop;
 use crate::machine::{Machine, plug_later};
 use crate::migration::Migrations;
-use crate::socket::{Place, Places, Socket};
+use crate::socket::{Places, Socket};
 use crate::suspension::Suspension;
-use crate::upgrade::{self, Upgrades};
+use crate::upgrade::Upgrades;
 use crate::vcpu::Vcpu;
-use crate::{console, signals, terminal};
+use crate::{console, signals};
 pub(crate) use beginning::Beginning;
+use endings::{end_by_key, end_by_signal, ended_while, most_urgent, watch_keeper};
 use suspend::{Guest, Pausable as _};
 
 /// Where clients come in, if they can.
@@ -191,57 +192,6 @@ pub(crate) fn run(
     }
 }
 
-/// Has the machine end when the process that was started first does, or is told to.
-fn watch_keeper(
-    event_loop: &Handle,
-    line: &File,
-    events: Sender<Event>,
-) -> io::Result<Subscription> {
-    upgrade::watch_keeper(event_loop, line, move |signal| {
-        let gone = || {
-            "the process that was started first, and waits for this one since an upgrade, is gone"
-                .to_owned()
-        };
-        let event = signal.map_or_else(|| Event::Failed(gone()), Event::Signal);
-        // Nobody waits for it any more only when the process ends anyway.
-        let _ = events.send(event);
-    })
-}
-
-/// What a signal does that asks the process to end: an event once vCPUs have started. Before that
-/// nobody waits for events, and whatever opens, pins or loads something may take as long as a user
-/// has chosen a slow file: the process ends at once. Nothing runs then that would have to stop
-/// first.
-fn end_by_signal(
-    started: Arc<AtomicBool>,
-    places: Places,
-    migrations: Arc<Migrations>,
-    events: Sender<Event>,
-) -> impl FnMut(i32) + Send {
-    move |signal| {
-        if started.load(Ordering::Acquire) {
-            // The main thread may be at it, if it is under way.
-            let _ = migrations.cancel();
-            // Nobody waits for it any more only when the process ends anyway.
-            let _ = events.send(Event::Signal(signal));
-            return;
-        }
-        terminal::restore();
-        places.lock().iter().for_each(Place::remove);
-        log::logger().flush();
-        std::process::exit(crate::signal_code(signal).into());
-    }
-}
-
-/// What the key does that ends the machine.
-fn end_by_key(migrations: Arc<Migrations>, events: Sender<Event>) -> impl FnMut() + Send {
-    move || {
-        // As for a signal.
-        let _ = migrations.cancel();
-        let _ = events.send(Event::Quit);
-    }
-}
-
 /// What clients of the control socket look at.
 fn monitor(
     config: &Config,
@@ -272,46 +222,6 @@ fn monitor(
         upgrades: Arc::default(),
         events: events.clone(),
     })
-}
-
-/// The process's end comes before whatever else was reported while the vCPUs stopped; the rest
-/// concerned a machine that no longer runs.
-fn most_urgent(first: Event, events: &Receiver<Event>) -> Event {
-    let ends = |event: &Event| matches!(event, Event::Quit | Event::Signal(_));
-    let later = events.try_iter().find(ends);
-    if ends(&first) {
-        first
-    } else {
-        later.unwrap_or(first)
-    }
-}
-
-/// Waits as long as `busy` says. Returns the end of the process if that comes before. There is nothing
-/// to be paused meanwhile.
-///
-/// A disk's file may be on a server that does not answer. Memory that it is to fill is not given to
-/// the next guest meanwhile.
-fn ended_while(
-    events: &Receiver<Event>,
-    suspension: &Suspension,
-    busy: impl Fn() -> bool,
-) -> Option<Outcome> {
-    let mut told = false;
-    while busy() {
-        suspension.refuse(
-            "the guest restarts, and waits for a device's file that does not answer; try again when it runs",
-        );
-        if !std::mem::replace(&mut told, true) {
-            log::warn!("a device's file does not answer: the guest restarts when it does");
-        }
-        match events.recv_timeout(Duration::from_millis(10)) {
-            Ok(Event::Quit) => return Some(Outcome::Off),
-            Ok(Event::Signal(signal)) => return Some(Outcome::Signal(signal)),
-            // No vCPU is running.
-            Ok(_) | Err(_) => {}
-        }
-    }
-    None
 }
 
 fn start(machine: &mut Machine, events: &Sender<Event>) -> anyhow::Result<Vec<JoinHandle<Vcpu>>> {
@@ -350,70 +260,5 @@ fn kick(running: &[JoinHandle<Vcpu>]) {
     for thread in running {
         // Fails only for a thread that has ended, which needs no kick.
         let _ = thread.kill(signals::kick_signal());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::suspension::Wish;
-
-    #[test]
-    fn a_signal_outranks_what_the_guest_reported_first() {
-        let (sender, events) = channel();
-        sender.send(Event::Reset).expect("receiver");
-        sender.send(Event::Signal(15)).expect("receiver");
-        assert_eq!(most_urgent(Event::PowerOff, &events), Event::Signal(15));
-        assert!(
-            events.try_recv().is_err(),
-            "nothing stale is left for the next run"
-        );
-    }
-
-    #[test]
-    fn a_message_of_several_lines_is_shown_as_it_is() {
-        let event = Event::Failed("vCPU 0 cannot go on\n  rip 0x10\n".to_owned());
-        assert_eq!(event.to_string(), "vCPU 0 cannot go on\n  rip 0x10");
-    }
-
-    #[test]
-    fn a_restart_waits_for_busy_devices_and_the_end_of_the_process_for_none() {
-        let (sender, events) = channel();
-        let suspension = Suspension::default();
-        assert_eq!(ended_while(&events, &suspension, || false), None);
-        let looks = std::cell::Cell::new(3);
-        let busy = || looks.replace(looks.get() - 1) != 0;
-        assert_eq!(ended_while(&events, &suspension, busy), None);
-        for (event, outcome) in [
-            (Event::Quit, Outcome::Off),
-            (Event::Signal(15), Outcome::Signal(15)),
-        ] {
-            sender.send(Event::Reset).expect("receiver");
-            sender.send(event).expect("receiver");
-            assert_eq!(ended_while(&events, &suspension, || true), Some(outcome));
-        }
-    }
-
-    #[test]
-    fn who_wants_a_pause_hears_at_once_that_the_guest_restarts() {
-        let (sender, events) = channel();
-        let suspension = Suspension::default();
-        thread::scope(|scope| {
-            let asking = scope.spawn(|| {
-                let client = Arc::new(());
-                suspension.ask(Wish::Pause, Arc::downgrade(&client), &sender)
-            });
-            let busy = || !asking.is_finished();
-            assert_eq!(ended_while(&events, &suspension, busy), None);
-            let why = asking.join().expect("no panic").expect_err("refused");
-            assert!(why.contains("restarts"), "{why}");
-        });
-    }
-
-    #[test]
-    fn what_the_guest_reported_first_counts() {
-        let (sender, events) = channel();
-        sender.send(Event::PowerOff).expect("receiver");
-        assert_eq!(most_urgent(Event::Reset, &events), Event::Reset);
     }
 }
