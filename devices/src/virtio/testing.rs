@@ -18,7 +18,7 @@ use crate::{Doorbells, InterruptRoute, InterruptRoutes, Memory};
 
 pub(super) const MEMORY_SIZE: usize = 8 << 20;
 /// A bound for whatever has to happen.
-pub(super) const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(60);
 /// Long enough for something that must not happen.
 pub(super) const A_WHILE: Duration = Duration::from_millis(100);
 
