@@ -3,7 +3,9 @@
 //! disk, a queue of a tap with what waits in it, memory.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use devices::virtio::blk::Claim;
 use devices::virtio::net::QueueFile;
@@ -54,13 +56,16 @@ impl DeviceFiles {
         let mut files = self.0.lock();
         files.retain(|file| match file {
             DeviceFile::Disk(claim) => !claim.is_gone(),
-            DeviceFile::Tap(_, queues) => queues.iter().any(|queue| queue.file().is_some()),
+            DeviceFile::Tap(_, queues) => !queues.iter().all(QueueFile::is_gone),
         });
         files.push(file);
     }
 
     /// Those that are there now.
-    pub(crate) fn open(&self) -> Vec<(Role, File)> {
+    ///
+    /// # Errors
+    /// The host has no descriptor left: none of them may be missing, as what has its name by now may be another file.
+    pub(crate) fn open(&self) -> io::Result<Vec<(Role, File)>> {
         let mut open = Vec::new();
         for file in &*self.0.lock() {
             match file {
@@ -68,32 +73,58 @@ impl DeviceFiles {
                     let path = claim.path();
                     // It fails only without a current directory.
                     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-                    open.extend(claim.file().map(|file| (Role::Disk(path), file)));
+                    open.extend(claim.file()?.map(|file| (Role::Disk(path), file)));
                 }
                 DeviceFile::Tap(name, queues) => {
                     for (queue, number) in queues.iter().zip(0..) {
                         let role = Role::Tap(name.clone(), number);
-                        open.extend(queue.file().map(|file| (role, file)));
+                        open.extend(queue.file()?.map(|file| (role, file)));
                     }
                 }
             }
         }
-        open
+        Ok(open)
     }
 }
 
 /// Files that were given to this process, each of which is taken once. None are, most of the time.
 #[derive(Debug, Default)]
-pub(crate) struct Given(Mutex<Vec<(Role, File)>>);
+pub(crate) struct Given {
+    files: Mutex<Vec<(Role, File)>>,
+    /// Whether all that the machine has are among them.
+    are_all: AtomicBool,
+}
 
 impl Given {
+    /// All that a machine has.
     pub(crate) fn new(files: Vec<(Role, File)>) -> Self {
-        Self(Mutex::new(files))
+        Self {
+            files: Mutex::new(files),
+            are_all: AtomicBool::new(true),
+        }
+    }
+
+    /// The machine is made: what it is to have further is to be opened.
+    pub(crate) fn close(&self) {
+        self.are_all.store(false, Ordering::Release);
+        self.files.lock().clear();
+    }
+
+    /// Something that is not here is to be opened.
+    ///
+    /// # Errors
+    /// It should be here: what has its name now may be something else.
+    pub(crate) fn permit_opening(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            !self.are_all.load(Ordering::Acquire),
+            "it was not handed over"
+        );
+        Ok(())
     }
 
     /// The first one of this role.
     pub(crate) fn take(&self, role: &Role) -> Option<File> {
-        let mut files = self.0.lock();
+        let mut files = self.files.lock();
         let place = files.iter().position(|(of, _)| of == role)?;
         Some(files.remove(place).1)
     }
@@ -113,7 +144,7 @@ impl Given {
 
     /// A queue of this number, unless the first one of another device comes before it.
     fn take_next(&self, name: &str, number: u16) -> Option<File> {
-        let mut files = self.0.lock();
+        let mut files = self.files.lock();
         let mut of_tap = files
             .iter()
             .enumerate()
@@ -148,6 +179,11 @@ mod tests {
         assert!(given.disk(Path::new("/a")).is_some());
         assert!(given.disk(Path::new("/a")).is_some());
         assert!(given.disk(Path::new("/a")).is_none());
+        // What is missing is not looked for by its name, before the machine is made.
+        assert!(given.permit_opening().is_err());
+        given.close();
+        assert!(given.permit_opening().is_ok());
+        assert!(Given::default().permit_opening().is_ok());
     }
 
     #[test]

@@ -183,6 +183,7 @@ impl Machine {
             cpus: config.cpus,
         };
         let console = platform.add_functions(&config.functions)?;
+        platform.given.close();
         let hotplug = functions::hotplug(platform, &config.functions);
         let ioapic = interrupts.ioapic;
         let output = standard_output()?;
@@ -368,7 +369,10 @@ impl Foundation {
         check_address_space(config.memory.size, further, physical_bits)?;
         let memory = match given.take(&Role::Memory).map(Arc::new) {
             Some(file) => memory::shared::map_again(&config.memory, further, &file)?,
-            None => memory::allocate(&config.memory, further, backing(config), saved)?,
+            None => {
+                given.permit_opening().context("guest memory")?;
+                memory::allocate(&config.memory, further, backing(config), saved)?
+            }
         };
         Ok(Self {
             vm: kvm::create_vm(&kvm, &memory)?,

@@ -140,13 +140,20 @@ pub(crate) fn run(
         }
         beginning = Beginning::Boot;
         if let (None, Some(line)) = (&keeper, upgrades.keeper()) {
-            let watching = watch_keeper(event_loop.handle(), line, sender.clone());
-            keeper = Some(watching.context("waiting for the process that was started first")?);
+            let migrations = Arc::clone(&migrations);
+            match watch_keeper(event_loop.handle(), line, migrations, sender.clone()) {
+                Ok(watching) => keeper = Some(watching),
+                // The guest is this process's, and nobody else's.
+                Err(error) => log::error!(
+                    "signals to the process that was started first are not heard of: {error}"
+                ),
+            }
         }
         let event = suspend::attend(&mut guest, &events, &suspension)?;
         if let Some(successor) = upgrades.take_successor() {
             // None is lost: those that come from here on wait for whoever stays.
             drop(signals);
+            drop(keeper);
             let signal = |event| match event {
                 Event::Signal(signal) => Some(signal),
                 _ => None,

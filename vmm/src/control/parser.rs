@@ -237,7 +237,15 @@ fn run(commands: &[Command], monitor: &Monitor, request: &str) -> Result<Answer,
         [Argument::DirtyPages] => vec![rest.trim()],
         _ => rest.split_whitespace().collect(),
     };
-    (command.run)(monitor, &command.values(&arguments)?)
+    let values = command.values(&arguments)?;
+    // What it asks for would be this process's alone, which is about to end.
+    if monitor.upgrades.entrance.is_closed() {
+        return Err(
+            "another nido takes the guest over at this moment: connect again, and ask that one"
+                .to_owned(),
+        );
+    }
+    (command.run)(monitor, &values)
 }
 
 fn removal(word: &str) -> Option<Value> {

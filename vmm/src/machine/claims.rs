@@ -53,6 +53,34 @@ pub(crate) enum Addresses {
     Keep,
 }
 
+/// Where the guest was before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum From {
+    /// Here, or nowhere.
+    Here,
+    /// In a process that has given up what is its own.
+    AnotherProcess,
+    /// In one that has the same open files.
+    OpenFiles,
+}
+
+impl From {
+    /// Not all could be had: gives up what was taken.
+    fn give_back(self, taken: Vec<&mut Disk>) {
+        for disk in taken {
+            match self {
+                // The other process would lose it as well.
+                Self::OpenFiles => disk.hold = Hold::None,
+                Self::Here | Self::AnotherProcess => {
+                    if let Err(error) = disk.give_up() {
+                        log::warn!("{error:#}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 impl Claims {
     /// Of a machine without disks as yet. `held` tells whether it takes the locks of those that it is
     /// given, or [later](Self::take_all).
@@ -102,17 +130,17 @@ impl Claims {
     /// # Errors
     /// One of them is in use by another process.
     pub(crate) fn take_all(&self) -> anyhow::Result<Arbiter> {
-        self.take(Claim::refresh, |_| ())
+        self.take(From::Here)
     }
 
     /// The same of open files that this process was given with their locks: nobody else could write to
-    /// them meanwhile. Connections of sockets end, as in [`take_over`](Self::take_over).
+    /// them meanwhile. Connections of sockets end, as in [`take_over`](Self::take_over). If it fails, locks stay as they
+    /// are: they belong to the open files, which the other process has as well.
     pub(crate) fn take_given(&self) -> anyhow::Result<()> {
-        self.take(|_| {}, Address::end_connections).map(drop)
+        self.take(From::OpenFiles).map(drop)
     }
 
-    /// Does `begin` with each disk that is new, and `before` with each address, when the disks are there.
-    fn take(&self, begin: impl Fn(&Claim), before: impl Fn(&Address)) -> anyhow::Result<Arbiter> {
+    fn take(&self, from: From) -> anyhow::Result<Arbiter> {
         let mut state = self.state.lock();
         let state = &mut *state;
         let mut new = Vec::with_capacity(state.disks.len());
@@ -126,33 +154,27 @@ impl Claims {
                     }
                 }
                 Err(error) => {
-                    for taken in new {
-                        if let Err(error) = taken.give_up() {
-                            log::warn!("{error:#}");
-                        }
-                    }
+                    from.give_back(new);
                     return Err(error.into());
                 }
             }
         }
         for (index, address) in state.addresses.iter().enumerate() {
-            before(address);
+            if from != From::Here {
+                address.end_connections();
+            }
             let Err(error) = address.take() else { continue };
             for taken in state.addresses.iter().take(index) {
                 if let Err(error) = give_up_address(taken) {
                     log::warn!("{error:#}");
                 }
             }
-            for taken in new {
-                if let Err(error) = taken.give_up() {
-                    log::warn!("{error:#}");
-                }
-            }
+            from.give_back(new);
             return Err(error.into());
         }
         // These could be written to by others until now.
-        for disk in new {
-            begin(&disk.claim);
+        for disk in new.iter().filter(|_| from != From::OpenFiles) {
+            disk.claim.refresh();
         }
         state.held = true;
         let is_alone = |disk: &Disk| disk.hold == Hold::Alone && !disk.claim.is_gone();
@@ -191,12 +213,22 @@ impl Claims {
     /// # Errors
     /// As there.
     pub(crate) fn take_over(&self) -> anyhow::Result<Arbiter> {
-        self.take(Claim::refresh, Address::end_connections)
+        self.take(From::AnotherProcess)
     }
 
-    /// Whether the machine has what is its own. If not, nobody here knows whose its guest is.
-    pub(crate) fn are_held(&self) -> bool {
-        self.state.lock().held
+    /// Whether it is known whose the guest is.
+    ///
+    /// # Errors
+    /// It is not, with the remedy: the machine has given up what is its own, and not got it back.
+    pub(crate) fn are_known(&self) -> Result<(), String> {
+        match self.state.lock().held {
+            true => Ok(()),
+            false => Err(
+                "whose the guest is is not known since another migration; see what that has answered, and write `resume` if the guest is \
+                 to go on here"
+                    .to_owned(),
+            ),
+        }
     }
 
     /// Whether another process has each of the disks that can be locked, and there is one: so locks are known to

@@ -140,7 +140,10 @@ impl Platform {
                 let option = || format!("--disk path={}", disk.path.display());
                 let block = match self.given.disk(&disk.path) {
                     Some(file) => Block::of(file, &options),
-                    None => Block::open_unlocked(&options),
+                    None => {
+                        self.given.permit_opening().with_context(option)?;
+                        Block::open_unlocked(&options)
+                    }
                 };
                 let block = block.with_context(option)?;
                 self.claims.add(bdf, block.claim()).with_context(option)?;
@@ -158,6 +161,9 @@ impl Platform {
                 };
                 let option = || format!("--net tap={}", net.tap);
                 let given = self.given.tap(&net.tap);
+                if given.is_none() {
+                    self.given.permit_opening().with_context(option)?;
+                }
                 if net.vhost {
                     let place = self.place(bdf);
                     let device = match given {

@@ -181,7 +181,7 @@ impl Machine {
         let (kernel, initramfs) = self.images.files()?;
         files.push((Role::Kernel, kernel));
         files.extend(initramfs.map(|file| (Role::Initramfs, file)));
-        files.extend(self.files.open());
+        files.extend(self.files.open()?);
         Ok(files)
     }
 

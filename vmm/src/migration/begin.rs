@@ -43,13 +43,7 @@ pub(super) struct Begun {
 /// Why the guest cannot leave.
 pub(super) fn find(here: &Here<'_>) -> Result<Found, String> {
     work(here, |machine| {
-        if !machine.claims().are_held() {
-            return Err(
-                "whose the guest is is not known since another migration; see what that has answered, and write `resume` if the \
-                 guest is to go on here"
-                    .to_owned(),
-            );
-        }
+        machine.claims().are_known()?;
         let began = Instant::now();
         // What cannot be saved at the end is told at the beginning.
         let state = describe(machine, "")?;

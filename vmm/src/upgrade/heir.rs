@@ -8,9 +8,9 @@ use anyhow::Context as _;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use state::Sections;
 
-use super::descriptors;
 use super::handover::Handover;
 use super::upgrades::Upgrades;
+use super::{descriptors, keeper};
 use crate::cli;
 use crate::config::{Config, Way};
 use crate::entrance::Typed;
@@ -193,6 +193,9 @@ impl Heir {
             logger::last_words(format!("nido: error: taking a guest over: {error}\n"));
             std::process::exit(crate::code::FAILED.into());
         }
+        if let Some(keeper) = upgrades.keeper() {
+            keeper::announce(keeper);
+        }
         if let Some(saved) = &self.handover.terminal {
             terminal::take_over(saved);
         }
@@ -220,6 +223,11 @@ pub(crate) fn watch_keeper(
     event_loop.subscribe(Watcher { line, arrived }, &sources)
 }
 
+fn is_passing(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind::{Interrupted, WouldBlock};
+    matches!(kind, Interrupted | WouldBlock)
+}
+
 struct Watcher<F> {
     line: File,
     arrived: F,
@@ -230,6 +238,8 @@ impl<F: FnMut(Option<i32>)> MutEventSubscriber for Watcher<F> {
         use std::io::Read as _;
         let mut byte = [0];
         match self.line.read(&mut byte) {
+            // Another process has read it, for a moment.
+            Err(error) if is_passing(error.kind()) => {}
             Ok(0) | Err(_) => {
                 let _ = ops.remove(Events::empty(&self.line));
                 (self.arrived)(None);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use devices::virtio::blk::BlockError;
 use parking_lot::Mutex;
 use state::Section;
 
@@ -124,6 +125,7 @@ fn begin(here: &Here<'_>) -> Result<Begun, String> {
 }
 
 fn begin_with(machine: &Machine) -> Result<Begun, String> {
+    machine.claims().are_known()?;
     let (config, options) = as_options(machine, Way::Upgraded)?;
     let files = machine.open_files();
     let files = files.map_err(|error| {
@@ -180,19 +182,17 @@ impl Going {
     fn give(mut self, machine: &mut Machine, paused: bool, asked: Instant) -> Handed {
         log::debug!("upgrade: paused");
         self.upgrades.close();
-        let given = self.send(machine, paused).and_then(|()| {
-            log::debug!("upgrade: ready");
-            self.hand(machine)
-        });
-        let Err(why) = given else {
-            return Handed::Away(format!(
-                "upgraded to {}: the guest stood still for {} ms\n",
-                self.name,
-                asked.elapsed().as_millis()
-            ));
+        let handed = match self.send(machine, paused) {
+            Ok(()) => {
+                log::debug!("upgrade: ready");
+                self.hand(machine, asked)
+            }
+            Err(why) => Handed::Back(why),
         };
-        self.upgrades.entrance.open();
-        Handed::Back(why)
+        if !matches!(handed, Handed::Away(_)) {
+            self.upgrades.entrance.open();
+        }
+        handed
     }
 
     /// Sends what the machine is like, and waits until the new nido could go on with it.
@@ -209,7 +209,7 @@ impl Going {
     }
 
     /// Has it go on there.
-    fn hand(&mut self, machine: &Machine) -> Result<(), String> {
+    fn hand(&mut self, machine: &Machine, asked: Instant) -> Handed {
         let claims = machine.claims();
         let given = claims
             .give_up_addresses()
@@ -218,21 +218,30 @@ impl Going {
                 Fate::Running => Ok(()),
                 Fate::Refused(why) | Fate::Lost(why) => Err(why),
             });
-        match given {
-            Ok(()) => {
-                if let Some(successor) = self.successor.lock().take() {
-                    self.upgrades.succeed(successor);
-                }
-                Ok(())
+        let mut successor = self.successor.lock();
+        let Err(why) = given else {
+            if let Some(successor) = successor.take() {
+                self.upgrades.succeed(successor);
             }
-            // It has them no more: it does not run.
-            Err(why) => match claims.take_all() {
-                Ok(_) => Err(why),
-                Err(error) => {
-                    log::error!("the guest goes on without its address for sockets: {error:#}");
-                    Err(why)
-                }
-            },
+            return Handed::Away(format!(
+                "upgraded to {}: the guest stood still for {} ms\n",
+                self.name,
+                asked.elapsed().as_millis()
+            ));
+        };
+        // It does not run, but may have addresses still.
+        if let Some(successor) = successor.as_mut() {
+            successor.stop();
+        }
+        match claims.take_all() {
+            Ok(_) => Handed::Back(why),
+            Err(error) if error.downcast_ref::<BlockError>().is_some() => Handed::Unknown(format!(
+                "{why}; and its disks cannot be had back ({error:#}), so the guest stands still: end whoever has them, and write `resume`"
+            )),
+            Err(error) => {
+                log::error!("the guest goes on without its address for sockets: {error:#}");
+                Handed::Back(why)
+            }
         }
     }
 }

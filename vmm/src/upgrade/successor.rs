@@ -2,16 +2,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, pipe2};
+use nix::unistd::Pid;
 
 use super::{TAKE_OVER, descriptors, keeper, original_arguments};
 
@@ -22,6 +21,7 @@ const LOOK: Duration = Duration::from_millis(2);
 /// Ends with this, unless the guest is its own.
 pub(crate) struct Successor {
     child: Child,
+    is_stopped: bool,
     /// By which this process is to tell it of signals, if this is the one that was started first.
     line: Option<File>,
 }
@@ -40,8 +40,12 @@ impl Successor {
         let (line, end) = match has_keeper {
             true => (None, None),
             false => {
-                let (end, line) = pipe2(OFlag::O_CLOEXEC)?;
-                (Some(File::from(line)), Some(File::from(end)))
+                let (line, end) = UnixStream::pair()?;
+                // Several processes may look at one end for a moment: nobody waits for what another one has read.
+                line.set_nonblocking(true)?;
+                end.set_nonblocking(true)?;
+                let file = |socket| File::from(OwnedFd::from(socket));
+                (Some(file(line)), Some(file(end)))
             }
         };
         let mut command = Command::new(path);
@@ -50,11 +54,32 @@ impl Successor {
         descriptors::keep_open(&theirs)?;
         // Nothing is done between fork and exec, so that the host need not copy what maps guest memory.
         let child = command.spawn()?;
-        Ok((Self { child, line }, ours, end))
+        let successor = Self {
+            child,
+            is_stopped: false,
+            line,
+        };
+        Ok((successor, ours, end))
     }
 
-    /// How it has ended, if it does within a moment.
+    /// Has it end, if it has not by itself: within a moment it has nothing any more.
+    pub(super) fn stop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            self.wait();
+            self.is_stopped = true;
+        }
+    }
+
+    /// How it has ended by itself, if it does within a moment.
     pub(super) fn ended(&mut self) -> Option<ExitStatus> {
+        match self.is_stopped {
+            true => None,
+            false => self.wait(),
+        }
+    }
+
+    fn wait(&mut self) -> Option<ExitStatus> {
         let until = Instant::now() + ENDING;
         loop {
             match self.child.try_wait() {
@@ -71,7 +96,7 @@ impl Successor {
     /// Nothing of the machine is given back in an orderly way, as all of it is the other one's now: it goes
     /// as if this process were killed.
     pub(crate) fn leave(self, signal: Option<i32>) -> ! {
-        let Self { child, line } = &self;
+        let Self { child, line, .. } = &self;
         let signal = signal.and_then(|signal| Signal::try_from(signal).ok());
         if let (Some(signal), Ok(pid)) = (signal, i32::try_from(child.id())) {
             // It may have ended by itself.
@@ -88,8 +113,9 @@ impl Successor {
 
 impl Drop for Successor {
     fn drop(&mut self) {
-        // It may have ended by itself, and been waited for.
+        // It may have ended by itself, and been waited for. One that the host does not end in time is waited for by
+        // who waits for this process.
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.wait();
     }
 }

@@ -18,6 +18,7 @@ use crate::{terminal, upgrade};
 pub(super) fn watch_keeper(
     event_loop: &Handle,
     line: &File,
+    migrations: Arc<Migrations>,
     events: Sender<Event>,
 ) -> io::Result<Subscription> {
     upgrade::watch_keeper(event_loop, line, move |signal| {
@@ -25,6 +26,8 @@ pub(super) fn watch_keeper(
             "the process that was started first, and waits for this one since an upgrade, is gone"
                 .to_owned()
         };
+        // As for a signal to this process.
+        let _ = migrations.cancel();
         let event = signal.map_or_else(|| Event::Failed(gone()), Event::Signal);
         // Nobody waits for it any more only when the process ends anyway.
         let _ = events.send(event);

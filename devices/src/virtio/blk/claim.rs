@@ -51,9 +51,12 @@ impl Claim {
     }
 
     /// The open file itself, if the disk is there: whoever has it has the lock as well, and keeps it.
-    #[must_use]
-    pub fn file(&self) -> Option<File> {
-        self.target.upgrade()?.file.try_clone().ok()
+    ///
+    /// # Errors
+    /// The host has no descriptor left.
+    pub fn file(&self) -> io::Result<Option<File>> {
+        let target = self.target.upgrade();
+        target.map(|target| target.file.try_clone()).transpose()
     }
 
     /// What tells the file from others of the host: device and inode, if the disk is there. A block device

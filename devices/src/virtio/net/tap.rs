@@ -41,10 +41,18 @@ pub(super) struct Tap(Arc<File>);
 pub struct QueueFile(Weak<File>);
 
 impl QueueFile {
-    /// The open file, if the device is there.
+    /// Whether the device is there no more.
     #[must_use]
-    pub fn file(&self) -> Option<File> {
-        self.0.upgrade()?.try_clone().ok()
+    pub fn is_gone(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+
+    /// The open file, if the device is there.
+    ///
+    /// # Errors
+    /// The host has no descriptor left.
+    pub fn file(&self) -> io::Result<Option<File>> {
+        self.0.upgrade().map(|file| file.try_clone()).transpose()
     }
 }
 

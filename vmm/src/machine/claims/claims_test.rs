@@ -85,12 +85,12 @@ fn the_disks_of_a_machine_go_to_another_and_come_back() {
     let (source, target) = (claims(true, &here), claims(false, &there));
     let why = target.take_all().expect_err("the source has them");
     assert!(format!("{why:#}").contains("in use"), "{why:#}");
-    assert!(target.are_in_use() && !target.are_held());
+    assert!(target.are_in_use() && target.are_known().is_err());
     for _ in 0..2 {
         source.give_up_all(Addresses::GiveUp).expect("it has them");
-        assert!(!source.are_held() && !source.are_in_use());
+        assert!(source.are_known().is_err() && !source.are_in_use());
         assert_eq!(target.take_over().expect("they are free"), Arbiter::Lock);
-        assert!(target.are_held() && source.are_in_use());
+        assert!(target.are_known().is_ok() && source.are_in_use());
         assert!(source.take_all().is_err());
         target.give_up_all(Addresses::GiveUp).expect("it has them");
         assert_eq!(source.take_all().expect("they are free"), Arbiter::Lock);

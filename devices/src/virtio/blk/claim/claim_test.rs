@@ -56,13 +56,13 @@ fn a_disk_of_the_same_open_file_has_its_lock_and_keeps_it_when_the_first_one_goe
     let file = image();
     let first = Block::open(&options(&file, false)).unwrap();
     let stranger = unlocked(&file, false);
-    let open = first.claim().file().unwrap();
+    let open = first.claim().file().unwrap().unwrap();
     let second = Block::of(open, &options(&file, false)).unwrap();
     assert_eq!(second.claim().take().unwrap(), Hold::Alone);
     assert_eq!(first.claim().take().unwrap(), Hold::Alone);
     let gone = first.claim();
     drop(first);
-    assert!(gone.file().is_none());
+    assert!(gone.file().unwrap().is_none());
     assert!(is_refused(stranger.claim().take(), &file));
     drop(second);
     assert_eq!(stranger.claim().take().unwrap(), Hold::Alone);
