@@ -22,11 +22,6 @@ pub(crate) fn is_hole<M: GuestMemoryBackend>(memory: &M, address: u64) -> bool {
         .is_ok_and(|data| data.is_none_or(|data| data >= place + PAGE))
 }
 
-/// Has the page at guest-physical `address` have none, so that it holds zeros. Returns whether that can be.
-pub(crate) fn punch<M: GuestMemoryBackend>(memory: &M, address: u64) -> bool {
-    place(memory, address).is_some_and(|(file, place)| punch_range(file, place, PAGE).is_ok())
-}
-
 /// Has these bytes of a file have none.
 pub(super) fn punch_range(file: &File, place: u64, length: u64) -> io::Result<()> {
     let signed = |number| libc::off_t::try_from(number).map_err(io::Error::other);
@@ -85,7 +80,7 @@ mod tests {
         assert!(!is_hole(&*memory, 3 * PAGE));
         assert!(!is_hole(&*memory, 8 << 20), "no memory at all");
         assert_eq!(blocks(), before);
-        assert!(punch(&*memory, 3 * PAGE));
+        punch_range(file, 3 * PAGE, PAGE).expect("a file of memory");
         assert!(is_hole(&*memory, 3 * PAGE));
         assert_eq!(blocks(), before - 8);
     }
@@ -95,6 +90,5 @@ mod tests {
         let config = MemoryConfig::plain(8 << 20);
         let memory = allocate(&config, 0, Backing::Anonymous, None).expect("memory");
         assert!(!is_hole(&*memory, 0));
-        assert!(!punch(&*memory, 0));
     }
 }

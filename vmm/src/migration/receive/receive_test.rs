@@ -14,6 +14,8 @@ use super::super::testing::{
     saying,
 };
 use super::*;
+use crate::config::MemoryConfig;
+use crate::memory::{Backing, allocate, shared};
 
 /// Goes through a whole migration as a target does, until the guest is given. Returns the rounds and the
 /// state.
@@ -376,4 +378,25 @@ fn a_source_that_drips_does_not_outlast_patience() {
     );
     drop(outcome);
     assert!(source.join().expect("no panic") < LONG);
+}
+
+/// A device of the host that is there before the guest's memory has the pages of its file pinned: what a guest has
+/// cleared is cleared there.
+#[test]
+fn a_page_that_was_sent_and_is_cleared_later_stays_the_page_that_it_is() {
+    let memory = allocate(&MemoryConfig::plain(8 << 20), 0, Backing::File, None).expect("memory");
+    let file = shared::file(&memory).expect("it is in a file");
+    let blocks = || std::os::unix::fs::MetadataExt::blocks(&file.metadata().expect("a file"));
+    let before = blocks();
+    write_pages(&*memory, &run(0x3000, 0, &[7; 4096])).expect("memory");
+    assert_eq!(blocks(), before + 8);
+    write_zeros(&*memory, &run(0x2000, 3, &[])).expect("memory");
+    assert_eq!(
+        blocks(),
+        before + 8,
+        "none is given back, and none is taken"
+    );
+    let mut page = [1; 4096];
+    vm_memory::Bytes::read_slice(&*memory, &mut page, GuestAddress(0x3000)).expect("memory");
+    assert_eq!(page, [0; 4096]);
 }
