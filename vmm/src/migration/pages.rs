@@ -6,7 +6,7 @@ use super::error::{Result, StreamError};
 use super::outbox::Outbox;
 use super::send::Sent;
 use super::wire::{Kind, PAGE, PIECE, ZEROS_MOST};
-use crate::memory::holes;
+use crate::memory::holes::Holes;
 
 /// Most pages of a frame: what a processor's cache holds well.
 const MOST: u64 = 64;
@@ -22,6 +22,7 @@ pub(super) struct Pages {
     sent: Sent,
     /// The page that is looked at.
     page: Box<[u8; PAGE]>,
+    holes: Holes,
 }
 
 impl Default for Pages {
@@ -30,6 +31,7 @@ impl Default for Pages {
             open: None,
             sent: Sent::default(),
             page: Box::new(ZEROS),
+            holes: Holes::default(),
         }
     }
 }
@@ -68,7 +70,7 @@ impl Pages {
         }
         let place = place.map_err(|_| StreamError::NoPage(address))?;
         // What the host has given no memory is not looked at, or it would get some.
-        if holes::is_hole(memory, address) {
+        if self.holes.has(memory, address) {
             *self.page = ZEROS;
         } else {
             place.copy_to(self.page.as_mut_slice());

@@ -10,7 +10,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 use super::error::{Result, wrong};
 use super::link::{Link, unexpected};
 use super::wire::{Hello, Kind, PAGE, RUN, STATE_MOST, ZEROS_MOST, encode_text};
-use crate::memory::holes;
+use crate::memory::holes::Holes;
 
 /// What has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -196,12 +196,12 @@ fn write_zeros<M: GuestMemoryBackend>(memory: &M, payload: &[u8]) -> Result<()> 
     let Some((start, count @ 1..=ZEROS_MOST, [])) = run(payload) else {
         return wrong("ZEROS of no page or of too many");
     };
-    let mut page = [0_u8; PAGE];
+    let (mut page, mut holes) = ([0_u8; PAGE], Holes::default());
     for index in 0..count {
         // If it is too large, there is no such page.
         let address = start.wrapping_add(index.wrapping_mul(PAGE as u64));
         with_page(memory, start, index, |place| {
-            if holes::is_hole(memory, address) {
+            if holes.has(memory, address) {
                 return;
             }
             place.copy_to(&mut page);
