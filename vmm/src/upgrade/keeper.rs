@@ -71,7 +71,16 @@ struct Holders<'a> {
     ends: BTreeMap<Pid, u8>,
 }
 
-impl Holders<'_> {
+impl<'a> Holders<'a> {
+    /// Nobody yet. They announce themselves by `line`.
+    fn new(line: &'a File) -> Self {
+        Self {
+            line,
+            known: VecDeque::new(),
+            ends: BTreeMap::new(),
+        }
+    }
+
     /// Hears of those that have announced themselves.
     fn hear(&mut self) {
         let mut number = [0; 4];
@@ -114,11 +123,7 @@ fn wait(mut line: &File) -> u8 {
     waited.add(Signal::SIGCHLD);
     // One that has ended before this is seen at once.
     let _ = waited.thread_block();
-    let mut holders = Holders {
-        line,
-        known: VecDeque::new(),
-        ends: BTreeMap::new(),
-    };
+    let mut holders = Holders::new(line);
     let mut last = code::FAILED;
     loop {
         loop {
@@ -171,11 +176,7 @@ mod tests {
     #[test]
     fn the_end_is_that_of_who_has_the_guest_whatever_else_ends() {
         let (ours, theirs) = line();
-        let mut holders = Holders {
-            line: &ours,
-            known: VecDeque::new(),
-            ends: BTreeMap::new(),
-        };
+        let mut holders = Holders::new(&ours);
         announced(&theirs, 10);
         assert_eq!(holders.end(), None);
         // A child that was there before, or was left to this process.
@@ -196,11 +197,7 @@ mod tests {
     #[test]
     fn who_is_killed_before_another_one_has_the_guest_is_the_last() {
         let (ours, theirs) = line();
-        let mut holders = Holders {
-            line: &ours,
-            known: VecDeque::new(),
-            ends: BTreeMap::new(),
-        };
+        let mut holders = Holders::new(&ours);
         announced(&theirs, 10);
         holders.ended(Pid::from_raw(10), 137);
         // What it had started ends for that.
