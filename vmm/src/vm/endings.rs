@@ -26,11 +26,8 @@ pub(super) fn watch_keeper(
             "the process that was started first, and waits for this one since an upgrade, is gone"
                 .to_owned()
         };
-        // As for a signal to this process.
-        let _ = migrations.cancel();
         let event = signal.map_or_else(|| Event::Failed(gone()), Event::Signal);
-        // Nobody waits for it any more only when the process ends anyway.
-        let _ = events.send(event);
+        end(&migrations, &events, event);
     })
 }
 
@@ -46,10 +43,7 @@ pub(super) fn end_by_signal(
 ) -> impl FnMut(i32) + Send {
     move |signal| {
         if started.load(Ordering::Acquire) {
-            // The main thread may be at it, if it is under way.
-            let _ = migrations.cancel();
-            // Nobody waits for it any more only when the process ends anyway.
-            let _ = events.send(Event::Signal(signal));
+            end(&migrations, &events, Event::Signal(signal));
             return;
         }
         terminal::restore();
@@ -64,11 +58,15 @@ pub(super) fn end_by_key(
     migrations: Arc<Migrations>,
     events: Sender<Event>,
 ) -> impl FnMut() + Send {
-    move || {
-        // As for a signal.
-        let _ = migrations.cancel();
-        let _ = events.send(Event::Quit);
-    }
+    move || end(&migrations, &events, Event::Quit)
+}
+
+/// Has the main thread hear that the machine is to end, and why.
+fn end(migrations: &Migrations, events: &Sender<Event>, why: Event) {
+    // The main thread may be at one, if it is under way.
+    let _ = migrations.cancel();
+    // Nobody waits for it any more only when the process ends anyway.
+    let _ = events.send(why);
 }
 
 /// The process's end comes before whatever else was reported while the vCPUs stopped; the rest
