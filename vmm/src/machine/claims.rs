@@ -55,7 +55,7 @@ pub(crate) enum Addresses {
 
 /// Where the guest was before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum From {
+enum Origin {
     /// Here, or nowhere.
     Here,
     /// In a process that has given up what is its own.
@@ -64,7 +64,7 @@ enum From {
     OpenFiles,
 }
 
-impl From {
+impl Origin {
     /// Not all could be had: gives up what was taken.
     fn give_back(self, taken: Vec<&mut Disk>) {
         for disk in taken {
@@ -130,17 +130,17 @@ impl Claims {
     /// # Errors
     /// One of them is in use by another process.
     pub(crate) fn take_all(&self) -> anyhow::Result<Arbiter> {
-        self.take(From::Here)
+        self.take(Origin::Here)
     }
 
     /// The same of open files that this process was given with their locks: nobody else could write to
     /// them meanwhile. Connections of sockets end, as in [`take_over`](Self::take_over). If it fails, locks stay as they
     /// are: they belong to the open files, which the other process has as well.
     pub(crate) fn take_given(&self) -> anyhow::Result<()> {
-        self.take(From::OpenFiles).map(drop)
+        self.take(Origin::OpenFiles).map(drop)
     }
 
-    fn take(&self, from: From) -> anyhow::Result<Arbiter> {
+    fn take(&self, from: Origin) -> anyhow::Result<Arbiter> {
         let mut state = self.state.lock();
         let state = &mut *state;
         let mut new = Vec::with_capacity(state.disks.len());
@@ -160,7 +160,7 @@ impl Claims {
             }
         }
         for (index, address) in state.addresses.iter().enumerate() {
-            if from != From::Here {
+            if from != Origin::Here {
                 address.end_connections();
             }
             let Err(error) = address.take() else { continue };
@@ -173,7 +173,7 @@ impl Claims {
             return Err(error.into());
         }
         // These could be written to by others until now.
-        for disk in new.iter().filter(|_| from != From::OpenFiles) {
+        for disk in new.iter().filter(|_| from != Origin::OpenFiles) {
             disk.claim.refresh();
         }
         state.held = true;
@@ -213,7 +213,7 @@ impl Claims {
     /// # Errors
     /// As there.
     pub(crate) fn take_over(&self) -> anyhow::Result<Arbiter> {
-        self.take(From::AnotherProcess)
+        self.take(Origin::AnotherProcess)
     }
 
     /// Whether it is known whose the guest is.
@@ -234,24 +234,15 @@ impl Claims {
     /// Whether another process has each of the disks that can be locked, and there is one: so locks are known to
     /// that process and to this one, which has none of them.
     pub(crate) fn are_in_use(&self) -> bool {
-        let found = self
-            .disks()
-            .iter()
-            .map(Claim::is_in_use)
-            .collect::<Vec<_>>();
-        let mut is_one = false;
-        let all = found.into_iter().all(|found| match found {
-            Ok(Some(in_use)) => {
-                is_one = true;
-                in_use
-            }
-            Ok(None) => true,
-            Err(error) => {
+        let disks = self.disks();
+        let in_use = disks.iter().filter_map(|disk| {
+            disk.is_in_use().unwrap_or_else(|error| {
                 log::warn!("{error}");
-                false
-            }
+                Some(false)
+            })
         });
-        all && is_one
+        let in_use: Vec<bool> = in_use.collect();
+        !in_use.is_empty() && in_use.iter().all(|in_use| *in_use)
     }
 
     /// Gives up the addresses alone, for a process that has the same open files, and so has the locks of
