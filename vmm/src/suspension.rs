@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::event::Event;
-use crate::machine::{HandOver, Work};
+use crate::machine::{HandOver, Machine, Work};
 
 /// How long a request waits for the main thread, which may be stopping vCPUs, or loading a guest.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -84,6 +84,26 @@ impl Suspension {
     /// Why it is not done.
     pub(crate) fn ask(&self, wish: Wish, client: Weak<()>, events: &Sender<Event>) -> Answer {
         self.ask_within(PATIENCE, wish, client, events)
+    }
+
+    /// [Asks](Self::ask) that `what` be done with the machine while it is paused. Returns what comes of it.
+    ///
+    /// # Errors
+    /// Why it is not done, or what it says.
+    pub(crate) fn work<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&mut Machine) -> Result<T, String> + Send + 'static,
+        client: Weak<()>,
+        events: &Sender<Event>,
+    ) -> Result<T, String> {
+        let (give, outcome) = channel();
+        let work = move |machine: &mut Machine| {
+            // Nobody waits for it any more only when the client has gone, or the process ends.
+            let _ = give.send(what(machine)?);
+            Ok(String::new())
+        };
+        self.ask(Wish::Work(Box::new(work)), client, events)?;
+        outcome.recv().map_err(|_| ending())
     }
 
     pub(crate) fn ask_within(

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::config::{FollowConfig, WriterKind};
 use crate::event::Event;
 use crate::memory::dirty::{Follow, Following, Written};
 use crate::memory::pages::Pages;
-use crate::suspension::{Suspension, Wish};
+use crate::suspension::Suspension;
 
 /// Most runs of pages that are listed of a round.
 const MOST: usize = 1024;
@@ -62,18 +62,9 @@ fn begin(
             failed(error) + "; `dirty-pages of=host-devices` follows devices of the host alone"
         });
     }
-    let (give, begun) = channel();
     let (writers, of) = (Arc::clone(writers), wish.of);
-    let work = move |_: &mut _| {
-        let log = writers.follow(of).map_err(failed)?;
-        // Nobody waits for it any more only when the client has gone.
-        let _ = give.send(log);
-        Ok(String::new())
-    };
-    suspension.ask(Wish::Work(Box::new(work)), Weak::clone(client), events)?;
-    begun
-        .recv()
-        .map_err(|_| "the virtual machine ends".to_owned())
+    let work = move |_: &mut _| writers.follow(of).map_err(failed);
+    suspension.work(work, Weak::clone(client), events)
 }
 
 /// Waits for each round to be over, and says what was written in it.

@@ -9,7 +9,7 @@ use super::turns::Long;
 use super::workers::Kind;
 use crate::cli::{MigrateAsked, parse_migrate};
 use crate::event::Event;
-use crate::migration::{self, Here};
+use crate::migration;
 
 /// How long a client waits for a migration, which is as long as a slow connection takes for a large
 /// memory. The migration goes on without it.
@@ -25,16 +25,9 @@ pub(super) fn leave(monitor: &Monitor, values: &[Value]) -> Result<Answer, Strin
         MigrateAsked::Migrate(wish) => wish,
     };
     let turn = monitor.begin(Long::Migration)?;
-    let (suspension, events) = (Arc::clone(&monitor.suspension), monitor.events.clone());
-    let migrations = Arc::clone(&monitor.migrations);
-    let hotplug = Arc::clone(&monitor.hotplug);
+    let (here, migrations) = (monitor.here(), Arc::clone(&monitor.migrations));
     let work = move || {
         let _turn = turn;
-        let here = Here {
-            suspension: &suspension,
-            events: &events,
-            hotplug: &hotplug,
-        };
         migration::leave(&wish, &here, &migrations)
     };
     let pending = monitor.workers.begin(Kind::Migration, work)?;

@@ -14,7 +14,7 @@ use crate::event::Event;
 use crate::irq::Unit;
 use crate::machine::{BalloonSlot, HotPlug};
 use crate::memory::dirty::Follow;
-use crate::migration::Migrations;
+use crate::migration::{Here, Migrations};
 use crate::snapshot::Snapshots;
 use crate::suspension::Suspension;
 use crate::upgrade::Upgrades;
@@ -62,4 +62,15 @@ pub(crate) struct Monitor {
     pub(crate) upgrades: Arc<Upgrades>,
     /// Where the wish to end the machine goes.
     pub(crate) events: Sender<Event>,
+}
+
+impl Monitor {
+    /// The guest, for what may have it go on elsewhere.
+    pub(super) fn here(&self) -> Here {
+        Here {
+            suspension: Arc::clone(&self.suspension),
+            events: self.events.clone(),
+            hotplug: Arc::clone(&self.hotplug),
+        }
+    }
 }

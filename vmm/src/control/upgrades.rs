@@ -8,7 +8,6 @@ use super::turns::Long;
 use super::workers::Kind;
 use crate::cli::{UpgradeAsked, parse_upgrade};
 use crate::event::Event;
-use crate::migration::Here;
 use crate::upgrade;
 
 /// The name of it.
@@ -24,16 +23,10 @@ pub(super) fn replace(monitor: &Monitor, values: &[Value]) -> Result<Answer, Str
         UpgradeAsked::Upgrade(path) => path,
     };
     let turn = monitor.begin(Long::Upgrade)?;
-    let (suspension, events) = (Arc::clone(&monitor.suspension), monitor.events.clone());
-    let hotplug = Arc::clone(&monitor.hotplug);
-    let (upgrades, started) = (Arc::clone(&monitor.upgrades), monitor.started);
+    let (here, upgrades) = (monitor.here(), Arc::clone(&monitor.upgrades));
+    let started = monitor.started;
     let work = move || {
         let _turn = turn;
-        let here = Here {
-            suspension: &suspension,
-            events: &events,
-            hotplug: &hotplug,
-        };
         upgrade::replace(&path, &here, &upgrades, started)
     };
     let pending = monitor.workers.begin(Kind::Upgrade, work)?;

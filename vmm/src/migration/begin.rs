@@ -3,19 +3,17 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use super::leave::Here;
 use super::wire::Hello;
 use crate::described::describe;
+use crate::machine::HotPlugHold;
 use crate::machine::claims::Claims;
-use crate::machine::{HotPlugHold, Machine};
 use crate::memory::Memory;
 use crate::memory::dirty::DirtyLog;
 use crate::memory::pages::Pages;
 use crate::memory::saved::Touched;
-use crate::suspension::Wish;
 use crate::vcpu::Brake;
 
 /// What machine there is.
@@ -41,8 +39,8 @@ pub(super) struct Begun {
 ///
 /// # Errors
 /// Why the guest cannot leave.
-pub(super) fn find(here: &Here<'_>) -> Result<Found, String> {
-    work(here, |machine| {
+pub(super) fn find(here: &Here) -> Result<Found, String> {
+    here.work(|machine| {
         machine.claims().are_known()?;
         let began = Instant::now();
         // What cannot be saved at the end is told at the beginning.
@@ -68,8 +66,8 @@ pub(super) fn find(here: &Here<'_>) -> Result<Found, String> {
 ///
 /// # Errors
 /// The host cannot.
-pub(super) fn begin(here: &Here<'_>) -> Result<Begun, String> {
-    work(here, |machine| {
+pub(super) fn begin(here: &Here) -> Result<Begun, String> {
+    here.work(|machine| {
         let memory = Arc::clone(machine.memory());
         let log = machine
             .writers()
@@ -83,23 +81,6 @@ pub(super) fn begin(here: &Here<'_>) -> Result<Begun, String> {
             brake: Arc::clone(&machine.shared.brake),
         })
     })
-}
-
-/// Has the main thread do `what` with the machine, which stands still for it.
-fn work<T: Send + 'static>(
-    here: &Here<'_>,
-    what: impl FnOnce(&mut Machine) -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    let (give, outcome) = channel();
-    let work = move |machine: &mut Machine| {
-        // Nobody waits for it any more only when the process ends.
-        let _ = give.send(what(machine)?);
-        Ok(String::new())
-    };
-    here.ask(Wish::Work(Box::new(work)))?;
-    outcome
-        .recv()
-        .map_err(|_| "the virtual machine ends".to_owned())
 }
 
 impl Begun {

@@ -18,7 +18,7 @@ use super::wire::Others;
 use crate::config::MigrateConfig;
 use crate::endpoint::Endpoint;
 use crate::event::Event;
-use crate::machine::{HotPlug, Unplugged};
+use crate::machine::{HotPlug, Machine, Unplugged};
 use crate::suspension::{Suspension, Wish};
 
 /// How long to wait for a connection.
@@ -33,18 +33,28 @@ const AGAIN: Duration = Duration::from_secs(1);
 const UUID: &str = "/proc/sys/kernel/random/uuid";
 
 /// The guest that is to leave, by the main thread.
-pub(crate) struct Here<'a> {
-    pub(crate) suspension: &'a Suspension,
-    pub(crate) events: &'a Sender<Event>,
-    pub(crate) hotplug: &'a Arc<HotPlug>,
+pub(crate) struct Here {
+    pub(crate) suspension: Arc<Suspension>,
+    pub(crate) events: Sender<Event>,
+    pub(crate) hotplug: Arc<HotPlug>,
 }
 
-impl Here<'_> {
+impl Here {
     /// Has the main thread do that. A migration outlives its client.
     pub(crate) fn ask(&self, wish: Wish) -> Result<String, String> {
         let here = Arc::new(());
         self.suspension
-            .ask(wish, Arc::downgrade(&here), self.events)
+            .ask(wish, Arc::downgrade(&here), &self.events)
+    }
+
+    /// Has the main thread do `what` with the machine, which stands still for it.
+    pub(crate) fn work<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&mut Machine) -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
+        let here = Arc::new(());
+        self.suspension
+            .work(what, Arc::downgrade(&here), &self.events)
     }
 }
 
@@ -55,18 +65,13 @@ impl Here<'_> {
 /// Why not. The guest is here, as before, unless it says otherwise.
 pub(crate) fn leave(
     wish: &MigrateConfig,
-    here: &Here<'_>,
+    here: &Here,
     migrations: &Migrations,
 ) -> Result<String, String> {
     let turn = migrations.begin(&wish.to)?;
     let progress = &turn.progress;
     let left = without_devices(wish, here, progress);
     left.inspect(|text| log::info!("{}", text.trim_end()))
-        .map_err(|why| match progress.is_given_up() {
-            // Something may be said of devices behind it.
-            true if !why.starts_with(GIVEN_UP) => GIVEN_UP.to_owned(),
-            _ => why,
-        })
         .inspect_err(|why| log::warn!("migrating to {}: {why}", wish.to))
 }
 
@@ -74,18 +79,11 @@ pub(crate) fn leave(
 /// it stays.
 fn without_devices(
     wish: &MigrateConfig,
-    here: &Here<'_>,
+    here: &Here,
     progress: &Arc<Progress>,
 ) -> Result<String, String> {
-    if wish.unplug.is_empty() {
-        return run(wish, here, progress);
-    }
-    // Nobody is disturbed for a place that is not there.
-    drop(connect(&wish.to)?);
-    let mut unplugged = Unplugged::new(here.hotplug);
-    let outcome = unplugged
-        .take_all(&wish.unplug, || progress.tell(|_| {}))
-        .and_then(|()| run(wish, here, progress));
+    let mut unplugged = Unplugged::new(&here.hotplug);
+    let outcome = take_out(wish, progress, &mut unplugged).and_then(|()| run(wish, here, progress));
     outcome.map_err(|why| {
         let why = match progress.is_given_up() {
             true => GIVEN_UP.to_owned(),
@@ -93,6 +91,19 @@ fn without_devices(
         };
         why + &unplugged.give_back()
     })
+}
+
+fn take_out(
+    wish: &MigrateConfig,
+    progress: &Progress,
+    unplugged: &mut Unplugged<'_>,
+) -> Result<(), String> {
+    if wish.unplug.is_empty() {
+        return Ok(());
+    }
+    // Nobody is disturbed for a place that is not there.
+    drop(connect(&wish.to)?);
+    unplugged.take_all(&wish.unplug, || progress.tell(|_| {}))
 }
 
 /// What is said of a device that is in the way, and can be out of it for a migration.
@@ -109,13 +120,13 @@ fn with_remedy(why: String, hotplug: &HotPlug) -> String {
     }
 }
 
-fn run(wish: &MigrateConfig, here: &Here<'_>, progress: &Arc<Progress>) -> Result<String, String> {
+fn run(wish: &MigrateConfig, here: &Here, progress: &Arc<Progress>) -> Result<String, String> {
     let to = &wish.to;
     let failed = |error: super::error::StreamError| format!("{to}: {error}; the guest stays here");
     let link = connect(to)?;
     let breaker = link.breaker();
     progress.set_interrupt(Box::new(move || breaker.give_up()));
-    let mut found = find(here).map_err(|why| with_remedy(why, here.hotplug))?;
+    let mut found = find(here).map_err(|why| with_remedy(why, &here.hotplug))?;
     found.hello.others = others(wish.streams)?;
     let mut sender = send::Sender::offer(link, &found.hello).map_err(failed)?;
     if let Some(others) = &found.hello.others {
@@ -134,7 +145,7 @@ fn run(wish: &MigrateConfig, here: &Here<'_>, progress: &Arc<Progress>) -> Resul
 }
 
 /// Begins as soon as the guest stands still for a moment, which it may be too busy for.
-fn begin_soon(here: &Here<'_>, progress: &Progress) -> Result<Begun, String> {
+fn begin_soon(here: &Here, progress: &Progress) -> Result<Begun, String> {
     let mut tries = BEGINNINGS;
     loop {
         match begin(here) {

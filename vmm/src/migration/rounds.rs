@@ -39,7 +39,7 @@ const ENDS: u32 = 5;
 /// See the module.
 pub(super) struct Rounds<'a> {
     wish: &'a MigrateConfig,
-    here: &'a Here<'a>,
+    here: &'a Here,
     progress: &'a Arc<Progress>,
     begun: Begun,
     /// What the main thread takes at the end, and may give back.
@@ -53,7 +53,7 @@ pub(super) struct Rounds<'a> {
 impl<'a> Rounds<'a> {
     pub(super) fn new(
         wish: &'a MigrateConfig,
-        here: &'a Here<'a>,
+        here: &'a Here,
         progress: &'a Arc<Progress>,
         begun: Begun,
         saving: Duration,
@@ -202,7 +202,7 @@ impl<'a> Rounds<'a> {
     /// Has vCPUs be held for more of the time.
     fn hold(&mut self, percent: u32) -> Result<(), String> {
         self.holding = None;
-        let holding = Holding::start(percent, &self.begun.brake, self.here.events);
+        let holding = Holding::start(percent, &self.begun.brake, &self.here.events);
         let holding = holding.map_err(|error| format!("the host has no thread: {error}"))?;
         self.holding = Some(holding);
         self.progress.tell(|figures| figures.slowed = percent)

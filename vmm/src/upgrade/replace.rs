@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use devices::virtio::blk::BlockError;
@@ -35,7 +34,7 @@ const LIMIT: Duration = Duration::from_secs(3);
 /// Why not. The guest is this process's, as before.
 pub(crate) fn replace(
     path: &Path,
-    here: &Here<'_>,
+    here: &Here,
     upgrades: &Arc<Upgrades>,
     started: Instant,
 ) -> Result<String, String> {
@@ -48,12 +47,12 @@ pub(crate) fn replace(
 
 fn run(
     path: &Path,
-    here: &Here<'_>,
+    here: &Here,
     upgrades: &Arc<Upgrades>,
     started: Instant,
 ) -> Result<String, String> {
     let name = candidate::look_at(path)?;
-    let begun = begin(here)?;
+    let begun = here.work(|machine| begin(machine))?;
     let shown = path.display();
     let failed = |error: std::io::Error| format!("exec={shown}: it cannot be started: {error}");
     let has_keeper = upgrades.keeper().is_some();
@@ -112,19 +111,7 @@ struct Begun {
     _hold: HotPlugHold,
 }
 
-fn begin(here: &Here<'_>) -> Result<Begun, String> {
-    let (give, begun) = channel();
-    let work = move |machine: &mut Machine| {
-        // Nobody waits for it any more only when the process ends.
-        let _ = give.send(begin_with(machine)?);
-        Ok(String::new())
-    };
-    here.ask(Wish::Work(Box::new(work)))?;
-    let begun = begun.recv();
-    begun.map_err(|_| "the virtual machine ends".to_owned())
-}
-
-fn begin_with(machine: &Machine) -> Result<Begun, String> {
+fn begin(machine: &Machine) -> Result<Begun, String> {
     machine.claims().are_known()?;
     let (config, options) = as_options(machine, Way::Upgraded)?;
     let files = machine.open_files();
