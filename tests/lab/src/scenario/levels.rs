@@ -337,14 +337,7 @@ pub const LEVELS: &[Scenario] = &[
         description: "three levels: level 3 goes from one nido of level 2 to another and back while its disks are at work; it has an \
                       assigned edu before and after, and lets go of it in between",
         unit: Some(KEEPING),
-        arguments: &[
-            "--device",
-            "edu",
-            "--device",
-            "edu",
-            "--device",
-            "virtio-console",
-        ],
+        arguments: TWO_EDUS,
         plan: "scalable,disk,level3=migrate-unplug,look=kept,nofaults>poweroff",
         looks: KEPT,
         ..HOST
@@ -354,14 +347,7 @@ pub const LEVELS: &[Scenario] = &[
         description: "the same of a guest that is refused as it has a device, and of one that lets go of it for a target that lacks a disk, and \
                       has it again; then it is saved without it, goes on, and goes",
         unit: Some(KEEPING),
-        arguments: &[
-            "--device",
-            "edu",
-            "--device",
-            "edu",
-            "--device",
-            "virtio-console",
-        ],
+        arguments: TWO_EDUS,
         plan: "scalable,disk,level3=migrate-unplug-fails,look=kept,nofaults>poweroff",
         looks: KEPT,
         ..HOST
@@ -525,6 +511,15 @@ const REBOOT_OFF: &[Exchange] = &[Exchange {
     positive: &[],
 }];
 
+/// Level 3's device, and the one that it has elsewhere.
+const TWO_EDUS: &[&str] = &[
+    "--device",
+    "edu",
+    "--device",
+    "edu",
+    "--device",
+    "virtio-console",
+];
 /// With two slots for what comes and goes.
 const PORTS: &[&str] = &[
     "-v",

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::{DEFAULT, Initramfs, Scenario};
 
-const DEVICES: &[&str] = &[
+/// Of a guest that goes on in another process, whose nido tells what it does.
+pub(super) const DEVICES: &[&str] = &[
     "--device",
     "edu",
     "--device",

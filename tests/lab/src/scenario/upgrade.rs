@@ -2,18 +2,8 @@
 
 use std::time::Duration;
 
+use super::migrate::DEVICES;
 use super::{DEFAULT, Scenario};
-
-const DEVICES: &[&str] = &[
-    "--device",
-    "edu",
-    "--device",
-    "pcie-root-port,id=rp0",
-    "--device",
-    "virtio-rng-pci,bus=rp0,id=rng",
-    "-v",
-    "-v",
-];
 
 pub(super) const SCENARIOS: &[Scenario] = &[UPGRADE, VHOST];
 
